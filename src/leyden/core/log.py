@@ -1,0 +1,74 @@
+"""Logging and progress: one logger, one console on standard error, progress bars with rate and time left."""
+
+import functools
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+console = Console(stderr=True)
+
+
+def logger(name: str) -> logging.Logger:
+    """The logger of a module: ``logger(__name__)``."""
+    return logging.getLogger(name)
+
+
+@functools.cache
+def log_once(name: str, message: str) -> None:
+    """Log ``message`` at level INFO the first time it is seen in this process."""
+    logging.getLogger(name).info(message)
+
+
+@contextmanager
+def progress(title: str, total: float | None, unit: str = "") -> Iterator["Bar"]:
+    """A progress bar with rate and time left, on standard error; silent where that is not a terminal.
+
+    Args:
+        title: what is being done.
+        total: how many units there are; None where it is not known.
+        unit: what one unit is, shown beside the rate (``"tokens"``).
+    """
+    bars = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn() if unit == "" else TextColumn("{task.percentage:>3.0f}%"),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+        transient=False,
+        disable=not console.is_terminal,
+    )
+    with bars:
+        yield Bar(bars, title, total, unit)
+
+
+class Bar:
+    """One running progress bar."""
+
+    def __init__(self, bars: Progress, title: str, total: float | None, unit: str) -> None:
+        self._bars = bars
+        self._unit = unit
+        self._task = bars.add_task(title, total=total, rate="", note="")
+
+    def advance(self, amount: float = 1.0, note: str | None = None) -> None:
+        """Move on by ``amount`` units; ``note`` is shown at the end of the line."""
+        self._bars.advance(self._task, amount)
+        task = self._bars.tasks[self._task]
+        fields: dict[str, str] = {"rate": _rate(task.speed, self._unit)}
+        if note is not None:
+            fields["note"] = note
+        self._bars.update(self._task, **fields)  # pyright: ignore[reportArgumentType]
+
+
+def _rate(speed: float | None, unit: str) -> str:
+    if speed is None:
+        return ""
+    for scale, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if speed >= scale:
+            return f"{speed / scale:.1f}{prefix} {unit}/s"
+    return f"{speed:.1f} {unit}/s"

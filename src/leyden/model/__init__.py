@@ -1,0 +1,21 @@
+"""The hybrid language model, on one device and without any distributed code."""
+
+from leyden.model.balance import RouterLosses, router_losses
+from leyden.model.cache import Cache, KeyValues, LightningState
+from leyden.model.config import LayerType, ModelConfig
+from leyden.model.lm import Features, HybridLM
+from leyden.model.presets import PRESETS, preset
+
+__all__ = [
+    "PRESETS",
+    "Cache",
+    "Features",
+    "HybridLM",
+    "KeyValues",
+    "LayerType",
+    "LightningState",
+    "ModelConfig",
+    "RouterLosses",
+    "preset",
+    "router_losses",
+]

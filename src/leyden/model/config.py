@@ -1,0 +1,126 @@
+"""The shape of a hybrid language model, in the field names of transformers' MiniMax configuration."""
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from leyden.core.config import Config
+
+LayerType = Literal["linear_attention", "full_attention"]
+
+
+class ModelConfig(Config):
+    """A MiniMax-Text-01-shaped model; the defaults are the preset ``tiny``.
+
+    A layer is lightning attention (``"linear_attention"``) or softmax attention (``"full_attention"``), then experts
+    (a dense SwiGLU where ``num_local_experts`` is 0), each with the DeepNorm residual of the release:
+    ``r * alpha + f(n) * beta`` with ``n = norm(x)`` and ``r = n`` (``postnorm``) or ``r = x`` (plain pre-norm).
+    """
+
+    vocab_size: int = Field(8192, ge=1)
+    hidden_size: int = Field(256, ge=1)
+    num_hidden_layers: int = Field(8, ge=1)
+    layer_types: tuple[LayerType, ...] = ()
+    """One entry a layer. Empty: every eighth layer is softmax attention, the others lightning."""
+
+    num_attention_heads: int = Field(4, ge=1)
+    num_key_value_heads: int = Field(2, ge=1)
+    head_dim: int = Field(64, ge=1)
+    rotary_dim: int = Field(32, ge=0)
+    """How many dims of a softmax head turn by RoPE; the others carry no position."""
+    rope_theta: float = Field(10_000.0, gt=0)
+    max_position_embeddings: int = Field(1_048_576, ge=1)
+
+    intermediate_size: int = Field(512, ge=1)
+    """Hidden width of one expert, or of the dense MLP."""
+    num_local_experts: int = Field(8, ge=0)
+    num_experts_per_tok: int = Field(2, ge=1)
+    shared_intermediate_size: int = Field(0, ge=0)
+    """Hidden width of a shared expert mixed in by a sigmoid gate; 0: none, as released."""
+    capacity_factor: float | None = Field(None, gt=0)
+    """An expert takes at most this share of an even split of tokens, in training alone. None: dropless."""
+    token_drop: Literal["probability", "position"] = "probability"
+    router_aux_loss_coef: float = Field(0.01, ge=0)
+    router_aux_loss: Literal["gshard", "switch"] = "gshard"
+    """``gshard``: the paper's, a layer at a time. ``switch``: the released code's, over all layers at once."""
+    router_z_loss_coef: float = Field(0.0, ge=0)
+    z_loss_coef: float = Field(0.0, ge=0)
+
+    rms_norm_eps: float = Field(1e-5, gt=0)
+    lightning_norm_eps: float = Field(1e-6, gt=0)
+    """Epsilon of the norm over lightning attention's heads: 1e-6 in the released code, whatever ``rms_norm_eps``."""
+    postnorm: bool = True
+    full_attn_alpha_factor: float | None = None
+    full_attn_beta_factor: float = 1.0
+    linear_attn_alpha_factor: float | None = None
+    linear_attn_beta_factor: float = 1.0
+    mlp_alpha_factor: float | None = None
+    mlp_beta_factor: float = 1.0
+    """Alphas left None become DeepNorm's ``(2 N)^(1/4)`` with ``postnorm`` and 1 without (arXiv 2203.00555)."""
+    tie_word_embeddings: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _derive(cls, data: Any) -> Any:
+        """Fill in the layer pattern and the alphas, so that a written configuration says them."""
+        if not isinstance(data, dict):
+            return data
+        data = dict(data)
+        layers = data.get("num_hidden_layers", cls.model_fields["num_hidden_layers"].default)
+        if not isinstance(layers, int) or layers < 1:
+            return data
+        if not data.get("layer_types"):
+            data["layer_types"] = tuple(
+                "full_attention" if (i + 1) % 8 == 0 else "linear_attention" for i in range(layers)
+            )
+        alpha = (2 * layers) ** 0.25 if data.get("postnorm", True) else 1.0
+        for name in ("full_attn_alpha_factor", "linear_attn_alpha_factor", "mlp_alpha_factor"):
+            if data.get(name) is None:
+                data[name] = alpha
+        return data
+
+    @field_validator("rotary_dim")
+    @classmethod
+    def _even(cls, value: int) -> int:
+        if value % 2:
+            raise ValueError("must be even, since RoPE turns pairs of dims")
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        problems = []
+        if len(self.layer_types) != self.num_hidden_layers:
+            problems.append(
+                f"layer_types has {len(self.layer_types)} entries and num_hidden_layers is {self.num_hidden_layers}; "
+                "give one entry a layer, or leave layer_types out"
+            )
+        if self.num_attention_heads % self.num_key_value_heads:
+            problems.append(
+                f"num_attention_heads ({self.num_attention_heads}) must be a multiple of num_key_value_heads "
+                f"({self.num_key_value_heads})"
+            )
+        if self.rotary_dim > self.head_dim:
+            problems.append(f"rotary_dim ({self.rotary_dim}) must not exceed head_dim ({self.head_dim})")
+        if self.num_local_experts and self.num_experts_per_tok > self.num_local_experts:
+            problems.append(
+                f"num_experts_per_tok ({self.num_experts_per_tok}) must not exceed num_local_experts "
+                f"({self.num_local_experts})"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def alpha_beta(self, layer: int) -> tuple[float, float]:
+        """The residual factors (alpha, beta) of the attention of ``layer``."""
+        if self.layer_types[layer] == "linear_attention":
+            return _given(self.linear_attn_alpha_factor), self.linear_attn_beta_factor
+        return _given(self.full_attn_alpha_factor), self.full_attn_beta_factor
+
+    def mlp_alpha_beta(self) -> tuple[float, float]:
+        """The residual factors (alpha, beta) of the experts."""
+        return _given(self.mlp_alpha_factor), self.mlp_beta_factor
+
+
+def _given(factor: float | None) -> float:
+    assert factor is not None, "filled in by ModelConfig._derive"
+    return factor

@@ -1,0 +1,98 @@
+"""The feed-forward half of a layer: a router with its experts, or one dense SwiGLU."""
+
+import torch
+from torch import nn
+from torch.nn.functional import silu
+
+from leyden.model.config import ModelConfig
+from leyden.model.float32 import Float32Module
+from leyden.ops import Routing, drop_over_capacity, expert_capacity, route, swiglu_experts
+
+
+class Router(Float32Module):
+    """Scores every token against every expert, in float32 whatever the model's dtype."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.num_local_experts, config.hidden_size, dtype=torch.float32))
+        self.top_k = config.num_experts_per_tok
+
+    def forward(self, x: torch.Tensor) -> Routing:
+        """[N, D] to the routing of N tokens."""
+        return route(torch.nn.functional.linear(x.to(self.weight.dtype), self.weight), self.top_k)
+
+
+class Experts(nn.Module):
+    """The weights of all experts of a layer, stacked: ``gate_up_proj`` [E, 2F, D] and ``down_proj`` [E, D, F]."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        E, D, F = config.num_local_experts, config.hidden_size, config.intermediate_size
+        self.gate_up_proj = nn.Parameter(torch.empty(E, 2 * F, D))
+        self.down_proj = nn.Parameter(torch.empty(E, D, F))
+
+    def forward(self, x: torch.Tensor, routing: Routing) -> torch.Tensor:
+        """[N, D] to [N, D]."""
+        return swiglu_experts(
+            x, self.gate_up_proj, self.down_proj, routing.experts, routing.weights, routing.kept
+        )
+
+
+class SwiGLU(nn.Module):
+    """``down( silu(gate(x)) * up(x) )``."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., D] to [..., D]."""
+        return self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class SharedExpert(nn.Module):
+    """A SwiGLU for every token, mixed in by a gate: ``moe * (1 - c) + shared * c``, c = sigmoid(x w) (released code)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.mlp = SwiGLU(config.hidden_size, config.shared_intermediate_size)
+        self.coefficient = nn.Linear(config.hidden_size, 1, bias=False)
+
+    def forward(self, x: torch.Tensor, routed: torch.Tensor) -> torch.Tensor:
+        """Mix the shared expert's output for x [N, D] into the routed experts' [N, D]."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        c = torch.sigmoid(x.to(wide) @ self.coefficient.weight.to(wide).t()).to(x.dtype)
+        return routed * (1 - c) + self.mlp(x) * c
+
+
+class MixtureOfExperts(nn.Module):
+    """Top-k experts a token; in training an expert over its capacity drops tokens, if the configuration has one."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate = Router(config)
+        self.experts = Experts(config)
+        self.shared = SharedExpert(config) if config.shared_intermediate_size else None
+        self.capacity_factor, self.token_drop = config.capacity_factor, config.token_drop
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, Routing]:
+        """[B, T, D] to [B, T, D], and where its tokens went."""
+        tokens = x.flatten(0, -2)
+        routing = self.gate(tokens)
+        if self.training and self.capacity_factor is not None:
+            num_experts, top_k = routing.logits.shape[-1], routing.experts.shape[-1]
+            capacity = expert_capacity(tokens.shape[0], num_experts, top_k, self.capacity_factor)
+            routing = drop_over_capacity(routing, capacity, self.token_drop)
+        out = self.experts(tokens, routing)
+        if self.shared is not None:
+            out = self.shared(tokens, out)
+        return out.view_as(x), routing
+
+
+class DenseMLP(SwiGLU):
+    """The feed-forward of a model without experts; it routes nothing."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config.hidden_size, config.intermediate_size)

@@ -1,0 +1,60 @@
+"""The lightning attention layer of MiniMax-01 (arXiv 2501.08313, section 2.2, and the released modelling code)."""
+
+import torch
+from torch import nn
+from torch.nn.functional import silu
+
+from leyden.model.config import ModelConfig
+from leyden.model.float32 import Float32Module
+from leyden.model.norm import RMSNorm
+from leyden.model.sequence import Sequence
+from leyden.ops import gated_rms_norm, lightning_attention, lightning_attention_step, lightning_slopes
+
+
+class Slopes(Float32Module):
+    """The decay slopes of one layer, float32 [H]; they follow from the shape and are not saved with the weights."""
+
+    def __init__(self, num_heads: int, layer: int, num_layers: int) -> None:
+        super().__init__()
+        self.values: torch.Tensor
+        self.register_buffer("values", lightning_slopes(num_heads, layer, num_layers), persistent=False)
+
+
+class LightningAttention(nn.Module):
+    """``out( norm(attention(silu(qkv(x)))) * sigmoid(gate(x)) )`` without positions other than the decay.
+
+    ``qkv_proj`` lays its rows out head by head, each head's q, k and v in turn, as released.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = config.num_attention_heads, config.head_dim
+        width = self.num_heads * self.head_dim
+        self.qkv_proj = nn.Linear(config.hidden_size, 3 * width, bias=False)
+        self.output_gate = nn.Linear(config.hidden_size, width, bias=False)
+        self.norm = RMSNorm(width, config.lightning_norm_eps)
+        self.out_proj = nn.Linear(width, config.hidden_size, bias=False)
+        self.slopes = Slopes(self.num_heads, layer, config.num_hidden_layers)
+
+    def forward(
+        self, x: torch.Tensor, sequence: Sequence, state: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Attend within x, and to what ``state`` remembers.
+
+        Args:
+            x: [B, T, D].
+            sequence: the packed documents, if any.
+            state: [B, H, K, K] float32, or None at the beginning.
+
+        Returns:
+            [B, T, D] and the new state.
+        """
+        B, T = x.shape[:2]
+        qkv = silu(self.qkv_proj(x)).view(B, T, self.num_heads, 3 * self.head_dim)
+        q, k, v = qkv.split(self.head_dim, dim=-1)
+        if T == 1 and state is not None:
+            out, state = lightning_attention_step(q[:, 0], k[:, 0], v[:, 0], self.slopes.values, state)
+        else:
+            out, state = lightning_attention(q, k, v, self.slopes.values, state, sequence.cu_seqlens)
+        gated = gated_rms_norm(out.reshape(B, T, -1), self.output_gate(x), self.norm.weight, self.norm.eps)
+        return self.out_proj(gated), state

@@ -1,0 +1,153 @@
+"""The hybrid language model: embedding, layers with DeepNorm residuals, norm, output projection."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from leyden.core.errors import UserError
+from leyden.model.cache import Cache, KeyValues, LightningState
+from leyden.model.config import ModelConfig
+from leyden.model.experts import DenseMLP, MixtureOfExperts
+from leyden.model.initialization import initialize
+from leyden.model.lightning import LightningAttention
+from leyden.model.norm import RMSNorm
+from leyden.model.sequence import Sequence, lay_out
+from leyden.model.softmax import SoftmaxAttention
+from leyden.ops import Routing
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the layers make of the tokens.
+
+    Attributes:
+        hidden: [B, T, D], normed, ready for the output projection.
+        routings: where the tokens went, one entry a layer with experts.
+    """
+
+    hidden: torch.Tensor
+    routings: list[Routing]
+
+
+class DecoderLayer(nn.Module):
+    """Attention, then experts, each added to its input by ``r * alpha + f(norm(x)) * beta``."""
+
+    def __init__(self, config: ModelConfig, index: int) -> None:
+        super().__init__()
+        lightning = config.layer_types[index] == "linear_attention"
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = LightningAttention(config, index) if lightning else SoftmaxAttention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MixtureOfExperts(config) if config.num_local_experts else DenseMLP(config)
+        self.attention_factors = config.alpha_beta(index)
+        self.mlp_factors = config.mlp_alpha_beta()
+        self.postnorm = config.postnorm
+
+    def forward(
+        self, x: torch.Tensor, sequence: Sequence, memory: LightningState | KeyValues | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None, Routing | None]:
+        """[B, T, D] to [B, T, D], with the new lightning state and the routing where the layer has them."""
+        normed = self.input_layernorm(x)
+        state = None
+        if isinstance(self.self_attn, LightningAttention):
+            before = memory.state if isinstance(memory, LightningState) else None
+            attended, state = self.self_attn(normed, sequence, before)
+        else:
+            attended = self.self_attn(normed, sequence, memory)
+        x = _residual(normed if self.postnorm else x, attended, self.attention_factors)
+        normed = self.post_attention_layernorm(x)
+        routing = None
+        if isinstance(self.mlp, MixtureOfExperts):
+            mixed, routing = self.mlp(normed)
+        else:
+            mixed = self.mlp(normed)
+        return _residual(normed if self.postnorm else x, mixed, self.mlp_factors), state, routing
+
+
+def _residual(kept: torch.Tensor, added: torch.Tensor, factors: tuple[float, float]) -> torch.Tensor:
+    alpha, beta = factors
+    return torch.add(added if beta == 1 else added * beta, kept, alpha=alpha)
+
+
+class HybridLM(nn.Module):
+    """A decoder of lightning and softmax attention layers with experts: MiniMax-Text-01 at any size.
+
+    Args:
+        config: the shape.
+        seed: of the initial weights; the same seed gives the same weights.
+    """
+
+    def __init__(self, config: ModelConfig, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, index) for index in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+        initialize(self, seed)
+
+    def forward(
+        self, tokens: torch.Tensor, *, cache: Cache | None = None, cu_seqlens: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Logits of the next token at every position.
+
+        Args:
+            tokens: [B, T] int64.
+            cache: continue from it, and remember these tokens in it.
+            cu_seqlens: [N+1]; the row holds N documents, each by itself (B = 1, no cache).
+
+        Returns:
+            [B, T, vocab] float32 (float64 for a float64 model).
+
+        Raises:
+            UserError: more positions than ``max_position_embeddings``, an empty row, or a batch unlike the cache's.
+        """
+        return self.logits(self.features(tokens, cache=cache, cu_seqlens=cu_seqlens).hidden)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[..., D] to [..., vocab] float32 (float64 for float64)."""
+        logits = self.lm_head(hidden)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def features(
+        self, tokens: torch.Tensor, *, cache: Cache | None = None, cu_seqlens: torch.Tensor | None = None
+    ) -> Features:
+        """Everything before the output projection; arguments as in :meth:`forward`."""
+        self._check(tokens, cache, cu_seqlens)
+        start = 0 if cache is None else cache.length
+        sequence = lay_out(self.config, tokens.shape[1], start, cu_seqlens, tokens.device)
+        x = self.embed_tokens(tokens)
+        states: dict[int, torch.Tensor] = {}
+        routings: list[Routing] = []
+        for index, layer in enumerate(self.layers):
+            x, state, routing = layer(x, sequence, None if cache is None else cache.layers[index])
+            if state is not None:
+                states[index] = state
+            if routing is not None:
+                routings.append(routing)
+        if cache is not None:
+            cache.advance(tokens.shape[1], states)
+        return Features(self.norm(x), routings)
+
+    def _check(self, tokens: torch.Tensor, cache: Cache | None, cu_seqlens: torch.Tensor | None) -> None:
+        if tokens.ndim != 2 or tokens.shape[1] == 0:
+            raise UserError(f"the model reads tokens [B, T] with T at least 1; given {tuple(tokens.shape)}.")
+        if cache is not None and cache.batch_size != tokens.shape[0]:
+            raise UserError(f"the cache holds {cache.batch_size} sequences; given {tokens.shape[0]} rows of tokens.")
+        if cu_seqlens is not None and (cache is not None or tokens.shape[0] != 1):
+            raise UserError("packed documents (cu_seqlens) lie in one row [1, T] and take no cache.")
+        start = 0 if cache is None else cache.length
+        limit = self.config.max_position_embeddings
+        if cu_seqlens is None and start + tokens.shape[1] > limit:
+            raise UserError(
+                f"{start + tokens.shape[1]} tokens are more than the {limit} positions of this model "
+                "(max_position_embeddings); shorten the text."
+            )
+
+    def extra_repr(self) -> str:
+        config: Any = self.config
+        return f"vocab={config.vocab_size}, hidden={config.hidden_size}, layers={config.num_hidden_layers}"

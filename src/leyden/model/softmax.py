@@ -1,0 +1,40 @@
+"""The softmax attention layer: grouped queries, RoPE on the first dims of each head (arXiv 2501.08313, section 2)."""
+
+import torch
+from torch import nn
+
+from leyden.model.cache import KeyValues
+from leyden.model.config import ModelConfig
+from leyden.model.sequence import Sequence
+from leyden.ops import apply_rotary, softmax_attention
+
+
+class SoftmaxAttention(nn.Module):
+    """Causal attention with ``num_key_value_heads`` shared keys and values, scale ``head_dim^-1/2``."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        width, shared = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, width, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, shared, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, shared, bias=False)
+        self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
+
+    def forward(self, x: torch.Tensor, sequence: Sequence, memory: KeyValues | None) -> torch.Tensor:
+        """Attend within x, and to the keys and values in ``memory``, to which those of x are appended.
+
+        Args:
+            x: [B, T, D].
+            sequence: the positions and the packed documents, if any.
+            memory: keys and values of the tokens before, or None.
+
+        Returns:
+            [B, T, D].
+        """
+        B, T = x.shape[:2]
+        q, k, v = (proj(x).view(B, T, -1, self.head_dim) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = apply_rotary(q, sequence.cos, sequence.sin), apply_rotary(k, sequence.cos, sequence.sin)
+        if memory is not None:
+            k, v = memory.append(k, v, sequence.start)
+        return self.o_proj(softmax_attention(q, k, v, sequence.cu_seqlens).reshape(B, T, -1))

@@ -1,0 +1,27 @@
+"""The ops of the model: one folder each, with a slow reference and the bodies that are held to it."""
+
+from leyden.ops.cross_entropy import IGNORE_INDEX, linear_cross_entropy
+from leyden.ops.experts import swiglu_experts
+from leyden.ops.lightning_attention import lightning_attention, lightning_attention_step, lightning_slopes
+from leyden.ops.rms_norm import gated_rms_norm, rms_norm
+from leyden.ops.rotary import apply_rotary, rotary_angles
+from leyden.ops.routing import Routing, drop_over_capacity, expert_capacity, route
+from leyden.ops.softmax_attention import softmax_attention
+
+__all__ = [
+    "IGNORE_INDEX",
+    "Routing",
+    "apply_rotary",
+    "drop_over_capacity",
+    "expert_capacity",
+    "gated_rms_norm",
+    "lightning_attention",
+    "lightning_attention_step",
+    "lightning_slopes",
+    "linear_cross_entropy",
+    "rms_norm",
+    "rotary_angles",
+    "route",
+    "softmax_attention",
+    "swiglu_experts",
+]

@@ -1,0 +1,30 @@
+"""Cross-entropy fused with the output projection, so that the logits never exist whole."""
+
+import torch
+
+from leyden.ops.cross_entropy.portable import LinearCrossEntropy
+
+__all__ = ["IGNORE_INDEX", "linear_cross_entropy"]
+
+IGNORE_INDEX = -100
+"""The label of a position that carries no loss."""
+
+
+def linear_cross_entropy(
+    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, z_loss: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The summed cross-entropy of ``softmax(hidden weight^T)``, with a z-loss, and without.
+
+    Sums, not means: the caller divides once by the global count of valid labels.
+
+    Args:
+        hidden: [N, D].
+        weight: [V, D], dtype of hidden.
+        labels: [N] int64, from 0 to V - 1, or :data:`IGNORE_INDEX`.
+        z_loss: coefficient of ``logsumexp(logits)^2`` (PaLM, arXiv 2204.02311, section 5).
+
+    Returns:
+        ``sum_n -log p(labels[n]) + z_loss * logsumexp(logits[n])^2``, which is differentiable in hidden and weight,
+        and ``sum_n -log p(labels[n])`` in nats, which is not; scalars in float32 (float64 for float64).
+    """
+    return LinearCrossEntropy.apply(hidden, weight, labels, z_loss)

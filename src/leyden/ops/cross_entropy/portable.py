@@ -1,0 +1,54 @@
+"""Cross-entropy in chunks of rows; the gradients of both factors are formed in the forward.
+
+The loss is a sum, so its gradient is known up to one scalar while a chunk of logits is at hand: nothing of the size of
+the logits is kept, and no product is computed twice.
+"""
+
+from typing import Any
+
+import torch
+
+_CHUNK_ELEMENTS = 4 << 20
+"""Logits that exist at once: 16 MB in float32."""
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """See :func:`leyden.ops.linear_cross_entropy`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, z_loss: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        rows = max(1, _CHUNK_ELEMENTS // weight.shape[0])
+        nll, squares = hidden.new_zeros((), dtype=dtype), hidden.new_zeros((), dtype=dtype)
+        differentiate = any(ctx.needs_input_grad)
+        dhidden = torch.empty_like(hidden) if differentiate else None
+        dweight = torch.zeros_like(weight, dtype=dtype) if differentiate else None
+        for start in range(0, hidden.shape[0], rows):
+            part, label = hidden[start : start + rows], labels[start : start + rows]
+            logits = torch.mm(part, weight.t()).to(dtype)
+            z = torch.logsumexp(logits, dim=-1)
+            valid = (label >= 0).to(dtype)
+            index = label.clamp_min(0)[:, None]
+            nll += ((z - logits.gather(1, index).squeeze(1)) * valid).sum()
+            squares += (z.square() * valid).sum()
+            if dhidden is None or dweight is None:
+                continue
+            # d nll / d logits = p - onehot;  d z^2 / d logits = 2 z p
+            scale = valid * (1 + 2 * z_loss * z)
+            dlogits = logits.sub_(z[:, None]).exp_().mul_(scale[:, None])
+            dlogits.scatter_add_(1, index, -valid[:, None])
+            narrow = dlogits.to(hidden.dtype)
+            torch.mm(narrow, weight, out=dhidden[start : start + rows])
+            dweight += torch.mm(narrow.t(), part)
+        if dhidden is not None and dweight is not None:
+            ctx.save_for_backward(dhidden, dweight.to(weight.dtype))
+        ctx.mark_non_differentiable(nll)
+        return nll + z_loss * squares, nll
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        dhidden, dweight = ctx.saved_tensors
+        scale = grads[0]
+        return dhidden * scale.to(dhidden.dtype), dweight * scale.to(dweight.dtype), None, None

@@ -1,0 +1,40 @@
+"""Rotary position embedding on the first dims of each head (partial RoPE, half-split as in NeoX)."""
+
+import torch
+
+__all__ = ["apply_rotary", "rotary_angles"]
+
+
+def rotary_angles(positions: torch.Tensor, rotary_dim: int, theta: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines of ``position * theta^(-2i / rotary_dim)``.
+
+    Args:
+        positions: [T] integers.
+        rotary_dim: how many dims of a head turn; even.
+        theta: the RoPE base.
+
+    Returns:
+        Two float32 tensors [T, rotary_dim / 2]; angles are formed in float64, so that they hold at a million tokens.
+    """
+    exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float64, device=positions.device) / rotary_dim
+    angles = positions.to(torch.float64)[:, None] * theta**-exponents
+    return angles.cos().float(), angles.sin().float()
+
+
+def apply_rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turn the pairs (i, i + R/2) of the first R dims of each head; the other dims pass through.
+
+    Args:
+        x: [B, T, H, D].
+        cos, sin: [T, R/2] with R at most D.
+
+    Returns:
+        [B, T, H, D] in the dtype of x; the turn is computed in float32 (float64 for float64).
+    """
+    half = cos.shape[-1]
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    cos, sin = cos[:, None, :].to(dtype), sin[:, None, :].to(dtype)
+    first, second, rest = x.split([half, half, x.shape[-1] - 2 * half], dim=-1)
+    first, second = first.to(dtype), second.to(dtype)
+    turned = (first * cos - second * sin, second * cos + first * sin)
+    return torch.cat([turned[0].to(x.dtype), turned[1].to(x.dtype), rest], dim=-1)

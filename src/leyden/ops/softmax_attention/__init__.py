@@ -1,0 +1,44 @@
+"""Causal softmax attention with grouped queries, over whole rows, packed documents, or a cache."""
+
+import torch
+
+from leyden.ops.backend import choose
+from leyden.ops.softmax_attention.portable import softmax_attention_portable
+from leyden.ops.softmax_attention.reference import softmax_attention_reference
+
+__all__ = ["softmax_attention"]
+
+
+def softmax_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seqlens: torch.Tensor | None = None,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """``softmax(q k^T / sqrt(D)) v`` over the keys up to each query's own position.
+
+    The T queries are the last T of the S positions that the keys cover: query i sees keys 0 .. S - T + i.
+
+    Args:
+        q: [B, T, Hq, D].
+        k, v: [B, S, Hkv, D] with S at least T and Hq a multiple of Hkv; query head h reads key head h // (Hq / Hkv).
+        cu_seqlens: [N+1] integers from 0 to T: packed documents in one row (B = 1, S = T), none sees another.
+        backend: ``"auto"``, ``"reference"`` or ``"torch"``.
+
+    Returns:
+        [B, T, Hq, D] in the dtype of q.
+
+    Raises:
+        ValueError: shapes that do not fit together.
+    """
+    if q.ndim != 4 or k.shape != v.shape or k.shape[1] < q.shape[1] or q.shape[2] % k.shape[2] != 0:
+        raise ValueError(
+            "softmax_attention: q [B, T, Hq, D] and k, v [B, S, Hkv, D] with S >= T and Hq a multiple of Hkv "
+            f"expected; given q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}."
+        )
+    if cu_seqlens is not None and (q.shape[0] != 1 or k.shape[1] != q.shape[1]):
+        raise ValueError("softmax_attention: packed documents lie in one row (B = 1) with as many keys as queries.")
+    if choose("softmax_attention", backend, q.device) == "reference":
+        return softmax_attention_reference(q, k, v, cu_seqlens)
+    return softmax_attention_portable(q, k, v, cu_seqlens)

@@ -1,0 +1,24 @@
+"""Softmax attention by its formula, the whole matrix of scores at once, in float32 or float64."""
+
+import math
+
+import torch
+
+
+def softmax_attention_reference(
+    q_BTHD: torch.Tensor, k_BSGD: torch.Tensor, v_BSGD: torch.Tensor, cu_seqlens: torch.Tensor | None
+) -> torch.Tensor:
+    """See :func:`leyden.ops.softmax_attention`."""
+    T, H, D = q_BTHD.shape[1:]
+    S, G = k_BSGD.shape[1:3]
+    dtype = torch.promote_types(q_BTHD.dtype, torch.float32)
+    q, k, v = (x.to(dtype) for x in (q_BTHD, k_BSGD, v_BSGD))
+    k, v = k.repeat_interleave(H // G, dim=2), v.repeat_interleave(H // G, dim=2)
+    scores = torch.einsum("bthd,bshd->bhts", q, k) / math.sqrt(D)
+    query, key = torch.arange(S - T, S)[:, None], torch.arange(S)[None, :]
+    visible = key <= query
+    if cu_seqlens is not None:
+        document = torch.bucketize(torch.arange(T), cu_seqlens.cpu()[1:], right=True)
+        visible &= document[:, None] == document[None, :]
+    scores = scores.masked_fill(~visible.to(q.device), -math.inf)
+    return torch.einsum("bhts,bshd->bthd", scores.softmax(-1), v).to(q_BTHD.dtype)
