@@ -1,0 +1,39 @@
+# Everything from a fresh clone: each target makes .venv first.
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+READY  := $(VENV)/.ready
+ARGS   ?=
+
+.PHONY: quickstart test test-all check bench clean
+
+quickstart: $(READY)  ## from raw text to a model that answers (under 10 minutes on 2 cores)
+	$(PY) -m leyden quickstart $(ARGS)
+
+test: $(READY)  ## the fast tests
+	$(PY) -m pytest -m "not slow and not gpu" $(ARGS)
+
+test-all: $(READY)  ## with the long fault, load and soak tests
+	$(PY) -m pytest -m "not gpu" $(ARGS)
+
+check: $(READY)  ## lint, types, imports
+	$(PY) -m ruff check src tests
+	$(PY) -m pyright
+	$(VENV)/bin/lint-imports
+
+bench: $(READY)  ## speed beside transformers, on the CPU
+	$(PY) -m leyden bench cpu $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist
+
+# A torch that is already in .venv and new enough is kept (a CUDA build, say), and with it the triton it came with.
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Leyden needs Python 3.11 or newer; %s is %s. Set PYTHON=..." % (sys.executable, sys.version.split()[0]) if sys.version_info < (3, 11) else 0)'
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@if $(PY) -c 'import sys, torch; sys.exit(tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11))' 2>/dev/null; \
+	then grep -vE '^(torch|triton)==' requirements.lock > $(VENV)/requirements.txt; \
+	else cp requirements.lock $(VENV)/requirements.txt; fi
+	$(PY) -m pip install --quiet --disable-pip-version-check --requirement $(VENV)/requirements.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $(READY)
