@@ -26,7 +26,7 @@ _HOMES = {
     "load": "leyden.checkpoint",
     "save": "leyden.checkpoint",
 }
-__all__ = ["__version__", *sorted(_HOMES)]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = ["Cache", "Engine", "HybridLM", "ModelConfig", "Sampling", "__version__", "load", "save"]
 
 
 def __getattr__(name: str) -> Any:

@@ -38,7 +38,7 @@ def keep_freed_memory() -> bool:
     if mallopt is None:
         return False
     settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 64 << 20))
-    return all([bool(mallopt(name, value)) for name, value in settings])
+    return min(mallopt(name, value) for name, value in settings) == 1
 
 
 @functools.cache

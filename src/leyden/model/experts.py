@@ -1,5 +1,7 @@
 """The feed-forward half of a layer: a router with its experts, or one dense SwiGLU."""
 
+from typing import Literal
+
 import torch
 from torch import nn
 from torch.nn.functional import silu
@@ -53,7 +55,7 @@ class SwiGLU(nn.Module):
 
 
 class SharedExpert(nn.Module):
-    """A SwiGLU for every token, mixed in by a gate: ``moe * (1 - c) + shared * c``, c = sigmoid(x w) (released code)."""
+    """A SwiGLU for every token, mixed in by ``moe * (1 - c) + shared * c``, c = sigmoid(x w) (released code)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -75,7 +77,8 @@ class MixtureOfExperts(nn.Module):
         self.gate = Router(config)
         self.experts = Experts(config)
         self.shared = SharedExpert(config) if config.shared_intermediate_size else None
-        self.capacity_factor, self.token_drop = config.capacity_factor, config.token_drop
+        self.capacity_factor: float | None = config.capacity_factor
+        self.token_drop: Literal["probability", "position"] = config.token_drop
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, Routing]:
         """[B, T, D] to [B, T, D], and where its tokens went."""

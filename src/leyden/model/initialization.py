@@ -5,12 +5,13 @@ import math
 import torch
 from torch import nn
 
-from leyden.model.experts import Experts, Router, SwiGLU
+from leyden.model.config import ModelConfig
+from leyden.model.experts import Experts, Router, SharedExpert, SwiGLU
 from leyden.model.lightning import LightningAttention
 from leyden.model.softmax import SoftmaxAttention
 
 
-def initialize(model: nn.Module, seed: int) -> None:
+def initialize(model: nn.Module, config: ModelConfig, seed: int) -> None:
     """Fill every matrix of ``model`` in place; norms stay one. A model on the meta device is left as it is.
 
     Matrices are Xavier normal. With DeepNorm residuals the value, output and feed-forward projections are scaled by
@@ -18,10 +19,9 @@ def initialize(model: nn.Module, seed: int) -> None:
     """
     if any(p.is_meta for p in model.parameters()):
         return
-    config = model.config
     gain = (8 * config.num_hidden_layers) ** -0.25 if config.postnorm else 1.0
     generator = torch.Generator().manual_seed(seed)
-    for module in model.modules():
+    for name, module in model.named_modules():
         if isinstance(module, LightningAttention):
             _lightning(module, gain, generator)
         elif isinstance(module, SoftmaxAttention):
@@ -39,11 +39,10 @@ def initialize(model: nn.Module, seed: int) -> None:
                 _xavier(projection.weight, gain, generator)
         elif isinstance(module, Router):
             _xavier(module.weight, 1.0, generator)
-        elif isinstance(module, nn.Linear) and module.out_features == 1:  # the shared expert's coefficient
+        elif isinstance(module, SharedExpert):
+            _xavier(module.coefficient.weight, 1.0, generator)
+        elif isinstance(module, nn.Embedding) or (name == "lm_head" and isinstance(module, nn.Linear)):
             _xavier(module.weight, 1.0, generator)
-    _xavier(model.embed_tokens.weight, 1.0, generator)
-    if not config.tie_word_embeddings:
-        _xavier(model.lm_head.weight, 1.0, generator)
 
 
 def _lightning(module: LightningAttention, gain: float, generator: torch.Generator) -> None:

@@ -1,7 +1,6 @@
 """The hybrid language model: embedding, layers with DeepNorm residuals, norm, output projection."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -86,9 +85,9 @@ class HybridLM(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config, index) for index in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        initialize(self, config, seed)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
-        initialize(self, seed)
 
     def forward(
         self, tokens: torch.Tensor, *, cache: Cache | None = None, cu_seqlens: torch.Tensor | None = None
@@ -149,5 +148,5 @@ class HybridLM(nn.Module):
             )
 
     def extra_repr(self) -> str:
-        config: Any = self.config
+        config = self.config
         return f"vocab={config.vocab_size}, hidden={config.hidden_size}, layers={config.num_hidden_layers}"
