@@ -1,0 +1,163 @@
+"""Bits per byte: how well a model predicts documents, comparable across tokenizers and with general compressors.
+
+A document is ``[bos] + text tokens + [eod]``; the bos is given, every text token and the eod is predicted. The summed
+negative log-likelihood, in bits, is divided by the document's UTF-8 bytes.
+"""
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from leyden.core.errors import UserError
+from leyden.core.log import progress
+from leyden.model import Cache, HybridLM
+from leyden.ops import linear_cross_entropy
+from leyden.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class BitsPerByte:
+    """What :func:`bits_per_byte` found.
+
+    Attributes:
+        bits_per_byte: ``nats / ln 2 / num_bytes``.
+        nats: summed negative log-likelihood of every predicted token.
+        num_bytes: UTF-8 bytes of the text.
+        num_tokens: predicted tokens: those of the text, and one eod a document.
+        num_documents: how many documents were read.
+        seconds: how long it took, without the tokenizing.
+    """
+
+    bits_per_byte: float
+    nats: float
+    num_bytes: int
+    num_tokens: int
+    num_documents: int
+    seconds: float
+
+    @property
+    def bytes_per_token(self) -> float:
+        """UTF-8 bytes a predicted token stands for, on average."""
+        return self.num_bytes / self.num_tokens
+
+
+@dataclass(frozen=True)
+class _Window:
+    """A stretch that is read from a fresh state: ``inputs[i]`` is read, ``labels[i]`` predicted after it."""
+
+    inputs: list[int]
+    labels: list[int]
+
+
+def bits_per_byte(
+    model: HybridLM,
+    tokenizer: Tokenizer,
+    documents: Sequence[str],
+    *,
+    context_tokens: int | None = None,
+    forward_tokens: int = 8192,
+) -> BitsPerByte:
+    """Measure ``model`` on ``documents``, on the device and in the dtype it has.
+
+    Short documents are packed into one row with ``cu_seqlens``; a longer one is read through the model's cache in
+    pieces, so that memory is bounded and the result is that of reading it whole. Which documents share a row changes
+    nothing but the rounding.
+
+    Args:
+        model: any mode; it is evaluated in ``eval()`` and left as it was.
+        tokenizer: the model's.
+        documents: the texts.
+        context_tokens: cut each document into consecutive windows that predict at most so many tokens, each read
+            anew after a bos. None: a window is as long as the model has positions.
+        forward_tokens: how many tokens one forward pass reads at most.
+
+    Raises:
+        UserError: no bytes at all, or ``context_tokens`` below 1.
+    """
+    positions = model.config.max_position_embeddings
+    context_tokens = positions if context_tokens is None else min(context_tokens, positions)
+    if context_tokens < 1:
+        raise UserError(f"context_tokens must be at least 1 (given: {context_tokens}).")
+    num_bytes = sum(len(text.encode()) for text in documents)
+    if not num_bytes:
+        raise UserError(f"bits per byte needs text; the {len(documents)} documents given hold no bytes.")
+    windows = [w for ids in tokenizer.encode_batch(documents) for w in _cut(tokenizer, ids, context_tokens)]
+    started = time.perf_counter()
+    nats = _total(model, windows, forward_tokens)
+    return BitsPerByte(
+        bits_per_byte=nats / math.log(2) / num_bytes,
+        nats=nats,
+        num_bytes=num_bytes,
+        num_tokens=sum(len(window.labels) for window in windows),
+        num_documents=len(documents),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _cut(tokenizer: Tokenizer, ids: list[int], context_tokens: int) -> Iterator[_Window]:
+    """The windows of one document."""
+    targets = [*ids, tokenizer.eod_id]
+    for start in range(0, len(targets), context_tokens):
+        labels = targets[start : start + context_tokens]
+        yield _Window([tokenizer.bos_id, *labels[:-1]], labels)
+
+
+def _total(model: HybridLM, windows: list[_Window], forward_tokens: int) -> float:
+    """The summed negative log-likelihood of all windows, in nats."""
+    training, nats = model.training, 0.0
+    model.eval()
+    try:
+        total = sum(len(window.labels) for window in windows)
+        with torch.inference_mode(), progress("bits per byte", total, "tokens") as bar:
+            for row in _rows(windows, forward_tokens):
+                long = len(row) == 1 and len(row[0].labels) > forward_tokens
+                nats += _in_pieces(model, row[0], forward_tokens) if long else _packed(model, row)
+                bar.advance(sum(len(window.labels) for window in row))
+    finally:
+        model.train(training)
+    return nats
+
+
+def _rows(windows: Iterable[_Window], forward_tokens: int) -> Iterator[list[_Window]]:
+    """Group windows, in order, into rows of at most ``forward_tokens``; a longer one stands alone."""
+    row: list[_Window] = []
+    filled = 0
+    for window in windows:
+        if row and filled + len(window.labels) > forward_tokens:
+            yield row
+            row, filled = [], 0
+        row.append(window)
+        filled += len(window.labels)
+    if row:
+        yield row
+
+
+def _packed(model: HybridLM, row: list[_Window]) -> float:
+    """The nats of several windows, by one forward pass."""
+    device = model.lm_head.weight.device
+    bounds = torch.tensor([0, *(len(window.labels) for window in row)]).cumsum(0)
+    tokens = torch.tensor([[t for window in row for t in window.inputs]], device=device)
+    labels = torch.tensor([t for window in row for t in window.labels], device=device)
+    hidden = model.features(tokens, cu_seqlens=bounds.int()).hidden
+    return _nats(model, hidden, labels)
+
+
+def _in_pieces(model: HybridLM, window: _Window, forward_tokens: int) -> float:
+    """The nats of one window, read through a cache."""
+    device = model.lm_head.weight.device
+    cache = Cache(model.config)
+    nats = 0.0
+    for start in range(0, len(window.inputs), forward_tokens):
+        piece = slice(start, start + forward_tokens)
+        tokens = torch.tensor([window.inputs[piece]], device=device)
+        labels = torch.tensor(window.labels[piece], device=device)
+        nats += _nats(model, model.features(tokens, cache=cache).hidden, labels)
+    return nats
+
+
+def _nats(model: HybridLM, hidden: torch.Tensor, labels: torch.Tensor) -> float:
+    """hidden [1, T, D], labels [T]."""
+    return linear_cross_entropy(hidden[0], model.lm_head.weight, labels)[1].item()
