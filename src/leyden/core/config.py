@@ -26,10 +26,10 @@ class Config(BaseModel):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            raise UserError(f"{source}: {_explain(cls, data, error)}") from None
+            raise UserError(f"{source}: {explain(cls, data, error)}") from None
 
 
-def _explain(cls: type[Config], data: Mapping[str, Any], error: ValidationError) -> str:
+def explain(cls: type[Config], data: Mapping[str, Any], error: ValidationError) -> str:
     """One clause per problem, each naming the field, what it was given and what is allowed."""
     clauses = []
     for item in error.errors():

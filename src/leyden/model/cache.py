@@ -1,5 +1,8 @@
 """What a model remembers of the tokens it has read: a state for lightning layers, keys and values for softmax ones."""
 
+import copy
+from typing import Self
+
 import torch
 
 from leyden.model.config import ModelConfig
@@ -76,3 +79,7 @@ class Cache:
             assert isinstance(layer, LightningState), "only lightning layers have a state"
             layer.state = state
         self.length += num_tokens
+
+    def clone(self) -> Self:
+        """A copy that shares nothing: to continue one text in two ways, or to come back to where it stood."""
+        return copy.deepcopy(self)

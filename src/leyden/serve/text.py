@@ -1,0 +1,60 @@
+"""Text as tokens arrive: whole characters only, and nothing that may turn out to be a stop string."""
+
+import codecs
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from leyden.tokenizer import Tokenizer
+
+
+class TextStream:
+    """Turns tokens into text that never has to be taken back.
+
+    Args:
+        tokenizer: None gives no text.
+        stop: the text ends before the first of these.
+
+    Attributes:
+        stopped: whether a stop string was met.
+    """
+
+    def __init__(self, tokenizer: "Tokenizer | None", stop: tuple[str, ...]) -> None:
+        self.stopped = False
+        self._tokenizer = tokenizer
+        self._stop = stop
+        self._held = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token: int) -> str:
+        """The text that is certain once ``token`` is known."""
+        if self._tokenizer is None:
+            return ""
+        return self._release(self._decoder.decode(self._tokenizer.token_bytes(token)))
+
+    def finish(self) -> str:
+        """What was held back, once no token follows; a character cut short becomes U+FFFD."""
+        text = self._release(self._decoder.decode(b"", final=True))
+        if self.stopped:
+            return text
+        text, self._held = text + self._held, ""
+        return text
+
+    def _release(self, new: str) -> str:
+        if self.stopped:
+            return ""
+        text = self._held + new
+        found = [place for place in (text.find(stop) for stop in self._stop) if place >= 0]
+        if found:
+            self.stopped = True
+            return text[: min(found)]
+        safe = len(text) - max((_overlap(text, stop) for stop in self._stop), default=0)
+        self._held = text[safe:]
+        return text[:safe]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """How many characters at the end of ``text`` begin ``stop`` without completing it."""
+    for length in range(min(len(stop) - 1, len(text)), 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0
