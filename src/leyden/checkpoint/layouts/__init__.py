@@ -1,0 +1,36 @@
+"""The three layouts of a model on disk."""
+
+from typing import Any
+
+from leyden.checkpoint.layouts.layout import Derived, Layout
+from leyden.checkpoint.layouts.leyden import LEYDEN
+from leyden.core.errors import UserError, suggest
+
+__all__ = ["LAYOUTS", "Derived", "Layout", "layout_named", "layout_of"]
+
+LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (LEYDEN,)}
+
+
+def layout_named(name: str) -> Layout:
+    """The layout of that name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in LAYOUTS:
+        raise UserError(f"layout '{name}' is unknown{suggest(name, LAYOUTS)}")
+    return LAYOUTS[name]
+
+
+def layout_of(config: dict[str, Any], source: str) -> Layout:
+    """The layout that a config.json is written in, by its ``model_type``.
+
+    Raises:
+        UserError: a model of another kind.
+    """
+    kind = config.get("model_type")
+    for layout in LAYOUTS.values():
+        if kind in layout.model_types:
+            return layout
+    known = ", ".join(f"{layout.model_types[0]} ({layout.name})" for layout in LAYOUTS.values())
+    raise UserError(f"{source}: model_type {kind!r} is none that Leyden reads; those are {known}.")

@@ -1,0 +1,57 @@
+"""What a layout is: how a configuration and the weights of a model are written in files."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from leyden.checkpoint.rules import Rule
+from leyden.model import ModelConfig
+
+Tokenizer = Any  # until the tokenizer room is there
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A tensor that a layout stores and the model's shape determines.
+
+    Attributes:
+        name: its name in the file.
+        shape: its shape.
+        make: gives its value.
+        tolerance: how far a stored value of a dtype may lie from it, element by element.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    make: Callable[[], torch.Tensor]
+    tolerance: Callable[[torch.dtype], torch.Tensor | float]
+
+
+def _nothing_derived(config: ModelConfig) -> list[Derived]:
+    return []
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A layout.
+
+    Attributes:
+        name: as the command line spells it.
+        model_types: the values of ``model_type`` in config.json; the first is the one written.
+        rules: the weight map.
+        read_config: config.json's content and its path to our configuration; a UserError where it cannot be ours.
+        write_config: our configuration, the dtype of the matrices and the tokenizer to config.json's content; a
+            UserError where the layout cannot express the model.
+        derived: tensors in the file that are no parameters.
+        narrows: float32 parameters are written in the dtype of the matrices where that rounds nothing.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    rules: tuple[Rule, ...]
+    read_config: Callable[[dict[str, Any], str], ModelConfig]
+    write_config: Callable[[ModelConfig, torch.dtype, Tokenizer | None], dict[str, Any]]
+    derived: Callable[[ModelConfig], list[Derived]] = _nothing_derived
+    narrows: bool = False

@@ -1,0 +1,207 @@
+"""Models on disk: ``load``, ``save`` and ``convert``.
+
+A MODEL is a directory with ``config.json``, safetensors and, mostly, a tokenizer, in one of three layouts. It is
+memory-mapped, never unpickled, and written whole or not at all. Matrices keep the dtype they are stored in; norms and
+routers are float32 in the model whatever the file says.
+"""
+
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from leyden.checkpoint.hub import find_model
+from leyden.checkpoint.layouts import Derived, Layout, layout_named, layout_of
+from leyden.checkpoint.rules import Binding, bind
+from leyden.checkpoint.tensor_files import TensorFiles, read_json, write_json, write_tensors
+from leyden.core.errors import UserError
+from leyden.core.files import atomic_directory
+from leyden.model import HybridLM, ModelConfig
+from leyden.model.float32 import Float32Module
+
+Tokenizer = Any  # until the tokenizer room is there
+
+_TOKENIZER_FILE = "tokenizer.json"
+_OURS_TO_REPLACE = ("*.json", "*.safetensors", "*.jinja")
+
+
+def load(
+    model: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+) -> tuple[HybridLM, Tokenizer | None]:
+    """Open a model in any layout.
+
+    Args:
+        model: a directory, or a hub id ``org/name``.
+        dtype: cast the matrices; by default they stay as stored, memory-mapped.
+        device: where to put it; by default the CPU.
+
+    Returns:
+        The model in evaluation mode, and its tokenizer, None where the directory has none.
+
+    Raises:
+        UserError: nothing there, another kind of model, or tensors missing, unexpected, misshapen or truncated.
+    """
+    stored = _open(find_model(model))
+    with torch.device("meta"):
+        network = HybridLM(stored.config)
+    for name, tensor in stored.weights.items():
+        parent, _, leaf = name.rpartition(".")
+        setattr(network.get_submodule(parent), leaf, nn.Parameter(tensor))
+    if stored.config.tie_word_embeddings:
+        network.lm_head.weight = network.embed_tokens.weight
+    return network.to(device=device, dtype=dtype).eval(), stored.tokenizer
+
+
+def save(model: HybridLM, tokenizer: Tokenizer | None, directory: str | Path, layout: str = "leyden") -> None:
+    """Write a model that :func:`load` opens; an older model in ``directory`` is replaced.
+
+    Args:
+        model: any dtype, any device.
+        tokenizer: None to write none.
+        directory: where to.
+        layout: ``"leyden"``, ``"transformers"`` (stock ``MiniMaxForCausalLM``) or ``"minimax"`` (as released).
+
+    Raises:
+        UserError: the layout cannot express the model, or ``directory`` holds something that is no model.
+    """
+    _write(model.config, model.state_dict(), tokenizer, Path(directory), layout_named(layout))
+
+
+def convert(source: str | Path, target: str | Path, layout: str) -> None:
+    """Write the model ``source`` into the directory ``target`` in another layout, a shard in memory at a time.
+
+    Raises:
+        UserError: as :func:`load` and :func:`save` do.
+    """
+    kind = layout_named(layout)
+    stored = _open(find_model(source))
+    _write(stored.config, stored.weights, stored.tokenizer, Path(target), kind)
+
+
+class _Weights(Mapping[str, torch.Tensor]):
+    """Our parameters, each made of the file's tensors when it is asked for."""
+
+    def __init__(self, files: TensorFiles, bindings: list[Binding], float32: set[str]) -> None:
+        self._files = files
+        self._bindings = {binding.ours: binding for binding in bindings}
+        stored = [files.dtype(n) for b in bindings if b.ours not in float32 for n in b.theirs]
+        matrices = functools.reduce(torch.promote_types, stored)
+        self._dtypes = {name: torch.float32 if name in float32 else matrices for name in self._bindings}
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        binding = self._bindings[name]
+        return binding.join([self._files[part] for part in binding.theirs]).to(self._dtypes[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._bindings)
+
+    def __len__(self) -> int:
+        return len(self._bindings)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A model on disk whose names and shapes have been checked."""
+
+    config: ModelConfig
+    weights: _Weights
+    tokenizer: Tokenizer | None
+
+
+def _open(directory: Path) -> _Stored:
+    path = directory / "config.json"
+    data = read_json(path)
+    layout = layout_of(data, str(path))
+    config = layout.read_config(data, str(path))
+    files = TensorFiles(directory)
+    bindings, float32 = bindings_of(layout, config)
+    derived = layout.derived(config)
+    wanted = {name: binding.part_shape for binding in bindings for name in binding.theirs}
+    files.check(wanted | {item.name: item.shape for item in derived})
+    _check_derived(files, derived)
+    has_tokenizer = (directory / _TOKENIZER_FILE).exists()
+    tokenizer = import_module("leyden.tokenizer").Tokenizer.load(directory) if has_tokenizer else None
+    return _Stored(config, _Weights(files, bindings, float32), tokenizer)
+
+
+def bindings_of(layout: Layout, config: ModelConfig) -> tuple[list[Binding], set[str]]:
+    """How a layout stores each parameter of a model, and which parameters are float32 always."""
+    with torch.device("meta"):
+        model = HybridLM(config)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    float32 = {
+        f"{prefix}.{name}"
+        for prefix, module in model.named_modules()
+        if isinstance(module, Float32Module)
+        for name, _ in module.named_parameters()
+    }
+    return bind(layout.rules, config, shapes), float32
+
+
+def _check_derived(files: TensorFiles, derived: list[Derived]) -> None:
+    """Refuse a file whose derived tensors are not those of the model that would be built."""
+    wrong = []
+    for item in derived:
+        difference = (files[item.name].double() - item.make().double()).abs()
+        if not bool((difference <= item.tolerance(files.dtype(item.name))).all()):
+            wrong.append(f"{item.name} (by up to {difference.max():.2g})")
+    if wrong:
+        raise UserError(
+            f"{files.directory}: the stored decays are not those of lightning attention as released: "
+            f"{', '.join(wrong[:4])}{f' and {len(wrong) - 4} more' if len(wrong) > 4 else ''}. A model that "
+            "transformers initialised with a number of heads that is no power of two has other slopes, which Leyden "
+            "does not compute with."
+        )
+
+
+def _write(
+    config: ModelConfig,
+    weights: Mapping[str, torch.Tensor],
+    tokenizer: Tokenizer | None,
+    directory: Path,
+    layout: Layout,
+) -> None:
+    bindings, float32 = bindings_of(layout, config)
+    dtype = weights["embed_tokens.weight"].dtype
+    settings = layout.write_config(config, dtype, tokenizer)
+    _refuse_to_replace_others(directory)
+
+    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
+        for binding in bindings:
+            whole = weights[binding.ours]
+            if layout.narrows and binding.ours in float32:
+                whole = _narrowed(whole, dtype)
+            yield from zip(binding.theirs, binding.split(whole), strict=True)
+        for item in layout.derived(config):
+            yield item.name, item.make()
+
+    with atomic_directory(directory) as part:
+        write_json(part / "config.json", settings)
+        write_tensors(part, tensors())
+        if tokenizer is not None:
+            tokenizer.save(part)
+
+
+def _narrowed(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """``tensor`` in ``dtype`` where every value survives it, else as it is."""
+    narrow = tensor.to(dtype)
+    return narrow if torch.equal(narrow.to(tensor.dtype), tensor) else tensor
+
+
+def _refuse_to_replace_others(directory: Path) -> None:
+    """A directory is replaced whole, so it must be empty or hold nothing but a model."""
+    if not directory.exists():
+        return
+    if not directory.is_dir():
+        raise UserError(f"{directory} is a file; give a directory for the model.")
+    others = [p.name for p in sorted(directory.iterdir()) if not any(p.match(kind) for kind in _OURS_TO_REPLACE)]
+    if others:
+        raise UserError(
+            f"{directory} holds other things than a model ({', '.join(others[:4])}), and it would be replaced whole; "
+            "give a new directory."
+        )

@@ -1,0 +1,214 @@
+"""Directories of safetensors files: read lazily by memory map, checked as a whole, written in shards.
+
+Headers are read here, not by the safetensors library, so that a damaged or truncated file is told tensor by tensor.
+"""
+
+import json
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from leyden.core.errors import UserError
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+SHARD_BYTES = 5 * 10**9
+
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_MAX_HEADER_BYTES = 100 * 10**6  # the format's own limit
+_LISTED = 8  # how many names of one kind of problem an error prints
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """What a file's header says of one tensor.
+
+    Attributes:
+        file: the file that holds it.
+        dtype: the format's name of its dtype, as ``"BF16"``.
+        shape: its shape.
+        complete: False where the file ends before the tensor does.
+    """
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    complete: bool
+
+
+class TensorFiles(Mapping[str, torch.Tensor]):
+    """The tensors of a directory by name; reading one maps it into memory and copies nothing.
+
+    Raises:
+        UserError: the directory holds no safetensors file.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.stored: dict[str, StoredTensor] = {}
+        self._problems: list[str] = []
+        self._open: dict[Path, Any] = {}
+        for file in self._files():
+            self._read_header(file)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        file = self.stored[name].file
+        if file not in self._open:
+            self._open[file] = safe_open(file, framework="pt", device="cpu")
+        return self._open[file].get_tensor(name)
+
+    def __iter__(self):
+        return iter(self.stored)
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The dtype of a tensor that :meth:`check` accepted."""
+        return _DTYPES[self.stored[name].dtype]
+
+    def check(self, wanted: Mapping[str, tuple[int, ...]]) -> None:
+        """Compare with the names and shapes that there should be.
+
+        Raises:
+            UserError: one that lists everything wrong: missing, unexpected, of another shape or dtype, truncated.
+        """
+        missing = [name for name in wanted if name not in self.stored]
+        unexpected = [name for name in self.stored if name not in wanted]
+        known = {name: tensor for name, tensor in self.stored.items() if name in wanted}
+        shapes = [
+            f"{name} is {list(tensor.shape)} and should be {list(wanted[name])}"
+            for name, tensor in known.items()
+            if tensor.shape != tuple(wanted[name])
+        ]
+        dtypes = [f"{name} is {t.dtype}" for name, t in known.items() if t.dtype not in _DTYPES]
+        truncated = [f"{name} ({t.file.name})" for name, t in known.items() if not t.complete]
+        problems = [
+            *self._problems,
+            *_listing("missing", missing),
+            *_listing("unexpected", unexpected),
+            *_listing("of another shape", shapes),
+            *_listing("truncated", truncated),
+            *_listing(f"not of a floating-point dtype that Leyden reads ({', '.join(_DTYPES)})", dtypes),
+        ]
+        if problems:
+            raise UserError(f"{self.directory} does not hold the model its config.json describes: {'; '.join(problems)}.")
+
+    def _files(self) -> list[Path]:
+        """The files to read: the single one, or those that the index names."""
+        single, index = self.directory / SINGLE_FILE, self.directory / INDEX_FILE
+        if single.exists():
+            return [single]
+        if not index.exists():
+            pickled = sorted(p.name for p in self.directory.glob("*.bin")) + sorted(
+                p.name for p in self.directory.glob("*.pt*")
+            )
+            what = f"only {pickled[0]}, a pickle, which Leyden never opens" if pickled else "no weights"
+            raise UserError(
+                f"{self.directory} holds {what}; a model's weights are {SINGLE_FILE}, or shards with {INDEX_FILE}."
+            )
+        names = read_json(index).get("weight_map")
+        if not isinstance(names, dict) or not names:
+            raise UserError(f"{index} has no 'weight_map' from tensor names to files.")
+        files = sorted({str(name) for name in names.values()})
+        outside = [name for name in files if Path(name).name != name]
+        if outside:
+            raise UserError(f"{index} names files outside its directory: {', '.join(outside)}.")
+        return [self.directory / name for name in files]
+
+    def _read_header(self, file: Path) -> None:
+        try:
+            with file.open("rb") as stream:
+                (length,) = struct.unpack("<Q", stream.read(8))
+                if length > _MAX_HEADER_BYTES:
+                    raise ValueError
+                header = json.loads(stream.read(length))
+            data_bytes = file.stat().st_size - 8 - length
+            header.pop("__metadata__", None)
+            tensors = {
+                name: StoredTensor(file, item["dtype"], tuple(item["shape"]), item["data_offsets"][1] <= data_bytes)
+                for name, item in header.items()
+            }
+        except FileNotFoundError:
+            self._problems.append(f"the file {file.name} is missing")
+            return
+        except (struct.error, ValueError, KeyError, TypeError, AttributeError):
+            self._problems.append(f"{file.name} is truncated or not a safetensors file")
+            return
+        twice = [name for name in tensors if name in self.stored]
+        self._problems += _listing(f"stored again in {file.name}", twice)
+        self.stored.update(tensors)
+
+
+def _listing(kind: str, names: list[str]) -> list[str]:
+    """``["2 missing: a, b"]``, or nothing."""
+    if not names:
+        return []
+    rest = f", and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return [f"{len(names)} {kind}: {', '.join(names[:_LISTED])}{rest}"]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        UserError: there is no such file, or it holds something else.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; a model is a directory with config.json and its weights.") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is not a JSON file: {error}.") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path} holds a {type(data).__name__}; it should hold a JSON object.")
+    return data
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write a JSON object, indented."""
+    path.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def write_tensors(
+    directory: Path, tensors: Iterable[tuple[str, torch.Tensor]], shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Write tensors in the order given, one shard in memory at a time; with an index where there are several."""
+    shards: list[list[str]] = []
+    pending: dict[str, torch.Tensor] = {}
+    pending_bytes = total_bytes = 0
+
+    def flush() -> None:
+        save_file(pending, directory / f"{len(shards)}.part", metadata={"format": "pt"})
+        shards.append(list(pending))
+        pending.clear()
+
+    for name, tensor in tensors:
+        if pending and pending_bytes + tensor.nbytes > shard_bytes:
+            flush()
+            pending_bytes = 0
+        pending[name] = tensor.detach().cpu().contiguous()
+        pending_bytes += tensor.nbytes
+        total_bytes += tensor.nbytes
+    flush()
+    _name_shards(directory, shards, total_bytes)
+
+
+def _name_shards(directory: Path, shards: list[list[str]], total_bytes: int) -> None:
+    """Give the shards their names, which say how many there are, and write the index."""
+    if len(shards) == 1:
+        (directory / "0.part").rename(directory / SINGLE_FILE)
+        return
+    weight_map = {}
+    for number, names in enumerate(shards):
+        file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
+        (directory / f"{number}.part").rename(directory / file)
+        weight_map.update(dict.fromkeys(names, file))
+    index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+    write_json(directory / INDEX_FILE, index)
