@@ -27,21 +27,21 @@ class LinearCrossEntropy(torch.autograd.Function):
         dweight = torch.zeros_like(weight, dtype=dtype) if differentiate else None
         for start in range(0, hidden.shape[0], rows):
             part, label = hidden[start : start + rows], labels[start : start + rows]
-            logits = torch.mm(part, weight.t()).to(dtype)
-            z = torch.logsumexp(logits, dim=-1)
             valid = (label >= 0).to(dtype)
             index = label.clamp_min(0)[:, None]
-            nll += ((z - logits.gather(1, index).squeeze(1)) * valid).sum()
+            logits = torch.mm(part, weight.t()).to(dtype)
+            target, top = logits.gather(1, index).squeeze(1), logits.amax(-1)
+            p = torch.softmax(logits, -1, out=logits)
+            z = top - p.amax(-1).log_()  # the largest probability is exp(top - z); the target's may underflow
+            nll += ((z - target) * valid).sum()
             squares += (z.square() * valid).sum()
             if dhidden is None or dweight is None:
                 continue
             # d nll / d logits = p - onehot;  d z^2 / d logits = 2 z p
-            scale = valid * (1 + 2 * z_loss * z)
-            dlogits = logits.sub_(z[:, None]).exp_().mul_(scale[:, None])
-            dlogits.scatter_add_(1, index, -valid[:, None])
-            narrow = dlogits.to(hidden.dtype)
-            torch.mm(narrow, weight, out=dhidden[start : start + rows])
-            dweight += torch.mm(narrow.t(), part)
+            scale = valid if z_loss == 0 else valid * (1 + 2 * z_loss * z)
+            dlogits = _scaled(p, scale).scatter_add_(1, index, -valid[:, None]).to(hidden.dtype)
+            torch.mm(dlogits, weight, out=dhidden[start : start + rows])
+            dweight += torch.mm(dlogits.t(), part)
         if dhidden is not None and dweight is not None:
             ctx.save_for_backward(dhidden, dweight.to(weight.dtype))
         ctx.mark_non_differentiable(nll)
@@ -52,3 +52,8 @@ class LinearCrossEntropy(torch.autograd.Function):
         dhidden, dweight = ctx.saved_tensors
         scale = grads[0]
         return dhidden * scale.to(dhidden.dtype), dweight * scale.to(dweight.dtype), None, None
+
+
+def _scaled(p: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """``p`` with each row times its scale, in place; nothing is read where every scale is 1."""
+    return p if bool((scale == 1).all()) else p.mul_(scale[:, None])

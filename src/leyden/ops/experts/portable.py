@@ -57,34 +57,39 @@ class _Experts(torch.autograd.Function):
             torch.mm(rows[span], gate_up[expert].t(), out=projected[span])
             gate, up = projected[span].chunk(2, dim=-1)
             torch.mm(silu(gate).mul_(up), down[expert].t(), out=y[span])
-        share = weights.flatten().index_select(0, order)
-        ctx.save_for_backward(x, gate_up, down, weights, order, projected)
+        ctx.save_for_backward(x, gate_up, down, weights, order, projected, y)
         ctx.counts = counts
-        out = torch.zeros(x.shape, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
-        return out.index_add_(0, token, y * share[:, None]).to(x.dtype)
+        return _sum_by_token(y * _share(weights, order, y.dtype), token, x)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, gate_up, down, weights, order, projected = ctx.saved_tensors
+        x, gate_up, down, weights, order, projected, y = ctx.saved_tensors
         token = order // weights.shape[1]
-        share = weights.flatten().index_select(0, order)
-        rows, dy = x.index_select(0, token), grads[0].index_select(0, token)
+        rows, dout = x.index_select(0, token), grads[0].index_select(0, token)
+        dshare = (y * dout).sum(-1, dtype=weights.dtype)
+        dy = dout.mul_(_share(weights, order, dout.dtype))
         dgate_up, ddown = torch.zeros_like(gate_up), torch.zeros_like(down)
-        drows, dshare = torch.empty_like(rows), torch.empty_like(share)
+        drows, dprojected = torch.empty_like(rows), torch.empty_like(projected)
         for expert, span in _spans(ctx.counts):
-            gate, up = (t.to(share.dtype) for t in projected[span].chunk(2, dim=-1))
-            opened = torch.sigmoid(gate)
-            active = gate * opened
-            hidden = active * up
-            # y = share * hidden down^T: the share commutes with the product, so it is applied to the narrow side.
-            dhidden = torch.mm(dy[span], down[expert]).to(share.dtype)
-            dshare[span] = (dhidden * hidden).sum(-1)
-            torch.mm(dy[span].t(), (hidden * share[span, None]).to(x.dtype), out=ddown[expert])
-            dhidden *= share[span, None]
-            dprojected = torch.cat([dhidden * up * (opened + active * (1 - opened)), dhidden * active], dim=-1)
-            dprojected = dprojected.to(x.dtype)
-            torch.mm(dprojected.t(), rows[span], out=dgate_up[expert])
-            torch.mm(dprojected, gate_up[expert], out=drows[span])
-        dx = torch.zeros(x.shape, dtype=share.dtype, device=x.device).index_add_(0, token, drows.to(share.dtype))
+            gate, up = projected[span].chunk(2, dim=-1)
+            dgate, dup = dprojected[span].chunk(2, dim=-1)
+            active = silu(gate)
+            dhidden = torch.mm(dy[span], down[expert])
+            torch.mul(dhidden, active, out=dup)
+            torch.mm(dy[span].t(), active.mul_(up), out=ddown[expert])
+            dgate.copy_(torch.ops.aten.silu_backward(dhidden.mul_(up), gate))
+            torch.mm(dprojected[span].t(), rows[span], out=dgate_up[expert])
+            torch.mm(dprojected[span], gate_up[expert], out=drows[span])
         dweights = torch.zeros_like(weights).flatten().index_copy_(0, order, dshare).view_as(weights)
-        return dx.to(x.dtype), dgate_up, ddown, dweights, None, None
+        return _sum_by_token(drows, token, x), dgate_up, ddown, dweights, None, None
+
+
+def _share(weights: torch.Tensor, order: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The weight of each assignment, [M, 1]."""
+    return weights.flatten().index_select(0, order).to(dtype)[:, None]
+
+
+def _sum_by_token(rows: torch.Tensor, token: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Add each assignment's row [M, D] to its token's, summed in float32 (float64 for float64)."""
+    total = torch.zeros(like.shape, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
+    return total.index_add_(0, token, rows.to(total.dtype)).to(like.dtype)

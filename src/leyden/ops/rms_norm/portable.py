@@ -1,4 +1,8 @@
-"""The norms with backwards of their own: what is saved is the input and one float32 a row."""
+"""The norms with backwards of their own: what is saved is the inputs and one float32 a row.
+
+With r = (mean x^2 + eps)^-1/2 and n = x r:  y = n w,  dw = sum_rows n dy,  dx = r (dy w - n mean(n dy w)).
+Times a gate s = sigmoid(g):  y = n w s,  dg = n dy w s (1 - s), and the rest as above with dy s for dy.
+"""
 
 from typing import Any
 
@@ -9,50 +13,56 @@ def _wide(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def _normalise(x: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """n [..., D] and r [..., 1], in float32 (float64 for float64)."""
+    wide = _wide(x)
+    mean_square = torch.linalg.vecdot(wide, wide).div_(x.shape[-1])
+    rstd = mean_square.add_(eps).rsqrt_().unsqueeze(-1)
+    return wide * rstd, rstd
+
+
+def _backward(
+    dy: torch.Tensor, normed: torch.Tensor, product: torch.Tensor, weight: torch.Tensor, rstd: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(dx, dw), given dy, n and ``product`` = n dy; dy is overwritten."""
+    dweight = product.flatten(0, -2).sum(0)
+    mean = torch.matmul(product, weight.to(product.dtype)).div_(product.shape[-1]).unsqueeze(-1)
+    dx = dy.mul_(weight).addcmul_(normed, mean, value=-1).mul_(rstd)
+    return dx, dweight
+
+
 class RMSNorm(torch.autograd.Function):
-    """y = x r w with r = (mean x^2 + eps)^-1/2; dx = r (w dy - x r^2 mean(x w dy)); dw = sum of x r dy."""
+    """See :func:`leyden.ops.rms_norm`."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        wide = _wide(x)
-        rstd = torch.rsqrt(torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps))
+        normed, rstd = _normalise(x, eps)
         ctx.save_for_backward(x, weight, rstd)
-        return (wide * rstd).mul_(weight).to(x.dtype)
+        return normed.mul_(weight).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, rstd = ctx.saved_tensors
-        normed = _wide(x) * rstd
-        dy = _wide(grads[0])
-        dweight = (normed * dy).flatten(0, -2).sum(0)
-        dnormed = dy * weight
-        mean = (dnormed * normed).mean(-1, keepdim=True)
-        dx = dnormed.sub_(normed.mul_(mean)).mul_(rstd)
+        normed, dy = x * rstd, grads[0].to(rstd.dtype, copy=True)
+        dx, dweight = _backward(dy, normed, normed * dy, weight, rstd)
         return dx.to(x.dtype), dweight.to(weight.dtype), None
 
 
 class GatedRMSNorm(torch.autograd.Function):
-    """y = n w s with n = x r and s = sigmoid(gate); dgate = dy n w s (1 - s)."""
+    """See :func:`leyden.ops.gated_rms_norm`."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, eps: float
-    ) -> torch.Tensor:
-        wide = _wide(x)
-        rstd = torch.rsqrt(torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps))
+    def forward(ctx: Any, x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        normed, rstd = _normalise(x, eps)
         ctx.save_for_backward(x, gate, weight, rstd)
-        return (wide * rstd).mul_(weight).mul_(torch.sigmoid(_wide(gate))).to(x.dtype)
+        return normed.mul_(weight).mul_(torch.sigmoid(_wide(gate))).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, gate, weight, rstd = ctx.saved_tensors
-        normed = _wide(x) * rstd
+        normed, dy = x * rstd, grads[0].to(rstd.dtype, copy=True)
         opened = torch.sigmoid(_wide(gate))
-        dy = _wide(grads[0])
-        through = dy * normed
-        dweight = (through * opened).flatten(0, -2).sum(0)
-        dgate = through.mul_(weight).mul_(opened).mul_(1 - opened)
-        dnormed = dy.mul(opened).mul_(weight)
-        mean = (dnormed * normed).mean(-1, keepdim=True)
-        dx = dnormed.sub_(normed.mul_(mean)).mul_(rstd)
+        product = normed * dy
+        dgate = torch.ops.aten.sigmoid_backward(product * weight, opened)
+        dx, dweight = _backward(dy.mul_(opened), normed, product.mul_(opened), weight, rstd)
         return dx.to(x.dtype), dgate.to(gate.dtype), dweight.to(weight.dtype), None

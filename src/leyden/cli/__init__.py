@@ -1,0 +1,5 @@
+"""The command line: the verbs, and how errors are told."""
+
+from leyden.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,59 @@
+"""``leyden VERB``: every verb is one small module here, which imports the room that does the work when it is called."""
+
+import logging
+import os
+import sys
+
+import typer
+from rich.logging import RichHandler
+
+from leyden.cli import bench, chat, convert, evaluate, generate, info, quickstart, run, tokenizer
+from leyden.core.errors import Interrupted, UserError
+from leyden.core.log import console
+
+app = typer.Typer(
+    name="leyden",
+    help="Long-context language models built on lightning attention: train, evaluate, generate.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command()(quickstart.quickstart)
+app.command()(run.run)
+app.command()(info.info)
+app.command()(generate.generate)
+app.command()(chat.chat)
+app.command(name="eval")(evaluate.evaluate)
+app.command()(convert.convert)
+app.add_typer(tokenizer.app, name="tokenizer")
+app.add_typer(bench.app, name="bench")
+
+
+@app.callback()
+def _options(verbose: bool = typer.Option(False, "--verbose", "-v", help="Log every detail.")) -> None:
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.INFO,
+        format="%(message)s",
+        handlers=[RichHandler(console=console, show_path=False, show_time=False, markup=False)],
+    )
+    for talkative in ("matplotlib", "PIL", "asyncio"):
+        logging.getLogger(talkative).setLevel(logging.WARNING)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends in one paragraph and exit code 2, never in a traceback."""
+    try:
+        app()
+    except UserError as error:
+        console.print("error: ", style="bold red", end="")
+        console.print(str(error), markup=False, highlight=False)
+        sys.exit(2)
+    except Interrupted as stop:
+        console.print(str(stop), markup=False, highlight=False)
+        sys.exit(130)
+    except KeyboardInterrupt:
+        console.print("stopped.")
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)

@@ -1,0 +1,20 @@
+"""``leyden quickstart``: from raw text to a model that answers."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def quickstart(
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(help="Files or folders to learn from, instead of the Python standard library.", show_default=False),
+    ] = None,
+    directory: Annotated[Path, typer.Option("--dir", help="Where the run is kept.")] = Path("runs/quickstart"),
+    minutes: Annotated[float, typer.Option(min=0.01, help="The most that training takes.")] = 4.5,
+) -> None:
+    """Train a small MiniMax-01 on this machine's own text, evaluate it, and let it write."""
+    from leyden.recipes import quickstart as start
+
+    start(text=text or [], directory=directory, minutes=minutes)
