@@ -50,8 +50,10 @@ def matmul_flops_per_second(dtype: torch.dtype, device_type: str = "cpu", size: 
     device = torch.device(device_type)
     if device.type == "cuda":
         size = max(size, 8192)
-    a = torch.randn(size, size, device=device, dtype=torch.float32).to(dtype)
-    b = torch.randn(size, size, device=device, dtype=torch.float32).to(dtype)
+    # Its own generator: a measurement must not move the random numbers of a run that is resumed.
+    generator = torch.Generator(device).manual_seed(0)
+    a = torch.randn(size, size, device=device, generator=generator).to(dtype)
+    b = torch.randn(size, size, device=device, generator=generator).to(dtype)
     seconds = []
     for _ in range(12):
         started = time.perf_counter()

@@ -20,7 +20,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     try:
-        with _disk_full_is_a_user_error(path):
+        with disk_full_is_a_user_error(path):
             yield part
             _flush(part)
             os.replace(part, path)
@@ -41,7 +41,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     try:
-        with _disk_full_is_a_user_error(path):
+        with disk_full_is_a_user_error(path):
             yield part
             for item in part.rglob("*"):
                 _flush(item)
@@ -73,7 +73,8 @@ def _flush(path: Path) -> None:
 
 
 @contextmanager
-def _disk_full_is_a_user_error(path: Path) -> Iterator[None]:
+def disk_full_is_a_user_error(path: Path) -> Iterator[None]:
+    """Turn "no space left" and "quota exceeded" while writing ``path`` into a UserError."""
     try:
         yield
     except OSError as error:

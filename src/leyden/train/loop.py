@@ -1,0 +1,149 @@
+"""The loop around :func:`leyden.train.step.train_step`; it knows neither the objective nor what a batch is.
+
+No decision here reads a clock or draws a random number, so that a run killed and resumed is the run never killed.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from leyden.core.config import Config
+from leyden.core.errors import Interrupted, UserError
+from leyden.core.log import logger, progress
+from leyden.train.metrics import MetricsLog
+from leyden.train.objective import Objective
+from leyden.train.schedule import Schedule
+from leyden.train.signals import StopRequest
+from leyden.train.state import Batches, TrainState
+from leyden.train.step import StepResult, train_step
+
+_log = logger(__name__)
+
+Callback = Callable[[TrainState, StepResult], None]
+
+
+class FitSettings(Config):
+    """One stage of a run, as the loop sees it."""
+
+    stage: str
+    """Its name, for the metrics and the progress bar."""
+    total_steps: int = Field(ge=1)
+    """Optimizer steps of this stage."""
+    micro_batches: int = Field(default=1, ge=1)
+    """How many batches one optimizer step takes."""
+    clip_norm: float = Field(default=1.0, gt=0)
+    checkpoint_steps: int = Field(ge=1)
+    """A checkpoint is written every so many steps of the run, and at the end of the stage."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    max_skipped_steps: int = Field(default=10, ge=1)
+    """The run stops when so many steps in a row are not finite."""
+    flops_per_token: float = Field(gt=0)
+    """Forward and backward, for model-FLOPs utilisation."""
+    peak_flops_per_second: float = Field(gt=0)
+    """The measured rate of matrix products that utilisation is stated against."""
+    how_to_resume: str
+    """What the user is told to do after an interruption."""
+
+
+def fit(
+    state: TrainState,
+    batches: Batches,
+    objective: Objective,
+    schedule: Schedule,
+    settings: FitSettings,
+    *,
+    run_dir: Path,
+    stage: int = 0,
+    callbacks: Sequence[Callback] = (),
+) -> None:
+    """Train to the end of a stage, from wherever ``state`` is in it.
+
+    Args:
+        state: updated in place; a stage that it has finished is left at once.
+        batches: of this stage, at their beginning; moved to where ``state`` stopped.
+        objective: what is minimised.
+        schedule: the learning rate over the steps of this stage.
+        settings: the rest.
+        run_dir: gets ``metrics.jsonl`` and ``checkpoints/``.
+        stage: index of the stage in the run.
+        callbacks: called after every step, before its checkpoint.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM; the step was finished and a checkpoint written.
+        UserError: the batches end early, the disk is full, or the loss stays not finite.
+    """
+    state.enter_stage(stage, batches)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    total = settings.total_steps
+    with (
+        StopRequest() as stop,
+        MetricsLog(run_dir / "metrics.jsonl", last_step=state.step) as metrics,
+        progress(f"training: {settings.stage}", total, "steps") as bar,
+    ):
+        bar.advance(state.stage_step)
+        while state.stage_step < total:
+            started = time.perf_counter()
+            lr = schedule.lr_at(state.stage_step, total)
+            micro_batches = _next_batches(batches, settings, state)
+            result = train_step(state, micro_batches, objective, lr=lr, clip_norm=settings.clip_norm)
+            rate = result.tokens / (time.perf_counter() - started)
+            metrics.append(_record(state, result, settings, lr=lr, tokens_per_second=rate))
+            bar.advance(1, f"loss {result.loss:.3f}, {rate:.0f} tokens/s")
+            _stop_if_diverged(state, settings)
+            for callback in callbacks:
+                callback(state, result)
+            if stop.made or state.stage_step == total or state.step % settings.checkpoint_steps == 0:
+                metrics.sync()
+                state.save(run_dir, keep=settings.keep_checkpoints)
+            if stop.made:
+                raise Interrupted(f"Stopped after step {state.step}; everything is saved. {settings.how_to_resume}")
+
+
+def _next_batches(batches: Batches, settings: FitSettings, state: TrainState) -> list[Any]:
+    try:
+        return [next(batches) for _ in range(settings.micro_batches)]
+    except StopIteration:
+        raise UserError(
+            f"stage '{settings.stage}': the data ended before step {state.stage_step + 1} of "
+            f"{settings.total_steps}; give more text, or fewer steps or tokens."
+        ) from None
+
+
+def _stop_if_diverged(state: TrainState, settings: FitSettings) -> None:
+    skipped = state.skipped_in_a_row
+    if not skipped:
+        return
+    _log.warning("step %d: the loss or its gradient is not finite; the step is skipped", state.step)
+    if skipped >= settings.max_skipped_steps:
+        raise UserError(
+            f"stage '{settings.stage}': the loss or its gradient was not finite in {skipped} steps in a row, from "
+            f"step {state.step - skipped + 1} on; lower the learning rate, or look at the data of that step."
+        )
+
+
+def _record(
+    state: TrainState, result: StepResult, settings: FitSettings, *, lr: float, tokens_per_second: float
+) -> dict[str, Any]:
+    """One line of ``metrics.jsonl``; null stands for what is not finite."""
+    return {
+        "stage": settings.stage,
+        "step": state.step,
+        "tokens": state.tokens,
+        "loss": _finite(result.loss),
+        "aux_loss": _finite(result.aux_loss),
+        "grad_norm": _finite(result.grad_norm),
+        "lr": lr,
+        "skipped": result.skipped,
+        "tokens_per_second": round(tokens_per_second, 1),
+        "mfu": round(tokens_per_second * settings.flops_per_token / settings.peak_flops_per_second, 4),
+        "expert_load": [[_finite(round(share, 4)) for share in layer] for layer in result.load],
+        "dropped": _finite(result.dropped),
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,87 @@
+"""What is minimised: an objective turns a batch into sums, and the step divides them once.
+
+Sums, never means: k micro-batches of unequal length on any number of ranks then weigh every label alike, which means
+of means do not.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from leyden.model import HybridLM
+from leyden.model.balance import router_losses
+from leyden.ops import IGNORE_INDEX, linear_cross_entropy
+
+
+@dataclass(frozen=True)
+class LossSums:
+    """What one micro-batch contributes to a step; every field is a sum, so contributions add.
+
+    Attributes:
+        loss: scalar to backpropagate, everything that is minimised, summed over the valid labels.
+        nll: scalar, the negative log-likelihood alone, in nats, summed over the valid labels.
+        num_labels: int64 scalar, how many labels are valid.
+        num_tokens: int64 scalar, how many positions were computed, with a label or without.
+        load: [layers with experts, E] float32, each expert's share of the assignments, times ``num_labels``.
+        dropped: scalar float32, the share of assignments that capacity dropped, times ``num_labels``.
+    """
+
+    loss: torch.Tensor
+    nll: torch.Tensor
+    num_labels: torch.Tensor
+    num_tokens: torch.Tensor
+    load: torch.Tensor
+    dropped: torch.Tensor
+
+
+class Objective(Protocol):
+    """Anything that a step can minimise. The batch is whatever the objective's iterator yields."""
+
+    def __call__(self, model: Any, batch: Any, /) -> LossSums: ...
+
+
+class PackedBatch(Protocol):
+    """Documents packed in one row."""
+
+    @property
+    def tokens(self) -> torch.Tensor:
+        """[1, T] int64."""
+        ...
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """[1, T] int64, the target of each position, or ``IGNORE_INDEX``."""
+        ...
+
+    @property
+    def cu_seqlens(self) -> torch.Tensor:
+        """[N+1] int32 on the CPU, where each document begins, and the end."""
+        ...
+
+
+class Pretrain:
+    """Next-token cross-entropy with the z-loss and the routers' losses of the model's configuration."""
+
+    def __call__(self, model: HybridLM, batch: PackedBatch, /) -> LossSums:
+        """The sums of one packed row."""
+        device = model.lm_head.weight.device
+        tokens, labels = batch.tokens.to(device), batch.labels.to(device)
+        features = model.features(tokens, cu_seqlens=batch.cu_seqlens)
+        loss, nll = linear_cross_entropy(
+            features.hidden.flatten(0, 1), model.lm_head.weight, labels.flatten(), model.config.z_loss_coef
+        )
+        num_labels = (labels != IGNORE_INDEX).sum()
+        num_tokens = torch.tensor(tokens.numel(), device=device)
+        if not features.routings:
+            nothing = torch.zeros((), device=device)
+            return LossSums(loss, nll, num_labels, num_tokens, nothing.expand(0, 0), nothing)
+        routers = router_losses(model.config, features.routings)  # means over the tokens of this batch
+        return LossSums(
+            loss=loss + routers.loss * num_labels,
+            nll=nll,
+            num_labels=num_labels,
+            num_tokens=num_tokens,
+            load=routers.load * num_labels,
+            dropped=routers.dropped * num_labels,
+        )

@@ -1,0 +1,163 @@
+"""AdamW on float32 master weights, whatever dtype the model computes in.
+
+A bfloat16 weight near 1 moves in steps of 1/128, more than most updates: the optimizer therefore keeps each narrow
+parameter a second time in float32, updates that copy, and rounds it into the model after every step. A parameter that
+is float32 already is its own master. Gradients are summed over micro-batches in the master's dtype.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from pydantic import Field
+from torch import nn
+from torch.optim.adamw import adamw
+
+from leyden.core.config import Config
+
+
+class AdamWConfig(Config):
+    """The constants of AdamW; the defaults are MiniMax-01's (the paper does not print eps)."""
+
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+    """For parameters of two dims or more; norms and other vectors do not decay."""
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Parameters that share a weight decay, with what the optimizer keeps of each."""
+
+    names: list[str]
+    parameters: list[nn.Parameter]
+    masters: list[torch.Tensor]
+    exp_avgs: list[torch.Tensor]
+    exp_avg_sqs: list[torch.Tensor]
+    steps: list[torch.Tensor]
+    """Float32 scalars, all equal; the fused kernel wants one a parameter."""
+    weight_decay: float
+
+
+class MasterAdamW:
+    """AdamW (arXiv 1711.05101) over the trainable parameters of a model.
+
+    One step is: ``accumulate()`` after the backward of each micro-batch, ``grad_norm()``, then ``step()`` or, where
+    the gradient cannot be used, ``discard()``.
+    """
+
+    def __init__(self, model: nn.Module, config: AdamWConfig | None = None) -> None:
+        self.config = config or AdamWConfig()
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        matrices = [(name, p) for name, p in named if p.ndim >= 2]
+        vectors = [(name, p) for name, p in named if p.ndim < 2]
+        self._groups = [_group(matrices, self.config.weight_decay), _group(vectors, 0.0)]
+        self._gradients: list[list[torch.Tensor]] | None = None
+
+    def accumulate(self) -> None:
+        """Add every parameter's ``grad`` to its float32 sum and clear it; no gradient counts as zero."""
+        arrived = [_take_gradients(group) for group in self._groups]
+        if self._gradients is None:
+            self._gradients = arrived
+            return
+        for sums, gradients in zip(self._gradients, arrived, strict=True):
+            for total, gradient in zip(sums, gradients, strict=True):
+                total.add_(gradient)
+
+    def grad_norm(self) -> torch.Tensor:
+        """The Euclidean norm of all accumulated gradients together, a float32 scalar (float64 for a float64 model)."""
+        return nn.utils.get_total_norm([g for gradients in self._accumulated() for g in gradients])
+
+    def step(self, lr: float, divisor: torch.Tensor) -> None:
+        """Update masters and model with the accumulated gradients, each divided by ``divisor``, and forget them.
+
+        Args:
+            lr: learning rate.
+            divisor: scalar; the division happens inside the fused kernel, without a pass of its own.
+        """
+        divisor = divisor.to(torch.float32)
+        for group, gradients in zip(self._groups, self._accumulated(), strict=True):
+            if not group.parameters:
+                continue
+            adamw(
+                group.masters,
+                gradients,
+                group.exp_avgs,
+                group.exp_avg_sqs,
+                [],
+                group.steps,
+                fused=True,
+                grad_scale=divisor,
+                amsgrad=False,
+                beta1=self.config.beta1,
+                beta2=self.config.beta2,
+                lr=lr,
+                weight_decay=group.weight_decay,
+                eps=self.config.eps,
+                maximize=False,
+            )
+            _round_into_model(group)
+        self._gradients = None
+
+    def discard(self) -> None:
+        """Forget the accumulated gradients; nothing else changes."""
+        self._gradients = None
+
+    @property
+    def num_steps(self) -> int:
+        """How many updates were made; Adam's bias correction depends on it."""
+        return int(next(step for group in self._groups for step in group.steps))
+
+    @num_steps.setter
+    def num_steps(self, value: int) -> None:
+        for group in self._groups:
+            for step in group.steps:
+                step.fill_(value)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Everything but :attr:`num_steps` that a resumed run needs, by name; writing into them restores it."""
+        found: dict[str, torch.Tensor] = {}
+        for group in self._groups:
+            for i, name in enumerate(group.names):
+                found[f"exp_avg.{name}"] = group.exp_avgs[i]
+                found[f"exp_avg_sq.{name}"] = group.exp_avg_sqs[i]
+                if group.masters[i].dtype != group.parameters[i].dtype:
+                    found[f"master.{name}"] = group.masters[i]
+        return found
+
+    def _accumulated(self) -> list[list[torch.Tensor]]:
+        if self._gradients is None:
+            raise RuntimeError("no gradients: call accumulate() after a backward first.")
+        return self._gradients
+
+
+def _group(named: list[tuple[str, nn.Parameter]], weight_decay: float) -> _Group:
+    parameters = [p for _, p in named]
+    # ``to`` copies where the dtype changes, and returns the parameter's own storage where it does not.
+    masters = [p.detach().to(torch.promote_types(p.dtype, torch.float32)) for p in parameters]
+    return _Group(
+        names=[name for name, _ in named],
+        parameters=parameters,
+        masters=masters,
+        exp_avgs=[torch.zeros_like(m) for m in masters],
+        exp_avg_sqs=[torch.zeros_like(m) for m in masters],
+        steps=[torch.zeros((), dtype=torch.float32, device=m.device) for m in masters],
+        weight_decay=weight_decay,
+    )
+
+
+def _take_gradients(group: _Group) -> list[torch.Tensor]:
+    """The gradients of one backward in the masters' dtype, taken away from the parameters."""
+    taken = []
+    for parameter, master in zip(group.parameters, group.masters, strict=True):
+        gradient = parameter.grad
+        taken.append(torch.zeros_like(master) if gradient is None else gradient.to(master.dtype))
+        parameter.grad = None
+    return taken
+
+
+def _round_into_model(group: _Group) -> None:
+    pairs = [(p, m) for p, m in zip(group.parameters, group.masters, strict=True) if p.dtype != m.dtype]
+    if pairs:
+        parameters, masters = zip(*pairs, strict=True)
+        torch._foreach_copy_([p.detach() for p in parameters], list(masters))  # pyright: ignore[reportPrivateImportUsage]

@@ -1,0 +1,53 @@
+"""The learning rate of every step: warm-up, then constant, then a decay to the final rate.
+
+MiniMax-Text-01 warms up over 500 steps to 2e-4, stays, and ends with an exponential decay to 3e-5; its later stages
+use a cosine from 1e-5 to 1e-6 or a constant rate (arXiv 2501.08313, sections 4.3 and 5).
+"""
+
+import math
+from collections.abc import Callable
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from leyden.core.config import Config
+
+_DECAYS: dict[str, Callable[[float, float], float]] = {
+    "constant": lambda progress, floor: 1.0,
+    "linear": lambda progress, floor: 1.0 - (1.0 - floor) * progress,
+    "cosine": lambda progress, floor: floor + (1.0 - floor) * (1.0 + math.cos(math.pi * progress)) / 2,
+    "exponential": lambda progress, floor: floor**progress,
+}
+"""The share of the peak rate, from 1 at progress 0 to ``floor`` at progress 1."""
+
+
+class Schedule(Config):
+    """A learning rate that depends on nothing but the step and the number of steps."""
+
+    lr: float = Field(gt=0)
+    """The peak rate."""
+    kind: Literal["constant", "linear", "cosine", "exponential"] = "exponential"
+    """The shape of the decay."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps in which the rate rises linearly to the peak."""
+    decay_share: float = Field(default=0.2, gt=0, le=1)
+    """The share of all steps, at the end, in which the rate decays; 1: all that warm-up leaves."""
+    final_lr: float | None = Field(default=None, gt=0)
+    """The rate of the last step. None: a tenth of the peak."""
+
+    @model_validator(mode="after")
+    def _falls(self) -> Self:
+        if self.final_lr is not None and self.final_lr > self.lr:
+            raise ValueError(f"final_lr ({self.final_lr}) must not exceed lr ({self.lr})")
+        return self
+
+    def lr_at(self, step: int, total_steps: int) -> float:
+        """The rate of ``step`` (from 0) of ``total_steps``; the last step has exactly the final rate."""
+        if step < self.warmup_steps:
+            return self.lr * (step + 1) / self.warmup_steps
+        decay_steps = min(math.ceil(self.decay_share * total_steps), total_steps - self.warmup_steps)
+        steps_into_decay = step + 1 - (total_steps - decay_steps)
+        if steps_into_decay <= 0:
+            return self.lr
+        floor = 0.1 if self.final_lr is None else self.final_lr / self.lr
+        return self.lr * _DECAYS[self.kind](steps_into_decay / decay_steps, floor)

@@ -1,0 +1,130 @@
+"""Everything that a run is at one moment: what is saved, and what a resumed run starts from."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from leyden.checkpoint.training import latest_training, load_training, save_training
+from leyden.train.optimizer import MasterAdamW
+
+
+class Batches(Protocol):
+    """An endless iterator over micro-batches that can say where it is, in JSON values, and go there."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+    def __next__(self) -> Any: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None: ...
+
+
+class TrainState:
+    """The model, its optimizer, the place in the data, the counters and the random-number generators.
+
+    Attributes:
+        step: optimizer steps taken in the whole run.
+        tokens: positions computed in the whole run.
+        stage: index of the stage the run is in.
+        stage_step: optimizer steps taken in that stage.
+        skipped_in_a_row: how many of the latest steps left the weights unchanged because they were not finite.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: MasterAdamW) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.step = self.tokens = 0
+        self.stage = self.stage_step = 0
+        self.skipped_in_a_row = 0
+        self._batches: Batches | None = None
+        self._resumed_batches: dict[str, Any] | None = None
+
+    def enter_stage(self, stage: int, batches: Batches) -> None:
+        """Go on in ``stage`` where the run stopped in it (``batches`` are moved there), or begin it."""
+        if stage != self.stage:
+            self.stage, self.stage_step = stage, 0
+        elif self._resumed_batches is not None:
+            batches.load_state_dict(self._resumed_batches)
+        self._resumed_batches = None
+        self._batches = batches
+
+    def count(self, tokens: int, *, skipped: bool) -> None:
+        """Count one step over ``tokens`` positions."""
+        self.step += 1
+        self.stage_step += 1
+        self.tokens += tokens
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+
+    def save(self, run_dir: Path, *, keep: int) -> Path:
+        """Write a checkpoint, then remove all but the newest ``keep``.
+
+        Raises:
+            UserError: the disk is full; older checkpoints are untouched.
+        """
+        return save_training(run_dir, self.step, self._tensors(), self._values(), keep=keep)
+
+    def resume(self, run_dir: Path) -> bool:
+        """Take over the newest complete checkpoint of ``run_dir``; False where there is none.
+
+        Raises:
+            UserError: it belongs to a model of another shape or dtype.
+        """
+        path = latest_training(run_dir)
+        if path is None:
+            return False
+        values = load_training(path, self._tensors())
+        self.step, self.tokens = values["step"], values["tokens"]
+        self.stage, self.stage_step = values["stage"], values["stage_step"]
+        self.skipped_in_a_row = values["skipped_in_a_row"]
+        self.optimizer.num_steps = values["optimizer_steps"]
+        self._resumed_batches = values["batches"]
+        _set_random_state(values["random"])
+        return True
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """By name, the tensors themselves: loading writes into them."""
+        model = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        return model | {f"optimizer.{name}": tensor for name, tensor in self.optimizer.tensors().items()}
+
+    def _values(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "tokens": self.tokens,
+            "stage": self.stage,
+            "stage_step": self.stage_step,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "optimizer_steps": self.optimizer.num_steps,
+            "batches": None if self._batches is None else self._batches.state_dict(),
+            "random": _random_state(),
+        }
+
+
+def _random_state() -> dict[str, Any]:
+    """The generators that libraries draw from when nobody gives them one, as JSON values."""
+    algorithm, keys, *rest = np.random.get_state(legacy=True)
+    return {
+        "python": random.getstate(),
+        "numpy": [algorithm, np.asarray(keys).tolist(), *rest],
+        "torch": bytes(torch.get_rng_state().tolist()).hex(),
+        "cuda": [bytes(state.tolist()).hex() for state in torch.cuda.get_rng_state_all()],
+    }
+
+
+def _set_random_state(saved: dict[str, Any]) -> None:
+    version, internal, gauss = saved["python"]
+    random.setstate((version, tuple(internal), gauss))
+    np.random.set_state(tuple(saved["numpy"]))
+    torch.set_rng_state(_byte_tensor(saved["torch"]))
+    # A run may go on with another number of GPUs; generators without a saved state keep their own.
+    for device, state in enumerate(saved["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(_byte_tensor(state), device)
+
+
+def _byte_tensor(text: str) -> torch.Tensor:
+    return torch.tensor(list(bytes.fromhex(text)), dtype=torch.uint8)
