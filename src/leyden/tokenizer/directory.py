@@ -1,0 +1,117 @@
+"""A tokenizer's files, as transformers lays them out: ``tokenizer.json`` and what says which tokens are special.
+
+Read: ``tokenizer_config.json``, ``special_tokens_map.json`` and ``chat_template.jinja`` where they are present.
+Written: ``tokenizer.json`` and ``tokenizer_config.json``, which holds the chat template too.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from leyden.core.errors import UserError
+from leyden.core.files import atomic_file
+
+_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
+_LISTS = ("additional_special_tokens", "extra_special_tokens")
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """What a directory says of a tokenizer.
+
+    Attributes:
+        definition: the text of ``tokenizer.json``.
+        names: special tokens by their part: ``bos_token``, ``eos_token``, ``unk_token``, ``pad_token``, where named.
+        others: further special tokens.
+        chat_template: Jinja source, or None.
+    """
+
+    definition: str
+    names: Mapping[str, str]
+    others: tuple[str, ...]
+    chat_template: str | None
+
+
+def read_files(directory: Path) -> TokenizerFiles:
+    """Read a tokenizer's directory.
+
+    Raises:
+        UserError: there is no ``tokenizer.json``, or a file cannot be read or is not JSON.
+    """
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        raise UserError(f"{directory} has no tokenizer.json; give the directory of a tokenizer or a model.")
+    special_map = _read_json(directory / "special_tokens_map.json")
+    config = {**special_map, **_read_json(directory / "tokenizer_config.json")}
+    names = {name: _content(config[name]) for name in _NAMES if config.get(name) is not None}
+    listed = [token for name in _LISTS for token in _tokens(config.get(name))]
+    template = directory / "chat_template.jinja"
+    source = _read_text(template) if template.is_file() else _default_template(config.get("chat_template"), directory)
+    return TokenizerFiles(_read_text(path), names, tuple(listed), source)
+
+
+def write_files(directory: Path, files: TokenizerFiles) -> None:
+    """Write a tokenizer so that transformers' ``AutoTokenizer`` opens it; the directory is made where missing."""
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "add_prefix_space": False,
+        "clean_up_tokenization_spaces": False,
+        **files.names,
+    }
+    if files.others:
+        config["additional_special_tokens"] = list(files.others)
+    if files.chat_template is not None:
+        config["chat_template"] = files.chat_template
+    # Another template would take precedence over the one in the configuration.
+    (directory / "chat_template.jinja").unlink(missing_ok=True)
+    texts = {"tokenizer.json": files.definition, "tokenizer_config.json": json.dumps(config, indent=2) + "\n"}
+    for name, text in texts.items():
+        with atomic_file(directory / name) as part:
+            part.write_text(text, encoding="utf-8")
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}.") from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in ``path``; an empty one where there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        data = json.loads(_read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON: {error}.") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path} must hold a JSON object, not {type(data).__name__}.")
+    return data
+
+
+def _content(token: Any) -> str:
+    """The text of a token, which files give as a string or as an object with its ``content``."""
+    content = token.get("content") if isinstance(token, Mapping) else token
+    if not isinstance(content, str) or not content:
+        raise UserError(f"A special token in the tokenizer's configuration has no text: {token!r}.")
+    return content
+
+
+def _tokens(listed: Any) -> list[str]:
+    """The tokens of a list, or of an object that names each."""
+    values = listed.values() if isinstance(listed, Mapping) else listed or []
+    return [_content(token) for token in values]
+
+
+def _default_template(template: Any, directory: Path) -> str | None:
+    """The template itself, or the one called ``default`` where there are several."""
+    if template is None or isinstance(template, str):
+        return template
+    if isinstance(template, list):
+        named = {item.get("name"): item.get("template") for item in template if isinstance(item, Mapping)}
+        if isinstance(named.get("default"), str):
+            return named["default"]
+    raise UserError(f"{directory / 'tokenizer_config.json'}: chat_template is neither a text nor a list with a default.")

@@ -1,0 +1,300 @@
+"""The tokenizer: text to ids and back, training, and files that stock transformers opens.
+
+It wraps a byte-level BPE of Hugging Face ``tokenizers``. Text is only ever text: the spelling of a special token in it does
+not become that token, unless the caller asks.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Backend
+
+from leyden.core.errors import UserError
+from leyden.tokenizer.bpe import byte_spelling, train
+from leyden.tokenizer.chat import ChatTemplate, Message
+from leyden.tokenizer.directory import TokenizerFiles, read_files, write_files
+
+BOS = "<beginning_of_sentence>"
+EOS = "<end_of_sentence>"
+EOD = "<end_of_document>"
+SPECIAL_TOKENS = (BOS, EOS, EOD, "<function_call>", "<image>")
+# As in the released configuration, where the unknown token, which byte-level BPE never needs, ends a document.
+_MINIMAX_NAMES = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOD}
+
+_BYTES = byte_spelling()
+_SPELLING = {byte: character for character, byte in _BYTES.items()}
+
+
+@dataclass(frozen=True)
+class _Ids:
+    bos: int
+    eos: int
+    eod: int
+
+
+class Tokenizer:
+    """Byte-level BPE with MiniMax's special tokens and chat template, or whatever a directory holds.
+
+    Make one with :meth:`train` or :meth:`load`. A document is ``[bos_id] + encode(text) + [eod_id]``; ``eos_id`` ends a
+    turn of a chat.
+    """
+
+    def __init__(self, backend: Backend, files: TokenizerFiles) -> None:
+        """Wrap ``backend``, whose tokens named in ``files`` become special.
+
+        Raises:
+            UserError: the backend is not byte-level, or has no token that ends a sequence.
+        """
+        if type(backend.decoder).__name__ != "ByteLevel":
+            raise UserError(
+                "Leyden reads byte-level BPE tokenizers; this one is of another kind (its decoder is "
+                f"{type(backend.decoder).__name__})."
+            )
+        named = [*files.names.values(), *files.others]
+        backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in named])
+        backend.encode_special_tokens = True  # the spelling of a special token in text is text
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+        self._files = files
+        self._ids = _find_ids(backend, files.names)
+        added = backend.get_added_tokens_decoder()
+        self._special = {index: token for index, token in added.items() if token.special}
+
+    @classmethod
+    def train(cls, texts: Iterable[str], *, vocab_size: int) -> Self:
+        """Learn a vocabulary of exactly ``vocab_size`` from ``texts``: 256 bytes, merges, and 5 special tokens at its end.
+
+        Raises:
+            UserError: ``vocab_size`` is below 261, or more than the texts support.
+        """
+        smallest = 256 + len(SPECIAL_TOKENS)
+        if vocab_size < smallest:
+            raise UserError(
+                f"A vocabulary of {vocab_size} is too small: the 256 bytes and {len(SPECIAL_TOKENS)} special tokens "
+                f"make {smallest}. Ask for that many or more."
+            )
+        backend = train(texts, vocab_size - len(SPECIAL_TOKENS))
+        backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+        template = files("leyden.tokenizer").joinpath("minimax.jinja").read_text(encoding="utf-8")
+        others = tuple(token for token in SPECIAL_TOKENS if token not in _MINIMAX_NAMES.values())
+        return cls(backend, TokenizerFiles(backend.to_str(), _MINIMAX_NAMES, others, template))
+
+    @classmethod
+    def load(cls, directory: Path | str) -> Self:
+        """Read ``tokenizer.json`` and the files beside it (``tokenizer_config.json``, ...) from ``directory``.
+
+        Raises:
+            UserError: a file is missing or broken, or the tokenizer is not byte-level.
+        """
+        found = read_files(Path(directory))
+        try:
+            backend = Backend.from_str(found.definition)
+        except Exception as error:  # tokenizers raises bare Exception for a file it cannot parse
+            raise UserError(f"{directory}/tokenizer.json is not a tokenizer: {error}.") from None
+        return cls(backend, found)
+
+    def save(self, directory: Path | str) -> None:
+        """Write ``tokenizer.json`` and ``tokenizer_config.json``; transformers' ``AutoTokenizer`` opens them."""
+        own = self._files
+        definition = self._backend.to_str(pretty=True)
+        write_files(Path(directory), TokenizerFiles(definition, own.names, own.others, own.chat_template))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of everything that decides how text becomes ids, in hexadecimal."""
+        return hashlib.sha256(self._backend.to_str().encode()).hexdigest()
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+        return max(self._tokens) + 1
+
+    @property
+    def bos_id(self) -> int:
+        """The token that begins a document or a turn."""
+        return self._ids.bos
+
+    @property
+    def eos_id(self) -> int:
+        """The token that ends a turn of a chat."""
+        return self._ids.eos
+
+    @property
+    def eod_id(self) -> int:
+        """The token that ends a document."""
+        return self._ids.eod
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """Every special token and its id."""
+        return {token.content: index for index, token in self._special.items()}
+
+    @property
+    def chat_template(self) -> str | None:
+        """The source of the chat template, in Jinja; None where there is none."""
+        return self._files.chat_template
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether ``token_id`` is a special token."""
+        return token_id in self._special
+
+    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+        """The ids of ``text``; nothing is added to them.
+
+        Args:
+            text: any string of Unicode characters.
+            allow_special: whether the spelling of a special token becomes that token. Never for the text of strangers.
+
+        Raises:
+            UserError: ``text`` holds a lone surrogate, which is no character.
+        """
+        if allow_special:
+            return self._encode_special(text, mark="")
+        try:
+            return self._backend.encode(text, add_special_tokens=False).ids
+        except TypeError:
+            raise _not_text(text) from None
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The ids of each text as an int32 array [num_tokens], on all cores; special tokens in them stay text.
+
+        Raises:
+            UserError: one of them holds a lone surrogate.
+        """
+        try:
+            encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        except TypeError:
+            raise next(_not_text(text) for text in texts if not _is_unicode(text)) from None
+        return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+
+    def encode_bytes(self, data: bytes) -> list[int]:
+        """The ids of any bytes: as :meth:`encode` where they are UTF-8, one token a byte where they are not."""
+        text = data.decode("utf-8", errors="surrogateescape")  # a byte that is not UTF-8 becomes U+DC80 to U+DCFF
+        ids: list[int] = []
+        for piece in re.split("([\udc80-\udcff]+)", text):
+            if piece and "\udc80" <= piece[0] <= "\udcff":
+                ids += [self._backend.token_to_id(_SPELLING[ord(character) - 0xDC00]) for character in piece]
+            else:
+                ids += self.encode(piece)
+        return ids
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
+        """The text of ``ids``; bytes that are not UTF-8 become U+FFFD, an id without a token becomes nothing."""
+        return self.decode_bytes(ids, skip_special=skip_special).decode("utf-8", errors="replace")
+
+    def decode_bytes(self, ids: Iterable[int], *, skip_special: bool = False) -> bytes:
+        """The bytes of ``ids``; those of a special token are its spelling."""
+        return b"".join(
+            self.token_bytes(int(index)) for index in ids if not (skip_special and int(index) in self._special)
+        )
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token stands for; none where ``token_id`` has no token (a padded vocabulary)."""
+        return self._tokens.get(token_id, b"")
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """The chat as text, to be read. To get its tokens use :meth:`encode_chat`, which tells text from special tokens.
+
+        Raises:
+            UserError: no chat template, a malformed message, or one that the template refuses.
+        """
+        return self._chat.render(messages, tools, add_generation_prompt)
+
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> list[int]:
+        """The chat as ids, in which only what the template itself writes becomes a special token.
+
+        Raises:
+            UserError: no chat template, a malformed message, or one that the template refuses.
+        """
+        text, mark = self._chat.render_marked(messages, tools, add_generation_prompt, list(self.special_tokens))
+        return self._encode_special(text, mark)
+
+    def _encode_special(self, text: str, mark: str) -> list[int]:
+        """Encode ``text`` with its special tokens; ``mark`` is taken out of what lies between them."""
+        special = self.special_tokens
+        ids: list[int] = []
+        start = 0
+        for match in self._special_pattern.finditer(text):
+            ids += self.encode(_without(text[start : match.start()], mark))
+            ids.append(special[match[match.lastindex or 0]])
+            start = match.end()
+        return ids + self.encode(_without(text[start:], mark))
+
+    @cached_property
+    def _special_pattern(self) -> re.Pattern[str]:
+        """Matches a special token, the longest that fits, and the white space that it swallows."""
+        longest_first = sorted(self._special.values(), key=lambda token: -len(token.content))
+        alternatives = [
+            (r"\s*" if token.lstrip else "") + f"({re.escape(token.content)})" + (r"\s*" if token.rstrip else "")
+            for token in longest_first
+        ]
+        return re.compile("|".join(alternatives))
+
+    @cached_property
+    def _tokens(self) -> dict[int, bytes]:
+        """The bytes of every token."""
+        added = {index: token.content.encode() for index, token in self._backend.get_added_tokens_decoder().items()}
+        learnt = self._backend.get_vocab(with_added_tokens=False)
+        return {index: bytes(map(_BYTES.__getitem__, token)) for token, index in learnt.items()} | added
+
+    @cached_property
+    def _chat(self) -> ChatTemplate:
+        if self._files.chat_template is None:
+            raise UserError("This tokenizer has no chat template; add a chat_template.jinja to its directory.")
+        return ChatTemplate(self._files.chat_template, self._files.names)
+
+
+def _find_ids(backend: Backend, names: Mapping[str, str]) -> _Ids:
+    """The ids of the tokens that begin and end things: as configured, else by MiniMax's names.
+
+    Where none begins a document or ends one, the token that ends a sequence does (as in GPT-2).
+    """
+    eos = backend.token_to_id(names.get("eos_token", EOS))
+    if eos is None:
+        raise UserError(
+            "The tokenizer does not say which token ends a sequence: add a tokenizer_config.json with an eos_token."
+        )
+    bos = backend.token_to_id(names.get("bos_token", BOS))
+    eod = backend.token_to_id(EOD)
+    return _Ids(bos=eos if bos is None else bos, eos=eos, eod=eos if eod is None else eod)
+
+
+def _without(text: str, mark: str) -> str:
+    return text.replace(mark, "") if mark else text
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _not_text(text: Any) -> UserError:
+    if not isinstance(text, str):
+        return UserError(f"Only text can be encoded, not {type(text).__name__}.")
+    place = next(place for place, character in enumerate(text) if "\ud800" <= character <= "\udfff")
+    return UserError(
+        f"The text holds a lone surrogate, U+{ord(text[place]):04X}, at character {place}: half of a character, which "
+        "no encoding can carry. Replace it, or read the text again from its bytes."
+    )
