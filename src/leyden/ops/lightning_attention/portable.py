@@ -1,7 +1,159 @@
-"""Lightning attention in blocks, in plain PyTorch."""
+"""Lightning attention in chunks, in plain PyTorch, with a backward of its own (derived in docs/math.md).
+
+Within a chunk of C tokens attention is a masked C x C product; what came before the chunk enters through the state at
+its beginning. The sequence is worked through in segments of some thousand tokens, so that the temporaries stay in the
+cache and do not grow with the length. Products run in bfloat16 for bfloat16 inputs; states are float32.
+
+Shapes: B rows, T tokens, H heads, K key dims, V value dims; a segment is n chunks of C tokens, laid out [n, B, H, C, *].
+"""
+
+from collections.abc import Iterator
+from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
-from leyden.ops.lightning_attention.reference import lightning_attention_reference
+from leyden.ops.lightning_attention.chunks import Decays, Segment, scan, segments
+from leyden.ops.lightning_attention.documents import Documents, write_end_states
 
-lightning_attention_portable = lightning_attention_reference  # replaced by the chunked body
+
+def lightning_attention_portable(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    slopes: torch.Tensor,
+    initial_state: torch.Tensor | None = None,
+    cu_seqlens: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See :func:`leyden.ops.lightning_attention`."""
+    documents = None if cu_seqlens is None else Documents.of(cu_seqlens, q.device)
+    if documents is not None and initial_state is not None:
+        return _each_document(q, k, v, slopes, initial_state, documents)
+    return _LightningAttention.apply(q, k, v, slopes, initial_state, documents)
+
+
+def _each_document(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    slopes: torch.Tensor,
+    initial_state: torch.Tensor | None,
+    documents: Documents,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Packed documents one after the other: for resumed states, where documents are few and long."""
+    lengths = documents.lengths
+    pieces = zip(*(x.split(lengths, dim=1) for x in (q, k, v)), strict=True)
+    states = [None] * len(lengths) if initial_state is None else initial_state.split(1)
+    results = [
+        _LightningAttention.apply(*piece, slopes, state, None)
+        for piece, state in zip(pieces, states, strict=True)
+    ]
+    return torch.cat([out for out, _ in results], dim=1), torch.cat([state for _, state in results])
+
+
+class _LightningAttention(torch.autograd.Function):
+    """Saved for the backward: q, k, v and the state at the beginning of each segment."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        slopes: torch.Tensor,
+        initial_state: torch.Tensor | None,
+        documents: Documents | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        narrow, wide = _dtypes(q)
+        out = torch.empty_like(v, memory_format=torch.contiguous_format)
+        state = q.new_zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3], dtype=wide)
+        if initial_state is not None:
+            state += initial_state
+        ends = None if documents is None else state.new_zeros(len(documents.lengths), *state.shape[1:])
+        entries = []
+        for segment, decays in _walk(q, v, slopes, documents):
+            entries.append(state)
+            qs, ks, vs = (segment.take(x, narrow) for x in (q, k, v))
+            states = scan((ks * decays.exit).mT @ vs, decays.across, state)
+            result = (qs * decays.entry) @ states[:-1].to(narrow)
+            segment.put(_add_product(result, (qs @ ks.mT).mul_(decays.within), vs), out)
+            if documents is not None and ends is not None:
+                write_end_states(documents, segment, k, v, slopes.to(wide), states, ends)
+            state = states[-1].clone()  # a view would keep all of the segment's states
+        ctx.save_for_backward(q, k, v, slopes, *entries)
+        ctx.documents = documents
+        ctx.initial_dtype = None if initial_state is None else initial_state.dtype
+        ctx.set_materialize_grads(False)
+        return out, state if ends is None else ends
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        q, k, v, slopes, *entries = ctx.saved_tensors
+        documents: Documents | None = ctx.documents
+        dout, dstate = grads
+        if dout is None:
+            dout = torch.zeros_like(v)
+        if documents is not None and dstate is not None:
+            return (*_backward_each_document(q, k, v, slopes, documents, dout, dstate), None, None, None)
+        narrow, wide = _dtypes(q)
+        dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+        if dstate is None:
+            dstate = q.new_zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3], dtype=wide)
+        for (segment, decays), entry in reversed(list(zip(_walk(q, v, slopes, documents), entries, strict=True))):
+            qs, ks, vs, dos = (segment.take(x, narrow) for x in (q, k, v, dout))
+            k_exit = ks * decays.exit
+            states = scan(k_exit.mT @ vs, decays.across, entry)[:-1].to(narrow)
+            dstates = scan((qs * decays.entry).mT @ dos, decays.across, dstate, reverse=True)
+            dstate, dexits = dstates[0].clone(), dstates[1:].to(narrow)
+            scores = (qs @ ks.mT).mul_(decays.within)
+            segment.put(_add_product(k_exit @ dexits, scores.mT, dos), dv)
+            dscores = (dos @ vs.mT).mul_(decays.within)
+            segment.put(_add_product((vs * decays.exit) @ dexits.mT, dscores.mT, qs), dk)
+            segment.put(_add_product((dos * decays.entry) @ states.mT, dscores, ks), dq)
+        dinitial = None if ctx.initial_dtype is None else dstate.to(ctx.initial_dtype)
+        return dq, dk, dv, None, dinitial, None
+
+
+def _backward_each_document(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    slopes: torch.Tensor,
+    documents: Documents,
+    dout: torch.Tensor,
+    dstate: torch.Tensor,
+) -> tuple[torch.Tensor, ...]:
+    """The gradients of q, k, v where final states of packed documents have gradients too (rare in training)."""
+    with torch.enable_grad():
+        inputs = [x.detach().requires_grad_() for x in (q, k, v)]
+        results = _each_document(*inputs, slopes, None, documents)
+        return torch.autograd.grad(results, inputs, (dout, dstate))
+
+
+def _dtypes(q: torch.Tensor) -> tuple[torch.dtype, torch.dtype]:
+    """The dtype of products and that of states. float16 is multiplied in float32: its scores would overflow."""
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    return (q.dtype if q.dtype == torch.bfloat16 else wide), wide
+
+
+def _walk(
+    q: torch.Tensor, v: torch.Tensor, slopes: torch.Tensor, documents: Documents | None
+) -> Iterator[tuple[Segment, Decays]]:
+    """The segments in turn, each with the decays of its chunks."""
+    narrow, wide = _dtypes(q)
+    B, T, H, K = q.shape
+    by_chunk: dict[int, Decays] = {}
+    for segment in segments(T, B * H * max(K, v.shape[3])):
+        if segment.chunk not in by_chunk:
+            by_chunk[segment.chunk] = Decays.of(slopes.to(wide), segment.chunk, narrow)
+        decays = by_chunk[segment.chunk]
+        if documents is not None and documents.part(segment):
+            decays = decays.between(segment, documents.starts[segment.start : segment.end])
+        yield segment, decays
+
+
+def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """``total += a @ b`` over [n, B, H], accumulated within the product."""
+    total.flatten(0, 2).baddbmm_(a.flatten(0, 2), b.flatten(0, 2))
+    return total
