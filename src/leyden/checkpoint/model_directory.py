@@ -8,9 +8,7 @@ routers are float32 in the model whatever the file says.
 import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -23,8 +21,7 @@ from leyden.core.errors import UserError
 from leyden.core.files import atomic_directory
 from leyden.model import HybridLM, ModelConfig
 from leyden.model.float32 import Float32Module
-
-Tokenizer = Any  # until the tokenizer room is there
+from leyden.tokenizer import Tokenizer
 
 _TOKENIZER_FILE = "tokenizer.json"
 _OURS_TO_REPLACE = ("*.json", "*.safetensors", "*.jinja")
@@ -120,12 +117,13 @@ def _open(directory: Path) -> _Stored:
     config = layout.read_config(data, str(path))
     files = TensorFiles(directory)
     bindings, float32 = bindings_of(layout, config)
-    derived = layout.derived(config)
+    derived = layout.derived(config, data)
     wanted = {name: binding.part_shape for binding in bindings for name in binding.theirs}
     files.check(wanted | {item.name: item.shape for item in derived})
     _check_derived(files, derived)
     has_tokenizer = (directory / _TOKENIZER_FILE).exists()
-    tokenizer = import_module("leyden.tokenizer").Tokenizer.load(directory) if has_tokenizer else None
+    tokenizer = Tokenizer.load(directory) if has_tokenizer else None
+    _check_fit(config, tokenizer, str(directory))
     return _Stored(config, _Weights(files, bindings, float32), tokenizer)
 
 
@@ -167,6 +165,7 @@ def _write(
     layout: Layout,
 ) -> None:
     bindings, float32 = bindings_of(layout, config)
+    _check_fit(config, tokenizer, "the model to save")
     dtype = weights["embed_tokens.weight"].dtype
     settings = layout.write_config(config, dtype, tokenizer)
     _refuse_to_replace_others(directory)
@@ -177,7 +176,7 @@ def _write(
             if layout.narrows and binding.ours in float32:
                 whole = _narrowed(whole, dtype)
             yield from zip(binding.theirs, binding.split(whole), strict=True)
-        for item in layout.derived(config):
+        for item in layout.derived(config, settings):
             yield item.name, item.make()
 
     with atomic_directory(directory) as part:
@@ -185,6 +184,14 @@ def _write(
         write_tensors(part, tensors())
         if tokenizer is not None:
             tokenizer.save(part)
+
+
+def _check_fit(config: ModelConfig, tokenizer: Tokenizer | None, source: str) -> None:
+    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"{source}: the tokenizer has {tokenizer.vocab_size} tokens and the model's vocab_size is "
+            f"{config.vocab_size}; the tokenizer belongs to another model."
+        )
 
 
 def _narrowed(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -29,7 +29,7 @@ class Rule:
 
     ours: str
     theirs: tuple[str, ...]
-    rows: Callable[[ModelConfig], torch.Tensor] | None = None
+    rows: Callable[[ModelConfig], torch.Tensor | None] | None = None
 
     def match(self, name: str) -> dict[str, str] | None:
         """The fields of ``name`` if it is one of ours, else None."""

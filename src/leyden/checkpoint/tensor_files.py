@@ -98,7 +98,8 @@ class TensorFiles(Mapping[str, torch.Tensor]):
             *_listing(f"not of a floating-point dtype that Leyden reads ({', '.join(_DTYPES)})", dtypes),
         ]
         if problems:
-            raise UserError(f"{self.directory} does not hold the model its config.json describes: {'; '.join(problems)}.")
+            found = "; ".join(problems)
+            raise UserError(f"{self.directory} does not hold the model its config.json describes: {found}.")
 
     def _files(self) -> list[Path]:
         """The files to read: the single one, or those that the index names."""

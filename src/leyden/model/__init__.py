@@ -3,6 +3,7 @@
 from leyden.model.balance import RouterLosses, router_losses
 from leyden.model.cache import Cache, KeyValues, LightningState
 from leyden.model.config import LayerType, ModelConfig
+from leyden.model.count import ModelCount, count_model
 from leyden.model.lm import Features, HybridLM
 from leyden.model.presets import PRESETS, preset
 
@@ -15,7 +16,9 @@ __all__ = [
     "LayerType",
     "LightningState",
     "ModelConfig",
+    "ModelCount",
     "RouterLosses",
+    "count_model",
     "preset",
     "router_losses",
 ]

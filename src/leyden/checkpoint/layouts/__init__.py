@@ -4,11 +4,13 @@ from typing import Any
 
 from leyden.checkpoint.layouts.layout import Derived, Layout
 from leyden.checkpoint.layouts.leyden import LEYDEN
+from leyden.checkpoint.layouts.minimax import MINIMAX
+from leyden.checkpoint.layouts.transformers import TRANSFORMERS
 from leyden.core.errors import UserError, suggest
 
 __all__ = ["LAYOUTS", "Derived", "Layout", "layout_named", "layout_of"]
 
-LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (LEYDEN,)}
+LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (LEYDEN, TRANSFORMERS, MINIMAX)}
 
 
 def layout_named(name: str) -> Layout:

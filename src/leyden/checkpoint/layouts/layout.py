@@ -8,8 +8,7 @@ import torch
 
 from leyden.checkpoint.rules import Rule
 from leyden.model import ModelConfig
-
-Tokenizer = Any  # until the tokenizer room is there
+from leyden.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,14 @@ class Derived:
     tolerance: Callable[[torch.dtype], torch.Tensor | float]
 
 
-def _nothing_derived(config: ModelConfig) -> list[Derived]:
+def token_ids(tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """The special ids of a config.json in the style of transformers; both ends of a text end a generation."""
+    if tokenizer is None:
+        return {"bos_token_id": None, "eos_token_id": None}
+    return {"bos_token_id": tokenizer.bos_id, "eos_token_id": [tokenizer.eos_id, tokenizer.eod_id]}
+
+
+def _nothing_derived(config: ModelConfig, data: dict[str, Any]) -> list[Derived]:
     return []
 
 
@@ -44,7 +50,7 @@ class Layout:
         read_config: config.json's content and its path to our configuration; a UserError where it cannot be ours.
         write_config: our configuration, the dtype of the matrices and the tokenizer to config.json's content; a
             UserError where the layout cannot express the model.
-        derived: tensors in the file that are no parameters.
+        derived: from our configuration and config.json's content, the tensors in the file that are no parameters.
         narrows: float32 parameters are written in the dtype of the matrices where that rounds nothing.
     """
 
@@ -53,5 +59,5 @@ class Layout:
     rules: tuple[Rule, ...]
     read_config: Callable[[dict[str, Any], str], ModelConfig]
     write_config: Callable[[ModelConfig, torch.dtype, Tokenizer | None], dict[str, Any]]
-    derived: Callable[[ModelConfig], list[Derived]] = _nothing_derived
+    derived: Callable[[ModelConfig, dict[str, Any]], list[Derived]] = _nothing_derived
     narrows: bool = False

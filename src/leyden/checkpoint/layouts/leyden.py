@@ -7,8 +7,7 @@ import torch
 from leyden.checkpoint.layouts.layout import Layout
 from leyden.checkpoint.rules import Rule
 from leyden.model import ModelConfig
-
-Tokenizer = Any  # until the tokenizer room is there
+from leyden.tokenizer import Tokenizer
 
 
 def _read_config(data: dict[str, Any], source: str) -> ModelConfig:
