@@ -3,16 +3,14 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from leyden.core.errors import UserError
 from leyden.model import HybridLM
 from leyden.serve.context import Context
 from leyden.serve.sampling import Sampler, Sampling
 from leyden.serve.text import TextStream
-
-if TYPE_CHECKING:
-    from leyden.tokenizer import Tokenizer
+from leyden.tokenizer import Tokenizer
 
 FinishReason = Literal["stop", "length"]
 
@@ -37,6 +35,17 @@ class Completion:
     prompt_tokens: int
     prefill_seconds: float
     decode_seconds: float
+
+    def speed(self) -> str:
+        """One line: how many tokens were read and generated, and how fast.
+
+        The first token comes with the prefill, so decoding is stated over those after it.
+        """
+        read = f"{self.prompt_tokens} tokens read in {self.prefill_seconds:.2f} s"
+        if len(self.tokens) == 1:
+            return f"{read}, 1 generated"
+        rate = (len(self.tokens) - 1) / self.decode_seconds
+        return f"{read}, {len(self.tokens)} generated at {rate:.0f} tokens/s"
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,7 @@ class Engine:
         prefill_tokens: how much of a prompt goes through the model at once; bounds memory.
     """
 
-    def __init__(self, model: HybridLM, tokenizer: "Tokenizer | None" = None, *, prefill_tokens: int = 4096) -> None:
+    def __init__(self, model: HybridLM, tokenizer: Tokenizer | None = None, *, prefill_tokens: int = 4096) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self._prefill_tokens = prefill_tokens

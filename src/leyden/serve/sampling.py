@@ -17,14 +17,14 @@ class Sampling(Config):
         UserError: a value that is not allowed; the message names the field.
     """
 
-    max_tokens: int = Field(256, ge=1)
-    temperature: float = Field(1.0, ge=0)
+    max_tokens: int = Field(default=256, ge=1)
+    temperature: float = Field(default=1.0, ge=0)
     """Logits are divided by it; 0 takes the most probable token."""
-    top_k: int | None = Field(None, ge=1)
+    top_k: int | None = Field(default=None, ge=1)
     """Draw among the k most probable tokens. None: among all."""
-    top_p: float = Field(1.0, gt=0, le=1)
+    top_p: float = Field(default=1.0, gt=0, le=1)
     """Draw among the fewest tokens whose probabilities add up to p (after ``top_k``)."""
-    min_p: float = Field(0.0, ge=0, le=1)
+    min_p: float = Field(default=0.0, ge=0, le=1)
     """Draw among tokens at least this fraction as probable as the most probable one."""
     seed: int | None = None
     """The same seed and prompt give the same tokens, whatever else is asked for. None: drawn from the system."""

@@ -1,14 +1,10 @@
 """Text as tokens arrive: whole characters only, and nothing that may turn out to be a stop string."""
 
-import codecs
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from leyden.tokenizer import Tokenizer
+from leyden.tokenizer import StreamDecoder, Tokenizer
 
 
 class TextStream:
-    """Turns tokens into text that never has to be taken back.
+    """Turns tokens into text that never has to be taken back; special tokens have none.
 
     Args:
         tokenizer: None gives no text.
@@ -18,26 +14,21 @@ class TextStream:
         stopped: whether a stop string was met.
     """
 
-    def __init__(self, tokenizer: "Tokenizer | None", stop: tuple[str, ...]) -> None:
+    def __init__(self, tokenizer: Tokenizer | None, stop: tuple[str, ...]) -> None:
         self.stopped = False
-        self._tokenizer = tokenizer
+        self._decoder = None if tokenizer is None else StreamDecoder(tokenizer, skip_special=True)
         self._stop = stop
         self._held = ""
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token: int) -> str:
         """The text that is certain once ``token`` is known."""
-        if self._tokenizer is None:
-            return ""
-        return self._release(self._decoder.decode(self._tokenizer.token_bytes(token)))
+        return "" if self._decoder is None else self._release(self._decoder.push(token))
 
     def finish(self) -> str:
         """What was held back, once no token follows; a character cut short becomes U+FFFD."""
-        text = self._release(self._decoder.decode(b"", final=True))
-        if self.stopped:
-            return text
-        text, self._held = text + self._held, ""
-        return text
+        text = "" if self._decoder is None else self._release(self._decoder.finish())
+        held, self._held = self._held, ""
+        return text + held
 
     def _release(self, new: str) -> str:
         if self.stopped:
@@ -45,7 +36,7 @@ class TextStream:
         text = self._held + new
         found = [place for place in (text.find(stop) for stop in self._stop) if place >= 0]
         if found:
-            self.stopped = True
+            self.stopped, self._held = True, ""
             return text[: min(found)]
         safe = len(text) - max((_overlap(text, stop) for stop in self._stop), default=0)
         self._held = text[safe:]
