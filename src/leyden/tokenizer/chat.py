@@ -1,9 +1,10 @@
 """Chats as text, and as tokens that nobody but the template can make special.
 
 A message may contain the spelling of a special token (``<end_of_sentence>``). In the rendered text it looks like the
-template's own. To tell them apart, the chat is rendered a second time with a mark, a character that occurs nowhere else, put
-inside each such spelling and inside whatever could become one when strings meet (``<ima`` beside ``ge>``). Special tokens
-are then recognised in the marked text, where only the template's are whole, and the marks are taken out again.
+template's own. To tell them apart, the chat is rendered a second time with a mark, a character that occurs nowhere
+else, put inside each such spelling and inside whatever could become one when strings meet (``<ima`` beside ``ge>``).
+Special tokens are then recognised in the marked text, where only the template's are whole, and the marks are taken
+out again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,8 +39,8 @@ class ChatTemplate:
         """The chat as one text.
 
         Args:
-            messages: each with a ``role``, and ``content``: a string, a list of parts ``{"type": "text", "text": ...}`` or
-                ``{"type": "image"}``, or nothing (an assistant's tool call).
+            messages: each with a ``role``, and ``content``: a string, a list of parts
+                ``{"type": "text", "text": ...}`` or ``{"type": "image"}``, or nothing (an assistant's tool call).
             tools: JSON descriptions of the functions that may be called.
             add_generation_prompt: whether the text ends where the assistant's answer begins.
 
@@ -60,7 +61,7 @@ class ChatTemplate:
         """The chat as text with every look-alike of a ``special`` token broken by a mark; and the mark.
 
         Raises:
-            UserError: as :meth:`render`; or the template takes such a look-alike apart, so that a mark changes its result.
+            UserError: as :meth:`render`; or the template acts on such a look-alike, so that a mark changes its result.
         """
         plain = self.render(messages, tools, add_generation_prompt)
         mark = next(chr(code) for code in _MARKS if chr(code) not in plain)
@@ -71,8 +72,8 @@ class ChatTemplate:
         marked = self.render(marked_messages, marked_tools, add_generation_prompt)
         if marked.replace(mark, "") != plain:
             raise UserError(
-                "A message contains the text of a special token, which this chat template would act upon; remove it from "
-                f"the message. Special tokens are: {' '.join(special)}"
+                "A message contains the text of a special token, which this chat template would act upon; remove it "
+                f"from the message. Special tokens are: {' '.join(special)}"
             )
         return marked, mark
 

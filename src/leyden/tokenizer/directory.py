@@ -114,4 +114,5 @@ def _default_template(template: Any, directory: Path) -> str | None:
         named = {item.get("name"): item.get("template") for item in template if isinstance(item, Mapping)}
         if isinstance(named.get("default"), str):
             return named["default"]
-    raise UserError(f"{directory / 'tokenizer_config.json'}: chat_template is neither a text nor a list with a default.")
+    path = directory / "tokenizer_config.json"
+    raise UserError(f"{path}: chat_template is neither a text nor a list of named ones with a default.")

@@ -1,7 +1,7 @@
 """The tokenizer: text to ids and back, training, and files that stock transformers opens.
 
-It wraps a byte-level BPE of Hugging Face ``tokenizers``. Text is only ever text: the spelling of a special token in it does
-not become that token, unless the caller asks.
+It wraps a byte-level BPE of Hugging Face ``tokenizers``. Text is only ever text: the spelling of a special token in it
+does not become that token, unless the caller asks.
 """
 
 import hashlib
@@ -30,7 +30,6 @@ SPECIAL_TOKENS = (BOS, EOS, EOD, "<function_call>", "<image>")
 _MINIMAX_NAMES = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOD}
 
 _BYTES = byte_spelling()
-_SPELLING = {byte: character for character, byte in _BYTES.items()}
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], *, vocab_size: int) -> Self:
-        """Learn a vocabulary of exactly ``vocab_size`` from ``texts``: 256 bytes, merges, and 5 special tokens at its end.
+        """Learn a vocabulary of exactly ``vocab_size`` from ``texts``: 256 bytes, merges, then 5 special tokens.
 
         Raises:
             UserError: ``vocab_size`` is below 261, or more than the texts support.
@@ -182,7 +181,7 @@ class Tokenizer:
         ids: list[int] = []
         for piece in re.split("([\udc80-\udcff]+)", text):
             if piece and "\udc80" <= piece[0] <= "\udcff":
-                ids += [self._backend.token_to_id(_SPELLING[ord(character) - 0xDC00]) for character in piece]
+                ids += [self._byte_ids[ord(character) - 0xDC00] for character in piece]
             else:
                 ids += self.encode(piece)
         return ids
@@ -207,7 +206,7 @@ class Tokenizer:
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
     ) -> str:
-        """The chat as text, to be read. To get its tokens use :meth:`encode_chat`, which tells text from special tokens.
+        """The chat as text, to be read; :meth:`encode_chat` gives its tokens, and tells text from special tokens.
 
         Raises:
             UserError: no chat template, a malformed message, or one that the template refuses.
@@ -255,6 +254,12 @@ class Tokenizer:
         added = {index: token.content.encode() for index, token in self._backend.get_added_tokens_decoder().items()}
         learnt = self._backend.get_vocab(with_added_tokens=False)
         return {index: bytes(map(_BYTES.__getitem__, token)) for token, index in learnt.items()} | added
+
+    @cached_property
+    def _byte_ids(self) -> list[int]:
+        """The token of each single byte."""
+        ids = {content: index for index, content in self._tokens.items() if len(content) == 1}
+        return [ids[bytes([byte])] for byte in range(256)]
 
     @cached_property
     def _chat(self) -> ChatTemplate:
