@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from leyden.core.errors import UserError
@@ -48,8 +49,8 @@ class BitsPerByte:
 class _Window:
     """A stretch that is read from a fresh state: ``inputs[i]`` is read, ``labels[i]`` predicted after it."""
 
-    inputs: list[int]
-    labels: list[int]
+    inputs: np.ndarray
+    labels: np.ndarray
 
 
 def bits_per_byte(
@@ -97,12 +98,12 @@ def bits_per_byte(
     )
 
 
-def _cut(tokenizer: Tokenizer, ids: list[int], context_tokens: int) -> Iterator[_Window]:
+def _cut(tokenizer: Tokenizer, ids: np.ndarray, context_tokens: int) -> Iterator[_Window]:
     """The windows of one document."""
-    targets = [*ids, tokenizer.eod_id]
+    targets = np.append(ids, tokenizer.eod_id).astype(np.int64)
     for start in range(0, len(targets), context_tokens):
         labels = targets[start : start + context_tokens]
-        yield _Window([tokenizer.bos_id, *labels[:-1]], labels)
+        yield _Window(np.insert(labels[:-1], 0, tokenizer.bos_id), labels)
 
 
 def _total(model: HybridLM, windows: list[_Window], forward_tokens: int) -> float:
@@ -139,9 +140,9 @@ def _packed(model: HybridLM, row: list[_Window]) -> float:
     """The nats of several windows, by one forward pass."""
     device = model.lm_head.weight.device
     bounds = torch.tensor([0, *(len(window.labels) for window in row)]).cumsum(0)
-    tokens = torch.tensor([[t for window in row for t in window.inputs]], device=device)
-    labels = torch.tensor([t for window in row for t in window.labels], device=device)
-    hidden = model.features(tokens, cu_seqlens=bounds.int()).hidden
+    tokens = torch.from_numpy(np.concatenate([window.inputs for window in row])).to(device)
+    labels = torch.from_numpy(np.concatenate([window.labels for window in row])).to(device)
+    hidden = model.features(tokens[None], cu_seqlens=bounds.int()).hidden
     return _nats(model, hidden, labels)
 
 
@@ -152,9 +153,8 @@ def _in_pieces(model: HybridLM, window: _Window, forward_tokens: int) -> float:
     nats = 0.0
     for start in range(0, len(window.inputs), forward_tokens):
         piece = slice(start, start + forward_tokens)
-        tokens = torch.tensor([window.inputs[piece]], device=device)
-        labels = torch.tensor(window.labels[piece], device=device)
-        nats += _nats(model, model.features(tokens, cache=cache).hidden, labels)
+        tokens, labels = (torch.from_numpy(x[piece]).to(device) for x in (window.inputs, window.labels))
+        nats += _nats(model, model.features(tokens[None], cache=cache).hidden, labels)
     return nats
 
 

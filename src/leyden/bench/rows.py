@@ -1,0 +1,159 @@
+"""The rows of ``leyden bench cpu``, with the goals that they are held to."""
+
+from dataclasses import replace
+
+from leyden.bench.duel import Duel
+from leyden.bench.plan import Plan
+from leyden.bench.result import Row
+from leyden.bench.worker import Worker
+from leyden.model import count_model
+
+_SHORT = {"float32": "f32", "bfloat16": "bf16"}
+
+
+def train_rows(duel: Duel, plan: Plan, peak: float) -> tuple[list[Row], str]:
+    """Training steps: at least 2.5x (4x1024) and 3x (1x4096), aim 4x and 40 % of the matmul peak.
+
+    Args:
+        duel: the sides.
+        plan: the lengths.
+        peak: measured bfloat16 FLOPs per second of a large matrix product.
+
+    Returns:
+        The rows, and theirs' fastest variant of the first.
+    """
+    rows: list[Row] = []
+    first = ""
+    for (batch, length), at_least in zip(plan.train, (2.5, 3.0), strict=True):
+        variant = duel.fastest("train", lambda variant, b=batch, t=length: ("train", variant, b, t))
+        theirs, ours = duel.medians(("train", variant, batch, length), ("train", batch, length), plan.repeats)
+        tokens, name = batch * length, f"{batch}x{length}"
+        flops = count_model(plan.model).training_flops_per_token(length)
+        rows.append(
+            Row(
+                work=f"training step {name}, bf16",
+                unit="tokens/s",
+                theirs=tokens / theirs,
+                ours=tokens / ours,
+                ratio=theirs / ours,
+                at_least=at_least,
+                aim=4,
+                floor=peak / flops,
+                how=f"theirs in '{variant}' with fused AdamW; ours with float32 masters and moments; both with the "
+                "auxiliary loss and clipping",
+            )
+        )
+        rows.append(
+            Row(
+                work=f"training step {name}, of bf16 matmul peak",
+                unit="share",
+                theirs=flops * tokens / theirs / peak,
+                ours=flops * tokens / ours / peak,
+                judged="ours",
+                aim=0.4,
+            )
+        )
+        first = first or variant
+    return rows, first
+
+
+def memory_row(theirs: Worker, ours: Worker, plan: Plan, variant: str) -> Row:
+    """Peak memory of training, model included: no more than theirs, aim half.
+
+    Args:
+        theirs, ours: fresh workers.
+        plan: the shape; the first of its training shapes is taken.
+        variant: theirs'.
+    """
+    shape = plan.train[0]
+    their_bytes = theirs.call("train_bytes", variant, *shape, 3)
+    our_bytes = ours.call("train_bytes", *shape, 3)
+    return Row(
+        work=f"training peak memory {shape[0]}x{shape[1]}",
+        unit="MB",
+        theirs=their_bytes / 1e6,
+        ours=our_bytes / 1e6,
+        ratio=their_bytes / our_bytes,
+        at_least=1,
+        aim=2,
+        how=f"model, optimizer and activations, above the process before the model; theirs in '{variant}'",
+    )
+
+
+def prefill_rows(duel: Duel, plan: Plan, peak: float) -> list[Row]:
+    """Reading a prompt in bfloat16: at least 2x, aim 3x."""
+    variant = duel.fastest("prefill", lambda variant: ("prefill", variant, "bfloat16", plan.prefill[0]))
+    rows = []
+    for length in plan.prefill:
+        repeats = plan.repeats if length == plan.prefill[0] else plan.long_repeats
+        theirs, ours = duel.medians(
+            ("prefill", variant, "bfloat16", length), ("prefill", "bfloat16", length), repeats
+        )
+        rows.append(
+            Row(
+                work=f"prefill 1x{length}, bf16",
+                unit="tokens/s",
+                theirs=length / theirs,
+                ours=length / ours,
+                ratio=theirs / ours,
+                at_least=2,
+                aim=3,
+                floor=peak / count_model(plan.model).forward_flops_per_token(length),
+                how=f"theirs with experts '{variant}'",
+            )
+        )
+    return rows
+
+
+def decode_rows(duel: Duel, plan: Plan) -> list[Row]:
+    """Greedy decoding of one stream, the same dtype on both sides: at least 4x, aim 8x."""
+    prompt, new = plan.decode
+    rows = []
+    for dtype in ("float32", "bfloat16"):
+        variant = duel.fastest("decode", lambda variant, dtype=dtype: ("decode", variant, dtype, prompt, new))
+        theirs, ours = duel.medians(
+            ("decode", variant, dtype, prompt, new), ("decode", dtype, prompt, new), plan.repeats
+        )
+        rows.append(
+            Row(
+                work=f"decode {new} after {prompt}, {_SHORT[dtype]}",
+                unit="tokens/s",
+                theirs=new / theirs,
+                ours=new / ours,
+                ratio=theirs / ours,
+                at_least=4,
+                aim=8,
+                how=f"theirs by generate() with experts '{variant}', ours by Engine.generate",
+            )
+        )
+    return rows
+
+
+def op_rows(duel: Duel, plan: Plan) -> list[Row]:
+    """The lightning op, forward and backward: 4x softmax attention, and a flat cost per token."""
+    shape = plan.attention
+    theirs, ours = duel.medians(("attention", shape), ("attention", shape), plan.long_repeats)
+    against = Row(
+        work=f"attention op, {shape.tokens} tokens, bf16",
+        unit="tokens/s",
+        theirs=shape.tokens / theirs,
+        ours=shape.tokens / ours,
+        ratio=theirs / ours,
+        at_least=4,
+        how=f"forward and backward, {shape.heads} heads of {shape.head_dim}; theirs is "
+        "scaled_dot_product_attention(is_causal=True)",
+    )
+    costs = duel.alone([("attention", replace(shape, tokens=tokens)) for tokens in plan.flat], plan.long_repeats)
+    per_token = [seconds / tokens for seconds, tokens in zip(costs, plan.flat, strict=True)]
+    listed = ", ".join(f"{t}: {1e9 * cost:.0f}" for t, cost in zip(plan.flat, per_token, strict=True))
+    flat = Row(
+        work=f"op, dearest token, {plan.flat[0]} to {plan.flat[-1]}",
+        unit="of cheapest",
+        theirs=None,
+        ours=max(per_token) / min(per_token),
+        judged="ours",
+        aim=1.15,
+        at_most=True,
+        how=f"nanoseconds a token at {listed}",
+    )
+    return [against, flat]

@@ -1,0 +1,49 @@
+"""The quick form of ``leyden bench cpu`` runs whole; differing logits stop it."""
+
+import json
+
+import numpy as np
+import pytest
+
+from leyden.bench import cpu, run_cpu
+from leyden.bench.plan import QUICK
+from leyden.core.errors import UserError
+
+pytest.importorskip("transformers")
+
+
+def test_quick_form_measures_every_row(tmp_path, capsys):
+    result = run_cpu(quick=True, output=tmp_path / "cpu.json")
+    assert [row.work.split()[0] for row in result.rows] == [
+        *["training"] * 4,
+        *["prefill"] * 2,
+        *["decode"] * 2,
+        "attention",
+        "op,",
+        "training",
+    ]
+    assert all(row.ours > 0 for row in result.rows)
+    assert result.checks["largest_logit_difference"] < 1e-4
+    assert len(json.loads((tmp_path / "cpu.json").read_text())["rows"]) == len(result.rows)
+    assert "these figures mean nothing" in capsys.readouterr().out
+
+
+def test_differing_logits_are_refused():
+    class Side:
+        def __init__(self, value: float) -> None:
+            self.value = value
+
+        def call(self, method: str, tokens: list[int]) -> np.ndarray:
+            return np.full((len(tokens), 3), self.value)
+
+    same = cpu._compare_logits(Side(2.0), Side(2.0 + 1e-5), QUICK.model)
+    assert same["largest_logit_difference"] == pytest.approx(5e-6)
+    for wrong in (2.001, float("nan")):
+        with pytest.raises(RuntimeError, match="must compute the same"):
+            cpu._compare_logits(Side(2.0), Side(wrong), QUICK.model)
+
+
+def test_without_transformers_the_user_is_told_what_to_install(monkeypatch):
+    monkeypatch.setattr(cpu.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install"):
+        run_cpu(quick=True)
