@@ -78,12 +78,9 @@ def fit(
     """
     state.enter_stage(stage, batches)
     run_dir.mkdir(parents=True, exist_ok=True)
+    metrics = MetricsLog(run_dir / "metrics.jsonl", last_step=state.step)
     total = settings.total_steps
-    with (
-        StopRequest() as stop,
-        MetricsLog(run_dir / "metrics.jsonl", last_step=state.step) as metrics,
-        progress(f"training: {settings.stage}", total, "steps") as bar,
-    ):
+    with StopRequest() as stop, progress(f"training: {settings.stage}", total, "steps") as bar:
         bar.advance(state.stage_step)
         while state.stage_step < total:
             started = time.perf_counter()

@@ -1,11 +1,11 @@
 """Ctrl-C and SIGTERM as a request that a long job reads when it is ready."""
 
+import contextlib
+import os
 import signal
 import threading
 from types import FrameType
-from typing import Self
-
-from leyden.core.log import console
+from typing import Any, Self
 
 
 class StopRequest:
@@ -14,7 +14,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.made = False
-        self._before: dict[signal.Signals, signal._HANDLER] = {}
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -28,4 +28,6 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.made = True
-        console.print(f"{signal.Signals(number).name}: finishing this step, then saving.")
+        # Not through a console or logger: the signal may have come in the midst of a line of theirs.
+        with contextlib.suppress(OSError):
+            os.write(2, f"\n{signal.Signals(number).name}: finishing this step, then saving.\n".encode())

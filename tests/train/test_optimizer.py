@@ -1,0 +1,127 @@
+"""Master weights, weight decay, and what is remembered between steps."""
+
+import pytest
+import torch
+from torch import nn
+
+from leyden.train import AdamWConfig, MasterAdamW
+
+ONE = torch.tensor(1.0)
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.matrix = nn.Parameter(torch.randn(7, 5, generator=generator))
+        self.stack = nn.Parameter(torch.randn(2, 3, 4, generator=generator))
+        self.vector = nn.Parameter(torch.randn(5, generator=generator))
+        self.frozen = nn.Parameter(torch.randn(3, generator=generator), requires_grad=False)
+
+
+def _gradients(model: nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for p in model.parameters():
+        if p.requires_grad:
+            p.grad = torch.randn(p.shape, generator=generator).to(torch.bfloat16).to(p.dtype)
+
+
+def _update(model: nn.Module, optimizer: MasterAdamW, seed: int, divisor: torch.Tensor = ONE) -> None:
+    _gradients(model, seed)
+    optimizer.accumulate()
+    optimizer.step(1e-3, divisor)
+
+
+def test_equals_torch_with_decay_on_matrices_alone() -> None:
+    ours, theirs = Small(), Small()
+    optimizer = MasterAdamW(ours, AdamWConfig(weight_decay=0.3))
+    groups = [
+        {"params": [theirs.matrix, theirs.stack], "weight_decay": 0.3},
+        {"params": [theirs.vector], "weight_decay": 0.0},
+    ]
+    reference = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), eps=1e-8)
+    for seed in range(4):
+        _update(ours, optimizer, seed)
+        _gradients(theirs, seed)
+        reference.step()
+    for (name, x), y in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-7, msg=name)
+    assert optimizer.num_steps == 4
+
+
+def test_bfloat16_follows_float32_masters() -> None:
+    """On the same gradients the masters of a bfloat16 model move exactly as a float32 model, and round into it."""
+    wide, narrow = Small(), Small().to(torch.bfloat16)
+    wide.load_state_dict({name: tensor.float() for name, tensor in narrow.state_dict().items()})
+    optimizers = MasterAdamW(wide), MasterAdamW(narrow)
+    for seed in range(20):
+        _update(wide, optimizers[0], seed)
+        _update(narrow, optimizers[1], seed)
+    masters = optimizers[1].tensors()
+    moved = False
+    for (name, x), y in zip(wide.named_parameters(), narrow.parameters(), strict=True):
+        assert y.dtype == torch.bfloat16
+        if name != "frozen":
+            assert torch.equal(masters[f"master.{name}"], x)
+            assert torch.equal(y, x.to(torch.bfloat16))
+            moved = moved or not torch.equal(x, y.float())
+    assert moved, "float32 must hold more than bfloat16 does"
+
+
+def test_float32_parameters_are_their_own_masters() -> None:
+    assert not any(name.startswith("master") for name in MasterAdamW(Small()).tensors())
+
+
+def test_accumulates_in_float32() -> None:
+    """1 + 256 * 2^-8 in bfloat16 would stay 1."""
+    model = Small().to(torch.bfloat16)
+    optimizer = MasterAdamW(model)
+    for value in [1.0] + 256 * [2.0**-8]:
+        model.vector.grad = torch.full_like(model.vector, value)
+        optimizer.accumulate()
+        assert model.vector.grad is None
+    assert float(optimizer.grad_norm()) == pytest.approx(2 * 5**0.5, rel=1e-6)
+
+
+def test_divisor_scales_every_gradient() -> None:
+    """With a large eps the update is no longer blind to the gradient's scale."""
+    config = AdamWConfig(eps=10.0)
+    ours, scaled = Small(), Small()
+    divided, plain = MasterAdamW(ours, config), MasterAdamW(scaled, config)
+    _update(ours, divided, 0, torch.tensor(4.0))
+    _gradients(scaled, 0)
+    for p in (scaled.matrix, scaled.stack, scaled.vector):
+        p.grad = p.grad / 4
+    plain.accumulate()
+    plain.step(1e-3, ONE)
+    for x, y in zip(ours.parameters(), scaled.parameters(), strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-8)
+
+
+def test_state_written_into_another_optimizer_continues_alike() -> None:
+    first, second = Small().to(torch.bfloat16), Small().to(torch.bfloat16)
+    a, b = MasterAdamW(first), MasterAdamW(second)
+    for seed in range(3):
+        _update(first, a, seed)
+    second.load_state_dict(first.state_dict())
+    for name, tensor in b.tensors().items():
+        tensor.copy_(a.tensors()[name])
+    b.num_steps = a.num_steps
+    for seed in range(3, 6):
+        _update(first, a, seed)
+        _update(second, b, seed)
+    for x, y in zip(a.tensors().values(), b.tensors().values(), strict=True):
+        assert torch.equal(x, y)
+
+
+def test_a_step_needs_gradients() -> None:
+    optimizer = MasterAdamW(Small())
+    with pytest.raises(RuntimeError, match="accumulate"):
+        optimizer.grad_norm()
+    model = Small()
+    optimizer = MasterAdamW(model)
+    _gradients(model, 0)
+    optimizer.accumulate()
+    optimizer.discard()
+    with pytest.raises(RuntimeError, match="accumulate"):
+        optimizer.step(1e-3, ONE)
