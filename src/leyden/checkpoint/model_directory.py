@@ -164,10 +164,10 @@ def _write(
     directory: Path,
     layout: Layout,
 ) -> None:
-    bindings, float32 = bindings_of(layout, config)
-    _check_fit(config, tokenizer, "the model to save")
     dtype = weights["embed_tokens.weight"].dtype
     settings = layout.write_config(config, dtype, tokenizer)
+    bindings, float32 = bindings_of(layout, config)
+    _check_fit(config, tokenizer, "the model to save")
     _refuse_to_replace_others(directory)
 
     def tensors() -> Iterator[tuple[str, torch.Tensor]]:

@@ -48,6 +48,8 @@ class Dialect:
         for key, value in self.constants.items():
             if data.get(key, value) != value:
                 problems.append(f"{key} is {data[key]!r}, and Leyden computes with {value!r} alone")
+        if data.get("num_local_experts") == 0:
+            problems.append("num_local_experts is 0, and this layout has no dense MLP")
         known = {SECTION, "model_type", *self.names.values(), *self.constants, *self.ignored}
         for key, value in data.items():
             if key not in known and not key.startswith("_") and value is not None:

@@ -1,0 +1,37 @@
+"""Fixtures that several rooms' tests share."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from leyden.model import HybridLM, ModelConfig
+
+_SMALL = {
+    "vocab_size": 101,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "layer_types": ("linear_attention", "full_attention", "linear_attention"),
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "rotary_dim": 4,
+    "intermediate_size": 16,
+    "num_local_experts": 4,
+}
+
+
+@pytest.fixture(scope="session")
+def random_model() -> Callable[..., HybridLM]:
+    """Builds a small hybrid whose weights are large enough that a wrong line shows in the logits."""
+
+    def build(dtype: torch.dtype = torch.float32, seed: int = 0, **changes: object) -> HybridLM:
+        model = HybridLM(ModelConfig.parse({**_SMALL, **changes}, "test model"))
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                values = torch.randn(parameter.shape, generator=generator)
+                parameter.copy_(1 + 0.3 * values if parameter.ndim == 1 else 0.25 * values)
+        return model.to(dtype).eval()
+
+    return build
