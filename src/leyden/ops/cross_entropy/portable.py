@@ -25,11 +25,15 @@ class LinearCrossEntropy(torch.autograd.Function):
         differentiate = any(ctx.needs_input_grad)
         dhidden = torch.empty_like(hidden) if differentiate else None
         dweight = torch.zeros_like(weight, dtype=dtype) if differentiate else None
+        # Two buffers serve every chunk: memory that is mapped anew costs more than the arithmetic on it.
+        narrow = hidden.new_empty(min(rows, hidden.shape[0]), weight.shape[0])
+        wide = torch.empty_like(narrow, dtype=dtype)
         for start in range(0, hidden.shape[0], rows):
             part, label = hidden[start : start + rows], labels[start : start + rows]
             valid = (label >= 0).to(dtype)
             index = label.clamp_min(0)[:, None]
-            logits = torch.mm(part, weight.t()).to(dtype)
+            raw = torch.mm(part, weight.t(), out=narrow[: part.shape[0]])
+            logits = wide[: part.shape[0]].copy_(raw)
             target, top = logits.gather(1, index).squeeze(1), logits.amax(-1)
             p = torch.softmax(logits, -1, out=logits)
             z = top - p.amax(-1).log_()  # the largest probability is exp(top - z); the target's may underflow
@@ -39,7 +43,7 @@ class LinearCrossEntropy(torch.autograd.Function):
                 continue
             # d nll / d logits = p - onehot;  d z^2 / d logits = 2 z p
             scale = valid if z_loss == 0 else valid * (1 + 2 * z_loss * z)
-            dlogits = _scaled(p, scale).scatter_add_(1, index, -valid[:, None]).to(hidden.dtype)
+            dlogits = raw.copy_(_scaled(p, scale).scatter_add_(1, index, -valid[:, None]))
             torch.mm(dlogits, weight, out=dhidden[start : start + rows])
             dweight += torch.mm(dlogits.t(), part)
         if dhidden is not None and dweight is not None:
