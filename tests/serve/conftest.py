@@ -21,18 +21,18 @@ def make_model(tokenizer: Tokenizer) -> Callable[..., HybridLM]:
     """Three lightning layers around a softmax layer, with experts; weights large enough that logits differ."""
 
     def make(**changes: object) -> HybridLM:
-        shape = dict(
-            vocab_size=tokenizer.vocab_size,
-            hidden_size=32,
-            num_hidden_layers=4,
-            layer_types=("linear_attention", "full_attention", "linear_attention", "linear_attention"),
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=16,
-            rotary_dim=8,
-            intermediate_size=32,
-            num_local_experts=4,
-        )
+        shape = {
+            "vocab_size": tokenizer.vocab_size,
+            "hidden_size": 32,
+            "num_hidden_layers": 4,
+            "layer_types": ("linear_attention", "full_attention", "linear_attention", "linear_attention"),
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "head_dim": 16,
+            "rotary_dim": 8,
+            "intermediate_size": 32,
+            "num_local_experts": 4,
+        }
         model = HybridLM(ModelConfig.parse({**shape, **changes}, "test model"), seed=1).eval()
         with torch.no_grad():
             model.lm_head.weight.mul_(3)

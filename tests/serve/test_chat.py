@@ -1,6 +1,7 @@
 """A chat reads each token once, and answers as a run over the whole conversation would."""
 
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ GREEDY = Sampling(max_tokens=12, temperature=0)
 
 @pytest.fixture
 def engine(model: HybridLM, tokenizer: Tokenizer) -> Engine:
-    return Engine(model, tokenizer)
+    """Decoding in PyTorch, so that hooks see every forward pass."""
+    return Engine(model, tokenizer, decoder="torch")
 
 
 @pytest.fixture
@@ -32,8 +34,14 @@ def from_scratch(engine: Engine, messages: list[dict[str, str]], sampling: Sampl
     return engine.generate([engine.tokenizer.encode_chat(messages)], sampling)[0].text
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, Sampling(max_tokens=12, seed=4), Sampling(max_tokens=40, seed=1, stop=("e",))])
-def test_answers_equal_those_from_scratch(engine: Engine, sampling: Sampling) -> None:
+@pytest.mark.parametrize(
+    "sampling", [GREEDY, Sampling(max_tokens=12, seed=4), Sampling(max_tokens=40, seed=1, stop=("e",))]
+)
+@pytest.mark.parametrize("decoder", ["auto", "torch"])
+def test_answers_equal_those_from_scratch(
+    model: HybridLM, tokenizer: Tokenizer, sampling: Sampling, decoder: Literal["auto", "torch"]
+) -> None:
+    engine = Engine(model, tokenizer, decoder=decoder)
     chat = Chat(engine, system="Be brief.", sampling=sampling)
     for text in ("The jar", "and the lightning?", "☂ Grüße"):
         answer = "".join(chat.send(text))
@@ -98,7 +106,7 @@ def test_an_answer_left_early_stays_as_far_as_it_came(engine: Engine, pieces: in
 
 @pytest.mark.parametrize("call", [1, 4])
 def test_an_interrupt_inside_the_model_leaves_the_chat_usable(engine: Engine, call: int) -> None:
-    """In the third layer, when the layers before it have already taken the token in: at the prompt, or in the answer."""
+    """In the third layer, at the prompt or in the answer, when the layers before have already taken the token in."""
     chat = Chat(engine, sampling=GREEDY)
     list(chat.send("A jar"))
     calls = 0

@@ -41,6 +41,17 @@ class KeyValues:
         self._values[:, length:end] = values
         return self._keys[:, :end], self._values[:, :end]
 
+    def reserve(self, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Make room for ``end`` positions, all but the last of which are held.
+
+        Returns:
+            The buffers [B, capacity, Hkv, D], each head's positions contiguous, undefined beyond those held.
+        """
+        assert self._keys is not None and self._values is not None, "the first token goes through the model"
+        self._keys = _room(self._keys, self._keys[:, :1], end - 1, end)
+        self._values = _room(self._values, self._values[:, :1], end - 1, end)
+        return self._keys, self._values
+
 
 def _room(buffer: torch.Tensor | None, new: torch.Tensor, length: int, end: int) -> torch.Tensor:
     """``buffer`` with at least ``end`` positions, laid out so that one head's positions are contiguous."""

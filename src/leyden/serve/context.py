@@ -6,7 +6,7 @@ from typing import Self
 import torch
 
 from leyden.core.errors import UserError
-from leyden.model import Cache, HybridLM
+from leyden.model import Cache, HybridLM, NativeDecoder
 
 
 class Context:
@@ -15,13 +15,15 @@ class Context:
     Args:
         model: in evaluation mode.
         chunk_tokens: how many tokens go through the model at once; bounds the memory that a long prompt takes.
+        decoder: reads single tokens behind others; the model itself does where None.
 
     Attributes:
         tokens: what was read, in order. An interrupted :meth:`read` leaves those that were read whole.
     """
 
-    def __init__(self, model: HybridLM, chunk_tokens: int) -> None:
+    def __init__(self, model: HybridLM, chunk_tokens: int, decoder: NativeDecoder | None = None) -> None:
         self.tokens: list[int] = []
+        self._decoder = decoder
         self._model = model
         self._chunk_tokens = chunk_tokens
         self._cache = Cache(model.config, batch_size=1)
@@ -33,6 +35,10 @@ class Context:
             UserError: a token outside the vocabulary, or more tokens than the model has positions.
         """
         self.check(tokens)
+        if self._decoder is not None and self.tokens and len(tokens) == 1:
+            logits = self._decoder.step(tokens[0], self._cache)
+            self.tokens.append(tokens[0])
+            return logits
         device = self._model.lm_head.weight.device
         hidden = torch.empty(0)
         with torch.inference_mode():
@@ -45,7 +51,7 @@ class Context:
 
     def fork(self) -> Self:
         """A copy that reads on independently."""
-        copy = type(self)(self._model, self._chunk_tokens)
+        copy = type(self)(self._model, self._chunk_tokens, self._decoder)
         copy.tokens = list(self.tokens)
         copy._cache = self._cache.clone()
         return copy

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from leyden.core.errors import UserError
-from leyden.model import HybridLM
+from leyden.core.log import log_once
+from leyden.model import HybridLM, NativeDecoder
+from leyden.ops.decode import UnavailableError
 from leyden.serve.context import Context
 from leyden.serve.sampling import Sampler, Sampling
 from leyden.serve.text import TextStream
@@ -70,12 +72,22 @@ class Engine:
         model: is put in evaluation mode.
         tokenizer: None for prompts of token ids alone; there is no text then, and no token that ends it.
         prefill_tokens: how much of a prompt goes through the model at once; bounds memory.
+        decoder: what reads single tokens: ``"native"``, one compiled call a token on a CPU; ``"torch"``, the model; or
+            ``"auto"``, the first where it can be had (a line in the log says why not).
     """
 
-    def __init__(self, model: HybridLM, tokenizer: Tokenizer | None = None, *, prefill_tokens: int = 4096) -> None:
+    def __init__(
+        self,
+        model: HybridLM,
+        tokenizer: Tokenizer | None = None,
+        *,
+        prefill_tokens: int = 4096,
+        decoder: Literal["auto", "native", "torch"] = "auto",
+    ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self._prefill_tokens = prefill_tokens
+        self._decoder: Literal["auto", "native", "torch"] = decoder
         self._end_tokens = frozenset() if tokenizer is None else frozenset((tokenizer.eos_id, tokenizer.eod_id))
 
     def generate(
@@ -105,8 +117,23 @@ class Engine:
         return self.continue_from(self.context(), self._prompt_tokens(prompt), sampling or Sampling())
 
     def context(self) -> Context:
-        """An empty context of this engine's model."""
-        return Context(self.model, self._prefill_tokens)
+        """An empty context of this engine's model, with its weights as they are now.
+
+        Raises:
+            UserError: the decoder was to be native, and cannot be.
+        """
+        return Context(self.model, self._prefill_tokens, self._native_decoder())
+
+    def _native_decoder(self) -> NativeDecoder | None:
+        if self._decoder == "torch":
+            return None
+        try:
+            return NativeDecoder(self.model)
+        except UnavailableError as reason:
+            if self._decoder == "native":
+                raise UserError(f"decoder='native' cannot run: {reason}; take 'auto' or 'torch'.") from None
+            log_once(__name__, f"decoding in PyTorch, not natively: {reason}")
+            return None
 
     def continue_from(self, context: Context, tokens: Sequence[int], sampling: Sampling) -> Iterator[Chunk]:
         """Read ``tokens`` into ``context``, then generate; all but the last generated token are read into it too.
