@@ -99,14 +99,17 @@ def read_documents(paths: Iterable[str | Path | SourceFile], rejects: list[Rejec
 def _read_source(source: SourceFile, rejects: list[Reject]) -> Iterator[Document]:
     path = str(source.path)
     reader = {"jsonl": _jsonl_rows, "parquet": _parquet_rows}.get(source.format, _whole_file)
+    row = -1
     try:
         for row, text in reader(source):
             if isinstance(text, _Unreadable):
                 rejects.append(Reject(path, text.place, text.reason, text.detail))
             elif not text:
-                rejects.append(Reject(path, "", "empty"))
+                rejects.append(Reject(path, f"row {row}" if row else "", "empty"))
             else:
                 yield Document(f"{source.name}:{row}" if row else source.name, text, path)
+        if row < 0:
+            rejects.append(Reject(path, "", "empty", "no rows"))
     except _Unreadable as problem:
         rejects.append(Reject(path, problem.place, problem.reason, problem.detail))
     except OSError as error:
@@ -147,7 +150,6 @@ def _decode_python(data: bytes) -> str:
 
 
 def _jsonl_rows(source: SourceFile) -> _Rows:
-    number = 0
     for number, line in enumerate(_lines(source.path), 1):
         if line.strip():
             try:
@@ -188,12 +190,13 @@ def _parquet_rows(source: SourceFile) -> _Rows:
             if "text" not in names:
                 raise _Unreadable('no "text"', f"columns: {', '.join(names)}")
             kind = file.schema_arrow.field("text").type
+            kind = kind.value_type if pa.types.is_dictionary(kind) else kind
             if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
                 raise _Unreadable('"text" is not a string', f"a column of type {kind}")
             number = 0
             for batch in file.iter_batches(batch_size=1024, columns=["text"]):
                 # As bytes, for a writer may have put something into a string column that is not UTF-8.
-                for data in batch.column(0).cast(pa.large_binary()).to_pylist():
+                for data in batch.column(0).cast(kind).cast(pa.large_binary()).to_pylist():
                     number += 1
                     yield number, _parquet_text(data, number)
     except pa.ArrowException as error:

@@ -22,7 +22,7 @@ from leyden.data.shards import TokenShards
 NO_LABEL = -100  # what cross-entropy ignores
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
     """Packed sequences.
 
@@ -38,7 +38,7 @@ class Batch:
     cu_seqlens: torch.Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Epoch:
     """The documents of one epoch in its order: where each starts in the shards, and where it ends in the epoch."""
 
@@ -172,7 +172,7 @@ def _hash(index: np.ndarray, seed: int, epoch: int) -> np.ndarray:
 
     Written out, for the streams of numpy's generators may change between versions, and a run must resume under any.
     """
-    value = np.array([seed], np.uint64)
+    value = np.array([seed % 2**64], np.uint64)
     for key in (np.array([epoch], np.uint64), index.astype(np.uint64)):
         value = _mix(value) + key
     return _mix(value)

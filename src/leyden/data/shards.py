@@ -6,65 +6,86 @@ fingerprint. It is written whole or not at all.
 """
 
 import hashlib
+import itertools
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Literal, Self
 
 import numpy as np
 
+from leyden.core.config import Config
 from leyden.core.errors import UserError
 from leyden.core.files import atomic_directory
-from leyden.core.log import progress
+from leyden.core.log import Bar, progress
 from leyden.data.documents import Document
 from leyden.tokenizer import Tokenizer
 
-_FORMAT = "leyden-tokens-1"
 _TOKEN = np.dtype("<i4")
 _END = np.dtype("<i8")
-_BATCH_BYTES = 4 << 20  # text tokenised at once: enough to occupy every core
+_BATCH_CHARACTERS = 4 << 20  # tokenised at once: enough to occupy every core
 _BLOCK_BYTES = 16 << 20  # one checksum each, so that opening need not read everything
-_SHARD_TOKENS = 1 << 28  # 1 GiB
+
+
+class _Shard(Config):
+    """What the metadata says of one shard."""
+
+    name: str
+    num_documents: int
+    num_tokens: int
+    text_bytes: int
+    token_checksums: tuple[int, ...]
+    end_checksums: tuple[int, ...]
+
+
+class _Metadata(Config):
+    """``metadata.json``."""
+
+    format: Literal["leyden-tokens-1"]
+    tokenizer: str
+    vocab_size: int
+    shards: tuple[_Shard, ...]
 
 
 def write_shards(
-    documents: Iterable[Document], tokenizer: Tokenizer, directory: Path, *, shard_tokens: int = _SHARD_TOKENS
+    documents: Iterable[Document], tokenizer: Tokenizer, directory: Path, *, shard_tokens: int = 1 << 28
 ) -> "TokenShards":
     """Tokenise ``documents``, each as ``[bos] + text + [eod]``, into ``directory`` (replaced where it exists).
 
-    A shard is closed with the document that takes it to ``shard_tokens``.
+    A shard is closed with the document that takes it to ``shard_tokens`` (by default a file of 1 GiB).
 
     Raises:
         UserError: there are no documents, or the disk is full.
     """
     total = sum(len(document.text) for document in documents) if isinstance(documents, Sequence) else None
-    shards: list[dict[str, Any]] = []
-    num_bytes = 0
+    shards: list[_Shard] = []
     with atomic_directory(directory) as part, progress("tokenising", total, unit="characters") as bar:
-        writer = _ShardWriter(part, 0)
-        for batch in _batches(documents):
-            texts = [document.text for document in batch]
-            num_bytes += sum(len(text.encode()) for text in texts)
-            for ids in tokenizer.encode_batch(texts):
-                writer.add(tokenizer.bos_id, ids, tokenizer.eod_id)
-                if writer.num_tokens >= shard_tokens:
-                    shards.append(writer.close())
-                    writer = _ShardWriter(part, len(shards))
-            bar.advance(sum(map(len, texts)))
-        shards.append(writer.close())
-        metadata = {
-            "format": _FORMAT,
-            "tokenizer": tokenizer.fingerprint,
-            "vocab_size": tokenizer.vocab_size,
-            "text_bytes": num_bytes,
-            "shards": [shard for shard in shards if shard["num_documents"]],
-        }
-        if not metadata["shards"]:
+        tokenised = _tokenise(documents, tokenizer, bar)
+        for first in tokenised:
+            shards.append(_write_shard(part, f"{len(shards):05d}", itertools.chain([first], tokenised), shard_tokens))
+        if not shards:
             raise UserError("There are no documents to tokenise.")
-        (part / "metadata.json").write_text(json.dumps(metadata, indent=1) + "\n")
+        metadata = _Metadata(
+            format="leyden-tokens-1",
+            tokenizer=tokenizer.fingerprint,
+            vocab_size=tokenizer.vocab_size,
+            shards=tuple(shards),
+        )
+        (part / "metadata.json").write_text(metadata.model_dump_json(indent=1) + "\n")
     return TokenShards.open(directory)
+
+
+def _tokenise(documents: Iterable[Document], tokenizer: Tokenizer, bar: Bar) -> Iterator[tuple[np.ndarray, int]]:
+    """For each document its tokens, int32 [length], and its number of UTF-8 bytes."""
+    for batch in _batches(documents):
+        texts = [document.text for document in batch]
+        for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
+            tokens = np.empty(len(ids) + 2, _TOKEN)
+            tokens[0], tokens[1:-1], tokens[-1] = tokenizer.bos_id, ids, tokenizer.eod_id
+            yield tokens, len(text.encode())
+        bar.advance(sum(map(len, texts)))
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -73,52 +94,43 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
     for document in documents:
         batch.append(document)
         size += len(document.text)
-        if size >= _BATCH_BYTES:
+        if size >= _BATCH_CHARACTERS:
             yield batch
             batch, size = [], 0
     if batch:
         yield batch
 
 
-class _ShardWriter:
-    """Writes one shard, document by document."""
-
-    def __init__(self, directory: Path, number: int) -> None:
-        self._name = f"{number:05d}"
-        self._directory = directory
-        self._tokens = (directory / f"{self._name}.tokens").open("wb")
-        self._ends: list[int] = []
-        self.num_tokens = 0
-
-    def add(self, bos: int, ids: np.ndarray, eod: int) -> None:
-        document = np.empty(len(ids) + 2, _TOKEN)
-        document[0], document[1:-1], document[-1] = bos, ids, eod
-        self._tokens.write(document.data)
-        self.num_tokens += len(document)
-        self._ends.append(self.num_tokens)
-
-    def close(self) -> dict[str, Any]:
-        """Finish the files; what the metadata says of the shard."""
-        self._tokens.close()
-        tokens = self._directory / f"{self._name}.tokens"
-        ends = self._directory / f"{self._name}.ends"
-        np.array(self._ends, _END).tofile(ends)
-        return {
-            "name": self._name,
-            "num_tokens": self.num_tokens,
-            "num_documents": len(self._ends),
-            "token_checksums": _checksums(tokens),
-            "end_checksums": _checksums(ends),
-        }
+def _write_shard(directory: Path, name: str, tokenised: Iterable[tuple[np.ndarray, int]], shard_tokens: int) -> _Shard:
+    """Write documents until there are ``shard_tokens``, or no more documents."""
+    ends: list[int] = []
+    text_bytes = 0
+    tokens_path, ends_path = directory / f"{name}.tokens", directory / f"{name}.ends"
+    with tokens_path.open("wb") as file:
+        for tokens, num_bytes in tokenised:
+            file.write(tokens.data)
+            ends.append(len(tokens) + (ends[-1] if ends else 0))
+            text_bytes += num_bytes
+            if ends[-1] >= shard_tokens:
+                break
+    np.array(ends, _END).tofile(ends_path)
+    return _Shard(
+        name=name,
+        num_documents=len(ends),
+        num_tokens=ends[-1],
+        text_bytes=text_bytes,
+        token_checksums=_checksums(tokens_path),
+        end_checksums=_checksums(ends_path),
+    )
 
 
-def _checksums(path: Path) -> list[int]:
+def _checksums(path: Path) -> tuple[int, ...]:
     """CRC-32 of each block of a file."""
     with path.open("rb") as file:
-        return [zlib.crc32(block) for block in iter(lambda: file.read(_BLOCK_BYTES), b"")]
+        return tuple(zlib.crc32(block) for block in iter(lambda: file.read(_BLOCK_BYTES), b""))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TokenShards:
     """Opened shards, as one row of documents.
 
@@ -141,7 +153,7 @@ class TokenShards:
     lengths: np.ndarray
     _tokens: tuple[np.ndarray, ...]
     _offsets: np.ndarray  # [S] int64, where each shard starts
-    _checksums: tuple[tuple[Path, tuple[int, ...]], ...]
+    _checksums: Mapping[Path, tuple[int, ...]]
 
     @classmethod
     def open(cls, directory: Path) -> Self:
@@ -150,33 +162,29 @@ class TokenShards:
         Raises:
             UserError: it holds no shards, or they are damaged (which file, and what to do).
         """
-        metadata, text = _read_metadata(directory)
-        tokens, ends, files = [], [], []
-        for shard in metadata["shards"]:
-            path = directory / f"{shard['name']}.tokens"
-            tokens.append(_map(path, _TOKEN, shard["num_tokens"]))
-            files.append((path, tuple(shard["token_checksums"])))
-            path = directory / f"{shard['name']}.ends"
-            ends.append(np.array(_map(path, _END, shard["num_documents"])))
-            files.append((path, tuple(shard["end_checksums"])))
-        offsets = np.cumsum([0, *map(len, tokens)])
-        shards = cls(
+        metadata, text = _read_metadata(directory / "metadata.json")
+        tokens, ends, checksums = [], [], {}
+        for shard in metadata.shards:
+            tokens_path, ends_path = directory / f"{shard.name}.tokens", directory / f"{shard.name}.ends"
+            tokens.append(_map(tokens_path, _TOKEN, shard.num_tokens))
+            ends.append(_map(ends_path, _END, shard.num_documents))
+            checksums |= {tokens_path: shard.token_checksums, ends_path: shard.end_checksums}
+        for path, blocks in checksums.items():
+            _check_blocks(path, blocks, {0, len(blocks) - 1})
+        lengths = [np.diff(end, prepend=0) for end in ends]
+        offsets = np.cumsum([0, *map(len, tokens[:-1])])
+        return cls(
             directory=directory,
             fingerprint=hashlib.sha256(text).hexdigest(),
-            tokenizer_fingerprint=metadata["tokenizer"],
-            vocab_size=metadata["vocab_size"],
-            text_bytes=metadata["text_bytes"],
-            starts=np.concatenate(
-                [np.concatenate(([0], end[:-1])) + offset for end, offset in zip(ends, offsets, strict=False)]
-            ),
-            lengths=np.concatenate([np.diff(end, prepend=0) for end in ends]),
+            tokenizer_fingerprint=metadata.tokenizer,
+            vocab_size=metadata.vocab_size,
+            text_bytes=sum(shard.text_bytes for shard in metadata.shards),
+            starts=np.concatenate([e - n + o for e, n, o in zip(ends, lengths, offsets, strict=True)]),
+            lengths=np.concatenate(lengths),
             _tokens=tuple(tokens),
-            _offsets=offsets[:-1],
-            _checksums=tuple(files),
+            _offsets=offsets,
+            _checksums=checksums,
         )
-        for path, checksums in files:
-            _check_blocks(path, checksums, {0, len(checksums) - 1})
-        return shards
 
     @property
     def num_documents(self) -> int:
@@ -194,8 +202,8 @@ class TokenShards:
         Raises:
             UserError: a file is damaged.
         """
-        for path, checksums in self._checksums:
-            _check_blocks(path, checksums, set(range(len(checksums))))
+        for path, blocks in self._checksums.items():
+            _check_blocks(path, blocks, set(range(len(blocks))))
 
     def document(self, index: int) -> np.ndarray:
         """The tokens of document ``index``: [length] int64."""
@@ -224,19 +232,15 @@ class TokenShards:
         return tokens
 
 
-def _read_metadata(directory: Path) -> tuple[dict[str, Any], bytes]:
-    """The metadata of ``directory``, and its bytes."""
-    path = directory / "metadata.json"
+def _read_metadata(path: Path) -> tuple[_Metadata, bytes]:
+    """The metadata in ``path``, and its bytes."""
     try:
         text = path.read_bytes()
-        metadata = json.loads(text)
+        return _Metadata.parse(json.loads(text), str(path)), text
     except FileNotFoundError:
-        raise UserError(f"{directory} holds no token shards: there is no {path.name}.") from None
+        raise UserError(f"{path.parent} holds no token shards: there is no {path.name}.") from None
     except ValueError as error:
         raise _damaged(path, f"it is not JSON: {error}") from None
-    if not isinstance(metadata, dict) or metadata.get("format") != _FORMAT:
-        raise _damaged(path, f"it does not say that the format is {_FORMAT}")
-    return metadata, text
 
 
 def _map(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
@@ -251,12 +255,8 @@ def _check_blocks(path: Path, checksums: Sequence[int], blocks: set[int]) -> Non
     with path.open("rb") as file:
         for block in sorted(blocks):
             file.seek(block * _BLOCK_BYTES)
-            if _checksum(file) != checksums[block]:
+            if zlib.crc32(file.read(_BLOCK_BYTES)) != checksums[block]:
                 raise _damaged(path, f"bytes from {block * _BLOCK_BYTES} on are not what was written")
-
-
-def _checksum(file: BinaryIO) -> int:
-    return zlib.crc32(file.read(_BLOCK_BYTES))
 
 
 def _damaged(path: Path, what: str) -> UserError:

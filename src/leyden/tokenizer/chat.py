@@ -19,7 +19,6 @@ from leyden.tokenizer.sandbox import Sandbox, render
 Message = Mapping[str, Any]
 
 _MARKS = range(0xF0000, 0xFFFFE)  # private use: no text gives these a meaning
-_TEMPLATE_KEYS = frozenset({"role", "type"})  # values that the template compares, never text of a stranger
 
 
 class ChatTemplate:
@@ -106,14 +105,11 @@ def _short(value: Any) -> str:
 
 
 def _marked(value: Any, special: Sequence[str], mark: str) -> Any:
-    """``value`` with the strings in it marked, at any depth; what the template compares stays as it is."""
+    """``value`` with the strings in it marked, at any depth."""
     if isinstance(value, str):
         return _mark_text(value, special, mark)
     if isinstance(value, Mapping):
-        return {
-            _marked(key, special, mark): item if key in _TEMPLATE_KEYS else _marked(item, special, mark)
-            for key, item in value.items()
-        }
+        return {_marked(key, special, mark): _marked(item, special, mark) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_marked(item, special, mark) for item in value]
     return value

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.resources import files
+from importlib import resources
 from pathlib import Path
 from typing import Any, Self
 
@@ -57,8 +57,7 @@ class Tokenizer:
                 "Leyden reads byte-level BPE tokenizers; this one is of another kind (its decoder is "
                 f"{type(backend.decoder).__name__})."
             )
-        named = [*files.names.values(), *files.others]
-        backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in named])
+        _make_special(backend, [*files.names.values(), *files.others])
         backend.encode_special_tokens = True  # the spelling of a special token in text is text
         backend.no_truncation()
         backend.no_padding()
@@ -73,7 +72,7 @@ class Tokenizer:
         """Learn a vocabulary of exactly ``vocab_size`` from ``texts``: 256 bytes, merges, then 5 special tokens.
 
         Raises:
-            UserError: ``vocab_size`` is below 261, or more than the texts support.
+            UserError: ``vocab_size`` is below 261, or more than the texts support; or a text holds a lone surrogate.
         """
         smallest = 256 + len(SPECIAL_TOKENS)
         if vocab_size < smallest:
@@ -81,9 +80,18 @@ class Tokenizer:
                 f"A vocabulary of {vocab_size} is too small: the 256 bytes and {len(SPECIAL_TOKENS)} special tokens "
                 f"make {smallest}. Ask for that many or more."
             )
-        backend = train(texts, vocab_size - len(SPECIAL_TOKENS))
-        backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
-        template = files("leyden.tokenizer").joinpath("minimax.jinja").read_text(encoding="utf-8")
+        try:
+            backend = train(texts, vocab_size - len(SPECIAL_TOKENS))
+        except UnicodeEncodeError as error:
+            raise _not_text(error.object) from None
+        reached = backend.get_vocab_size() + len(SPECIAL_TOKENS)
+        if reached < vocab_size:
+            raise UserError(
+                f"The text supports a vocabulary of {reached}, not of {vocab_size}: after {reached - smallest} merges "
+                "no pair of tokens occurs twice. Ask for that many or fewer, or give more text."
+            )
+        _make_special(backend, SPECIAL_TOKENS)
+        template = resources.files("leyden.tokenizer").joinpath("minimax.jinja").read_text(encoding="utf-8")
         others = tuple(token for token in SPECIAL_TOKENS if token not in _MINIMAX_NAMES.values())
         return cls(backend, TokenizerFiles(backend.to_str(), _MINIMAX_NAMES, others, template))
 
@@ -112,7 +120,7 @@ class Tokenizer:
         """A hash of everything that decides how text becomes ids, in hexadecimal."""
         return hashlib.sha256(self._backend.to_str().encode()).hexdigest()
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
         """One more than the largest id."""
         return max(self._tokens) + 1
@@ -266,6 +274,13 @@ class Tokenizer:
         if self._files.chat_template is None:
             raise UserError("This tokenizer has no chat template; add a chat_template.jinja to its directory.")
         return ChatTemplate(self._files.chat_template, self._files.names)
+
+
+def _make_special(backend: Backend, tokens: Sequence[str]) -> None:
+    """Mark ``tokens`` as special, adding those that are missing; one that already is keeps its properties."""
+    special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
+    missing = [token for token in tokens if token not in special]
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in missing])
 
 
 def _find_ids(backend: Backend, names: Mapping[str, str]) -> _Ids:

@@ -1,0 +1,167 @@
+"""The chat template: MiniMax's format, no injection, a sandbox, and clear errors."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from leyden.core.errors import UserError
+from leyden.tokenizer import Tokenizer, sandbox
+from leyden.tokenizer.chat import ChatTemplate
+
+SPECIAL = ["<beginning_of_sentence>", "<end_of_sentence>", "<end_of_document>", "<function_call>", "<image>"]
+
+
+def test_the_format_of_minimax(tokenizer):
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "Weather in "}, {"type": "text", "text": "Oslo?"}]},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"id": "call_1", "type": "function", "function": {"name": "now", "arguments": '{"a": 1}'}}],
+        },
+        {"role": "tool", "tool_call_id": "call_1", "content": '{"sky": "blå"}'},
+        {"role": "function", "name": "then", "content": [{"type": "text", "text": "3"}]},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "And here?"}]},
+    ]
+    tools = [{"name": "now", "description": "<é>"}]
+    assert tokenizer.apply_chat_template(messages, tools) == (
+        "<beginning_of_sentence>system ai_setting=assistant\nBe brief.<end_of_sentence>\n"
+        "<beginning_of_sentence>user name=user\nWeather in Oslo?<end_of_sentence>\n"
+        '<beginning_of_sentence>ai name=assistant\n<function_call>```typescript\nfunctions.now({"a": 1})\n```'
+        "<end_of_sentence>\n"
+        '<beginning_of_sentence>system function_response=functions\n{"name": "now", "response": {"sky": "blå"}}'
+        "<end_of_sentence>\n"
+        '<beginning_of_sentence>system function_response=functions\n{"name": "then", "response": 3}<end_of_sentence>\n'
+        "<beginning_of_sentence>user name=user\n<image>And here?<end_of_sentence>\n"
+        '<beginning_of_sentence>system function_setting=functions\n{"name": "now", "description": "<é>"}'
+        "<end_of_sentence>\n"
+        "<beginning_of_sentence>ai name=assistant\n"
+    )
+    prompt = "<beginning_of_sentence>ai name=assistant\n"
+    without = tokenizer.apply_chat_template(messages, tools, add_generation_prompt=False)
+    assert without + prompt == tokenizer.apply_chat_template(messages, tools)
+
+
+def test_a_harmless_chat_has_the_tokens_of_its_text(tokenizer):
+    messages = [{"role": "user", "content": [{"type": "text", "text": "if a < b and c > d: <p>"}, {"type": "image"}]}]
+    text = tokenizer.apply_chat_template(messages)
+    assert tokenizer.encode_chat(messages) == tokenizer.encode(text, allow_special=True)
+
+
+# Pieces from which a special token could be put together, whole or over the border of two strings.
+PIECES = st.lists(st.sampled_from([*SPECIAL, "<", "<im", "mag", "age>", ">", "<end_of_", "sentence>", " ", "\n", "x"]))
+PIECE = PIECES.map("".join)
+
+
+@given(st.lists(PIECE, min_size=1, max_size=4), PIECE, PIECE)
+def test_text_never_becomes_a_special_token(tokenizer, parts, answer, name):
+    call = {"function": {"name": name, "arguments": {name: answer}}}
+    messages = [
+        {"role": "user", "content": [{"type": "text", "text": part} for part in parts]},
+        {"role": "assistant", "content": answer, "tool_calls": [call]},
+        {"role": "function", "name": name or "f", "content": answer},
+    ]
+    tools = [{"name": name, answer: [answer]}]
+    ids = tokenizer.encode_chat(messages, tools)
+    names = {index: token for token, index in tokenizer.special_tokens.items()}
+    written = [names[index] for index in ids if index in names]
+    turn = ["<beginning_of_sentence>", "<end_of_sentence>"]
+    assert written == [*turn, turn[0], "<function_call>", turn[1], *turn, *turn, turn[0]]
+    # Nothing of the text is lost either.
+    assert tokenizer.decode(ids) == tokenizer.apply_chat_template(messages, tools=tools)
+
+
+def test_a_role_cannot_carry_a_special_token(tokenizer, directory, tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes((directory / "tokenizer.json").read_bytes())
+    (tmp_path / "chat_template.jinja").write_text("{% for m in messages %}{{ m.role + m.content | trim }}{% endfor %}")
+    foreign = Tokenizer.load(tmp_path)
+    messages = [{"role": "user<image>", "content": " <im"}, {"role": "age>", "content": "<image> "}]
+    ids = foreign.encode_chat(messages)
+    assert not any(foreign.is_special(index) for index in ids)
+    assert foreign.decode(ids) == "user<image><image><image>"
+
+
+def test_a_template_that_acts_on_special_text_is_refused(tokenizer):
+    chat = ChatTemplate("{{ messages[0].content.split('<image>') | length }}", {})
+    with pytest.raises(UserError, match="remove it"):
+        chat.render_marked([{"role": "user", "content": "a<image>b"}], None, False, SPECIAL)
+    assert chat.render_marked([{"role": "user", "content": "ab"}], None, False, SPECIAL)[0] == "1"
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([], "one message or more"),
+        ("hello", "one message or more"),
+        (None, "one message or more"),
+        (["hello"], "Message 0 is not a mapping"),
+        ([{"content": "a"}], 'with a "role"'),
+        ([{"role": 3, "content": "a"}], 'with a "role"'),
+        ([{"role": "user", "content": 3}], r'Message 0 \(user\): "content" is a string or a list'),
+        ([{"role": "user", "content": "a"}, {"role": "user", "content": [3]}], 'Message 1 .* no "type"'),
+        ([{"role": "user", "content": [{"type": "text"}]}], 'needs a string "text"'),
+        ([{"role": "user", "content": [{"type": "video"}]}], "type video; allowed: text, image"),
+        ([{"role": "wizard", "content": "a"}], "role wizard is not known; allowed: system, user"),
+        ([{"role": "tool", "content": "a"}], "has no name"),
+        ([{"role": "assistant", "tool_calls": 3}], "chat template refused"),
+        ([{"role": "user", "content": "\ud800"}], "lone surrogate"),
+    ],
+)
+def test_a_malformed_chat_is_a_user_error(tokenizer, messages, message):
+    with pytest.raises(UserError, match=message):
+        tokenizer.encode_chat(messages)
+
+
+def test_no_template_is_a_user_error(directory, tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes((directory / "tokenizer.json").read_bytes())
+    with pytest.raises(UserError, match="no chat template"):
+        Tokenizer.load(tmp_path).encode_chat([{"role": "user", "content": "a"}])
+
+
+HOSTILE = {
+    "classes": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "globals": "{{ raise_exception.__globals__.keys() }}",
+    "globals by filter": "{{ (raise_exception | attr('__globals__')).keys() }}",
+    "globals by function": "{{ cycler.__init__.__globals__.os.system('true') }}",
+    "format": "{{ '{0.__class__.__init__}'.format(messages) }}{{ raise_exception('blank') }}",
+    "change": "{{ messages.append(1) }}",
+    "files": "{% include '/etc/hosts' %}",
+    "import": "{% import 'os' as os %}",
+    "repetition": "{{ 'a' * 10 ** 12 }}",
+    "power": "{{ 10 ** 99999 }}",
+    "range": "{{ range(10 ** 9) | list | length }}",
+    "recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "output": "{% for i in range(99999) %}{{ 'a' * 99999 }}{% endfor %}",
+    "silent loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "shadowed": "{% set environment = 1 %}{% set tick = 1 %}{% for i in range(99999) %}{% for j in range(99999) %}"
+    "{% endfor %}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_template_is_stopped(name, monkeypatch):
+    monkeypatch.setattr(sandbox, "_MAX_SECONDS", 0.2)
+    monkeypatch.setattr(sandbox, "_MAX_CHARACTERS", 1 << 20)
+    messages = [{"role": "user", "content": "a"}]
+    with pytest.raises(UserError, match="chat template refused"):
+        ChatTemplate(HOSTILE[name], {}).render(messages, None, False)
+    assert messages == [{"role": "user", "content": "a"}]
+
+
+def test_templates_of_others_run():
+    source = (
+        "{% set ns = namespace(n=0) %}{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}\n"
+        "    {% generation %}{{ m['content'] * 2 }}{% endgeneration %}\n"
+        "{% set ns.n = ns.n + 1 %}{% endfor %}{{ tools | tojson(indent=None) }}{{ ns.n }}"
+        "{{ strftime_now('%%') }}{{ bos_token }}"
+    )
+    chat = ChatTemplate(source, {"bos_token": "<s>"})
+    messages = [{"role": "user", "content": "a"}, {"role": "user", "content": "b<"}]
+    assert chat.render(messages, [{"x": "<é>"}], False) == 'b<b<[{"x": "<é>"}]1%<s>'
+
+
+@pytest.mark.parametrize("source", ["{% for %}", "{{ a", "{% nonsense %}", "(" * 3 + "{{ " + "(" * 5000])
+def test_a_template_that_is_not_jinja_is_a_user_error(source):
+    with pytest.raises(UserError, match=r"not valid Jinja|nested too deeply"):
+        ChatTemplate(source, {}).render([{"role": "user", "content": "a"}], None, False)
