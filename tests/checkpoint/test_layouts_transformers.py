@@ -29,7 +29,7 @@ SHAPES = {
     "tied": {"tie_word_embeddings": True},
     "no softmax layer": {"layer_types": ("linear_attention",) * 3},
     "one layer": {"num_hidden_layers": 1, "layer_types": ("linear_attention",)},
-    "factors": {"full_attn_alpha_factor": 1.3, "full_attn_beta_factor": 0.7, "mlp_alpha_factor": 2, "mlp_beta_factor": 1.1},
+    "factors": {"full_attn_alpha_factor": 1.3, "full_attn_beta_factor": 0.7, "mlp_beta_factor": 1.1},
 }
 
 

@@ -1,0 +1,89 @@
+"""Shapes: what the presets are, what is derived, and what is refused."""
+
+import pytest
+import torch
+
+from leyden.core.errors import UserError
+from leyden.model import PRESETS, HybridLM, ModelConfig, preset
+
+
+def parse(**fields: object) -> ModelConfig:
+    return ModelConfig.parse(fields, "[model]")
+
+
+def test_layer_types_default_to_one_softmax_layer_in_eight() -> None:
+    assert parse(num_hidden_layers=17).layer_types == (("linear_attention",) * 7 + ("full_attention",)) * 2 + (
+        "linear_attention",
+    )
+
+
+def test_alphas_default_to_deepnorm_or_one() -> None:
+    config = parse(num_hidden_layers=80)
+    assert config.mlp_alpha_factor == config.full_attn_alpha_factor == pytest.approx(3.5565588200778455, abs=1e-15)
+    assert parse(num_hidden_layers=80, postnorm=False).linear_attn_alpha_factor == 1
+    assert parse(mlp_alpha_factor=2.5).mlp_alpha_factor == 2.5
+
+
+def test_a_written_configuration_reads_back() -> None:
+    config = parse(num_hidden_layers=3, capacity_factor=1.5, rope_theta=5e6)
+    assert ModelConfig.parse(config.model_dump(mode="json"), "config.json") == config
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"num_hidden_layers": 3, "layer_types": ("full_attention",) * 2}, "has 2 entries and num_hidden_layers is 3"),
+        ({"rotary_dim": 31}, r"'rotary_dim': must be even.*given: 31"),
+        ({"rotary_dim": 66}, r"rotary_dim \(66\) must not exceed head_dim \(64\)"),
+        ({"num_attention_heads": 6, "num_key_value_heads": 4}, r"\(6\) must be a multiple of .* \(4\)"),
+        ({"num_local_experts": 2, "num_experts_per_tok": 3}, r"num_experts_per_tok \(3\) must not exceed .* \(2\)"),
+        ({"hiden_size": 64}, "unknown key 'hiden_size'; did you mean 'hidden_size'"),
+        ({"hidden_size": 0}, r"'hidden_size': .*greater than or equal to 1"),
+        ({"layer_types": ("softmax",) * 8}, r"'layer_types\.0': .*'linear_attention' or 'full_attention'"),
+        ({"capacity_factor": 0}, "'capacity_factor'"),
+        ({"rope_theta": float("inf")}, "'rope_theta'"),
+        ({"num_hidden_layers": "many"}, "'num_hidden_layers'"),
+    ],
+)
+def test_an_impossible_shape_is_refused(fields: dict, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        parse(**fields)
+
+
+def test_several_problems_are_told_together() -> None:
+    with pytest.raises(UserError, match=r"rotary_dim.*; num_experts_per_tok"):
+        parse(rotary_dim=128, num_experts_per_tok=9)
+
+
+def test_text_01_has_the_released_shape() -> None:
+    config = preset("text-01")
+    assert (config.hidden_size, config.num_hidden_layers, config.vocab_size) == (6144, 80, 200_064)
+    assert [i for i, kind in enumerate(config.layer_types) if kind == "full_attention"] == list(range(7, 80, 8))
+    assert (config.num_attention_heads, config.num_key_value_heads, config.head_dim) == (64, 8, 128)
+    assert (config.num_local_experts, config.num_experts_per_tok, config.intermediate_size) == (32, 2, 9216)
+    assert (config.rotary_dim, config.rope_theta, config.max_position_embeddings) == (64, 1e7, 10_240_000)
+    assert config.mlp_alpha_factor == pytest.approx(3.5565588200778455, abs=1e-15)
+
+
+def test_tiny_divides_by_two_on_every_axis() -> None:
+    config = preset("tiny")
+    for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"):
+        assert getattr(config, name) % 2 == 0, name
+    assert config.num_local_experts % 2 == config.intermediate_size % 2 == 0
+    assert config.layer_types.count("full_attention") == 1
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_a_model(name: str) -> None:
+    config = preset(name)
+    assert set(config.layer_types) == {"linear_attention", "full_attention"}
+    with torch.device("meta"):
+        assert len(HybridLM(config).layers) == config.num_hidden_layers
+
+
+def test_a_preset_takes_changes() -> None:
+    assert preset("70m", num_hidden_layers=16).layer_types.count("full_attention") == 2
+    with pytest.raises(UserError, match="model preset 'tinny' is unknown; did you mean 'tiny'"):
+        preset("tinny")
+    with pytest.raises(UserError, match=r"model preset 'tiny': .*did you mean 'vocab_size'"):
+        preset("tiny", vocabsize=3)

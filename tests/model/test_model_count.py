@@ -1,0 +1,70 @@
+"""Counting by arithmetic agrees with a model that is there."""
+
+import pytest
+import torch
+
+from leyden.model import PRESETS, Cache, HybridLM, LightningState, ModelConfig, count_model, preset
+from leyden.model.float32 import Float32Module
+
+SHAPES = {
+    **{name: preset(name) for name in PRESETS},
+    "shared expert": preset("tiny", shared_intermediate_size=96, num_key_value_heads=1),
+    "tied, all softmax": preset("tiny", tie_word_embeddings=True, layer_types=("full_attention",) * 8),
+    "narrow heads": preset("tiny", head_dim=24, rotary_dim=8, num_attention_heads=6),
+}
+
+
+def on_meta(config: ModelConfig) -> HybridLM:
+    with torch.device("meta"):
+        return HybridLM(config)
+
+
+@pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES.keys())
+def test_parameters_are_those_of_the_model(config: ModelConfig) -> None:
+    model, counted = on_meta(config), count_model(config)
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    assert counted.parameters == sum(sizes.values())
+
+    layers = {name: p for name, p in model.named_parameters() if name.startswith("layers.") and p.ndim > 1}
+    experts = sum(p.numel() for name, p in layers.items() if ".experts." in name)
+    idle = experts - experts * config.num_experts_per_tok // max(1, config.num_local_experts)
+    assert counted.active_parameters == sum(p.numel() for p in layers.values()) - idle
+    assert counted.output_parameters == model.lm_head.weight.numel()
+
+    kept = {id(p) for m in model.modules() if isinstance(m, Float32Module) for p in m.parameters()}
+    assert counted.float32_parameters == sum(p.numel() for p in model.parameters() if id(p) in kept)
+
+
+def test_a_cast_model_weighs_what_is_said() -> None:
+    config = preset("tiny")
+    model = HybridLM(config).bfloat16()
+    assert count_model(config).weight_bytes(torch.bfloat16) == sum(p.nbytes for p in model.parameters())
+
+
+def test_memory_is_that_of_a_cache() -> None:
+    model = HybridLM(preset("tiny", vocab_size=64)).bfloat16().eval()
+    cache = Cache(model.config)
+    with torch.no_grad():
+        model(torch.zeros(1, 5, dtype=torch.int64), cache=cache)
+    states = [layer.state for layer in cache.layers if isinstance(layer, LightningState)]
+    assert count_model(model.config).lightning_state_bytes == sum(s.nbytes for s in states if s is not None)
+
+
+def test_text_01_is_what_its_makers_say() -> None:
+    counted = count_model(preset("text-01"))
+    assert f"{counted.parameters / 1e9:.2f}B" == "456.09B"
+    assert f"{counted.active_parameters / 1e9:.2f}B" == "45.94B"
+    assert counted.lightning_state_bytes == 280 * 2**20
+    assert counted.key_value_bytes_per_token(torch.bfloat16) == 40_960
+
+
+def test_flops_by_hand() -> None:
+    config = preset("tiny", num_hidden_layers=2, layer_types=("linear_attention", "full_attention"), hidden_size=10,
+                    num_attention_heads=3, num_key_value_heads=1, head_dim=4, rotary_dim=4, intermediate_size=5,
+                    num_local_experts=4, num_experts_per_tok=2, vocab_size=7)  # fmt: skip
+    lightning = 2 * (10 * 36 + 10 * 12 + 12 * 10) + 4 * 3 * 4 * 4
+    softmax = 2 * (10 * 12 + 2 * 10 * 4 + 12 * 10) + 4 * 3 * 4 * (1 + 2 + 3 + 4 + 5) / 5
+    experts = 2 * (10 * 4 + 2 * 3 * 10 * 5)
+    counted = count_model(config)
+    assert counted.forward_flops_per_token(5) == lightning + softmax + 2 * experts + 2 * 7 * 10
+    assert counted.training_flops_per_token(5) == 3 * counted.forward_flops_per_token(5)

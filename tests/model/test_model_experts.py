@@ -1,0 +1,108 @@
+"""Balance losses by their formulas, and capacity, which drops tokens in training alone."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from leyden.model import HybridLM, ModelConfig, router_losses
+from leyden.ops import Routing, route
+
+ModelMaker = Callable[..., HybridLM]
+
+E, K, N, LAYERS = 5, 2, 33, 3
+
+
+def random_logits() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(N, E, dtype=torch.float64, generator=generator).requires_grad_() for _ in range(LAYERS)]
+
+
+def config(**changes: object) -> ModelConfig:
+    return ModelConfig.parse({"num_local_experts": E, "num_experts_per_tok": K, **changes}, "test")
+
+
+def shares(routing: Routing) -> torch.Tensor:
+    """[E], how often each expert was chosen, per token."""
+    return torch.stack([(routing.experts == e).sum() for e in range(E)]).double() / N
+
+
+def test_gshard_is_the_papers_and_its_gradient_flows_through_the_probabilities() -> None:
+    logits = random_logits()
+    routings = [route(x, K) for x in logits]
+    losses = router_losses(config(router_aux_loss_coef=0.3), routings)
+    # (1/E) sum_i f_i m_i a layer, both scaled so that an even load gives 1
+    f = [E / K * shares(r) for r in routings]
+    expected = sum((f_ * E * r.probabilities.mean(0)).mean() for f_, r in zip(f, routings, strict=True))
+    torch.testing.assert_close(losses.loss, 0.3 * expected)
+    losses.loss.backward()
+    for x, r, f_ in zip(logits, routings, f, strict=True):
+        p = r.probabilities.detach()
+        torch.testing.assert_close(x.grad, 0.3 / N * p * (f_ - (p * f_).sum(1, keepdim=True)))
+
+
+def test_switch_is_that_of_the_released_code() -> None:
+    modeling = pytest.importorskip("transformers.models.minimax.modeling_minimax")
+    logits = random_logits()
+    losses = router_losses(config(router_aux_loss_coef=1.0, router_aux_loss="switch"), [route(x, K) for x in logits])
+    expected = modeling.load_balancing_loss_func(tuple(x.float() for x in logits), E, K)
+    torch.testing.assert_close(losses.loss.float(), expected)
+    ours = torch.autograd.grad(losses.loss, logits)
+    theirs = torch.autograd.grad(expected, logits)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-9)
+
+
+def test_an_even_load_costs_one_a_layer_or_k() -> None:
+    logits = torch.eye(E, dtype=torch.float64).repeat(K, 1) * 1e-9 + torch.eye(E).roll(1, 1).repeat(K, 1) * 1e-9
+    even = [route(logits.double(), K)] * LAYERS
+    assert shares(even[0]).unique().numel() == 1
+    gshard = router_losses(config(router_aux_loss_coef=1.0), even)
+    switch = router_losses(config(router_aux_loss_coef=1.0, router_aux_loss="switch"), even)
+    assert gshard.loss.item() == pytest.approx(LAYERS)
+    assert switch.loss.item() == pytest.approx(K)
+    assert torch.allclose(gshard.load, torch.full((LAYERS, E), 1 / E))
+    assert gshard.dropped == 0
+
+
+def test_the_z_loss_is_a_mean_of_squares() -> None:
+    logits = random_logits()
+    losses = router_losses(config(router_aux_loss_coef=0.0, router_z_loss_coef=0.5), [route(x, K) for x in logits])
+    expected = 0.5 * torch.stack([x.exp().sum(1).log() ** 2 for x in logits]).mean()
+    torch.testing.assert_close(losses.loss, expected)
+    given, wanted = torch.autograd.grad(losses.loss, logits), torch.autograd.grad(expected, logits)
+    torch.testing.assert_close(given, wanted)
+
+
+@pytest.mark.parametrize("by", ["probability", "position"])
+def test_capacity_drops_in_training_alone(random_model: ModelMaker, by: str) -> None:
+    model = random_model(capacity_factor=0.5, token_drop=by)
+    free, tokens = random_model(), torch.arange(60).view(2, 30)
+    with torch.no_grad():
+        assert torch.equal(model(tokens), free(tokens))
+        assert all(r.kept is None for r in model.features(tokens).routings)
+        model.train()
+        routings = model.features(tokens).routings
+        assert not torch.equal(model(tokens), free(tokens))
+    capacity = 15  # half of 60 tokens times 2 choices over 4 experts
+    for routing in routings:
+        assert routing.kept is not None
+        for expert in range(4):
+            mine = routing.experts == expert
+            kept = mine & routing.kept
+            assert kept.sum() == min(capacity, mine.sum())
+            dropped = mine & ~routing.kept
+            if dropped.any():
+                rank = -routing.probabilities[:, expert] if by == "probability" else torch.arange(60.0)
+                assert rank[kept.any(1)].max() <= rank[dropped.any(1)].min()
+        assert (routing.weights[~routing.kept] == 0).all()
+    losses = router_losses(model.config, routings)
+    assert losses.dropped == pytest.approx(1 - sum(int(r.kept.sum()) for r in routings) / (3 * 120))
+    assert torch.allclose(losses.load.sum(1), torch.ones(3))
+
+
+def test_an_ample_capacity_drops_nothing(random_model: ModelMaker) -> None:
+    model, tokens = random_model(capacity_factor=4.0).train(), torch.arange(60).view(2, 30)
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens), random_model()(tokens))
+        assert router_losses(model.config, model.features(tokens).routings).dropped == 0

@@ -1,0 +1,156 @@
+"""The whole model equals MiniMax-01 written out token by token in float64, from the published formulas."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from leyden.model import HybridLM, ModelConfig
+
+Weights = dict[str, torch.Tensor]
+
+
+def silu(x: torch.Tensor) -> torch.Tensor:
+    return x / (1 + torch.exp(-x))
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    return x / (x.square().mean() + eps).sqrt() * weight
+
+
+def slope(head: int, H: int, layer: int, L: int) -> float:
+    """ALiBi's slope, interpolated between powers of two, times the layer's factor."""
+    P = 2 ** int(math.log2(H))
+    alibi = 2 ** (-8 * (head + 1) / P) if head < P else 2 ** (-8 * (2 * (head - P) + 1) / (2 * P))
+    return alibi * (1 - layer / (L - 1) + 1e-5)
+
+
+class Lightning:
+    """``S_t = lambda S_{t-1} + k_t v_t^T``, ``o_t = S_t^T q_t``, one head at a time."""
+
+    def __init__(self, config: ModelConfig, weights: Weights, layer: int) -> None:
+        self.w, self.H, self.K = weights, config.num_attention_heads, config.head_dim
+        slopes = torch.tensor([slope(h, self.H, layer, config.num_hidden_layers) for h in range(self.H)])
+        self.decay = torch.exp(-slopes.float().double())  # slopes are float32 in every model
+        self.S = torch.zeros(self.H, self.K, self.K, dtype=torch.float64)
+
+    def __call__(self, n: torch.Tensor) -> torch.Tensor:
+        qkv = silu(self.w["qkv_proj.weight"] @ n).view(self.H, 3, self.K)
+        heads = []
+        for h, (q, k, v) in enumerate(qkv):
+            self.S[h] = self.decay[h] * self.S[h] + torch.outer(k, v)
+            heads.append(self.S[h].T @ q)
+        o = rms_norm(torch.cat(heads), self.w["norm.weight"], 1e-6)
+        return self.w["out_proj.weight"] @ (o / (1 + torch.exp(-self.w["output_gate.weight"] @ n)))
+
+
+class Softmax:
+    """Grouped queries; RoPE on the first ``rotary_dim`` dims, half-split."""
+
+    def __init__(self, config: ModelConfig, weights: Weights) -> None:
+        self.w, self.c, self.keys, self.values = weights, config, [], []
+
+    def turn(self, x: torch.Tensor, position: int) -> torch.Tensor:
+        R = self.c.rotary_dim
+        x = x.clone()
+        for i in range(R // 2):
+            angle = position * self.c.rope_theta ** (-2 * i / R)
+            # cosines and sines are rounded to float32 in every model
+            cos, sin = (torch.tensor(f(angle)).float().double() for f in (math.cos, math.sin))
+            a, b = x[:, i].clone(), x[:, i + R // 2].clone()
+            x[:, i], x[:, i + R // 2] = a * cos - b * sin, b * cos + a * sin
+        return x
+
+    def __call__(self, n: torch.Tensor) -> torch.Tensor:
+        D, H, G = self.c.head_dim, self.c.num_attention_heads, self.c.num_key_value_heads
+        q, k, v = (self.w[f"{name}_proj.weight"] @ n for name in "qkv")
+        position = len(self.keys)
+        self.keys.append(self.turn(k.view(G, D), position))
+        self.values.append(v.view(G, D))
+        q, keys, values = self.turn(q.view(H, D), position), torch.stack(self.keys), torch.stack(self.values)
+        heads = []
+        for h in range(H):
+            shared = h * G // H
+            heads.append(torch.softmax(keys[:, shared] @ q[h] / math.sqrt(D), 0) @ values[:, shared])
+        return self.w["o_proj.weight"] @ torch.cat(heads)
+
+
+def swiglu(x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+    return down @ (silu(gate @ x) * (up @ x))
+
+
+def feed_forward(x: torch.Tensor, config: ModelConfig, w: Weights) -> torch.Tensor:
+    if config.num_local_experts == 0:
+        return swiglu(x, *(w[f"{name}_proj.weight"] for name in ("gate", "up", "down")))
+    chosen = torch.softmax(w["gate.weight"] @ x, 0).topk(config.num_experts_per_tok)
+    out = torch.zeros_like(x)
+    for p, e in zip(chosen.values / chosen.values.sum(), chosen.indices, strict=True):
+        gate, up = w["experts.gate_up_proj"][e].chunk(2)
+        out += p * swiglu(x, gate, up, w["experts.down_proj"][e])
+    if config.shared_intermediate_size:
+        c = torch.sigmoid(w["shared.coefficient.weight"][0] @ x)
+        shared = swiglu(x, *(w[f"shared.mlp.{name}_proj.weight"] for name in ("gate", "up", "down")))
+        out = out * (1 - c) + shared * c
+    return out
+
+
+def reference_logits(model: HybridLM, tokens: list[int]) -> torch.Tensor:
+    """[T, vocab] float64."""
+    config, w = model.config, {name: tensor.double() for name, tensor in model.state_dict().items()}
+
+    def part(prefix: str) -> Weights:
+        return {name.removeprefix(prefix): tensor for name, tensor in w.items() if name.startswith(prefix)}
+
+    lightning = [kind == "linear_attention" for kind in config.layer_types]
+    layers = range(config.num_hidden_layers)
+    weights = [part(f"layers.{i}.self_attn.") for i in layers]
+    attention = [Lightning(config, weights[i], i) if lightning[i] else Softmax(config, weights[i]) for i in layers]
+    moes = [part(f"layers.{i}.mlp.") for i in layers]
+    logits = []
+    for token in tokens:
+        x = w["embed_tokens.weight"][token]
+        for i, attend in enumerate(attention):
+            kind = "linear_attn" if lightning[i] else "full_attn"
+            n = rms_norm(x, w[f"layers.{i}.input_layernorm.weight"], config.rms_norm_eps)
+            alpha, beta = (getattr(config, f"{kind}_{factor}_factor") for factor in ("alpha", "beta"))
+            y = (n if config.postnorm else x) * alpha + attend(n) * beta
+            n = rms_norm(y, w[f"layers.{i}.post_attention_layernorm.weight"], config.rms_norm_eps)
+            mixed = feed_forward(n, config, moes[i])
+            x = (n if config.postnorm else y) * config.mlp_alpha_factor + mixed * config.mlp_beta_factor
+        logits.append(w["lm_head.weight"] @ rms_norm(x, w["norm.weight"], config.rms_norm_eps))
+    return torch.stack(logits)
+
+
+VARIANTS = {
+    "as released": {},
+    "6 heads": {"num_attention_heads": 6},
+    "full rotary": {"rotary_dim": 8, "rope_theta": 500.0},
+    "no rotary": {"rotary_dim": 0},
+    "plain pre-norm": {"postnorm": False, "layer_types": ("full_attention", "linear_attention", "full_attention")},
+    "factors": {
+        "full_attn_alpha_factor": 1.3,
+        "full_attn_beta_factor": 0.7,
+        "linear_attn_alpha_factor": 0.9,
+        "linear_attn_beta_factor": 1.2,
+        "mlp_alpha_factor": 1.1,
+        "mlp_beta_factor": 0.8,
+    },
+    "shared expert": {"shared_intermediate_size": 12},
+    "dense": {"num_local_experts": 0},
+    "top 3 of 5": {"num_local_experts": 5, "num_experts_per_tok": 3},
+    "tied": {"tie_word_embeddings": True},
+}
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
+def test_the_model_is_the_published_one(random_model: Callable[..., HybridLM], changes: dict) -> None:
+    tokens = torch.randint(101, (1, 83), generator=torch.Generator().manual_seed(2))
+    model = random_model(**changes)
+    expected = reference_logits(model, tokens[0].tolist())
+    with torch.no_grad():
+        single, double = model(tokens)[0], model.double()(tokens)[0]
+    scale = expected.abs().max()
+    assert single.dtype == torch.float32
+    assert (double - expected).abs().max() < 1e-11 * scale
+    assert (single.double() - expected).abs().max() < 1e-5 * scale
