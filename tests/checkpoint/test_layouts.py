@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import leyden
-from leyden.checkpoint import convert, load, save
+from leyden.checkpoint import convert, load, read_config, save
 from leyden.checkpoint.tensor_files import write_tensors
 from leyden.core.errors import UserError
 from leyden.model import HybridLM
@@ -159,8 +159,50 @@ def test_a_long_list_is_cut_short(saved: Path) -> None:
 def test_a_truncated_file_is_named(saved: Path, keep: float) -> None:
     file = saved / "model.safetensors"
     file.write_bytes(file.read_bytes()[: int(file.stat().st_size * keep)])
-    with pytest.raises(UserError, match=r"truncated.*model\.safetensors|model\.safetensors is truncated"):
+    with pytest.raises(UserError, match=r"truncated.*model\.safetensors|model\.safetensors is trunc"):
         load(saved)
+
+
+def test_any_damage_to_a_header_is_told(saved: Path) -> None:
+    file = saved / "model.safetensors"
+    whole = file.read_bytes()
+    header_bytes = 8 + int.from_bytes(whole[:8], "little")
+    told = 0
+    for position in range(0, header_bytes, 37):
+        file.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        try:
+            load(saved)
+        except UserError:
+            told += 1
+    assert told > 0.8 * len(range(0, header_bytes, 37))  # the rest is spelling that says the same
+
+
+def test_a_float64_model_is_not_rounded(random_model: ModelMaker, tmp_path: Path) -> None:
+    model = random_model(torch.float64)
+    with torch.no_grad():
+        model.norm.weight += 1e-12
+    save(model, None, tmp_path / "m")
+    loaded, _ = load(tmp_path / "m")
+    assert torch.equal(loaded.norm.weight, model.norm.weight)
+
+
+def test_matrices_of_several_dtypes_are_read_as_the_widest(saved: Path) -> None:
+    tensors = load_file(saved / "model.safetensors")
+    tensors = {name: t if name == "lm_head.weight" else t.bfloat16() for name, t in tensors.items()}
+    save_file(tensors, saved / "model.safetensors")
+    model, _ = load(saved)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert torch.equal(model.lm_head.weight, tensors["lm_head.weight"])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_configuration_alone_needs_no_weights(random_model: ModelMaker, tmp_path: Path, layout: str) -> None:
+    model = random_model()
+    save(model, None, tmp_path / "m", layout=layout)
+    (tmp_path / "m" / "model.safetensors").unlink()
+    assert read_config(tmp_path / "m") == model.config
+    with pytest.raises(UserError, match="no weights"):
+        load(tmp_path / "m")
 
 
 def test_a_missing_shard_is_named(saved: Path) -> None:

@@ -1,5 +1,5 @@
 """Models and training states on disk."""
 
-from leyden.checkpoint.model_directory import convert, load, save
+from leyden.checkpoint.model_directory import convert, load, read_config, save
 
-__all__ = ["convert", "load", "save"]
+__all__ = ["convert", "load", "read_config", "save"]

@@ -6,9 +6,10 @@ routers are float32 in the model whatever the file says.
 """
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -54,6 +55,16 @@ def load(
     return network.to(device=device, dtype=dtype).eval(), stored.tokenizer
 
 
+def read_config(model: str | Path) -> ModelConfig:
+    """The shape of the model in a directory of any layout (or a hub id); its weights are not read.
+
+    Raises:
+        UserError: nothing there, or another kind of model.
+    """
+    _, config, _ = _read_settings(find_model(model))
+    return config
+
+
 def save(model: HybridLM, tokenizer: Tokenizer | None, directory: str | Path, layout: str = "leyden") -> None:
     """Write a model that :func:`load` opens; an older model in ``directory`` is replaced.
 
@@ -81,14 +92,19 @@ def convert(source: str | Path, target: str | Path, layout: str) -> None:
 
 
 class _Weights(Mapping[str, torch.Tensor]):
-    """Our parameters, each made of the file's tensors when it is asked for."""
+    """Our parameters, each made of the file's tensors when it is asked for.
+
+    The matrices come in one dtype, the widest that any is stored in; norms and routers in float32 or wider.
+    """
 
     def __init__(self, files: TensorFiles, bindings: list[Binding], float32: set[str]) -> None:
         self._files = files
         self._bindings = {binding.ours: binding for binding in bindings}
-        stored = [files.dtype(n) for b in bindings if b.ours not in float32 for n in b.theirs]
-        matrices = functools.reduce(torch.promote_types, stored)
-        self._dtypes = {name: torch.float32 if name in float32 else matrices for name in self._bindings}
+        stored = {b.ours: _widest(files.dtype(part) for part in b.theirs) for b in bindings}
+        matrices = _widest(dtype for name, dtype in stored.items() if name not in float32)
+        self._dtypes = {
+            name: _widest([dtype, torch.float32]) if name in float32 else matrices for name, dtype in stored.items()
+        }
 
     def __getitem__(self, name: str) -> torch.Tensor:
         binding = self._bindings[name]
@@ -101,6 +117,10 @@ class _Weights(Mapping[str, torch.Tensor]):
         return len(self._bindings)
 
 
+def _widest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    return functools.reduce(torch.promote_types, dtypes)
+
+
 @dataclass(frozen=True)
 class _Stored:
     """A model on disk whose names and shapes have been checked."""
@@ -110,11 +130,16 @@ class _Stored:
     tokenizer: Tokenizer | None
 
 
-def _open(directory: Path) -> _Stored:
+def _read_settings(directory: Path) -> tuple[Layout, ModelConfig, dict[str, Any]]:
+    """The layout of a directory, the model's shape, and the content of config.json."""
     path = directory / "config.json"
     data = read_json(path)
     layout = layout_of(data, str(path))
-    config = layout.read_config(data, str(path))
+    return layout, layout.read_config(data, str(path)), data
+
+
+def _open(directory: Path) -> _Stored:
+    layout, config, data = _read_settings(directory)
     files = TensorFiles(directory)
     bindings, float32 = bindings_of(layout, config)
     derived = layout.derived(config, data)

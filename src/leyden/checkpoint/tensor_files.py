@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from leyden.core.errors import UserError
@@ -58,10 +58,7 @@ class TensorFiles(Mapping[str, torch.Tensor]):
             self._read_header(file)
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        file = self.stored[name].file
-        if file not in self._open:
-            self._open[file] = safe_open(file, framework="pt", device="cpu")
-        return self._open[file].get_tensor(name)
+        return self._open[self.stored[name].file].get_tensor(name)
 
     def __iter__(self):
         return iter(self.stored)
@@ -136,11 +133,13 @@ class TensorFiles(Mapping[str, torch.Tensor]):
                 name: StoredTensor(file, item["dtype"], tuple(item["shape"]), item["data_offsets"][1] <= data_bytes)
                 for name, item in header.items()
             }
+            if all(tensor.complete for tensor in tensors.values()):
+                self._open[file] = safe_open(file, framework="pt", device="cpu")  # checks all else, and maps
         except FileNotFoundError:
             self._problems.append(f"the file {file.name} is missing")
             return
-        except (struct.error, ValueError, KeyError, TypeError, AttributeError):
-            self._problems.append(f"{file.name} is truncated or not a safetensors file")
+        except (struct.error, ValueError, LookupError, TypeError, AttributeError, RecursionError, SafetensorError):
+            self._problems.append(f"{file.name} is truncated, damaged or not a safetensors file")
             return
         twice = [name for name in tensors if name in self.stored]
         self._problems += _listing(f"stored again in {file.name}", twice)
@@ -165,7 +164,7 @@ def read_json(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; a model is a directory with config.json and its weights.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not a JSON file: {error}.") from None
     if not isinstance(data, dict):
         raise UserError(f"{path} holds a {type(data).__name__}; it should hold a JSON object.")
