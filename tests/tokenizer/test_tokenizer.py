@@ -82,6 +82,12 @@ def test_a_lone_surrogate_is_named(tokenizer, text):
             encode(text)
 
 
+@pytest.mark.parametrize("text", [None, 3, b"bytes"])
+def test_what_is_not_text_is_named(tokenizer, text):
+    with pytest.raises(UserError, match="Only text can be encoded"):
+        tokenizer.encode(text)
+
+
 def test_text_is_split_before_merging():
     split = pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated")
 
