@@ -1,6 +1,8 @@
 """The loop: it learns, logs each step once, stops when nothing is finite, and says what is wrong with the data."""
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 import torch
 import toy_run
 
-from leyden.core.errors import UserError
+from leyden.core.errors import Interrupted, UserError
 from leyden.train import LossSums, MasterAdamW, Pretrain, Schedule, StepResult, TrainState, fit, read_metrics
 from leyden.train.metrics import MetricsLog
 
@@ -18,6 +20,7 @@ from leyden.train.metrics import MetricsLog
 def _fit(run_dir: Path, dtype: torch.dtype = torch.float32, **changes: Any) -> TrainState:
     model = toy_run.tiny_model(dtype)
     state = TrainState(model, MasterAdamW(model))
+    state.resume(run_dir)
     arguments: dict[str, Any] = {
         "batches": toy_run.CountingBatches(9),
         "objective": Pretrain(),
@@ -108,6 +111,20 @@ def test_stops_when_nothing_is_finite(tmp_path: Path, caplog: pytest.LogCaptureF
     assert [record["step"] for record in records if record["skipped"]] == [3, 6, 7, 8]
     assert records[2]["grad_norm"] is None
     assert "step 3: the loss or its gradient is not finite" in caplog.text
+
+
+def test_skipped_steps_are_counted_across_a_resume(tmp_path: Path) -> None:
+    """Steps 2 and 3 before the stop, 4 after it."""
+    settings = toy_run.settings(total_steps=20, micro_batches=1, max_skipped_steps=3)
+
+    def stop(state: TrainState, _: StepResult) -> None:
+        if state.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        _fit(tmp_path, objective=NotFinite(lambda step: step >= 2), settings=settings, callbacks=[stop])
+    with pytest.raises(UserError, match="not finite in 3 steps in a row, from step 2 on"):
+        _fit(tmp_path, objective=NotFinite(lambda step: True), settings=settings)
 
 
 def test_data_that_ends(tmp_path: Path) -> None:

@@ -48,6 +48,16 @@ def _run_and_die(run_dir: Path, *arguments: str) -> None:
     assert finished.returncode == -signal.SIGKILL, finished.stderr
 
 
+def test_each_stage_has_its_own_schedule(whole: tuple[TrainState, list[dict[str, Any]]]) -> None:
+    state, metrics = whole
+    first, second = metrics[: toy_run.STAGE_STEPS[0]], metrics[toy_run.STAGE_STEPS[0] :]
+    for stage, records in enumerate((first, second)):
+        assert {record["stage"] for record in records} == {f"stage {stage}"}
+        assert [record["lr"] for record in records[:3]] == [1.5e-3, 3e-3, 3e-3]
+        assert records[-1]["lr"] == pytest.approx(3e-4)
+    assert (state.stage, state.stage_step, state.step) == (1, toy_run.STAGE_STEPS[1], TOTAL_STEPS)
+
+
 def test_killed_again_and_again(tmp_path: Path, whole: tuple[TrainState, list[dict[str, Any]]]) -> None:
     _run_and_die(tmp_path, "--die-at-step", "3")  # before the first checkpoint: starts anew
     assert training.latest_training(tmp_path) is None

@@ -8,7 +8,7 @@ import torch
 import toy_run
 
 from leyden.core.errors import UserError
-from leyden.model import HybridLM
+from leyden.model import HybridLM, router_losses
 from leyden.train import LossSums, MasterAdamW, Pretrain, StepResult, TrainState, train_step
 
 DENSE: dict[str, Any] = {"num_local_experts": 0}
@@ -62,6 +62,16 @@ def test_gradient_is_that_of_the_mean_loss() -> None:
     loss.backward()
     expected = torch.nn.utils.get_total_norm([p.grad for p in plain.parameters()])
     assert math.isclose(grad_norm, float(expected), rel_tol=1e-10)
+
+
+def test_auxiliary_loss_is_the_routers_mean() -> None:
+    """Added once per label, although it is a mean over all tokens, labelled or not."""
+    state = _state(z_loss_coef=0.0, router_z_loss_coef=0.1)
+    batch = _micro_batches()[0]
+    assert int((batch.labels >= 0).sum()) < batch.labels.numel()
+    features = state.model.features(batch.tokens, cu_seqlens=batch.cu_seqlens)
+    expected = float(router_losses(state.model.config, features.routings).loss.detach())
+    assert math.isclose(_step(state, [batch]).aux_loss, expected, rel_tol=1e-10)
 
 
 def test_router_losses_weigh_by_labels() -> None:
