@@ -1,0 +1,86 @@
+"""``leyden info``: what a shape costs, said in words."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from leyden.checkpoint import read_config
+from leyden.core.config import override
+from leyden.core.errors import UserError, suggest
+from leyden.model import PRESETS, ModelConfig, count_model, preset
+from leyden.recipes.loader import load_recipe, shipped_recipes
+
+
+def describe(what: str, settings: Sequence[str], length: int) -> str:
+    """Parameters, FLOPs and bytes of a recipe's model, a model's directory, or a preset.
+
+    Args:
+        what: the path of a recipe, a model's directory, the name of a preset or of a shipped recipe.
+        settings: ``model.field=value`` changes, for a recipe or a preset.
+        length: tokens of context at which FLOPs and memory are stated.
+
+    Raises:
+        UserError: ``what`` is none of these, or a setting does not apply.
+    """
+    config = _config(what, settings)
+    count = count_model(config)
+    bf16 = torch.bfloat16
+    softmax = config.layer_types.count("full_attention")
+    kinds = f"{config.num_hidden_layers} ({config.num_hidden_layers - softmax} lightning, {softmax} softmax)"
+    rows = [
+        ("layers", kinds),
+        ("parameters", f"{_billions(count.parameters)}"),
+        (
+            "active parameters",
+            f"{_billions(count.active_parameters)}: attention, router and the {config.num_experts_per_tok} experts of a "
+            "token, without embedding and output projection"
+            if config.num_local_experts
+            else f"{_billions(count.active_parameters)}: attention and feed-forward, without embedding and output",
+        ),
+        ("weights", f"{_bytes(count.weight_bytes(bf16))} in bfloat16"),
+        ("lightning state", f"{_bytes(count.lightning_state_bytes)} in float32 a sequence, at any length"),
+        ("keys and values", f"{count.key_value_bytes_per_token(bf16):,} bytes in bfloat16 a token"),
+        (
+            f"context of {length:,}",
+            f"{_bytes(count.lightning_state_bytes + length * count.key_value_bytes_per_token(bf16))} a sequence",
+        ),
+        (
+            f"FLOPs at {length:,}",
+            f"{count.forward_flops_per_token(length):.4g} a token forward, "
+            f"{count.training_flops_per_token(length):.4g} in training",
+        ),
+    ]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _config(what: str, settings: Sequence[str]) -> ModelConfig:
+    if what in PRESETS:
+        changes = override({"model": {}}, settings)
+        if set(changes) != {"model"}:
+            raise UserError(f"--set on a preset changes model.FIELD; given: {', '.join(settings)}.")
+        return preset(what, **changes["model"])
+    if Path(what).is_dir():
+        if settings:
+            raise UserError(f"{what} is a model that exists; its shape cannot be changed by --set.")
+        return read_config(what)
+    if Path(what).exists() or what in shipped_recipes():
+        return load_recipe(what, settings).model
+    raise UserError(
+        f"'{what}' is neither a recipe, a model's directory nor a preset{suggest(what, [*PRESETS, *shipped_recipes()])}"
+    )
+
+
+def _billions(number: int) -> str:
+    for scale, suffix in ((1e9, "B"), (1e6, "M")):
+        if number >= scale:
+            return f"{number / scale:.2f}{suffix}"
+    return f"{number:,}"
+
+
+def _bytes(number: int) -> str:
+    for scale, suffix in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if number >= scale:
+            return f"{number / scale:.4g} {suffix}"
+    return f"{number} bytes"

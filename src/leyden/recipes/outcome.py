@@ -1,0 +1,72 @@
+"""What a finished run shows: how well the model predicts unseen documents, and what it writes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from leyden.checkpoint import load
+from leyden.core.files import atomic_file
+from leyden.core.log import console
+from leyden.data import TokenShards
+from leyden.evaluate import baselines, bits_per_byte
+from leyden.recipes.prepare import Prepared
+from leyden.recipes.schema import Recipe
+from leyden.serve import Engine, Sampling
+
+
+def evaluate_run(prepared: Prepared, directory: Path) -> dict[str, float]:
+    """Measure the finished model on the held-out documents; write ``eval.jsonl``.
+
+    Returns:
+        Bits per byte by name: ``"model"``, and each baseline's.
+    """
+    model, tokenizer = load(directory / "final")
+    assert tokenizer is not None, "a run saves its tokenizer"
+    result = bits_per_byte(model, tokenizer, prepared.held_out)
+    others = baselines(tokenizer, _token_counts(prepared.shards, tokenizer.vocab_size), prepared.held_out)
+    line = {"task": "bits_per_byte", "value": result.bits_per_byte, "baselines": others, "bytes": result.num_bytes}
+    with atomic_file(directory / "eval.jsonl") as part:
+        part.write_text(json.dumps(line) + "\n", encoding="utf-8")
+    return {"model": result.bits_per_byte, **others}
+
+
+def write_samples(recipe: Recipe, directory: Path) -> list[tuple[str, str]]:
+    """Let the finished model complete the recipe's prompts; write ``samples.jsonl``.
+
+    Returns:
+        (prompt, continuation) pairs.
+    """
+    if not recipe.evaluate.prompts:
+        return []
+    engine = Engine(*load(directory / "final"))
+    sampling = Sampling(max_tokens=recipe.evaluate.sample_tokens, temperature=0.7, top_p=0.95, seed=recipe.train.seed)
+    completions = engine.generate(recipe.evaluate.prompts, sampling)
+    samples = [(p, c.text) for p, c in zip(recipe.evaluate.prompts, completions, strict=True)]
+    with atomic_file(directory / "samples.jsonl") as part:
+        part.write_text("".join(json.dumps({"prompt": p, "text": t}) + "\n" for p, t in samples), encoding="utf-8")
+    return samples
+
+
+def tell_outcome(directory: Path) -> None:
+    """Print bits per byte beside the baselines, the first sample, and where things are."""
+    for line in (directory / "eval.jsonl").read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        named = ", ".join(f"{name} {value:.3f}" for name, value in record["baselines"].items())
+        console.print(f"bits per byte on unseen documents: {record['value']:.3f} (beside: {named})")
+    samples = directory / "samples.jsonl"
+    if samples.exists():
+        first = json.loads(samples.read_text(encoding="utf-8").splitlines()[0])
+        console.rule("a sample")
+        console.print(first["prompt"] + first["text"], markup=False, highlight=False)
+        console.rule()
+    console.print(f"model:  {directory / 'final'}", markup=False, highlight=False)
+    console.print(f"report: {directory / 'report' / 'index.html'}", markup=False, highlight=False)
+
+
+def _token_counts(shards: TokenShards, vocab_size: int) -> np.ndarray:
+    """How often each token occurs in the training documents, bos left out, since nothing predicts it."""
+    counts = np.zeros(vocab_size, dtype=np.int64)
+    for index in range(shards.num_documents):
+        counts += np.bincount(shards.document(index)[1:], minlength=vocab_size)
+    return counts

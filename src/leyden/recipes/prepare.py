@@ -1,0 +1,80 @@
+"""From documents to tokens, once: what a run directory holds already is not made again."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from leyden.core.files import atomic_file
+from leyden.core.log import console
+from leyden.data import Corpus, TokenShards, build_corpus, write_shards
+from leyden.recipes.schema import Recipe
+from leyden.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What training and evaluation need of the data.
+
+    Attributes:
+        tokenizer: the run's.
+        shards: tokens of the documents to train on.
+        held_out: texts of the documents to evaluate on.
+    """
+
+    tokenizer: Tokenizer
+    shards: TokenShards
+    held_out: tuple[str, ...]
+
+
+def prepare(recipe: Recipe, directory: Path) -> Prepared:
+    """Read the documents, hold some out, train or load the tokenizer, and tokenise.
+
+    Writes ``data.json`` (what was read), ``held_out.jsonl``, ``tokenizer/`` and ``data/`` into ``directory``; where
+    the last of them exists, all of them are read back instead.
+
+    Raises:
+        UserError: no documents, or a vocabulary larger than they support.
+    """
+    shards, tokenizer = directory / "data", directory / "tokenizer"
+    if not shards.exists():
+        corpus = build_corpus(recipe.data.text or None, held_out_fraction=recipe.data.held_out_fraction)
+        _tell(corpus)
+        trained = _tokenizer(recipe, corpus)
+        trained.save(tokenizer)
+        _write_corpus(corpus, directory)
+        write_shards(corpus.train, trained, shards)
+    held_out = (directory / "held_out.jsonl").read_text(encoding="utf-8").splitlines()
+    return Prepared(
+        Tokenizer.load(tokenizer), TokenShards.open(shards), tuple(json.loads(line)["text"] for line in held_out)
+    )
+
+
+def _tokenizer(recipe: Recipe, corpus: Corpus) -> Tokenizer:
+    if recipe.tokenizer.path is not None:
+        return Tokenizer.load(recipe.tokenizer.path)
+    return Tokenizer.train((document.text for document in corpus.train), vocab_size=recipe.tokenizer.vocab_size)
+
+
+def _write_corpus(corpus: Corpus, directory: Path) -> None:
+    with atomic_file(directory / "data.json") as part:
+        report = asdict(corpus.report) | {"rejected": [asdict(reject) for reject in corpus.rejects]}
+        part.write_text(json.dumps(report, indent=1), encoding="utf-8")
+    with atomic_file(directory / "held_out.jsonl") as part, part.open("w", encoding="utf-8") as file:
+        for document in corpus.held_out:
+            file.write(json.dumps(asdict(document)) + "\n")
+
+
+def _tell(corpus: Corpus) -> None:
+    report = corpus.report
+    console.print(
+        f"documents: {report.train_documents + report.held_out_documents:,}, {report.train_bytes / 1e6:.1f} MB to "
+        f"train on, {report.held_out_bytes / 1e6:.2f} MB held out; {report.duplicates} duplicates dropped, "
+        f"{_total(report.rejects)} set aside"
+    )
+
+
+def _total(rejects: Mapping[str, int]) -> str:
+    if not rejects:
+        return "none"
+    return f"{sum(rejects.values())} ({', '.join(f'{count} {reason}' for reason, count in rejects.items())})"

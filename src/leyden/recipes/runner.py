@@ -1,0 +1,59 @@
+"""What carries a recipe out: documents, tokenizer, stages, evaluation, report; a step found done is left alone."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from leyden.checkpoint import save
+from leyden.core.device import keep_freed_memory
+from leyden.core.files import atomic_file
+from leyden.core.log import console
+from leyden.evaluate import machine, write_report
+from leyden.recipes.loader import dry
+from leyden.recipes.outcome import evaluate_run, tell_outcome, write_samples
+from leyden.recipes.prepare import prepare
+from leyden.recipes.resolve import RECIPE_FILE, adopt, earlier_recipe
+from leyden.recipes.schema import Recipe
+from leyden.recipes.stages import settle, train
+
+
+def run(recipe: Recipe, directory: Path, *, resume: Literal["auto", "never"] = "auto") -> Path:
+    """Carry out ``recipe`` in ``directory``, or go on where an earlier run of it stopped.
+
+    Args:
+        recipe: what to do.
+        directory: the run's; it holds all that is made (docs/recipes.md lists it).
+        resume: ``"auto"`` goes on with what is there; ``"never"`` refuses a directory that holds a run.
+
+    Returns:
+        The finished model, ``directory/final``.
+
+    Raises:
+        UserError: ``directory`` holds a run of another recipe, or this one cannot be carried out.
+        Interrupted: Ctrl-C or SIGTERM during training; everything is saved.
+    """
+    keep_freed_memory()
+    recipe = adopt(recipe, earlier_recipe(directory, resume), directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    final, report = directory / "final", directory / "report" / "index.html"
+    if report.exists():
+        console.print(f"{directory} is finished.")
+        tell_outcome(directory)
+        return final
+    prepared = prepare(recipe, directory)
+    recipe = settle(recipe, prepared)
+    _write(directory / RECIPE_FILE, dry(recipe))
+    if not final.exists():
+        _write(directory / "environment.json", json.dumps(machine(), indent=1))
+        go_on = f"To go on: leyden run {directory / RECIPE_FILE} --dir {directory} --resume auto"
+        save(train(recipe, prepared, directory, go_on), prepared.tokenizer, final, layout="transformers")
+    evaluate_run(prepared, directory)
+    write_samples(recipe, directory)
+    write_report(directory)
+    tell_outcome(directory)
+    return final
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_file(path) as part:
+        part.write_text(text, encoding="utf-8")

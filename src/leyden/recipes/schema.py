@@ -1,0 +1,165 @@
+"""What a recipe says: the model, the data, and an ordered list of stages."""
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from leyden.core.config import Config
+from leyden.core.errors import UserError
+from leyden.model import ModelConfig, preset
+from leyden.train import AdamWConfig, Schedule
+
+
+class TokenizerSection(Config):
+    """Which tokenizer: one that exists, or one trained on the recipe's own text."""
+
+    path: Path | None = None
+    """A directory with ``tokenizer.json``. None: train one."""
+    vocab_size: int = Field(8192, ge=261)
+    """Of a tokenizer that is trained; the 256 bytes and the special tokens count."""
+
+
+class DataSection(Config):
+    """Which documents."""
+
+    text: tuple[Path, ...] = ()
+    """Files and folders of .txt, .md, .py, .jsonl (each also .gz or .zst) or .parquet. Empty: the source of the
+    running Python's standard library."""
+    held_out_fraction: float = Field(0.02, gt=0, lt=1)
+    """The share of documents kept for evaluation."""
+
+
+class TrainSection(Config):
+    """What all stages share."""
+
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Of the matrices; ``auto`` takes bfloat16 where the machine multiplies faster in it. Masters are float32."""
+    seed: int = Field(0, ge=0)
+    """Of the initial weights and of the order of the documents."""
+    checkpoint_steps: int = Field(200, ge=1)
+    keep_checkpoints: int = Field(2, ge=1)
+    clip_norm: float = Field(1.0, gt=0)
+    max_skipped_steps: int = Field(10, ge=1)
+    optimizer: AdamWConfig = AdamWConfig()
+
+
+class EvaluateSection(Config):
+    """What is measured and shown once training is done."""
+
+    prompts: tuple[str, ...] = ()
+    """Texts that the finished model completes."""
+    sample_tokens: int = Field(128, ge=1)
+
+
+class Stage(Config):
+    """One stretch of training with one objective, one length and one schedule."""
+
+    name: str = Field(min_length=1)
+    objective: Literal["pretrain"]
+    tokens: int | None = Field(None, ge=1)
+    steps: int | None = Field(None, ge=1)
+    minutes: float | None = Field(None, gt=0)
+    """The length: ``tokens``, ``steps``, or ``minutes``, which a measurement before the first step turns into steps
+    (the resolved recipe then says both)."""
+
+    seq_len: int = Field(2048, ge=1)
+    batch_tokens: int = Field(8192, ge=1)
+    """Tokens of one optimizer step; a multiple of ``micro_batch_tokens``, or no larger than it."""
+    micro_batch_tokens: int = Field(8192, ge=1)
+    """Tokens that go through the model at once; bounds memory."""
+    rope_theta: float | None = Field(None, gt=0)
+    """The RoPE base from this stage on; None keeps it."""
+
+    lr: float = Field(1e-3, gt=0)
+    schedule: Literal["constant", "linear", "cosine", "exponential"] = "exponential"
+    """The shape of the decay at the end."""
+    warmup_steps: int = Field(0, ge=0)
+    decay_share: float = Field(0.2, gt=0, le=1)
+    final_lr: float | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if [self.tokens, self.steps, self.minutes].count(None) == 3:
+            raise ValueError(f"stage '{self.name}' has no length; give it steps, tokens or minutes")
+        if self.tokens is not None and (self.steps is not None or self.minutes is not None):
+            raise ValueError(f"stage '{self.name}' has two lengths; give it steps, tokens or minutes, not several")
+        if self.micro_batch % self.seq_len:
+            raise ValueError(
+                f"stage '{self.name}': the {self.micro_batch} tokens that go through the model at once (the smaller of "
+                f"batch_tokens and micro_batch_tokens) must be a multiple of seq_len ({self.seq_len})"
+            )
+        if self.batch_tokens % self.micro_batch:
+            raise ValueError(
+                f"stage '{self.name}': batch_tokens ({self.batch_tokens}) must be a multiple of micro_batch_tokens "
+                f"({self.micro_batch_tokens})"
+            )
+        if self.final_lr is not None and self.final_lr > self.lr:
+            raise ValueError(f"stage '{self.name}': final_lr ({self.final_lr}) must not exceed lr ({self.lr})")
+        return self
+
+    @property
+    def micro_batch(self) -> int:
+        """Tokens of one micro-batch."""
+        return min(self.batch_tokens, self.micro_batch_tokens)
+
+    @property
+    def total_steps(self) -> int | None:
+        """Optimizer steps; None while they are still to be measured."""
+        if self.tokens is not None:
+            return -(-self.tokens // self.batch_tokens)
+        return self.steps
+
+    def learning_rate(self) -> Schedule:
+        """The learning rate over the steps of this stage."""
+        return Schedule(
+            lr=self.lr,
+            kind=self.schedule,
+            warmup_steps=self.warmup_steps,
+            decay_share=self.decay_share,
+            final_lr=self.final_lr,
+        )
+
+
+class Recipe(Config):
+    """A run: model, tokenizer, data and stages."""
+
+    model: ModelConfig
+    tokenizer: TokenizerSection = TokenizerSection()
+    data: DataSection = DataSection()
+    train: TrainSection = TrainSection()
+    stage: tuple[Stage, ...] = Field(min_length=1)
+    evaluate: EvaluateSection = EvaluateSection()
+
+    @field_validator("stage")
+    @classmethod
+    def _distinct(cls, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+        names = [stage.name for stage in stages]
+        if len(set(names)) < len(names):
+            raise ValueError(f"stages must have different names; given {', '.join(names)}")
+        return stages
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        longest = max(stage.seq_len for stage in self.stage)
+        if longest > self.model.max_position_embeddings:
+            raise ValueError(
+                f"a stage's seq_len ({longest}) exceeds the model's max_position_embeddings "
+                f"({self.model.max_position_embeddings})"
+            )
+        return self
+
+
+def model_section(section: Any, vocab_size: int | None) -> dict[str, Any]:
+    """The ``[model]`` table with its preset written out; the vocabulary is the tokenizer's where it is not said.
+
+    Raises:
+        UserError: an unknown preset or field, or a shape that cannot be.
+    """
+    if not isinstance(section, dict):
+        raise UserError(f"[model] must be a table; given {section!r}.")
+    fields = dict(section)
+    name = fields.pop("preset", "tiny")
+    if vocab_size is not None:
+        fields.setdefault("vocab_size", vocab_size)
+    return preset(name, **fields).model_dump()

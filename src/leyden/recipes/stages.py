@@ -1,0 +1,126 @@
+"""The stages of a recipe: what is measured before the first step, and the training itself."""
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from leyden.core.device import compute_dtype, default_device, matmul_flops_per_second
+from leyden.core.log import console, progress
+from leyden.data import PackedBatches
+from leyden.model import HybridLM, count_model
+from leyden.recipes.prepare import Prepared
+from leyden.recipes.schema import Recipe, Stage
+from leyden.train import FitSettings, MasterAdamW, Objective, Pretrain, TrainState, fit, train_step
+
+_OBJECTIVES: dict[str, Callable[[], Objective]] = {"pretrain": Pretrain}
+
+_WARM_STEPS, _TIMED_STEPS = 3, 5
+_MARGIN = 0.95
+"""Of the time asked for, what is planned: checkpoints take some, and no step may start late."""
+
+
+def settle(recipe: Recipe, prepared: Prepared) -> Recipe:
+    """``recipe`` with a dtype instead of ``auto`` and with a number of steps for every stage.
+
+    A stage given in minutes is timed over a few steps of a model that is then thrown away; nothing later reads a clock.
+    """
+    if recipe.train.dtype == "auto":
+        dtype, reason = compute_dtype(default_device())
+        console.print(f"computing in {reason}")
+        name = str(dtype).removeprefix("torch.")
+        recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"dtype": name})})
+    stages = [
+        stage if stage.total_steps else stage.model_copy(update={"steps": _measure(recipe, index, prepared)})
+        for index, stage in enumerate(recipe.stage)
+    ]
+    return recipe.model_copy(update={"stage": tuple(stages)})
+
+
+def train(recipe: Recipe, prepared: Prepared, directory: Path, how_to_resume: str) -> HybridLM:
+    """Train through all stages, from the newest checkpoint in ``directory`` if there is one.
+
+    Args:
+        recipe: settled.
+        prepared: the tokens.
+        directory: the run's.
+        how_to_resume: what an interrupted user is told.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM; all is saved.
+        UserError: the disk is full, or the loss stays not finite.
+    """
+    state = _new_state(recipe)
+    if state.resume(directory):
+        console.print(f"going on from step {state.step}")
+    for index, stage in enumerate(recipe.stage):
+        _enter(state.model, stage)
+        if index < state.stage:
+            continue
+        objective = _OBJECTIVES[stage.objective]()
+        settings = _fit_settings(recipe, stage, how_to_resume)
+        batches = _batches(recipe, index, prepared)
+        fit(state, batches, objective, stage.learning_rate(), settings, run_dir=directory, stage=index)
+    return state.model
+
+
+def _new_state(recipe: Recipe) -> TrainState:
+    dtype = getattr(torch, recipe.train.dtype)
+    model = HybridLM(recipe.model, seed=recipe.train.seed).to(default_device(), dtype)
+    torch.manual_seed(recipe.train.seed)
+    return TrainState(model, MasterAdamW(model, recipe.train.optimizer))
+
+
+def _batches(recipe: Recipe, index: int, prepared: Prepared) -> PackedBatches:
+    stage = recipe.stage[index]
+    return PackedBatches(
+        prepared.shards, seq_len=stage.seq_len, batch_tokens=stage.micro_batch, seed=recipe.train.seed + index
+    )
+
+
+def _enter(model: HybridLM, stage: Stage) -> None:
+    """Take over what a stage changes in the model's configuration."""
+    if stage.rope_theta is not None:
+        model.config = model.config.model_copy(update={"rope_theta": stage.rope_theta})
+
+
+def _fit_settings(recipe: Recipe, stage: Stage, how_to_resume: str) -> FitSettings:
+    assert stage.total_steps is not None, "settled before training"
+    section = recipe.train
+    return FitSettings(
+        stage=stage.name,
+        total_steps=stage.total_steps,
+        micro_batches=stage.batch_tokens // stage.micro_batch,
+        clip_norm=section.clip_norm,
+        checkpoint_steps=section.checkpoint_steps,
+        keep_checkpoints=section.keep_checkpoints,
+        max_skipped_steps=section.max_skipped_steps,
+        flops_per_token=count_model(recipe.model).training_flops_per_token(stage.seq_len),
+        peak_flops_per_second=matmul_flops_per_second(getattr(torch, section.dtype), default_device().type),
+        how_to_resume=how_to_resume,
+    )
+
+
+def _measure(recipe: Recipe, index: int, prepared: Prepared) -> int:
+    """How many steps of stage ``index`` fit its minutes."""
+    stage = recipe.stage[index]
+    assert stage.minutes is not None, "a stage without steps or tokens has minutes"
+    state, batches = _new_state(recipe), _batches(recipe, index, prepared)
+    objective = _OBJECTIVES[stage.objective]()
+    seconds = []
+    with progress(f"timing {stage.name}", _WARM_STEPS + _TIMED_STEPS, "steps") as bar:
+        for _ in range(_WARM_STEPS + _TIMED_STEPS):
+            started = time.perf_counter()
+            micro_batches = [next(batches) for _ in range(stage.batch_tokens // stage.micro_batch)]
+            train_step(state, micro_batches, objective, lr=0.0, clip_norm=recipe.train.clip_norm)
+            seconds.append(time.perf_counter() - started)
+            bar.advance()
+    step_seconds = statistics.median(seconds[_WARM_STEPS:])
+    steps = max(1, int(stage.minutes * 60 * _MARGIN / step_seconds))
+    console.print(
+        f"stage {stage.name}: {step_seconds:.2f} s a step of {stage.batch_tokens:,} tokens; "
+        f"{steps} steps fit {stage.minutes:g} minutes"
+    )
+    return steps
