@@ -72,6 +72,17 @@ def test_text_never_becomes_a_special_token(tokenizer, parts, answer, name):
     assert tokenizer.decode(ids) == tokenizer.apply_chat_template(messages, tools=tools)
 
 
+@pytest.mark.parametrize(
+    ("source", "content"),
+    [("<im{{ messages[0].content | trim }}", " age> "), ("{{ messages[0].content | trim }}age>", " <im ")],
+)
+def test_text_cannot_complete_a_special_token_of_the_template(source, content):
+    chat = ChatTemplate(source, {})
+    marked, mark = chat.render_marked([{"role": "user", "content": content}], None, False, SPECIAL)
+    assert "<image>" not in marked
+    assert marked.replace(mark, "") == "<image>"
+
+
 def test_a_role_cannot_carry_a_special_token(tokenizer, directory, tmp_path):
     (tmp_path / "tokenizer.json").write_bytes((directory / "tokenizer.json").read_bytes())
     (tmp_path / "chat_template.jinja").write_text("{% for m in messages %}{{ m.role + m.content | trim }}{% endfor %}")

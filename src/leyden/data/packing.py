@@ -115,24 +115,22 @@ class PackedBatches:
         A rank's share of batch k is a run of the sequences ``k * batch_tokens / seq_len ...`` of it.
         """
         num_tokens = count * self._seq_len
-        starts, lengths, is_end, is_start = self._pieces(first * self._seq_len, num_tokens)
+        starts, lengths, last_is_cut = self._pieces(first * self._seq_len, num_tokens)
         tokens = self._shards.gather(starts, lengths)
         ends = np.cumsum(lengths)
         labels = np.empty_like(tokens)
         labels[:-1] = tokens[1:]
-        labels[ends[is_end] - 1] = NO_LABEL
-        if not is_end[-1]:
+        labels[ends - 1] = NO_LABEL
+        if last_is_cut:
             labels[-1] = self._shards.gather(starts[-1:] + lengths[-1:], np.ones(1, np.int64))[0]
-        document_bounds = (ends - lengths)[is_start]
-        bounds = np.union1d(document_bounds, np.arange(0, num_tokens + 1, self._seq_len)).astype(np.int32)
+        bounds = np.union1d(ends, np.arange(0, num_tokens + 1, self._seq_len)).astype(np.int32)
         return Batch(torch.from_numpy(tokens)[None], torch.from_numpy(labels)[None], torch.from_numpy(bounds))
 
-    def _pieces(self, position: int, num_tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """The pieces of documents at ``position`` of the stream, in order.
+    def _pieces(self, position: int, num_tokens: int) -> tuple[np.ndarray, np.ndarray, bool]:
+        """The documents at ``position`` of the stream, in order; the first and the last may be parts of theirs.
 
         Returns:
-            starts, lengths: [P] int64, where the piece lies in the shards.
-            is_end, is_start: [P] bool, whether it is the end, and the beginning, of its document.
+            starts, lengths: [P] int64, where each lies in the shards; and whether the last goes on behind.
         """
         pieces = []
         while num_tokens:
@@ -141,8 +139,8 @@ class PackedBatches:
             pieces.append(_cut(self._epoch(number), offset, taken))
             position += taken
             num_tokens -= taken
-        starts, lengths, is_end, is_start = (np.concatenate(part) for part in zip(*pieces, strict=True))
-        return starts, lengths, is_end, is_start
+        starts, lengths, is_cut = zip(*pieces, strict=True)
+        return np.concatenate(starts), np.concatenate(lengths), is_cut[-1]
 
     def _lay_out(self, number: int) -> _Epoch:
         order = np.argsort(_hash(np.arange(self._shards.num_documents), self._seed, number), kind="stable")
@@ -150,8 +148,8 @@ class PackedBatches:
         return _Epoch(self._shards.starts[order], lengths, np.cumsum(lengths))
 
 
-def _cut(epoch: _Epoch, offset: int, num_tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The pieces of an epoch from ``offset`` on, as :meth:`PackedBatches._pieces` gives them."""
+def _cut(epoch: _Epoch, offset: int, num_tokens: int) -> tuple[np.ndarray, np.ndarray, bool]:
+    """The documents of an epoch from ``offset`` on, as :meth:`PackedBatches._pieces` gives them."""
     first = np.searchsorted(epoch.ends, offset, side="right")
     last = np.searchsorted(epoch.ends, offset + num_tokens, side="left")
     chosen = slice(first, last + 1)
@@ -161,10 +159,7 @@ def _cut(epoch: _Epoch, offset: int, num_tokens: int) -> tuple[np.ndarray, np.nd
     lengths[0] -= head
     tail = ends[-1] - (offset + num_tokens)  # tokens of the last document that lie behind
     lengths[-1] -= tail
-    is_end, is_start = np.ones(len(ends), bool), np.ones(len(ends), bool)
-    is_end[-1] = tail == 0
-    is_start[0] = head == 0
-    return starts, lengths, is_end, is_start
+    return starts, lengths, bool(tail)
 
 
 def _hash(index: np.ndarray, seed: int, epoch: int) -> np.ndarray:
