@@ -9,7 +9,7 @@ from rich.logging import RichHandler
 
 from leyden.cli import bench, chat, convert, evaluate, generate, info, quickstart, run, tokenizer
 from leyden.core.errors import Interrupted, UserError
-from leyden.core.log import console
+from leyden.core.log import console, say
 
 app = typer.Typer(
     name="leyden",
@@ -46,13 +46,13 @@ def main() -> None:
         app()
     except UserError as error:
         console.print("error: ", style="bold red", end="")
-        console.print(str(error), markup=False, highlight=False)
+        say(str(error))
         sys.exit(2)
     except Interrupted as stop:
-        console.print(str(stop), markup=False, highlight=False)
+        say(str(stop))
         sys.exit(130)
     except KeyboardInterrupt:
-        console.print("stopped.")
+        say("stopped.")
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

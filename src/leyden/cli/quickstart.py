@@ -9,7 +9,7 @@ import typer
 def quickstart(
     text: Annotated[
         list[Path] | None,
-        typer.Option(help="Files or folders to learn from, instead of the Python standard library.", show_default=False),
+        typer.Option(help="Files or folders to learn from; by default Python's standard library.", show_default=False),
     ] = None,
     directory: Annotated[Path, typer.Option("--dir", help="Where the run is kept.")] = Path("runs/quickstart"),
     minutes: Annotated[float, typer.Option(min=0.01, help="The most that training takes.")] = 4.5,

@@ -15,7 +15,9 @@ def run(
         list[str] | None,
         typer.Option("--set", help="Change one value, as in --set stage.0.lr=1e-3.", show_default=False),
     ] = None,
-    resume: Annotated[Literal["auto", "never"], typer.Option(help="Go on with an earlier run there, or refuse.")] = "auto",
+    resume: Annotated[
+        Literal["auto", "never"], typer.Option(help="Go on with an earlier run there, or refuse.")
+    ] = "auto",
     dry_run: Annotated[bool, typer.Option(help="Check the recipe and print it in full; do nothing.")] = False,
 ) -> None:
     """Run a recipe; Ctrl-C saves, and the same command goes on from there, bit for bit."""

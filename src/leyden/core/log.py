@@ -22,6 +22,11 @@ def log_once(name: str, message: str) -> None:
     logging.getLogger(name).info(message)
 
 
+def say(text: str) -> None:
+    """Print one line for the user to standard error, as it is: no markup, no wrapping."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 @contextmanager
 def progress(title: str, total: float | None, unit: str = "") -> Iterator["Bar"]:
     """A progress bar with rate and time left, on standard error; silent where that is not a terminal.

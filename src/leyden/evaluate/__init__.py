@@ -3,13 +3,17 @@
 from leyden.evaluate.baselines import baselines, token_counts, unigram_bits_per_byte, xz_bits_per_byte
 from leyden.evaluate.environment import machine
 from leyden.evaluate.likelihood import BitsPerByte, bits_per_byte
+from leyden.evaluate.report import write_report
+from leyden.evaluate.tasks import run_tasks
 
 __all__ = [
     "BitsPerByte",
     "baselines",
     "bits_per_byte",
     "machine",
+    "run_tasks",
     "token_counts",
     "unigram_bits_per_byte",
+    "write_report",
     "xz_bits_per_byte",
 ]

@@ -17,37 +17,37 @@ class ModelConfig(Config):
     ``r * alpha + f(n) * beta`` with ``n = norm(x)`` and ``r = n`` (``postnorm``) or ``r = x`` (plain pre-norm).
     """
 
-    vocab_size: int = Field(8192, ge=1)
-    hidden_size: int = Field(256, ge=1)
-    num_hidden_layers: int = Field(8, ge=1)
+    vocab_size: int = Field(default=8192, ge=1)
+    hidden_size: int = Field(default=256, ge=1)
+    num_hidden_layers: int = Field(default=8, ge=1)
     layer_types: tuple[LayerType, ...] = ()
     """One entry a layer. Empty: every eighth layer is softmax attention, the others lightning."""
 
-    num_attention_heads: int = Field(4, ge=1)
-    num_key_value_heads: int = Field(2, ge=1)
-    head_dim: int = Field(64, ge=1)
-    rotary_dim: int = Field(32, ge=0)
+    num_attention_heads: int = Field(default=4, ge=1)
+    num_key_value_heads: int = Field(default=2, ge=1)
+    head_dim: int = Field(default=64, ge=1)
+    rotary_dim: int = Field(default=32, ge=0)
     """How many dims of a softmax head turn by RoPE; the others carry no position."""
-    rope_theta: float = Field(10_000.0, gt=0)
-    max_position_embeddings: int = Field(1_048_576, ge=1)
+    rope_theta: float = Field(default=10_000.0, gt=0)
+    max_position_embeddings: int = Field(default=1_048_576, ge=1)
 
-    intermediate_size: int = Field(512, ge=1)
+    intermediate_size: int = Field(default=512, ge=1)
     """Hidden width of one expert, or of the dense MLP."""
-    num_local_experts: int = Field(8, ge=0)
-    num_experts_per_tok: int = Field(2, ge=1)
-    shared_intermediate_size: int = Field(0, ge=0)
+    num_local_experts: int = Field(default=8, ge=0)
+    num_experts_per_tok: int = Field(default=2, ge=1)
+    shared_intermediate_size: int = Field(default=0, ge=0)
     """Hidden width of a shared expert mixed in by a sigmoid gate; 0: none, as released."""
-    capacity_factor: float | None = Field(None, gt=0)
+    capacity_factor: float | None = Field(default=None, gt=0)
     """An expert takes at most this share of an even split of tokens, in training alone. None: dropless."""
     token_drop: Literal["probability", "position"] = "probability"
-    router_aux_loss_coef: float = Field(0.01, ge=0)
+    router_aux_loss_coef: float = Field(default=0.01, ge=0)
     router_aux_loss: Literal["gshard", "switch"] = "gshard"
     """``gshard``: the paper's, a layer at a time. ``switch``: the released code's, over all layers at once."""
-    router_z_loss_coef: float = Field(0.0, ge=0)
-    z_loss_coef: float = Field(0.0, ge=0)
+    router_z_loss_coef: float = Field(default=0.0, ge=0)
+    z_loss_coef: float = Field(default=0.0, ge=0)
 
-    rms_norm_eps: float = Field(1e-5, gt=0)
-    lightning_norm_eps: float = Field(1e-6, gt=0)
+    rms_norm_eps: float = Field(default=1e-5, gt=0)
+    lightning_norm_eps: float = Field(default=1e-6, gt=0)
     """Epsilon of the norm over lightning attention's heads: 1e-6 in the released code, whatever ``rms_norm_eps``."""
     postnorm: bool = True
     full_attn_alpha_factor: float | None = None

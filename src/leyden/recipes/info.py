@@ -8,7 +8,7 @@ import torch
 from leyden.checkpoint import read_config
 from leyden.core.config import override
 from leyden.core.errors import UserError, suggest
-from leyden.model import PRESETS, ModelConfig, count_model, preset
+from leyden.model import PRESETS, ModelConfig, ModelCount, count_model, preset
 from leyden.recipes.loader import load_recipe, shipped_recipes
 
 
@@ -30,14 +30,8 @@ def describe(what: str, settings: Sequence[str], length: int) -> str:
     kinds = f"{config.num_hidden_layers} ({config.num_hidden_layers - softmax} lightning, {softmax} softmax)"
     rows = [
         ("layers", kinds),
-        ("parameters", f"{_billions(count.parameters)}"),
-        (
-            "active parameters",
-            f"{_billions(count.active_parameters)}: attention, router and the {config.num_experts_per_tok} experts of a "
-            "token, without embedding and output projection"
-            if config.num_local_experts
-            else f"{_billions(count.active_parameters)}: attention and feed-forward, without embedding and output",
-        ),
+        ("parameters", _billions(count.parameters)),
+        ("active parameters", _active(config, count)),
         ("weights", f"{_bytes(count.weight_bytes(bf16))} in bfloat16"),
         ("lightning state", f"{_bytes(count.lightning_state_bytes)} in float32 a sequence, at any length"),
         ("keys and values", f"{count.key_value_bytes_per_token(bf16):,} bytes in bfloat16 a token"),
@@ -53,6 +47,13 @@ def describe(what: str, settings: Sequence[str], length: int) -> str:
     ]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _active(config: ModelConfig, count: ModelCount) -> str:
+    parts = "attention and feed-forward"
+    if config.num_local_experts:
+        parts = f"attention, router and the {config.num_experts_per_tok} experts of a token"
+    return f"{_billions(count.active_parameters)}: {parts}, without embedding and output projection"
 
 
 def _config(what: str, settings: Sequence[str]) -> ModelConfig:

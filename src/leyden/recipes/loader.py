@@ -8,6 +8,7 @@ from typing import Any
 from leyden.core.config import dump_toml, override, read_toml
 from leyden.core.errors import UserError, suggest
 from leyden.recipes.schema import Recipe, TokenizerSection, model_section
+from leyden.tokenizer import Tokenizer
 
 _SHIPPED = "leyden.recipes.shipped"
 
@@ -41,7 +42,7 @@ def parse_recipe(data: dict[str, Any], source: str) -> Recipe:
     """Validate the tables of a recipe; ``source`` opens the message of an error."""
     data = dict(data)
     tokenizer = TokenizerSection.parse(data.get("tokenizer", {}), f"{source}: [tokenizer]")
-    vocab_size = tokenizer.vocab_size if tokenizer.path is None else None
+    vocab_size = tokenizer.vocab_size if tokenizer.path is None else Tokenizer.load(tokenizer.path).vocab_size
     try:
         data["model"] = model_section(data.get("model", {}), vocab_size)
     except UserError as error:

@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from leyden.checkpoint import load
+from leyden.core.device import default_device
 from leyden.core.files import atomic_file
-from leyden.core.log import console
+from leyden.core.log import console, say
 from leyden.data import TokenShards
 from leyden.evaluate import baselines, bits_per_byte
 from leyden.recipes.prepare import Prepared
@@ -15,13 +17,13 @@ from leyden.recipes.schema import Recipe
 from leyden.serve import Engine, Sampling
 
 
-def evaluate_run(prepared: Prepared, directory: Path) -> dict[str, float]:
+def evaluate_run(recipe: Recipe, prepared: Prepared, directory: Path) -> dict[str, float]:
     """Measure the finished model on the held-out documents; write ``eval.jsonl``.
 
     Returns:
         Bits per byte by name: ``"model"``, and each baseline's.
     """
-    model, tokenizer = load(directory / "final")
+    model, tokenizer = load(directory / "final", dtype=getattr(torch, recipe.train.dtype), device=default_device())
     assert tokenizer is not None, "a run saves its tokenizer"
     result = bits_per_byte(model, tokenizer, prepared.held_out)
     others = baselines(tokenizer, _token_counts(prepared.shards, tokenizer.vocab_size), prepared.held_out)
@@ -53,15 +55,15 @@ def tell_outcome(directory: Path) -> None:
     for line in (directory / "eval.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
         named = ", ".join(f"{name} {value:.3f}" for name, value in record["baselines"].items())
-        console.print(f"bits per byte on unseen documents: {record['value']:.3f} (beside: {named})")
+        say(f"bits per byte on unseen documents: {record['value']:.3f} (beside: {named})")
     samples = directory / "samples.jsonl"
     if samples.exists():
         first = json.loads(samples.read_text(encoding="utf-8").splitlines()[0])
         console.rule("a sample")
-        console.print(first["prompt"] + first["text"], markup=False, highlight=False)
+        say(first["prompt"] + first["text"])
         console.rule()
-    console.print(f"model:  {directory / 'final'}", markup=False, highlight=False)
-    console.print(f"report: {directory / 'report' / 'index.html'}", markup=False, highlight=False)
+    say(f"model:  {directory / 'final'}")
+    say(f"report: {directory / 'report' / 'index.html'}")
 
 
 def _token_counts(shards: TokenShards, vocab_size: int) -> np.ndarray:

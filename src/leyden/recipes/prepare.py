@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from leyden.core.files import atomic_file
-from leyden.core.log import console
+from leyden.core.log import say
 from leyden.data import Corpus, TokenShards, build_corpus, write_shards
 from leyden.recipes.schema import Recipe
 from leyden.tokenizer import Tokenizer
@@ -67,7 +67,7 @@ def _write_corpus(corpus: Corpus, directory: Path) -> None:
 
 def _tell(corpus: Corpus) -> None:
     report = corpus.report
-    console.print(
+    say(
         f"documents: {report.train_documents + report.held_out_documents:,}, {report.train_bytes / 1e6:.1f} MB to "
         f"train on, {report.held_out_bytes / 1e6:.2f} MB held out; {report.duplicates} duplicates dropped, "
         f"{_total(report.rejects)} set aside"

@@ -6,8 +6,9 @@ from typing import Literal
 
 from leyden.checkpoint import save
 from leyden.core.device import keep_freed_memory
+from leyden.core.errors import Interrupted
 from leyden.core.files import atomic_file
-from leyden.core.log import console
+from leyden.core.log import say
 from leyden.evaluate import machine, write_report
 from leyden.recipes.loader import dry
 from leyden.recipes.outcome import evaluate_run, tell_outcome, write_samples
@@ -35,23 +36,30 @@ def run(recipe: Recipe, directory: Path, *, resume: Literal["auto", "never"] = "
     keep_freed_memory()
     recipe = adopt(recipe, earlier_recipe(directory, resume), directory)
     directory.mkdir(parents=True, exist_ok=True)
-    final, report = directory / "final", directory / "report" / "index.html"
-    if report.exists():
-        console.print(f"{directory} is finished.")
-        tell_outcome(directory)
-        return final
+    if (directory / "report" / "index.html").exists():
+        say(f"{directory} is finished.")
+    else:
+        go_on = f"To go on: leyden run {directory / RECIPE_FILE} --dir {directory} --resume auto"
+        try:
+            _carry_out(recipe, directory, go_on)
+        except KeyboardInterrupt:
+            raise Interrupted(f"Stopped; what was finished is kept. {go_on}") from None
+    tell_outcome(directory)
+    return directory / "final"
+
+
+def _carry_out(recipe: Recipe, directory: Path, go_on: str) -> None:
+    final = directory / "final"
+    _write(directory / RECIPE_FILE, dry(recipe))  # before anything is made by it
     prepared = prepare(recipe, directory)
     recipe = settle(recipe, prepared)
     _write(directory / RECIPE_FILE, dry(recipe))
     if not final.exists():
         _write(directory / "environment.json", json.dumps(machine(), indent=1))
-        go_on = f"To go on: leyden run {directory / RECIPE_FILE} --dir {directory} --resume auto"
         save(train(recipe, prepared, directory, go_on), prepared.tokenizer, final, layout="transformers")
-    evaluate_run(prepared, directory)
+    evaluate_run(recipe, prepared, directory)
     write_samples(recipe, directory)
     write_report(directory)
-    tell_outcome(directory)
-    return final
 
 
 def _write(path: Path, text: str) -> None:

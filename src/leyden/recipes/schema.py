@@ -16,7 +16,7 @@ class TokenizerSection(Config):
 
     path: Path | None = None
     """A directory with ``tokenizer.json``. None: train one."""
-    vocab_size: int = Field(8192, ge=261)
+    vocab_size: int = Field(default=8192, ge=261)
     """Of a tokenizer that is trained; the 256 bytes and the special tokens count."""
 
 
@@ -26,7 +26,7 @@ class DataSection(Config):
     text: tuple[Path, ...] = ()
     """Files and folders of .txt, .md, .py, .jsonl (each also .gz or .zst) or .parquet. Empty: the source of the
     running Python's standard library."""
-    held_out_fraction: float = Field(0.02, gt=0, lt=1)
+    held_out_fraction: float = Field(default=0.02, gt=0, lt=1)
     """The share of documents kept for evaluation."""
 
 
@@ -35,12 +35,12 @@ class TrainSection(Config):
 
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Of the matrices; ``auto`` takes bfloat16 where the machine multiplies faster in it. Masters are float32."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Of the initial weights and of the order of the documents."""
-    checkpoint_steps: int = Field(200, ge=1)
-    keep_checkpoints: int = Field(2, ge=1)
-    clip_norm: float = Field(1.0, gt=0)
-    max_skipped_steps: int = Field(10, ge=1)
+    checkpoint_steps: int = Field(default=200, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)
+    clip_norm: float = Field(default=1.0, gt=0)
+    max_skipped_steps: int = Field(default=10, ge=1)
     optimizer: AdamWConfig = AdamWConfig()
 
 
@@ -49,7 +49,7 @@ class EvaluateSection(Config):
 
     prompts: tuple[str, ...] = ()
     """Texts that the finished model completes."""
-    sample_tokens: int = Field(128, ge=1)
+    sample_tokens: int = Field(default=128, ge=1)
 
 
 class Stage(Config):
@@ -57,26 +57,26 @@ class Stage(Config):
 
     name: str = Field(min_length=1)
     objective: Literal["pretrain"]
-    tokens: int | None = Field(None, ge=1)
-    steps: int | None = Field(None, ge=1)
-    minutes: float | None = Field(None, gt=0)
+    tokens: int | None = Field(default=None, ge=1)
+    steps: int | None = Field(default=None, ge=1)
+    minutes: float | None = Field(default=None, gt=0)
     """The length: ``tokens``, ``steps``, or ``minutes``, which a measurement before the first step turns into steps
     (the resolved recipe then says both)."""
 
-    seq_len: int = Field(2048, ge=1)
-    batch_tokens: int = Field(8192, ge=1)
+    seq_len: int = Field(default=2048, ge=1)
+    batch_tokens: int = Field(default=8192, ge=1)
     """Tokens of one optimizer step; a multiple of ``micro_batch_tokens``, or no larger than it."""
-    micro_batch_tokens: int = Field(8192, ge=1)
+    micro_batch_tokens: int = Field(default=8192, ge=1)
     """Tokens that go through the model at once; bounds memory."""
-    rope_theta: float | None = Field(None, gt=0)
+    rope_theta: float | None = Field(default=None, gt=0)
     """The RoPE base from this stage on; None keeps it."""
 
-    lr: float = Field(1e-3, gt=0)
+    lr: float = Field(default=1e-3, gt=0)
     schedule: Literal["constant", "linear", "cosine", "exponential"] = "exponential"
     """The shape of the decay at the end."""
-    warmup_steps: int = Field(0, ge=0)
-    decay_share: float = Field(0.2, gt=0, le=1)
-    final_lr: float | None = Field(None, gt=0)
+    warmup_steps: int = Field(default=0, ge=0)
+    decay_share: float = Field(default=0.2, gt=0, le=1)
+    final_lr: float | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -150,16 +150,19 @@ class Recipe(Config):
         return self
 
 
-def model_section(section: Any, vocab_size: int | None) -> dict[str, Any]:
+def model_section(section: Any, vocab_size: int) -> dict[str, Any]:
     """The ``[model]`` table with its preset written out; the vocabulary is the tokenizer's where it is not said.
 
     Raises:
-        UserError: an unknown preset or field, or a shape that cannot be.
+        UserError: an unknown preset or field, a shape that cannot be, or too small a vocabulary.
     """
     if not isinstance(section, dict):
         raise UserError(f"[model] must be a table; given {section!r}.")
     fields = dict(section)
-    name = fields.pop("preset", "tiny")
-    if vocab_size is not None:
-        fields.setdefault("vocab_size", vocab_size)
-    return preset(name, **fields).model_dump()
+    config = preset(fields.pop("preset", "tiny"), **{"vocab_size": vocab_size, **fields})
+    if config.vocab_size < vocab_size:
+        raise UserError(
+            f"model.vocab_size ({config.vocab_size}) is smaller than the tokenizer's vocabulary ({vocab_size}); leave "
+            "model.vocab_size out, or make it that large."
+        )
+    return config.model_dump()

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from leyden.core.device import compute_dtype, default_device, matmul_flops_per_second
-from leyden.core.log import console, progress
+from leyden.core.log import progress, say
 from leyden.data import PackedBatches
 from leyden.model import HybridLM, count_model
 from leyden.recipes.prepare import Prepared
@@ -29,7 +29,7 @@ def settle(recipe: Recipe, prepared: Prepared) -> Recipe:
     """
     if recipe.train.dtype == "auto":
         dtype, reason = compute_dtype(default_device())
-        console.print(f"computing in {reason}")
+        say(f"computing in {reason}")
         name = str(dtype).removeprefix("torch.")
         recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"dtype": name})})
     stages = [
@@ -48,29 +48,40 @@ def train(recipe: Recipe, prepared: Prepared, directory: Path, how_to_resume: st
         directory: the run's.
         how_to_resume: what an interrupted user is told.
 
+    Returns:
+        The trained model in float32.
+
     Raises:
         Interrupted: Ctrl-C or SIGTERM; all is saved.
         UserError: the disk is full, or the loss stays not finite.
     """
-    state = _new_state(recipe)
+    model = _new_model(recipe)
+    state = TrainState(model, MasterAdamW(model, recipe.train.optimizer))
     if state.resume(directory):
-        console.print(f"going on from step {state.step}")
+        say(f"going on from step {state.step}")
     for index, stage in enumerate(recipe.stage):
-        _enter(state.model, stage)
+        _enter(model, stage)
         if index < state.stage:
             continue
         objective = _OBJECTIVES[stage.objective]()
         settings = _fit_settings(recipe, stage, how_to_resume)
         batches = _batches(recipe, index, prepared)
         fit(state, batches, objective, stage.learning_rate(), settings, run_dir=directory, stage=index)
-    return state.model
+    return _in_float32(model, state.optimizer)
 
 
-def _new_state(recipe: Recipe) -> TrainState:
-    dtype = getattr(torch, recipe.train.dtype)
-    model = HybridLM(recipe.model, seed=recipe.train.seed).to(default_device(), dtype)
+def _in_float32(model: HybridLM, optimizer: MasterAdamW) -> HybridLM:
+    """``model`` with the optimizer's master weights: what was learnt, before it was rounded to compute."""
+    model.float()
+    for name, master in optimizer.masters().items():
+        model.get_parameter(name).data.copy_(master)
+    return model
+
+
+def _new_model(recipe: Recipe) -> HybridLM:
     torch.manual_seed(recipe.train.seed)
-    return TrainState(model, MasterAdamW(model, recipe.train.optimizer))
+    dtype = getattr(torch, recipe.train.dtype)
+    return HybridLM(recipe.model, seed=recipe.train.seed).to(default_device(), dtype)
 
 
 def _batches(recipe: Recipe, index: int, prepared: Prepared) -> PackedBatches:
@@ -107,7 +118,8 @@ def _measure(recipe: Recipe, index: int, prepared: Prepared) -> int:
     """How many steps of stage ``index`` fit its minutes."""
     stage = recipe.stage[index]
     assert stage.minutes is not None, "a stage without steps or tokens has minutes"
-    state, batches = _new_state(recipe), _batches(recipe, index, prepared)
+    model = _new_model(recipe)
+    state, batches = TrainState(model, MasterAdamW(model, recipe.train.optimizer)), _batches(recipe, index, prepared)
     objective = _OBJECTIVES[stage.objective]()
     seconds = []
     with progress(f"timing {stage.name}", _WARM_STEPS + _TIMED_STEPS, "steps") as bar:
@@ -119,7 +131,7 @@ def _measure(recipe: Recipe, index: int, prepared: Prepared) -> int:
             bar.advance()
     step_seconds = statistics.median(seconds[_WARM_STEPS:])
     steps = max(1, int(stage.minutes * 60 * _MARGIN / step_seconds))
-    console.print(
+    say(
         f"stage {stage.name}: {step_seconds:.2f} s a step of {stage.batch_tokens:,} tokens; "
         f"{steps} steps fit {stage.minutes:g} minutes"
     )

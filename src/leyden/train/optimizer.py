@@ -125,6 +125,10 @@ class MasterAdamW:
                     found[f"master.{name}"] = group.masters[i]
         return found
 
+    def masters(self) -> dict[str, torch.Tensor]:
+        """The float32 weights, by the name of their parameter."""
+        return {name: master for group in self._groups for name, master in zip(group.names, group.masters, strict=True)}
+
     def _accumulated(self) -> list[list[torch.Tensor]]:
         if self._gradients is None:
             raise RuntimeError("no gradients: call accumulate() after a backward first.")
