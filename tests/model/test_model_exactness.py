@@ -157,8 +157,16 @@ def test_a_cache_that_does_not_fit(random_model: ModelMaker) -> None:
     assert cache.length == 33
 
 
+@pytest.mark.parametrize("bounds", [[0, 10], [0, 25], [5, 20], [0, 12, 8, 20], [20]])
+def test_bounds_that_do_not_fit(random_model: ModelMaker, bounds: list[int]) -> None:
+    with pytest.raises(UserError, match=r"cu_seqlens must rise from 0 to the row's 20 tokens"):
+        random_model()(tokens_of(20), cu_seqlens=torch.tensor(bounds))
+
+
 def test_packed_rows_may_be_longer_than_a_document_may(random_model: ModelMaker) -> None:
     model = random_model(max_position_embeddings=16)
     with torch.no_grad():
         logits = model(tokens_of(32), cu_seqlens=torch.tensor([0, 16, 32], dtype=torch.int32))
     assert logits.shape == (1, 32, 101)
+    with pytest.raises(UserError, match="17 tokens are more than the 16 positions"):
+        model(tokens_of(32), cu_seqlens=torch.tensor([0, 17, 32]))

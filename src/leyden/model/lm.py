@@ -1,5 +1,6 @@
 """The hybrid language model: embedding, layers with DeepNorm residuals, norm, output projection."""
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -103,7 +104,8 @@ class HybridLM(nn.Module):
             [B, T, vocab] float32 (float64 for a float64 model).
 
         Raises:
-            UserError: more positions than ``max_position_embeddings``, an empty row, or a batch unlike the cache's.
+            UserError: more positions than ``max_position_embeddings``, an empty row, a batch unlike the cache's, or
+                bounds that do not fit the row.
         """
         return self.logits(self.features(tokens, cache=cache, cu_seqlens=cu_seqlens).hidden)
 
@@ -140,13 +142,25 @@ class HybridLM(nn.Module):
         if cu_seqlens is not None and (cache is not None or tokens.shape[0] != 1):
             raise UserError("packed documents (cu_seqlens) lie in one row [1, T] and take no cache.")
         start = 0 if cache is None else cache.length
+        longest = start + tokens.shape[1] if cu_seqlens is None else _longest_document(cu_seqlens, tokens.shape[1])
         limit = self.config.max_position_embeddings
-        if cu_seqlens is None and start + tokens.shape[1] > limit:
+        if longest > limit:
             raise UserError(
-                f"{start + tokens.shape[1]} tokens are more than the {limit} positions of this model "
-                "(max_position_embeddings); shorten the text."
+                f"{longest} tokens are more than the {limit} positions of this model (max_position_embeddings); "
+                "shorten the text."
             )
 
     def extra_repr(self) -> str:
         config = self.config
         return f"vocab={config.vocab_size}, hidden={config.hidden_size}, layers={config.num_hidden_layers}"
+
+
+def _longest_document(cu_seqlens: torch.Tensor, num_tokens: int) -> int:
+    bounds = cu_seqlens.tolist()
+    lengths = [end - start for start, end in itertools.pairwise(bounds)]
+    if not lengths or min(lengths) < 0 or bounds[0] != 0 or bounds[-1] != num_tokens:
+        raise UserError(
+            f"cu_seqlens must rise from 0 to the row's {num_tokens} tokens, one bound a document and one more; "
+            f"given {bounds if len(bounds) <= 8 else f'{len(bounds)} bounds from {bounds[0]} to {bounds[-1]}'}."
+        )
+    return max(lengths)
