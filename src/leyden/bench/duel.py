@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from leyden.bench.worker import Worker
@@ -9,6 +10,18 @@ from leyden.core.log import Bar
 
 Call = tuple[Any, ...]
 """A method of a worker's object and its arguments; it returns the seconds that it took."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which of their variants was taken, and the seconds of each that was tried."""
+
+    variant: str
+    seconds: dict[str, float]
+
+    def __str__(self) -> str:
+        slower = ", ".join(f"{v} {1000 * s:.0f} ms" for v, s in self.seconds.items() if v != self.variant)
+        return f"theirs is '{self.variant}', the fastest (tried: {slower})"
 
 
 class Duel:
@@ -40,11 +53,11 @@ class Duel:
             self._bar.advance(note=str(calls[0][0]))
         return [statistics.median(seconds) for seconds in zip(*rounds[1:], strict=True)]
 
-    def fastest(self, work: str, call: Callable[[str], Call]) -> str:
+    def fastest(self, work: str, call: Callable[[str], Call]) -> Choice:
         """The variant of theirs that does ``call(variant)`` soonest; of two tries the second counts."""
         seconds = {}
         for variant in self.theirs.call("variants", work):
             self.theirs.call(*call(variant))
             seconds[variant] = self.theirs.call(*call(variant))
         self._bar.advance(note=f"the fastest way to {work}")
-        return min(seconds, key=seconds.__getitem__)
+        return Choice(min(seconds, key=seconds.__getitem__), seconds)

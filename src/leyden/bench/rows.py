@@ -25,8 +25,8 @@ def train_rows(duel: Duel, plan: Plan, peak: float) -> tuple[list[Row], str]:
     rows: list[Row] = []
     first = ""
     for (batch, length), at_least in zip(plan.train, (2.5, 3.0), strict=True):
-        variant = duel.fastest("train", lambda variant, b=batch, t=length: ("train", variant, b, t))
-        theirs, ours = duel.medians(("train", variant, batch, length), ("train", batch, length), plan.repeats)
+        choice = duel.fastest("train", lambda variant, b=batch, t=length: ("train", variant, b, t))
+        theirs, ours = duel.medians(("train", choice.variant, batch, length), ("train", batch, length), plan.repeats)
         tokens, name = batch * length, f"{batch}x{length}"
         flops = count_model(plan.model).training_flops_per_token(length)
         rows.append(
@@ -39,8 +39,8 @@ def train_rows(duel: Duel, plan: Plan, peak: float) -> tuple[list[Row], str]:
                 at_least=at_least,
                 aim=4,
                 floor=peak / flops,
-                how=f"theirs in '{variant}' with fused AdamW; ours with float32 masters and moments; both with the "
-                "auxiliary loss and clipping",
+                how=f"{choice}; ours holds float32 masters and moments; both run fused AdamW, the auxiliary loss "
+                "and clipping",
             )
         )
         rows.append(
@@ -53,7 +53,7 @@ def train_rows(duel: Duel, plan: Plan, peak: float) -> tuple[list[Row], str]:
                 aim=0.4,
             )
         )
-        first = first or variant
+        first = first or choice.variant
     return rows, first
 
 
@@ -82,12 +82,12 @@ def memory_row(theirs: Worker, ours: Worker, plan: Plan, variant: str) -> Row:
 
 def prefill_rows(duel: Duel, plan: Plan, peak: float) -> list[Row]:
     """Reading a prompt in bfloat16: at least 2x, aim 3x."""
-    variant = duel.fastest("prefill", lambda variant: ("prefill", variant, "bfloat16", plan.prefill[0]))
+    choice = duel.fastest("prefill", lambda variant: ("prefill", variant, "bfloat16", plan.prefill[0]))
     rows = []
     for length in plan.prefill:
         repeats = plan.repeats if length == plan.prefill[0] else plan.long_repeats
         theirs, ours = duel.medians(
-            ("prefill", variant, "bfloat16", length), ("prefill", "bfloat16", length), repeats
+            ("prefill", choice.variant, "bfloat16", length), ("prefill", "bfloat16", length), repeats
         )
         rows.append(
             Row(
@@ -99,7 +99,7 @@ def prefill_rows(duel: Duel, plan: Plan, peak: float) -> list[Row]:
                 at_least=2,
                 aim=3,
                 floor=peak / count_model(plan.model).forward_flops_per_token(length),
-                how=f"theirs with experts '{variant}'",
+                how=str(choice),
             )
         )
     return rows
@@ -110,9 +110,9 @@ def decode_rows(duel: Duel, plan: Plan) -> list[Row]:
     prompt, new = plan.decode
     rows = []
     for dtype in ("float32", "bfloat16"):
-        variant = duel.fastest("decode", lambda variant, dtype=dtype: ("decode", variant, dtype, prompt, new))
+        choice = duel.fastest("decode", lambda variant, dtype=dtype: ("decode", variant, dtype, prompt, new))
         theirs, ours = duel.medians(
-            ("decode", variant, dtype, prompt, new), ("decode", dtype, prompt, new), plan.repeats
+            ("decode", choice.variant, dtype, prompt, new), ("decode", dtype, prompt, new), plan.repeats
         )
         rows.append(
             Row(
@@ -123,7 +123,7 @@ def decode_rows(duel: Duel, plan: Plan) -> list[Row]:
                 ratio=theirs / ours,
                 at_least=4,
                 aim=8,
-                how=f"theirs by generate() with experts '{variant}', ours by Engine.generate",
+                how=f"{choice}, by generate(); ours by Engine.generate",
             )
         )
     return rows
