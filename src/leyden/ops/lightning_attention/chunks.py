@@ -1,6 +1,5 @@
 """The pieces that chunked lightning attention is made of: segments of chunks, decays within a chunk, the scan."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -8,8 +7,8 @@ import torch
 CHUNK_TOKENS = 64
 """C, by measurement: with 128 more of the masked products is wasted than is saved on states (docs/math.md)."""
 
-_SEGMENT_ELEMENTS = 1 << 20
-"""Elements of q in one segment: 2 MB in bfloat16, so that its dozen temporaries fit the last-level cache."""
+_SEGMENT_ELEMENTS = 1 << 19
+"""Elements of q in one segment, by measurement: 1 MB in bfloat16, so that its dozen temporaries stay in the cache."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +32,12 @@ class Segment:
         return x[:, self.start : self.end].unflatten(1, (-1, self.chunk)).permute(1, 0, 3, 2, 4)
 
 
-def segments(num_tokens: int, elements_per_token: int) -> Iterator[Segment]:
+def segments(num_tokens: int, elements_per_token: int) -> list[Segment]:
     """Cut T tokens into segments that fit the cache; a tail shorter than a chunk is a segment of its own."""
-    length = max(1, _SEGMENT_ELEMENTS // max(1, elements_per_token * CHUNK_TOKENS)) * CHUNK_TOKENS
+    length = max(1, _SEGMENT_ELEMENTS // (elements_per_token * CHUNK_TOKENS)) * CHUNK_TOKENS
     whole = num_tokens - num_tokens % CHUNK_TOKENS
-    for start in range(0, whole, length):
-        yield Segment(start, min(start + length, whole), CHUNK_TOKENS)
-    if whole < num_tokens:
-        yield Segment(whole, num_tokens, num_tokens - whole)
+    cut = [Segment(start, min(start + length, whole), CHUNK_TOKENS) for start in range(0, whole, length)]
+    return cut if whole == num_tokens else [*cut, Segment(whole, num_tokens, num_tokens - whole)]
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Documents packed into one row: where they lie, and the states at their ends."""
 
+from bisect import bisect_right
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ class Documents:
 
     Attributes:
         bounds: the N + 1 positions where documents begin and end, on the host.
-        starts: [T] int64, where the document of each token begins, on the device of the tokens.
+        starts: [T] int32, where the document of each token begins, on the device of the tokens.
     """
 
     bounds: list[int]
@@ -22,18 +23,23 @@ class Documents:
     @classmethod
     def of(cls, cu_seqlens: torch.Tensor, device: torch.device) -> "Documents":
         """From cu_seqlens [N+1]."""
-        cu = cu_seqlens.to("cpu", torch.int64)
-        starts = torch.repeat_interleave(cu[:-1], cu.diff())
-        return cls(cu.tolist(), starts.to(device))
+        cu = cu_seqlens.to("cpu", torch.int32)
+        return cls(cu.tolist(), torch.repeat_interleave(cu[:-1], cu.diff()).to(device))
 
     @property
     def lengths(self) -> list[int]:
         """How many tokens each document has."""
         return [end - start for start, end in zip(self.bounds[:-1], self.bounds[1:], strict=True)]
 
-    def part(self, segment: Segment) -> bool:
-        """Whether a document begins within the segment, or at its first token behind another document."""
-        return any(0 < bound < segment.end and bound >= segment.start for bound in self.bounds)
+    def divide(self, segment: Segment) -> bool:
+        """Whether a document begins within the segment, or with it behind another."""
+        below, behind = (bisect_right(self.bounds, position) for position in (segment.start - 1, segment.end - 1))
+        return self.bounds[behind - 1] > 0 and behind > below
+
+    def ending(self, segment: Segment) -> range:
+        """The documents that end in the segment: after its first bound, up to its last."""
+        first, last = (bisect_right(self.bounds, position, lo=1) - 1 for position in (segment.start, segment.end))
+        return range(first, last)
 
 
 def write_end_states(
@@ -47,8 +53,8 @@ def write_end_states(
 ) -> None:
     """The state at the end of every document that ends in the segment.
 
-    Such a state is what the document's tokens in its last chunk have left, plus the decayed state before that chunk.
-    Pieces of like length are taken together, padded to the next power of four.
+    Such a state is what the document's tokens in its last chunk have left there, plus what is left of the state before
+    that chunk. The former are padded to the longest, at most a chunk, which is no more memory than their states.
 
     Args:
         documents: where the documents lie.
@@ -58,33 +64,26 @@ def write_end_states(
         states: [n + 1, 1, H, K, V], the states before and after each chunk of the segment.
         out: [N, H, K, V], written where a document ends.
     """
-    bounds = torch.tensor(documents.bounds)
-    start, end = bounds[:-1], bounds[1:]
-    document = ((end > start) & (end > segment.start) & (end <= segment.end)).nonzero().squeeze(1)
-    start, end = start[document], end[document]
+    ending = documents.ending(segment)
+    if not ending:
+        return
+    start, end = torch.tensor(documents.bounds[ending.start : ending.stop + 1]).unfold(0, 2, 1).unbind(1)
     chunk = (end - 1 - segment.start) // segment.chunk
-    chunk_start = segment.start + chunk * segment.chunk
-    length = end - torch.maximum(start, chunk_start)
-    carried = (end - chunk_start, start < chunk_start)
-    width = 1
-    while width < 4 * segment.chunk:
-        chosen = ((length > width // 4) & (length <= width)).nonzero().squeeze(1)
-        if len(chosen):
-            piece = _pieces(k, v, slopes, end[chosen], length[chosen], width)
-            distance, continues = (x[chosen].to(slopes) for x in carried)
-            decay = torch.exp(-slopes * distance[:, None]) * continues[:, None]
-            piece.addcmul_(states[chunk[chosen], 0], decay[:, :, None, None])
-            out[document[chosen].to(out.device)] = piece
-        width *= 4
+    before = segment.start + chunk * segment.chunk
+    length = end - torch.maximum(start, before)
+    out[ending.start : ending.stop] = _pieces(k, v, slopes, end, length)
+    (continued,) = ((start < before) & (length > 0)).nonzero(as_tuple=True)
+    decay = torch.exp(-slopes * (end - before)[continued, None].to(slopes))[:, :, None, None]
+    out.index_add_(0, (ending.start + continued).to(out.device), states[chunk[continued], 0] * decay)
 
 
 def _pieces(
-    k: torch.Tensor, v: torch.Tensor, slopes: torch.Tensor, end: torch.Tensor, length: torch.Tensor, width: int
+    k: torch.Tensor, v: torch.Tensor, slopes: torch.Tensor, end: torch.Tensor, length: torch.Tensor
 ) -> torch.Tensor:
     """``sum_j exp(-slope (end - 1 - j)) k_j v_j^T`` over the ``length`` tokens before each end: [m, H, K, V]."""
-    back = torch.arange(width)
+    back = torch.arange(int(length.max()))
     token = (end[:, None] - 1 - back).clamp_min_(0).to(k.device)
-    decay = torch.exp(-slopes * back.to(slopes)[:, None])  # [width, H]
-    decay = decay * (back < length[:, None]).to(slopes)[:, :, None]
-    keys = k[0, token] * decay[..., None].to(k.dtype)
-    return torch.einsum("mjhk,mjhv->mhkv", keys, v[0, token]).to(slopes.dtype)
+    decay = torch.exp(-slopes[:, None] * back.to(slopes))
+    decay = decay * (back < length[:, None])[:, None].to(slopes)  # [m, H, width]
+    keys = k[0, token].permute(0, 2, 3, 1) * decay.to(k.dtype)[:, :, None]
+    return keys @ v[0, token].transpose(1, 2)

@@ -4,10 +4,10 @@ Within a chunk of C tokens attention is a masked C x C product; what came before
 its beginning. The sequence is worked through in segments of some thousand tokens, so that the temporaries stay in the
 cache and do not grow with the length. Products run in bfloat16 for bfloat16 inputs; states are float32.
 
-Shapes: B rows, T tokens, H heads, K key dims, V value dims; a segment is n chunks of C tokens, laid out [n, B, H, C, *].
+Shapes: B rows, T tokens, H heads, K key dims, V value dims; a segment is n chunks of C tokens, [n, B, H, C, *].
 """
 
-from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -51,6 +51,48 @@ def _each_document(
     return torch.cat([out for out, _ in results], dim=1), torch.cat([state for _, state in results])
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """How one call works through its tokens.
+
+    Attributes:
+        narrow: the dtype of products. float16 is multiplied in float32, because its scores would overflow.
+        wide: the dtype of states, decays and slopes.
+        slopes: [H], wide.
+        segments: all tokens, in order.
+        decays: the decays within a chunk, by the chunk's length.
+        documents: the packed documents, if any.
+    """
+
+    narrow: torch.dtype
+    wide: torch.dtype
+    slopes: torch.Tensor
+    segments: list[Segment]
+    decays: dict[int, Decays]
+    documents: Documents | None
+
+    @classmethod
+    def of(cls, q: torch.Tensor, v: torch.Tensor, slopes: torch.Tensor, documents: Documents | None) -> "_Plan":
+        wide = torch.promote_types(q.dtype, torch.float32)
+        narrow = q.dtype if q.dtype == torch.bfloat16 else wide
+        slopes = slopes.to(wide)
+        cut = segments(q.shape[1], max(1, q.shape[0] * q.shape[2] * max(q.shape[3], v.shape[3])))
+        decays = {chunk: Decays.of(slopes, chunk, narrow) for chunk in {segment.chunk for segment in cut}}
+        return cls(narrow, wide, slopes, cut, decays, documents)
+
+    def decays_in(self, segment: Segment) -> Decays:
+        """The decays of this segment's chunks."""
+        decays = self.decays[segment.chunk]
+        if self.documents is None or not self.documents.divide(segment):
+            return decays
+        return decays.between(segment, self.documents.starts[segment.start : segment.end])
+
+    def state(self, k: torch.Tensor, v: torch.Tensor, given: torch.Tensor | None) -> torch.Tensor:
+        """A new wide [B, H, K, V]: the state given, or zeros."""
+        state = k.new_zeros(k.shape[0], k.shape[2], k.shape[3], v.shape[3], dtype=self.wide)
+        return state if given is None else state.copy_(given)
+
+
 class _LightningAttention(torch.autograd.Function):
     """Saved for the backward: q, k, v and the state at the beginning of each segment."""
 
@@ -64,48 +106,48 @@ class _LightningAttention(torch.autograd.Function):
         initial_state: torch.Tensor | None,
         documents: Documents | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        narrow, wide = _dtypes(q)
+        plan = _Plan.of(q, v, slopes, documents)
         out = torch.empty_like(v, memory_format=torch.contiguous_format)
-        state = q.new_zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3], dtype=wide)
-        if initial_state is not None:
-            state += initial_state
+        state = plan.state(k, v, initial_state)
         ends = None if documents is None else state.new_zeros(len(documents.lengths), *state.shape[1:])
         entries = []
-        for segment, decays in _walk(q, v, slopes, documents):
+        for segment in plan.segments:
             entries.append(state)
-            qs, ks, vs = (segment.take(x, narrow) for x in (q, k, v))
+            decays = plan.decays_in(segment)
+            qs, ks, vs = (segment.take(x, plan.narrow) for x in (q, k, v))
             states = scan((ks * decays.exit).mT @ vs, decays.across, state)
-            result = (qs * decays.entry) @ states[:-1].to(narrow)
+            result = (qs * decays.entry) @ states[:-1].to(plan.narrow)
             segment.put(_add_product(result, (qs @ ks.mT).mul_(decays.within), vs), out)
             if documents is not None and ends is not None:
-                write_end_states(documents, segment, k, v, slopes.to(wide), states, ends)
+                write_end_states(documents, segment, k, v, plan.slopes, states, ends)
             state = states[-1].clone()  # a view would keep all of the segment's states
-        ctx.save_for_backward(q, k, v, slopes, *entries)
-        ctx.documents = documents
+        ctx.save_for_backward(q, k, v, *entries)
+        ctx.plan = plan
         ctx.initial_dtype = None if initial_state is None else initial_state.dtype
         ctx.set_materialize_grads(False)
         return out, state if ends is None else ends
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        q, k, v, slopes, *entries = ctx.saved_tensors
-        documents: Documents | None = ctx.documents
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  (the decorator hides the names)
+        ctx: Any, *grads: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, ...]:
+        q, k, v, *entries = ctx.saved_tensors
+        plan: _Plan = ctx.plan
         dout, dstate = grads
         if dout is None:
             dout = torch.zeros_like(v)
-        if documents is not None and dstate is not None:
-            return (*_backward_each_document(q, k, v, slopes, documents, dout, dstate), None, None, None)
-        narrow, wide = _dtypes(q)
+        if plan.documents is not None and dstate is not None:
+            return (*_backward_each_document(q, k, v, plan, dout, dstate), None, None, None)
         dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-        if dstate is None:
-            dstate = q.new_zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3], dtype=wide)
-        for (segment, decays), entry in reversed(list(zip(_walk(q, v, slopes, documents), entries, strict=True))):
-            qs, ks, vs, dos = (segment.take(x, narrow) for x in (q, k, v, dout))
+        dstate = plan.state(k, v, dstate)
+        for segment, entry in zip(reversed(plan.segments), reversed(entries), strict=True):
+            decays = plan.decays_in(segment)
+            qs, ks, vs, dos = (segment.take(x, plan.narrow) for x in (q, k, v, dout))
             k_exit = ks * decays.exit
-            states = scan(k_exit.mT @ vs, decays.across, entry)[:-1].to(narrow)
+            states = scan(k_exit.mT @ vs, decays.across, entry)[:-1].to(plan.narrow)
             dstates = scan((qs * decays.entry).mT @ dos, decays.across, dstate, reverse=True)
-            dstate, dexits = dstates[0].clone(), dstates[1:].to(narrow)
+            dstate, dexits = dstates[0].clone(), dstates[1:].to(plan.narrow)
             scores = (qs @ ks.mT).mul_(decays.within)
             segment.put(_add_product(k_exit @ dexits, scores.mT, dos), dv)
             dscores = (dos @ vs.mT).mul_(decays.within)
@@ -116,41 +158,14 @@ class _LightningAttention(torch.autograd.Function):
 
 
 def _backward_each_document(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    slopes: torch.Tensor,
-    documents: Documents,
-    dout: torch.Tensor,
-    dstate: torch.Tensor,
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: _Plan, dout: torch.Tensor, dstate: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
-    """The gradients of q, k, v where final states of packed documents have gradients too (rare in training)."""
+    """The gradients of q, k, v where final states of packed documents have gradients too, which training never asks."""
+    assert plan.documents is not None, "called for packed documents alone"
     with torch.enable_grad():
         inputs = [x.detach().requires_grad_() for x in (q, k, v)]
-        results = _each_document(*inputs, slopes, None, documents)
+        results = _each_document(inputs[0], inputs[1], inputs[2], plan.slopes, None, plan.documents)
         return torch.autograd.grad(results, inputs, (dout, dstate))
-
-
-def _dtypes(q: torch.Tensor) -> tuple[torch.dtype, torch.dtype]:
-    """The dtype of products and that of states. float16 is multiplied in float32: its scores would overflow."""
-    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-    return (q.dtype if q.dtype == torch.bfloat16 else wide), wide
-
-
-def _walk(
-    q: torch.Tensor, v: torch.Tensor, slopes: torch.Tensor, documents: Documents | None
-) -> Iterator[tuple[Segment, Decays]]:
-    """The segments in turn, each with the decays of its chunks."""
-    narrow, wide = _dtypes(q)
-    B, T, H, K = q.shape
-    by_chunk: dict[int, Decays] = {}
-    for segment in segments(T, B * H * max(K, v.shape[3])):
-        if segment.chunk not in by_chunk:
-            by_chunk[segment.chunk] = Decays.of(slopes.to(wide), segment.chunk, narrow)
-        decays = by_chunk[segment.chunk]
-        if documents is not None and documents.part(segment):
-            decays = decays.between(segment, documents.starts[segment.start : segment.end])
-        yield segment, decays
 
 
 def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
