@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import hashlib
+import logging
 import os
 import shutil
 import subprocess
@@ -43,6 +44,7 @@ def library() -> ctypes.CDLL:
 
 def _compile(compiler: str, built: Path) -> None:
     """Compile beside ``built``, then rename, so that another process never loads half a file."""
+    logging.getLogger(__name__).info("compiling the decoding step for this processor (once, some seconds)")
     built.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=built.parent) as scratch:
         part = Path(scratch) / built.name

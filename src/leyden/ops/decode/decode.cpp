@@ -50,7 +50,8 @@ struct Model {
 namespace {
 
 constexpr int LANES = 16;
-constexpr int ROWS = 8;  // rows of a matrix read together
+constexpr int ROWS = 4;          // rows of a matrix read together
+constexpr int AHEAD = 2 * ROWS;  // rows fetched before their turn: the caches would otherwise wait at every page
 
 typedef float Vector __attribute__((vector_size(4 * LANES)));
 typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
@@ -102,7 +103,10 @@ template <class W> void product(const W *w, const float *x, int n, int begin, in
         Vector total[ROWS] = {};
         for (int i = 0; i < n; i += LANES) {
             const Vector xi = load(x + i);
-            for (int j = 0; j < ROWS; j++) total[j] += load(rows + (int64_t)j * n + i) * xi;
+            for (int j = 0; j < ROWS; j++) {
+                __builtin_prefetch(rows + (int64_t)(j + AHEAD) * n + i);
+                total[j] += load(rows + (int64_t)j * n + i) * xi;
+            }
         }
         for (int j = 0; j < ROWS; j++) y[r + j] = sum(total[j]);
     }
@@ -332,7 +336,8 @@ template <class W> void step(const Model &m, int64_t token, int64_t position, in
     const int width = m.heads * m.head_dim;
     typename Worker<W>::Shared shared;
     shared.x.resize(m.hidden);
-    shared.projected.resize(std::max({4 * width, (m.heads + 2 * m.kv_heads) * m.head_dim, m.top_k * m.intermediate, m.hidden}));
+    const int softmax_width = width + 2 * m.kv_heads * m.head_dim;
+    shared.projected.resize(std::max({4 * width, softmax_width, m.top_k * m.intermediate, m.hidden}));
     shared.attended.resize(width + m.hidden);
     shared.active.resize(m.top_k * m.intermediate);
 #pragma omp parallel num_threads(threads)
