@@ -271,6 +271,30 @@ def test_a_hub_id_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         load("nobody/nothing")
 
 
+def test_a_hub_id_is_fetched_without_code_or_pickles(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    asked = {}
+
+    def fetch(name: str, allow_patterns: list[str]) -> str:
+        asked[name] = allow_patterns
+        return str(saved)
+
+    monkeypatch.setattr(hub, "snapshot_download", fetch)
+    model, _ = load("nobody/nothing")
+    assert model.config == read_config(saved)
+    assert asked == {"nobody/nothing": ["*.json", "*.safetensors", "*.jinja"]}
+
+
+def test_a_conversion_that_fails_leaves_the_target(random_model: ModelMaker, saved: Path, tmp_path: Path) -> None:
+    save(random_model(seed=1), None, tmp_path / "target")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "target").iterdir()}
+    file = saved / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(UserError, match="truncated"):
+        convert(saved, tmp_path / "target", "minimax")
+    assert {p.name: p.read_bytes() for p in (tmp_path / "target").iterdir()} == before
+
+
 def test_an_unknown_layout(random_model: ModelMaker, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="did you mean 'transformers'"):
         save(random_model(), None, tmp_path / "m", layout="transformer")
