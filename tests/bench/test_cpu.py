@@ -19,7 +19,7 @@ def test_quick_form_measures_every_row(tmp_path, capsys):
         *["prefill"] * 2,
         *["decode"] * 2,
         "attention",
-        "op,",
+        "op",
         "training",
     ]
     assert all(row.ours > 0 for row in result.rows)

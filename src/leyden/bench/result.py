@@ -98,13 +98,13 @@ _STYLES = {"aim met": "bold green", "met": "green", "aim missed": "yellow", "mis
 def render(result: BenchResult) -> Group:
     """The result as a table with its notes, for a rich console."""
     table = Table(title=f"leyden bench {result.name}", title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("work", no_wrap=True)
+    table.add_column("work (tokens/s where no unit is named)", no_wrap=True)
     for name in ("theirs", "ours", "ratio", "floor"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("goal")
     for row in result.rows:
         table.add_row(
-            f"{row.work} ({row.unit})" if row.unit else row.work,
+            row.work if row.unit == "tokens/s" else f"{row.work}, {row.unit}",
             _number(row.theirs),
             _number(row.ours),
             _number(row.ratio, "x"),

@@ -45,7 +45,7 @@ def train_rows(duel: Duel, plan: Plan, peak: float) -> tuple[list[Row], str]:
         )
         rows.append(
             Row(
-                work=f"training step {name}, of bf16 matmul peak",
+                work=f"training step {name}, of matmul peak",
                 unit="share",
                 theirs=flops * tokens / theirs / peak,
                 ours=flops * tokens / ours / peak,
@@ -147,8 +147,8 @@ def op_rows(duel: Duel, plan: Plan) -> list[Row]:
     per_token = [seconds / tokens for seconds, tokens in zip(costs, plan.flat, strict=True)]
     listed = ", ".join(f"{t}: {1e9 * cost:.0f}" for t, cost in zip(plan.flat, per_token, strict=True))
     flat = Row(
-        work=f"op, dearest token, {plan.flat[0]} to {plan.flat[-1]}",
-        unit="of cheapest",
+        work=f"op at {plan.flat[0]} to {plan.flat[-1]}, dearest token",
+        unit="x cheapest",
         theirs=None,
         ours=max(per_token) / min(per_token),
         judged="ours",

@@ -13,7 +13,6 @@ from typing import Any
 
 import jinja2
 import numpy as np
-from markupsafe import Markup
 
 import leyden
 from leyden.core.files import atomic_file
@@ -50,10 +49,10 @@ class Bar:
 
 @dataclass(frozen=True)
 class Figure:
-    """A plot with what it shows."""
+    """A plot as SVG, with what it shows."""
 
     title: str
-    svg: Markup
+    svg: str
     caption: str = ""
     wide: bool = False
 
@@ -190,13 +189,13 @@ def _expert_figures(metrics: Sequence[Mapping[str, Any]]) -> list[Figure]:
     figures = [
         Figure(
             "Load of every expert",
-            Markup(load_over_time("load", [line["step"] for line in lines], load)),
+            load_over_time("load", [line["step"] for line in lines], load),
             "Share of a layer's assignments, relative to an even split.",
             wide=True,
         ),
         Figure(
             "Load at the end",
-            Markup(load_at_end("load-end", end)),
+            load_at_end("load-end", end),
             f"Mean of the last {len(_end(lines))} steps; 1 is an even split. "
             + ("" if any(_column(metrics, "dropped")) else "No token was dropped in the whole run."),
         ),
@@ -240,7 +239,7 @@ def _figure(
     marks = [(step, stage) for stage, step in starts.items()] if len(starts) > 1 else []
     steps = [line["step"] for line in metrics]
     svg = line_plot(name, steps, curves, label, marks=marks, wide=wide, from_zero=from_zero)
-    return Figure(title, Markup(svg), caption, wide)
+    return Figure(title, svg, caption, wide)
 
 
 def _column(metrics: Sequence[Mapping[str, Any]], key: str) -> list[float | None]:
