@@ -74,7 +74,10 @@ class Ours:
         model = self._load(dtype)
         tokens = random_tokens(1, prompt_tokens, model.config.vocab_size)[0].tolist()
         sampling = Sampling(max_tokens=new_tokens + 1, temperature=0.0, ignore_eos=True)
-        return Engine(model).generate([tokens], sampling)[0].decode_seconds
+        completion = Engine(model).generate([tokens], sampling)[0]
+        if len(completion.tokens) != new_tokens + 1:
+            raise RuntimeError(f"{new_tokens + 1} tokens were asked for and {len(completion.tokens)} came")
+        return completion.decode_seconds
 
     def attention(self, shape: AttentionShape) -> float:
         """Seconds of the lightning op, forward and backward."""
