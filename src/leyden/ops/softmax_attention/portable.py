@@ -1,7 +1,9 @@
-"""Softmax attention by ``scaled_dot_product_attention``, document by document where they are packed."""
+"""Softmax attention in plain PyTorch: blocks of queries on a CPU, ``scaled_dot_product_attention`` elsewhere."""
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+
+from leyden.ops.softmax_attention.blocks import BlockAttention
 
 # Queries handled at once when they start behind a cache: bounds the mask to this many rows.
 _QUERY_BLOCK = 1024
@@ -11,8 +13,10 @@ def softmax_attention_portable(
     q_BTHD: torch.Tensor, k_BSGD: torch.Tensor, v_BSGD: torch.Tensor, cu_seqlens: torch.Tensor | None
 ) -> torch.Tensor:
     """See :func:`leyden.ops.softmax_attention`."""
+    T, S = q_BTHD.shape[1], k_BSGD.shape[1]
+    if q_BTHD.device.type == "cpu" and T > 1:
+        return BlockAttention.apply(q_BTHD, k_BSGD, v_BSGD, None if cu_seqlens is None else cu_seqlens.tolist())
     q, k, v = (x.transpose(1, 2) for x in (q_BTHD, k_BSGD, v_BSGD))
-    T, S = q.shape[2], k.shape[2]
     if cu_seqlens is not None:
         bounds = cu_seqlens.tolist()
         pieces = [_causal(q[:, :, a:b], k[:, :, a:b], v[:, :, a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
