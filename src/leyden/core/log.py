@@ -2,13 +2,25 @@
 
 import functools
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 console = Console(stderr=True)
+
+_LINE_SECONDS = 15
+"""Between two lines of a progress bar that is not on a terminal."""
 
 
 def logger(name: str) -> logging.Logger:
@@ -29,7 +41,7 @@ def say(text: str) -> None:
 
 @contextmanager
 def progress(title: str, total: float | None, unit: str = "") -> Iterator["Bar"]:
-    """A progress bar with rate and time left, on standard error; silent where that is not a terminal.
+    """A progress bar with rate and time left, on standard error; where that is not a terminal, a line now and then.
 
     Args:
         title: what is being done.
@@ -39,7 +51,7 @@ def progress(title: str, total: float | None, unit: str = "") -> Iterator["Bar"]
     bars = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn() if unit == "" else TextColumn("{task.percentage:>3.0f}%"),
+        MofNCompleteColumn() if unit == "steps" else TextColumn("{task.percentage:>3.0f}%"),
         TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
@@ -59,6 +71,7 @@ class Bar:
         self._bars = bars
         self._unit = unit
         self._task = bars.add_task(title, total=total, rate="", note="")
+        self._told_at = time.monotonic()
 
     def advance(self, amount: float = 1.0, note: str | None = None) -> None:
         """Move on by ``amount`` units; ``note`` is shown at the end of the line."""
@@ -68,6 +81,17 @@ class Bar:
         if note is not None:
             fields["note"] = note
         self._bars.update(self._task, **fields)  # pyright: ignore[reportArgumentType]
+        if self._bars.disable and time.monotonic() - self._told_at > _LINE_SECONDS:
+            self._told_at = time.monotonic()
+            say(_line(self._bars.tasks[self._task]))
+
+
+def _line(task: Task) -> str:
+    """A bar in words, for a log file."""
+    done = f"{task.percentage:.0f} %" if task.total else f"{task.completed:,.0f}"
+    left = f"{task.time_remaining:.0f} s left" if task.time_remaining is not None else ""
+    parts = [f"{task.description}: {done}", task.fields["rate"], left, task.fields["note"]]
+    return ", ".join(part for part in parts if part)
 
 
 def _rate(speed: float | None, unit: str) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from leyden.core.device import keep_freed_memory
 from leyden.core.errors import UserError
 from leyden.core.log import log_once
 from leyden.model import HybridLM, NativeDecoder
@@ -84,6 +85,7 @@ class Engine:
         prefill_tokens: int = 4096,
         decoder: Literal["auto", "native", "torch"] = "auto",
     ) -> None:
+        keep_freed_memory()
         self.model = model.eval()
         self.tokenizer = tokenizer
         self._prefill_tokens = prefill_tokens
