@@ -1,7 +1,6 @@
 """``leyden VERB``: every verb is one small module here, which imports the room that does the work when it is called."""
 
 import logging
-import os
 import sys
 
 import typer
@@ -31,17 +30,16 @@ app.add_typer(bench.app, name="bench")
 
 @app.callback()
 def _options(verbose: bool = typer.Option(False, "--verbose", "-v", help="Log every detail.")) -> None:
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO,
-        format="%(message)s",
-        handlers=[RichHandler(console=console, show_path=False, show_time=False, markup=False)],
-    )
-    for talkative in ("matplotlib", "PIL", "asyncio"):
-        logging.getLogger(talkative).setLevel(logging.WARNING)
+    handler = RichHandler(console=console, show_path=False, show_time=False, markup=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    logging.getLogger("leyden").setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
 def main() -> None:
-    """Run the command line; a user's mistake ends in one paragraph and exit code 2, never in a traceback."""
+    """Run the command line; a user's mistake ends in one paragraph and exit code 2, never in a traceback.
+
+    Typer itself ends a verb quietly on Ctrl-C (exit code 130), and when the reader of its output goes away (1).
+    """
     try:
         app()
     except UserError as error:
@@ -51,9 +49,3 @@ def main() -> None:
     except Interrupted as stop:
         say(str(stop))
         sys.exit(130)
-    except KeyboardInterrupt:
-        say("stopped.")
-        sys.exit(130)
-    except BrokenPipeError:  # the reader of our output went away, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)

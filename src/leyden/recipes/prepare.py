@@ -11,6 +11,9 @@ from leyden.data import Corpus, TokenShards, build_corpus, write_shards
 from leyden.recipes.schema import Recipe
 from leyden.tokenizer import Tokenizer
 
+TOKENS_DIRECTORY = "data"
+"""Of a run; once it is there, the documents have been read and the tokenizer trained."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -36,7 +39,7 @@ def prepare(recipe: Recipe, directory: Path) -> Prepared:
     Raises:
         UserError: no documents, or a vocabulary larger than they support.
     """
-    shards, tokenizer = directory / "data", directory / "tokenizer"
+    shards, tokenizer = directory / TOKENS_DIRECTORY, directory / "tokenizer"
     if not shards.exists():
         corpus = build_corpus(recipe.data.text or None, held_out_fraction=recipe.data.held_out_fraction)
         _tell(corpus)
