@@ -1,0 +1,67 @@
+"""What the machine is, and that finding it out disturbs nothing."""
+
+import pytest
+import torch
+
+from leyden.core import device
+from leyden.core.device import compute_dtype, default_device, keep_freed_memory, matmul_flops_per_second
+
+CPU = torch.device("cpu")
+
+
+def test_measuring_leaves_the_random_numbers_of_a_run_alone() -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    assert matmul_flops_per_second.__wrapped__(torch.float32, "cpu", 64) > 0
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_rate_is_measured_once() -> None:
+    assert matmul_flops_per_second(torch.float32, "cpu", 48) == matmul_flops_per_second(torch.float32, "cpu", 48)
+
+
+@pytest.mark.parametrize(("bf16", "dtype"), [(3e11, torch.bfloat16), (1.1e11, torch.float32), (1e10, torch.float32)])
+def test_a_cpu_computes_in_what_multiplies_faster(
+    monkeypatch: pytest.MonkeyPatch, bf16: float, dtype: torch.dtype
+) -> None:
+    rates = {torch.bfloat16: bf16, torch.float32: 1e11}
+    monkeypatch.setattr(device, "matmul_flops_per_second", rates.__getitem__)
+    chosen, reason = compute_dtype(CPU)
+    assert chosen == dtype
+    assert reason.startswith(str(dtype).removeprefix("torch."))
+    assert f"{bf16 / 1e9:.0f} GFLOP/s in bfloat16, 100 in float32" in reason
+
+
+@pytest.mark.parametrize(("supported", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_a_gpu_computes_in_bfloat16_where_it_has_it(
+    monkeypatch: pytest.MonkeyPatch, supported: bool, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: supported)
+    assert compute_dtype(torch.device("cuda", 0))[0] == dtype
+
+
+def test_without_a_gpu_the_cpu_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert default_device() == CPU
+
+
+def test_keeping_freed_memory_says_whether_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def mallopt(name: int, value: int) -> int:
+        asked.append((name, value))
+        return 1
+
+    class Library:
+        pass
+
+    library = Library()
+    monkeypatch.setattr(device.ctypes, "CDLL", lambda _: library)
+    keep = keep_freed_memory.__wrapped__
+    monkeypatch.setattr(device.sys, "platform", "linux")
+    assert keep() is False  # a C library without mallopt, such as musl
+    library.mallopt = mallopt  # pyright: ignore[reportAttributeAccessIssue]
+    assert keep() is True
+    assert len(asked) == 3
+    monkeypatch.setattr(device.sys, "platform", "darwin")
+    assert keep() is False
