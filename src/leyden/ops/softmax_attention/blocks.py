@@ -9,6 +9,7 @@ is in float32. The backward forms the probabilities P = softmax(S) again:
 Shapes: N = batch x key heads, G query heads share a key head, R queries in a block, W keys that it can see.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -42,13 +43,15 @@ class BlockAttention(torch.autograd.Function):
     def forward(
         ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bounds: list[int] | None
     ) -> torch.Tensor:
-        grouped, keys, values = _by_key_head(q, k.shape[2]), _by_key_head(k, k.shape[2]), _by_key_head(v, k.shape[2])
+        heads = k.shape[2]
+        grouped, keys, values = _by_key_head(q, heads), _by_key_head(k, heads), _by_key_head(v, heads)
         out = torch.empty_like(grouped)
-        for block in _blocks(grouped, keys.shape[2], bounds):
-            p = _probabilities(grouped, keys, block).to(q.dtype)
-            _put(out, block.rows, torch.bmm(p, values[:, 0, block.keys]))
+        blocks = list(_blocks(grouped, keys.shape[2], bounds))
+        for n, block in itertools.product(range(len(grouped)), blocks):
+            p = _probabilities(grouped[n], keys[n, 0], block).to(q.dtype)
+            _put(out[n], block.rows, torch.mm(p, values[n, 0, block.keys]))
         ctx.save_for_backward(q, k, v, out)
-        ctx.bounds = bounds
+        ctx.blocks = blocks
         return _by_position(out, q)
 
     @staticmethod
@@ -61,15 +64,15 @@ class BlockAttention(torch.autograd.Function):
         delta = (dout.to(wide) * out).sum(-1, keepdim=True)
         dq = torch.empty_like(grouped)
         dk, dv = (torch.zeros(keys.shape, dtype=wide) for _ in range(2))
-        for block in _blocks(grouped, keys.shape[2], ctx.bounds):
+        for n, block in itertools.product(range(len(grouped)), ctx.blocks):
             rows, seen = block.rows, block.keys
-            p = _probabilities(grouped, keys, block)
-            dout_rows = _take(dout, rows)
-            dv[:, 0, seen] += torch.bmm(p.to(q.dtype).mT, dout_rows)
-            dp = torch.bmm(dout_rows, values[:, 0, seen].mT).to(wide)
-            ds = dp.sub_(_take(delta, rows)).mul_(p).mul_(q.shape[-1] ** -0.5).to(q.dtype)
-            _put(dq, rows, torch.bmm(ds, keys[:, 0, seen]))
-            dk[:, 0, seen] += torch.bmm(ds.mT, _take(grouped, rows))
+            p = _probabilities(grouped[n], keys[n, 0], block)
+            dout_rows = _take(dout[n], rows)
+            dv[n, 0, seen] += torch.mm(p.to(q.dtype).t(), dout_rows)
+            dp = torch.mm(dout_rows, values[n, 0, seen].t()).to(wide)
+            ds = dp.sub_(_take(delta[n], rows)).mul_(p).mul_(q.shape[-1] ** -0.5).to(q.dtype)
+            _put(dq[n], rows, torch.mm(ds, keys[n, 0, seen]))
+            dk[n, 0, seen] += torch.mm(ds.t(), _take(grouped[n], rows))
         return _by_position(dq, q), _by_position(dk.to(k.dtype), k), _by_position(dv.to(v.dtype), v), None
 
 
@@ -86,29 +89,29 @@ def _by_position(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def _take(x: torch.Tensor, rows: slice) -> torch.Tensor:
-    """[N, G, T, D] to [N, G R, D]."""
-    return x[:, :, rows].flatten(1, 2)
+    """[G, T, D] to [G R, D]."""
+    return x[:, rows].flatten(0, 1)
 
 
 def _put(x: torch.Tensor, rows: slice, block: torch.Tensor) -> None:
-    """Write [N, G R, D] into the rows of [N, G, T, D]."""
-    target = x[:, :, rows]
+    """Write [G R, D] into the rows of [G, T, D]."""
+    target = x[:, rows]
     target.copy_(block.view(target.shape))
 
 
 def _probabilities(q: torch.Tensor, k: torch.Tensor, block: _Block) -> torch.Tensor:
-    """[N, G R, W] in float32 (float64 for float64), zero where a query may not look."""
+    """[G R, W] in float32 (float64 for float64), zero where a query may not look."""
     wide = torch.promote_types(q.dtype, torch.float32)
-    scores = torch.bmm(_take(q, block.rows), k[:, 0, block.keys].mT).to(wide).mul_(q.shape[-1] ** -0.5)
+    scores = torch.mm(_take(q, block.rows), k[block.keys].t()).to(wide).mul_(q.shape[-1] ** -0.5)
     num_rows, width = block.hidden.shape
-    by_row = scores.view(scores.shape[0], -1, num_rows, scores.shape[-1])
+    by_row = scores.view(-1, num_rows, scores.shape[-1])
     by_row[..., -width:].masked_fill_(block.hidden, -torch.inf)
     return torch.softmax(scores, dim=-1, out=scores)
 
 
 def _blocks(q: torch.Tensor, num_keys: int, bounds: list[int] | None) -> Iterator[_Block]:
     """Cut the queries, which are the last of ``num_keys`` positions, into blocks."""
-    N, G, T, _ = q.shape
+    _, G, T, _ = q.shape
     offset = num_keys - T
     starts = torch.zeros(T, dtype=torch.int64)
     if bounds is not None:
@@ -117,7 +120,7 @@ def _blocks(q: torch.Tensor, num_keys: int, bounds: list[int] | None) -> Iterato
     first = 0
     while first < T:
         begin = int(starts[first]) // _ROWS * _ROWS
-        rows = max(16, min(_ROWS, _SCORES // (N * G * (offset + first + _ROWS - begin)) // 16 * 16))
+        rows = max(16, min(_ROWS, _SCORES // (G * (offset + first + _ROWS - begin)) // 16 * 16))
         last = min(first + rows, T)
         end = offset + last
         # Only the block's own keys can lie ahead of a query, unless a document begins or has ended before them.
