@@ -1,10 +1,14 @@
 """Fixtures that several rooms' tests share."""
 
+import contextlib
+import io
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
 
+from leyden.cli import main
 from leyden.model import HybridLM, ModelConfig
 
 _SMALL = {
@@ -35,3 +39,32 @@ def random_model() -> Callable[..., HybridLM]:
         return model.to(dtype).eval()
 
     return build
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command of the command line ended."""
+
+    code: int | str | None
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def leyden_cli() -> Callable[..., Outcome]:
+    """Runs ``leyden ARGUMENTS`` in this process, as a fresh process costs seconds; exceptions come through."""
+
+    def run(*arguments: object, stdin: str = "") -> Outcome:
+        out, err = io.StringIO(), io.StringIO()
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            pytest.raises(SystemExit) as ended,
+        ):
+            patch.setattr("sys.argv", ["leyden", *map(str, arguments)])
+            patch.setattr("sys.stdin", io.StringIO(stdin))
+            main()
+        return Outcome(ended.value.code, out.getvalue(), err.getvalue())
+
+    return run

@@ -6,7 +6,7 @@ from typing import Literal
 
 from leyden.checkpoint import save
 from leyden.core.device import keep_freed_memory
-from leyden.core.errors import Interrupted
+from leyden.core.errors import Interrupted, UserError
 from leyden.core.files import atomic_file
 from leyden.core.log import say
 from leyden.evaluate import machine, write_report
@@ -35,7 +35,10 @@ def run(recipe: Recipe, directory: Path, *, resume: Literal["auto", "never"] = "
     """
     keep_freed_memory()
     recipe = adopt(recipe, earlier_recipe(directory, resume), directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{directory} cannot hold a run: {error.strerror}; give another --dir.") from None
     if (directory / "report" / "index.html").exists():
         say(f"{directory} is finished.")
     else:

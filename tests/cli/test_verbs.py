@@ -1,0 +1,217 @@
+"""The verbs: what they print, what they write, and the codes they end with."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import leyden
+from leyden.core.errors import Interrupted
+from leyden.model import PRESETS, HybridLM
+from leyden.tokenizer import Tokenizer
+
+Cli = Callable[..., Any]
+VERBS = ("quickstart", "run", "info", "generate", "chat", "eval", "convert", "tokenizer", "bench")
+TEXT = "The lightning struck the tower, and the tower kept the lightning in a jar.\n"
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("text")
+    for number in range(3):
+        (folder / f"{number}.txt").write_text(f"{number} {TEXT}" * 5)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(random_model: Callable[..., HybridLM], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("model") / "model"
+    leyden.save(random_model(vocab_size=270), Tokenizer.train([TEXT] * 2, vocab_size=270), directory)
+    return directory
+
+
+def refused(outcome: Any, *says: str) -> None:
+    assert outcome.code == 2, outcome
+    assert outcome.out == ""
+    assert "Traceback" not in outcome.err
+    flat = " ".join(outcome.err.replace("│", " ").split())
+    assert all(part in flat for part in says), flat
+
+
+def test_help_names_every_verb_and_is_quick() -> None:
+    started = time.perf_counter()
+    command = [sys.executable, "-X", "importtime", "-m", "leyden", "--help"]
+    finished = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert all(f" {verb} " in finished.stdout for verb in VERBS)
+    imported = {line.rpartition("|")[2].strip() for line in finished.stderr.splitlines()}
+    assert "typer" in imported
+    assert not imported & {"torch", "numpy", "pydantic", "transformers", "matplotlib"}
+    assert time.perf_counter() - started < 20  # a second where nothing else runs
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(leyden_cli: Cli, verb: str) -> None:
+    outcome = leyden_cli(verb, "--help")
+    assert outcome.code == 0
+    assert f"leyden {verb}" in outcome.out
+
+
+def test_without_a_verb_there_is_help(leyden_cli: Cli) -> None:
+    outcome = leyden_cli()
+    assert "quickstart" in outcome.out
+    assert outcome.code == 2
+
+
+def test_usage_errors_end_with_2(leyden_cli: Cli) -> None:
+    refused(leyden_cli("quickstrt"), "'quickstrt'", "'quickstart'")
+    refused(leyden_cli("info"), "what")
+    refused(leyden_cli("run", "quickstart", "--resume", "perhaps"), "perhaps", "auto", "never")
+    refused(leyden_cli("quickstart", "--minutes", "0"), "--minutes", "0.01")
+
+
+def test_info_of_text_01(leyden_cli: Cli) -> None:
+    outcome = leyden_cli("info", "text-01")
+    assert (outcome.code, outcome.err) == (0, "")
+    rows = dict(line.split("  ", 1) for line in outcome.out.splitlines())
+    rows = {name: value.strip() for name, value in rows.items()}
+    assert rows["layers"] == "80 (70 lightning, 10 softmax)"
+    assert rows["parameters"] == "456.09B"
+    assert rows["active parameters"].startswith("45.94B: attention, router and the 2 experts of a token, without")
+    assert rows["lightning state"] == "280 MiB in float32 a sequence, at any length"
+    assert rows["keys and values"] == "40,960 bytes in bfloat16 a token"
+    assert rows["context of 8,192"] == "600 MiB a sequence"
+
+
+def test_info_at_another_length_and_shape(leyden_cli: Cli) -> None:
+    short, long = (leyden_cli("info", "text-01", "--length", length).out for length in (1024, 1_048_576))
+    assert "context of 1,048,576  40.27 GiB a sequence" in long
+    assert "context of 1,024   320 MiB a sequence" in short
+    halved = leyden_cli("info", "text-01", "--set", "model.num_local_experts=16").out
+    assert "active parameters  45.9" in halved
+    assert "456.09B" not in halved
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_info_of_every_preset(leyden_cli: Cli, name: str) -> None:
+    assert leyden_cli("info", name).code == 0
+
+
+def test_info_of_a_recipe_and_of_a_model(leyden_cli: Cli, model: Path, tmp_path: Path) -> None:
+    assert leyden_cli("info", "quickstart").out == leyden_cli("info", "tiny").out
+    assert "3 (2 lightning, 1 softmax)" in leyden_cli("info", model).out
+    refused(leyden_cli("info", model, "--set", "model.head_dim=4"), "cannot be changed by --set")
+
+
+def test_info_of_nothing(leyden_cli: Cli) -> None:
+    refused(leyden_cli("info", "text-1"), "neither a recipe, a model's directory nor", "did you mean 'text-01'")
+    refused(leyden_cli("info", "tiny", "--set", "model.hed_dim=4"), "did you mean 'head_dim'")
+    refused(leyden_cli("info", "tiny", "--set", "train.seed=4"), "--set on a preset changes model.FIELD")
+
+
+def test_a_tokenizer_is_trained_and_used(leyden_cli: Cli, text: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "tokenizer"
+    outcome = leyden_cli("tokenizer", "train", text, "--dir", directory, "--vocab-size", 280)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out == f"{directory} holds a tokenizer of 280 tokens (0 documents set aside)\n"
+    tokenizer = Tokenizer.load(directory)
+    for arguments, stdin in (((TEXT,), ""), ((), TEXT)):
+        ids = leyden_cli("tokenizer", "encode", directory, *arguments, stdin=stdin).out
+        assert [int(number) for number in ids.split()] == tokenizer.encode(TEXT)
+    assert len(tokenizer.encode(TEXT)) < len(TEXT)
+
+
+def test_a_tokenizer_that_cannot_be(leyden_cli: Cli, text: Path, tmp_path: Path) -> None:
+    train = ("tokenizer", "train", text, "--dir", tmp_path / "tokenizer", "--vocab-size")
+    refused(leyden_cli(*train, 100), "A vocabulary of 100 is too small")
+    refused(leyden_cli(*train, 5000), "The text supports a vocabulary of", "not of 5000")
+    refused(leyden_cli("tokenizer", "encode", tmp_path / "none", "x"), "tokenizer.json")
+    assert not (tmp_path / "tokenizer").exists()
+
+
+def test_a_model_goes_through_every_layout_and_back(leyden_cli: Cli, model: Path, tmp_path: Path) -> None:
+    places = [model, *(tmp_path / name for name in ("transformers", "minimax", "leyden"))]
+    for source, target in zip(places, places[1:], strict=False):
+        outcome = leyden_cli("convert", source, target, "--layout", target.name)
+        assert outcome.code == 0, outcome.err
+        assert outcome.out == f"{source} is in {target}, in the {target.name} layout\n"
+    first, last = leyden.load(model)[0], leyden.load(places[-1])[0]
+    assert first.config == last.config
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(tensor, last.state_dict()[name]), name
+
+
+def test_a_conversion_that_cannot_be(leyden_cli: Cli, model: Path, tmp_path: Path) -> None:
+    refused(leyden_cli("convert", model, tmp_path / "out", "--layout", "gguf"), "'gguf' is not one of")
+    refused(leyden_cli("convert", tmp_path / "none", tmp_path / "out", "--layout", "leyden"), "none")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter.txt").write_text("dear")
+    refused(leyden_cli("convert", model, tmp_path / "full", "--layout", "leyden"), "letter.txt", "give a new directory")
+    assert not (tmp_path / "out").exists()
+
+
+def test_eval_says_bits_per_byte_beside_xz(leyden_cli: Cli, model: Path, text: Path) -> None:
+    outcome = leyden_cli("eval", model, "--task", "bits_per_byte", "--text", text)
+    assert outcome.code == 0, outcome.err
+    record = json.loads(outcome.out)
+    assert record["documents"] == 3
+    assert record["bytes"] == sum(path.stat().st_size for path in text.iterdir())
+    assert record["value"] > 0
+    assert set(record["baselines"]) == {"xz_4096", "xz_documents"}
+    refused(leyden_cli("eval", model, "--task", "bits", "--text", text), "task 'bits' is unknown", "bits_per_byte")
+
+
+def test_a_prompt_longer_than_the_model_s_positions(
+    leyden_cli: Cli, random_model: Callable[..., HybridLM], tmp_path: Path
+) -> None:
+    short = random_model(vocab_size=270, max_position_embeddings=16)
+    leyden.save(short, Tokenizer.train([TEXT] * 2, vocab_size=270), tmp_path / "short")
+    refused(leyden_cli("generate", tmp_path / "short", TEXT * 3), "16")
+
+
+def test_a_model_that_is_not_there(leyden_cli: Cli, text: Path, tmp_path: Path) -> None:
+    for verb, *options in (["generate", "x"], ["chat"], ["eval", "--task", "bits_per_byte", "--text", text]):
+        refused(leyden_cli(verb, tmp_path / "none", *options), str(tmp_path / "none"))
+
+
+def test_what_is_saved_ends_with_130(leyden_cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise Interrupted("Stopped after step 3; everything is saved. To go on: ...")
+
+    monkeypatch.setattr("leyden.recipes.run", stop)
+    outcome = leyden_cli("run", "quickstart")
+    assert outcome.code == 130
+    assert outcome.err == "Stopped after step 3; everything is saved. To go on: ...\n"
+
+
+def test_ctrl_c_ends_any_verb_with_130(leyden_cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("leyden.recipes.describe", stop)
+    outcome = leyden_cli("info", "tiny")
+    assert (outcome.code, outcome.out, outcome.err) == (130, "", "")
+
+
+def test_a_defect_keeps_its_traceback(leyden_cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("leyden.recipes.describe", fail)
+    with pytest.raises(ZeroDivisionError):
+        leyden_cli("info", "tiny")
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "leyden", "info", "tiny"]
+    finished = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, timeout=120)
+    os.close(writer)
+    assert (finished.returncode, finished.stderr) == (1, "")

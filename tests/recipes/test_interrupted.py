@@ -1,0 +1,173 @@
+"""A run killed, stopped or out of disk goes on by the same command, and ends as the run that nothing disturbed."""
+
+import errno
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from leyden.checkpoint import training
+from leyden.core.errors import Interrupted
+from leyden.recipes import load_recipe, run, stages
+from leyden.train.metrics import MetricsLog
+
+TIMING = {"tokens_per_second", "mfu"}
+
+KILLED = """
+import os
+from leyden.cli import main
+from leyden.train.metrics import MetricsLog
+
+append = MetricsLog.append
+
+def append_and_die(log, record):
+    append(log, record)
+    if record["step"] == 7:
+        os.kill(os.getpid(), 9)
+
+MetricsLog.append = append_and_die
+main()
+"""
+
+
+def metrics(directory: Path) -> list[dict[str, Any]]:
+    records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key not in TIMING} for record in records]
+
+
+def assert_same_run(directory: Path, undisturbed: Path) -> None:
+    assert metrics(directory) == metrics(undisturbed)
+    for name in ("final/model.safetensors", "final/config.json", "eval.jsonl", "samples.jsonl", "recipe.toml"):
+        assert (directory / name).read_bytes() == (undisturbed / name).read_bytes(), name
+
+
+def after_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], None]) -> None:
+    append = MetricsLog.append
+
+    def append_and_act(log: MetricsLog, record: dict[str, Any]) -> None:
+        append(log, record)
+        if record["step"] == step:
+            act()
+
+    monkeypatch.setattr(MetricsLog, "append", append_and_act)
+
+
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_killed_in_the_second_stage(
+    finished: Path, recipe_file: Path, tmp_path: Path, leyden_cli: Callable[..., Any]
+) -> None:
+    command = ["run", str(recipe_file), "--dir", str(tmp_path / "run")]
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, *command],
+        capture_output=True, text=True, check=False, timeout=300, env={**os.environ, **threads},
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert [record["step"] for record in metrics(tmp_path / "run")] == list(range(1, 8))
+    assert not (tmp_path / "run" / "final").exists()
+    outcome = leyden_cli(*command)
+    assert outcome.code == 0, outcome.err
+    assert "going on from step 6" in outcome.err
+    assert_same_run(tmp_path / "run", finished)
+
+
+@pytest.mark.parametrize("step", [1, 5])
+def test_ctrl_c_saves_and_says_how_to_go_on(
+    finished: Path,
+    recipe_file: Path,
+    tmp_path: Path,
+    leyden_cli: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    step: int,
+) -> None:
+    directory = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        after_step(patch, step, interrupt)
+        outcome = leyden_cli("run", recipe_file, "--dir", directory)
+    assert outcome.code == 130
+    assert f"Stopped after step {step}; everything is saved." in outcome.err
+    go_on = f"leyden run {directory / 'recipe.toml'} --dir {directory} --resume auto"
+    assert f"To go on: {go_on}" in outcome.err
+    assert "Traceback" not in outcome.err
+    outcome = leyden_cli(*go_on.split()[1:])
+    assert outcome.code == 0, outcome.err
+    assert f"going on from step {step}" in outcome.err
+    assert_same_run(directory, finished)
+
+
+def test_ctrl_c_outside_of_training_keeps_what_is_finished(
+    finished: Path, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(str(recipe_file))
+    for place in ("leyden.recipes.prepare.write_shards", "leyden.recipes.runner.write_samples"):
+
+        def stop(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(place, stop)
+            with pytest.raises(Interrupted, match=r"what was finished is kept\. To go on: leyden run "):
+                run(recipe, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr("leyden.recipes.runner.train", None)  # it was done before the second
+        run(recipe, tmp_path / "run")
+    assert_same_run(tmp_path / "run", finished)
+
+
+def test_a_full_disk_loses_nothing(
+    finished: Path, recipe_file: Path, tmp_path: Path, leyden_cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = training._write_tensors
+
+    def write_too_much(directory: Path, tensors: Any) -> None:
+        write(directory, tensors)
+        if "step_00000006" in directory.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    command = ("run", recipe_file, "--dir", tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_write_tensors", write_too_much)
+        outcome = leyden_cli(*command)
+    assert outcome.code == 2
+    assert outcome.err.splitlines()[-1].startswith("error: ")
+    assert "step_00000006 could not be written: the disk is full" in outcome.err
+    assert "run the same command again" in outcome.err
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000004"]
+    assert leyden_cli(*command).code == 0
+    assert_same_run(tmp_path / "run", finished)
+
+
+def test_minutes_become_steps_once(
+    recipe_file: Path, tmp_path: Path, leyden_cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps that seem to take a second each; a run that goes on measures nothing."""
+    timed = tmp_path / "timed.toml"
+    timed.write_text(recipe_file.read_text().replace("steps = 6", "minutes = 0.1").replace("bfloat16", "auto"))
+    command = ("run", timed, "--dir", tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "time", SimpleNamespace(perf_counter=itertools.count().__next__))
+        after_step(patch, 2, interrupt)
+        outcome = leyden_cli(*command)
+    assert outcome.code == 130, outcome.err
+    assert "stage short: 1.00 s a step of 256 tokens; 5 steps fit 0.1 minutes" in outcome.err
+    settled = load_recipe(str(tmp_path / "run" / "recipe.toml"))
+    assert (settled.stage[0].minutes, settled.stage[0].steps) == (0.1, 5)
+    assert settled.train.dtype in ("bfloat16", "float32")
+    monkeypatch.setattr(stages, "time", None)
+    monkeypatch.setattr(stages, "compute_dtype", None)
+    outcome = leyden_cli(*command)
+    assert outcome.code == 0, outcome.err
+    assert [record["step"] for record in metrics(tmp_path / "run")] == list(range(1, 10))
+    assert load_recipe(str(tmp_path / "run" / "recipe.toml")) == settled

@@ -1,0 +1,130 @@
+"""What a recipe may not say, and how it is told: what was given, what is allowed, what to do."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from leyden.core.errors import UserError
+from leyden.recipes import load_recipe
+from leyden.recipes.loader import parse_recipe
+from leyden.tokenizer import Tokenizer
+
+STAGE = {"name": "one", "objective": "pretrain", "steps": 10}
+
+
+def refusal(data: dict[str, Any]) -> str:
+    with pytest.raises(UserError) as caught:
+        parse_recipe(data, "mine.toml")
+    message = str(caught.value)
+    assert message.startswith("mine.toml")
+    assert "\n" not in message
+    return message
+
+
+def refused_stage(**fields: Any) -> str:
+    return refusal({"stage": [{**STAGE, **fields}]})
+
+
+def test_the_smallest_recipe() -> None:
+    recipe = parse_recipe({"stage": [STAGE]}, "mine.toml")
+    assert recipe.model.vocab_size == recipe.tokenizer.vocab_size == 8192
+    assert recipe.model.num_hidden_layers == 8
+    assert recipe.stage[0].total_steps == 10
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        ({"hiden_size": 64}, ["unknown key 'hiden_size'", "did you mean 'hidden_size'"]),
+        ({"preset": "tny"}, ["preset 'tny' is unknown", "did you mean 'tiny'"]),
+        ({"layer_types": ["linear_attention"] * 3}, ["3 entries", "num_hidden_layers is 8", "leave layer_types out"]),
+        ({"layer_types": ["lightning"] * 8}, ["layer_types.0", "'linear_attention' or 'full_attention'", "lightning"]),
+        ({"num_key_value_heads": 3}, ["num_attention_heads (4)", "multiple of num_key_value_heads (3)"]),
+        ({"rotary_dim": 128}, ["rotary_dim (128)", "must not exceed head_dim (64)"]),
+        ({"rotary_dim": 3}, ["'rotary_dim': must be even", "given: 3"]),
+        ({"num_local_experts": 1}, ["num_experts_per_tok (2)", "num_local_experts (1)"]),
+        ({"hidden_size": 0}, ["'hidden_size'", "greater than or equal to 1", "given: 0"]),
+        ({"vocab_size": 300}, ["model.vocab_size (300)", "vocabulary (8192)", "leave model.vocab_size out"]),
+        (7, ["[model] must be a table", "given 7"]),
+    ],
+)
+def test_a_model_that_cannot_be(model: Any, says: list[str]) -> None:
+    message = refusal({"model": model, "stage": [STAGE]})
+    assert all(part in message for part in says), message
+
+
+@pytest.mark.parametrize(
+    ("stage", "says"),
+    [
+        ({"steps": None}, ["stage 'one' has no length", "give it steps, tokens or minutes"]),
+        ({"tokens": 5000}, ["stage 'one' has two lengths", "not several"]),
+        ({"seq_len": 3000}, ["the 8192 tokens", "multiple of seq_len (3000)"]),
+        ({"batch_tokens": 1024}, ["the 1024 tokens", "multiple of seq_len (2048)"]),
+        ({"batch_tokens": 12_288}, ["batch_tokens (12288)", "multiple of micro_batch_tokens (8192)"]),
+        ({"lr": 1e-4, "final_lr": 1e-3}, ["final_lr (0.001)", "must not exceed lr (0.0001)"]),
+        ({"objective": "pretrian"}, ["'stage.0.objective'", "'pretrain'", "given: 'pretrian'"]),
+        ({"warmup": 3}, ["unknown key 'stage.0.warmup'", "did you mean 'warmup_steps'"]),
+        ({"steps": 0}, ["'stage.0.steps'", "greater than or equal to 1", "given: 0"]),
+        ({"decay_share": 1.5}, ["'stage.0.decay_share'", "less than or equal to 1"]),
+        ({"seq_len": 2_097_152, "batch_tokens": 2_097_152, "micro_batch_tokens": 2_097_152}, ["1048576", "2097152"]),
+    ],
+)
+def test_a_stage_that_cannot_be(stage: dict[str, Any], says: list[str]) -> None:
+    message = refused_stage(**stage)
+    assert all(part in message for part in says), message
+
+
+def test_stages_of_one_name_are_refused() -> None:
+    message = refusal({"stage": [STAGE, {**STAGE, "name": "two"}, STAGE]})
+    assert "stages must have different names; given one, two, one" in message
+
+
+def test_no_stage_is_no_recipe() -> None:
+    assert "'stage' is required" in refusal({})
+    assert "at least 1 item" in refusal({"stage": []})
+
+
+def test_sections_that_cannot_be() -> None:
+    assert "unknown key 'tain'; did you mean 'train'?" in refusal({"stage": [STAGE], "tain": {}})
+    assert "did you mean 'checkpoint_steps'" in refusal({"stage": [STAGE], "train": {"checkpoint_step": 5}})
+    assert "did you mean 'beta1'" in refusal({"stage": [STAGE], "train": {"optimizer": {"beta_1": 0.9}}})
+    assert "greater than or equal to 261" in refusal({"stage": [STAGE], "tokenizer": {"vocab_size": 200}})
+    assert "did you mean 'vocab_size'" in refusal({"stage": [STAGE], "tokenizer": {"vocab": 300}})
+
+
+def test_a_tokenizer_of_one_s_own_gives_the_vocabulary(tmp_path: Path) -> None:
+    Tokenizer.train(["to be or not to be"] * 2, vocab_size=264).save(tmp_path / "tokenizer")
+    data: dict[str, Any] = {"tokenizer": {"path": str(tmp_path / "tokenizer")}, "stage": [STAGE]}
+    assert parse_recipe(data, "mine.toml").model.vocab_size == 264
+    assert parse_recipe({**data, "model": {"vocab_size": 272}}, "mine.toml").model.vocab_size == 272
+    assert "(264)" in refusal({**data, "model": {"vocab_size": 263}})
+
+
+def test_a_tokenizer_that_is_not_there() -> None:
+    with pytest.raises(UserError, match="no/such/place"):
+        parse_recipe({"tokenizer": {"path": "no/such/place"}, "stage": [STAGE]}, "mine.toml")
+
+
+def test_a_recipe_that_is_not_there() -> None:
+    with pytest.raises(UserError, match="quickstrt is neither a file nor a shipped recipe; did you mean 'quickstart'"):
+        load_recipe("quickstrt")
+
+
+def test_tokens_are_rounded_up_to_steps() -> None:
+    stage = {"name": "one", "objective": "pretrain", "seq_len": 512, "batch_tokens": 1024}
+    for tokens, steps in ((1, 1), (1024, 1), (1025, 2)):
+        assert parse_recipe({"stage": [{**stage, "tokens": tokens}]}, "mine.toml").stage[0].total_steps == steps
+
+
+def test_a_dry_run_prints_the_recipe_that_would_run(
+    recipe_file: Path, tmp_path: Path, leyden_cli: Callable[..., Any]
+) -> None:
+    outcome = leyden_cli("run", recipe_file, "--dry-run", "--set", "stage.long.lr=5e-4", "--dir", tmp_path / "none")
+    assert (outcome.code, outcome.err) == (0, "")
+    (tmp_path / "printed.toml").write_text(outcome.out)
+    changed = load_recipe(str(recipe_file), ["stage.long.lr=5e-4"])
+    assert load_recipe(str(tmp_path / "printed.toml")) == changed
+    assert changed.stage[1].lr == 5e-4
+    assert not (tmp_path / "none").exists()
