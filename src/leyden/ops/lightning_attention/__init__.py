@@ -78,15 +78,27 @@ def _check(
         raise ValueError(f"lightning_attention: q, k [B, T, H, K] and v [B, T, H, V] expected; given {shapes}.")
     if slopes.shape != (q.shape[2],):
         raise ValueError(f"lightning_attention: one slope a head expected; given {shapes}.")
-    if not q.dtype == k.dtype == v.dtype:
-        raise ValueError(f"lightning_attention: one dtype expected; given q {q.dtype}, k {k.dtype}, v {v.dtype}.")
+    if not (q.dtype == k.dtype == v.dtype and q.is_floating_point()):
+        given = f"q {q.dtype}, k {k.dtype}, v {v.dtype}"
+        raise ValueError(f"lightning_attention: one dtype, a floating one, expected; given {given}.")
     num_states = q.shape[0]
     if cu_seqlens is not None:
         if q.shape[0] != 1:
             raise ValueError(f"lightning_attention: packed documents lie in one row (B = 1); given B = {q.shape[0]}.")
+        _check_bounds(cu_seqlens, q.shape[1])
         num_states = cu_seqlens.shape[0] - 1
     wanted = (num_states, q.shape[2], q.shape[3], v.shape[3])
     if initial_state is not None and initial_state.shape != wanted:
         raise ValueError(
             f"lightning_attention: initial_state {wanted} expected; given {tuple(initial_state.shape)}."
+        )
+
+
+def _check_bounds(cu_seqlens: torch.Tensor, num_tokens: int) -> None:
+    bounds = cu_seqlens.tolist()
+    integers = cu_seqlens.ndim == 1 and not cu_seqlens.is_floating_point() and len(bounds) > 1
+    if not integers or bounds[0] != 0 or bounds[-1] != num_tokens or sorted(bounds) != bounds:
+        raise ValueError(
+            f"lightning_attention: cu_seqlens [N+1] expected, integers that rise from 0 to T = {num_tokens}; "
+            f"given {cu_seqlens}."
         )

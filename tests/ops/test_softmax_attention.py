@@ -1,0 +1,131 @@
+"""Softmax attention against its formula in float64: whole rows, grouped queries, packed documents, behind a cache."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from exactness import assert_all_within_noise, examples, random, with_gradients
+from hypothesis import given
+from hypothesis import strategies as st
+
+from leyden.ops import softmax_attention
+
+D = 8
+DTYPES = (torch.bfloat16, torch.float32, torch.float64)
+
+
+def draw(
+    T: int, S: int, heads: tuple[int, int], dtype: torch.dtype = torch.float64, batch: int = 1
+) -> list[torch.Tensor]:
+    Hq, Hkv = heads
+    sizes = ((T, Hq), (S, Hkv), (S, Hkv))
+    return [random(batch, n, h, D, dtype=dtype, seed=seed) for seed, (n, h) in enumerate(sizes)]
+
+
+def by_formula(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bounds: list[int] | None = None
+) -> torch.Tensor:
+    """Every product and the softmax in the dtype of the inputs."""
+    T, S, groups = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
+    k, v = (x.repeat_interleave(groups, dim=2).transpose(1, 2) for x in (k, v))
+    visible = torch.ones(T, S, dtype=torch.bool).tril(S - T)
+    for bound in bounds or []:
+        visible[bound:, :bound] = False
+    scores = q.transpose(1, 2) @ k.mT / math.sqrt(D)
+    return (scores.masked_fill(~visible, -math.inf).softmax(-1) @ v).transpose(1, 2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(T=st.integers(12, 40), past=st.integers(0, 30), heads=st.sampled_from([(1, 1), (4, 2), (6, 1)]))
+@examples(15)
+def test_rows_and_rows_behind_a_cache(dtype: torch.dtype, T: int, past: int, heads: tuple[int, int]) -> None:
+    assert_all_within_noise(
+        lambda *x: [softmax_attention(*x)],
+        lambda *x: [by_formula(*x)],
+        lambda *x: [softmax_attention(*x, backend="reference")],
+        draw(T, T + past, heads, dtype, batch=2),
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(lengths=st.lists(st.sampled_from([0, 1, 2, 7, 20]), min_size=1, max_size=6).filter(lambda drawn: sum(drawn) > 8))
+@examples(12)
+def test_packed_documents(dtype: torch.dtype, lengths: list[int]) -> None:
+    bounds = [0, *itertools.accumulate(lengths)]
+    cu_seqlens = torch.tensor(bounds, dtype=torch.int32)
+    assert_all_within_noise(
+        lambda *x: [softmax_attention(*x, cu_seqlens)],
+        lambda *x: [by_formula(*x, bounds)],
+        lambda *x: [softmax_attention(*x, cu_seqlens, backend="reference")],
+        draw(bounds[-1], bounds[-1], (4, 2), dtype),
+    )
+
+
+def test_the_reference_is_the_formula() -> None:
+    """In float64, with a mask written in another way."""
+    bounds = [0, 0, 3, 4, 11]
+    q, k, v = draw(11, 11, (4, 2))
+    packed = softmax_attention(q, k, v, torch.tensor(bounds), backend="reference")
+    torch.testing.assert_close(packed, by_formula(q, k, v, bounds))
+    behind = softmax_attention(q[:, 5:], k, v, backend="reference")
+    torch.testing.assert_close(behind, by_formula(q, k, v)[:, 5:])
+
+
+@pytest.mark.parametrize("past", [0, 1, 20])
+def test_one_query(past: int) -> None:
+    inputs = draw(1, 1 + past, (4, 2))
+    fast = with_gradients(lambda *x: [softmax_attention(*x)], inputs)
+    exact = with_gradients(lambda *x: [softmax_attention(*x, backend="reference")], inputs)
+    for a, b in zip(fast, exact, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_packed_documents_equal_the_same_alone() -> None:
+    bounds = [0, 0, 1, 9, 30]
+    inputs = draw(30, 30, (4, 2))
+
+    def alone(q, k, v):
+        pairs = [(a, b) for a, b in itertools.pairwise(bounds) if b > a]
+        return [torch.cat([softmax_attention(q[:, a:b], k[:, a:b], v[:, a:b]) for a, b in pairs], 1)]
+
+    together = with_gradients(lambda *x: [softmax_attention(*x, torch.tensor(bounds))], inputs)
+    for a, b in zip(together, with_gradients(alone, inputs), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@given(cuts=st.lists(st.integers(1, 36), max_size=4, unique=True))
+@examples(15)
+def test_a_prefill_in_parts_equals_the_whole(cuts: list[int]) -> None:
+    q, k, v = draw(37, 37, (4, 2))
+    whole = softmax_attention(q, k, v)
+    pairs = itertools.pairwise([0, *sorted(cuts), 37])
+    parts = [softmax_attention(q[:, a:b], k[:, :b], v[:, :b]) for a, b in pairs]
+    torch.testing.assert_close(torch.cat(parts, 1), whole)
+
+
+def test_more_queries_than_one_block_behind_a_cache() -> None:
+    q, k, v = (random(1, n, 1, D, dtype=torch.float32, seed=n) for n in (1100, 1103, 1103))
+    expected = softmax_attention(q, k, v, backend="reference")
+    torch.testing.assert_close(softmax_attention(q, k, v), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "bounds", "backend"),
+    [
+        (((1, 5, 4, D), (1, 4, 4, D), (1, 4, 4, D)), None, "auto"),
+        (((1, 5, 4, D), (1, 5, 3, D), (1, 5, 3, D)), None, "auto"),
+        (((1, 5, 4, D), (1, 5, 4, D), (1, 5, 2, D)), None, "auto"),
+        (((5, 4, D), (5, 4, D), (5, 4, D)), None, "auto"),
+        (((2, 5, 4, D), (2, 5, 4, D), (2, 5, 4, D)), [0, 5], "auto"),
+        (((1, 5, 4, D), (1, 7, 4, D), (1, 7, 4, D)), [0, 5], "auto"),
+        (((1, 5, 4, D), (1, 5, 4, D), (1, 5, 4, D)), None, "triton"),
+        (((1, 5, 4, D), (1, 5, 4, D), (1, 5, 4, D)), None, "flash"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    sizes: tuple[tuple[int, ...], ...], bounds: list[int] | None, backend: str
+) -> None:
+    q, k, v = (torch.zeros(size) for size in sizes)
+    with pytest.raises(ValueError, match="softmax_attention"):
+        softmax_attention(q, k, v, None if bounds is None else torch.tensor(bounds), backend)
