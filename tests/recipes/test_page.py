@@ -1,0 +1,66 @@
+"""docs/recipes.md says every key of a recipe with its default, and no other."""
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic_core import PydanticUndefined
+
+from leyden.core.config import Config, dump_toml
+from leyden.model import PRESETS, ModelConfig
+from leyden.recipes import Recipe, Stage
+from leyden.recipes.loader import parse_recipe
+from leyden.recipes.schema import DataSection, EvaluateSection, TokenizerSection, TrainSection
+from leyden.train import AdamWConfig
+
+PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
+SECTIONS: dict[str, tuple[type[Config], set[str]]] = {
+    "[model]": (ModelConfig, set()),
+    "[tokenizer]": (TokenizerSection, set()),
+    "[data]": (DataSection, set()),
+    "[train]": (TrainSection, {"optimizer"}),  # a table of its own
+    "[train.optimizer]": (AdamWConfig, set()),
+    "[[stage]]": (Stage, set()),
+    "[evaluate]": (EvaluateSection, set()),
+}
+
+
+def rows(section: str) -> dict[str, tuple[str, str]]:
+    """(default, meaning) by key, from the table of a section."""
+    text = PAGE.partition(f"### `{section}`")[2].partition("\n#")[0]
+    found = re.findall(r"^\| `(\w+)` \| (.+?) \| (.+) \|$", text, flags=re.MULTILINE)
+    assert len({key for key, _, _ in found}) == len(found)
+    return {key: (default, meaning) for key, default, meaning in found}
+
+
+def said(default: Any) -> str:
+    """A default as the page writes it."""
+    if default is PydanticUndefined:
+        return "required"
+    if default is None:
+        return "none"
+    return f"`{dump_toml({'x': default}).strip().removeprefix('x = ')}`"
+
+
+def test_the_page_has_the_sections_of_a_recipe() -> None:
+    assert re.findall(r"^### `(.+)`$", PAGE, flags=re.MULTILINE) == list(SECTIONS)
+    assert {section.strip("[]").partition(".")[0] for section in SECTIONS} == set(Recipe.model_fields)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_each_key_is_there_with_its_default(section: str) -> None:
+    config, others = SECTIONS[section]
+    expected = {name: said(field.default) for name, field in config.model_fields.items() if name not in others}
+    assert {key: default for key, (default, _) in rows(section).items()} == expected
+
+
+def test_every_preset_is_named() -> None:
+    assert all(f"`{name}`" in PAGE for name in PRESETS)
+
+
+def test_the_example_is_a_recipe() -> None:
+    example = PAGE.partition("```toml\n")[2].partition("```")[0]
+    recipe = parse_recipe(tomllib.loads(example), "the example")
+    assert [stage.name for stage in recipe.stage] == ["short", "long"]
