@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from leyden.ops import softmax_attention
 
 D = 8
-DTYPES = (torch.bfloat16, torch.float32, torch.float64)
+DTYPES = (torch.bfloat16, torch.float64)
 
 
 def draw(
@@ -60,6 +60,17 @@ def test_packed_documents(dtype: torch.dtype, lengths: list[int]) -> None:
         lambda *x: [softmax_attention(*x, cu_seqlens, backend="reference")],
         draw(bounds[-1], bounds[-1], (4, 2), dtype),
     )
+
+
+@pytest.mark.parametrize("heads", [(1, 1), (4, 2), (6, 1)])
+@pytest.mark.parametrize("past", [0, 26])
+def test_float32(heads: tuple[int, int], past: int) -> None:
+    """In a single query PyTorch's fused backward errs by more than twice its unfused one; seen at 2e-6."""
+    inputs = draw(33, 33 + past, heads, torch.float32, batch=2)
+    fast = with_gradients(lambda *x: [softmax_attention(*x)], inputs)
+    exact = with_gradients(lambda *x: [softmax_attention(*x, backend="reference")], [x.double() for x in inputs])
+    for a, e in zip(fast, exact, strict=True):
+        torch.testing.assert_close(a.double(), e, rtol=1e-5, atol=5e-6)
 
 
 def test_the_reference_is_the_formula() -> None:

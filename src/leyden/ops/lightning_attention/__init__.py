@@ -59,9 +59,10 @@ def lightning_attention_step(
     Returns:
         The output [B, H, V] in the dtype of q, and the new state.
     """
-    decay = torch.exp(-slopes.to(state.dtype))[:, None, None]
-    new = torch.addcmul(state * decay, k.to(state.dtype)[..., None], v.to(state.dtype)[..., None, :])
-    out = torch.matmul(q.to(state.dtype)[..., None, :], new).squeeze(-2)
+    decay = torch.exp(-slopes.to(state.dtype)).view(-1, 1, 1)
+    new = torch.mul(state, decay)
+    new.addcmul_(k.to(state.dtype).unsqueeze(-1), v.to(state.dtype).unsqueeze(-2))
+    out = torch.matmul(q.to(state.dtype).unsqueeze(-2), new).squeeze(-2)
     return out.to(q.dtype), new
 
 
