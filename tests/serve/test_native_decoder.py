@@ -7,19 +7,13 @@ import torch
 
 from leyden.core.errors import UserError
 from leyden.model import Cache, HybridLM, NativeDecoder
-from leyden.ops.decode import UnavailableError, build
+from leyden.ops import native
 from leyden.serve import Engine, Sampling
 
 
-def available() -> bool:
-    try:
-        build.library()
-    except UnavailableError:
-        return False
-    return True
-
-
-needs_compiler = pytest.mark.skipif(not available(), reason="no C++ compiler here")
+needs_compiler = pytest.mark.skipif(
+    isinstance(native.load(), native.UnavailableError), reason="no C++ compiler here"
+)
 
 SHAPES = [
     {},
@@ -115,10 +109,10 @@ def test_a_machine_without_a_compiler_says_so_and_decodes_in_pytorch(
     model: HybridLM, monkeypatch: pytest.MonkeyPatch, compiler: str, reason: str
 ) -> None:
     monkeypatch.setenv("CXX", compiler)
-    build.library.cache_clear()
+    native.load.cache_clear()
     try:
         with pytest.raises(UserError, match=reason):
             Engine(model, decoder="native").generate([[1]])
         assert len(Engine(model).generate([[1]], Sampling(max_tokens=3))[0].tokens) == 3
     finally:
-        build.library.cache_clear()
+        native.load.cache_clear()

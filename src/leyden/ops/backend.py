@@ -1,6 +1,6 @@
-"""Which body of an op runs: the float64-capable reference, plain PyTorch, or Triton.
+"""Which body of an op runs: the float64-capable reference, plain PyTorch, native C++, or Triton.
 
-The choice is made once per op and device, and logged; an explicit backend never falls back to another.
+The choice is made once per op, device and dtype, and logged; an explicit backend never falls back to another.
 """
 
 import functools
@@ -10,27 +10,51 @@ from typing import Literal
 
 import torch
 
-Backend = Literal["auto", "reference", "torch", "triton"]
+from leyden.ops import native as native_ops
+
+Backend = Literal["auto", "reference", "torch", "native", "triton"]
 
 
-def choose(op: str, backend: str, device: torch.device, *, triton: bool = False) -> str:
-    """The body to run: ``"reference"``, ``"torch"`` or ``"triton"``.
+def choose(
+    op: str, backend: str, device: torch.device, *, triton: bool = False, native: torch.dtype | None = None
+) -> str:
+    """The body to run: ``"reference"``, ``"torch"``, ``"native"`` or ``"triton"``.
 
     Args:
         op: the name of the op, for messages.
         backend: what the caller asked for.
         device: where the tensors are.
         triton: whether this op has a Triton body.
+        native: the dtype of the tensors where this op has a native body.
 
     Raises:
-        ValueError: an unknown backend, or one that cannot run this op on this device.
+        ValueError: an unknown backend, or one that cannot run this op on this device in this dtype.
     """
     if backend == "auto":
-        return _automatic(op, device.type, triton)
-    if backend in ("reference", "torch"):
-        return backend
-    if backend != "triton":
-        raise ValueError(f"{op}: backend {backend!r} is unknown; allowed: 'auto', 'reference', 'torch', 'triton'.")
+        return _automatic(op, device.type, triton, native)
+    if backend == "native":
+        _check_native(op, device, native)
+    elif backend == "triton":
+        _check_triton(op, device, triton)
+    elif backend not in ("reference", "torch"):
+        allowed = "'auto', 'reference', 'torch', 'native', 'triton'"
+        raise ValueError(f"{op}: backend {backend!r} is unknown; allowed: {allowed}.")
+    return backend
+
+
+def _check_native(op: str, device: torch.device, dtype: torch.dtype | None) -> None:
+    if dtype is None:
+        raise ValueError(f"{op} has no native body; use backend='auto', 'torch' or 'reference'.")
+    if device.type != "cpu" or dtype not in native_ops.DTYPES:
+        raise ValueError(
+            f"{op}: backend='native' needs CPU tensors in bfloat16 or float32; given {dtype} on {device.type}."
+        )
+    reason = native_ops.load()
+    if isinstance(reason, native_ops.UnavailableError):
+        raise ValueError(f"{op}: backend='native' cannot run: {reason}; use 'auto' or 'torch'.")
+
+
+def _check_triton(op: str, device: torch.device, triton: bool) -> None:
     if not triton:
         raise ValueError(f"{op} has no Triton body; use backend='auto', 'torch' or 'reference'.")
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
@@ -38,11 +62,22 @@ def choose(op: str, backend: str, device: torch.device, *, triton: bool = False)
             f"{op}: backend='triton' needs CUDA tensors (given: {device.type}); "
             "set TRITON_INTERPRET=1 to run it on the CPU in Triton's interpreter."
         )
-    return "triton"
+
+
+def _automatic(op: str, device_type: str, triton: bool, dtype: torch.dtype | None) -> str:
+    chosen = "torch"
+    if triton and device_type == "cuda":
+        chosen = "triton"
+    elif device_type == "cpu" and dtype in native_ops.DTYPES:
+        loaded = native_ops.load()
+        if isinstance(loaded, native_ops.UnavailableError):
+            _log_once(logging.INFO, f"ops on the CPU run in PyTorch, not natively, which is slower: {loaded}")
+        else:
+            chosen = "native"
+    _log_once(logging.DEBUG, f"{op} on {device_type} in {dtype or 'any dtype'}: backend {chosen}")
+    return chosen
 
 
 @functools.cache
-def _automatic(op: str, device_type: str, triton: bool) -> str:
-    chosen = "triton" if triton and device_type == "cuda" else "torch"
-    logging.getLogger(__name__).info("%s on %s: backend %s", op, device_type, chosen)
-    return chosen
+def _log_once(level: int, message: str) -> None:
+    logging.getLogger(__name__).log(level, message)

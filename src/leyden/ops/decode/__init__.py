@@ -9,7 +9,7 @@ import ctypes
 
 import torch
 
-from leyden.ops.decode.build import UnavailableError, library
+from leyden.ops.native import UnavailableError, library
 
 __all__ = ["LANES", "LayerAddresses", "ModelAddresses", "UnavailableError", "decode_step", "library"]
 
@@ -64,7 +64,7 @@ def decode_step(model: ModelAddresses, token: int, position: int) -> torch.Tenso
         ctypes.byref(model),
         ctypes.c_int64(token),
         ctypes.c_int64(position),
-        ctypes.c_int32(torch.get_num_threads()),
+        ctypes.c_int64(torch.get_num_threads()),
         ctypes.c_void_p(logits.data_ptr()),
     )
     return logits

@@ -9,13 +9,7 @@
 // Weights are float32 or bfloat16; all arithmetic and every activation are float32. Vectors have 16 lanes by the
 // compilers' own vector types, so that the widths must be multiples of 16.
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <vector>
-
-#include <omp.h>
+#include "native.h"
 
 extern "C" {
 
@@ -49,45 +43,10 @@ struct Model {
 
 namespace {
 
-constexpr int LANES = 16;
+using namespace leyden;
+
 constexpr int ROWS = 4;          // rows of a matrix read together
 constexpr int AHEAD = 2 * ROWS;  // rows fetched before their turn: the caches would otherwise wait at every page
-
-typedef float Vector __attribute__((vector_size(4 * LANES)));
-typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
-typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
-
-struct BFloat16 {
-    uint16_t bits;
-};
-
-inline Vector load(const float *p) {
-    Vector v;
-    std::memcpy(&v, p, sizeof v);
-    return v;
-}
-
-inline Vector load(const BFloat16 *p) {
-    Halves halves;
-    std::memcpy(&halves, p, sizeof halves);
-    return (Vector)(__builtin_convertvector(halves, Words) << 16);
-}
-
-inline void store(float *p, Vector v) { std::memcpy(p, &v, sizeof v); }
-
-inline void put(float *p, float value) { *p = value; }
-
-inline void put(BFloat16 *p, float value) {  // to the nearest, ties to even
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    p->bits = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-}
-
-inline float sum(Vector v) {
-    float total = 0;
-    for (int i = 0; i < LANES; i++) total += v[i];
-    return total;
-}
 
 template <class W> inline float dot(const W *w, const float *x, int n) {
     Vector total = {};
@@ -235,9 +194,9 @@ template <class W> class Worker {
         for (int g = rank; g < m.kv_heads; g += size) {
             turn(k + g * K);
             const int64_t place = (g * layer.capacity + position) * K;
-            for (int i = 0; i < K; i++) {
-                put((W *)layer.keys + place + i, k[g * K + i]);
-                put((W *)layer.values + place + i, v[g * K + i]);
+            for (int i = 0; i < K; i += LANES) {
+                store((W *)layer.keys + place + i, load(k + g * K + i));
+                store((W *)layer.values + place + i, load(v + g * K + i));
             }
         }
         barrier();
@@ -346,7 +305,7 @@ template <class W> void step(const Model &m, int64_t token, int64_t position, in
 
 }  // namespace
 
-extern "C" void leyden_decode(const Model *model, int64_t token, int64_t position, int32_t threads, float *logits) {
+extern "C" void leyden_decode(const Model *model, int64_t token, int64_t position, int64_t threads, float *logits) {
     if (model->bfloat16)
         step<BFloat16>(*model, token, position, threads, logits);
     else

@@ -1,0 +1,110 @@
+"""The native bodies of the ops: compiled for this machine at first use, once per user, and called through ctypes.
+
+Every ``.cpp`` below this folder goes into one library, by whatever C++ compiler is at hand. Without one the ops have
+their PyTorch bodies, and nothing else changes.
+"""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+
+DTYPES = (torch.bfloat16, torch.float32)
+"""What the native bodies compute on."""
+
+_FOLDER = Path(__file__).parent
+_FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fno-math-errno", "-shared", "-fPIC", f"-I{_FOLDER}")
+_TIMEOUT_SECONDS = 120
+
+
+class UnavailableError(Exception):
+    """The native bodies cannot be had on this machine; the message says why."""
+
+
+def library() -> ctypes.CDLL:
+    """The compiled bodies.
+
+    Raises:
+        UnavailableError: no compiler, one without OpenMP, or nowhere to keep the result.
+    """
+    loaded = load()
+    if isinstance(loaded, UnavailableError):
+        raise loaded
+    return loaded
+
+
+Argument = torch.Tensor | torch.dtype | int | float | None
+
+
+def call(function: str, *arguments: Argument) -> None:
+    """Call one function of the library with the addresses of tensors, which must be contiguous.
+
+    A dtype becomes whether it is bfloat16, None the null address; the number of threads is PyTorch's and goes last.
+    """
+    getattr(library(), function)(*map(_argument, arguments), ctypes.c_int64(torch.get_num_threads()))
+
+
+def _argument(value: Argument) -> ctypes.c_void_p | ctypes.c_int64 | ctypes.c_float:
+    if value is None:
+        return ctypes.c_void_p(None)
+    if isinstance(value, torch.Tensor):
+        assert value.is_contiguous(), "the native bodies know no strides"
+        return ctypes.c_void_p(value.data_ptr())
+    if isinstance(value, torch.dtype):
+        return ctypes.c_int64(value == torch.bfloat16)
+    return ctypes.c_float(value) if isinstance(value, float) else ctypes.c_int64(value)
+
+
+@functools.cache
+def load() -> ctypes.CDLL | UnavailableError:
+    """The library, from the user's cache where an earlier process left it there, or why there is none."""
+    try:
+        return _load()
+    except UnavailableError as reason:
+        return reason
+
+
+def _load() -> ctypes.CDLL:
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    if compiler is None:
+        raise UnavailableError("there is no C++ compiler (c++, or what CXX names)")
+    sources = sorted(_FOLDER.rglob("*.cpp"))
+    # What the compiler predefines tells its version and the processor it compiles for.
+    key = hashlib.sha256(_run(compiler, *_FLAGS, "-dM", "-E", "-x", "c++", os.devnull))
+    for path in (_FOLDER / "native.h", *sources):
+        key.update(path.read_bytes())
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "leyden"
+    built = cache / f"ops-{key.hexdigest()[:16]}.so"
+    try:
+        if not built.exists():
+            _compile(compiler, sources, built)
+        return ctypes.CDLL(str(built))
+    except OSError as error:
+        raise UnavailableError(f"{built} cannot be written or loaded ({error})") from None
+
+
+def _compile(compiler: str, sources: list[Path], built: Path) -> None:
+    """Compile beside ``built``, then rename, so that another process never loads half a file."""
+    logging.getLogger(__name__).info("compiling the native ops for this processor (once, some seconds)")
+    built.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=built.parent) as scratch:
+        part = Path(scratch) / built.name
+        _run(compiler, *_FLAGS, *map(str, sources), "-o", str(part))
+        part.replace(built)
+
+
+def _run(*command: str) -> bytes:
+    try:
+        return subprocess.run(command, check=True, capture_output=True, timeout=_TIMEOUT_SECONDS).stdout
+    except subprocess.CalledProcessError as error:
+        reason = error.stderr.decode(errors="replace").strip().splitlines()
+        raise UnavailableError(f"{command[0]} failed: {reason[0] if reason else error.returncode}") from None
+    except subprocess.TimeoutExpired:
+        raise UnavailableError(f"{command[0]} took more than {_TIMEOUT_SECONDS} s") from None
