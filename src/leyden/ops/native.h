@@ -39,15 +39,15 @@ inline Halves narrow(Vector v) {
 
 inline Vector widen(Halves halves) { return (Vector)(__builtin_convertvector(halves, Words) << 16); }
 
-// The first `count` of 16 elements; the other lanes are zero. Whole vectors where `count` is known to be 16.
-inline Vector load(const float *p, int count = LANES) {
-    Vector v = {};
+// The first `count` of 16 elements; the other lanes hold `rest`. Whole vectors where `count` is known to be 16.
+inline Vector load(const float *p, int count = LANES, float rest = 0) {
+    Vector v = Vector{} + rest;
     std::memcpy(&v, p, count * sizeof *p);
     return v;
 }
 
-inline Vector load(const BFloat16 *p, int count = LANES) {
-    Halves halves = {};
+inline Vector load(const BFloat16 *p, int count = LANES, float rest = 0) {
+    Halves halves = narrow(Vector{} + rest);
     std::memcpy(&halves, p, count * sizeof *p);
     return widen(halves);
 }

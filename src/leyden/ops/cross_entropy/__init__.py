@@ -2,7 +2,10 @@
 
 import torch
 
+from leyden.ops.backend import choose
+from leyden.ops.cross_entropy.native import NativeLinearCrossEntropy
 from leyden.ops.cross_entropy.portable import LinearCrossEntropy
+from leyden.ops.cross_entropy.reference import linear_cross_entropy_reference
 
 __all__ = ["IGNORE_INDEX", "linear_cross_entropy"]
 
@@ -11,7 +14,7 @@ IGNORE_INDEX = -100
 
 
 def linear_cross_entropy(
-    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, z_loss: float = 0.0
+    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, z_loss: float = 0.0, backend: str = "auto"
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The summed cross-entropy of ``softmax(hidden weight^T)``, with a z-loss, and without.
 
@@ -22,9 +25,15 @@ def linear_cross_entropy(
         weight: [V, D], dtype of hidden.
         labels: [N] int64, from 0 to V - 1, or :data:`IGNORE_INDEX`.
         z_loss: coefficient of ``logsumexp(logits)^2`` (PaLM, arXiv 2204.02311, section 5).
+        backend: ``"auto"``, ``"reference"``, ``"torch"`` or ``"native"``.
 
     Returns:
         ``sum_n -log p(labels[n]) + z_loss * logsumexp(logits[n])^2``, which is differentiable in hidden and weight,
         and ``sum_n -log p(labels[n])`` in nats, which is not; scalars in float32 (float64 for float64).
     """
+    chosen = choose("linear_cross_entropy", backend, hidden.device, native=hidden.dtype)
+    if chosen == "reference":
+        return linear_cross_entropy_reference(hidden, weight, labels, z_loss)
+    if chosen == "native":
+        return NativeLinearCrossEntropy.apply(hidden, weight, labels, z_loss)
     return LinearCrossEntropy.apply(hidden, weight, labels, z_loss)

@@ -3,6 +3,7 @@
 import torch
 
 from leyden.ops.backend import choose
+from leyden.ops.experts.native import NativeExperts
 from leyden.ops.experts.portable import swiglu_experts_portable
 from leyden.ops.experts.reference import swiglu_experts_reference
 
@@ -27,11 +28,14 @@ def swiglu_experts(
         experts: [N, k] int64.
         weights: [N, k] float32.
         kept: [N, k] bool; an assignment that is False costs nothing and adds nothing. All are kept where None.
-        backend: ``"auto"``, ``"reference"`` or ``"torch"``.
+        backend: ``"auto"``, ``"reference"``, ``"torch"`` or ``"native"``.
 
     Returns:
         [N, D] in the dtype of x.
     """
-    if choose("swiglu_experts", backend, x.device) == "reference":
+    chosen = choose("swiglu_experts", backend, x.device, native=x.dtype)
+    if chosen == "reference":
         return swiglu_experts_reference(x, gate_up, down, experts, weights, kept)
+    if chosen == "native":
+        return NativeExperts.apply(x, gate_up, down, experts, weights.float(), kept)
     return swiglu_experts_portable(x, gate_up, down, experts, weights, kept)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.nn.functional import silu
 
-_ALIGNMENT = 64
+ALIGNMENT = 64
 
 
 def swiglu_experts_portable(
@@ -53,7 +53,7 @@ def _sort(experts: torch.Tensor, kept: torch.Tensor | None, num_experts: int) ->
     order = torch.argsort(flat, stable=True)
     counts = torch.bincount(flat, minlength=num_experts)[:num_experts].tolist()
     order = order[: sum(counts)]
-    alignment = _ALIGNMENT if sum(counts) >= 4 * _ALIGNMENT * num_experts else 1
+    alignment = ALIGNMENT if sum(counts) >= 4 * ALIGNMENT * num_experts else 1
     spans, shifts, start = [], [], 0
     for expert, count in enumerate(counts):
         shifts.append(start - sum(counts[:expert]))

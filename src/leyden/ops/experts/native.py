@@ -1,0 +1,115 @@
+"""The experts as in ``portable.py``, with ``native.cpp`` between the matrix products.
+
+The weight of an assignment multiplies the activation, not the expert's output: its gradient then falls out of the
+activation's backward, and the outputs are summed as they are. Saved for the backward: the sorted tokens, their
+projections, and where they came from.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from leyden.ops.experts.portable import ALIGNMENT
+from leyden.ops.native import call
+
+
+@dataclass(frozen=True)
+class _Sorted:
+    """The M assignments of tokens to experts, in rows sorted by expert; see ``native.cpp``.
+
+    Attributes:
+        row: [M] int32, the row of each assignment, -1 where dropped.
+        assignment: [rows] int32, the assignment of each row, -1 where the row only fills up.
+        spans: (expert, its rows) for every expert that has any.
+        idle: the experts that have none.
+        top_k: assignments a token.
+    """
+
+    row: torch.Tensor
+    assignment: torch.Tensor
+    spans: list[tuple[int, slice]]
+    idle: list[int]
+    top_k: int
+
+    @classmethod
+    def of(cls, experts: torch.Tensor, kept: torch.Tensor | None, num_experts: int) -> "_Sorted":
+        count = experts.numel()
+        alignment = ALIGNMENT if count >= 4 * ALIGNMENT * num_experts else 1
+        row = torch.empty(count, dtype=torch.int32)
+        assignment = torch.empty(count + num_experts * (alignment - 1), dtype=torch.int32)
+        bounds = torch.empty(num_experts + 1, dtype=torch.int64)
+        kept = None if kept is None else kept.contiguous()
+        call("leyden_experts_sort", experts.contiguous(), kept, count, num_experts, alignment, row, assignment, bounds)
+        ends = bounds.tolist()
+        spans = {e: slice(a, b) for e, (a, b) in enumerate(zip(ends, ends[1:], strict=False)) if b > a}
+        idle = [e for e in range(num_experts) if e not in spans]
+        return cls(row, assignment[: ends[-1]], list(spans.items()), idle, experts.shape[1])
+
+    @property
+    def longest(self) -> int:
+        """The rows of the expert that has most."""
+        return max((span.stop - span.start for _, span in self.spans), default=0)
+
+    def gather(self, x: torch.Tensor) -> torch.Tensor:
+        """[N, D] to [rows, D]."""
+        rows = x.new_empty(len(self.assignment), x.shape[1])
+        call("leyden_experts_gather", x.dtype, x, self.assignment, self.top_k, x.shape[1], len(rows), rows)
+        return rows
+
+    def sum_by_token(self, rows: torch.Tensor) -> torch.Tensor:
+        """[rows, D] to [N, D]."""
+        out = rows.new_empty(len(self.row) // self.top_k, rows.shape[1])
+        call("leyden_experts_sum", rows.dtype, rows, self.row, self.top_k, rows.shape[1], len(out), out)
+        return out
+
+
+class NativeExperts(torch.autograd.Function):
+    """See :func:`leyden.ops.swiglu_experts`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        gate_up: torch.Tensor,
+        down: torch.Tensor,
+        experts: torch.Tensor,
+        weights: torch.Tensor,
+        kept: torch.Tensor | None,
+    ) -> torch.Tensor:
+        sort = _Sorted.of(experts, kept, gate_up.shape[0])
+        weights, width, keep = weights.contiguous(), down.shape[2], any(ctx.needs_input_grad)
+        rows = sort.gather(x.contiguous())
+        # The projections are kept for the backward, or else lie in one buffer that stays in the cache.
+        projected = x.new_empty(len(rows) if keep else sort.longest, 2 * width)
+        y, hidden = torch.empty_like(rows), x.new_empty(sort.longest, width)
+        for expert, span in sort.spans:
+            count = span.stop - span.start
+            both, active = projected[span] if keep else projected[:count], hidden[:count]
+            torch.mm(rows[span], gate_up[expert].t(), out=both)
+            call("leyden_experts_activate", x.dtype, both, sort.assignment[span], weights, width, count, active)
+            torch.mm(active, down[expert].t(), out=y[span])
+        if keep:
+            ctx.save_for_backward(rows, gate_up, down, weights, projected)
+            ctx.sort = sort
+        return sort.sum_by_token(y)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        rows, gate_up, down, weights, projected = ctx.saved_tensors
+        sort: _Sorted = ctx.sort
+        width = down.shape[2]
+        dy = sort.gather(grads[0].contiguous())
+        dgate_up, ddown, dweights = torch.empty_like(gate_up), torch.empty_like(down), torch.zeros_like(weights)
+        dgate_up[sort.idle], ddown[sort.idle] = 0, 0
+        hidden, dprojected = rows.new_empty(sort.longest, width), rows.new_empty(sort.longest, 2 * width)
+        for expert, span in sort.spans:
+            count = span.stop - span.start
+            active, dboth = hidden[:count], dprojected[:count]
+            torch.mm(dy[span], down[expert], out=active)  # its gradient first
+            given = (projected[span], sort.assignment[span], weights, width, count)
+            call("leyden_experts_activate_backward", rows.dtype, *given, active, dboth, dweights)
+            torch.mm(dy[span].t(), active, out=ddown[expert])
+            torch.mm(dboth.t(), rows[span], out=dgate_up[expert])
+            torch.mm(dboth, gate_up[expert], out=dy[span])  # from here on the gradient of the rows
+        return sort.sum_by_token(dy), dgate_up, ddown, None, dweights, None
