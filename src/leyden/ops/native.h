@@ -15,6 +15,9 @@
 #include <type_traits>
 #include <vector>
 
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 #include <omp.h>
 
 namespace leyden {
@@ -30,14 +33,24 @@ struct BFloat16 {
     uint16_t bits;
 };
 
-// To the nearest, ties to even; a NaN stays one, whatever its payload.
+// To the nearest, ties to even; a NaN stays one. The processor's own instruction takes denormals for zero.
 inline Halves narrow(Vector v) {
+#ifdef __AVX512BF16__
+    return (Halves)_mm512_cvtneps_pbh((__m512)v);
+#else
     const Words bits = (Words)v;
     const Words rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
     return __builtin_convertvector(v == v ? rounded : bits >> 16 | 0x40, Halves);
+#endif
 }
 
-inline Vector widen(Halves halves) { return (Vector)(__builtin_convertvector(halves, Words) << 16); }
+inline Vector widen(Halves halves) {
+#ifdef __AVX512F__
+    return (Vector)(_mm512_cvtepu16_epi32((__m256i)halves) << 16);
+#else
+    return (Vector)(__builtin_convertvector(halves, Words) << 16);
+#endif
+}
 
 // The first `count` of 16 elements; the other lanes hold `rest`. Whole vectors where `count` is known to be 16.
 inline Vector load(const float *p, int count = LANES, float rest = 0) {
@@ -78,23 +91,39 @@ inline float largest(Vector v) {
     return found;
 }
 
+// x between bounds; a NaN stays one.
+inline Vector clamp(Vector x, float low, float high) {
+#ifdef __AVX512F__
+    return (Vector)_mm512_min_ps(_mm512_set1_ps(high), _mm512_max_ps(_mm512_set1_ps(low), (__m512)x));
+#else
+    x = x < low ? Vector{} + low : x;
+    return x > high ? Vector{} + high : x;
+#endif
+}
+
+constexpr float POINT = 12582912.0f;  // 1.5 * 2^23: a sum with it has no bits behind the point
+
+// x 2^n for a whole n, which may reach beyond the exponents of float32 on both sides.
+inline Vector times_power(Vector x, Vector n) {
+#ifdef __AVX512F__
+    return (Vector)_mm512_scalef_ps((__m512)x, (__m512)n);
+#else
+    const Ints power = (Ints)(n + POINT) - (Ints)(Vector{} + POINT), half = power >> 1;
+    return x * (Vector)((half + 127) << 23) * (Vector)((power - half + 127) << 23);
+#endif
+}
+
 // e^x to within 2e-7 of itself: x = n ln 2 + r, and a polynomial in r (the coefficients of Cephes' expf).
 inline Vector exp(Vector x) {
-    x = x < -104.0f ? Vector{} - 104.0f : x;  // to zero
-    x = x > 89.0f ? Vector{} + 89.0f : x;     // to infinity
-    const Vector magic = Vector{} + 12582912.0f;  // 1.5 * 2^23: a sum with it has no bits behind the point
-    const Vector shifted = x * 1.44269504f + magic;
-    const Vector n = shifted - magic;
+    x = clamp(x, -104.0f, 89.0f);  // to zero, to infinity
+    const Vector n = x * 1.44269504f + POINT - POINT;
     const Vector r = x - n * 0.693359375f - n * -2.12194440e-4f;
     Vector p = r * 1.9875691500e-4f + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    // 2^n in two factors, since n reaches beyond the exponents of float32 on both sides.
-    const Ints power = (Ints)shifted - (Ints)magic, half = power >> 1;
-    return p * (Vector)((half + 127) << 23) * (Vector)((power - half + 127) << 23);
+    return times_power(p * (r * r) + (r + 1.0f), n);
 }
 
 inline Vector sigmoid(Vector x) { return 1.0f / (1.0f + exp(-x)); }
