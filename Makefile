@@ -10,6 +10,9 @@ ARGS   ?=
 quickstart: $(READY)  ## from raw text to a model that answers (under 10 minutes on 2 cores)
 	$(PY) -m leyden quickstart $(ARGS)
 
+# Threads that wait by spinning make every parallel region many times slower where other programs hold the cores.
+test test-all: export OMP_WAIT_POLICY = PASSIVE
+
 test: $(READY)  ## the fast tests
 	$(PY) -m pytest -m "not slow and not gpu" $(ARGS)
 

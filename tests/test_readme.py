@@ -1,0 +1,128 @@
+"""Every command and every Python example of README.md runs, long ones in a short form; every link leads somewhere."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sysconfig
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from leyden.recipes import stages
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+TOPICS = ("asyncio", "email")
+
+# What stands for a command that would take minutes; the rest of the command stays as it is written.
+SHORT: dict[str, list[str]] = {
+    "quickstart": ["--minutes", "0.01"],
+    "run": ["--set", "stage.0.steps=1", "--set", "evaluate.sample_tokens=4"],
+    "generate": ["--max-tokens", "4"],
+}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    return [shlex.split(line, comments=True) for block in blocks("sh") for line in block.splitlines() if line.strip()]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, leyden_cli: Callable[..., Any]) -> Path:
+    """A folder in which the README's reader stands: some text, a recipe, and the run of ``make quickstart``."""
+    folder = tmp_path_factory.mktemp("readme")
+    for topic in TOPICS:  # enough for the quickstart's vocabulary, and a small part of what it reads by default
+        shutil.copytree(Path(sysconfig.get_path("stdlib")) / topic, folder / "notes" / topic)
+    (folder / "new.md").write_text("# A letter\n\nDear reader,\nthis is new to the model.\n" * 20)
+    (folder / "mine.toml").write_text(blocks("toml")[0], encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(stages, "_WARM_STEPS", 0)
+        patch.setattr(stages, "_TIMED_STEPS", 1)
+        outcome = leyden_cli("quickstart", "--text", "notes", *SHORT["quickstart"])
+    assert outcome.code == 0, outcome.err
+    return folder
+
+
+def run_leyden(arguments: list[str], leyden_cli: Callable[..., Any]) -> None:
+    outcome = leyden_cli(*arguments, *SHORT.get(arguments[0], []), stdin="hello\n/exit\n")
+    assert outcome.code == 0, outcome.err
+    if arguments[0] in ("info", "generate", "chat", "eval", "convert"):
+        assert outcome.out.strip()
+
+
+def check_make(arguments: list[str]) -> None:
+    """The target exists, and does what the command line does, whose verbs are run here."""
+    (target,) = arguments
+    plan = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    does = {
+        "quickstart": "-m leyden quickstart",
+        "test": '-m pytest -m "not slow and not gpu"',
+        "test-all": '-m pytest -m "not gpu"',
+        "check": "lint-imports",
+        "bench": "-m leyden bench cpu",
+    }
+    assert does[target] in plan
+
+
+def check_pip(arguments: list[str]) -> None:
+    """An install of the checkout itself, with extras that it has."""
+    install, editable, requirement = arguments
+    assert (install, editable) == ("install", "-e")
+    extras = re.fullmatch(r"\.(?:\[([\w,-]+)\])?", requirement)
+    assert extras is not None
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert set((extras[1] or "hub").split(",")) <= set(project["optional-dependencies"])
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_the_command_runs(
+    command: list[str], place: Path, leyden_cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(stages, "_WARM_STEPS", 0)
+    monkeypatch.setattr(stages, "_TIMED_STEPS", 1)
+    program, *arguments = command
+    if program == "leyden":
+        run_leyden(arguments, leyden_cli)
+    elif program == "make":
+        check_make(arguments)
+    elif program == "pip":
+        check_pip(arguments)
+    else:
+        pytest.fail(f"README.md has a command that no test knows: {shlex.join(command)}")
+
+
+@pytest.mark.parametrize("example", blocks("python"), ids=lambda text: text.splitlines()[-1])
+def test_the_example_runs(
+    example: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    exec(compile(example, "README.md", "exec"), {})
+    assert "print(" not in example or capsys.readouterr().out
+
+
+def test_commands_named_in_a_sentence_are_known() -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    assert set(re.findall(r"`make ([\w-]+)`", README)) <= targets
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        path, _, anchor = target.partition("#")
+        if target.startswith("https://"):
+            continue
+        linked = (page.parent / path) if path else page
+        assert linked.exists(), f"{page.name} links to {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", linked.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
