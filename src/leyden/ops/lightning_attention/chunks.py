@@ -44,19 +44,22 @@ def segments(num_tokens: int, elements_per_token: int) -> list[Segment]:
 class Decays:
     """What is left of a contribution after the tokens it has passed, within one chunk.
 
-    Every one is exp of a number that is at most zero. They broadcast over [n, B, H, ...].
+    Every one is exp of a number that is at most zero, or zero. They broadcast over [n, B, H, ...].
 
     Attributes:
-        within: [..., H, C, C], from token j of the chunk to its token i: exp(-slope (i - j)) for j <= i, else 0.
+        within: [H, C, C], from token j of the chunk to its token i: exp(-slope (i - j)) for j <= i, else 0.
         entry: [..., H, C, 1], from the state before the chunk to its token i: exp(-slope (i + 1)).
         exit: [..., H, C, 1], from token j to the state after the chunk: exp(-slope (C - 1 - j)).
         across: [..., H, 1, 1], from the state before the chunk to the state after it: exp(-slope C); as wide as slopes.
+        divided: which chunks more than one document shares [m], and whether tokens i and j of these chunks are of
+            one document [m, 1, 1, C, C]; None where no chunk is shared.
     """
 
     within: torch.Tensor
     entry: torch.Tensor
     exit: torch.Tensor
     across: torch.Tensor
+    divided: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @classmethod
     def of(cls, slopes_H: torch.Tensor, chunk: int, dtype: torch.dtype) -> "Decays":
@@ -81,13 +84,23 @@ class Decays:
         first = torch.arange(segment.start, segment.end, segment.chunk, device=starts.device)[:, None]
         earlier = starts < first  # this token's document was there before the chunk
         last = starts[:, -1:]
+        (shared,) = (starts[:, :1] != last).squeeze(1).nonzero(as_tuple=True)
+        same = starts[shared, :, None] == starts[shared, None, :]
         return replace(
             self,
-            within=self.within * (starts[:, :, None] == starts[:, None, :])[:, None, None],
             entry=self.entry * earlier[:, None, None, :, None],
             exit=self.exit * (starts == last)[:, None, None, :, None],
             across=self.across * earlier[:, -1, None, None, None, None],
+            divided=(shared, same[:, None, None].to(self.within.dtype)),
         )
+
+    def weigh_(self, scores: torch.Tensor) -> torch.Tensor:
+        """Scores [n, B, H, C, C] times the decay from token j to token i, in place."""
+        scores.mul_(self.within)
+        if self.divided is not None:  # few chunks, so that only these pay for a second pass
+            shared, same = self.divided
+            scores.index_copy_(0, shared, scores.index_select(0, shared).mul_(same))
+        return scores
 
 
 def scan(

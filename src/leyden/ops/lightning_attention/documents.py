@@ -59,7 +59,7 @@ def write_end_states(
     Args:
         documents: where the documents lie.
         segment: the chunks at hand.
-        k, v: [1, T, H, K] and [1, T, H, V], all tokens.
+        k, v: [1, T, H, K] and [1, T, H, V], all tokens, in the dtype of the inputs.
         slopes: [H], in the dtype of the states.
         states: [n + 1, 1, H, K, V], the states before and after each chunk of the segment.
         out: [N, H, K, V], written where a document ends.
@@ -67,23 +67,24 @@ def write_end_states(
     ending = documents.ending(segment)
     if not ending:
         return
-    start, end = torch.tensor(documents.bounds[ending.start : ending.stop + 1]).unfold(0, 2, 1).unbind(1)
-    chunk = (end - 1 - segment.start) // segment.chunk
+    bounds = torch.tensor(documents.bounds[ending.start : ending.stop + 1], device=out.device)
+    start, end = bounds[:-1], bounds[1:]
+    chunk = ((end - 1 - segment.start) // segment.chunk).clamp_min_(0)
     before = segment.start + chunk * segment.chunk
     length = end - torch.maximum(start, before)
-    out[ending.start : ending.stop] = _pieces(k, v, slopes, end, length)
-    (continued,) = ((start < before) & (length > 0)).nonzero(as_tuple=True)
-    decay = torch.exp(-slopes * (end - before)[continued, None].to(slopes))[:, :, None, None]
-    out.index_add_(0, (ending.start + continued).to(out.device), states[chunk[continued], 0] * decay)
+    out[ending.start : ending.stop] = _what_is_left(k, v, slopes, end, length)
+    (continued,) = ((start < before) & (start < end)).nonzero(as_tuple=True)
+    decay = torch.exp(-slopes * (end - before)[continued, None])[:, :, None, None]
+    carried = states[:, 0].index_select(0, chunk[continued]).mul_(decay)
+    out.index_add_(0, ending.start + continued, carried)
 
 
-def _pieces(
+def _what_is_left(
     k: torch.Tensor, v: torch.Tensor, slopes: torch.Tensor, end: torch.Tensor, length: torch.Tensor
 ) -> torch.Tensor:
     """``sum_j exp(-slope (end - 1 - j)) k_j v_j^T`` over the ``length`` tokens before each end: [m, H, K, V]."""
-    back = torch.arange(int(length.max()))
-    token = (end[:, None] - 1 - back).clamp_min_(0).to(k.device)
-    decay = torch.exp(-slopes[:, None] * back.to(slopes))
-    decay = decay * (back < length[:, None])[:, None].to(slopes)  # [m, H, width]
-    keys = k[0, token].permute(0, 2, 3, 1) * decay.to(k.dtype)[:, :, None]
-    return keys @ v[0, token].transpose(1, 2)
+    back = torch.arange(int(length.max()), device=k.device)
+    tokens = (end[:, None] - 1 - back).clamp_min_(0).flatten()
+    keys, values = (x[0].index_select(0, tokens).unflatten(0, (len(end), -1)).transpose(1, 2) for x in (k, v))
+    decay = torch.exp(-slopes[:, None] * back) * (back < length[:, None])[:, None]  # [m, H, width]
+    return (keys * decay[..., None].to(k.dtype)).mT @ values

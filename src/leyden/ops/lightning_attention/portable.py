@@ -117,7 +117,7 @@ class _LightningAttention(torch.autograd.Function):
             qs, ks, vs = (segment.take(x, plan.narrow) for x in (q, k, v))
             states = scan((ks * decays.exit).mT @ vs, decays.across, state)
             result = (qs * decays.entry) @ states[:-1].to(plan.narrow)
-            segment.put(_add_product(result, (qs @ ks.mT).mul_(decays.within), vs), out)
+            segment.put(_add_product(result, decays.weigh_(qs @ ks.mT), vs), out)
             if documents is not None and ends is not None:
                 write_end_states(documents, segment, k, v, plan.slopes, states, ends)
             state = states[-1].clone()  # a view would keep all of the segment's states
@@ -148,9 +148,9 @@ class _LightningAttention(torch.autograd.Function):
             states = scan(k_exit.mT @ vs, decays.across, entry)[:-1].to(plan.narrow)
             dstates = scan((qs * decays.entry).mT @ dos, decays.across, dstate, reverse=True)
             dstate, dexits = dstates[0].clone(), dstates[1:].to(plan.narrow)
-            scores = (qs @ ks.mT).mul_(decays.within)
+            scores = decays.weigh_(qs @ ks.mT)
             segment.put(_add_product(k_exit @ dexits, scores.mT, dos), dv)
-            dscores = (dos @ vs.mT).mul_(decays.within)
+            dscores = decays.weigh_(dos @ vs.mT)
             segment.put(_add_product((vs * decays.exit) @ dexits.mT, dscores.mT, qs), dk)
             segment.put(_add_product((dos * decays.entry) @ states.mT, dscores, ks), dq)
         dinitial = None if ctx.initial_dtype is None else dstate.to(ctx.initial_dtype)
