@@ -7,7 +7,7 @@ from leyden.recipes.loader import load_recipe
 from leyden.recipes.runner import run
 
 
-def quickstart(*, text: Sequence[Path] = (), directory: Path = Path("runs/quickstart"), minutes: float = 4.5) -> Path:
+def quickstart(*, text: Sequence[Path] = (), directory: Path = Path("runs/quickstart"), minutes: float = 5.0) -> Path:
     """From raw text to a model that answers.
 
     Args:
