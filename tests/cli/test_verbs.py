@@ -104,7 +104,10 @@ def test_info_of_every_preset(leyden_cli: Cli, name: str) -> None:
 
 
 def test_info_of_a_recipe_and_of_a_model(leyden_cli: Cli, model: Path, tmp_path: Path) -> None:
-    assert leyden_cli("info", "quickstart").out == leyden_cli("info", "tiny").out
+    recipe = tmp_path / "small.toml"
+    recipe.write_text("[model]\npreset = 'tiny'\n[[stage]]\nname = 'a'\nobjective = 'pretrain'\nsteps = 1\n")
+    assert leyden_cli("info", recipe).out == leyden_cli("info", "tiny").out
+    assert leyden_cli("info", "quickstart").code == 0
     assert "3 (2 lightning, 1 softmax)" in leyden_cli("info", model).out
     refused(leyden_cli("info", model, "--set", "model.head_dim=4"), "cannot be changed by --set")
 

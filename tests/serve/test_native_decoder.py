@@ -10,7 +10,6 @@ from leyden.model import Cache, HybridLM, NativeDecoder
 from leyden.ops import native
 from leyden.serve import Engine, Sampling
 
-
 needs_compiler = pytest.mark.skipif(
     isinstance(native.load(), native.UnavailableError), reason="no C++ compiler here"
 )

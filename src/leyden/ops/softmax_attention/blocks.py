@@ -57,6 +57,7 @@ class BlockAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         q, k, v, out = ctx.saved_tensors
+        blocks: list[_Block] = ctx.blocks
         heads = k.shape[2]
         grouped, keys, values = _by_key_head(q, heads), _by_key_head(k, heads), _by_key_head(v, heads)
         dout = _by_key_head(grads[0], heads)
@@ -64,7 +65,7 @@ class BlockAttention(torch.autograd.Function):
         delta = (dout.to(wide) * out).sum(-1, keepdim=True)
         dq = torch.empty_like(grouped)
         dk, dv = (torch.zeros(keys.shape, dtype=wide) for _ in range(2))
-        for n, block in itertools.product(range(len(grouped)), ctx.blocks):
+        for n, block in itertools.product(range(len(grouped)), blocks):
             rows, seen = block.rows, block.keys
             p = _probabilities(grouped[n], keys[n, 0], block)
             dout_rows = _take(dout[n], rows)
