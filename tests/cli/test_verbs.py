@@ -76,6 +76,14 @@ def test_usage_errors_end_with_2(leyden_cli: Cli) -> None:
     refused(leyden_cli("quickstart", "--minutes", "0"), "--minutes", "0.01")
 
 
+def test_text_takes_several_paths(leyden_cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, object] = {}
+    monkeypatch.setattr("leyden.recipes.quickstart", lambda **arguments: given.update(arguments))
+    assert leyden_cli("quickstart", "--text", "a", "b", "--text", "c", "--minutes", "0.2").code == 0
+    assert sorted(map(str, given["text"])) == ["a", "b", "c"]  # pyright: ignore[reportArgumentType]
+    assert leyden_cli("quickstart", "a").code == 2
+
+
 def test_info_of_text_01(leyden_cli: Cli) -> None:
     outcome = leyden_cli("info", "text-01")
     assert (outcome.code, outcome.err) == (0, "")

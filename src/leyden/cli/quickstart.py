@@ -7,6 +7,9 @@ import typer
 
 
 def quickstart(
+    more: Annotated[
+        list[Path] | None, typer.Argument(metavar="PATH", help="Further paths of --text.", show_default=False, hidden=True)
+    ] = None,
     text: Annotated[
         list[Path] | None,
         typer.Option(help="Files or folders to learn from; by default Python's standard library.", show_default=False),
@@ -17,4 +20,6 @@ def quickstart(
     """Train a small MiniMax-01 on this machine's own text, evaluate it, and let it write."""
     from leyden.recipes import quickstart as start
 
-    start(text=text or [], directory=directory, minutes=minutes)
+    if more and not text:
+        raise typer.BadParameter(f"{more[0]} stands alone; texts to learn from follow --text")
+    start(text=[*(text or []), *(more or [])], directory=directory, minutes=minutes)
