@@ -8,7 +8,8 @@ import typer
 
 def quickstart(
     more: Annotated[
-        list[Path] | None, typer.Argument(metavar="PATH", help="Further paths of --text.", show_default=False, hidden=True)
+        list[Path] | None,
+        typer.Argument(metavar="PATH", help="Further paths of --text.", show_default=False, hidden=True),
     ] = None,
     text: Annotated[
         list[Path] | None,
