@@ -79,16 +79,26 @@ template <class F> inline __attribute__((always_inline)) void vectors(int64_t n,
     if (i < n) work(i, (int)(n - i));
 }
 
+typedef float Eight __attribute__((vector_size(32)));
+typedef float Four __attribute__((vector_size(16)));
+
+// The lanes of a vector meet half by half: 16, 8, 4, 2, 1.
+template <class F> inline __attribute__((always_inline)) float meet(Vector v, F &&both) {
+    Eight eight[2];
+    std::memcpy(eight, &v, sizeof v);
+    const Eight e = both(eight[0], eight[1]);
+    Four four[2];
+    std::memcpy(four, &e, sizeof e);
+    const Four f = both(four[0], four[1]);
+    return both(both(f[0], f[2]), both(f[1], f[3]));
+}
+
 inline float sum(Vector v) {
-    float total = 0;
-    for (int i = 0; i < LANES; i++) total += v[i];
-    return total;
+    return meet(v, [](auto a, auto b) { return a + b; });
 }
 
 inline float largest(Vector v) {
-    float found = v[0];
-    for (int i = 1; i < LANES; i++) found = std::max(found, v[i]);
-    return found;
+    return meet(v, [](auto a, auto b) { return a > b ? a : b; });
 }
 
 // x between bounds; a NaN stays one.
@@ -135,6 +145,24 @@ template <class F> void share(int64_t count, int threads, F &&work) {
         const int64_t rank = omp_get_thread_num(), size = omp_get_num_threads();
         work(count * rank / size, count * (rank + 1) / size, (int)rank);
     }
+}
+
+// total[i] = the sum over rows of what work(begin, end, part) adds to part[i]. Blocks of rows are summed by themselves
+// first: fewer terms a sum, smaller errors.
+template <class F> void sum_over_rows(int64_t rows, int64_t width, int threads, float *total, F &&work) {
+    constexpr int64_t BLOCK = 64;
+    std::vector<float> totals(threads * width);
+    share(rows, threads, [&](int64_t begin, int64_t end, int rank) {
+        std::vector<float> part(width);
+        for (int64_t first = begin; first < end; first += BLOCK) {
+            std::fill(part.begin(), part.end(), 0.0f);
+            work(first, std::min(first + BLOCK, end), part.data());
+            for (int64_t i = 0; i < width; i++) totals[rank * width + i] += part[i];
+        }
+    });
+    std::fill(total, total + width, 0.0f);
+    for (int64_t rank = 0; rank < threads; rank++)
+        for (int64_t i = 0; i < width; i++) total[i] += totals[rank * width + i];
 }
 
 // work(T{}) for the dtype that Python named.

@@ -6,8 +6,6 @@ using namespace leyden;
 
 namespace {
 
-constexpr int64_t BLOCK = 64;  // rows whose share of dweight is summed by itself: fewer terms a sum, smaller errors
-
 template <class T>
 void forward(const T *x, const T *gate, const float *weight, float eps, int64_t begin, int64_t end, int64_t dim, T *y,
              float *rstd) {
@@ -72,20 +70,12 @@ extern "C" void leyden_rms_norm(int64_t bfloat16, const void *x, const void *gat
 extern "C" void leyden_rms_norm_backward(int64_t bfloat16, const void *dy, const void *x, const void *gate,
                                          const float *weight, const float *rstd, int64_t rows, int64_t dim, void *dx,
                                          void *dgate, float *dweight, int64_t threads) {
-    std::vector<float> totals(threads * dim);
     with_dtype(bfloat16, [&](auto type) {
         using T = decltype(type);
-        share(rows, threads, [&](int64_t begin, int64_t end, int rank) {
-            std::vector<float> part(dim), opened(dim);
-            for (int64_t first = begin; first < end; first += BLOCK) {
-                std::fill(part.begin(), part.end(), 0.0f);
-                backward((const T *)dy, (const T *)x, (const T *)gate, weight, rstd, first, std::min(first + BLOCK, end),
-                         dim, (T *)dx, (T *)dgate, part.data(), opened.data());
-                for (int64_t i = 0; i < dim; i++) totals[rank * dim + i] += part[i];
-            }
+        sum_over_rows(rows, dim, threads, dweight, [&](int64_t begin, int64_t end, float *part) {
+            std::vector<float> opened(dim);
+            backward((const T *)dy, (const T *)x, (const T *)gate, weight, rstd, begin, end, dim, (T *)dx, (T *)dgate,
+                     part, opened.data());
         });
     });
-    std::fill(dweight, dweight + dim, 0.0f);
-    for (int64_t rank = 0; rank < threads; rank++)
-        for (int64_t i = 0; i < dim; i++) dweight[i] += totals[rank * dim + i];
 }

@@ -2,6 +2,9 @@
 
 import torch
 
+from leyden.ops.backend import choose
+from leyden.ops.rotary.native import NativeRotary
+
 __all__ = ["apply_rotary", "rotary_angles"]
 
 
@@ -21,16 +24,25 @@ def rotary_angles(positions: torch.Tensor, rotary_dim: int, theta: float) -> tup
     return angles.cos().float(), angles.sin().float()
 
 
-def apply_rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def apply_rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, backend: str = "auto") -> torch.Tensor:
     """Turn the pairs (i, i + R/2) of the first R dims of each head; the other dims pass through.
 
     Args:
         x: [B, T, H, D].
-        cos, sin: [T, R/2] with R at most D.
+        cos, sin: [T, R/2] float32 with R at most D.
+        backend: ``"auto"``, ``"reference"``, ``"torch"`` (which is the reference) or ``"native"``.
 
     Returns:
         [B, T, H, D] in the dtype of x; the turn is computed in float32 (float64 for float64).
+
+    Raises:
+        ValueError: shapes that do not fit together, or a backend that cannot run.
     """
+    if cos.shape != sin.shape or cos.shape[0] != x.shape[1] or 2 * cos.shape[1] > x.shape[3]:
+        given = f"x {tuple(x.shape)}, cos {tuple(cos.shape)}, sin {tuple(sin.shape)}"
+        raise ValueError(f"apply_rotary: x [B, T, H, D], cos and sin [T, R/2] with R <= D expected; given {given}.")
+    if choose("apply_rotary", backend, x.device, native=x.dtype) == "native":
+        return NativeRotary.apply(x, cos.float(), sin.float())
     half = cos.shape[-1]
     dtype = torch.promote_types(x.dtype, torch.float32)
     cos, sin = cos[:, None, :].to(dtype), sin[:, None, :].to(dtype)

@@ -6,6 +6,9 @@ from typing import Literal
 
 import torch
 
+from leyden.ops.backend import choose
+from leyden.ops.routing.native import NativeRoute
+
 __all__ = ["Routing", "drop_over_capacity", "expert_capacity", "route"]
 
 
@@ -28,13 +31,23 @@ class Routing:
     kept: torch.Tensor | None = None
 
 
-def route(logits: torch.Tensor, top_k: int) -> Routing:
+def route(logits: torch.Tensor, top_k: int, backend: str = "auto") -> Routing:
     """Softmax over all experts, the k most probable, renormalised to sum to 1 (arXiv 2501.08313, equation 1).
 
     Args:
         logits: [N, E] float32 (or float64).
         top_k: k, from 1 to E.
+        backend: ``"auto"``, ``"reference"``, ``"torch"`` (which is the reference) or ``"native"``.
+
+    Raises:
+        ValueError: k out of bounds, or a backend that cannot run.
     """
+    if not 1 <= top_k <= logits.shape[1]:
+        raise ValueError(f"route: top_k from 1 to the {logits.shape[1]} experts expected; given {top_k}.")
+    native = logits.dtype if logits.dtype == torch.float32 else None
+    if choose("route", backend, logits.device, native=native) == "native":
+        experts, weights, probabilities = NativeRoute.apply(logits, top_k)
+        return Routing(experts, weights, probabilities, logits)
     probabilities = logits.softmax(-1)
     weights, experts = probabilities.topk(top_k, dim=-1)
     return Routing(experts, weights / weights.sum(-1, keepdim=True), probabilities, logits)
