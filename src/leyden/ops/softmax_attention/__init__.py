@@ -3,6 +3,7 @@
 import torch
 
 from leyden.ops.backend import choose
+from leyden.ops.softmax_attention.blocks import BlockAttention
 from leyden.ops.softmax_attention.portable import softmax_attention_portable
 from leyden.ops.softmax_attention.reference import softmax_attention_reference
 
@@ -24,7 +25,7 @@ def softmax_attention(
         q: [B, T, Hq, D].
         k, v: [B, S, Hkv, D] with S at least T and Hq a multiple of Hkv; query head h reads key head h // (Hq / Hkv).
         cu_seqlens: [N+1] integers from 0 to T: packed documents in one row (B = 1, S = T), none sees another.
-        backend: ``"auto"``, ``"reference"`` or ``"torch"``.
+        backend: ``"auto"``, ``"reference"``, ``"torch"`` or ``"native"`` (which has nothing for a single query).
 
     Returns:
         [B, T, Hq, D] in the dtype of q.
@@ -39,6 +40,9 @@ def softmax_attention(
         )
     if cu_seqlens is not None and (q.shape[0] != 1 or k.shape[1] != q.shape[1]):
         raise ValueError("softmax_attention: packed documents lie in one row (B = 1) with as many keys as queries.")
-    if choose("softmax_attention", backend, q.device) == "reference":
+    chosen = choose("softmax_attention", backend, q.device, native=q.dtype if q.shape[1] > 1 else None)
+    if chosen == "reference":
         return softmax_attention_reference(q, k, v, cu_seqlens)
+    if chosen == "native":
+        return BlockAttention.apply(q, k, v, None if cu_seqlens is None else cu_seqlens.tolist(), True)
     return softmax_attention_portable(q, k, v, cu_seqlens)

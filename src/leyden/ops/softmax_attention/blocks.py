@@ -9,12 +9,15 @@ is in float32. The backward forms the probabilities P = softmax(S) again:
 Shapes: N = batch x key heads, G query heads share a key head, R queries in a block, W keys that it can see.
 """
 
+import functools
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from leyden.ops.native import call
 
 _ROWS = 128
 _SCORES = 1 << 21
@@ -23,41 +26,55 @@ _SCORES = 1 << 21
 
 @dataclass(frozen=True)
 class _Block:
-    """Queries ``rows`` and the keys ``keys`` they may see; ``hidden`` marks those that a query may not.
+    """Queries ``rows`` and the keys ``keys`` that they may see.
 
     Attributes:
         rows: of the T queries.
         keys: of the S keys; begins at a document's first key, rounded down to a multiple of the block.
-        hidden: [R, width] bool, of the last ``width`` keys.
+        seen: [2, R] int32, the first key of the block that each query sees, and the one behind its last.
     """
 
     rows: slice
     keys: slice
-    hidden: torch.Tensor
+    seen: torch.Tensor
+
+    @functools.cached_property
+    def hidden(self) -> torch.Tensor:
+        """[R, width] bool, of the last ``width`` keys of the block: those that a query may not see."""
+        first, end = self.seen[:, :, None]
+        num_keys = self.keys.stop - self.keys.start
+        # Only the block's own keys can lie ahead of a query, unless a document begins or has ended before them.
+        width = num_keys if int(first[-1]) > 0 else self.seen.shape[1]
+        key = torch.arange(num_keys - width, num_keys)
+        return (key >= end) | (key < first)
 
 
 class BlockAttention(torch.autograd.Function):
-    """See :func:`leyden.ops.softmax_attention`; arguments q [B, T, Hq, D], k and v [B, S, Hkv, D], bounds."""
+    """See :func:`leyden.ops.softmax_attention`; arguments q [B, T, Hq, D], k and v [B, S, Hkv, D], bounds.
+
+    ``native`` says who computes the softmax between the products: C++ or PyTorch.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bounds: list[int] | None
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bounds: list[int] | None, native: bool
     ) -> torch.Tensor:
         heads = k.shape[2]
         grouped, keys, values = _by_key_head(q, heads), _by_key_head(k, heads), _by_key_head(v, heads)
         out = torch.empty_like(grouped)
         blocks = list(_blocks(grouped, keys.shape[2], bounds))
         for n, block in itertools.product(range(len(grouped)), blocks):
-            p = _probabilities(grouped[n], keys[n, 0], block).to(q.dtype)
+            p = _probabilities(grouped[n], keys[n, 0], block, native).to(q.dtype)
             _put(out[n], block.rows, torch.mm(p, values[n, 0, block.keys]))
         ctx.save_for_backward(q, k, v, out)
-        ctx.blocks = blocks
+        ctx.blocks, ctx.native = blocks, native
         return _by_position(out, q)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         q, k, v, out = ctx.saved_tensors
         blocks: list[_Block] = ctx.blocks
+        native: bool = ctx.native
         heads = k.shape[2]
         grouped, keys, values = _by_key_head(q, heads), _by_key_head(k, heads), _by_key_head(v, heads)
         dout = _by_key_head(grads[0], heads)
@@ -67,14 +84,14 @@ class BlockAttention(torch.autograd.Function):
         dk, dv = (torch.zeros(keys.shape, dtype=wide) for _ in range(2))
         for n, block in itertools.product(range(len(grouped)), blocks):
             rows, seen = block.rows, block.keys
-            p = _probabilities(grouped[n], keys[n, 0], block)
+            p = _probabilities(grouped[n], keys[n, 0], block, native)
             dout_rows = _take(dout[n], rows)
             dv[n, 0, seen] += torch.mm(p.to(q.dtype).t(), dout_rows)
-            dp = torch.mm(dout_rows, values[n, 0, seen].t()).to(wide)
-            ds = dp.sub_(_take(delta[n], rows)).mul_(p).mul_(q.shape[-1] ** -0.5).to(q.dtype)
+            dp = torch.mm(dout_rows, values[n, 0, seen].t())
+            ds = _score_gradients(dp, p, _take(delta[n], rows), q.shape[-1] ** -0.5, native)
             _put(dq[n], rows, torch.mm(ds, keys[n, 0, seen]))
             dk[n, 0, seen] += torch.mm(ds.t(), _take(grouped[n], rows))
-        return _by_position(dq, q), _by_position(dk.to(k.dtype), k), _by_position(dv.to(v.dtype), v), None
+        return _by_position(dq, q), _by_position(dk.to(k.dtype), k), _by_position(dv.to(v.dtype), v), None, None
 
 
 def _by_key_head(x: torch.Tensor, key_heads: int) -> torch.Tensor:
@@ -100,14 +117,27 @@ def _put(x: torch.Tensor, rows: slice, block: torch.Tensor) -> None:
     target.copy_(block.view(target.shape))
 
 
-def _probabilities(q: torch.Tensor, k: torch.Tensor, block: _Block) -> torch.Tensor:
-    """[G R, W] in float32 (float64 for float64), zero where a query may not look."""
-    wide = torch.promote_types(q.dtype, torch.float32)
-    scores = torch.mm(_take(q, block.rows), k[block.keys].t()).to(wide).mul_(q.shape[-1] ** -0.5)
-    num_rows, width = block.hidden.shape
+def _probabilities(q: torch.Tensor, k: torch.Tensor, block: _Block, native: bool) -> torch.Tensor:
+    """[G R, W], zero where a query may not look; in float32 or wider, or natively in the dtype of q."""
+    scores, scale = torch.mm(_take(q, block.rows), k[block.keys].t()), q.shape[-1] ** -0.5
+    num_rows = block.seen.shape[1]
+    if native:
+        call("leyden_softmax", q.dtype, scores, block.seen, scale, len(scores), num_rows, scores.shape[1])
+        return scores
+    scores = scores.to(torch.promote_types(q.dtype, torch.float32)).mul_(scale)
     by_row = scores.view(-1, num_rows, scores.shape[-1])
-    by_row[..., -width:].masked_fill_(block.hidden, -torch.inf)
+    by_row[..., -block.hidden.shape[1] :].masked_fill_(block.hidden, -torch.inf)
     return torch.softmax(scores, dim=-1, out=scores)
+
+
+def _score_gradients(
+    dp: torch.Tensor, p: torch.Tensor, delta: torch.Tensor, scale: float, native: bool
+) -> torch.Tensor:
+    """``p (dp - delta) scale`` [G R, W] in the dtype of dp; delta is [G R, 1]. dp is overwritten."""
+    if native:
+        call("leyden_softmax_backward", dp.dtype, dp, p, delta, scale, *dp.shape)
+        return dp
+    return dp.to(p.dtype).sub_(delta).mul_(p).mul_(scale).to(dp.dtype)
 
 
 def _blocks(q: torch.Tensor, num_keys: int, bounds: list[int] | None) -> Iterator[_Block]:
@@ -124,9 +154,6 @@ def _blocks(q: torch.Tensor, num_keys: int, bounds: list[int] | None) -> Iterato
         rows = max(16, min(_ROWS, _SCORES // (G * (offset + first + _ROWS - begin)) // 16 * 16))
         last = min(first + rows, T)
         end = offset + last
-        # Only the block's own keys can lie ahead of a query, unless a document begins or has ended before them.
-        masked_from = begin if int(starts[last - 1]) > begin else end - (last - first)
-        key = torch.arange(masked_from, end)
-        query = torch.arange(offset + first, end)[:, None]
-        yield _Block(slice(first, last), slice(begin, end), (key > query) | (key < starts[first:last, None]))
+        seen = torch.stack([starts[first:last], torch.arange(offset + first, end) + 1]) - begin
+        yield _Block(slice(first, last), slice(begin, end), seen.to(torch.int32))
         first = last

@@ -15,7 +15,7 @@ def softmax_attention_portable(
     """See :func:`leyden.ops.softmax_attention`."""
     T, S = q_BTHD.shape[1], k_BSGD.shape[1]
     if q_BTHD.device.type == "cpu" and T > 1:
-        return BlockAttention.apply(q_BTHD, k_BSGD, v_BSGD, None if cu_seqlens is None else cu_seqlens.tolist())
+        return BlockAttention.apply(q_BTHD, k_BSGD, v_BSGD, None if cu_seqlens is None else cu_seqlens.tolist(), False)
     q, k, v = (x.transpose(1, 2) for x in (q_BTHD, k_BSGD, v_BSGD))
     if cu_seqlens is not None:
         bounds = cu_seqlens.tolist()
