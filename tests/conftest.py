@@ -7,9 +7,14 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from hypothesis import settings
 
 from leyden.cli import main
 from leyden.model import HybridLM, ModelConfig
+
+# A busy machine makes single examples slow; how long the tests take is not what they test.
+settings.register_profile("leyden", deadline=None)
+settings.load_profile("leyden")
 
 _SMALL = {
     "vocab_size": 101,
