@@ -20,8 +20,8 @@ import torch
 from leyden.ops.native import call
 
 _ROWS = 128
-_SCORES = 1 << 21
-"""Scores of one block: 8 MB in float32."""
+_SCORES_BYTES = 16 << 20
+"""Scores of one block, in the dtype of the queries."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class _Block:
 
     Attributes:
         rows: of the T queries.
-        keys: of the S keys; begins at a document's first key, rounded down to a multiple of the block.
+        keys: of the S keys; from a document's first to the last query's own, rounded outwards so that few widths
+            occur, since a matrix library prepares a kernel for every new shape.
         seen: [2, R] int32, the first key of the block that each query sees, and the one behind its last.
     """
 
@@ -43,8 +44,8 @@ class _Block:
         """[R, width] bool, of the last ``width`` keys of the block: those that a query may not see."""
         first, end = self.seen[:, :, None]
         num_keys = self.keys.stop - self.keys.start
-        # Only the block's own keys can lie ahead of a query, unless a document begins or has ended before them.
-        width = num_keys if int(first[-1]) > 0 else self.seen.shape[1]
+        # All see the keys that the first query sees, unless a document begins or has ended before them.
+        width = num_keys if int(first[-1]) > 0 else num_keys - int(end[0])
         key = torch.arange(num_keys - width, num_keys)
         return (key >= end) | (key < first)
 
@@ -151,9 +152,15 @@ def _blocks(q: torch.Tensor, num_keys: int, bounds: list[int] | None) -> Iterato
     first = 0
     while first < T:
         begin = int(starts[first]) // _ROWS * _ROWS
-        rows = max(16, min(_ROWS, _SCORES // (G * (offset + first + _ROWS - begin)) // 16 * 16))
+        rows, widest = _ROWS, _SCORES_BYTES // q.element_size() // G
+        while rows > 16 and rows * (offset + first + _ROWS - begin) > widest:
+            rows //= 2
         last = min(first + rows, T)
         end = offset + last
+        grain = _ROWS
+        while grain * 32 < end - begin:
+            grain *= 2
+        stop = min(begin - (begin - end) // grain * grain, num_keys)
         seen = torch.stack([starts[first:last], torch.arange(offset + first, end) + 1]) - begin
-        yield _Block(slice(first, last), slice(begin, end), seen.to(torch.int32))
+        yield _Block(slice(first, last), slice(begin, stop), seen.to(torch.int32))
         first = last
