@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from leyden.model import PRESETS, Cache, HybridLM, LightningState, ModelConfig, count_model, preset
+from leyden.model import PRESETS, Cache, HybridLM, LightningState, ModelConfig, count_model, prefill_flops, preset
 from leyden.model.float32 import Float32Module
 
 SHAPES = {
@@ -68,3 +68,7 @@ def test_flops_by_hand() -> None:
     counted = count_model(config)
     assert counted.forward_flops_per_token(5) == lightning + softmax + 2 * experts + 2 * 7 * 10
     assert counted.training_flops_per_token(5) == 3 * counted.forward_flops_per_token(5)
+    output = 2 * 7 * 10
+    last_alone = 2 * (2 * 10 * 12) + 4 * 3 * 4 * 5 + experts
+    assert prefill_flops(config, 5) == 5 * (lightning + experts + 2 * 2 * 10 * 4) + last_alone + output
+    assert prefill_flops(config, 1) == counted.forward_flops_per_token(1)

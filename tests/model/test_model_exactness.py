@@ -55,6 +55,28 @@ def test_prefill_in_chunks_equals_prefill(random_model: ModelMaker, chunks: list
         assert_equal(parts, model(tokens))
 
 
+@pytest.mark.parametrize("layer_types", [("full_attention", "linear_attention"), ("linear_attention", "full_attention")])
+@pytest.mark.parametrize("last", [1, 3])
+def test_the_last_positions_alone_equal_those_of_all(
+    random_model: ModelMaker, layer_types: tuple[str, ...], last: int
+) -> None:
+    model = random_model(torch.float64, layer_types=layer_types, num_hidden_layers=2)
+    tokens, whole, cache = tokens_of(80, rows=2), Cache(model.config, 2), Cache(model.config, 2)
+    with torch.no_grad():
+        for part in tokens[:, :70].split(35, dim=1):
+            expected = model.features(part, cache=whole).hidden
+            hidden = model.features(part, cache=cache, last=last).hidden
+            assert hidden.shape[1] == last
+            assert_equal(hidden, expected[:, -last:])
+        assert_equal(model(tokens[:, 70:], cache=cache), model(tokens[:, 70:], cache=whole))
+
+
+@pytest.mark.parametrize("last", [0, 6])
+def test_positions_that_are_not_there(random_model: ModelMaker, last: int) -> None:
+    with pytest.raises(UserError, match=f"last 1 to 5 positions .* given last={last}"):
+        random_model().features(tokens_of(5), last=last)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_a_saved_cache_resumes(random_model: ModelMaker, dtype: torch.dtype) -> None:
     model, tokens = random_model(dtype), tokens_of(97)

@@ -46,7 +46,8 @@ def assert_within_noise(
     """Hold one result to the rule.
 
     The error is the root-mean-square one, which does not hang on a single unlucky element; no element may be off by
-    more than twelve times what is allowed to all (rounding noise reaches some seven).
+    more than twelve times what is allowed to all (rounding noise reaches some seven), or three times the plain
+    computation's largest error, where few elements carry most of the noise.
 
     Args:
         actual: the result to judge.
@@ -67,7 +68,8 @@ def assert_within_noise(
         limit = 2 * _root_mean_square(noise) + unit * _root_mean_square(e)
         typical, largest = _root_mean_square(error), error.abs().max().item()
         assert typical <= limit, f"{what} [{index}]: error {typical:.3g} above {limit:.3g}"
-        assert largest <= 12 * limit, f"{what} [{index}]: largest error {largest:.3g} above 12 * {limit:.3g}"
+        allowed = max(12 * limit, 3 * noise.abs().max().item())
+        assert largest <= allowed, f"{what} [{index}]: largest error {largest:.3g} above {allowed:.3g}"
 
 
 def assert_all_within_noise(

@@ -6,7 +6,7 @@ from leyden.bench.duel import Duel
 from leyden.bench.plan import Plan
 from leyden.bench.result import Row
 from leyden.bench.worker import Worker
-from leyden.model import count_model
+from leyden.model import count_model, prefill_flops
 
 _SHORT = {"float32": "f32", "bfloat16": "bf16"}
 
@@ -98,8 +98,8 @@ def prefill_rows(duel: Duel, plan: Plan, peak: float) -> list[Row]:
                 ratio=theirs / ours,
                 at_least=2,
                 aim=3,
-                floor=peak / count_model(plan.model).forward_flops_per_token(length),
-                how=str(choice),
+                floor=peak * length / prefill_flops(plan.model, length),
+                how=f"{choice}; ours computes of the last layer what the cache and the last token need",
             )
         )
     return rows

@@ -3,7 +3,7 @@
 from leyden.model.balance import RouterLosses, router_losses
 from leyden.model.cache import Cache, KeyValues, LightningState
 from leyden.model.config import LayerType, ModelConfig
-from leyden.model.count import ModelCount, count_model
+from leyden.model.count import ModelCount, count_model, prefill_flops
 from leyden.model.decode import NativeDecoder
 from leyden.model.lm import Features, HybridLM
 from leyden.model.presets import PRESETS, preset
@@ -21,6 +21,7 @@ __all__ = [
     "NativeDecoder",
     "RouterLosses",
     "count_model",
+    "prefill_flops",
     "preset",
     "router_losses",
 ]

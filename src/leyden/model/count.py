@@ -82,6 +82,22 @@ def count_model(config: ModelConfig) -> ModelCount:
     )
 
 
+def prefill_flops(config: ModelConfig, length: int) -> float:
+    """Floating-point operations from ``length`` tokens to the logits of the next one and a cache of all of them.
+
+    Counted as in :meth:`ModelCount.forward_flops_per_token`. The output projection, and the last layer but for its
+    keys, values and state, meet the last token alone.
+    """
+    counted, width = count_model(config), config.num_attention_heads * config.head_dim
+    _, active_feed_forward, router = _feed_forward(config)
+    # Queries and output of softmax attention, gate and output of lightning attention: as many weights.
+    idle = 2 * (2 * config.hidden_size * width + active_feed_forward + router)
+    if config.layer_types[-1] == "full_attention":
+        idle += 4 * width * length / 2  # the earlier tokens see one key to ``length - 1``, on average half of ``length``
+    per_token = counted.forward_flops_per_token(length) - 2 * counted.output_parameters
+    return length * per_token - (length - 1) * idle + 2 * counted.output_parameters
+
+
 def _feed_forward(config: ModelConfig) -> tuple[int, int, int]:
     """Weights of one layer's feed-forward half: all but the router, those that one token meets, the router."""
     D, num_experts = config.hidden_size, config.num_local_experts

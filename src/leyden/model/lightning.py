@@ -37,7 +37,7 @@ class LightningAttention(nn.Module):
         self.slopes = Slopes(self.num_heads, layer, config.num_hidden_layers)
 
     def forward(
-        self, x: torch.Tensor, sequence: Sequence, state: torch.Tensor | None
+        self, x: torch.Tensor, sequence: Sequence, state: torch.Tensor | None, last: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Attend within x, and to what ``state`` remembers.
 
@@ -45,9 +45,10 @@ class LightningAttention(nn.Module):
             x: [B, T, D].
             sequence: the packed documents, if any.
             state: [B, H, K, K] float32, or None at the beginning.
+            last: how many positions' results are wanted.
 
         Returns:
-            [B, T, D] and the new state.
+            [B, last, D] and the new state.
         """
         B, T = x.shape[:2]
         qkv = silu(self.qkv_proj(x)).view(B, T, self.num_heads, 3 * self.head_dim)
@@ -56,5 +57,6 @@ class LightningAttention(nn.Module):
             out, state = lightning_attention_step(q[:, 0], k[:, 0], v[:, 0], self.slopes.values, state)
         else:
             out, state = lightning_attention(q, k, v, self.slopes.values, state, sequence.cu_seqlens)
-        gated = gated_rms_norm(out.reshape(B, T, -1), self.output_gate(x), self.norm.weight, self.norm.eps)
+        gate = self.output_gate(x[:, -last:])
+        gated = gated_rms_norm(out.reshape(B, T, -1)[:, -last:], gate, self.norm.weight, self.norm.eps)
         return self.out_proj(gated), state

@@ -46,17 +46,17 @@ class DecoderLayer(nn.Module):
         self.postnorm = config.postnorm
 
     def forward(
-        self, x: torch.Tensor, sequence: Sequence, memory: LightningState | KeyValues | None
+        self, x: torch.Tensor, sequence: Sequence, memory: LightningState | KeyValues | None, last: int
     ) -> tuple[torch.Tensor, torch.Tensor | None, Routing | None]:
-        """[B, T, D] to [B, T, D], with the new lightning state and the routing where the layer has them."""
+        """[B, T, D] to the ``last`` of its positions, with the new lightning state and the routing if it has them."""
         normed = self.input_layernorm(x)
         state = None
         if isinstance(self.self_attn, LightningAttention):
             before = memory.state if isinstance(memory, LightningState) else None
-            attended, state = self.self_attn(normed, sequence, before)
+            attended, state = self.self_attn(normed, sequence, before, last)
         else:
-            attended = self.self_attn(normed, sequence, memory)
-        x = _residual(normed if self.postnorm else x, attended, self.attention_factors)
+            attended = self.self_attn(normed, sequence, memory, last)
+        x = _residual((normed if self.postnorm else x)[:, -last:], attended, self.attention_factors)
         normed = self.post_attention_layernorm(x)
         routing = None
         if isinstance(self.mlp, MixtureOfExperts):
@@ -115,17 +115,29 @@ class HybridLM(nn.Module):
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def features(
-        self, tokens: torch.Tensor, *, cache: Cache | None = None, cu_seqlens: torch.Tensor | None = None
+        self,
+        tokens: torch.Tensor,
+        *,
+        cache: Cache | None = None,
+        cu_seqlens: torch.Tensor | None = None,
+        last: int | None = None,
     ) -> Features:
-        """Everything before the output projection; arguments as in :meth:`forward`."""
-        self._check(tokens, cache, cu_seqlens)
+        """Everything before the output projection.
+
+        Args:
+            tokens, cache, cu_seqlens: as in :meth:`forward`.
+            last: only the last so many positions are asked for, and the last layer computes only what these and the
+                cache need: of its softmax attention, the keys and values of all tokens and no more. None for all.
+        """
+        self._check(tokens, cache, cu_seqlens, last)
         start = 0 if cache is None else cache.length
         sequence = lay_out(self.config, tokens.shape[1], start, cu_seqlens, tokens.device)
         x = self.embed_tokens(tokens)
         states: dict[int, torch.Tensor] = {}
         routings: list[Routing] = []
         for index, layer in enumerate(self.layers):
-            x, state, routing = layer(x, sequence, None if cache is None else cache.layers[index])
+            wanted = last if last and index == len(self.layers) - 1 else tokens.shape[1]
+            x, state, routing = layer(x, sequence, None if cache is None else cache.layers[index], wanted)
             if state is not None:
                 states[index] = state
             if routing is not None:
@@ -134,13 +146,20 @@ class HybridLM(nn.Module):
             cache.advance(tokens.shape[1], states)
         return Features(self.norm(x), routings)
 
-    def _check(self, tokens: torch.Tensor, cache: Cache | None, cu_seqlens: torch.Tensor | None) -> None:
+    def _check(
+        self, tokens: torch.Tensor, cache: Cache | None, cu_seqlens: torch.Tensor | None, last: int | None
+    ) -> None:
         if tokens.ndim != 2 or tokens.shape[1] == 0:
             raise UserError(f"the model reads tokens [B, T] with T at least 1; given {tuple(tokens.shape)}.")
         if cache is not None and cache.batch_size != tokens.shape[0]:
             raise UserError(f"the cache holds {cache.batch_size} sequences; given {tokens.shape[0]} rows of tokens.")
         if cu_seqlens is not None and (cache is not None or tokens.shape[0] != 1):
             raise UserError("packed documents (cu_seqlens) lie in one row [1, T] and take no cache.")
+        if last is not None and (cu_seqlens is not None or not 1 <= last <= tokens.shape[1]):
+            raise UserError(
+                f"the last 1 to {tokens.shape[1]} positions of these rows can be asked for, and only where they are not "
+                f"packed; given last={last}."
+            )
         start = 0 if cache is None else cache.length
         longest = start + tokens.shape[1] if cu_seqlens is None else _longest_document(cu_seqlens, tokens.shape[1])
         limit = self.config.max_position_embeddings

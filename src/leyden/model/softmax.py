@@ -21,20 +21,24 @@ class SoftmaxAttention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, shared, bias=False)
         self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
 
-    def forward(self, x: torch.Tensor, sequence: Sequence, memory: KeyValues | None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, sequence: Sequence, memory: KeyValues | None, last: int) -> torch.Tensor:
         """Attend within x, and to the keys and values in ``memory``, to which those of x are appended.
 
         Args:
             x: [B, T, D].
             sequence: the positions and the packed documents, if any.
             memory: keys and values of the tokens before, or None.
+            last: how many positions' results are wanted; all of them where documents are packed.
 
         Returns:
-            [B, T, D].
+            [B, last, D].
         """
-        B, T = x.shape[:2]
-        q, k, v = (proj(x).view(B, T, -1, self.head_dim) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        q, k = apply_rotary(q, sequence.cos, sequence.sin), apply_rotary(k, sequence.cos, sequence.sin)
+        q, k, v = (
+            proj(rows).unflatten(-1, (-1, self.head_dim))
+            for proj, rows in ((self.q_proj, x[:, -last:]), (self.k_proj, x), (self.v_proj, x))
+        )
+        q = apply_rotary(q, sequence.cos[-last:], sequence.sin[-last:])
+        k = apply_rotary(k, sequence.cos, sequence.sin)
         if memory is not None:
             k, v = memory.append(k, v, sequence.start)
-        return self.o_proj(softmax_attention(q, k, v, sequence.cu_seqlens).reshape(B, T, -1))
+        return self.o_proj(softmax_attention(q, k, v, sequence.cu_seqlens).flatten(2))

@@ -45,7 +45,7 @@ class Context:
             for start in range(0, len(tokens), self._chunk_tokens):
                 chunk = list(tokens[start : start + self._chunk_tokens])
                 ids = torch.tensor([chunk], device=device)
-                hidden = self._model.features(ids, cache=self._cache).hidden[0, -1]
+                hidden = self._model.features(ids, cache=self._cache, last=1).hidden[0, -1]
                 self.tokens += chunk
             return self._model.logits(hidden)
 
