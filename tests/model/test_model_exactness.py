@@ -55,7 +55,9 @@ def test_prefill_in_chunks_equals_prefill(random_model: ModelMaker, chunks: list
         assert_equal(parts, model(tokens))
 
 
-@pytest.mark.parametrize("layer_types", [("full_attention", "linear_attention"), ("linear_attention", "full_attention")])
+@pytest.mark.parametrize(
+    "layer_types", [("full_attention", "linear_attention"), ("linear_attention", "full_attention")]
+)
 @pytest.mark.parametrize("last", [1, 3])
 def test_the_last_positions_alone_equal_those_of_all(
     random_model: ModelMaker, layer_types: tuple[str, ...], last: int

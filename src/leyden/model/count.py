@@ -93,7 +93,7 @@ def prefill_flops(config: ModelConfig, length: int) -> float:
     # Queries and output of softmax attention, gate and output of lightning attention: as many weights.
     idle = 2 * (2 * config.hidden_size * width + active_feed_forward + router)
     if config.layer_types[-1] == "full_attention":
-        idle += 4 * width * length / 2  # the earlier tokens see one key to ``length - 1``, on average half of ``length``
+        idle += 4 * width * length / 2  # the earlier tokens see 1 to ``length - 1`` keys, on average half of ``length``
     per_token = counted.forward_flops_per_token(length) - 2 * counted.output_parameters
     return length * per_token - (length - 1) * idle + 2 * counted.output_parameters
 

@@ -157,8 +157,8 @@ class HybridLM(nn.Module):
             raise UserError("packed documents (cu_seqlens) lie in one row [1, T] and take no cache.")
         if last is not None and (cu_seqlens is not None or not 1 <= last <= tokens.shape[1]):
             raise UserError(
-                f"the last 1 to {tokens.shape[1]} positions of these rows can be asked for, and only where they are not "
-                f"packed; given last={last}."
+                f"the last 1 to {tokens.shape[1]} positions of these rows can be asked for, and only where they are "
+                f"not packed; given last={last}."
             )
         start = 0 if cache is None else cache.length
         longest = start + tokens.shape[1] if cu_seqlens is None else _longest_document(cu_seqlens, tokens.shape[1])

@@ -4,6 +4,7 @@ The choice is made once per op, device and dtype, and logged; an explicit backen
 """
 
 import functools
+import importlib.util
 import logging
 import os
 from typing import Literal
@@ -12,11 +13,18 @@ import torch
 
 from leyden.ops import native as native_ops
 
+_TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
 Backend = Literal["auto", "reference", "torch", "native", "triton"]
 
 
 def choose(
-    op: str, backend: str, device: torch.device, *, triton: bool = False, native: torch.dtype | None = None
+    op: str,
+    backend: str,
+    device: torch.device,
+    *,
+    triton: torch.dtype | None = None,
+    native: torch.dtype | None = None,
 ) -> str:
     """The body to run: ``"reference"``, ``"torch"``, ``"native"`` or ``"triton"``.
 
@@ -24,7 +32,7 @@ def choose(
         op: the name of the op, for messages.
         backend: what the caller asked for.
         device: where the tensors are.
-        triton: whether this op has a Triton body.
+        triton: the dtype of the tensors where this op has a Triton body.
         native: the dtype of the tensors where this op has a native body.
 
     Raises:
@@ -54,9 +62,11 @@ def _check_native(op: str, device: torch.device, dtype: torch.dtype | None) -> N
         raise ValueError(f"{op}: backend='native' cannot run: {reason}; use 'auto' or 'torch'.")
 
 
-def _check_triton(op: str, device: torch.device, triton: bool) -> None:
-    if not triton:
+def _check_triton(op: str, device: torch.device, dtype: torch.dtype | None) -> None:
+    if dtype is None:
         raise ValueError(f"{op} has no Triton body; use backend='auto', 'torch' or 'reference'.")
+    if dtype not in _TRITON_DTYPES:
+        raise ValueError(f"{op}: backend='triton' needs bfloat16, float16 or float32; given {dtype}.")
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError(
             f"{op}: backend='triton' needs CUDA tensors (given: {device.type}); "
@@ -64,17 +74,17 @@ def _check_triton(op: str, device: torch.device, triton: bool) -> None:
         )
 
 
-def _automatic(op: str, device_type: str, triton: bool, dtype: torch.dtype | None) -> str:
+def _automatic(op: str, device_type: str, triton: torch.dtype | None, native: torch.dtype | None) -> str:
     chosen = "torch"
-    if triton and device_type == "cuda":
+    if device_type == "cuda" and triton in _TRITON_DTYPES and importlib.util.find_spec("triton"):
         chosen = "triton"
-    elif device_type == "cpu" and dtype in native_ops.DTYPES:
+    elif device_type == "cpu" and native in native_ops.DTYPES:
         loaded = native_ops.load()
         if isinstance(loaded, native_ops.UnavailableError):
             _log_once(logging.INFO, f"ops on the CPU run in PyTorch, not natively, which is slower: {loaded}")
         else:
             chosen = "native"
-    _log_once(logging.DEBUG, f"{op} on {device_type} in {dtype or 'any dtype'}: backend {chosen}")
+    _log_once(logging.DEBUG, f"{op} on {device_type} in {triton or native or 'any dtype'}: backend {chosen}")
     return chosen
 
 

@@ -40,8 +40,13 @@ def lightning_attention(
         ValueError: shapes or dtypes that do not fit together, or a backend that cannot run.
     """
     _check(q, k, v, slopes, initial_state, cu_seqlens)
-    if choose("lightning_attention", backend, q.device) == "reference":
+    chosen = choose("lightning_attention", backend, q.device, triton=q.dtype)
+    if chosen == "reference":
         return lightning_attention_reference(q, k, v, slopes, initial_state, cu_seqlens)
+    if chosen == "triton":
+        from leyden.ops.lightning_attention.launch import lightning_attention_triton  # triton, where it is used
+
+        return lightning_attention_triton(q, k, v, slopes, initial_state, cu_seqlens)
     return lightning_attention_portable(q, k, v, slopes, initial_state, cu_seqlens)
 
 
