@@ -118,6 +118,19 @@ def test_a_vocabulary_larger_than_the_text_supports(refused: Refused, tmp_path: 
     assert "Ask for that many or fewer, or give more text" in message
 
 
+def test_a_smaller_vocabulary_where_it_is_allowed(
+    leyden_cli: Callable[..., Any], recipe_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "small.txt").write_text("a small text\n" * 5)
+    (tmp_path / "other.txt").write_text("another text\n" * 5)
+    changes = (f'data.text=["{tmp_path}"]', "tokenizer.allow_smaller=true", "stage.0.steps=1", "stage.1.tokens=1")
+    settings = [argument for change in changes for argument in ("--set", change)]
+    outcome = leyden_cli("run", recipe_file, "--dir", tmp_path / "run", *settings)
+    assert outcome.code == 0, outcome.err
+    assert "the text supports a vocabulary of 27" in outcome.err
+    assert "not of 500" in outcome.err
+
+
 def test_a_directory_that_is_a_file(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "run").write_text("in the way")
     assert refused() == f"error: {tmp_path / 'run'} cannot hold a run: File exists; give another --dir."

@@ -132,6 +132,9 @@ def test_a_vocabulary_that_the_text_does_not_support_says_what_it_does(texts):
     supported = int(str(caught.value).split("vocabulary of ")[1].split(",")[0])
     assert Tokenizer.train(["some words, some more words"], vocab_size=supported).vocab_size == supported
     assert Tokenizer.train([], vocab_size=261).vocab_size == 261
+    smaller = Tokenizer.train(["some words, some more words"], vocab_size=5000, allow_smaller=True)
+    assert smaller.vocab_size == supported
+    assert smaller.decode(smaller.encode("some words")) == "some words"
     with pytest.raises(UserError, match="make 261"):
         Tokenizer.train(texts, vocab_size=260)
 

@@ -56,7 +56,12 @@ def prepare(recipe: Recipe, directory: Path) -> Prepared:
 def _tokenizer(recipe: Recipe, corpus: Corpus) -> Tokenizer:
     if recipe.tokenizer.path is not None:
         return Tokenizer.load(recipe.tokenizer.path)
-    return Tokenizer.train((document.text for document in corpus.train), vocab_size=recipe.tokenizer.vocab_size)
+    wanted = recipe.tokenizer.vocab_size
+    texts = (document.text for document in corpus.train)
+    tokenizer = Tokenizer.train(texts, vocab_size=wanted, allow_smaller=recipe.tokenizer.allow_smaller)
+    if tokenizer.vocab_size < wanted:
+        say(f"the text supports a vocabulary of {tokenizer.vocab_size:,}, not of {wanted:,}")
+    return tokenizer
 
 
 def _write_corpus(corpus: Corpus, directory: Path) -> None:

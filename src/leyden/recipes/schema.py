@@ -18,6 +18,8 @@ class TokenizerSection(Config):
     """A directory with ``tokenizer.json``. None: train one."""
     vocab_size: int = Field(default=8192, ge=261)
     """Of a tokenizer that is trained; the 256 bytes and the special tokens count."""
+    allow_smaller: bool = False
+    """Train on a text too small for so many as well, with as many as it supports; the model keeps its rows."""
 
 
 class DataSection(Config):

@@ -68,8 +68,13 @@ class Tokenizer:
         self._special = {index: token for index, token in added.items() if token.special}
 
     @classmethod
-    def train(cls, texts: Iterable[str], *, vocab_size: int) -> Self:
+    def train(cls, texts: Iterable[str], *, vocab_size: int, allow_smaller: bool = False) -> Self:
         """Learn a vocabulary of exactly ``vocab_size`` from ``texts``: 256 bytes, merges, then 5 special tokens.
+
+        Args:
+            texts: documents.
+            vocab_size: the 256 bytes and the special tokens count.
+            allow_smaller: texts that support fewer tokens give as many as they support.
 
         Raises:
             UserError: ``vocab_size`` is below 261, or more than the texts support; or a text holds a lone surrogate.
@@ -85,7 +90,7 @@ class Tokenizer:
         except UnicodeEncodeError as error:
             raise _not_text(error.object) from None
         reached = backend.get_vocab_size() + len(SPECIAL_TOKENS)
-        if reached < vocab_size:
+        if reached < vocab_size and not allow_smaller:
             raise UserError(
                 f"The text supports a vocabulary of {reached}, not of {vocab_size}: after {reached - smallest} merges "
                 "no pair of tokens occurs twice. Ask for that many or fewer, or give more text."
