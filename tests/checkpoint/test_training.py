@@ -66,7 +66,7 @@ def test_no_checkpoint(tmp_path: Path) -> None:
     assert latest_training(tmp_path) is None
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_any_damage_is_seen(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     run_dir = tmp_path_factory.mktemp("run")
@@ -84,6 +84,13 @@ def test_any_damage_is_seen(tmp_path_factory: pytest.TempPathFactory, data: st.D
     if file.name == "manifest.json" and damage == "flipped" and not _reads_otherwise(file, content):
         return
     assert latest_training(run_dir) == good
+
+
+@pytest.mark.parametrize("manifest", ["", "[]", "3", '{"values.json": {"cytes": 1}}', '{"values.json": 7}'])
+def test_a_manifest_that_is_none(tmp_path: Path, manifest: str) -> None:
+    good, bad = _save(tmp_path, 1), _save(tmp_path, 2)
+    (bad / "manifest.json").write_text(manifest)
+    assert latest_training(tmp_path) == good
 
 
 def _reads_otherwise(file: Path, content: bytes) -> bool:
@@ -122,7 +129,7 @@ def test_disk_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str) 
         if stage == "tensors":  # inside DCP, which wraps what happens there
             patch.setattr(os, "fsync", fail)
         elif stage == "manifest":
-            patch.setattr(training, "_fingerprint", fail)
+            patch.setattr(training._Fingerprint, "of", fail)
         else:
             patch.setattr(os, "replace", fail)
         with pytest.raises(UserError, match=r"step_00000002 could not be written: the disk is full"):

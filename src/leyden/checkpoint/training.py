@@ -13,15 +13,17 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
+from pydantic import TypeAdapter
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from leyden.core.config import Config
 from leyden.core.errors import UserError
 from leyden.core.files import atomic_directory
 from leyden.core.log import logger
@@ -56,8 +58,8 @@ def save_training(
     with atomic_directory(path) as part:
         _write_tensors(part, tensors)
         (part / _VALUES).write_text(json.dumps(values, allow_nan=False), encoding="utf-8")
-        manifest = {file.name: _fingerprint(file) for file in sorted(part.iterdir())}
-        (part / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        manifest = {file.name: _Fingerprint.of(file) for file in sorted(part.iterdir())}
+        (part / _MANIFEST).write_bytes(_manifest.dump_json(manifest, indent=1))
     _prune(path, keep)
     return path
 
@@ -125,24 +127,34 @@ def _check_shapes(path: Path, saved: Mapping[str, Any], tensors: Mapping[str, to
         )
 
 
-def _fingerprint(file: Path) -> dict[str, Any]:
-    with file.open("rb") as stream:
-        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+class _Fingerprint(Config):
+    """What the manifest says of one file."""
+
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, file: Path) -> Self:
+        with file.open("rb") as stream:
+            return cls(bytes=file.stat().st_size, sha256=hashlib.file_digest(stream, "sha256").hexdigest())
+
+
+_manifest = TypeAdapter(dict[str, _Fingerprint])
 
 
 def _problem(path: Path) -> str | None:
     """Why a checkpoint is not whole, or None."""
     try:
-        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+        manifest = _manifest.validate_json((path / _MANIFEST).read_bytes())
     except (OSError, ValueError):
         return f"{_MANIFEST} cannot be read"
     for name, expected in manifest.items():
         file = path / name
         if not file.is_file():
             return f"{name} is missing"
-        if file.stat().st_size != expected["bytes"]:
-            return f"{name} has {file.stat().st_size} bytes, not {expected['bytes']}"
-        if _fingerprint(file) != expected:
+        if file.stat().st_size != expected.bytes:
+            return f"{name} has {file.stat().st_size} bytes, not {expected.bytes}"
+        if _Fingerprint.of(file) != expected:
             return f"the contents of {name} have changed"
     return None
 
