@@ -129,7 +129,7 @@ def test_disk_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str) 
         if stage == "tensors":  # inside DCP, which wraps what happens there
             patch.setattr(os, "fsync", fail)
         elif stage == "manifest":
-            patch.setattr(training._Fingerprint, "of", fail)
+            patch.setattr(training, "_fingerprint", fail)
         else:
             patch.setattr(os, "replace", fail)
         with pytest.raises(UserError, match=r"step_00000002 could not be written: the disk is full"):

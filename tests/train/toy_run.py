@@ -139,7 +139,7 @@ def main() -> None:
 
     plain = training._fingerprint
 
-    def in_save(file: Path) -> dict[str, Any]:
+    def in_save(file: Path) -> Any:
         if f"step_{arguments.die_in_save or 0:08d}" in str(file):
             _kill_myself()
         return plain(file)

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from pydantic import TypeAdapter
@@ -58,7 +58,7 @@ def save_training(
     with atomic_directory(path) as part:
         _write_tensors(part, tensors)
         (part / _VALUES).write_text(json.dumps(values, allow_nan=False), encoding="utf-8")
-        manifest = {file.name: _Fingerprint.of(file) for file in sorted(part.iterdir())}
+        manifest = {file.name: _fingerprint(file) for file in sorted(part.iterdir())}
         (part / _MANIFEST).write_bytes(_manifest.dump_json(manifest, indent=1))
     _prune(path, keep)
     return path
@@ -133,13 +133,13 @@ class _Fingerprint(Config):
     bytes: int
     sha256: str
 
-    @classmethod
-    def of(cls, file: Path) -> Self:
-        with file.open("rb") as stream:
-            return cls(bytes=file.stat().st_size, sha256=hashlib.file_digest(stream, "sha256").hexdigest())
-
 
 _manifest = TypeAdapter(dict[str, _Fingerprint])
+
+
+def _fingerprint(file: Path) -> _Fingerprint:
+    with file.open("rb") as stream:
+        return _Fingerprint(bytes=file.stat().st_size, sha256=hashlib.file_digest(stream, "sha256").hexdigest())
 
 
 def _problem(path: Path) -> str | None:
@@ -154,7 +154,7 @@ def _problem(path: Path) -> str | None:
             return f"{name} is missing"
         if file.stat().st_size != expected.bytes:
             return f"{name} has {file.stat().st_size} bytes, not {expected.bytes}"
-        if _Fingerprint.of(file) != expected:
+        if _fingerprint(file) != expected:
             return f"the contents of {name} have changed"
     return None
 
