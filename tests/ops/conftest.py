@@ -10,6 +10,14 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when kernels are imported
 
 
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    """Where Triton kernels run: in the interpreter on a CPU, or compiled on a GPU."""
+    if request.param == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("the kernels are compiled for the GPU in this process")
+    return request.param
+
+
 @pytest.fixture(autouse=True, scope="module")
 def poisoned_memory() -> Iterator[None]:
     """Memory that PyTorch hands out uninitialised is filled with NaN, so that reading it before writing shows."""

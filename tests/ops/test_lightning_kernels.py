@@ -16,13 +16,6 @@ H, K, V = 4, 6, 20
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest) -> str:
-    if request.param == "cpu" and not launch.interpreted():
-        pytest.skip("the kernels were compiled for a GPU in this process")
-    return request.param
-
-
 def check(bounds: list[int], dtype: torch.dtype, device: str, *, batch: int = 1, resumed: bool = True) -> None:
     """Output, final state and all gradients under the precision rule, head by head."""
     T, rows = bounds[-1], batch if len(bounds) == 2 else len(bounds) - 1

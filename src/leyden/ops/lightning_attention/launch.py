@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton.language as tl
-from torch.autograd.function import once_differentiable
-from triton import knobs
 
+from leyden.ops.launching import blocks, last_dim_contiguous, padded, power_of_two, products
 from leyden.ops.lightning_attention import kernels as jitted
 
 kernels: Any = jitted  # launching is beyond types: a subscript with the grid, compile-time constants by keyword
@@ -48,7 +46,7 @@ class Rows:
         """Cut so that the segments, times the programs that each gets, fill a GPU."""
         num_documents = len(cu_seqlens) - 1
         wanted = max(1, _PROGRAMS // programs_per_token_range)
-        length = max(_SHORTEST_SEGMENT, _power_of_two(-(-num_tokens // wanted)))
+        length = max(_SHORTEST_SEGMENT, power_of_two(blocks(num_tokens, wanted)))
         num_segments = num_tokens // length + num_documents
         counts = (cu_seqlens.diff() + (length - 1)).div(length, rounding_mode="floor").clamp_min(1)
         ends = counts.cumsum(0)
@@ -75,29 +73,11 @@ class Tiles:
 
 def tiles(key_dim: int, value_dim: int, mean_tokens: int, dtype: torch.dtype) -> Tiles:
     """By shape alone: chunks of 32 to 128 tokens by length, and as much state as a program's registers hold."""
-    chunk = min(128 if max(key_dim, value_dim) <= 64 else 64, max(32, _power_of_two(mean_tokens)))
+    chunk = min(128 if max(key_dim, value_dim) <= 64 else 64, max(32, power_of_two(mean_tokens)))
     if dtype == torch.float32:
         chunk = min(chunk, 32)
-    values = min(64 if key_dim > 64 or dtype == torch.float32 else 128, _padded(value_dim))
+    values = min(64 if key_dim > 64 or dtype == torch.float32 else 128, padded(value_dim))
     return Tiles(chunk, values, num_warps=4, num_stages=2)
-
-
-def _power_of_two(count: int) -> int:
-    """The least that is no smaller."""
-    return 1 << (count - 1).bit_length()
-
-
-def _padded(dim: int) -> int:
-    """A dim of a matrix product: at least 16."""
-    return max(16, _power_of_two(dim))
-
-
-_PRECISION = {
-    torch.bfloat16: (tl.bfloat16, "ieee"),
-    torch.float16: (tl.float32, "tf32"),
-    torch.float32: (tl.float32, "ieee"),
-}
-"""What is multiplied, and how. Scores of float16 inputs may overflow float16; tf32 rounds as float16 does."""
 
 
 @dataclass(frozen=True)
@@ -114,11 +94,9 @@ class _Call:
     def of(cls, q: torch.Tensor, v: torch.Tensor, slopes: torch.Tensor, cu_seqlens: torch.Tensor) -> "_Call":
         (T, H, K), V = q.shape, v.shape[-1]
         chosen = tiles(K, V, T // (len(cu_seqlens) - 1), q.dtype)
-        rows = Rows.cut(cu_seqlens, T, H * -(-V // chosen.value_dims))
-        product, precision = _PRECISION[q.dtype]
-        if product == tl.bfloat16 and interpreted():
-            product = tl.float32  # the interpreter's bfloat16 products are wrong
-        return cls(rows, chosen, slopes.float().contiguous(), product, precision)
+        rows = Rows.cut(cu_seqlens, T, H * blocks(V, chosen.value_dims))
+        product, precision = products(q.dtype)
+        return cls(rows, chosen, slopes.contiguous(), product, precision)
 
     def entries(
         self, k: torch.Tensor, v: torch.Tensor, first: torch.Tensor | None, *, reverse: bool = False
@@ -129,8 +107,8 @@ class _Call:
         if not rows.split:
             return first, final
         states = torch.empty(len(rows.table), H, K, V, dtype=torch.float32, device=k.device)
-        BK, BV = _padded(K), min(self.tiles.value_dims, _padded(V))
-        kernels.summarise[(len(rows.table), H, -(-V // BV))](
+        BK, BV = padded(K), min(self.tiles.value_dims, padded(V))
+        kernels.summarise[(len(rows.table), H, blocks(V, BV))](
             k, v, self.slopes, states, rows.table, rows.cu_seqlens,
             rows.num_documents, rows.length, k.stride(0), k.stride(1), v.stride(0), v.stride(1),
             H=H, K=K, V=V, BK=BK, BV=BV, C=self.tiles.chunk, REVERSE=reverse,
@@ -138,7 +116,7 @@ class _Call:
             num_warps=self.tiles.num_warps, num_stages=self.tiles.num_stages,
         )  # fmt: skip
         block = 1024
-        kernels.scan[(rows.num_documents, H, -(-K * V // block))](
+        kernels.scan[(rows.num_documents, H, blocks(K * V, block))](
             states, first, final, self.slopes, rows.first_segment, rows.cu_seqlens,
             rows.num_documents, rows.length,
             H=H, SIZE=K * V, BLOCK=block, HAS_FIRST=first is not None, REVERSE=reverse,
@@ -163,8 +141,8 @@ class _Call:
         (T, H, K), V, rows = q.shape, v.shape[-1], self.rows
         last = None if rows.split else last
         out = torch.empty(T, H, V, dtype=q.dtype, device=q.device)
-        BK, BV = _padded(K), min(self.tiles.value_dims, _padded(V))
-        kernels.attend[(len(rows.table), H, -(-V // BV))](
+        BK, BV = padded(K), min(self.tiles.value_dims, padded(V))
+        kernels.attend[(len(rows.table), H, blocks(V, BV))](
             q, k, v, out, first, last, None, self.slopes, rows.table, rows.cu_seqlens,
             rows.num_documents, rows.length,
             *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *out.stride()[:2],
@@ -177,55 +155,75 @@ class _Call:
         return out
 
 
-class TritonLightningAttention(torch.autograd.Function):
-    """See :func:`leyden.ops.lightning_attention`; all in rows, [tokens, H, *], the last dim contiguous.
-
-    Saved for the backward: q, k, v and, where documents are cut, the state at the beginning of each segment.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        slopes: torch.Tensor,
-        initial_state: torch.Tensor | None,
-        cu_seqlens: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        call = _Call.of(q, v, slopes, cu_seqlens)
-        initial = None if initial_state is None else initial_state.float().contiguous()
-        entries, final = call.entries(k, v, initial)
-        out = call.attend(q, k, v, entries, final)
-        ctx.save_for_backward(q, k, v, entries)
-        ctx.call = call
-        ctx.initial_dtype = None if initial_state is None else initial_state.dtype
-        ctx.set_materialize_grads(False)
-        return out, final
-
-    @staticmethod
-    @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  (the decorator hides the names)
-        ctx: Any, *grads: torch.Tensor | None
-    ) -> tuple[torch.Tensor | None, ...]:
-        q, k, v, entries = ctx.saved_tensors
-        call: _Call = ctx.call
-        dout = torch.zeros_like(v) if grads[0] is None else last_dim_contiguous(grads[0])
-        dfinal = None if grads[1] is None else grads[1].contiguous()
-        dq = call.attend(dout, v, k, entries, None, transposed=True)
-        dentries, dinitial = call.entries(q, dout, dfinal, reverse=True)
-        dv = call.attend(k, q, dout, dentries, dinitial, reverse=True)
-        dk = call.attend(v, dout, q, dentries, None, transposed=True, reverse=True)
-        return dq, dk, dv, None, None if ctx.initial_dtype is None else dinitial.to(ctx.initial_dtype), None
+@torch.library.custom_op("leyden::lightning_attention", mutates_args=())
+def _forward(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    slopes: torch.Tensor,
+    initial_state: torch.Tensor | None,
+    cu_seqlens: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows [tokens, H, *] to the outputs, the final states, and the states that segments begin from (or nothing)."""
+    call = _Call.of(q, v, slopes, cu_seqlens)
+    entries, final = call.entries(k, v, initial_state)
+    out = call.attend(q, k, v, entries, final)
+    return out, final, entries if call.rows.split and entries is not None else final.new_empty(0)
 
 
-def last_dim_contiguous(x: torch.Tensor) -> torch.Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
+@_forward.register_fake
+def _(q, k, v, slopes, initial_state, cu_seqlens):
+    call = _Call.of(q, v, slopes, cu_seqlens)
+    num_segments = len(call.rows.table) if call.rows.split else 0
+    state = (q.shape[1], q.shape[2], v.shape[2])
+    final = q.new_empty(len(cu_seqlens) - 1, *state, dtype=torch.float32)
+    entries = final.new_empty(num_segments, *state) if num_segments else final.new_empty(0)
+    return v.new_empty(v.shape), final, entries
 
 
-def interpreted() -> bool:
-    """Whether kernels run on the CPU, in Triton's interpreter."""
-    return knobs.runtime.interpret
+@torch.library.custom_op("leyden::lightning_attention_backward", mutates_args=())
+def _backward(
+    dout: torch.Tensor,
+    dfinal: torch.Tensor | None,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    slopes: torch.Tensor,
+    entries: torch.Tensor | None,
+    cu_seqlens: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients of q, k, v and the initial state; the same computation three times, twice with time reversed."""
+    call = _Call.of(q, v, slopes, cu_seqlens)
+    dq = call.attend(dout, v, k, entries, None, transposed=True)
+    dentries, dinitial = call.entries(q, dout, dfinal, reverse=True)
+    dv = call.attend(k, q, dout, dentries, dinitial, reverse=True)
+    dk = call.attend(v, dout, q, dentries, None, transposed=True, reverse=True)
+    return dq, dk, dv, dinitial
+
+
+@_backward.register_fake
+def _(dout, dfinal, q, k, v, slopes, entries, cu_seqlens):
+    dinitial = q.new_empty(len(cu_seqlens) - 1, q.shape[1], q.shape[2], v.shape[2], dtype=torch.float32)
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), dinitial
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    q, k, v, slopes, initial_state, cu_seqlens = inputs
+    entries = output[2] if output[2].numel() else initial_state
+    ctx.save_for_backward(q, k, v, slopes, entries, cu_seqlens)
+    ctx.resumed = initial_state is not None
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    q, k, v, slopes, entries, cu_seqlens = ctx.saved_tensors
+    dout = torch.zeros_like(v) if grads[0] is None else last_dim_contiguous(grads[0])
+    dfinal = None if grads[1] is None else grads[1].contiguous()
+    dq, dk, dv, dinitial = _backward(dout, dfinal, q, k, v, slopes, entries, cu_seqlens)
+    return dq, dk, dv, None, dinitial if ctx.resumed else None, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
 
 
 def lightning_attention_triton(
@@ -241,5 +239,6 @@ def lightning_attention_triton(
     if cu_seqlens is None:
         cu_seqlens = torch.arange(B + 1, device=q.device) * T
     rows = (last_dim_contiguous(x.flatten(0, 1)) for x in (q, k, v))
-    out, final = TritonLightningAttention.apply(*rows, slopes, initial_state, cu_seqlens)
+    initial = None if initial_state is None else initial_state.float().contiguous()
+    out, final, _ = _forward(*rows, slopes.float(), initial, cu_seqlens)
     return out.view(v.shape), final
