@@ -7,7 +7,12 @@ import pytest
 import torch
 from exactness import assert_within_noise, random, with_gradients
 
-from leyden.ops import lightning_attention
+from leyden.ops import (
+    lightning_attention,
+    lightning_attention_decode,
+    lightning_attention_mixed,
+    lightning_attention_prefill,
+)
 
 launch = importlib.import_module("leyden.ops.lightning_attention.launch")
 
@@ -143,3 +148,98 @@ def test_the_same_bits_again(short_segments: None, device: str) -> None:
         for _ in range(2)
     )
     assert all(torch.equal(a, b) for a, b in itertools.zip_longest(once, again))
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("cut", [False, True])
+def test_prefill_and_decode_in_a_pool_of_states(
+    backend: str, cut: bool, device: str, request: pytest.FixtureRequest
+) -> None:
+    """A ragged batch read in two parts, then token by token, equals each document by itself; other slots stay."""
+    if cut:
+        request.getfixturevalue("short_segments")
+    lengths, slots = [100, 1, 70], torch.tensor([4, 0, 2], device=device)
+    slopes, dtype = SLOPES.to(device), torch.float32
+    documents = [
+        [random(1, n + 3, H, size, dtype=dtype, seed=10 * i + s).to(device) for s, size in enumerate((K, K, V))]
+        for i, n in enumerate(lengths)
+    ]
+    states = torch.full((6, H, K, V), torch.nan, device=device)
+    states[slots] = 0
+    outputs: list[list[torch.Tensor]] = [[] for _ in lengths]
+    for begin, end in ((lambda n: 0, lambda n: n // 2), (lambda n: n // 2, lambda n: n)):
+        parts = [[x[:, begin(n) : end(n)] for x in doc] for doc, n in zip(documents, lengths, strict=True)]
+        sizes = [part[0].shape[1] for part in parts]
+        cu = torch.tensor([0, *itertools.accumulate(sizes)], device=device)
+        packed = [torch.cat(xs, 1) for xs in zip(*parts, strict=True)]
+        out = lightning_attention_prefill(*packed, slopes, states, slots, cu, backend)
+        for kept, piece in zip(outputs, out.split(sizes, dim=1), strict=True):
+            kept.append(piece)
+    nobody = torch.zeros(1, H, 1, device=device)
+    for step in range(3):
+        token = [
+            torch.cat([*(doc[i][:, n + step] for doc, n in zip(documents, lengths, strict=True)),
+                       nobody.expand(1, H, documents[0][i].shape[-1])])
+            for i in range(3)
+        ]  # fmt: skip
+        padded_slots = torch.cat([slots, slots.new_tensor([-1])])
+        out = lightning_attention_decode(*token, slopes, states, padded_slots, backend)
+        assert torch.equal(out[3], torch.zeros_like(out[3]))
+        for kept, piece in zip(outputs, out, strict=False):
+            kept.append(piece[None, None])
+    for doc, kept, slot in zip(documents, outputs, slots, strict=True):
+        exact, end = lightning_attention(*(x.double() for x in doc), slopes, backend="reference")
+        torch.testing.assert_close(torch.cat(kept, 1).double(), exact, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(states[slot][None].double(), end, rtol=1e-4, atol=1e-4)
+    assert states[[1, 3, 5]].isnan().all()
+
+
+def test_nothing_breaks_the_graph(device: str) -> None:
+    """torch.compile sees one opaque operation, forward and backward, with the right shapes and dtypes."""
+    q, k = (random(1, 40, H, K, dtype=torch.float32, seed=seed).to(device) for seed in (1, 2))
+    v = random(1, 40, H, V, dtype=torch.float32, seed=3).to(device)
+    slopes, cu = SLOPES.to(device), torch.tensor([0, 10, 40], device=device)
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor):
+        return lightning_attention(q * 2, k, v, slopes, None, cu if device == "cuda" else None, "triton")
+
+    compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
+    for a, b in zip(with_gradients(compiled, [q, k, v]), with_gradients(attend, [q, k, v]), strict=True):
+        torch.testing.assert_close(a, b)
+    torch.library.opcheck(launch._forward, (q[0], k[0], v[0].requires_grad_(), slopes, None, cu, 40))
+    states, slots = torch.zeros(3, H, K, V, device=device), torch.tensor([2, 0], device=device)
+    torch.library.opcheck(launch._prefill, (q[0], k[0], v[0].detach(), slopes, states, slots, cu))
+    torch.library.opcheck(launch._decode, (q[0, :2], k[0, :2], v[0, :2].detach(), slopes, states, slots))
+
+
+@pytest.mark.parametrize("num_decodes", [0, 2, 3])
+def test_prefill_and_decode_side_by_side(num_decodes: int, device: str) -> None:
+    lengths = [1, 1, 1] if num_decodes == 3 else [1, 1, 20]
+    T, slopes, slots = sum(lengths), SLOPES.to(device), torch.tensor([1, 0, 2], device=device)
+    q, k = (random(1, T, H, K, dtype=torch.float32, seed=seed).to(device) for seed in (1, 2))
+    v = random(1, T, H, V, dtype=torch.float32, seed=3).to(device)
+    first = random(3, H, K, V, dtype=torch.float32, seed=4).to(device)
+    cu = torch.tensor([0, *itertools.accumulate(lengths)], device=device)
+    states, expected_states = first.clone(), first.clone()
+    out = lightning_attention_mixed(q, k, v, slopes, states, slots, cu, num_decodes, "triton")
+    expected = lightning_attention_prefill(q, k, v, slopes, expected_states, slots, cu, "reference")
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(states, expected_states, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"states": torch.zeros(3, H, V, K)}, "states"),
+        ({"states": torch.zeros(3, H, K, V, dtype=torch.bfloat16)}, "float32"),
+        ({"states": torch.zeros(3, H, V, K).transpose(2, 3)}, "contiguous"),
+        ({"slots": torch.tensor([0])}, "2 slots"),
+        ({"slots": torch.tensor([0.0, 1.0])}, "integers"),
+    ],
+)
+def test_a_pool_that_does_not_fit_is_refused(change: dict[str, torch.Tensor], message: str) -> None:
+    x, v = torch.zeros(2, H, K), torch.zeros(2, H, V)
+    good = {"states": torch.zeros(3, H, K, V), "slots": torch.tensor([0, 2])}
+    assert lightning_attention_decode(x, x, v, SLOPES, **good).shape == (2, H, V)
+    with pytest.raises(ValueError, match=message):
+        lightning_attention_decode(x, x, v, SLOPES, **{**good, **change})

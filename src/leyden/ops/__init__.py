@@ -2,7 +2,14 @@
 
 from leyden.ops.cross_entropy import IGNORE_INDEX, linear_cross_entropy
 from leyden.ops.experts import swiglu_experts
-from leyden.ops.lightning_attention import lightning_attention, lightning_attention_step, lightning_slopes
+from leyden.ops.lightning_attention import (
+    lightning_attention,
+    lightning_attention_decode,
+    lightning_attention_mixed,
+    lightning_attention_prefill,
+    lightning_attention_step,
+    lightning_slopes,
+)
 from leyden.ops.rms_norm import gated_rms_norm, rms_norm
 from leyden.ops.rotary import apply_rotary, rotary_angles
 from leyden.ops.routing import Routing, drop_over_capacity, expert_capacity, route
@@ -16,6 +23,9 @@ __all__ = [
     "expert_capacity",
     "gated_rms_norm",
     "lightning_attention",
+    "lightning_attention_decode",
+    "lightning_attention_mixed",
+    "lightning_attention_prefill",
     "lightning_attention_step",
     "lightning_slopes",
     "linear_cross_entropy",

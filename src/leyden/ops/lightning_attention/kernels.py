@@ -19,12 +19,13 @@ import triton.language as tl
 
 
 @triton.jit
-def _segment(table, cu_seqlens, L):
+def _segment(table, cu_seqlens, num_documents, L):
     """The document of this program's segment, and the segment's first token and end; past the last, no document."""
     row = tl.program_id(0)
     document = tl.load(table + 2 * row).to(tl.int64)
     first = tl.load(cu_seqlens + document).to(tl.int64) + tl.load(table + 2 * row + 1).to(tl.int64) * L
-    return document, first, tl.minimum(tl.load(cu_seqlens + document + 1).to(tl.int64), first + L)
+    end = tl.load(cu_seqlens + document + 1, mask=document < num_documents, other=0).to(tl.int64)
+    return document, first, tl.minimum(end, first + L)
 
 
 @triton.jit
@@ -51,7 +52,7 @@ def summarise(
     C: tl.constexpr, REVERSE: tl.constexpr, PRODUCT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """out[segment, head] = sum_j exp(-slope (tokens that follow j)) k_j v_j^T, in float32."""
-    document, start, end = _segment(table, cu_seqlens, L)
+    document, start, end = _segment(table, cu_seqlens, num_documents, L)
     if document >= num_documents:
         return
     head, value_dim, key_dim = tl.program_id(1).to(tl.int64), tl.program_id(2) * BV + tl.arange(0, BV), tl.arange(0, BK)
@@ -78,21 +79,21 @@ def summarise(
 
 @triton.jit
 def scan(
-    states, first, last, slopes, segments, cu_seqlens,
-    num_documents, L,
+    states, first, last, slots, slopes, segments, cu_seqlens, L,
     H: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr,
-    HAS_FIRST: tl.constexpr, REVERSE: tl.constexpr,
+    HAS_FIRST: tl.constexpr, HAS_SLOTS: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
     """From what each segment adds to the state at each segment's beginning, in place; ``last`` is the final state.
 
-    states: [segments, H, SIZE]; first, last: [documents, H, SIZE]; segments: [documents + 1], where each document's
-    segments begin.
+    states: [segments, H, SIZE]; first, last: [documents, H, SIZE], or rows by slot; segments: [documents + 1], where
+    each document's segments begin.
     """
     document, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     element = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
     inside = element < SIZE
     slope = tl.load(slopes + head)
-    of_document = (document * H + head) * SIZE + element
+    row = tl.load(slots + document).to(tl.int64) if HAS_SLOTS else document
+    of_document = (row * H + head) * SIZE + element
     state = tl.zeros([BLOCK], dtype=tl.float32)
     if HAS_FIRST:
         state = tl.load(first + of_document, mask=inside, other=0.0)
@@ -122,7 +123,7 @@ def attend(
     ``first`` holds the state at the beginning of each segment (SPLIT) or document, ``last`` gets that at the end of
     each document; both are [rows, H, K, V] with the strides given, rows by slot where there are slots.
     """
-    document, start, end = _segment(table, cu_seqlens, L)
+    document, start, end = _segment(table, cu_seqlens, num_documents, L)
     if document >= num_documents:
         return
     head, value_dim, key_dim = tl.program_id(1).to(tl.int64), tl.program_id(2) * BV + tl.arange(0, BV), tl.arange(0, BK)
@@ -170,23 +171,26 @@ def attend(
 
 
 @triton.jit
-def step(
-    q, k, v, out, before, after, slots, slopes,
+def decode(
+    q, k, v, out, states, slots, slopes,
     q_stride_b, q_stride_h, k_stride_b, k_stride_h, v_stride_b, v_stride_h,
-    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, HAS_SLOTS: tl.constexpr,
+    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
-    """One token of one sequence and head, ``BV`` of its value dims, from the state ``before`` to that ``after``."""
+    """One token of one sequence and head, ``BV`` of its value dims; the state is updated in place.
+
+    A negative slot is no sequence: its output is zero.
+    """
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     value_dim, key_dim = tl.program_id(2) * BV + tl.arange(0, BV), tl.arange(0, BK)
-    in_key, in_value = key_dim < K, value_dim < V
-    slot = tl.load(slots + row).to(tl.int64) if HAS_SLOTS else row
+    slot = tl.load(slots + row).to(tl.int64)
+    in_key, in_value = (key_dim < K) & (slot >= 0), value_dim < V
     at_state = (slot * H + head) * K * V + key_dim[:, None] * V + value_dim[None, :]
     inside = in_key[:, None] & in_value[None, :]
-    state = tl.load(before + at_state, mask=inside, other=0.0)
+    state = tl.load(states + at_state, mask=inside, other=0.0)
     qs = tl.load(q + row * q_stride_b + head * q_stride_h + key_dim, mask=in_key, other=0.0).to(tl.float32)
     ks = tl.load(k + row * k_stride_b + head * k_stride_h + key_dim, mask=in_key, other=0.0).to(tl.float32)
     vs = tl.load(v + row * v_stride_b + head * v_stride_h + value_dim, mask=in_value, other=0.0).to(tl.float32)
     state = state * tl.exp(-tl.load(slopes + head)) + ks[:, None] * vs[None, :]
-    tl.store(after + at_state, state, mask=inside)
+    tl.store(states + at_state, state, mask=inside)
     result = tl.sum(state * qs[:, None], axis=0)
     tl.store(out + (row * H + head) * V + value_dim, result.to(out.dtype.element_ty), mask=in_value)

@@ -27,7 +27,6 @@ class Rows:
 
     Attributes:
         cu_seqlens: [N + 1] int32 or int64, on the device.
-        num_tokens: of all documents.
         length: tokens of a segment.
         split: whether any document may have more than one segment.
         table: [segments, 2] int32: each segment's document, N where there is none, and its place there.
@@ -35,30 +34,52 @@ class Rows:
     """
 
     cu_seqlens: torch.Tensor
-    num_tokens: int
     length: int
     split: bool
     table: torch.Tensor
     first_segment: torch.Tensor
 
     @classmethod
-    def cut(cls, cu_seqlens: torch.Tensor, num_tokens: int, programs_per_token_range: int) -> "Rows":
-        """Cut so that the segments, times the programs that each gets, fill a GPU."""
-        num_documents = len(cu_seqlens) - 1
-        wanted = max(1, _PROGRAMS // programs_per_token_range)
-        length = max(_SHORTEST_SEGMENT, power_of_two(blocks(num_tokens, wanted)))
-        num_segments = num_tokens // length + num_documents
+    def cut(cls, cu_seqlens: torch.Tensor, length: int, num_segments: int, split: bool) -> "Rows":
+        """Into at most ``num_segments`` segments of ``length`` tokens, at least one a document."""
         counts = (cu_seqlens.diff() + (length - 1)).div(length, rounding_mode="floor").clamp_min(1)
         ends = counts.cumsum(0)
         index = torch.arange(num_segments, device=cu_seqlens.device)
         document = torch.searchsorted(ends, index, right=True)
         first = torch.cat([ends.new_zeros(1), ends])
         table = torch.stack([document, index - first[document]], dim=1)
-        return cls(cu_seqlens, num_tokens, length, num_tokens > length, table.int(), first.int())
+        return cls(cu_seqlens, length, split, table.int(), first.int())
 
     @property
     def num_documents(self) -> int:
         return len(self.cu_seqlens) - 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is decided from shapes alone.
+
+    Attributes:
+        tiles: of the programs.
+        length: tokens of a segment.
+        num_segments: the most there can be.
+        split: whether a document may have more than one.
+    """
+
+    tiles: "Tiles"
+    length: int
+    num_segments: int
+    split: bool
+
+    @classmethod
+    def of(cls, q: torch.Tensor, v: torch.Tensor, num_documents: int, longest: int) -> "Plan":
+        """For rows q [T, H, K] and v [T, H, V], of which no document has more than ``longest`` tokens."""
+        (T, H, K), V = q.shape, v.shape[-1]
+        chosen = Tiles.of(K, V, T // max(1, num_documents), q.dtype)
+        wanted = max(1, _PROGRAMS // (H * blocks(V, chosen.value_dims)))
+        length = max(_SHORTEST_SEGMENT, power_of_two(blocks(T, wanted)))
+        split = longest > length
+        return cls(chosen, length, T // length + num_documents if split else num_documents, split)
 
 
 @dataclass(frozen=True)
@@ -70,14 +91,13 @@ class Tiles:
     num_warps: int
     num_stages: int
 
-
-def tiles(key_dim: int, value_dim: int, mean_tokens: int, dtype: torch.dtype) -> Tiles:
-    """By shape alone: chunks of 32 to 128 tokens by length, and as much state as a program's registers hold."""
-    chunk = min(128 if max(key_dim, value_dim) <= 64 else 64, max(32, power_of_two(mean_tokens)))
-    if dtype == torch.float32:
-        chunk = min(chunk, 32)
-    values = min(64 if key_dim > 64 or dtype == torch.float32 else 128, padded(value_dim))
-    return Tiles(chunk, values, num_warps=4, num_stages=2)
+    @classmethod
+    def of(cls, key_dim: int, value_dim: int, mean_tokens: int, dtype: torch.dtype) -> "Tiles":
+        """Chunks by length (short documents waste little of a tile), and as much state as registers hold."""
+        longest_chunk = 32 if dtype == torch.float32 else 128 if max(key_dim, value_dim) <= 64 else 64
+        chunk = min(longest_chunk, max(32, power_of_two(mean_tokens)))
+        values = min(64 if key_dim > 64 or dtype == torch.float32 else 128, padded(value_dim))
+        return cls(chunk, values, num_warps=4 if padded(key_dim) * values <= 8192 else 8, num_stages=2)
 
 
 @dataclass(frozen=True)
@@ -91,21 +111,31 @@ class _Call:
     precision: str
 
     @classmethod
-    def of(cls, q: torch.Tensor, v: torch.Tensor, slopes: torch.Tensor, cu_seqlens: torch.Tensor) -> "_Call":
-        (T, H, K), V = q.shape, v.shape[-1]
-        chosen = tiles(K, V, T // (len(cu_seqlens) - 1), q.dtype)
-        rows = Rows.cut(cu_seqlens, T, H * blocks(V, chosen.value_dims))
-        product, precision = products(q.dtype)
-        return cls(rows, chosen, slopes.contiguous(), product, precision)
+    def of(
+        cls, q: torch.Tensor, v: torch.Tensor, slopes: torch.Tensor, cu_seqlens: torch.Tensor, longest: int
+    ) -> "_Call":
+        plan = Plan.of(q, v, len(cu_seqlens) - 1, longest)
+        rows = Rows.cut(cu_seqlens, plan.length, plan.num_segments, plan.split)
+        return cls(rows, plan.tiles, slopes.contiguous(), *products(q.dtype))
+
+    def final_states(self, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """[N, H, K, V] float32, not yet written."""
+        return torch.empty(self.rows.num_documents, *k.shape[1:], v.shape[2], dtype=torch.float32, device=k.device)
 
     def entries(
-        self, k: torch.Tensor, v: torch.Tensor, first: torch.Tensor | None, *, reverse: bool = False
-    ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """The states that :meth:`attend` begins from, and the final ones, which it writes unless rows are split."""
+        self,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        first: torch.Tensor | None,
+        last: torch.Tensor,
+        *,
+        slots: torch.Tensor | None = None,
+        reverse: bool = False,
+    ) -> torch.Tensor | None:
+        """The states that :meth:`attend` begins from; writes the final ones to ``last`` if rows are split."""
         (_, H, K), V, rows = k.shape, v.shape[-1], self.rows
-        final = torch.empty(rows.num_documents, H, K, V, dtype=torch.float32, device=k.device)
         if not rows.split:
-            return first, final
+            return first
         states = torch.empty(len(rows.table), H, K, V, dtype=torch.float32, device=k.device)
         BK, BV = padded(K), min(self.tiles.value_dims, padded(V))
         kernels.summarise[(len(rows.table), H, blocks(V, BV))](
@@ -117,11 +147,11 @@ class _Call:
         )  # fmt: skip
         block = 1024
         kernels.scan[(rows.num_documents, H, blocks(K * V, block))](
-            states, first, final, self.slopes, rows.first_segment, rows.cu_seqlens,
-            rows.num_documents, rows.length,
-            H=H, SIZE=K * V, BLOCK=block, HAS_FIRST=first is not None, REVERSE=reverse,
+            states, first, last, slots, self.slopes, rows.first_segment, rows.cu_seqlens, rows.length,
+            H=H, SIZE=K * V, BLOCK=block,
+            HAS_FIRST=first is not None, HAS_SLOTS=slots is not None, REVERSE=reverse,
         )  # fmt: skip
-        return states, final
+        return states
 
     def attend(
         self,
@@ -131,24 +161,31 @@ class _Call:
         first: torch.Tensor | None,
         last: torch.Tensor | None,
         *,
+        slots: torch.Tensor | None = None,
         transposed: bool = False,
         reverse: bool = False,
     ) -> torch.Tensor:
         """Outputs [tokens, H, V] from the states ``first``; writes the final ones to ``last`` unless rows are split.
 
-        ``transposed``: the states are [.., V, K].
+        Args:
+            q, k, v: rows [tokens, H, K], [tokens, H, K] and [tokens, H, V].
+            first: what :meth:`entries` gave.
+            last: [N, H, K, V], or [slots, H, K, V].
+            slots: [N], which rows of ``first`` and ``last`` are the documents'.
+            transposed: the states are [.., V, K].
+            reverse: time runs backwards.
         """
         (T, H, K), V, rows = q.shape, v.shape[-1], self.rows
-        last = None if rows.split else last
+        last, slots = (None, None) if rows.split else (last, slots)
         out = torch.empty(T, H, V, dtype=q.dtype, device=q.device)
         BK, BV = padded(K), min(self.tiles.value_dims, padded(V))
         kernels.attend[(len(rows.table), H, blocks(V, BV))](
-            q, k, v, out, first, last, None, self.slopes, rows.table, rows.cu_seqlens,
+            q, k, v, out, first, last, slots, self.slopes, rows.table, rows.cu_seqlens,
             rows.num_documents, rows.length,
             *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *out.stride()[:2],
             *((1, K) if transposed else (V, 1)),
             H=H, K=K, V=V, BK=BK, BV=BV, C=self.tiles.chunk,
-            SPLIT=rows.split, HAS_FIRST=first is not None, HAS_LAST=last is not None, HAS_SLOTS=False,
+            SPLIT=rows.split, HAS_FIRST=first is not None, HAS_LAST=last is not None, HAS_SLOTS=slots is not None,
             REVERSE=reverse, PRODUCT=self.product, PRECISION=self.precision,
             num_warps=self.tiles.num_warps, num_stages=self.tiles.num_stages,
         )  # fmt: skip
@@ -163,21 +200,21 @@ def _forward(
     slopes: torch.Tensor,
     initial_state: torch.Tensor | None,
     cu_seqlens: torch.Tensor,
+    longest: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Rows [tokens, H, *] to the outputs, the final states, and the states that segments begin from (or nothing)."""
-    call = _Call.of(q, v, slopes, cu_seqlens)
-    entries, final = call.entries(k, v, initial_state)
+    call = _Call.of(q, v, slopes, cu_seqlens, longest)
+    final = call.final_states(k, v)
+    entries = call.entries(k, v, initial_state, final)
     out = call.attend(q, k, v, entries, final)
     return out, final, entries if call.rows.split and entries is not None else final.new_empty(0)
 
 
 @_forward.register_fake
-def _(q, k, v, slopes, initial_state, cu_seqlens):
-    call = _Call.of(q, v, slopes, cu_seqlens)
-    num_segments = len(call.rows.table) if call.rows.split else 0
-    state = (q.shape[1], q.shape[2], v.shape[2])
-    final = q.new_empty(len(cu_seqlens) - 1, *state, dtype=torch.float32)
-    entries = final.new_empty(num_segments, *state) if num_segments else final.new_empty(0)
+def _(q, k, v, slopes, initial_state, cu_seqlens, longest):
+    plan = Plan.of(q, v, len(cu_seqlens) - 1, longest)
+    final = q.new_empty(len(cu_seqlens) - 1, *q.shape[1:], v.shape[2], dtype=torch.float32)
+    entries = final.new_empty(plan.num_segments, *final.shape[1:]) if plan.split else final.new_empty(0)
     return v.new_empty(v.shape), final, entries
 
 
@@ -191,39 +228,89 @@ def _backward(
     slopes: torch.Tensor,
     entries: torch.Tensor | None,
     cu_seqlens: torch.Tensor,
+    longest: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The gradients of q, k, v and the initial state; the same computation three times, twice with time reversed."""
-    call = _Call.of(q, v, slopes, cu_seqlens)
+    call = _Call.of(q, v, slopes, cu_seqlens, longest)
     dq = call.attend(dout, v, k, entries, None, transposed=True)
-    dentries, dinitial = call.entries(q, dout, dfinal, reverse=True)
+    dinitial = call.final_states(q, dout)
+    dentries = call.entries(q, dout, dfinal, dinitial, reverse=True)
     dv = call.attend(k, q, dout, dentries, dinitial, reverse=True)
     dk = call.attend(v, dout, q, dentries, None, transposed=True, reverse=True)
     return dq, dk, dv, dinitial
 
 
 @_backward.register_fake
-def _(dout, dfinal, q, k, v, slopes, entries, cu_seqlens):
-    dinitial = q.new_empty(len(cu_seqlens) - 1, q.shape[1], q.shape[2], v.shape[2], dtype=torch.float32)
+def _(dout, dfinal, q, k, v, slopes, entries, cu_seqlens, longest):
+    dinitial = q.new_empty(len(cu_seqlens) - 1, *q.shape[1:], v.shape[2], dtype=torch.float32)
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), dinitial
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-    q, k, v, slopes, initial_state, cu_seqlens = inputs
+    q, k, v, slopes, initial_state, cu_seqlens, longest = inputs
     entries = output[2] if output[2].numel() else initial_state
     ctx.save_for_backward(q, k, v, slopes, entries, cu_seqlens)
-    ctx.resumed = initial_state is not None
+    ctx.longest, ctx.resumed = longest, initial_state is not None
     ctx.set_materialize_grads(False)
 
 
 def _differentiate(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-    q, k, v, slopes, entries, cu_seqlens = ctx.saved_tensors
+    q, k, v, *others = ctx.saved_tensors
     dout = torch.zeros_like(v) if grads[0] is None else last_dim_contiguous(grads[0])
     dfinal = None if grads[1] is None else grads[1].contiguous()
-    dq, dk, dv, dinitial = _backward(dout, dfinal, q, k, v, slopes, entries, cu_seqlens)
-    return dq, dk, dv, None, dinitial if ctx.resumed else None, None
+    dq, dk, dv, dinitial = _backward(dout, dfinal, q, k, v, *others, ctx.longest)
+    return dq, dk, dv, None, dinitial if ctx.resumed else None, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
+
+
+@torch.library.custom_op("leyden::lightning_attention_prefill", mutates_args=("states",))
+def _prefill(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    slopes: torch.Tensor,
+    states: torch.Tensor,
+    slots: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+) -> torch.Tensor:
+    """Rows of documents whose states are rows ``slots`` of ``states``, read and written there."""
+    call = _Call.of(q, v, slopes, cu_seqlens, len(q))
+    entries = call.entries(k, v, states, states, slots=slots)
+    return call.attend(q, k, v, entries, states, slots=slots)
+
+
+@_prefill.register_fake
+def _(q, k, v, slopes, states, slots, cu_seqlens):
+    return v.new_empty(v.shape)
+
+
+@torch.library.custom_op("leyden::lightning_attention_decode", mutates_args=("states",))
+def _decode(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    slopes: torch.Tensor,
+    states: torch.Tensor,
+    slots: torch.Tensor,
+) -> torch.Tensor:
+    """One token [B, H, *] of each sequence; the states are read and written in place."""
+    (B, H, K), V = q.shape, v.shape[-1]
+    out = torch.empty(B, H, V, dtype=q.dtype, device=q.device)
+    BK = padded(K)
+    BV = min(padded(V), max(16, 4096 // BK))  # 16 KB of state a program: many small programs hide the memory's latency
+    kernels.decode[(B, H, blocks(V, BV))](
+        q, k, v, out, states, slots, slopes.contiguous(),
+        *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],
+        H=H, K=K, V=V, BK=BK, BV=BV, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+@_decode.register_fake
+def _(q, k, v, slopes, states, slots):
+    return v.new_empty(v.shape)
 
 
 def lightning_attention_triton(
@@ -240,5 +327,31 @@ def lightning_attention_triton(
         cu_seqlens = torch.arange(B + 1, device=q.device) * T
     rows = (last_dim_contiguous(x.flatten(0, 1)) for x in (q, k, v))
     initial = None if initial_state is None else initial_state.float().contiguous()
-    out, final, _ = _forward(*rows, slopes.float(), initial, cu_seqlens)
+    out, final, _ = _forward(*rows, slopes.float(), initial, cu_seqlens, T)
     return out.view(v.shape), final
+
+
+def prefill_triton(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    slopes: torch.Tensor,
+    states: torch.Tensor,
+    slots: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+) -> torch.Tensor:
+    """See :func:`leyden.ops.lightning_attention_prefill`."""
+    rows = (last_dim_contiguous(x[0]) for x in (q, k, v))
+    return _prefill(*rows, slopes.float(), states, slots, cu_seqlens)[None]
+
+
+def decode_triton(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    slopes: torch.Tensor,
+    states: torch.Tensor,
+    slots: torch.Tensor,
+) -> torch.Tensor:
+    """See :func:`leyden.ops.lightning_attention_decode`."""
+    return _decode(*(last_dim_contiguous(x) for x in (q, k, v)), slopes.float(), states, slots)

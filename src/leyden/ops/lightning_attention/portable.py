@@ -32,6 +32,27 @@ def lightning_attention_portable(
     return _LightningAttention.apply(q, k, v, slopes, initial_state, documents)
 
 
+def lightning_attention_step(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, slopes: torch.Tensor, state: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One token of :func:`lightning_attention` (decoding).
+
+    Args:
+        q, k: [B, H, K].
+        v: [B, H, V].
+        slopes: [H].
+        state: [B, H, K, V] float32 (or float64); not changed.
+
+    Returns:
+        The output [B, H, V] in the dtype of q, and the new state.
+    """
+    decay = torch.exp(-slopes.to(state.dtype)).view(-1, 1, 1)
+    new = torch.mul(state, decay)
+    new.addcmul_(k.to(state.dtype).unsqueeze(-1), v.to(state.dtype).unsqueeze(-2))
+    out = torch.matmul(q.to(state.dtype).unsqueeze(-2), new).squeeze(-2)
+    return out.to(q.dtype), new
+
+
 def _each_document(
     q: torch.Tensor,
     k: torch.Tensor,

@@ -1,0 +1,59 @@
+"""What the bodies of lightning attention take for granted."""
+
+import torch
+
+
+def check_inputs(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    slopes: torch.Tensor,
+    initial_state: torch.Tensor | None,
+    cu_seqlens: torch.Tensor | None,
+) -> None:
+    """Raise ValueError unless the arguments of :func:`leyden.ops.lightning_attention` fit together."""
+    shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}, slopes {tuple(slopes.shape)}"
+    if q.ndim != 4 or k.shape != q.shape or v.shape[:3] != q.shape[:3] or v.ndim != 4:
+        raise ValueError(f"lightning_attention: q, k [B, T, H, K] and v [B, T, H, V] expected; given {shapes}.")
+    if slopes.shape != (q.shape[2],):
+        raise ValueError(f"lightning_attention: one slope a head expected; given {shapes}.")
+    if not (q.dtype == k.dtype == v.dtype and q.is_floating_point()):
+        given = f"q {q.dtype}, k {k.dtype}, v {v.dtype}"
+        raise ValueError(f"lightning_attention: one dtype, a floating one, expected; given {given}.")
+    num_states = q.shape[0]
+    if cu_seqlens is not None:
+        if q.shape[0] != 1:
+            raise ValueError(f"lightning_attention: packed documents lie in one row (B = 1); given B = {q.shape[0]}.")
+        _check_bounds(cu_seqlens, q.shape[1])
+        num_states = cu_seqlens.shape[0] - 1
+    wanted = (num_states, q.shape[2], q.shape[3], v.shape[3])
+    if initial_state is not None and initial_state.shape != wanted:
+        raise ValueError(
+            f"lightning_attention: initial_state {wanted} expected; given {tuple(initial_state.shape)}."
+        )
+
+
+def _check_bounds(cu_seqlens: torch.Tensor, num_tokens: int) -> None:
+    fit = cu_seqlens.ndim == 1 and not cu_seqlens.is_floating_point() and len(cu_seqlens) > 1
+    if fit and cu_seqlens.device.type == "cpu":  # to look at them on a GPU would wait for all that runs there
+        bounds = cu_seqlens.tolist()
+        fit = bounds[0] == 0 and bounds[-1] == num_tokens and sorted(bounds) == bounds
+    if not fit:
+        raise ValueError(
+            f"lightning_attention: cu_seqlens [N+1] expected, integers that rise from 0 to T = {num_tokens}; "
+            f"given {cu_seqlens}."
+        )
+
+
+def check_pool(
+    q: torch.Tensor, v: torch.Tensor, states: torch.Tensor, slots: torch.Tensor, num_sequences: int
+) -> None:
+    """Raise ValueError unless states [S, H, K, V] and slots fit q [.., T, H, K] and v [.., T, H, V]."""
+    wanted = (q.shape[2], q.shape[3], v.shape[3])
+    if states.shape[1:] != wanted or states.dtype != torch.float32 or not states.is_contiguous():
+        raise ValueError(
+            f"lightning_attention: states [S, {', '.join(map(str, wanted))}] float32, contiguous, expected; "
+            f"given {tuple(states.shape)} {states.dtype}."
+        )
+    if slots.shape != (num_sequences,) or slots.is_floating_point():
+        raise ValueError(f"lightning_attention: {num_sequences} slots expected, integers; given {slots}.")

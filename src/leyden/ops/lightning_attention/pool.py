@@ -1,0 +1,145 @@
+"""Lightning attention for serving: states in a pool, addressed by slot and updated in place; no gradients."""
+
+import functools
+
+import torch
+
+from leyden.ops.backend import choose
+from leyden.ops.lightning_attention.checks import check_inputs, check_pool
+from leyden.ops.lightning_attention.portable import lightning_attention_portable, lightning_attention_step
+from leyden.ops.lightning_attention.reference import lightning_attention_reference
+
+
+def lightning_attention_prefill(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    slopes: torch.Tensor,
+    states: torch.Tensor,
+    slots: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """:func:`lightning_attention` of a ragged batch whose states live in a pool, updated in place; no gradients.
+
+    Args:
+        q, k: [1, T, H, K].
+        v: [1, T, H, V].
+        slopes: [H].
+        states: [S, H, K, V] float32, contiguous; rows ``slots`` are read and overwritten.
+        slots: [N] integers from 0 to S - 1, each at most once: the row of each document.
+        cu_seqlens: [N+1] integers from 0 to T.
+        backend: as of :func:`lightning_attention`.
+
+    Returns:
+        The output [1, T, H, V] in the dtype of q.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit together, or a backend that cannot run.
+    """
+    check_inputs(q, k, v, slopes, None, cu_seqlens)
+    check_pool(q, v, states, slots, len(cu_seqlens) - 1)
+    chosen = choose("lightning_attention", backend, q.device, triton=q.dtype)
+    if chosen == "triton":
+        from leyden.ops.lightning_attention.launch import prefill_triton
+
+        return prefill_triton(q, k, v, slopes, states, slots, cu_seqlens)
+    body = lightning_attention_reference if chosen == "reference" else lightning_attention_portable
+    out, ends = body(q, k, v, slopes, states[slots], cu_seqlens)
+    states[slots] = ends.to(states.dtype)
+    return out
+
+
+def lightning_attention_decode(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    slopes: torch.Tensor,
+    states: torch.Tensor,
+    slots: torch.Tensor,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """:func:`lightning_attention_step` of sequences whose states live in a pool, updated in place; no gradients.
+
+    Args:
+        q, k: [B, H, K].
+        v: [B, H, V].
+        slopes: [H].
+        states: [S, H, K, V] float32, contiguous; rows ``slots`` are read and overwritten.
+        slots: [B] integers below S, each at most once: the row of each sequence. A negative one is no sequence (a
+            batch filled up to a fixed size); its output is zero.
+        backend: as of :func:`lightning_attention`.
+
+    Returns:
+        The output [B, H, V] in the dtype of q.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit together, or a backend that cannot run.
+    """
+    check_inputs(q[:, None], k[:, None], v[:, None], slopes, None, None)
+    check_pool(q[:, None], v[:, None], states, slots, q.shape[0])
+    if choose("lightning_attention", backend, q.device, triton=q.dtype) == "triton":
+        from leyden.ops.lightning_attention.launch import decode_triton
+
+        return decode_triton(q, k, v, slopes, states, slots)
+    there = slots >= 0
+    out = torch.zeros_like(v)
+    out[there], new = lightning_attention_step(q[there], k[there], v[there], slopes, states[slots[there]])
+    states[slots[there]] = new
+    return out
+
+
+def lightning_attention_mixed(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    slopes: torch.Tensor,
+    states: torch.Tensor,
+    slots: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    num_decodes: int,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """A batch of which some sequences decode and the others prefill, on two CUDA streams side by side.
+
+    Decoding reads states and computes little, prefill computes: the paper's separated execution (arXiv 2501.08313,
+    section 3.3.3) lets one hide behind the other.
+
+    Args:
+        q, k, v, slopes, states, cu_seqlens, backend: as of :func:`lightning_attention_prefill`.
+        slots: [N]; of the sequences that decode, a negative one is none.
+        num_decodes: the first so many sequences have one token each.
+
+    Returns:
+        The output [1, T, H, V].
+
+    Raises:
+        ValueError: as of :func:`lightning_attention_prefill`.
+    """
+    n = num_decodes
+
+    def decode() -> torch.Tensor:
+        return lightning_attention_decode(q[0, :n], k[0, :n], v[0, :n], slopes, states, slots[:n], backend)
+
+    def prefill() -> torch.Tensor:
+        return lightning_attention_prefill(
+            q[:, n:], k[:, n:], v[:, n:], slopes, states, slots[n:], cu_seqlens[n:] - n, backend
+        )[0]
+
+    if n == 0 or n == q.shape[1]:
+        return (decode() if n else prefill())[None]
+    if q.device.type != "cuda":
+        return torch.cat([decode(), prefill()])[None]
+    main, side = torch.cuda.current_stream(q.device), _side_stream(q.device)
+    side.wait_stream(main)
+    with torch.cuda.stream(side):
+        decoded = decode()
+    prefilled = prefill()
+    main.wait_stream(side)
+    decoded.record_stream(main)
+    return torch.cat([decoded, prefilled])[None]
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
