@@ -1,16 +1,22 @@
-"""Fixtures that several rooms' tests share."""
+"""Fixtures that several rooms' tests share.
+
+Rooms are imported where they are used: the tests of ``ops`` run on a machine with torch and triton alone.
+"""
+
+from __future__ import annotations
 
 import contextlib
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from hypothesis import settings
 
-from leyden.cli import main
-from leyden.model import HybridLM, ModelConfig
+if TYPE_CHECKING:
+    from leyden.model import HybridLM
 
 # A busy machine makes single examples slow; how long the tests take is not what they test.
 settings.register_profile("leyden", deadline=None)
@@ -33,6 +39,7 @@ _SMALL = {
 @pytest.fixture(scope="session")
 def random_model() -> Callable[..., HybridLM]:
     """Builds a small hybrid whose weights are large enough that a wrong line shows in the logits."""
+    from leyden.model import HybridLM, ModelConfig
 
     def build(dtype: torch.dtype = torch.float32, seed: int = 0, **changes: object) -> HybridLM:
         model = HybridLM(ModelConfig.parse({**_SMALL, **changes}, "test model"))
@@ -58,6 +65,7 @@ class Outcome:
 @pytest.fixture(scope="session")
 def leyden_cli() -> Callable[..., Outcome]:
     """Runs ``leyden ARGUMENTS`` in this process, as a fresh process costs seconds; exceptions come through."""
+    from leyden.cli import main
 
     def run(*arguments: object, stdin: str = "") -> Outcome:
         out, err = io.StringIO(), io.StringIO()

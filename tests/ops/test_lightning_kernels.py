@@ -243,3 +243,36 @@ def test_a_pool_that_does_not_fit_is_refused(change: dict[str, torch.Tensor], me
     assert lightning_attention_decode(x, x, v, SLOPES, **good).shape == (2, H, V)
     with pytest.raises(ValueError, match=message):
         lightning_attention_decode(x, x, v, SLOPES, **{**good, **change})
+
+
+@pytest.mark.gpu
+def test_offsets_beyond_32_bits() -> None:
+    """2.5 billion elements a tensor; with a steep slope the last tokens need no others."""
+    T, slopes = 300_000, torch.full((64,), 0.5, device="cuda")
+    x = torch.randn(1, T, 64, 128, dtype=torch.bfloat16, device="cuda")
+    out, state = lightning_attention(x, x, x, slopes, backend="triton")
+    tail = x[:, -200:].clone()
+    expected, expected_state = lightning_attention(tail, tail, tail, slopes, backend="reference")
+    torch.testing.assert_close(out[:, -64:], expected[:, -64:], rtol=2e-2, atol=0.5)
+    torch.testing.assert_close(state, expected_state, rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.gpu
+def test_decoding_in_a_cuda_graph() -> None:
+    q, k, v = (random(4, H, size, dtype=torch.float32, seed=size).cuda() for size in (K, K, V))
+    states, slots, slopes = torch.zeros(5, H, K, V, device="cuda"), torch.tensor([3, 0, 1, -1]).cuda(), SLOPES.cuda()
+    expected_states = states.clone()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):  # compiled before the capture
+        lightning_attention_decode(q, k, v, slopes, states.clone(), slots, "triton")
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = lightning_attention_decode(q, k, v, slopes, states, slots, "triton")
+    states.zero_()
+    for step in range(3):
+        v.copy_(random(4, H, V, dtype=torch.float32, seed=step))
+        graph.replay()
+        expected = lightning_attention_decode(q, k, v, slopes, expected_states, slots, "torch")
+        torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(states, expected_states, rtol=1e-4, atol=1e-4)
