@@ -25,15 +25,19 @@ def linear_cross_entropy(
         weight: [V, D], dtype of hidden.
         labels: [N] int64, from 0 to V - 1, or :data:`IGNORE_INDEX`.
         z_loss: coefficient of ``logsumexp(logits)^2`` (PaLM, arXiv 2204.02311, section 5).
-        backend: ``"auto"``, ``"reference"``, ``"torch"`` or ``"native"``.
+        backend: ``"auto"``, ``"reference"``, ``"torch"``, ``"native"`` or ``"triton"``.
 
     Returns:
         ``sum_n -log p(labels[n]) + z_loss * logsumexp(logits[n])^2``, which is differentiable in hidden and weight,
         and ``sum_n -log p(labels[n])`` in nats, which is not; scalars in float32 (float64 for float64).
     """
-    chosen = choose("linear_cross_entropy", backend, hidden.device, native=hidden.dtype)
+    chosen = choose("linear_cross_entropy", backend, hidden.device, triton=hidden.dtype, native=hidden.dtype)
     if chosen == "reference":
         return linear_cross_entropy_reference(hidden, weight, labels, z_loss)
     if chosen == "native":
         return NativeLinearCrossEntropy.apply(hidden, weight, labels, z_loss)
+    if chosen == "triton":
+        from leyden.ops.cross_entropy.launch import linear_cross_entropy_triton  # triton, where it is used
+
+        return linear_cross_entropy_triton(hidden, weight, labels, z_loss)
     return LinearCrossEntropy.apply(hidden, weight, labels, z_loss)
