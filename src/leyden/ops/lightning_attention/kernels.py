@@ -29,9 +29,9 @@ def _segment(table, cu_seqlens, num_documents, L):
 
 
 @triton.jit
-def _tile(x, token, valid, dim, D: tl.constexpr):
-    """[tokens, dims] of a pointer to one head's first token; zero beyond the segment and the head's width."""
-    return tl.load(x + token[:, None] + dim[None, :], mask=valid[:, None] & (dim < D)[None, :], other=0.0)
+def _tile(x, stride_t, token, valid, dim, D: tl.constexpr):
+    """[tokens, dims] from a pointer to a chunk's first token; zero beyond the segment and the head's width."""
+    return tl.load(x + token[:, None] * stride_t + dim[None, :], mask=valid[:, None] & (dim < D)[None, :], other=0.0)
 
 
 @triton.jit
@@ -64,11 +64,11 @@ def summarise(
     for step in range(num_chunks):
         chunk = num_chunks - 1 - step if REVERSE else step
         first = start + chunk * C
-        count = tl.minimum(end - first, C)
+        count = tl.minimum(end - first, C).to(tl.int32)
         token = tl.arange(0, C)
         valid = token < count
-        ks = _tile(k, (first + token) * k_stride_t, valid, key_dim, K)
-        vs = _tile(v, (first + token) * v_stride_t, valid, value_dim, V)
+        ks = _tile(k + first * k_stride_t, k_stride_t, token, valid, key_dim, K)
+        vs = _tile(v + first * v_stride_t, v_stride_t, token, valid, value_dim, V)
         left = tl.maximum(token + 1 if REVERSE else count - 1 - token, 0)
         vs = (vs.to(tl.float32) * _decay(slope, left)[:, None]).to(PRODUCT)
         state = state * _decay(slope, count) + _product(tl.trans(ks.to(PRODUCT)), vs, PRECISION)
@@ -113,15 +113,14 @@ def attend(
     q, k, v, out, first, last, slots, slopes, table, cu_seqlens,
     num_documents, L,
     q_stride_t, q_stride_h, k_stride_t, k_stride_h, v_stride_t, v_stride_h, out_stride_t, out_stride_h,
-    state_stride_k, state_stride_v,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
     SPLIT: tl.constexpr, HAS_FIRST: tl.constexpr, HAS_LAST: tl.constexpr, HAS_SLOTS: tl.constexpr,
-    REVERSE: tl.constexpr, PRODUCT: tl.constexpr, PRECISION: tl.constexpr,
+    TRANSPOSED: tl.constexpr, REVERSE: tl.constexpr, PRODUCT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The outputs of one segment and head, ``BV`` of its value dims.
 
     ``first`` holds the state at the beginning of each segment (SPLIT) or document, ``last`` gets that at the end of
-    each document; both are [rows, H, K, V] with the strides given, rows by slot where there are slots.
+    each document; both are [rows, H, K, V], or [rows, H, V, K] (TRANSPOSED), rows by slot where there are slots.
     """
     document, start, end = _segment(table, cu_seqlens, num_documents, L)
     if document >= num_documents:
@@ -131,11 +130,12 @@ def attend(
     row = tl.program_id(0).to(tl.int64) if SPLIT else document
     if HAS_SLOTS:
         row = tl.load(slots + document).to(tl.int64)
-    at_state = (row * H + head) * K * V + key_dim[:, None] * state_stride_k + value_dim[None, :] * state_stride_v
+    at_state = (row * H + head) * K * V
+    of_state = key_dim[:, None] + value_dim[None, :] * K if TRANSPOSED else key_dim[:, None] * V + value_dim[None, :]
     in_state = (key_dim < K)[:, None] & (value_dim < V)[None, :]
     state = tl.zeros([BK, BV], dtype=tl.float32)
     if HAS_FIRST:
-        state = tl.load(first + at_state, mask=in_state, other=0.0)
+        state = tl.load(first + at_state + of_state, mask=in_state, other=0.0)
     q += head * q_stride_h
     k += head * k_stride_h
     v += head * v_stride_h
@@ -144,14 +144,14 @@ def attend(
     for step in range(num_chunks):
         chunk = num_chunks - 1 - step if REVERSE else step
         begin = start + chunk * C
-        count = tl.minimum(end - begin, C)
+        count = tl.minimum(end - begin, C).to(tl.int32)
         token = tl.arange(0, C)
         valid = token < count
         # How many tokens of the chunk came before each; what follows is the same in both directions of time.
         age = count - 1 - token if REVERSE else token
-        qs = _tile(q, (begin + token) * q_stride_t, valid, key_dim, K).to(PRODUCT)
-        ks = _tile(k, (begin + token) * k_stride_t, valid, key_dim, K).to(PRODUCT)
-        vs = _tile(v, (begin + token) * v_stride_t, valid, value_dim, V)
+        qs = _tile(q + begin * q_stride_t, q_stride_t, token, valid, key_dim, K).to(PRODUCT)
+        ks = _tile(k + begin * k_stride_t, k_stride_t, token, valid, key_dim, K).to(PRODUCT)
+        vs = _tile(v + begin * v_stride_t, v_stride_t, token, valid, value_dim, V)
 
         distance = age[:, None] - age[None, :]
         scores = _product(qs, tl.trans(ks), PRECISION) * _decay(slope, tl.maximum(distance, 0))
@@ -161,13 +161,13 @@ def attend(
         result = _product(qs, state.to(PRODUCT), PRECISION) * _decay(slope, since)[:, None]
         result += _product(scores, vs.to(PRODUCT), PRECISION)
         inside = valid[:, None] & (value_dim < V)[None, :]
-        at_out = (begin + token)[:, None] * out_stride_t + value_dim[None, :]
-        tl.store(out + at_out, result.to(out.dtype.element_ty), mask=inside)
+        at_out = out + begin * out_stride_t + token[:, None] * out_stride_t + value_dim[None, :]
+        tl.store(at_out, result.to(out.dtype.element_ty), mask=inside)
 
         vs = (vs.to(tl.float32) * _decay(slope, left)[:, None]).to(PRODUCT)
         state = state * _decay(slope, count) + _product(tl.trans(ks), vs, PRECISION)
     if HAS_LAST:
-        tl.store(last + at_state, state, mask=in_state)
+        tl.store(last + at_state + of_state, state, mask=in_state)
 
 
 @triton.jit

@@ -93,11 +93,14 @@ class Tiles:
 
     @classmethod
     def of(cls, key_dim: int, value_dim: int, mean_tokens: int, dtype: torch.dtype) -> "Tiles":
-        """Chunks by length (short documents waste little of a tile), and as much state as registers hold."""
-        longest_chunk = 32 if dtype == torch.float32 else 128 if max(key_dim, value_dim) <= 64 else 64
-        chunk = min(longest_chunk, max(32, power_of_two(mean_tokens)))
-        values = min(64 if key_dim > 64 or dtype == torch.float32 else 128, padded(value_dim))
-        return cls(chunk, values, num_warps=4 if padded(key_dim) * values <= 8192 else 8, num_stages=2)
+        """Chunks by length (short documents waste little of a tile), and as much state as registers hold.
+
+        Compiled for Hopper, these use no or few spilled registers; tiles of 128 tokens spill (docs/kernels.md).
+        """
+        chunk = 32 if dtype == torch.float32 or key_dim > 128 else min(64, max(32, power_of_two(mean_tokens)))
+        values = min(64 if key_dim <= 128 else 32, padded(value_dim))
+        wide = padded(key_dim) * values >= 8192 or dtype == torch.float32
+        return cls(chunk, values, num_warps=8 if wide else 4, num_stages=2)
 
 
 @dataclass(frozen=True)
@@ -183,10 +186,9 @@ class _Call:
             q, k, v, out, first, last, slots, self.slopes, rows.table, rows.cu_seqlens,
             rows.num_documents, rows.length,
             *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *out.stride()[:2],
-            *((1, K) if transposed else (V, 1)),
             H=H, K=K, V=V, BK=BK, BV=BV, C=self.tiles.chunk,
             SPLIT=rows.split, HAS_FIRST=first is not None, HAS_LAST=last is not None, HAS_SLOTS=slots is not None,
-            REVERSE=reverse, PRODUCT=self.product, PRECISION=self.precision,
+            TRANSPOSED=transposed, REVERSE=reverse, PRODUCT=self.product, PRECISION=self.precision,
             num_warps=self.tiles.num_warps, num_stages=self.tiles.num_stages,
         )  # fmt: skip
         return out

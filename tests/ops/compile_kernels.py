@@ -1,0 +1,141 @@
+"""Compiles the Triton kernels of an op for GPUs that are not there, and prints what each takes; run as a program.
+
+The ops are called on CPU tensors with a recorder in the place of their kernels. What they would launch is then compiled
+for each architecture: a kernel that a compiler refuses is found without a GPU, and so are registers that do not
+suffice.
+"""
+
+import importlib
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+_TYPES = {
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.float32: "*fp32",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+    torch.bool: "*i1",
+}
+_OPTIONS = ("num_warps", "num_stages")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel as an op would launch it."""
+
+    name: str
+    source: ASTSource
+    options: dict[str, int]
+
+    @classmethod
+    def of(cls, kernel: JITFunction, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> "Launch":
+        options = {name: keywords[name] for name in _OPTIONS if name in keywords}
+        given = dict(zip(kernel.arg_names, arguments, strict=False))
+        given |= {name: value for name, value in keywords.items() if name not in _OPTIONS}
+        constant = {p.name for p in kernel.params if p.is_constexpr}
+        signature, constants, attributes = {}, {}, {}
+        for index, name in enumerate(kernel.arg_names):
+            value = given[name]
+            if name in constant or value is None or (isinstance(value, int) and value == 1):
+                signature[name], constants[(index,)] = "constexpr", value
+            elif isinstance(value, torch.Tensor):
+                signature[name], attributes[(index,)] = _TYPES[value.dtype], [["tt.divisibility", 16]]
+            elif isinstance(value, float):
+                signature[name] = "fp32"
+            else:
+                signature[name] = "i32"
+                if value % 16 == 0:
+                    attributes[(index,)] = [["tt.divisibility", 16]]
+        return cls(kernel.__name__, ASTSource(kernel, signature, constants, attributes), options)
+
+
+@dataclass
+class Recorder:
+    """Stands for a module of kernels, and launches nothing."""
+
+    kernels: Any
+    launches: list[Launch] = field(default_factory=list)
+
+    def __getattr__(self, name: str) -> Any:
+        kernel = getattr(self.kernels, name)
+        if not isinstance(kernel, JITFunction):
+            return kernel
+        recorder = self
+
+        class Grid:
+            def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+                return lambda *arguments, **keywords: recorder.launches.append(
+                    Launch.of(kernel, arguments, keywords)
+                )
+
+        return Grid()
+
+
+def record(launch_module: str, call: Callable[[Any], None]) -> list[Launch]:
+    """What ``call(module)`` launches."""
+    module = importlib.import_module(launch_module)
+    real = module.kernels
+    module.kernels = recorder = Recorder(real)
+    try:
+        call(module)
+    finally:
+        module.kernels = real
+    return recorder.launches
+
+
+def resources(cubin: bytes) -> dict[str, int]:
+    """Registers and spilled bytes a thread, from the assembler's own report."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        said = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    found = dict(part.split(":") for line in said.splitlines() if "REG:" in line for part in line.split())
+    return {"registers": int(found["REG"]), "spilled": int(found["STACK"])}
+
+
+def lightning(dtype: torch.dtype, width: int) -> Iterator[Launch]:
+    """Forward, backward, prefill and decoding, with documents whole and cut."""
+    name = "leyden.ops.lightning_attention.launch"
+    slopes = torch.rand(2)
+
+    def call(module: Any) -> None:
+        for tokens in (100, 70_000):
+            x = torch.zeros(tokens, 2, width, dtype=dtype)
+            state, cu = torch.zeros(1, 2, width, width), torch.tensor([0, tokens])
+            _, _, entries = module._forward(x, x, x, slopes, state, cu, tokens)
+            module._backward(x, state, x, x, x, slopes, entries if entries.numel() else state, cu, tokens)
+            module._prefill(x, x, x, slopes, state, torch.tensor([0]), cu)
+        module._decode(x[:1], x[:1], x[:1], slopes, state, torch.tensor([0]))
+
+    yield from record(name, call)
+
+
+OPS = {"lightning_attention": lightning}
+
+
+def main(op: str, dtype: str, width: str, *architectures: str) -> None:
+    """One JSON line a kernel and architecture."""
+    launches = {launch.source.hash(): launch for launch in OPS[op](getattr(torch, dtype), int(width))}
+    for architecture, launch in itertools.product(architectures, launches.values()):
+        compiled = triton.compile(launch.source, GPUTarget("cuda", int(architecture), 32), launch.options)
+        facts = {"kernel": launch.name, "architecture": int(architecture), **resources(compiled.asm["cubin"])}
+        sys.stdout.write(json.dumps(facts) + "\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
