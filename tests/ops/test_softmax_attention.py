@@ -9,7 +9,7 @@ from exactness import assert_all_within_noise, examples, random, with_gradients
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leyden.ops import softmax_attention
+from leyden.ops import native, softmax_attention
 
 D = 8
 DTYPES = (torch.bfloat16, torch.float64)
@@ -24,7 +24,7 @@ def draw(
 
 
 def by_formula(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bounds: list[int] | None = None
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bounds: list[int] | None = None, window: int | None = None
 ) -> torch.Tensor:
     """Every product and the softmax in the dtype of the inputs."""
     T, S, groups = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
@@ -32,6 +32,8 @@ def by_formula(
     visible = torch.ones(T, S, dtype=torch.bool).tril(S - T)
     for bound in bounds or []:
         visible[bound:, :bound] = False
+    if window is not None:
+        visible = visible.triu(S - T - window + 1)
     scores = q.transpose(1, 2) @ k.mT / math.sqrt(D)
     return (scores.masked_fill(~visible, -math.inf).softmax(-1) @ v).transpose(1, 2)
 
@@ -81,6 +83,47 @@ def test_the_reference_is_the_formula() -> None:
     torch.testing.assert_close(packed, by_formula(q, k, v, bounds))
     behind = softmax_attention(q[:, 5:], k, v, backend="reference")
     torch.testing.assert_close(behind, by_formula(q, k, v)[:, 5:])
+    for window in (1, 4, 11):
+        near = softmax_attention(q[:, 2:], k, v, backend="reference", window=window)
+        torch.testing.assert_close(near, by_formula(q, k, v, None, window)[:, 2:])
+
+
+BACKENDS = ["torch", "native"] if not isinstance(native.load(), native.UnavailableError) else ["torch"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@given(
+    T=st.integers(1, 40),
+    past=st.integers(0, 30),
+    window=st.integers(1, 80),
+    heads=st.sampled_from([(1, 1), (4, 2), (6, 1)]),
+)
+@examples(25)
+def test_windows(backend: str, T: int, past: int, window: int, heads: tuple[int, int]) -> None:
+    body = "torch" if T == 1 else backend
+    inputs = draw(T, T + past, heads, torch.float32, batch=2)
+    fast = with_gradients(lambda *x: [softmax_attention(*x, backend=body, window=window)], inputs)
+    exact = with_gradients(lambda *x: [by_formula(*x, None, window)], [x.double() for x in inputs])
+    for a, e in zip(fast, exact, strict=True):
+        torch.testing.assert_close(a.double(), e, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("window", [2, 7, 128, 150, 700])
+def test_windows_within_packed_documents_of_many_blocks(backend: str, window: int) -> None:
+    bounds = [0, 0, 1, 140, 143, 600]
+    cu_seqlens, inputs = torch.tensor(bounds), draw(600, 600, (4, 2), torch.bfloat16)
+    assert_all_within_noise(
+        lambda *x: [softmax_attention(*x, cu_seqlens, backend, window=window)],
+        lambda *x: [by_formula(*x, bounds, window)],
+        lambda *x: [softmax_attention(*x, cu_seqlens, "reference", window=window)],
+        inputs,
+    )
+
+
+def test_a_window_of_no_key_is_refused() -> None:
+    with pytest.raises(ValueError, match="window of at least 1 token"):
+        softmax_attention(*draw(5, 5, (1, 1)), window=0)
 
 
 @pytest.mark.parametrize("past", [0, 1, 20])

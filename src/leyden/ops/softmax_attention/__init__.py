@@ -1,9 +1,10 @@
-"""Causal softmax attention with grouped queries, over whole rows, packed documents, or a cache."""
+"""Causal softmax attention with grouped queries, over whole rows, packed documents, or a cache; windowed or not."""
 
 import torch
 
 from leyden.ops.backend import choose
 from leyden.ops.softmax_attention.blocks import BlockAttention
+from leyden.ops.softmax_attention.gpu import softmax_attention_gpu
 from leyden.ops.softmax_attention.portable import softmax_attention_portable
 from leyden.ops.softmax_attention.reference import softmax_attention_reference
 
@@ -16,6 +17,8 @@ def softmax_attention(
     v: torch.Tensor,
     cu_seqlens: torch.Tensor | None = None,
     backend: str = "auto",
+    *,
+    window: int | None = None,
 ) -> torch.Tensor:
     """``softmax(q k^T / sqrt(D)) v`` over the keys up to each query's own position.
 
@@ -26,12 +29,14 @@ def softmax_attention(
         k, v: [B, S, Hkv, D] with S at least T and Hq a multiple of Hkv; query head h reads key head h // (Hq / Hkv).
         cu_seqlens: [N+1] integers from 0 to T: packed documents in one row (B = 1, S = T), none sees another.
         backend: ``"auto"``, ``"reference"``, ``"torch"`` or ``"native"`` (which has nothing for a single query).
+        window: how many keys a query sees at most, its own the last of them: query i sees key j > i - window. All of
+            those before it where None.
 
     Returns:
         [B, T, Hq, D] in the dtype of q.
 
     Raises:
-        ValueError: shapes that do not fit together.
+        ValueError: shapes that do not fit together, a window of no key, or a backend that cannot run.
     """
     if q.ndim != 4 or k.shape != v.shape or k.shape[1] < q.shape[1] or q.shape[2] % k.shape[2] != 0:
         raise ValueError(
@@ -40,9 +45,13 @@ def softmax_attention(
         )
     if cu_seqlens is not None and (q.shape[0] != 1 or k.shape[1] != q.shape[1]):
         raise ValueError("softmax_attention: packed documents lie in one row (B = 1) with as many keys as queries.")
+    if window is not None and window < 1:
+        raise ValueError(f"softmax_attention: a window of at least 1 token expected; given {window}.")
     chosen = choose("softmax_attention", backend, q.device, native=q.dtype if q.shape[1] > 1 else None)
     if chosen == "reference":
-        return softmax_attention_reference(q, k, v, cu_seqlens)
+        return softmax_attention_reference(q, k, v, cu_seqlens, window)
     if chosen == "native":
-        return BlockAttention.apply(q, k, v, None if cu_seqlens is None else cu_seqlens.tolist(), True)
-    return softmax_attention_portable(q, k, v, cu_seqlens)
+        return BlockAttention.apply(q, k, v, None if cu_seqlens is None else cu_seqlens.tolist(), window, True)
+    if q.device.type == "cuda":
+        return softmax_attention_gpu(q, k, v, cu_seqlens, window)
+    return softmax_attention_portable(q, k, v, cu_seqlens, window)

@@ -30,7 +30,7 @@ class _Block:
 
     Attributes:
         rows: of the T queries.
-        keys: of the S keys; from a document's first to the last query's own, rounded outwards so that few widths
+        keys: of the S keys; from the first query's first to the last query's own, rounded outwards so that few widths
             occur, since a matrix library prepares a kernel for every new shape.
         seen: [2, R] int32, the first key of the block that each query sees, and the one behind its last.
     """
@@ -51,19 +51,25 @@ class _Block:
 
 
 class BlockAttention(torch.autograd.Function):
-    """See :func:`leyden.ops.softmax_attention`; arguments q [B, T, Hq, D], k and v [B, S, Hkv, D], bounds.
+    """See :func:`leyden.ops.softmax_attention`; arguments q [B, T, Hq, D], k and v [B, S, Hkv, D], bounds, window.
 
     ``native`` says who computes the softmax between the products: C++ or PyTorch.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bounds: list[int] | None, native: bool
+        ctx: Any,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        bounds: list[int] | None,
+        window: int | None,
+        native: bool,
     ) -> torch.Tensor:
         heads = k.shape[2]
         grouped, keys, values = _by_key_head(q, heads), _by_key_head(k, heads), _by_key_head(v, heads)
         out = torch.empty_like(grouped)
-        blocks = list(_blocks(grouped, keys.shape[2], bounds))
+        blocks = list(_blocks(grouped, keys.shape[2], bounds, window))
         for n, block in itertools.product(range(len(grouped)), blocks):
             p = _probabilities(grouped[n], keys[n, 0], block, native).to(q.dtype)
             _put(out[n], block.rows, torch.mm(p, values[n, 0, block.keys]))
@@ -92,7 +98,7 @@ class BlockAttention(torch.autograd.Function):
             ds = _score_gradients(dp, p, _take(delta[n], rows), q.shape[-1] ** -0.5, native)
             _put(dq[n], rows, torch.mm(ds, keys[n, 0, seen]))
             dk[n, 0, seen] += torch.mm(ds.t(), _take(grouped[n], rows))
-        return _by_position(dq, q), _by_position(dk.to(k.dtype), k), _by_position(dv.to(v.dtype), v), None, None
+        return _by_position(dq, q), _by_position(dk.to(k.dtype), k), _by_position(dv.to(v.dtype), v), None, None, None
 
 
 def _by_key_head(x: torch.Tensor, key_heads: int) -> torch.Tensor:
@@ -141,7 +147,7 @@ def _score_gradients(
     return dp.to(p.dtype).sub_(delta).mul_(p).mul_(scale).to(dp.dtype)
 
 
-def _blocks(q: torch.Tensor, num_keys: int, bounds: list[int] | None) -> Iterator[_Block]:
+def _blocks(q: torch.Tensor, num_keys: int, bounds: list[int] | None, window: int | None) -> Iterator[_Block]:
     """Cut the queries, which are the last of ``num_keys`` positions, into blocks."""
     _, G, T, _ = q.shape
     offset = num_keys - T
@@ -149,6 +155,8 @@ def _blocks(q: torch.Tensor, num_keys: int, bounds: list[int] | None) -> Iterato
     if bounds is not None:
         lengths = torch.tensor(bounds).diff()
         starts = torch.tensor(bounds[:-1]).repeat_interleave(lengths)
+    if window is not None:
+        starts = torch.maximum(starts, torch.arange(offset, num_keys) - (window - 1))
     first = 0
     while first < T:
         begin = int(starts[first]) // _ROWS * _ROWS

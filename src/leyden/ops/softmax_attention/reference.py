@@ -6,7 +6,11 @@ import torch
 
 
 def softmax_attention_reference(
-    q_BTHD: torch.Tensor, k_BSGD: torch.Tensor, v_BSGD: torch.Tensor, cu_seqlens: torch.Tensor | None
+    q_BTHD: torch.Tensor,
+    k_BSGD: torch.Tensor,
+    v_BSGD: torch.Tensor,
+    cu_seqlens: torch.Tensor | None,
+    window: int | None = None,
 ) -> torch.Tensor:
     """See :func:`leyden.ops.softmax_attention`."""
     T, H, D = q_BTHD.shape[1:]
@@ -17,6 +21,8 @@ def softmax_attention_reference(
     scores = torch.einsum("bthd,bshd->bhts", q, k) / math.sqrt(D)
     query, key = torch.arange(S - T, S)[:, None], torch.arange(S)[None, :]
     visible = key <= query
+    if window is not None:
+        visible &= key > query - window
     if cu_seqlens is not None:
         document = torch.bucketize(torch.arange(T), cu_seqlens.cpu()[1:], right=True)
         visible &= document[:, None] == document[None, :]
