@@ -14,8 +14,9 @@ from leyden.ops.lightning_attention import kernels as jitted
 
 kernels: Any = jitted  # launching is beyond types: a subscript with the grid, compile-time constants by keyword
 
-_PROGRAMS = 512
-"""Programs that fill a GPU: documents are cut into segments until there are about so many."""
+_PROGRAMS = 128
+"""Programs that fill a GPU: documents are cut into segments until there are about so many, and not further, since the
+states of segments cost another reading of keys and values, half as much again as the forward moves."""
 
 _SHORTEST_SEGMENT = 512
 """Tokens. A segment's state is written and read once; at 512 tokens that is an eighth of the tokens' own bytes."""
