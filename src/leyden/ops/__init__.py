@@ -10,9 +10,10 @@ from leyden.ops.lightning_attention import (
     lightning_attention_step,
     lightning_slopes,
 )
-from leyden.ops.rms_norm import gated_rms_norm, rms_norm
+from leyden.ops.rms_norm import gated_rms_norm, residual_rms_norm, rms_norm
 from leyden.ops.rotary import apply_rotary, rotary_angles
 from leyden.ops.routing import Routing, drop_over_capacity, expert_capacity, route
+from leyden.ops.silu_split import silu_split
 from leyden.ops.softmax_attention import softmax_attention
 
 __all__ = [
@@ -29,9 +30,11 @@ __all__ = [
     "lightning_attention_step",
     "lightning_slopes",
     "linear_cross_entropy",
+    "residual_rms_norm",
     "rms_norm",
     "rotary_angles",
     "route",
+    "silu_split",
     "softmax_attention",
     "swiglu_experts",
 ]

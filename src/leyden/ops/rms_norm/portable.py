@@ -25,7 +25,7 @@ def _backward(
     dy: torch.Tensor, normed: torch.Tensor, product: torch.Tensor, weight: torch.Tensor, rstd: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(dx, dw), given dy, n and ``product`` = n dy; dy is overwritten."""
-    dweight = product.flatten(0, -2).sum(0)
+    dweight = product.reshape(-1, product.shape[-1]).sum(0)
     mean = torch.matmul(product, weight.to(product.dtype)).div_(product.shape[-1]).unsqueeze(-1)
     dx = dy.mul_(weight).addcmul_(normed, mean, value=-1).mul_(rstd)
     return dx, dweight

@@ -16,3 +16,11 @@ def gated_rms_norm_reference(
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight
     return (normed * torch.sigmoid(gate.to(wide.dtype))).to(x.dtype)
+
+
+def residual_rms_norm_reference(
+    kept: torch.Tensor, added: torch.Tensor, weight: torch.Tensor, alpha: float, beta: float, eps: float
+) -> torch.Tensor:
+    """See :func:`leyden.ops.residual_rms_norm`."""
+    dtype = torch.promote_types(kept.dtype, torch.float32)
+    return rms_norm_reference(kept.to(dtype) * alpha + added.to(dtype) * beta, weight, eps).to(kept.dtype)

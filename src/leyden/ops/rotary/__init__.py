@@ -30,7 +30,7 @@ def apply_rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, backend:
     Args:
         x: [B, T, H, D].
         cos, sin: [T, R/2] float32 with R at most D.
-        backend: ``"auto"``, ``"reference"``, ``"torch"`` (which is the reference) or ``"native"``.
+        backend: ``"auto"``, ``"reference"``, ``"torch"`` (which is the reference), ``"native"`` or ``"triton"``.
 
     Returns:
         [B, T, H, D] in the dtype of x; the turn is computed in float32 (float64 for float64).
@@ -41,8 +41,13 @@ def apply_rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, backend:
     if cos.shape != sin.shape or cos.shape[0] != x.shape[1] or 2 * cos.shape[1] > x.shape[3]:
         given = f"x {tuple(x.shape)}, cos {tuple(cos.shape)}, sin {tuple(sin.shape)}"
         raise ValueError(f"apply_rotary: x [B, T, H, D], cos and sin [T, R/2] with R <= D expected; given {given}.")
-    if choose("apply_rotary", backend, x.device, native=x.dtype) == "native":
+    chosen = choose("apply_rotary", backend, x.device, triton=x.dtype, native=x.dtype)
+    if chosen == "native":
         return NativeRotary.apply(x, cos.float(), sin.float())
+    if chosen == "triton":
+        from leyden.ops.rotary.launch import apply_rotary_triton  # triton, where it is used
+
+        return apply_rotary_triton(x, cos, sin)
     half = cos.shape[-1]
     dtype = torch.promote_types(x.dtype, torch.float32)
     cos, sin = cos[:, None, :].to(dtype), sin[:, None, :].to(dtype)

@@ -1,0 +1,10 @@
+"""SiLU and split in PyTorch."""
+
+import torch
+from torch.nn.functional import silu
+
+
+def silu_split_portable(qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """See :func:`leyden.ops.silu_split`."""
+    q, k, v = (silu(part) for part in qkv.chunk(3, dim=-1))
+    return q.contiguous(), k.contiguous(), v.contiguous()
