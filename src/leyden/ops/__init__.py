@@ -10,6 +10,7 @@ from leyden.ops.lightning_attention import (
     lightning_attention_step,
     lightning_slopes,
 )
+from leyden.ops.paged_attention import paged_attention
 from leyden.ops.rms_norm import gated_rms_norm, residual_rms_norm, rms_norm
 from leyden.ops.rotary import apply_rotary, rotary_angles
 from leyden.ops.routing import Routing, drop_over_capacity, expert_capacity, route
@@ -30,6 +31,7 @@ __all__ = [
     "lightning_attention_step",
     "lightning_slopes",
     "linear_cross_entropy",
+    "paged_attention",
     "residual_rms_norm",
     "rms_norm",
     "rotary_angles",

@@ -1,0 +1,63 @@
+"""What is launched for one call of paged attention in Triton: two kernels, nothing read back from the device."""
+
+from typing import Any
+
+import torch
+
+from leyden.ops.launching import blocks, last_dim_contiguous, padded, power_of_two, products
+from leyden.ops.paged_attention import kernels as jitted
+
+kernels: Any = jitted  # launching is beyond types
+
+_SPLIT = 512
+"""Keys of a program. Its partial result is then at most 3 % of what it reads, with 8 queries to a key head."""
+
+_BLOCK = 64
+"""Keys that a program reads at once."""
+
+_COMBINED = 32
+"""Splits that are combined at once."""
+
+
+@torch.library.custom_op("leyden::paged_attention", mutates_args=())
+def _paged_attention(
+    q: torch.Tensor,
+    key_pages: torch.Tensor,
+    value_pages: torch.Tensor,
+    block_table: torch.Tensor,
+    lengths: torch.Tensor,
+) -> torch.Tensor:
+    (B, H, D), (_, page, key_heads, _) = q.shape, key_pages.shape
+    group, num_splits = H // key_heads, max(1, blocks(block_table.shape[1] * page, _SPLIT))
+    parts = q.new_empty(B, H, num_splits, D, dtype=torch.float32)
+    weights = q.new_empty(B, H, num_splits, dtype=torch.float32)
+    out = q.new_empty(q.shape)
+    product, precision = products(q.dtype)
+    kernels.attend[(B, key_heads, num_splits)](
+        q, key_pages, value_pages, block_table, lengths, parts, weights, D**-0.5, num_splits,
+        *q.stride()[:2], *key_pages.stride()[:3], *value_pages.stride()[:3], block_table.stride(0),
+        H=H, GROUP=group, D=D, BG=padded(group), BD=padded(D), PAGE=page, SPLIT=_SPLIT, BLOCK=_BLOCK,
+        PRODUCT=product, PRECISION=precision, num_warps=4, num_stages=2,
+    )  # fmt: skip
+    kernels.combine[(B, H)](
+        parts, weights, lengths, out, num_splits,
+        H=H, D=D, BD=power_of_two(D), SPLIT=_SPLIT, BLOCK=_COMBINED, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+@_paged_attention.register_fake
+def _(q, key_pages, value_pages, block_table, lengths):
+    return q.new_empty(q.shape)
+
+
+def paged_attention_triton(
+    q: torch.Tensor,
+    key_pages: torch.Tensor,
+    value_pages: torch.Tensor,
+    block_table: torch.Tensor,
+    lengths: torch.Tensor,
+) -> torch.Tensor:
+    """See :func:`leyden.ops.paged_attention`."""
+    rows = (last_dim_contiguous(x) for x in (q, key_pages, value_pages, block_table))
+    return _paged_attention(*rows, lengths.contiguous())
