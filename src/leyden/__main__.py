@@ -1,6 +1,20 @@
-"""``python -m leyden``: the same as the ``leyden`` command."""
+"""``python -m leyden``: the same as the ``leyden`` command; ``bench ops`` runs without the command line's packages."""
 
-from leyden.cli import main
+import importlib.util
+import sys
+
+
+def main() -> None:
+    """Where typer is not installed (a bare GPU machine), ``bench ops`` is read by a plain parser of its own."""
+    if sys.argv[1:3] == ["bench", "ops"] and importlib.util.find_spec("typer") is None:
+        from leyden.bench.ops_bare import main as bare
+
+        bare(sys.argv[3:])
+    else:
+        from leyden.cli import main as command_line
+
+        command_line()
+
 
 if __name__ == "__main__":
     main()

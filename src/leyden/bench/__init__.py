@@ -1,6 +1,29 @@
-"""The benchmarks behind ``leyden bench``."""
+"""The benchmarks behind ``leyden bench``.
 
-from leyden.bench.cpu import run_cpu
-from leyden.bench.result import BenchResult, Row, render
+Names resolve lazily (PEP 562), so that ``leyden bench ops`` runs on a machine with torch and triton alone.
+"""
 
-__all__ = ["BenchResult", "Row", "render", "run_cpu"]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from leyden.bench.cpu import run_cpu as run_cpu
+    from leyden.bench.ops import run_ops as run_ops
+    from leyden.bench.result import BenchResult as BenchResult
+    from leyden.bench.result import Row as Row
+    from leyden.bench.result import render as render
+
+_HOMES = {
+    "BenchResult": "leyden.bench.result",
+    "Row": "leyden.bench.result",
+    "render": "leyden.bench.result",
+    "run_cpu": "leyden.bench.cpu",
+    "run_ops": "leyden.bench.ops",
+}
+__all__ = ["BenchResult", "Row", "render", "run_cpu", "run_ops"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'leyden.bench' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,24 +1,41 @@
-"""``leyden bench``: how fast, beside what else there is."""
+"""``leyden bench``: how fast, beside what else there is and what the hardware allows."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Measure Leyden beside other software, in one run.", no_args_is_help=True)
+app = typer.Typer(help="Measure Leyden beside other software, and its GPU kernels.", no_args_is_help=True)
 
-
-@app.callback()
-def _bench() -> None:
-    """Keeps `cpu` a verb of its own while it is the only one."""
+Output = Annotated[Path | None, typer.Option(help="Where to write the figures as JSON.", show_default=False)]
 
 
 @app.command()
 def cpu(
     quick: Annotated[bool, typer.Option(help="Small shapes and few repeats: checks that all of it runs.")] = False,
-    output: Annotated[Path | None, typer.Option(help="Where to write the figures as JSON.", show_default=False)] = None,
+    output: Output = None,
 ) -> None:
     """Training, prefill, decoding and memory beside transformers on two CPU threads."""
     from leyden.bench import run_cpu
 
     run_cpu(quick=quick, output=output)
+
+
+@app.command()
+def ops(
+    only: Annotated[
+        str | None,
+        typer.Option(metavar="REGEX", help="Measure the rows whose name it is found in.", show_default=False),
+    ] = None,
+    output: Output = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Tiny shapes: checks that all of it runs.")] = False,
+) -> None:
+    """Every GPU kernel beside the hardware's floor; refuses where a test of the ops is red."""
+    from leyden.bench.ops import RedTestsError, run_ops
+    from leyden.core.log import say
+
+    try:
+        run_ops(only, output, quick=quick)
+    except RedTestsError as red:
+        say(str(red))
+        raise typer.Exit(1) from None

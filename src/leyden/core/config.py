@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from leyden.core.errors import UserError, suggest
@@ -83,6 +82,8 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def dump_toml(data: Mapping[str, Any]) -> str:
     """``data`` as TOML text; keys whose value is None are left out, since TOML has no null."""
+    import tomli_w  # here alone, so that models need no package but torch and pydantic
+
     return tomli_w.dumps(_without_none(data))
 
 

@@ -1,16 +1,47 @@
 """Training: one step (``step.py``), one loop (``loop.py``), and what they stand on.
 
 Reading order: ``step.py``, ``loop.py``, ``objective.py``, ``state.py``, ``optimizer.py``, ``schedule.py``.
+
+Names resolve lazily (PEP 562): the optimizer and the objectives need torch and pydantic alone.
 """
 
-from leyden.train.loop import Callback, FitSettings, fit
-from leyden.train.metrics import read_metrics
-from leyden.train.objective import LossSums, Objective, PackedBatch, Pretrain
-from leyden.train.optimizer import AdamWConfig, MasterAdamW
-from leyden.train.schedule import Schedule
-from leyden.train.state import Batches, TrainState
-from leyden.train.step import StepResult, train_step
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from leyden.train.loop import Callback as Callback
+    from leyden.train.loop import FitSettings as FitSettings
+    from leyden.train.loop import fit as fit
+    from leyden.train.metrics import read_metrics as read_metrics
+    from leyden.train.objective import LossSums as LossSums
+    from leyden.train.objective import Objective as Objective
+    from leyden.train.objective import PackedBatch as PackedBatch
+    from leyden.train.objective import Pretrain as Pretrain
+    from leyden.train.optimizer import AdamWConfig as AdamWConfig
+    from leyden.train.optimizer import MasterAdamW as MasterAdamW
+    from leyden.train.schedule import Schedule as Schedule
+    from leyden.train.state import Batches as Batches
+    from leyden.train.state import TrainState as TrainState
+    from leyden.train.step import StepResult as StepResult
+    from leyden.train.step import train_step as train_step
+
+_HOMES = {
+    "AdamWConfig": "leyden.train.optimizer",
+    "Batches": "leyden.train.state",
+    "Callback": "leyden.train.loop",
+    "FitSettings": "leyden.train.loop",
+    "LossSums": "leyden.train.objective",
+    "MasterAdamW": "leyden.train.optimizer",
+    "Objective": "leyden.train.objective",
+    "PackedBatch": "leyden.train.objective",
+    "Pretrain": "leyden.train.objective",
+    "Schedule": "leyden.train.schedule",
+    "StepResult": "leyden.train.step",
+    "TrainState": "leyden.train.state",
+    "fit": "leyden.train.loop",
+    "read_metrics": "leyden.train.metrics",
+    "train_step": "leyden.train.step",
+}
 __all__ = [
     "AdamWConfig",
     "Batches",
@@ -28,3 +59,9 @@ __all__ = [
     "read_metrics",
     "train_step",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'leyden.train' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

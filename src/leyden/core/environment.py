@@ -1,6 +1,7 @@
 """What a figure was measured on: the machine, the versions, the commit."""
 
 import datetime as dt
+import importlib.metadata
 import os
 import platform
 import subprocess
@@ -8,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-import leyden
 
 
 def machine() -> dict[str, Any]:
@@ -23,10 +22,18 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
-        "leyden": leyden.__version__,
+        "leyden": installed_version("leyden"),
         "commit": git_commit(Path(__file__).parent),
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
     }
+
+
+def installed_version(package: str) -> str | None:
+    """The version that ``package`` was installed at; None where it was not (a bare checkout)."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _cpu_name() -> str:

@@ -6,8 +6,8 @@ import subprocess
 import torch
 
 import leyden
+from leyden.core.environment import git_commit
 from leyden.evaluate import machine
-from leyden.evaluate.environment import git_commit
 
 
 def test_machine_is_plain_json_and_true():
