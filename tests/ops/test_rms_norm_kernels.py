@@ -7,6 +7,7 @@ import torch
 from exactness import Op, assert_all_within_noise, assert_within_noise, random, with_gradients
 
 from leyden.ops import gated_rms_norm, residual_rms_norm, rms_norm
+from leyden.ops.backend import choose
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 ALPHA, BETA = 3.5, 0.8
@@ -118,6 +119,16 @@ def test_nothing_breaks_the_graph(norm: Norm, device: str) -> None:
     compiled = torch.compile(norm("triton"), fullgraph=True, backend="aot_eager")
     for a, b in zip(with_gradients(compiled, inputs), with_gradients(norm("triton"), inputs), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("place", ["cpu", "cuda"])
+def test_choosing_a_body_does_not_break_the_graph_either(place: str) -> None:
+    def choice(x: torch.Tensor) -> torch.Tensor:
+        chosen = choose("rms_norm", "auto", torch.device(place), triton=x.dtype)
+        return x + 1 if chosen == "triton" else x
+
+    compiled = torch.compile(choice, fullgraph=True, backend="eager")
+    assert compiled(torch.zeros(())).item() == (place == "cuda")
 
 
 def test_the_registered_op(device: str) -> None:

@@ -101,11 +101,12 @@ def test_another_length_compiles_nothing_new(device: str) -> None:
 
 
 @pytest.mark.gpu
-def test_offsets_beyond_32_bits() -> None:
-    num_tokens = 300_000
-    x = torch.zeros(1, num_tokens, 64, 128, dtype=torch.bfloat16, device="cuda")
+@pytest.mark.parametrize("heads_first", [False, True])
+def test_offsets_beyond_32_bits(heads_first: bool) -> None:
+    shape = (1, 64, 300_000, 128) if heads_first else (1, 300_000, 64, 128)
+    x = torch.zeros(shape, dtype=torch.bfloat16, device="cuda")
+    x = x.transpose(1, 2) if heads_first else x
     x[:, -3:] = random(1, 3, 64, 128, dtype=torch.bfloat16).cuda()
-    tail = x[:, -3:].clone()
-    (out,) = turn("triton", num_tokens, 64, "cuda", start=0)(x)
-    (expected,) = turn("triton", 3, 64, "cuda", start=num_tokens - 3)(tail)
+    (out,) = turn("triton", 300_000, 64, "cuda", start=0)(x)
+    (expected,) = turn("triton", 3, 64, "cuda", start=299_997)(x[:, -3:].clone())
     assert torch.equal(out[:, -3:], expected)

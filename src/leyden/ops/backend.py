@@ -74,6 +74,7 @@ def _check_triton(op: str, device: torch.device, dtype: torch.dtype | None) -> N
         )
 
 
+@torch.compiler.assume_constant_result  # looking for triton and logging would break the graph of torch.compile
 def _automatic(op: str, device_type: str, triton: torch.dtype | None, native: torch.dtype | None) -> str:
     chosen = "torch"
     if device_type == "cuda" and triton in _TRITON_DTYPES and importlib.util.find_spec("triton"):

@@ -17,7 +17,7 @@ def turn(
     batch, block = tl.program_id(0) // num_blocks, tl.program_id(0) % num_blocks
     row = block * ROWS + tl.arange(0, ROWS)
     valid = (row < num_rows)[:, None]
-    token, head = (row // H).to(tl.int64), row % H
+    token, head = (row // H).to(tl.int64), (row % H).to(tl.int64)
     x += batch.to(tl.int64) * x_stride_b + (token * x_stride_t + head * x_stride_h)[:, None]
     y += ((batch.to(tl.int64) * num_rows + row) * D)[:, None]
 
