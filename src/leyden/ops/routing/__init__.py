@@ -37,16 +37,23 @@ def route(logits: torch.Tensor, top_k: int, backend: str = "auto") -> Routing:
     Args:
         logits: [N, E] float32 (or float64).
         top_k: k, from 1 to E.
-        backend: ``"auto"``, ``"reference"``, ``"torch"`` (which is the reference) or ``"native"``.
+        backend: ``"auto"``, ``"reference"``, ``"torch"`` (which is the reference), or in float32 ``"native"`` or
+            ``"triton"``.
 
     Raises:
         ValueError: k out of bounds, or a backend that cannot run.
     """
     if not 1 <= top_k <= logits.shape[1]:
         raise ValueError(f"route: top_k from 1 to the {logits.shape[1]} experts expected; given {top_k}.")
-    native = logits.dtype if logits.dtype == torch.float32 else None
-    if choose("route", backend, logits.device, native=native) == "native":
+    float32 = logits.dtype if logits.dtype == torch.float32 else None
+    chosen = choose("route", backend, logits.device, triton=float32, native=float32)
+    if chosen == "native":
         experts, weights, probabilities = NativeRoute.apply(logits, top_k)
+        return Routing(experts, weights, probabilities, logits)
+    if chosen == "triton":
+        from leyden.ops.routing.launch import route_triton  # triton, where it is used
+
+        experts, weights, probabilities = route_triton(logits, top_k)
         return Routing(experts, weights, probabilities, logits)
     probabilities = logits.softmax(-1)
     weights, experts = probabilities.topk(top_k, dim=-1)
@@ -73,9 +80,10 @@ def drop_over_capacity(routing: Routing, capacity: int, by: Literal["probability
     if by == "probability":
         chosen = routing.probabilities.gather(1, routing.experts).flatten()
         order = torch.argsort(chosen, descending=True, stable=True)
-    # Within an expert, how many assignments stand before this one in the order of keeping.
-    one_hot = torch.nn.functional.one_hot(expert[order], routing.logits.shape[-1])
-    rank = (one_hot.cumsum(0) * one_hot).sum(-1) - 1
+    # By expert, and within one in the order of keeping: how many of the expert's assignments stand before each.
+    order = order[torch.argsort(expert[order], stable=True)]
+    by_expert = expert[order]
+    rank = torch.arange(expert.numel(), device=expert.device) - torch.searchsorted(by_expert, by_expert)
     kept = torch.empty_like(expert, dtype=torch.bool)
     kept[order] = rank < capacity
     kept = kept.view(num_tokens, top_k)
