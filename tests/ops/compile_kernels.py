@@ -78,9 +78,7 @@ class Recorder:
 
         class Grid:
             def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-                return lambda *arguments, **keywords: recorder.launches.append(
-                    Launch.of(kernel, arguments, keywords)
-                )
+                return lambda *arguments, **keywords: recorder.launches.append(Launch.of(kernel, arguments, keywords))
 
         return Grid()
 
@@ -125,7 +123,27 @@ def lightning(dtype: torch.dtype, width: int) -> Iterator[Launch]:
     yield from record(name, call)
 
 
-OPS = {"lightning_attention": lightning}
+def cross_entropy(dtype: torch.dtype, width: int) -> Iterator[Launch]:
+    """With and without gradients, over ``width`` thousand words."""
+    hidden, weight = torch.zeros(2, 16, dtype=dtype), torch.zeros(1000 * width, 16, dtype=dtype)
+
+    def call(module: Any) -> None:
+        for differentiate in (False, True):
+            module._forward(hidden, weight, torch.tensor([0, -100]), 1e-4, differentiate)
+
+    yield from record("leyden.ops.cross_entropy.launch", call)
+
+
+def paged_attention(dtype: torch.dtype, width: int) -> Iterator[Launch]:
+    """Eight queries to a key head."""
+    q, pages = torch.zeros(2, 16, width, dtype=dtype), torch.zeros(3, 64, 2, width, dtype=dtype)
+    table, lengths = torch.zeros(2, 40, dtype=torch.int32), torch.tensor([64, 0], dtype=torch.int32)
+    yield from record(
+        "leyden.ops.paged_attention.launch", lambda module: module._paged_attention(q, pages, pages, table, lengths)
+    )
+
+
+OPS = {"lightning_attention": lightning, "cross_entropy": cross_entropy, "paged_attention": paged_attention}
 
 
 def main(op: str, dtype: str, width: str, *architectures: str) -> None:

@@ -32,6 +32,24 @@ def test_lightning_attention_on_hopper(tmp_path: Path) -> None:
         assert facts["spilled"] <= 64, facts
 
 
+@pytest.mark.parametrize(
+    ("op", "width", "kernels"), [("cross_entropy", 200, {"losses"}), ("paged_attention", 128, {"attend", "combine"})]
+)
+def test_other_ops_on_hopper(tmp_path: Path, op: str, width: int, kernels: set[str]) -> None:
+    found = compiled(tmp_path, op, "bfloat16", width, HOPPER)
+    assert {facts["kernel"] for facts in found} == kernels
+    for facts in found:
+        assert facts["spilled"] == 0, facts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", [AMPERE, HOPPER, BLACKWELL])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize(("op", "width"), [("cross_entropy", 1), ("paged_attention", 80), ("paged_attention", 256)])
+def test_other_ops_everywhere(tmp_path: Path, op: str, architecture: int, dtype: str, width: int) -> None:
+    assert compiled(tmp_path, op, dtype, width, architecture)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", [AMPERE, HOPPER, BLACKWELL])
 @pytest.mark.parametrize(("dtype", "width"), [("bfloat16", 128), ("bfloat16", 256), ("float16", 64), ("float32", 32)])

@@ -17,8 +17,8 @@ LENGTHS = [0, 1, 5, 70, 16, 64, 129]
 
 @pytest.fixture
 def short_splits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Splits of 32 keys, read 16 at once, combined two by two."""
-    for name, value in (("_SPLIT", 32), ("_BLOCK", 16), ("_COMBINED", 2)):
+    """Splits of 64 keys, combined two by two."""
+    for name, value in (("_SPLIT", 64), ("_COMBINED", 2)):
         monkeypatch.setattr(launch, name, value)
 
 
@@ -72,7 +72,7 @@ def test_ragged_lengths(dtype: torch.dtype, backend: str, heads: tuple[int, int]
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("page", [1, 16, 48])
 def test_several_splits(dtype: torch.dtype, page: int, short_splits: None, device: str) -> None:
-    check(draw([0, 1, 31, 32, 33, 64, 65, 150], dtype, page=page), "triton", device)
+    check(draw([0, 1, 31, 33, 63, 64, 65, 128, 300], dtype, page=page), "triton", device)
 
 
 @pytest.mark.parametrize("lengths", [[511], [512], [513, 0], [1100]])

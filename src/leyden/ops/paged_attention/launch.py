@@ -12,8 +12,8 @@ kernels: Any = jitted  # launching is beyond types
 _SPLIT = 512
 """Keys of a program. Its partial result is then at most 3 % of what it reads, with 8 queries to a key head."""
 
-_BLOCK = 64
-"""Keys that a program reads at once."""
+_BLOCK_BYTES = 128
+"""Keys that a program reads at once, times the bytes of an element: 64 of bfloat16. More do not fit its registers."""
 
 _COMBINED = 32
 """Splits that are combined at once."""
@@ -27,17 +27,19 @@ def _paged_attention(
     block_table: torch.Tensor,
     lengths: torch.Tensor,
 ) -> torch.Tensor:
+    """Without a gradient: it is for decoding."""
     (B, H, D), (_, page, key_heads, _) = q.shape, key_pages.shape
     group, num_splits = H // key_heads, max(1, blocks(block_table.shape[1] * page, _SPLIT))
     parts = q.new_empty(B, H, num_splits, D, dtype=torch.float32)
     weights = q.new_empty(B, H, num_splits, dtype=torch.float32)
     out = q.new_empty(q.shape)
-    product, precision = products(q.dtype)
+    width, (product, precision) = padded(D), products(q.dtype)
     kernels.attend[(B, key_heads, num_splits)](
         q, key_pages, value_pages, block_table, lengths, parts, weights, D**-0.5, num_splits,
         *q.stride()[:2], *key_pages.stride()[:3], *value_pages.stride()[:3], block_table.stride(0),
-        H=H, GROUP=group, D=D, BG=padded(group), BD=padded(D), PAGE=page, SPLIT=_SPLIT, BLOCK=_BLOCK,
-        PRODUCT=product, PRECISION=precision, num_warps=4, num_stages=2,
+        H=H, GROUP=group, D=D, BG=padded(group), BD=width, PAGE=page, SPLIT=_SPLIT,
+        BLOCK=_BLOCK_BYTES // q.element_size(), PRODUCT=product, PRECISION=precision,
+        num_warps=4 if width * q.element_size() <= 256 else 8, num_stages=2,
     )  # fmt: skip
     kernels.combine[(B, H)](
         parts, weights, lengths, out, num_splits,
