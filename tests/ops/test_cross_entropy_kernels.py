@@ -1,6 +1,8 @@
 """The Triton body of the fused cross-entropy: in Triton's interpreter on a CPU, compiled on a GPU, the same tests."""
 
 import importlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import pytest
 import torch
@@ -145,3 +147,16 @@ def test_nothing_breaks_the_graph(device: str) -> None:
         torch.testing.assert_close(a, b)
     for differentiate in (False, True):
         torch.library.opcheck(launch._forward, (*inputs, labels, 0.1, differentiate))
+
+
+@pytest.mark.gpu
+def test_nothing_is_read_back(no_reading_back: Callable[[], AbstractContextManager[None]]) -> None:
+    inputs, labels = draw(30, 50, torch.bfloat16)
+    inputs, labels = [x.cuda() for x in inputs], labels.cuda()
+
+    def op(hidden: torch.Tensor, weight: torch.Tensor) -> None:
+        linear_cross_entropy(hidden.requires_grad_(), weight, labels, 0.1, "triton")[0].backward()
+
+    op(*inputs)
+    with no_reading_back():
+        op(*inputs)

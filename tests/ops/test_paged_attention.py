@@ -2,6 +2,8 @@
 
 import importlib
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import pytest
 import torch
@@ -171,3 +173,11 @@ def test_nothing_breaks_the_graph(device: str) -> None:
     compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(*inputs), attend(*inputs))
     torch.library.opcheck(launch._paged_attention, tuple(inputs))
+
+
+@pytest.mark.gpu
+def test_nothing_is_read_back(no_reading_back: Callable[[], AbstractContextManager[None]]) -> None:
+    inputs = [x.cuda() for x in draw(LENGTHS, torch.bfloat16)]
+    paged_attention(*inputs)
+    with no_reading_back():
+        paged_attention(*inputs)
