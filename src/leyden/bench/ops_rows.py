@@ -1,6 +1,5 @@
 """The rows of ``leyden bench ops`` that need torch and triton alone: each op, its inputs, its floor and its goal."""
 
-import functools
 import importlib.util
 import math
 import warnings
@@ -75,7 +74,13 @@ def input_sets(num_bytes: float) -> range:
 
 def kernel_jobs(*, quick: bool) -> list[Job]:
     """Every row of the ops, in the order of the table."""
-    return [*_lightning_jobs(quick), *_against_softmax_jobs(quick), _decode_job(quick), *_surrounding_jobs(quick)]
+    return [
+        *_lightning_jobs(quick),
+        *_against_softmax_jobs(quick),
+        _decode_job(quick),
+        _paged_job(quick),
+        *_surrounding_jobs(quick),
+    ]
 
 
 def _lightning_jobs(quick: bool) -> list[Job]:
@@ -225,14 +230,36 @@ def _decode_job(quick: bool) -> Job:
     return Job(f"decode step, {sequences} sequences, H{heads}", measure)
 
 
+def _paged_job(quick: bool) -> Job:
+    sequences, length, page, heads, shared, dim = (3, 32, 16, 4, 2, 16) if quick else (64, 16_384, 64, 64, 8, 128)
+
+    def measure(bench: Bench) -> OpRow:
+        cost = floors.elementwise(sequences * length * shared * dim, 2)  # each key and value read once
+        pages = sequences * length // page
+
+        def bound(seed: int) -> Call:
+            q = random(bench.device, sequences, heads, dim, seed=3 * seed)
+            keys, values = (random(bench.device, pages, page, shared, dim, seed=3 * seed + i) for i in (1, 2))
+            order = torch.randperm(pages, generator=torch.Generator().manual_seed(seed))
+            table = order.view(sequences, -1).to(bench.device, torch.int32)
+            lengths = torch.full((sequences,), length, dtype=torch.int32, device=bench.device)
+            return lambda: ops.paged_attention(q, keys, values, table, lengths)
+
+        return _held_to_floor(bench, [bound(seed) for seed in input_sets(cost.bytes)], cost)
+
+    return Job(f"paged attention, {sequences} sequences of {length}, H{heads} on {shared}", measure)
+
+
 def _surrounding_jobs(quick: bool) -> list[Job]:
     """What stands around attention, without goals: how far each is from its floor."""
     n, d, heads, width, hidden, experts, vocab = (
         (8, 32, 2, 32, 64, 4, 64) if quick else (16_384, 6144, 64, 2048, 4096, 8, 65_536)
     )
     return [
-        _norm_job("rms_norm", n, d, gated=False),
-        _norm_job("gated_rms_norm", n, d, gated=True),
+        _silu_split_job(n, heads, 16 if quick else 128),
+        _norm_job("rms_norm", n, d),
+        _norm_job("gated_rms_norm", n, d),
+        _norm_job("residual_rms_norm", n, d),
         _rotary_job(n, heads, 16 if quick else 128),
         _routing_job(4 * n, 4 * experts),
         _experts_job(n, width, hidden, experts, backward=False),
@@ -241,24 +268,38 @@ def _surrounding_jobs(quick: bool) -> list[Job]:
     ]
 
 
-def _norm_job(name: str, n: int, d: int, *, gated: bool) -> Job:
+def _norm_job(name: str, n: int, d: int) -> Job:
     def measure(bench: Bench) -> OpRow:
-        # Forward: x (and gate) read, out written. Backward: these and dout read, a gradient for each written.
-        cost = floors.elementwise(n * d, 8 if gated else 5)
+        # Forward: one or two inputs read, one output written. Backward: these and dout read, a gradient each written.
+        cost = floors.elementwise(n * d, 5 if name == "rms_norm" else 8)
         weight = torch.ones(d, device=bench.device, requires_grad=True)
 
         def bound(seed: int) -> Call:
-            x, gate, dout = (random(bench.device, n, d, seed=3 * seed + i) for i in range(3))
-            x.requires_grad_()
-            gate.requires_grad_()
-            if gated:
-                out = functools.partial(ops.gated_rms_norm, x, gate, weight, 1e-5)
-                return lambda: torch.autograd.grad(out(), (x, gate, weight), dout)
-            return lambda: torch.autograd.grad(ops.rms_norm(x, weight, 1e-5), (x, weight), dout)
+            x, second, dout = (random(bench.device, n, d, seed=3 * seed + i) for i in range(3))
+            inputs = (x.requires_grad_(), second.requires_grad_(), weight)
+            if name == "rms_norm":
+                return lambda: torch.autograd.grad(ops.rms_norm(x, weight, 1e-5), (x, weight), dout)
+            if name == "gated_rms_norm":
+                return lambda: torch.autograd.grad(ops.gated_rms_norm(*inputs, 1e-5), inputs, dout)
+            return lambda: torch.autograd.grad(ops.residual_rms_norm(*inputs, 3.5, 1.0, 1e-5), inputs, dout)
 
         return _held_to_floor(bench, [bound(seed) for seed in input_sets(cost.bytes)], cost)
 
     return Job(f"{name} forward and backward, {n} x {d}", measure)
+
+
+def _silu_split_job(n: int, heads: int, dim: int) -> Job:
+    def measure(bench: Bench) -> OpRow:
+        cost = floors.elementwise(n * heads * 3 * dim, 5)  # read, written; read again with a gradient, one written
+
+        def bound(seed: int) -> Call:
+            qkv = random(bench.device, 1, n, heads, 3 * dim, seed=seed).requires_grad_()
+            grads = [random(bench.device, 1, n, heads, dim, seed=3 * seed + i) for i in range(3)]
+            return lambda: torch.autograd.grad(ops.silu_split(qkv), qkv, grads)
+
+        return _held_to_floor(bench, [bound(seed) for seed in input_sets(cost.bytes)], cost)
+
+    return Job(f"silu_split forward and backward, T{n} H{heads}", measure)
 
 
 def _rotary_job(n: int, heads: int, dim: int) -> Job:
