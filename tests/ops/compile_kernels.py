@@ -143,7 +143,43 @@ def paged_attention(dtype: torch.dtype, width: int) -> Iterator[Launch]:
     )
 
 
-OPS = {"lightning_attention": lightning, "cross_entropy": cross_entropy, "paged_attention": paged_attention}
+def rms_norm(dtype: torch.dtype, width: int) -> Iterator[Launch]:
+    """Alone, gated, and of a residual, forward and backward."""
+    x, weight = torch.zeros(4096, width, dtype=dtype), torch.ones(width)
+
+    def call(module: Any) -> None:
+        for added, gate in ((None, None), (None, x), (x, None)):
+            _, rstd = module._forward(x, added, gate, weight, 1e-5, 1.5, 0.5)
+            module._backward(x, x, added, gate, weight, rstd, 1.5, 0.5)
+
+    yield from record("leyden.ops.rms_norm.launch", call)
+
+
+def rotary(dtype: torch.dtype, width: int) -> Iterator[Launch]:
+    """Half of the dims, there and back."""
+    x, angles = torch.zeros(2, 40, 64, width, dtype=dtype), torch.zeros(40, width // 4)
+
+    def call(module: Any) -> None:
+        for inverse in (False, True):
+            module._turn(x, angles, angles, inverse)
+
+    yield from record("leyden.ops.rotary.launch", call)
+
+
+def silu_split(dtype: torch.dtype, width: int) -> Iterator[Launch]:
+    """Heads of ``width``, forward and backward."""
+    qkv = torch.zeros(4096, 3 * width, dtype=dtype)
+    yield from record("leyden.ops.silu_split.launch", lambda module: module._backward(*module._forward(qkv), qkv))
+
+
+OPS = {
+    "lightning_attention": lightning,
+    "cross_entropy": cross_entropy,
+    "paged_attention": paged_attention,
+    "rms_norm": rms_norm,
+    "rotary": rotary,
+    "silu_split": silu_split,
+}
 
 
 def main(op: str, dtype: str, width: str, *architectures: str) -> None:

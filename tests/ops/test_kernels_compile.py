@@ -42,6 +42,29 @@ def test_other_ops_on_hopper(tmp_path: Path, op: str, width: int, kernels: set[s
         assert facts["spilled"] == 0, facts
 
 
+@pytest.mark.parametrize(
+    ("op", "width", "kernels"),
+    [
+        ("rms_norm", 8192, {"normalise", "differentiate"}),
+        ("rotary", 128, {"turn"}),
+        ("silu_split", 128, {"split", "join"}),
+    ],
+)
+def test_ops_around_attention_on_hopper(tmp_path: Path, op: str, width: int, kernels: set[str]) -> None:
+    found = compiled(tmp_path, op, "bfloat16", width, HOPPER)
+    assert {facts["kernel"] for facts in found} == kernels
+    for facts in found:
+        assert facts["spilled"] == 0, facts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", [AMPERE, HOPPER, BLACKWELL])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize(("op", "width"), [("rms_norm", 33), ("rms_norm", 6144), ("rotary", 20), ("silu_split", 5)])
+def test_ops_around_attention_everywhere(tmp_path: Path, op: str, architecture: int, dtype: str, width: int) -> None:
+    assert compiled(tmp_path, op, dtype, width, architecture)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", [AMPERE, HOPPER, BLACKWELL])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
