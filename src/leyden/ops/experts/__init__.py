@@ -34,6 +34,9 @@ def swiglu_experts(
 
     Returns:
         [N, D] in the dtype of x.
+
+    Raises:
+        ValueError: a backend that cannot run here or, ``"triton"``, does not take these shapes.
     """
     triton = x.dtype if backend != "auto" or stays_on_device(x, down) else None
     chosen = choose("swiglu_experts", backend, x.device, triton=triton, native=x.dtype)

@@ -23,9 +23,10 @@ def reason_against(x: torch.Tensor, down: torch.Tensor) -> str | None:
 
 def stays_on_device(x: torch.Tensor, down: torch.Tensor) -> bool:
     """Whether grouped_mm takes these on a GPU without asking the host."""
-    return (
-        x.is_cuda
-        and x.dtype == torch.bfloat16
-        and torch.cuda.get_device_capability(x.device)[0] in (9, 10)
-        and reason_against(x, down) is None
-    )
+    return x.is_cuda and x.dtype == torch.bfloat16 and _has_kernel(x.device.index) and not reason_against(x, down)
+
+
+@torch.compiler.assume_constant_result  # the question would break the graph of torch.compile
+def _has_kernel(device: int) -> bool:
+    """Compute capability 9 or 10, which is what PyTorch's kernel is built for."""
+    return torch.cuda.get_device_capability(device)[0] in (9, 10)

@@ -1,8 +1,9 @@
 """The experts with their rows sorted on the device, grouped products, and Triton kernels between them.
 
-The host never learns how many tokens an expert has: rows are as many as assignments, and products and kernels read from
-device memory where experts end. As in ``native.py``, the weight of an assignment multiplies the activation. Saved for
-the backward: the tokens, their projections and the order of their assignments; the rows are formed again.
+Rows are as many as assignments, and products and kernels read from device memory where experts end, so that the host
+need not know (``grouped.py`` says where PyTorch's products ask it all the same). As in ``native.py``, the weight of an
+assignment multiplies the activation. Saved for the backward: the tokens, their projections and the order of their
+assignments; the rows are formed again.
 """
 
 from typing import Any
