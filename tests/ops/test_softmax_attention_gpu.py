@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 
 import pytest
 import torch
+import torch.nn.attention.varlen as varlen
 from exactness import assert_within_noise, random, with_gradients
 
 from leyden.ops import softmax_attention
@@ -53,7 +54,7 @@ def without_windows(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_caus
 @pytest.fixture
 def ampere(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """A machine that has everything."""
-    monkeypatch.setattr(gpu, "varlen_attn", by_documents)
+    monkeypatch.setattr(varlen, "varlen_attn", by_documents)
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
     yield monkeypatch
@@ -87,8 +88,7 @@ def test_the_choice_by_dtype_and_width(ampere: object, dtype: torch.dtype, dim: 
 @pytest.mark.parametrize(
     ("where", "name", "value"),
     [
-        (gpu, "varlen_attn", None),
-        (gpu, "varlen_attn", without_windows),
+        (varlen, "varlen_attn", without_windows),
         (torch.backends.cuda, "is_flash_attention_available", lambda: False),
         (torch.cuda, "get_device_capability", lambda device=None: (7, 5)),
         (torch.version, "hip", "7.0"),
@@ -100,11 +100,17 @@ def test_the_choice_by_capability(ampere: pytest.MonkeyPatch, where: object, nam
     assert gpu.kernel(q, k, torch.tensor([0, 9]), None) == "portable"
 
 
+def test_a_pytorch_without_the_kernel(ampere: pytest.MonkeyPatch) -> None:
+    ampere.delattr(varlen, "varlen_attn")
+    q, k, _ = draw(9, 9, torch.bfloat16)
+    assert gpu.kernel(q, k, torch.tensor([0, 9]), None) == "portable"
+
+
 @pytest.mark.parametrize("version", [by_documents, of_an_early_version])
 @pytest.mark.parametrize("window", [None, 1, 4, 100])
 def test_what_the_kernel_is_handed(ampere: pytest.MonkeyPatch, version: object, window: int | None) -> None:
     """Packed documents, and rows of a batch behind a cache whose last dim is strided."""
-    ampere.setattr(gpu, "varlen_attn", version)
+    ampere.setattr(varlen, "varlen_attn", version)
     cu_seqlens = torch.tensor([0, 0, 1, 9, 30])
     q, k, v = draw(30, 30, torch.bfloat16)
     expected = softmax_attention(q, k, v, cu_seqlens, "reference", window=window)
@@ -117,7 +123,7 @@ def test_what_the_kernel_is_handed(ampere: pytest.MonkeyPatch, version: object, 
 
 def test_the_choice_breaks_no_graph(ampere: pytest.MonkeyPatch) -> None:
     """The kernel itself is one of PyTorch's registered operations; here it only gives the right shape."""
-    ampere.setattr(gpu, "varlen_attn", lambda q, *_, window_size, enable_gqa: q * 2)
+    ampere.setattr(varlen, "varlen_attn", lambda q, *_, window_size, enable_gqa: q * 2)
     q, k, v = draw(9, 9, torch.bfloat16)
     cu_seqlens = torch.tensor([0, 4, 9])
     compiled = torch.compile(gpu.softmax_attention_gpu, fullgraph=True, backend="aot_eager")

@@ -15,12 +15,8 @@ from typing import Any, Literal
 
 import torch
 
+from leyden.ops.backend import constant_when_compiled
 from leyden.ops.softmax_attention.portable import softmax_attention_portable
-
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # not part of every PyTorch
-    varlen_attn = None
 
 _FLASH_DTYPES = (torch.bfloat16, torch.float16)
 _WIDEST_HEAD = 192
@@ -54,17 +50,21 @@ def kernel(q: torch.Tensor, k: torch.Tensor, cu_seqlens: torch.Tensor | None, wi
     return "varlen" if flash and q.numel() and _has_varlen(q.device.index) else "portable"
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def _has_varlen(device_index: int) -> bool:
     """Whether this PyTorch and this GPU have FlashAttention for packed documents, with windows."""
     built = torch.backends.cuda.is_flash_attention_available() and not torch.version.hip
     return built and _varlen_takes("window_size") and torch.cuda.get_device_capability(device_index) >= (8, 0)
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def _varlen_takes(parameter: str) -> bool:
     """Whether ``varlen_attn`` is there and has this parameter, as its versions differ."""
-    return varlen_attn is not None and parameter in _parameters(varlen_attn)
+    try:
+        from torch.nn.attention.varlen import varlen_attn  # where it is used: it takes a second, and triton
+    except ImportError:
+        return False
+    return parameter in _parameters(varlen_attn)
 
 
 @functools.cache
@@ -76,6 +76,8 @@ def _varlen(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens: torch.Tensor | None, window: int | None
 ) -> torch.Tensor:
     """All rows or documents in one call, end to end; the kernel aligns the last query with the last key."""
+    from torch.nn.attention import varlen
+
     (B, T), S = q.shape[:2], k.shape[1]
     if cu_seqlens is None:
         index = torch.arange(B + 1, device=q.device, dtype=torch.int32)
@@ -83,7 +85,7 @@ def _varlen(
     else:
         query_bounds = key_bounds = cu_seqlens.to(torch.int32)
     rows = (x if x.stride(-1) == 1 else x.contiguous() for x in (q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)))
-    attend: Any = varlen_attn  # its parameters depend on the version
+    attend: Any = varlen.varlen_attn  # its parameters depend on the version
     # T and S bound every document's length from above, which is all that the kernel needs; its own window counts the
     # keys before the query's.
     left = -1 if window is None else window - 1
