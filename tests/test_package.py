@@ -52,6 +52,11 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert python("import sys, leyden; print({'torch', 'numpy', 'pydantic'} & set(sys.modules))") == "set()"
 
 
+def test_importing_the_ops_imports_no_compiler() -> None:
+    program = "import sys, leyden.ops; print({'triton', 'torch._dynamo', 'torch._inductor'} & set(sys.modules))"
+    assert python(program) == "set()"
+
+
 def test_public_names_resolve() -> None:
     for name in leyden.__all__:
         assert getattr(leyden, name) is not None

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from leyden.core.errors import UserError
@@ -94,6 +94,7 @@ def test_a_saved_cache_resumes(random_model: ModelMaker, dtype: torch.dtype) -> 
 
 @settings(max_examples=10, deadline=None)
 @given(lengths=st.lists(st.integers(1, 80), min_size=1, max_size=5))
+@example(lengths=[1, 1])
 def test_packed_documents_equal_the_same_alone(random_model: ModelMaker, lengths: list[int]) -> None:
     check_packing(random_model(torch.float64), lengths)
 
@@ -118,10 +119,11 @@ def check_packing(model: HybridLM, lengths: list[int]) -> None:
     packed = model(tokens, cu_seqlens=bounds)
     (packed * weights).sum().backward()
     assert_equal(packed.detach(), torch.cat(alone, dim=1).detach())
-    assert expected
+    # A gradient may be zero (that of queries with one key to see), and rounding is that of the whole then.
+    least = 1e-3 * max(float(gradient.abs().max()) for gradient in expected.values())
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
-        bound = 10 * TOLERANCE[dtype] * float(expected[name].abs().max())
+        bound = 10 * TOLERANCE[dtype] * max(float(expected[name].abs().max()), least)
         torch.testing.assert_close(parameter.grad, expected[name], rtol=0, atol=bound, msg=name)
 
 

@@ -7,11 +7,14 @@ import functools
 import importlib.util
 import logging
 import os
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, TypeVar
 
 import torch
 
 from leyden.ops import native as native_ops
+
+_Function = TypeVar("_Function", bound=Callable[..., object])
 
 _TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -74,7 +77,16 @@ def _check_triton(op: str, device: torch.device, dtype: torch.dtype | None) -> N
         )
 
 
-@torch.compiler.assume_constant_result  # looking for triton and logging would break the graph of torch.compile
+def constant_when_compiled(function: _Function) -> _Function:
+    """What ``torch.compiler.assume_constant_result`` does, which would import the compiler along with every op.
+
+    torch.compile then calls ``function`` once, as Python, where tracing it would break the graph.
+    """
+    function._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+    return function
+
+
+@constant_when_compiled  # it looks for triton, and logs
 def _automatic(op: str, device_type: str, triton: torch.dtype | None, native: torch.dtype | None) -> str:
     chosen = "torch"
     if device_type == "cuda" and triton in _TRITON_DTYPES and importlib.util.find_spec("triton"):

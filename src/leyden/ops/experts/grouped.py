@@ -7,6 +7,8 @@ them on the host and takes one product after another.
 
 import torch
 
+from leyden.ops.backend import constant_when_compiled
+
 MOST_EXPERTS = 1023
 
 
@@ -26,7 +28,7 @@ def stays_on_device(x: torch.Tensor, down: torch.Tensor) -> bool:
     return x.is_cuda and x.dtype == torch.bfloat16 and _has_kernel(x.device.index) and not reason_against(x, down)
 
 
-@torch.compiler.assume_constant_result  # the question would break the graph of torch.compile
+@constant_when_compiled
 def _has_kernel(device: int) -> bool:
     """Compute capability 9 or 10, which is what PyTorch's kernel is built for."""
     return torch.cuda.get_device_capability(device)[0] in (9, 10)
