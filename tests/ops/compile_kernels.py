@@ -117,8 +117,8 @@ def lightning(dtype: torch.dtype, width: int) -> Iterator[Launch]:
             state, cu = torch.zeros(1, 2, width, width), torch.tensor([0, tokens])
             _, _, entries = module._forward(x, x, x, slopes, state, cu, tokens)
             module._backward(x, state, x, x, x, slopes, entries if entries.numel() else state, cu, tokens)
-            module._prefill(x, x, x, slopes, state, torch.tensor([0]), cu)
-        module._decode(x[:1], x[:1], x[:1], slopes, state, torch.tensor([0]))
+            module.prefill(x, x, x, slopes, state, torch.tensor([0]), cu)
+        module.decode(x[:1], x[:1], x[:1], slopes, state, torch.tensor([0]))
 
     yield from record(name, call)
 

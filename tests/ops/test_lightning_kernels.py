@@ -208,8 +208,8 @@ def test_nothing_breaks_the_graph(device: str) -> None:
         torch.testing.assert_close(a, b)
     torch.library.opcheck(launch._forward, (q[0], k[0], v[0].requires_grad_(), slopes, None, cu, 40))
     states, slots = torch.zeros(3, H, K, V, device=device), torch.tensor([2, 0], device=device)
-    torch.library.opcheck(launch._prefill, (q[0], k[0], v[0].detach(), slopes, states, slots, cu))
-    torch.library.opcheck(launch._decode, (q[0, :2], k[0, :2], v[0, :2].detach(), slopes, states, slots))
+    torch.library.opcheck(launch.prefill, (q[0], k[0], v[0].detach(), slopes, states, slots, cu))
+    torch.library.opcheck(launch.decode, (q[0, :2], k[0, :2], v[0, :2].detach(), slopes, states, slots))
 
 
 @pytest.mark.parametrize("num_decodes", [0, 2, 3])

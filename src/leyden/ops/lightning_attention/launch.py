@@ -269,7 +269,7 @@ _forward.register_autograd(_differentiate, setup_context=_save)
 
 
 @torch.library.custom_op("leyden::lightning_attention_prefill", mutates_args=("states",))
-def _prefill(
+def prefill(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
@@ -279,18 +279,19 @@ def _prefill(
     cu_seqlens: torch.Tensor,
 ) -> torch.Tensor:
     """Rows of documents whose states are rows ``slots`` of ``states``, read and written there."""
+    q, k, v = (last_dim_contiguous(x) for x in (q, k, v))
     call = _Call.of(q, v, slopes, cu_seqlens, len(q))
     entries = call.entries(k, v, states, states, slots=slots)
     return call.attend(q, k, v, entries, states, slots=slots)
 
 
-@_prefill.register_fake
+@prefill.register_fake
 def _(q, k, v, slopes, states, slots, cu_seqlens):
     return v.new_empty(v.shape)
 
 
 @torch.library.custom_op("leyden::lightning_attention_decode", mutates_args=("states",))
-def _decode(
+def decode(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
@@ -299,6 +300,7 @@ def _decode(
     slots: torch.Tensor,
 ) -> torch.Tensor:
     """One token [B, H, *] of each sequence; the states are read and written in place."""
+    q, k, v = (last_dim_contiguous(x) for x in (q, k, v))
     (B, H, K), V = q.shape, v.shape[-1]
     out = torch.empty(B, H, V, dtype=q.dtype, device=q.device)
     BK = padded(K)
@@ -311,7 +313,7 @@ def _decode(
     return out
 
 
-@_decode.register_fake
+@decode.register_fake
 def _(q, k, v, slopes, states, slots):
     return v.new_empty(v.shape)
 
@@ -332,29 +334,3 @@ def lightning_attention_triton(
     initial = None if initial_state is None else initial_state.float().contiguous()
     out, final, _ = _forward(*rows, slopes.float(), initial, cu_seqlens, T)
     return out.view(v.shape), final
-
-
-def prefill_triton(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    slopes: torch.Tensor,
-    states: torch.Tensor,
-    slots: torch.Tensor,
-    cu_seqlens: torch.Tensor,
-) -> torch.Tensor:
-    """See :func:`leyden.ops.lightning_attention_prefill`."""
-    rows = (last_dim_contiguous(x[0]) for x in (q, k, v))
-    return _prefill(*rows, slopes.float(), states, slots, cu_seqlens)[None]
-
-
-def decode_triton(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    slopes: torch.Tensor,
-    states: torch.Tensor,
-    slots: torch.Tensor,
-) -> torch.Tensor:
-    """See :func:`leyden.ops.lightning_attention_decode`."""
-    return _decode(*(last_dim_contiguous(x) for x in (q, k, v)), slopes.float(), states, slots)

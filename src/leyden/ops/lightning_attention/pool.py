@@ -41,9 +41,9 @@ def lightning_attention_prefill(
     check_pool(q, v, states, slots, len(cu_seqlens) - 1)
     chosen = choose("lightning_attention", backend, q.device, triton=q.dtype)
     if chosen == "triton":
-        from leyden.ops.lightning_attention.launch import prefill_triton
+        from leyden.ops.lightning_attention.launch import prefill
 
-        return prefill_triton(q, k, v, slopes, states, slots, cu_seqlens)
+        return prefill(q[0], k[0], v[0], slopes.float(), states, slots, cu_seqlens)[None]
     body = lightning_attention_reference if chosen == "reference" else lightning_attention_portable
     out, ends = body(q, k, v, slopes, states[slots], cu_seqlens)
     states[slots] = ends.to(states.dtype)
@@ -79,9 +79,9 @@ def lightning_attention_decode(
     check_inputs(q[:, None], k[:, None], v[:, None], slopes, None, None)
     check_pool(q[:, None], v[:, None], states, slots, q.shape[0])
     if choose("lightning_attention", backend, q.device, triton=q.dtype) == "triton":
-        from leyden.ops.lightning_attention.launch import decode_triton
+        from leyden.ops.lightning_attention.launch import decode
 
-        return decode_triton(q, k, v, slopes, states, slots)
+        return decode(q, k, v, slopes.float(), states, slots)
     there = slots >= 0
     out = torch.zeros_like(v)
     out[there], new = lightning_attention_step(q[there], k[there], v[there], slopes, states[slots[there]])
