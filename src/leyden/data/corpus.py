@@ -9,7 +9,8 @@ from pathlib import Path
 
 from leyden.core.errors import UserError
 from leyden.core.log import progress
-from leyden.data.documents import Document, Reject, read_documents
+from leyden.data.documents import Document, Reject
+from leyden.data.readers import read_documents
 from leyden.data.sources import SourceFile, find_sources, standard_library_sources
 
 

@@ -1,38 +1,75 @@
-"""Files to documents. What cannot be read is set aside with its file, place and reason, and reading goes on."""
+"""What a document is, alone and in batches: the one schema that every reader writes and every stage reads.
 
-import gzip
-import io
+A document has a ``text``, or is **nested**: a dialogue or a set of questions and answers keeps its ``messages`` through
+all stages, and is laid out as text at the very end (arXiv 2501.08313, section 4.1).
+"""
+
 import json
-import tokenize
-import zlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Self
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-import zstandard
+import pyarrow.compute as pc
 
-from leyden.core.errors import UserError
-from leyden.data.sources import SUFFIXES, SourceFile, find_sources
+MESSAGE = pa.struct([("role", pa.string()), ("content", pa.large_string())])
 
-_READ_BYTES = 1 << 20
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("text", pa.large_string()),
+        ("messages", pa.list_(MESSAGE)),
+        ("source", pa.string()),
+        ("language", pa.string()),
+        ("url", pa.string()),
+        ("time", pa.timestamp("us", tz="UTC")),
+        ("metadata", pa.string()),
+        ("scores", pa.map_(pa.string(), pa.float64())),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
+"""The columns of a batch and of every Parquet file between stages. ``text`` or ``messages`` is null, never both;
+``metadata`` is a JSON object; ``reason`` and ``detail`` are null until a stage drops the document."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a nested document.
+
+    Attributes:
+        role: ``system``, ``user``, ``assistant``, ``tool``; or ``document``, what questions are asked about.
+        content: what is said.
+    """
+
+    role: str
+    content: str
 
 
 @dataclass(frozen=True)
 class Document:
-    """One text.
+    """One document.
 
     Attributes:
-        id: the name of its file, and ``:row`` (from 1) where the file holds many.
-        text: never empty, and without lone surrogates.
-        source: the path of its file.
+        id: the name of its file, and ``:row`` (from 1) where the file holds many; unique in a corpus.
+        text: without lone surrogates; empty where there are messages.
+        source: where it is from: the name that a recipe gives its source, or the path of its file.
+        messages: of a nested document, else empty.
+        language: ISO 639-1 code, where known.
+        url, time: where and when it was published, or fetched, where known.
+        metadata: whatever else its source says of it; JSON values.
     """
 
     id: str
     text: str
     source: str
+    messages: tuple[Message, ...] = ()
+    language: str | None = None
+    url: str | None = None
+    time: datetime | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,208 +93,128 @@ class Reject:
         return f"{where}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
 
 
-class _Unreadable(Exception):  # noqa: N818 - carries a Reject's fields to where the file is known
-    """A document, or the rest of a file, that is set aside."""
-
-    def __init__(self, reason: str, detail: str = "", place: str = "") -> None:
-        super().__init__(reason)
-        self.reason, self.detail, self.place = reason, detail, place
-
-
-def read_documents(paths: Iterable[str | Path | SourceFile], rejects: list[Reject]) -> Iterator[Document]:
-    """Read every document of ``paths``, in an order that depends on the names alone.
+class Documents:
+    """A batch of documents, immutable: every method that changes something gives a new batch of the same rows.
 
     Args:
-        paths: files and folders (.txt, .md, .py, .jsonl, each also .gz or .zst, and .parquet), or sources already
-            found. A row of .jsonl or .parquet gives one document, its ``text``; any other file gives one.
-        rejects: takes what is set aside, as it is met.
-
-    Raises:
-        UserError: a path does not exist or is of a kind that is not read; no path holds any such file; or nothing in
-            them could be read.
+        table: columns of :data:`SCHEMA`.
     """
-    sources: list[SourceFile] = []
-    for path in paths:
-        if isinstance(path, SourceFile):
-            sources.append(path)
-            continue
-        found, skipped = find_sources([path])
-        sources += found
-        rejects += [Reject(str(file), "", "suffix not read") for file in skipped]
-    if not sources:
-        raise UserError(f"There is nothing to read: the folders named hold no file of {', '.join(SUFFIXES)}.")
-    num_documents = 0
-    for source in sources:
-        for document in _read_source(source, rejects):
-            num_documents += 1
-            yield document
-    if not num_documents:
-        first = next(reject for reject in rejects if reject.reason != "suffix not read")
-        raise UserError(f"None of {len(sources)} files gave a document. The first that was set aside: {first}.")
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+
+    @classmethod
+    def of(cls, documents: Iterable[Document]) -> Self:
+        """A batch of single documents."""
+        rows = [_row(document) for document in documents]
+        columns = {name: [row.get(name) for row in rows] for name in SCHEMA.names}
+        return cls(pa.Table.from_pydict(columns, schema=SCHEMA))
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def __iter__(self) -> Iterator[Document]:
+        for row in self.table.to_pylist():
+            messages = tuple(Message(**message) for message in row["messages"] or ())
+            yield Document(
+                id=row["id"],
+                text=row["text"] or "",
+                source=row["source"],
+                messages=messages,
+                language=row["language"],
+                url=row["url"],
+                time=row["time"],
+                metadata=json.loads(row["metadata"] or "{}"),
+            )
+
+    def column(self, name: str) -> list[Any]:
+        """One column, null as None."""
+        return self.table.column(name).to_pylist()
+
+    def texts(self) -> list[str]:
+        """Each document as one string: its text, or the contents of its messages with empty lines between them."""
+        return [
+            "\n\n".join(message["content"] for message in messages) if text is None else text
+            for text, messages in zip(self.column("text"), self._messages(), strict=True)
+        ]
+
+    def num_bytes(self) -> np.ndarray:
+        """[D] int64, the UTF-8 bytes of each document's text or of its messages' contents."""
+        of_text = pc.fill_null(pc.binary_length(self.table.column("text")), 0).to_numpy().astype(np.int64)
+        if self.table.column("messages").null_count < len(self):
+            of_text += [sum(len(m["content"].encode()) for m in messages or ()) for messages in self._messages()]
+        return of_text
+
+    def with_column(self, name: str, values: Sequence[Any] | pa.Array | pa.ChunkedArray) -> "Documents":
+        """The same documents with ``values`` [D] as their column ``name`` of :data:`SCHEMA`."""
+        index, kind = SCHEMA.get_field_index(name), SCHEMA.field(name)
+        array = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values, kind.type)
+        return Documents(self.table.set_column(index, kind, array))
+
+    def rewrite(self, function: Callable[[list[str]], list[str]]) -> "Documents":
+        """Every text, and every content of a message, as ``function`` gives it: a list to one of equal length."""
+        texts, messages = self.column("text"), self._messages()
+        places = [row for row, text in enumerate(texts) if text is not None]
+        inner = [(row, turn) for row, turns in enumerate(messages) for turn in range(len(turns or ()))]
+        given = [texts[row] for row in places] + [messages[row][turn]["content"] for row, turn in inner]
+        made = function(given)
+        for row, text in zip(places, made[: len(places)], strict=True):
+            texts[row] = text
+        for (row, turn), content in zip(inner, made[len(places) :], strict=True):
+            messages[row][turn]["content"] = content
+        result = self.with_column("text", texts)
+        return result.with_column("messages", messages) if inner else result
+
+    def drop(self, reasons: Sequence[str | None], details: Sequence[str | None] | None = None) -> "Documents":
+        """Mark documents as dropped.
+
+        Args:
+            reasons: [D], one of a few strings to count by; None keeps the document. The first reason stays.
+            details: [D], what exactly was found.
+        """
+        first = [reason is not None and old is None for reason, old in zip(reasons, self.column("reason"), strict=True)]
+        if not any(first):
+            return self
+        marked = self.with_column("reason", _where(first, reasons, self.column("reason")))
+        return marked.with_column("detail", _where(first, details or [None] * len(self), self.column("detail")))
+
+    def score(self, name: str, values: Sequence[float | None] | np.ndarray) -> "Documents":
+        """The same documents with ``scores[name]`` [D]; None and NaN leave it out."""
+        scores = []
+        for old, value in zip(self.column("scores"), np.asarray(values, object).tolist(), strict=True):
+            rest = [(key, number) for key, number in old or () if key != name]
+            scores.append(rest + ([(name, float(value))] if value is not None and value == value else []))
+        return self.with_column("scores", scores)
+
+    def scores(self, name: str) -> np.ndarray:
+        """[D] float64, NaN where a document has no such score."""
+        return np.array([dict(scores or ()).get(name, np.nan) for scores in self.column("scores")], np.float64)
+
+    def kept(self) -> "Documents":
+        """Those without a reason."""
+        return Documents(self.table.filter(pc.is_null(self.table.column("reason"))))
+
+    def dropped(self) -> "Documents":
+        """Those with one."""
+        return Documents(self.table.filter(pc.is_valid(self.table.column("reason"))))
+
+    def _messages(self) -> list[Any]:
+        return self.column("messages")
 
 
-def _read_source(source: SourceFile, rejects: list[Reject]) -> Iterator[Document]:
-    path = str(source.path)
-    reader = {"jsonl": _jsonl_rows, "parquet": _parquet_rows}.get(source.format, _whole_file)
-    row = -1
-    try:
-        for row, text in reader(source):
-            if isinstance(text, _Unreadable):
-                rejects.append(Reject(path, text.place, text.reason, text.detail))
-            elif not text:
-                rejects.append(Reject(path, f"row {row}" if row else "", "empty"))
-            else:
-                yield Document(f"{source.name}:{row}" if row else source.name, text, path)
-        if row < 0:
-            rejects.append(Reject(path, "", "empty", "no rows"))
-    except _Unreadable as problem:
-        rejects.append(Reject(path, problem.place, problem.reason, problem.detail))
-    except OSError as error:
-        rejects.append(Reject(path, "", "unreadable", error.strerror or str(error)))
+def _row(document: Document) -> dict[str, Any]:
+    messages = [{"role": m.role, "content": m.content} for m in document.messages]
+    return {
+        "id": document.id,
+        "text": None if messages else document.text,
+        "messages": messages or None,
+        "source": document.source,
+        "language": document.language,
+        "url": document.url,
+        "time": document.time,
+        "metadata": json.dumps(document.metadata, ensure_ascii=False) if document.metadata else None,
+    }
 
 
-# A reader yields (row, text) or (row, why there is none); row is 0 where the file is one document.
-_Rows = Iterator[tuple[int, str | _Unreadable]]
-
-
-def _whole_file(source: SourceFile) -> _Rows:
-    data = b"".join(_chunks(source.path))
-    if b"\0" in data:
-        raise _Unreadable("binary", "a NUL byte", f"byte {data.index(0)}")
-    if source.format == "py":
-        yield 0, _decode_python(data)
-    else:
-        yield 0, _decode(data)
-
-
-def _decode(data: bytes) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise _Unreadable("not UTF-8", error.reason, f"byte {error.start}") from None
-
-
-def _decode_python(data: bytes) -> str:
-    """Decode Python source by its coding cookie (PEP 263), UTF-8 where it has none."""
-    try:
-        encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
-        text = data.decode(encoding)
-        text.encode()  # some codecs, such as unicode_escape, give lone surrogates
-    except (SyntaxError, LookupError, ValueError) as error:
-        place = f"byte {error.start}" if isinstance(error, UnicodeDecodeError) else ""
-        raise _Unreadable("not UTF-8", str(error), place) from None
-    return text
-
-
-def _jsonl_rows(source: SourceFile) -> _Rows:
-    for number, line in enumerate(_lines(source.path), 1):
-        if line.strip():
-            try:
-                yield number, _json_text(line)
-            except _Unreadable as problem:
-                problem.place = f"line {number}"
-                yield number, problem
-
-
-def _json_text(line: bytes) -> str:
-    """The ``text`` of one JSON line."""
-    try:
-        row = json.loads(_decode(line))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise _Unreadable("not JSON", str(error)) from None
-    if not isinstance(row, dict):
-        raise _Unreadable("not a JSON object", type(row).__name__)
-    if "text" not in row:
-        raise _Unreadable('no "text"', f"keys: {', '.join(map(str, row)) or 'none'}")
-    return _checked(row["text"])
-
-
-def _checked(text: Any) -> str:
-    """``text`` if it is one."""
-    if not isinstance(text, str):
-        raise _Unreadable('"text" is not a string', type(text).__name__)
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise _Unreadable("not UTF-8", f"a lone surrogate at character {error.start}") from None
-    return text
-
-
-def _parquet_rows(source: SourceFile) -> _Rows:
-    try:
-        with pq.ParquetFile(source.path) as file:
-            names = file.schema_arrow.names
-            if "text" not in names:
-                raise _Unreadable('no "text"', f"columns: {', '.join(names)}")
-            kind = file.schema_arrow.field("text").type
-            kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-                raise _Unreadable('"text" is not a string', f"a column of type {kind}")
-            number = 0
-            for batch in file.iter_batches(batch_size=1024, columns=["text"]):
-                # As bytes, for a writer may have put something into a string column that is not UTF-8.
-                for data in batch.column(0).cast(kind).cast(pa.large_binary()).to_pylist():
-                    number += 1
-                    yield number, _parquet_text(data, number)
-    except pa.ArrowException as error:
-        raise _Unreadable("corrupt parquet", str(error)) from None
-
-
-def _parquet_text(data: bytes | None, number: int) -> str | _Unreadable:
-    if data is None:
-        return _Unreadable('"text" is not a string', "null", f"row {number}")
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        return _Unreadable("not UTF-8", error.reason, f"row {number}")
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file that may be compressed, without their ends."""
-    rest = b""
-    for chunk in _chunks(path):
-        *lines, rest = (rest + chunk).split(b"\n")
-        yield from lines
-    if rest:
-        yield rest
-
-
-def _chunks(path: Path) -> Iterator[bytes]:
-    """The bytes of a file, decompressed by its suffix, in pieces.
-
-    Raises:
-        _Unreadable: the compressed data is corrupt, or ends early.
-    """
-    with path.open("rb") as file:
-        if path.suffix.lower() == ".gz":
-            yield from _gzip_chunks(file)
-        elif path.suffix.lower() == ".zst":
-            yield from _zstd_chunks(file)
-        else:
-            yield from iter(lambda: file.read(_READ_BYTES), b"")
-
-
-def _gzip_chunks(file: IO[bytes]) -> Iterator[bytes]:
-    try:
-        with gzip.GzipFile(fileobj=file) as unpacked:
-            yield from iter(lambda: unpacked.read(_READ_BYTES), b"")
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise _Unreadable("corrupt gzip", str(error), f"compressed byte {file.tell()}") from None
-
-
-def _zstd_chunks(file: IO[bytes]) -> Iterator[bytes]:
-    """Frame after frame; the library's own stream reader takes a truncated file for a finished one."""
-    unpacker = zstandard.ZstdDecompressor().decompressobj()
-    started = False
-    try:
-        while packed := file.read(_READ_BYTES):
-            while packed:
-                yield unpacker.decompress(packed)
-                started = not unpacker.eof
-                packed = unpacker.unused_data if unpacker.eof else b""
-                if unpacker.eof:
-                    unpacker = zstandard.ZstdDecompressor().decompressobj()
-    except zstandard.ZstdError as error:
-        raise _Unreadable("corrupt zstd", str(error), f"compressed byte {file.tell()}") from None
-    if started:
-        raise _Unreadable("corrupt zstd", "the file ends within a frame", f"compressed byte {file.tell()}")
+def _where(chosen: Sequence[bool], new: Sequence[Any], old: Sequence[Any]) -> list[Any]:
+    return [a if use else b for use, a, b in zip(chosen, new, old, strict=True)]

@@ -1,0 +1,74 @@
+"""Where work runs: Daft spreads it over the processes of this machine, or over a Ray cluster.
+
+A task is a function of one item (a shard, say) that is defined in a module; it reads and writes files, and returns a
+small result. Which tasks there are, and which are done already, is the caller's business: there is no state here.
+"""
+
+import os
+import pickle
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+os.environ.setdefault("SCARF_NO_ANALYTICS", "1")  # else Daft tells an address of its import
+os.environ.setdefault("DAFT_PROGRESS_BAR", "0")  # the bars are ours
+
+import daft  # noqa: E402
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How many tasks run at once, and where.
+
+    Attributes:
+        workers: processes; 1 runs the tasks in this one.
+        runner: ``native`` for this machine, ``ray`` for the cluster that Ray finds.
+    """
+
+    workers: int = 1
+    runner: Literal["native", "ray"] = "native"
+
+    def map(self, task: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[tuple[int, Result]]:
+        """Run ``task`` on every item; each result with its item's index, as they are ready.
+
+        Args:
+            task: picklable: a function of a module, or a ``functools.partial`` of one.
+            items: picklable.
+
+        Raises:
+            Exception: what a task raised, with its traceback as a note; tasks that have not begun do not run.
+        """
+        if (self.workers == 1 and self.runner == "native") or len(items) <= 1:
+            for index, item in enumerate(items):
+                yield index, task(item)
+            return
+        if self.runner == "ray":
+            daft.set_runner_ray()
+        call = daft.cls(_Task, use_process=True, max_concurrency=self.workers)(pickle.dumps(task))
+        rows = {"index": list(range(len(items))), "item": [pickle.dumps(item) for item in items]}
+        frame = daft.from_pydict(rows).into_batches(1).with_column("result", call.run(daft.col("item")))
+        for row in frame.iter_rows():
+            error, result = pickle.loads(row["result"])
+            if error is not None:
+                raise error
+            yield row["index"], result
+
+
+class _Task:
+    """A task in a process of Daft's; items and results travel as bytes."""
+
+    def __init__(self, task: bytes) -> None:
+        self._task: Callable[[Any], Any] = pickle.loads(task)
+
+    @daft.method(return_dtype=daft.DataType.binary())
+    def run(self, item: bytes) -> bytes:
+        """The pickled error, if any, and result."""
+        try:
+            return pickle.dumps((None, self._task(pickle.loads(item))))
+        except Exception as error:
+            error.add_note("in a worker process:\n" + traceback.format_exc())
+            return pickle.dumps((error, None))

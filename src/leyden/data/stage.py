@@ -1,0 +1,67 @@
+"""What a stage of a build is: settings, and a pure function over batches of documents.
+
+A stage that judges or rewrites each document by itself has :meth:`Stage.apply` alone. One that must see the whole corpus
+first (deduplication, a classifier) also has :meth:`Stage.prepare`, which leaves what it learnt in files.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from leyden.core.config import Config
+from leyden.data.documents import Documents
+from leyden.data.engine import Engine
+from leyden.data.parquet import read_batches
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The documents that a stage is given, all of them.
+
+    Attributes:
+        shards: the name of each shard, and its Parquet file. The order and the borders of shards mean nothing: a stage
+            must give the same documents however they are cut.
+        work: a directory of the stage's own, for what it learns and for what it must hold outside memory. What it
+            finds there of an interrupted run was written by the same settings on the same shards.
+        engine: runs a task on every shard.
+    """
+
+    shards: Mapping[str, Path]
+    work: Path
+    engine: Engine
+
+    def batches(self) -> Iterator[Documents]:
+        """Every document, a batch at a time, shard by shard."""
+        for path in self.shards.values():
+            yield from read_batches(path)
+
+
+class Stage(Config):
+    """One step over documents; subclasses have a ``kind``, their settings, and ``apply``."""
+
+    VERSION: ClassVar[int] = 1
+    """Raised when the same settings give other results than before, so that old results are made again."""
+    WHOLE_CORPUS: ClassVar[bool] = False
+    """Whether what becomes of one document depends on the others: then ``prepare`` runs before ``apply``."""
+
+    def files(self) -> tuple[Path, ...]:
+        """Files that the result depends on beside the documents: word lists, evaluation sets, models."""
+        return ()
+
+    def prepare(self, corpus: Corpus) -> None:
+        """See the whole corpus, and leave what ``apply`` needs in ``corpus.work``; runs before any ``apply``."""
+
+    def apply(self, documents: Documents, shard: str, work: Path) -> Documents:
+        """The same documents, in the same order, with reasons where they are dropped, scores, or other texts.
+
+        Args:
+            documents: a batch, none of it dropped yet.
+            shard: the name of the shard that it is from.
+            work: what ``prepare`` wrote to.
+        """
+        raise NotImplementedError
+
+    def report(self, work: Path) -> dict[str, object]:
+        """What the build's report should say of this stage beside its counts; values that JSON can hold."""
+        return {}
