@@ -2,13 +2,12 @@
 
 import torch
 from torch import nn
-from torch.nn.functional import silu
 
 from leyden.model.config import ModelConfig
 from leyden.model.float32 import Float32Module
 from leyden.model.norm import RMSNorm
 from leyden.model.sequence import Sequence
-from leyden.ops import gated_rms_norm, lightning_attention, lightning_attention_step, lightning_slopes
+from leyden.ops import gated_rms_norm, lightning_attention, lightning_attention_step, lightning_slopes, silu_split
 
 
 class Slopes(Float32Module):
@@ -51,8 +50,7 @@ class LightningAttention(nn.Module):
             [B, last, D] and the new state.
         """
         B, T = x.shape[:2]
-        qkv = silu(self.qkv_proj(x)).view(B, T, self.num_heads, 3 * self.head_dim)
-        q, k, v = qkv.split(self.head_dim, dim=-1)
+        q, k, v = silu_split(self.qkv_proj(x).view(B, T, self.num_heads, 3 * self.head_dim))
         if T == 1 and state is not None:
             out, state = lightning_attention_step(q[:, 0], k[:, 0], v[:, 0], self.slopes.values, state)
         else:

@@ -56,18 +56,21 @@ class DecoderLayer(nn.Module):
             attended, state = self.self_attn(normed, sequence, before, last)
         else:
             attended = self.self_attn(normed, sequence, memory, last)
-        x = _residual((normed if self.postnorm else x)[:, -last:], attended, self.attention_factors)
-        normed = self.post_attention_layernorm(x)
+        if self.postnorm:
+            kept = self.post_attention_layernorm.of_residual(normed[:, -last:], attended, *self.attention_factors)
+            normed = kept
+        else:
+            kept = _residual(x[:, -last:], attended, *self.attention_factors)
+            normed = self.post_attention_layernorm(kept)
         routing = None
         if isinstance(self.mlp, MixtureOfExperts):
             mixed, routing = self.mlp(normed)
         else:
             mixed = self.mlp(normed)
-        return _residual(normed if self.postnorm else x, mixed, self.mlp_factors), state, routing
+        return _residual(kept, mixed, *self.mlp_factors), state, routing
 
 
-def _residual(kept: torch.Tensor, added: torch.Tensor, factors: tuple[float, float]) -> torch.Tensor:
-    alpha, beta = factors
+def _residual(kept: torch.Tensor, added: torch.Tensor, alpha: float, beta: float) -> torch.Tensor:
     return torch.add(added if beta == 1 else added * beta, kept, alpha=alpha)
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from leyden.model.float32 import Float32Module
-from leyden.ops import rms_norm
+from leyden.ops import residual_rms_norm, rms_norm
 
 
 class RMSNorm(Float32Module):
@@ -18,6 +18,10 @@ class RMSNorm(Float32Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., D] to [..., D], in the dtype of x."""
         return rms_norm(x, self.weight, self.eps)
+
+    def of_residual(self, kept: torch.Tensor, added: torch.Tensor, alpha: float, beta: float) -> torch.Tensor:
+        """The norm of ``kept * alpha + added * beta``, [..., D] each, where the sum itself is not kept."""
+        return residual_rms_norm(kept, added, self.weight, alpha, beta, self.eps)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, eps={self.eps}"

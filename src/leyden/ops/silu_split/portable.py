@@ -1,4 +1,4 @@
-"""SiLU and split in PyTorch."""
+"""SiLU and split in PyTorch: one pass over the whole, and views of it."""
 
 import torch
 from torch.nn.functional import silu
@@ -6,5 +6,5 @@ from torch.nn.functional import silu
 
 def silu_split_portable(qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """See :func:`leyden.ops.silu_split`."""
-    q, k, v = (silu(part) for part in qkv.chunk(3, dim=-1))
-    return q.contiguous(), k.contiguous(), v.contiguous()
+    q, k, v = silu(qkv).chunk(3, dim=-1)
+    return q, k, v
