@@ -12,7 +12,9 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
+
+pc: Any = pyarrow.compute  # its functions are made when it is imported, unseen by type checkers
 
 MESSAGE = pa.struct([("role", pa.string()), ("content", pa.large_string())])
 
@@ -189,6 +191,10 @@ class Documents:
     def scores(self, name: str) -> np.ndarray:
         """[D] float64, NaN where a document has no such score."""
         return np.array([dict(scores or ()).get(name, np.nan) for scores in self.column("scores")], np.float64)
+
+    def having(self, name: str, value: str) -> "Documents":
+        """Those whose column ``name`` is ``value``."""
+        return Documents(self.table.filter(pc.equal(self.table.column(name), value)))
 
     def kept(self) -> "Documents":
         """Those without a reason."""

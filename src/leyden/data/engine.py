@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 os.environ.setdefault("SCARF_NO_ANALYTICS", "1")  # else Daft tells an address of its import
 os.environ.setdefault("DAFT_PROGRESS_BAR", "0")  # the bars are ours
 
-import daft  # noqa: E402
+import daft
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -70,5 +70,9 @@ class _Task:
         try:
             return pickle.dumps((None, self._task(pickle.loads(item))))
         except Exception as error:
-            error.add_note("in a worker process:\n" + traceback.format_exc())
-            return pickle.dumps((error, None))
+            trace = traceback.format_exc()
+            error.add_note(f"in a worker process:\n{trace}")
+            try:
+                return pickle.dumps((error, None))
+            except Exception:  # not every exception can travel
+                return pickle.dumps((RuntimeError(trace), None))

@@ -1,7 +1,7 @@
 """What a stage of a build is: settings, and a pure function over batches of documents.
 
-A stage that judges or rewrites each document by itself has :meth:`Stage.apply` alone. One that must see the whole corpus
-first (deduplication, a classifier) also has :meth:`Stage.prepare`, which leaves what it learnt in files.
+A stage that judges or rewrites each document by itself has :meth:`Stage.apply` alone. One that must see the whole
+corpus first (deduplication, a classifier) also has :meth:`Stage.prepare`, which leaves what it learnt in files.
 """
 
 from collections.abc import Iterator, Mapping
@@ -38,12 +38,17 @@ class Corpus:
 
 
 class Stage(Config):
-    """One step over documents; subclasses have a ``kind``, their settings, and ``apply``."""
+    """One step over documents; subclasses have ``kind: Literal["..."] = "..."``, their settings, and ``apply``."""
 
     VERSION: ClassVar[int] = 1
     """Raised when the same settings give other results than before, so that old results are made again."""
     WHOLE_CORPUS: ClassVar[bool] = False
     """Whether what becomes of one document depends on the others: then ``prepare`` runs before ``apply``."""
+
+    @property
+    def name(self) -> str:
+        """Its kind."""
+        return type(self).model_fields["kind"].default
 
     def files(self) -> tuple[Path, ...]:
         """Files that the result depends on beside the documents: word lists, evaluation sets, models."""
