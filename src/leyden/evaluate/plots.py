@@ -1,59 +1,18 @@
-"""The report's plots: SVG text to stand inside a page, coloured by the page's own CSS variables.
+"""The plots of a run's report."""
 
-Drawn without pyplot, so without global state. The same data gives the same bytes: ids come from a fixed salt and no
-date is written.
-"""
-
-import io
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-# Colours that only stand for a variable of the page, which has a light and a dark value for each.
-_VARIABLES = {
-    "#010101": "var(--ink)",
-    "#020202": "var(--muted)",
-    "#030303": "var(--line)",
-    "#040404": "var(--accent)",
-    "#050505": "var(--second)",
-}
-INK, MUTED, LINE, ACCENT, SECOND = _VARIABLES
+from leyden.core.page import ACCENT, HALF, INK, LINE, MUTED, WIDE, drawing
 
-_STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "leyden",
-    "svg.fonttype": "none",  # text stays text, in the page's font
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "text.color": INK,
-    "axes.labelcolor": MUTED,
-    "axes.edgecolor": LINE,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "axes.formatter.useoffset": False,
-    "grid.color": LINE,
-    "grid.linewidth": 0.6,
-    "xtick.color": LINE,
-    "ytick.color": LINE,
-    "xtick.labelcolor": MUTED,
-    "ytick.labelcolor": MUTED,
-    "legend.frameon": False,
-}
 # Deep blue for an idle expert, pale at an even load, orange for a busy one; legible on white and on black.
 _LOAD = LinearSegmentedColormap.from_list("load", ["#1b3a6b", "#5b8cc0", "#d9dde0", "#e8a15c", "#b3471f"])
-_WIDE, _HALF = 10.6, 5.1
-"""Inches; with them a point is the same on the page in either."""
 _MAX_COLUMNS = 160
 _MAX_ANNOTATED_CELLS = 160
 
@@ -90,8 +49,8 @@ def line_plot(
         wide: for the page's whole width instead of half of it.
         from_zero: let the axis of the values begin at zero.
     """
-    with mpl.rc_context(_STYLE):
-        figure, axes = _canvas(_WIDE if wide else _HALF, 3.0 if wide else 2.4)
+    with drawing(name, WIDE if wide else HALF, 3.0 if wide else 2.4) as drawn:
+        axes = drawn.axes
         for curve in curves:
             values = [np.nan if value is None else value for value in curve.values]
             marker = "o" if len(steps) == 1 else None
@@ -115,7 +74,7 @@ def line_plot(
             axes.set_ylim(bottom=0)
         if any(curve.label for curve in curves):
             axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(curves), borderaxespad=0)
-        return _svg(figure, name)
+    return drawn.svg
 
 
 def load_over_time(name: str, steps: Sequence[int], load: np.ndarray) -> str:
@@ -129,8 +88,8 @@ def load_over_time(name: str, steps: Sequence[int], load: np.ndarray) -> str:
     _, num_layers, num_experts = load.shape
     bins = np.array_split(np.arange(len(steps)), min(len(steps), _MAX_COLUMNS))
     columns = np.stack([load[b].mean(0) for b in bins], axis=-1) * num_experts  # [layers, E, columns]
-    with mpl.rc_context(_STYLE):
-        figure, axes = _canvas(_WIDE, min(7.0, 1.2 + 0.055 * num_layers * num_experts))
+    with drawing(name, WIDE, min(7.0, 1.2 + 0.055 * num_layers * num_experts)) as drawn:
+        axes = drawn.axes
         image = axes.imshow(
             columns.reshape(num_layers * num_experts, -1),
             aspect="auto",
@@ -148,16 +107,16 @@ def load_over_time(name: str, steps: Sequence[int], load: np.ndarray) -> str:
         axes.set_yticks([(layer + 0.5) * num_experts for layer in shown], [str(layer + 1) for layer in shown])
         axes.set_xlabel("step")
         axes.set_ylabel("layer, one row an expert")
-        _color_bar(figure, axes, image)
-        return _svg(figure, name)
+        _color_bar(drawn.figure, axes, image)
+    return drawn.svg
 
 
 def load_at_end(name: str, load: np.ndarray) -> str:
     """[layers, E] shares of a layer's assignments, as a grid of cells in SVG; 1.0 is even."""
     num_layers, num_experts = load.shape
     relative = load * num_experts
-    with mpl.rc_context(_STYLE):
-        figure, axes = _canvas(_HALF, min(6.0, 0.9 + 0.25 * num_layers))
+    with drawing(name, HALF, min(6.0, 0.9 + 0.25 * num_layers)) as drawn:
+        axes = drawn.axes
         mesh = axes.pcolormesh(relative, cmap=_LOAD, vmin=0, vmax=2, edgecolors=LINE, linewidth=0.4)
         axes.invert_yaxis()
         axes.grid(visible=False)
@@ -169,40 +128,11 @@ def load_at_end(name: str, load: np.ndarray) -> str:
         axes.set_yticks(np.arange(num_layers) + 0.5, [str(layer + 1) for layer in range(num_layers)])
         axes.set_xlabel("expert")
         axes.set_ylabel("layer")
-        _color_bar(figure, axes, mesh)
-        return _svg(figure, name)
-
-
-def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure of so many inches with one set of axes."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasSVG(figure)
-    return figure, figure.add_subplot()
+        _color_bar(drawn.figure, axes, mesh)
+    return drawn.svg
 
 
 def _color_bar(figure: Figure, axes: Axes, mappable: ScalarMappable) -> None:
     bar = figure.colorbar(mappable, ax=axes, fraction=0.025, pad=0.015, ticks=[0, 1, 2])
     bar.ax.set_yticklabels(["idle", "even", "double"])
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
-
-
-def _svg(figure: Figure, name: str) -> str:
-    """The ``<svg>`` element alone, coloured by the page's variables, its ids beginning with ``name``."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"<g id=\"[^\"]*\"", "<g", svg)
-    svg = re.sub(r"(\bid=\"|\"#|url\(#)", rf"\g<1>{name}-", svg)
-    svg = svg.replace("xlink:href", "href")
-    svg = re.sub(r"\bfont: ([\d.]+px)[^;\"]*", r"font-size: \1", svg)
-    for color, variable in _VARIABLES.items():
-        svg = svg.replace(color, variable)
-    return re.sub(
-        r"<svg .*?viewBox=\"([^\"]*)\".*?>",
-        rf'<svg class="plot" role="img" aria-label="{name}" viewBox="\1">',
-        svg,
-        count=1,
-        flags=re.DOTALL,
-    )

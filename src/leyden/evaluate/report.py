@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 
-import leyden
-from leyden.core.files import atomic_file
-from leyden.evaluate.plots import ACCENT, MUTED, SECOND, Curve, line_plot, load_at_end, load_over_time
+from leyden.core.page import ACCENT, MUTED, SECOND, Plot, write_page
+from leyden.evaluate.plots import Curve, line_plot, load_at_end, load_over_time
 from leyden.train import read_metrics
 
 _BASELINES = {
@@ -47,16 +45,6 @@ class Bar:
     ours: bool
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A plot as SVG, with what it shows."""
-
-    title: str
-    svg: str
-    caption: str = ""
-    wide: bool = False
-
-
 def write_report(run_dir: Path) -> Path:
     """Write ``run_dir/report/index.html`` and return its path.
 
@@ -66,31 +54,22 @@ def write_report(run_dir: Path) -> Path:
     metrics = read_metrics(run_dir / "metrics.jsonl")
     results = read_metrics(run_dir / "eval.jsonl")
     recipe = _text(run_dir / "recipe.toml")
-    page = _template().render(
-        title=_title(run_dir, recipe),
-        version=leyden.__version__,
-        bars=_bars(results),
-        numbers=_numbers(metrics, results),
-        training=_training_figures(metrics),
-        experts=_expert_figures(metrics),
-        speed=_speed_figures(metrics),
-        samples=read_metrics(run_dir / "samples.jsonl"),
-        data=_facts(_json(run_dir / "data.json")),
-        recipe=recipe,
-        machine=_facts(_json(run_dir / "environment.json")),
-    )
+    page = {
+        "title": _title(run_dir, recipe),
+        "sections": ["Result", "Training", "Experts", "Speed", "Samples", "Data", "Recipe", "Machine"],
+        "bars": _bars(results),
+        "numbers": _numbers(metrics, results),
+        "training": _training_figures(metrics),
+        "experts": _expert_figures(metrics),
+        "speed": _speed_figures(metrics),
+        "samples": read_metrics(run_dir / "samples.jsonl"),
+        "data": _facts(_json(run_dir / "data.json")),
+        "recipe": recipe,
+        "machine": _facts(_json(run_dir / "environment.json")),
+    }
     path = run_dir / "report" / "index.html"
-    with atomic_file(path) as part:
-        part.write_text(page, encoding="utf-8")
+    write_page(path, Path(__file__).with_name("report.html"), page)
     return path
-
-
-def _template() -> jinja2.Template:
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("report.html")
 
 
 def _text(path: Path) -> str | None:
@@ -134,9 +113,7 @@ def _bars(results: Sequence[Mapping[str, Any]]) -> list[Bar]:
     return [Bar(label, value, round(100 * value / longest, 2), ours) for label, value, ours in entries]
 
 
-def _numbers(
-    metrics: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, Any]]
-) -> list[tuple[str, str, str]]:
+def _numbers(metrics: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
     """(figure, unit, what it is) for the top of the page."""
     numbers = []
     measured = _bits_per_byte(results)
@@ -161,7 +138,7 @@ def _end(metrics: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
     return metrics[-max(1, round(len(metrics) * _END_SHARE)) :]
 
 
-def _training_figures(metrics: Sequence[Mapping[str, Any]]) -> list[Figure]:
+def _training_figures(metrics: Sequence[Mapping[str, Any]]) -> list[Plot]:
     """Loss, learning rate and gradient norm."""
     if not metrics:
         return []
@@ -179,7 +156,7 @@ def _training_figures(metrics: Sequence[Mapping[str, Any]]) -> list[Figure]:
     return figures
 
 
-def _expert_figures(metrics: Sequence[Mapping[str, Any]]) -> list[Figure]:
+def _expert_figures(metrics: Sequence[Mapping[str, Any]]) -> list[Plot]:
     """Load over time and at the end, and what capacity dropped."""
     lines = [line for line in metrics if line.get("expert_load")]
     if not lines:
@@ -187,29 +164,27 @@ def _expert_figures(metrics: Sequence[Mapping[str, Any]]) -> list[Figure]:
     load = np.array([line["expert_load"] for line in lines], dtype=float)
     end = load[-len(_end(lines)) :].mean(0)
     figures = [
-        Figure(
+        Plot(
             "Load of every expert",
             load_over_time("load", [line["step"] for line in lines], load),
             "Share of a layer's assignments, relative to an even split.",
             wide=True,
         ),
-        Figure(
+        Plot(
             "Load at the end",
             load_at_end("load-end", end),
             f"Mean of the last {len(_end(lines))} steps; 1 is an even split. "
             + ("" if any(_column(metrics, "dropped")) else "No token was dropped in the whole run."),
         ),
     ]
-    figures.append(
-        _figure(metrics, "aux", "Auxiliary loss", [Curve(_column(metrics, "aux_loss"))], "nats per token")
-    )
+    figures.append(_figure(metrics, "aux", "Auxiliary loss", [Curve(_column(metrics, "aux_loss"))], "nats per token"))
     dropped = [None if value is None else 100 * value for value in _column(metrics, "dropped")]
     if any(dropped):
         figures.append(_figure(metrics, "dropped", "Dropped assignments", [Curve(dropped)], "percent"))
     return figures
 
 
-def _speed_figures(metrics: Sequence[Mapping[str, Any]]) -> list[Figure]:
+def _speed_figures(metrics: Sequence[Mapping[str, Any]]) -> list[Plot]:
     figures = []
     for key, title, label, scale in (
         ("tokens_per_second", "Throughput", "tokens per second", 1),
@@ -231,7 +206,7 @@ def _figure(
     caption: str = "",
     wide: bool = False,
     from_zero: bool = False,
-) -> Figure:
+) -> Plot:
     """Curves over the steps of ``metrics``, with the beginnings of its stages where there are several."""
     starts: dict[str, int] = {}
     for line in metrics:
@@ -239,7 +214,7 @@ def _figure(
     marks = [(step, stage) for stage, step in starts.items()] if len(starts) > 1 else []
     steps = [line["step"] for line in metrics]
     svg = line_plot(name, steps, curves, label, marks=marks, wide=wide, from_zero=from_zero)
-    return Figure(title, svg, caption, wide)
+    return Plot(title, svg, caption, wide)
 
 
 def _column(metrics: Sequence[Mapping[str, Any]], key: str) -> list[float | None]:

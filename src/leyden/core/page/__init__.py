@@ -1,0 +1,127 @@
+"""Reports as one HTML page that needs nothing else: the page itself, and plots in its colours.
+
+Plots are SVG text to stand inside the page, coloured by the page's own CSS variables. They are drawn without pyplot, so
+without global state. The same data gives the same bytes: ids come from a fixed salt and no date is written.
+"""
+
+import io
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+import leyden
+from leyden.core.files import atomic_file
+
+# Colours that only stand for a variable of the page, which has a light and a dark value for each.
+_VARIABLES = {
+    "#010101": "var(--ink)",
+    "#020202": "var(--muted)",
+    "#030303": "var(--line)",
+    "#040404": "var(--accent)",
+    "#050505": "var(--second)",
+}
+INK, MUTED, LINE, ACCENT, SECOND = _VARIABLES
+
+_STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "leyden",
+    "svg.fonttype": "none",  # text stays text, in the page's font
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": LINE,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+    "xtick.color": LINE,
+    "ytick.color": LINE,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "legend.frameon": False,
+}
+WIDE, HALF = 10.6, 5.1
+"""Widths in inches; with them a point is the same on the page in either."""
+
+
+class Drawing:
+    """A figure with one set of axes while it is drawn, and its SVG afterwards."""
+
+    def __init__(self, figure: Figure, axes: Axes) -> None:
+        self.figure, self.axes = figure, axes
+        self.svg = ""
+
+
+@contextmanager
+def drawing(name: str, width: float = HALF, height: float = 2.4) -> Iterator[Drawing]:
+    """Axes to draw on, in the page's style; when the block ends, ``svg`` is what was drawn.
+
+    Args:
+        name: of the plot, unlike any other's on the page.
+        width, height: in inches; :data:`WIDE` for the page's whole width, :data:`HALF` for half of it.
+    """
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasSVG(figure)
+        drawn = Drawing(figure, figure.add_subplot())
+        yield drawn
+        drawn.svg = _svg(figure, name)
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot as the page's ``figures`` macro shows it."""
+
+    title: str
+    svg: str
+    caption: str = ""
+    wide: bool = False
+
+
+def write_page(path: Path, template: Path, facts: Mapping[str, Any]) -> None:
+    """Render ``template`` (which extends ``page.html`` of this folder) with ``facts``, and write it to ``path``."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([template.parent, Path(__file__).parent]),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template(template.name).render(version=leyden.__version__, **facts)
+    with atomic_file(path) as part:
+        part.write_text(page, encoding="utf-8")
+
+
+def _svg(figure: Figure, name: str) -> str:
+    """The ``<svg>`` element alone, coloured by the page's variables, its ids beginning with ``name``."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<g id=\"[^\"]*\"", "<g", svg)
+    svg = re.sub(r"(\bid=\"|\"#|url\(#)", rf"\g<1>{name}-", svg)
+    svg = svg.replace("xlink:href", "href")
+    svg = re.sub(r"\bfont: ([\d.]+px)[^;\"]*", r"font-size: \1", svg)
+    for color, variable in _VARIABLES.items():
+        svg = svg.replace(color, variable)
+    return re.sub(
+        r"<svg .*?viewBox=\"([^\"]*)\".*?>",
+        rf'<svg class="plot" role="img" aria-label="{name}" viewBox="\1">',
+        svg,
+        count=1,
+        flags=re.DOTALL,
+    )
