@@ -118,6 +118,9 @@ def lightning(dtype: torch.dtype, width: int) -> Iterator[Launch]:
             _, _, entries = module._forward(x, x, x, slopes, state, cu, tokens)
             module._backward(x, state, x, x, x, slopes, entries if entries.numel() else state, cu, tokens)
             module.prefill(x, x, x, slopes, state, torch.tensor([0]), cu)
+        for tokens in (10, 30):  # the tiles of short documents
+            x, cu = torch.zeros(tokens, 2, width, dtype=dtype), torch.tensor([0, tokens])
+            module.prefill(x, x, x, slopes, state, torch.tensor([0]), cu)
         module.decode(x[:1], x[:1], x[:1], slopes, state, torch.tensor([0]))
 
     yield from record(name, call)
@@ -172,6 +175,32 @@ def silu_split(dtype: torch.dtype, width: int) -> Iterator[Launch]:
     yield from record("leyden.ops.silu_split.launch", lambda module: module._backward(*module._forward(qkv), qkv))
 
 
+def experts(dtype: torch.dtype, width: int) -> Iterator[Launch]:
+    """Two of four experts a token, forward and backward."""
+    x, weights = torch.zeros(3, width, dtype=dtype), torch.ones(3, 2)
+    gate_up, down = x.new_zeros(4, 2 * width, width), x.new_zeros(4, width, width)
+    chosen = torch.tensor([[0, 2], [2, 1], [0, 1]])
+
+    def call(module: Any) -> None:
+        out, *saved = module._forward(x, gate_up, down, chosen, weights, None)
+        module._backward(out, x, gate_up, down, weights, *saved)
+
+    yield from record("leyden.ops.experts.launch", call)
+
+
+def routing(_: torch.dtype, width: int) -> Iterator[Launch]:
+    """Two of ``width`` experts, with gradients of the weights, of the probabilities, and of both; in float32 alone."""
+    logits = torch.zeros(3, width)
+
+    def call(module: Any) -> None:
+        chosen, weights, probabilities = module._forward(logits, 2)
+        chosen.zero_()
+        for grads in ((weights, None), (None, probabilities), (weights, probabilities)):
+            module._backward(chosen, weights, probabilities, *grads)
+
+    yield from record("leyden.ops.routing.launch", call)
+
+
 OPS = {
     "lightning_attention": lightning,
     "cross_entropy": cross_entropy,
@@ -179,12 +208,16 @@ OPS = {
     "rms_norm": rms_norm,
     "rotary": rotary,
     "silu_split": silu_split,
+    "experts": experts,
+    "routing": routing,
 }
 
 
-def main(op: str, dtype: str, width: str, *architectures: str) -> None:
-    """One JSON line a kernel and architecture."""
-    launches = {launch.source.hash(): launch for launch in OPS[op](getattr(torch, dtype), int(width))}
+def main(ops: str, dtype: str, *architectures: str) -> None:
+    """One JSON line a kernel and architecture; ``ops`` are names with their widths, ``rotary:64,experts:2048``."""
+    launches: dict[str, Launch] = {}
+    for op, _, width in (named.partition(":") for named in ops.split(",")):
+        launches |= {launch.source.hash(): launch for launch in OPS[op](getattr(torch, dtype), int(width))}
     for architecture, launch in itertools.product(architectures, launches.values()):
         compiled = triton.compile(launch.source, GPUTarget("cuda", int(architecture), 32), launch.options)
         facts = {"kernel": launch.name, "architecture": int(architecture), **resources(compiled.asm["cubin"])}

@@ -59,9 +59,33 @@ def test_rows_equal_the_recurrence(dtype: torch.dtype, num_tokens: int, batch: i
     check([0, num_tokens], dtype, device, batch=batch)
 
 
-@pytest.mark.parametrize("num_tokens", [31, 32, 33, 63, 64, 65])
-def test_lengths_around_a_tile(num_tokens: int, device: str) -> None:
-    check([0, num_tokens], torch.float32, device, resumed=False)
+@pytest.mark.parametrize(
+    ("num_tokens", "dtype", "chunk"),
+    [
+        *((n, torch.float32, c) for n, c in ((15, 16), (16, 16), (17, 32), (31, 32), (32, 32), (33, 32), (65, 32))),
+        *((n, torch.bfloat16, c) for n, c in ((16, 16), (31, 32), (33, 64), (63, 64), (64, 64), (65, 64), (129, 64))),
+    ],
+)
+def test_lengths_around_a_tile(num_tokens: int, dtype: torch.dtype, chunk: int, device: str) -> None:
+    assert launch.Tiles.of(K, V, num_tokens, dtype).chunk == chunk
+    check([0, num_tokens], dtype, device, resumed=False)
+
+
+@pytest.mark.parametrize("bounds", [[0, 127], [0, 128], [0, 129], [0, 1, 258]])
+def test_long_documents_in_narrow_heads(bounds: list[int], monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    monkeypatch.setattr(launch, "_LONG_DOCUMENT", 100)
+    assert launch.Tiles.of(K, V, bounds[-1] // (len(bounds) - 1), torch.bfloat16).chunk == 128
+    check(bounds, torch.bfloat16, device)
+
+
+def test_tiles_of_wide_heads_and_short_documents() -> None:
+    def chunks(width: int, dtype: torch.dtype) -> list[int]:
+        return [launch.Tiles.of(width, width, mean, dtype).chunk for mean in (0, 16, 17, 40, 1023, 1 << 20)]
+
+    assert chunks(64, torch.bfloat16) == [16, 16, 32, 64, 64, 128]
+    assert chunks(128, torch.bfloat16) == chunks(64, torch.float16) == [16, 16, 32, 64, 64, 64]
+    assert chunks(256, torch.bfloat16) == chunks(16, torch.float32) == [16, 16, 32, 32, 32, 32]
+    assert launch.Tiles.of(64, 256, 1 << 20, torch.bfloat16) == launch.Tiles.of(256, 64, 1 << 20, torch.bfloat16)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

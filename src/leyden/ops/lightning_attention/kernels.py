@@ -148,12 +148,15 @@ def attend(
         token = tl.arange(0, C)
         valid = token < count
         # How many tokens of the chunk came before each; what follows is the same in both directions of time.
-        age = count - 1 - token if REVERSE else token
+        mirrored = count - 1 - token
+        age = mirrored if REVERSE else token
         qs = _tile(q + begin * q_stride_t, q_stride_t, token, valid, key_dim, K).to(PRODUCT)
         ks = _tile(k + begin * k_stride_t, k_stride_t, token, valid, key_dim, K).to(PRODUCT)
         vs = _tile(v + begin * v_stride_t, v_stride_t, token, valid, value_dim, V)
 
-        distance = age[:, None] - age[None, :]
+        # From what each chunk counts anew: else the decays of all pairs stay in registers from chunk to chunk.
+        distance = mirrored[:, None] - mirrored[None, :]
+        distance = distance if REVERSE else -distance
         scores = _product(qs, tl.trans(ks), PRECISION) * _decay(slope, tl.maximum(distance, 0))
         scores = tl.where(distance >= 0, scores, 0.0).to(PRODUCT)
         since = tl.maximum(age if REVERSE else age + 1, 0)  # decays since the state at the chunk's beginning

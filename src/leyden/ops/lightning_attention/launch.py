@@ -21,6 +21,9 @@ states of segments cost another reading of keys and values, half as much again a
 _SHORTEST_SEGMENT = 512
 """Tokens. A segment's state is written and read once; at 512 tokens that is an eighth of the tokens' own bytes."""
 
+_LONG_DOCUMENT = 1024
+"""Tokens, on average, from which narrow heads take chunks of 128: half as many steps that wait for one another."""
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -96,12 +99,16 @@ class Tiles:
     def of(cls, key_dim: int, value_dim: int, mean_tokens: int, dtype: torch.dtype) -> "Tiles":
         """Chunks by length (short documents waste little of a tile), and as much state as registers hold.
 
-        Compiled for Hopper, these use no or few spilled registers; tiles of 128 tokens spill (docs/kernels.md).
+        Either of the two dims is the keys' in one of the backward's passes. Compiled for Hopper, bfloat16 spills at
+        most 8 bytes a thread; what larger chunks and fewer warps would take is in docs/kernels.md.
         """
-        chunk = 32 if dtype == torch.float32 or key_dim > 128 else min(64, max(32, power_of_two(mean_tokens)))
-        values = min(64 if key_dim <= 128 else 32, padded(value_dim))
-        wide = padded(key_dim) * values >= 8192 or dtype == torch.float32
-        return cls(chunk, values, num_warps=8 if wide else 4, num_stages=2)
+        width = padded(max(key_dim, value_dim))
+        if dtype == torch.bfloat16 and width <= 64 and mean_tokens >= _LONG_DOCUMENT:
+            return cls(128, width, num_warps=8, num_stages=2)
+        largest = 32 if dtype == torch.float32 or width > 128 else 64
+        narrow = width <= {torch.bfloat16: 128, torch.float16: 64, torch.float32: 0}[dtype]
+        values = min(64 if width <= 128 else 32, width)
+        return cls(min(largest, padded(mean_tokens)), values, num_warps=4 if narrow else 8, num_stages=2)
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ def silu_split(qkv: torch.Tensor, backend: str = "auto") -> tuple[torch.Tensor, 
         backend: ``"auto"``, ``"reference"``, ``"torch"`` or ``"triton"``.
 
     Returns:
-        q, k and v: [B, T, H, K] in the dtype of qkv, computed in float32 (float64 for float64). They may be views of one
-            tensor.
+        q, k and v: [B, T, H, K] in the dtype of qkv, computed in float32 (float64 for float64);
+            perhaps views of one tensor.
 
     Raises:
         ValueError: a shape that has no thirds, or a backend that cannot run.
