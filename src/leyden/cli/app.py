@@ -6,7 +6,7 @@ import sys
 import typer
 from rich.logging import RichHandler
 
-from leyden.cli import bench, chat, convert, evaluate, generate, info, quickstart, run, tokenizer
+from leyden.cli import bench, chat, convert, data, evaluate, generate, info, quickstart, run, tokenizer
 from leyden.core.errors import Interrupted, UserError
 from leyden.core.log import console, say
 
@@ -25,6 +25,7 @@ app.command()(chat.chat)
 app.command(name="eval")(evaluate.evaluate)
 app.command()(convert.convert)
 app.add_typer(tokenizer.app, name="tokenizer")
+app.add_typer(data.app, name="data")
 app.add_typer(bench.app, name="bench")
 
 

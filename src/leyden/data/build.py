@@ -225,8 +225,8 @@ def _read_sources(recipe: BuildRecipe, place: StageDirectory, engine: Engine) ->
         most = ", ".join(f"{n} {reason}" for reason, n in sorted(counts.rejected.items(), key=lambda item: -item[1]))
         raise UserError(
             f"{rejected} of {rejected + counts.kept.documents} documents could not be read ({most}), more than "
-            f"build.max_rejected = {recipe.build.max_rejected}; see {place.path.parents[1] / 'rejected'}, then mend the "
-            "files or raise the share."
+            f"build.max_rejected = {recipe.build.max_rejected}; see {place.path.parents[1] / 'rejected'}, then "
+            "mend the files or raise the share."
         )
     return prints
 

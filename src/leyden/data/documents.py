@@ -196,6 +196,10 @@ class Documents:
         """Those whose column ``name`` is ``value``."""
         return Documents(self.table.filter(pc.equal(self.table.column(name), value)))
 
+    def containing(self, name: str, part: str) -> "Documents":
+        """Those whose column ``name`` contains ``part``."""
+        return Documents(self.table.filter(pc.match_substring(self.table.column(name), part)))
+
     def kept(self) -> "Documents":
         """Those without a reason."""
         return Documents(self.table.filter(pc.is_null(self.table.column("reason"))))

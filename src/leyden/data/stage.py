@@ -7,12 +7,15 @@ corpus first (deduplication, a classifier) also has :meth:`Stage.prepare`, which
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from leyden.core.config import Config
 from leyden.data.documents import Documents
 from leyden.data.engine import Engine
 from leyden.data.parquet import read_batches
+
+if TYPE_CHECKING:  # matplotlib is for reports alone
+    from leyden.core.page import Plot
 
 
 @dataclass(frozen=True)
@@ -70,3 +73,7 @@ class Stage(Config):
     def report(self, work: Path) -> dict[str, object]:
         """What the build's report should say of this stage beside its counts; values that JSON can hold."""
         return {}
+
+    def plots(self, work: Path) -> "list[Plot]":
+        """What the report should draw of this stage."""
+        return []

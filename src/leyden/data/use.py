@@ -1,0 +1,124 @@
+"""What ``leyden data`` does: a build with its report, and looking at one in a terminal."""
+
+import itertools
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from leyden.core.config import dump_toml, read_toml
+from leyden.core.errors import Interrupted
+from leyden.core.files import atomic_file
+from leyden.core.log import say
+from leyden.data.build import Build, run_build
+from leyden.data.build_recipe import BuildRecipe
+from leyden.data.engine import Engine
+from leyden.data.inspect import left_at, story
+from leyden.data.report import funnel, write_report
+
+_SHOWN_LINES = 24
+_out = Console(highlight=False)
+
+
+def build_and_report(recipe: BuildRecipe, directory: Path) -> Path:
+    """Run what is left to do of a build, then write its report.
+
+    Returns:
+        The path of the report's page.
+
+    Raises:
+        UserError: see :func:`leyden.data.build.run_build`.
+        Interrupted: Ctrl-C or SIGTERM; what was finished is kept.
+    """
+    with atomic_file(directory / "recipe.toml") as part:
+        part.write_text(dump_toml(recipe.model_dump(mode="json")), encoding="utf-8")
+    with _interruptible(directory):
+        run_build(recipe, directory)
+        path = write_report(recipe, directory, Engine(recipe.build.workers or os.cpu_count() or 1))
+    say(f"report: {path}")
+    return path
+
+
+@contextmanager
+def _interruptible(directory: Path) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the build between shards; files of the shard at hand are not there, or whole."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"Stopped; every finished shard is kept in {directory}. The same command goes on from there."
+        ) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def show_stats(directory: Path, *, as_json: bool) -> None:
+    """Print the funnel and the corpus's numbers.
+
+    Raises:
+        UserError: there is no build in ``directory``.
+    """
+    build = Build.open(directory)
+    if as_json:
+        print((directory / "report" / "report.json").read_text(encoding="utf-8"))
+        return
+    table = Table("stage", "documents in", "kept", "MB in", "MB kept", "MB/s a core", "commonest reasons")
+    for row in funnel(build):
+        given, kept = row.counts.given, row.counts.kept
+        why = ", ".join(f"{reason} {documents:,}" for reason, documents, _ in row.reasons[:3])
+        table.add_row(
+            row.name, f"{given.documents:,}", f"{kept.documents:,}", f"{given.bytes / 1e6:,.1f}",
+            f"{kept.bytes / 1e6:,.1f}", f"{row.rate / 1e6:,.1f}", why,
+        )  # fmt: skip
+    _out.print(table)
+    facts = json.loads((directory / "report" / "report.json").read_text(encoding="utf-8"))["kept"]
+    for name in ("source", "language"):
+        table = Table(name, "documents", "MB")
+        for value, size in sorted(facts["bytes"][name].items(), key=lambda item: -item[1]):
+            table.add_row(value or "unknown", f"{facts['documents'][name][value]:,}", f"{size / 1e6:,.1f}")
+        _out.print(table)
+
+
+def show_story(directory: Path, id: str) -> None:
+    """Print what each stage did to one document, its changes highlighted, and its text at the end."""
+    steps = story(Build.open(directory), id)
+    for step in steps:
+        verdict = "[red]dropped[/]" if step.dropped else "[green]kept[/]"
+        why = ""
+        if step.dropped:
+            why = f": {step.documents.column('reason')[0]}"
+            detail = step.documents.column("detail")[0]
+            why += f" ({detail})" if detail else ""
+        _out.print(f"[bold]{step.stage}[/] {verdict}{escape(why)}")
+        for line in step.changes[:_SHOWN_LINES]:
+            color = {"+": "green", "-": "red"}.get(line[:1], "dim")
+            _out.print(f"  [{color}]{escape(line)}[/]")
+    last = steps[-1].documents
+    for name, value in last.column("scores")[0] or ():
+        _out.print(f"score {escape(name)}: {value:.4g}")
+    _out.print(escape("\n".join(last.texts()[0].splitlines()[:_SHOWN_LINES])))
+
+
+def show_dropped(directory: Path, stage: str | None, reason: str | None, limit: int) -> None:
+    """Print documents that were dropped, each with its stage, reason and first lines."""
+    shown = 0
+    for name, batch in left_at(Build.open(directory), stage, reason):
+        rows = zip(batch.column("id"), batch.column("reason"), batch.column("detail"), batch.texts(), strict=True)
+        for id, why, detail, text in itertools.islice(rows, limit - shown):
+            _out.print(f"[bold]{escape(id)}[/] dropped by {name}: [red]{escape(why)}[/] {escape(detail or '')}")
+            _out.print(f"  [dim]{escape(' / '.join(text.splitlines()[:3])[:300])}[/]")
+            shown += 1
+    if not shown:
+        _out.print("No document was dropped so.")
+
+
+def _recipe(directory: Path) -> BuildRecipe:
+    path = directory / "recipe.toml"
+    return BuildRecipe.parse(read_toml(path), str(path))
