@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from leyden.bench import ops, ops_floors, ops_rows
+from leyden.bench import ops, ops_floors, ops_rows, ops_serving
 from leyden.bench.ops_clock import HostClock, measure_speed
 from leyden.bench.ops_floors import Cost, Speed
 from leyden.bench.ops_models import Rows, flatness
@@ -110,10 +110,17 @@ def test_a_row_held_to_its_floor():
 
 def test_decoding_is_judged_by_its_share_of_the_copy_bandwidth():
     cost = ops_floors.lightning_decode(3, 2, 16, 16)
-    job = next(job for job in ops_rows.kernel_jobs(quick=True) if job.work.startswith("decode"))
+    job = next(job for job in ops_serving.serving_jobs(quick=True) if job.work.startswith("decode"))
     row = job.measure(Bench(CPU, FakeClock(2 * cost.bytes / 100), SPEED))
     assert row.value == pytest.approx(0.5)
     assert row.verdict == "missed"
+
+
+def test_prefill_beside_decode_does_the_work_of_one_after_another():
+    shape = {"decodes": 3, "prompts": 2, "length": 5, "heads": 2, "dim": 16}
+    together, apart = ops_serving._mixed_calls(CPU, **shape)[0][1], ops_serving._mixed_calls(CPU, **shape)[1][1]
+    assert torch.equal(together(), apart())
+    assert torch.equal(together(), apart())  # and goes on from the same states
 
 
 def test_softmax_is_beaten_by_as_much_as_its_time_is_longer():
@@ -155,7 +162,8 @@ def test_every_row_runs_and_the_json_holds_them(green, tmp_path, capsys):
     path = tmp_path / "ops.json"
     result = ops.run_on(CPU, HostClock(), output=path, quick=True)
     failed = [row for row in result.rows if row.missing and "not installed" not in row.missing]
-    assert failed == []
+    assert [row.work.split(",")[0] for row in failed] == ["decode step in a CUDA graph", "prefill beside decode"]
+    assert {row.missing for row in failed} == {"needs a GPU"}
     data = json.loads(path.read_text())
     assert [OpRow(**{k: v for k, v in row.items() if k not in ("ratio", "verdict")}) for row in data["rows"]] == (
         result.rows

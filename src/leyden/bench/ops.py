@@ -20,6 +20,7 @@ import leyden
 from leyden.bench.ops_clock import Clock, CudaClock, measure_speed
 from leyden.bench.ops_result import OpRow, OpsResult
 from leyden.bench.ops_rows import Bench, Job, kernel_jobs
+from leyden.bench.ops_serving import serving_jobs
 from leyden.core.environment import installed_version, machine
 from leyden.core.errors import UserError
 
@@ -111,7 +112,7 @@ def failing_tests(device: torch.device) -> list[str]:
 
 def _jobs(quick: bool) -> tuple[list[Job], list[str]]:
     """All rows that can be measured here, and a line on those that cannot."""
-    jobs = kernel_jobs(quick=quick)
+    jobs = kernel_jobs(quick=quick) + serving_jobs(quick=quick)
     try:
         from leyden.bench.ops_models import model_jobs
     except ModuleNotFoundError as missing:

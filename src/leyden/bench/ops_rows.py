@@ -73,12 +73,10 @@ def input_sets(num_bytes: float) -> range:
 
 
 def kernel_jobs(*, quick: bool) -> list[Job]:
-    """Every row of the ops, in the order of the table."""
+    """Every row of the ops but those of serving, in the order of the table."""
     return [
         *_lightning_jobs(quick),
         *_against_softmax_jobs(quick),
-        _decode_job(quick),
-        _paged_job(quick),
         *_surrounding_jobs(quick),
     ]
 
@@ -106,14 +104,14 @@ def _forward(case: Tokens) -> Callable[[Bench], OpRow]:
             with torch.no_grad():
                 return ops.lightning_attention(q, k, v, slopes, cu_seqlens=bounds)
 
-        return _held_to_floor(bench, _calls(case, bench, call), cost, goal=1.5)
+        return held_to_floor(bench, _calls(case, bench, call), cost, goal=1.5)
 
     return measure
 
 
 def _training(case: Tokens) -> Callable[[Bench], OpRow]:
     def measure(bench: Bench) -> OpRow:
-        return _held_to_floor(bench, _lightning(case, bench), floors.lightning_training(*case.size), goal=2.0)
+        return held_to_floor(bench, _lightning(case, bench), floors.lightning_training(*case.size), goal=2.0)
 
     return measure
 
@@ -208,48 +206,6 @@ def _calls(case: Tokens, bench: Bench, call: Callable[..., object]) -> list[Call
     return [bound(seed) for seed in input_sets(floors.lightning_forward(*case.size).bytes)]
 
 
-def _decode_job(quick: bool) -> Job:
-    sequences, heads, dim = (3, 2, 16) if quick else (256, 64, 128)
-
-    def measure(bench: Bench) -> OpRow:
-        cost = floors.lightning_decode(sequences, heads, dim, dim)
-        slopes = ops.lightning_slopes(heads, 0, 80).to(bench.device)
-
-        def bound(seed: int) -> Call:
-            q, k, v = (random(bench.device, sequences, heads, dim, seed=3 * seed + i) for i in range(3))
-            states = torch.zeros(sequences, heads, dim, dim, device=bench.device)
-            generator = torch.Generator().manual_seed(seed)
-            slots = torch.randperm(sequences, generator=generator).to(bench.device)
-            return lambda: ops.lightning_attention_decode(q, k, v, slopes, states, slots)
-
-        seconds = bench.clock([bound(seed) for seed in input_sets(cost.bytes)])
-        floor, by = bench.speed.floor(cost)
-        share = cost.bytes / seconds / bench.speed.bytes_per_second
-        return OpRow("", seconds, floor, by, value=share, unit="of copy bandwidth", goal=0.8)
-
-    return Job(f"decode step, {sequences} sequences, H{heads}", measure)
-
-
-def _paged_job(quick: bool) -> Job:
-    sequences, length, page, heads, shared, dim = (3, 32, 16, 4, 2, 16) if quick else (64, 16_384, 64, 64, 8, 128)
-
-    def measure(bench: Bench) -> OpRow:
-        cost = floors.elementwise(sequences * length * shared * dim, 2)  # each key and value read once
-        pages = sequences * length // page
-
-        def bound(seed: int) -> Call:
-            q = random(bench.device, sequences, heads, dim, seed=3 * seed)
-            keys, values = (random(bench.device, pages, page, shared, dim, seed=3 * seed + i) for i in (1, 2))
-            order = torch.randperm(pages, generator=torch.Generator().manual_seed(seed))
-            table = order.view(sequences, -1).to(bench.device, torch.int32)
-            lengths = torch.full((sequences,), length, dtype=torch.int32, device=bench.device)
-            return lambda: ops.paged_attention(q, keys, values, table, lengths)
-
-        return _held_to_floor(bench, [bound(seed) for seed in input_sets(cost.bytes)], cost)
-
-    return Job(f"paged attention, {sequences} sequences of {length}, H{heads} on {shared}", measure)
-
-
 def _surrounding_jobs(quick: bool) -> list[Job]:
     """What stands around attention, without goals: how far each is from its floor."""
     n, d, heads, width, hidden, experts, vocab = (
@@ -283,7 +239,7 @@ def _norm_job(name: str, n: int, d: int) -> Job:
                 return lambda: torch.autograd.grad(ops.gated_rms_norm(*inputs, 1e-5), inputs, dout)
             return lambda: torch.autograd.grad(ops.residual_rms_norm(*inputs, 3.5, 1.0, 1e-5), inputs, dout)
 
-        return _held_to_floor(bench, [bound(seed) for seed in input_sets(cost.bytes)], cost)
+        return held_to_floor(bench, [bound(seed) for seed in input_sets(cost.bytes)], cost)
 
     return Job(f"{name} forward and backward, {n} x {d}", measure)
 
@@ -297,7 +253,7 @@ def _silu_split_job(n: int, heads: int, dim: int) -> Job:
             grads = [random(bench.device, 1, n, heads, dim, seed=3 * seed + i) for i in range(3)]
             return lambda: torch.autograd.grad(ops.silu_split(qkv), qkv, grads)
 
-        return _held_to_floor(bench, [bound(seed) for seed in input_sets(cost.bytes)], cost)
+        return held_to_floor(bench, [bound(seed) for seed in input_sets(cost.bytes)], cost)
 
     return Job(f"silu_split forward and backward, T{n} H{heads}", measure)
 
@@ -312,7 +268,7 @@ def _rotary_job(n: int, heads: int, dim: int) -> Job:
             x.requires_grad_()
             return lambda: torch.autograd.grad(ops.apply_rotary(x, cos, sin), x, dout)
 
-        return _held_to_floor(bench, [bound(seed) for seed in input_sets(cost.bytes)], cost)
+        return held_to_floor(bench, [bound(seed) for seed in input_sets(cost.bytes)], cost)
 
     return Job(f"rotary forward and backward, T{n} H{heads}, half of {dim}", measure)
 
@@ -325,7 +281,7 @@ def _routing_job(n: int, experts: int) -> Job:
             logits = random(bench.device, n, experts, seed=seed, dtype=torch.float32)
             return lambda: ops.route(logits, 2)
 
-        return _held_to_floor(bench, [bound(seed) for seed in input_sets(cost.bytes)], cost)
+        return held_to_floor(bench, [bound(seed) for seed in input_sets(cost.bytes)], cost)
 
     return Job(f"routing, {n} tokens to 2 of {experts}", measure)
 
@@ -348,7 +304,7 @@ def _experts_job(n: int, width: int, hidden: int, experts: int, *, backward: boo
 
             return call
 
-        return _held_to_floor(bench, [bound(seed) for seed in input_sets(cost.bytes)], cost)
+        return held_to_floor(bench, [bound(seed) for seed in input_sets(cost.bytes)], cost)
 
     both = " and backward" if backward else ""
     return Job(f"experts forward{both}, {n} tokens to 2 of {experts}, {width} x {hidden}", measure)
@@ -364,12 +320,13 @@ def _cross_entropy_job(n: int, width: int, vocab: int) -> Job:
             labels = torch.arange(n, device=bench.device) % vocab
             return lambda: torch.autograd.grad(ops.linear_cross_entropy(hidden, weight, labels)[0], (hidden, weight))
 
-        return _held_to_floor(bench, [bound(seed) for seed in input_sets(cost.bytes)], cost)
+        return held_to_floor(bench, [bound(seed) for seed in input_sets(cost.bytes)], cost)
 
     return Job(f"cross-entropy forward and backward, {n} x {width}, vocabulary {vocab}", measure)
 
 
-def _held_to_floor(bench: Bench, calls: list[Call], cost: floors.Cost, goal: float | None = None) -> OpRow:
+def held_to_floor(bench: Bench, calls: list[Call], cost: floors.Cost, goal: float | None = None) -> OpRow:
+    """The calls' time as a multiple of what ``cost`` takes at least."""
     seconds = bench.clock(calls)
     floor, bound = bench.speed.floor(cost)
     return OpRow("", seconds, floor, bound, value=seconds / floor, goal=goal, at_most=True)
