@@ -47,7 +47,8 @@ class Engine:
                 yield index, task(item)
             return
         if self.runner == "ray":
-            daft.set_runner_ray()
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else Ray tells an address of its use
+            daft.set_runner_ray(noop_if_initialized=True)
         call = daft.cls(_Task, use_process=True, max_concurrency=self.workers)(pickle.dumps(task))
         rows = {"index": list(range(len(items))), "item": [pickle.dumps(item) for item in items]}
         frame = daft.from_pydict(rows).into_batches(1).with_column("result", call.run(daft.col("item")))

@@ -68,7 +68,7 @@ class Survey:
         ids, reasons, details = (documents.column(name) for name in ("id", "reason", "detail"))
         ranked: dict[str, list[tuple[int, int]]] = {}
         for row, value in enumerate(documents.column(group)):
-            ranked.setdefault(value or "", []).append((xxhash.xxh64_intdigest(ids[row]), row))
+            ranked.setdefault(value or "", []).append((xxhash.xxh64_intdigest(ids[row].encode()), row))
         texts = documents.texts()
         for value, rows in ranked.items():
             found = [
