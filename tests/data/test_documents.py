@@ -124,7 +124,7 @@ def test_broken_rows_of_jsonl_are_set_aside_with_their_lines(tmp_path):
         ("line 6", "not UTF-8"),
         ("line 7", "not UTF-8"),
         ("line 8", "not JSON"),
-        ("row 9", "empty"),
+        ("line 9", "empty"),
     ]
     assert "messages, id" in str(rejects[1])
 
@@ -205,5 +205,5 @@ def test_sources_know_their_format(tmp_path):
     for name in ("a.PY.gz", "b.jsonl.zst", "c.parquet", "d.txt"):
         (tmp_path / name).write_bytes(b"")
     sources, skipped = find_sources([tmp_path])
-    assert [source.format for source in sources] == ["py", "jsonl", "parquet", "txt"]
+    assert [source.format for source in sources] == ["code", "jsonl", "parquet", "text"]
     assert skipped == []

@@ -1,15 +1,104 @@
-"""Which files are read: those that were named, those in the folders that were named, or the standard library."""
+"""Which files are read, and as what: those that were named, those in the folders that were named, or the standard
+library.
+"""
 
 import os
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from leyden.core.errors import UserError
 
-_PLAIN = (".txt", ".md", ".py", ".jsonl")
-SUFFIXES = (*(suffix + packed for suffix in _PLAIN for packed in ("", ".gz", ".zst")), ".parquet")
+PROGRAMMING_LANGUAGES: dict[str, str] = {
+    "Assembly": ".asm .s",
+    "C": ".c .h",
+    "C#": ".cs",
+    "C++": ".cc .cpp .cxx .hh .hpp .hxx .c++ .h++ .ipp",
+    "CMake": ".cmake",
+    "CSS": ".css .scss .less",
+    "CUDA": ".cu .cuh",
+    "Clojure": ".clj .cljs .cljc",
+    "Common Lisp": ".lisp .lsp",
+    "D": ".d",
+    "Dart": ".dart",
+    "Elixir": ".ex .exs",
+    "Elm": ".elm",
+    "Emacs Lisp": ".el",
+    "Erlang": ".erl .hrl",
+    "F#": ".fs .fsi",
+    "Fortran": ".f .f77 .f90 .f95 .f03 .for",
+    "GLSL": ".glsl .frag .vert",
+    "Go": ".go",
+    "Groovy": ".groovy .gradle",
+    "Haskell": ".hs .lhs",
+    "Java": ".java",
+    "JavaScript": ".js .mjs .cjs .jsx",
+    "Julia": ".jl",
+    "Kotlin": ".kt .kts",
+    "Lean": ".lean",
+    "Lua": ".lua",
+    "MATLAB": ".m",
+    "Nim": ".nim",
+    "Nix": ".nix",
+    "OCaml": ".ml .mli",
+    "PHP": ".php",
+    "Pascal": ".pas",
+    "Perl": ".pl .pm",
+    "PowerShell": ".ps1 .psm1",
+    "Prolog": ".pro",
+    "Protocol Buffers": ".proto",
+    "Python": ".py .pyi .pyx",
+    "R": ".r",
+    "Ruby": ".rb",
+    "Rust": ".rs",
+    "SQL": ".sql",
+    "Scala": ".scala .sc",
+    "Scheme": ".scm .ss",
+    "Shell": ".sh .bash .zsh",
+    "Solidity": ".sol",
+    "Swift": ".swift",
+    "SystemVerilog": ".sv .svh",
+    "TOML": ".toml",
+    "Tcl": ".tcl",
+    "TeX": ".tex .sty .cls",
+    "Thrift": ".thrift",
+    "TypeScript": ".ts .tsx",
+    "VHDL": ".vhd .vhdl",
+    "Verilog": ".v",
+    "Vue": ".vue",
+    "YAML": ".yaml .yml",
+    "Zig": ".zig",
+}
+"""The suffixes of a source tree's files, by language; named as on GitHub."""
+
+_LANGUAGE_OF = {suffix: name for name, suffixes in PROGRAMMING_LANGUAGES.items() for suffix in suffixes.split()}
+
+FORMATS: dict[str, tuple[str, ...]] = {
+    "text": (".txt", ".text", ".rst", ".adoc", ".org"),
+    "markdown": (".md", ".markdown", ".mdx"),
+    "code": tuple(_LANGUAGE_OF),
+    "html": (".html", ".htm", ".xhtml"),
+    "jsonl": (".jsonl", ".ndjson", ".json"),
+    "parquet": (".parquet",),
+    "arrow": (".arrow",),
+    "warc": (".warc", ".wet"),
+    "pdf": (".pdf",),
+}
+"""Every format, and the suffixes of its files. A file of text, code, HTML, JSON or WARC may also be packed."""
+
+PACKED = (".gz", ".zst")
+"""What a packed file's suffix is followed by."""
+
+_NEVER_PACKED = ("parquet", "arrow", "pdf")
+_FORMAT_OF = {suffix: name for name, suffixes in FORMATS.items() for suffix in suffixes}
+
+_SIMPLE = (".txt", ".md", ".py", ".jsonl")
+SUFFIXES = (*(suffix + packed for suffix in _SIMPLE for packed in ("", *PACKED)), ".parquet")
+"""What is read where a recipe or a command names text only (``[data] text``, ``--text``)."""
+
+_NOT_DOCUMENTS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+"""What lies beside the files of a saved Hugging Face dataset."""
 
 
 @dataclass(frozen=True)
@@ -18,23 +107,50 @@ class SourceFile:
 
     Attributes:
         path: where it is.
-        name: what its documents are called: its path from the parent of what was named, with ``/`` between the parts.
+        name: what its documents are called: its path from the parent of what was named, with ``/`` between the parts;
+            in a build, after the name of its source.
+        origin: what its documents give as their ``source``: the name of a recipe's source, or by default its path.
     """
 
     path: Path
     name: str
+    origin: str = ""
 
     @property
     def format(self) -> str:
-        """``txt``, ``md``, ``py``, ``jsonl`` or ``parquet``: the suffix without what it is compressed with."""
-        stem = self.path.name.lower().removesuffix(".gz").removesuffix(".zst")
-        return stem.rpartition(".")[2]
+        """A key of :data:`FORMATS`, by the suffix; empty where the suffix is not one that is read."""
+        return format_of(self.path)
 
 
-def find_sources(paths: Iterable[str | Path]) -> tuple[list[SourceFile], list[Path]]:
+def format_of(path: Path) -> str:
+    """A key of :data:`FORMATS`, by the suffix; empty where the suffix is not one that is read."""
+    suffix, packed = _suffix(path)
+    name = _FORMAT_OF.get(suffix, "")
+    return "" if packed and name in _NEVER_PACKED else name
+
+
+def programming_language(path: Path) -> str | None:
+    """The language of a file of a source tree, by its suffix."""
+    return _LANGUAGE_OF.get(_suffix(path)[0])
+
+
+def _suffix(path: Path) -> tuple[str, str]:
+    """The suffix without what the file is packed with, and that."""
+    name = path.name.lower()
+    packed = next((suffix for suffix in PACKED if name.endswith(suffix)), "")
+    return Path(name.removesuffix(packed)).suffix, packed
+
+
+def find_sources(
+    paths: Iterable[str | Path], formats: Container[str] | None = None
+) -> tuple[list[SourceFile], list[Path]]:
     """The files behind ``paths``, folders searched through, each folder in the order of names.
 
     Hidden files and folders are passed over, and links to folders are not followed.
+
+    Args:
+        paths: files and folders.
+        formats: which of :data:`FORMATS` are read; None: the files of :data:`SUFFIXES` alone.
 
     Returns:
         The files to read, and the files found in folders whose suffix is not one that is read.
@@ -48,22 +164,30 @@ def find_sources(paths: Iterable[str | Path]) -> tuple[list[SourceFile], list[Pa
         if path.is_dir():
             for file in _files_in(path):
                 name = file.relative_to(path).as_posix()
-                if is_readable(file):
+                if is_readable(file, formats):
                     sources.append(SourceFile(file, f"{path.resolve().name}/{name}"))
-                else:
+                elif file.name not in _NOT_DOCUMENTS:
                     skipped.append(file)
         elif not path.exists():
             raise UserError(f"{path} does not exist; give files or folders of text.")
-        elif not path.is_file() or not is_readable(path):
-            raise UserError(f"{path} is not a file of a kind that is read; allowed: {', '.join(SUFFIXES)}.")
+        elif not path.is_file() or not is_readable(path, formats):
+            allowed = (
+                SUFFIXES
+                if formats is None
+                else [s for name, all_of in FORMATS.items() if name in formats for s in all_of]
+            )
+            raise UserError(f"{path} is not a file of a kind that is read; allowed: {', '.join(allowed)}.")
         else:
             sources.append(SourceFile(path, path.name))
     return sources, skipped
 
 
-def is_readable(path: Path) -> bool:
-    """Whether the suffix of ``path`` is one that is read."""
-    return path.name.lower().endswith(SUFFIXES)
+def is_readable(path: Path, formats: Container[str] | None = None) -> bool:
+    """Whether the suffix of ``path`` is one that is read: of :data:`SUFFIXES`, or where given, of ``formats``."""
+    if formats is None:
+        return path.name.lower().endswith(SUFFIXES)
+    name = format_of(path)
+    return bool(name) and name in formats and path.name not in _NOT_DOCUMENTS
 
 
 def _files_in(folder: Path) -> Iterator[Path]:

@@ -1,5 +1,16 @@
-"""Files of every format to documents."""
+"""Files of every format to documents: sources are planned as shards of pieces, and each piece is read by itself."""
 
-from leyden.data.readers.files import read_documents
+from leyden.data.readers.pieces import Piece, plan_shards, source_files
+from leyden.data.readers.read import READERS, read_documents, read_piece
+from leyden.data.readers.settings import ReadSettings, SourceSettings
 
-__all__ = ["read_documents"]
+__all__ = [
+    "READERS",
+    "Piece",
+    "ReadSettings",
+    "SourceSettings",
+    "plan_shards",
+    "read_documents",
+    "read_piece",
+    "source_files",
+]

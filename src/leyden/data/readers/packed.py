@@ -1,0 +1,190 @@
+"""The bytes and lines of files that may be packed (gzip, zstd), a piece at a time and whatever is broken in them."""
+
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from leyden.data.readers.problem import Problem, too_long
+
+READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Packing:
+    """A kind of packed file: members (gzip) or frames (zstd), one after the other.
+
+    Attributes:
+        name: for messages.
+        member: what a member begins with; strict enough that random bytes do not match it in a petabyte.
+        feed_bytes: handed to the unpacker at once, so small that the most that they can unpack to fits in memory.
+        unpacker: makes an object with ``decompress``, ``eof`` and ``unused_data`` for one member.
+        error: what it raises.
+    """
+
+    name: str
+    member: re.Pattern[bytes]
+    feed_bytes: int
+    unpacker: Callable[[], Any]
+    error: type[Exception]
+
+
+def _gzip() -> Packing:
+    # Method 8; flags below 32; any time; "best", "fastest" or neither; a known operating system. At most 1032 to 1.
+    member = re.compile(rb"\x1f\x8b\x08[\x00-\x1f].{4}[\x00\x02\x04][\x00-\x0d\xff]", re.DOTALL)
+    return Packing("gzip", member, 1 << 16, lambda: zlib.decompressobj(31), zlib.error)
+
+
+def _zstd() -> Packing:
+    import zstandard
+
+    # A frame whose reserved bit is 0, or one that is skipped. A block of 4 bytes can unpack to 128 KiB; windows of up
+    # to 2 GiB (--long=31) are usual in archives of forums.
+    member = re.compile(rb"\x28\xb5\x2f\xfd[^\x08-\x0f\x18-\x1f\x28-\x2f\x38-\x3f]|[\x50-\x5f]\x2a\x4d\x18", re.DOTALL)
+    unpacker = zstandard.ZstdDecompressor(max_window_size=1 << 31)
+    return Packing("zstd", member, 1 << 12, unpacker.decompressobj, zstandard.ZstdError)
+
+
+_PACKINGS: dict[str, Callable[[], Packing]] = {".gz": _gzip, ".zst": _zstd}
+
+
+def chunks(path: Path, start: int = 0) -> Iterator[bytes | Problem]:
+    """The bytes of a file, unpacked by its suffix, in pieces.
+
+    What is broken in a packed file gives a Problem, and reading goes on at the next member that begins.
+
+    Args:
+        path: the file.
+        start: the first byte; in a packed file, where a member begins.
+    """
+    packing = _PACKINGS.get(path.suffix.lower())
+    with path.open("rb") as file:
+        if packing is not None:
+            yield from _unpacked(file, packing(), start)
+        else:
+            file.seek(start)
+            yield from iter(lambda: file.read(READ_BYTES), b"")
+
+
+def whole(path: Path, limit: int) -> bytes:
+    """All bytes of a file, unpacked.
+
+    Raises:
+        Problem: it is broken, or longer than ``limit``.
+    """
+    parts: list[bytes] = []
+    size = 0
+    for chunk in chunks(path):
+        if isinstance(chunk, Problem):
+            raise chunk
+        size += len(chunk)
+        if size > limit:
+            raise too_long(limit)
+        parts.append(chunk)
+    return b"".join(parts)
+
+
+def _unpacked(file: BinaryIO, packing: Packing, start: int) -> Iterator[bytes | Problem]:
+    while True:
+        try:
+            start = yield from _member(file, packing, start)
+            if start < 0:
+                return
+        except packing.error as error:
+            yield Problem(f"corrupt {packing.name}", str(error), f"compressed byte {start}")
+            found = find(file, packing.member, start + 1)
+            if found is None:
+                return
+            start = found
+
+
+def _member(file: BinaryIO, packing: Packing, start: int) -> Iterator[bytes]:
+    """The bytes of the member at ``start``; returns where the next one begins, or -1 at the end of the file."""
+    file.seek(start)
+    position, unpacker = start, packing.unpacker()
+    while packed := file.read(packing.feed_bytes):
+        if position == start and packing.name == "gzip":  # zeros may follow a member, to the end of a tape's block
+            start += len(packed) - len(packed := packed.lstrip(b"\0"))
+            position = start
+        if not packed:
+            continue
+        position += len(packed)
+        yield unpacker.decompress(packed)
+        if unpacker.eof:
+            return position - len(unpacker.unused_data)
+    if position > start:
+        raise packing.error("the file ends within it")
+    return -1
+
+
+def find(file: BinaryIO, pattern: re.Pattern[bytes], start: int, *, longest: int = 16) -> int | None:
+    """The first place from ``start`` where ``pattern``, which matches at most ``longest`` bytes, does."""
+    file.seek(start)
+    held, place = b"", start
+    while chunk := file.read(READ_BYTES):
+        held += chunk
+        if match := pattern.search(held):
+            return place + match.start()
+        place += max(len(held) - longest, 0)
+        held = held[-longest:]
+    return None
+
+
+def lines(pieces: Iterable[bytes | Problem], limit: int, start: int = 0) -> Iterator[tuple[int, bytes | Problem]]:
+    """Lines without their ends, each with the place of its first byte.
+
+    A line of more than ``limit`` bytes gives a Problem and is not held. After a Problem in ``pieces`` the line that it
+    broke is given up.
+
+    Args:
+        pieces: consecutive bytes, as of :func:`chunks`.
+        limit: in bytes.
+        start: the place of the first byte.
+    """
+    held: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        if isinstance(piece, Problem):
+            yield start, piece
+            held, size = [], 0
+            continue
+        *ended, rest = piece.split(b"\n")
+        for part in ended:
+            size += len(part)
+            yield start, b"".join((*held, part)) if size <= limit else too_long(limit)
+            start += size + 1
+            held, size = [], 0
+        size += len(rest)
+        if size <= limit:
+            held.append(rest)
+        else:
+            held = []
+    if size:
+        yield start, b"".join(held) if size <= limit else too_long(limit)
+
+
+def line_range(path: Path, start: int, end: int, limit: int) -> Iterator[tuple[int, bytes | Problem]]:
+    """The lines of a file, not packed, that begin at bytes ``start`` to ``end`` (excluded), as of :func:`lines`."""
+    first = 0 if start == 0 else _next_line(path, start, end)
+    if first is None:
+        return
+    for place, line in lines(chunks(path, first), limit, first):
+        if place >= end:
+            return
+        yield place, line
+
+
+def _next_line(path: Path, start: int, end: int) -> int | None:
+    """Where the first line begins that begins at ``start`` or later; None where that is not before ``end``."""
+    place = start - 1
+    for chunk in chunks(path, place):
+        assert isinstance(chunk, bytes)  # the file is not packed
+        found = chunk.find(b"\n")
+        if found >= 0:
+            return place + found + 1 if place + found + 1 < end else None
+        place += len(chunk)
+        if place >= end:
+            return None
+    return None

@@ -1,0 +1,121 @@
+"""Sources cut into shards of pieces: files, ranges of bytes of files of lines, ranges of row groups of Parquet."""
+
+import glob
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from leyden.core.errors import UserError
+from leyden.data.documents import Document
+from leyden.data.readers.problem import Problem
+from leyden.data.readers.settings import ReadSettings, SourceSettings
+from leyden.data.sources import FORMATS, PACKED, SourceFile, find_sources
+
+Found = tuple[str, Document | Problem]
+"""What a reader yields: a place in the file, and the document there or why there is none."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a source that is read in one go.
+
+    Attributes:
+        source: the file.
+        format: a key of :data:`~leyden.data.sources.FORMATS`.
+        num_bytes: of the file that belong to it, about.
+        start, end: the bytes where its lines begin, or its row groups, ``end`` excluded; ``end`` None: the whole file.
+    """
+
+    source: SourceFile
+    format: str
+    num_bytes: int
+    start: int = 0
+    end: int | None = None
+
+
+Reader = Callable[[Piece, ReadSettings], Iterator[Found]]
+
+
+def plan_shards(source: SourceSettings, shard_bytes: int) -> list[list[Piece]]:
+    """A source's files as shards of about ``shard_bytes``, in the order of paths and names.
+
+    The same documents with the same ids come out whatever ``shard_bytes`` is. Packed files and those of formats other
+    than lines of JSON and Parquet are not cut.
+
+    Raises:
+        UserError: a path does not exist or is of a kind that is not read, or two files have the same name.
+    """
+    shards: list[list[Piece]] = []
+    room = 0
+    for file in source_files(source):
+        for piece in _cut(file, source, shard_bytes):
+            if room <= 0:
+                shards.append([])
+                room = shard_bytes
+            shards[-1].append(piece)
+            room -= max(piece.num_bytes, 1 << 10)  # a file costs something even where it is empty
+    return shards
+
+
+def source_files(source: SourceSettings) -> list[SourceFile]:
+    """The files of a source, each once; those in folders whose suffix is not read are passed over.
+
+    Raises:
+        UserError: a path does not exist or is of a kind that is not read, or two files have the same name.
+    """
+    formats = FORMATS if source.format == "auto" else (source.format,)
+    found: dict[str, SourceFile] = {}
+    for path in source.paths:
+        for file in _files_of(path, source.format, formats):
+            name = f"{source.name}/{file.name}"
+            other = found.setdefault(name, SourceFile(file.path, name, source.name))
+            if not other.path.samefile(file.path):
+                raise UserError(
+                    f"Source '{source.name}': {other.path} and {file.path} would both be called {name}, and so would "
+                    "their documents; name the folder above both, or make two sources of them."
+                )
+    return list(found.values())
+
+
+def _files_of(path: str, format: str, formats: dict[str, tuple[str, ...]] | tuple[str, ...]) -> list[SourceFile]:
+    if path.startswith("hf://"):
+        from leyden.data.readers.hub import download
+
+        return download(path)
+    named = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) and not Path(path).exists() else [path]
+    if not named:
+        raise UserError(f"No file matches {path}.")
+    files: list[SourceFile] = []
+    for name in map(Path, named):
+        if format != "auto" and name.is_file():  # whatever its suffix
+            files.append(SourceFile(name, name.name))
+        else:
+            files += find_sources([name], formats)[0]
+    return files
+
+
+def _cut(file: SourceFile, settings: SourceSettings, shard_bytes: int) -> Iterator[Piece]:
+    name = file.format if settings.format == "auto" else settings.format
+    try:
+        size = file.path.stat().st_size
+    except OSError:
+        size = 0  # reading it will say so
+    if name == "jsonl" and file.path.suffix.lower() not in PACKED and _is_lines(file.path):
+        for start in range(0, max(size, 1), shard_bytes):
+            end = min(start + shard_bytes, size)
+            yield Piece(file, name, end - start, start, end)
+    elif name == "parquet" and size > shard_bytes:
+        from leyden.data.readers.columns import row_group_ranges
+
+        yield from (Piece(file, name, *rest) for rest in row_group_ranges(file.path, size, shard_bytes))
+    else:
+        yield Piece(file, name, size)
+
+
+def _is_lines(path: Path) -> bool:
+    from leyden.data.readers.jsonl import is_lines
+
+    try:
+        return is_lines(path)
+    except OSError:
+        return True

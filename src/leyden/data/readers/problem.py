@@ -1,0 +1,56 @@
+"""What keeps a document, or the rest of a file, from being read; and the checks that find it."""
+
+from leyden.data.documents import Document
+
+MAX_DEPTH = 64
+"""Levels of lists and objects in a row; what is nested deeper is not data that anyone wrote."""
+
+
+class Problem(Exception):  # noqa: N818 - carries a Reject's fields to where the file is known
+    """Why something is set aside.
+
+    A reader yields it for one document and goes on; it raises it where nothing further can be read of the file.
+
+    Attributes:
+        reason: one of a few, to count by.
+        detail: what exactly was found.
+        place: where in the file, if known here.
+    """
+
+    def __init__(self, reason: str, detail: str = "", place: str = "") -> None:
+        super().__init__(reason, detail, place)
+        self.reason, self.detail, self.place = reason, detail, place
+
+
+def too_long(limit: int) -> Problem:
+    """Something is longer than ``max_document_bytes``."""
+    return Problem("too long", f"more than {limit:,} bytes")
+
+
+def decode(data: bytes, fallback: str = "") -> str:
+    """Bytes of UTF-8, or of ``fallback``, as text.
+
+    Raises:
+        Problem: they are neither.
+    """
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        if not fallback:
+            raise Problem("not UTF-8", error.reason, f"byte {error.start}") from None
+    try:
+        return data.decode(fallback)
+    except UnicodeDecodeError as error:
+        raise Problem("not UTF-8", f"nor {fallback}: {error.reason}", f"byte {error.start}") from None
+
+
+def check(document: Document) -> None:
+    """Raise a Problem if the document cannot stand in a batch: it is empty, or not Unicode."""
+    contents = [message.content for message in document.messages] or [document.text]
+    if not any(contents):
+        raise Problem("empty")
+    for text in (*contents, document.id, document.url or ""):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise Problem("not UTF-8", f"a lone surrogate at character {error.start}") from None

@@ -1,0 +1,117 @@
+"""Pieces of sources to documents. What cannot be read is set aside with its file, place and reason; reading goes on."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from leyden.core.errors import UserError
+from leyden.data.documents import Document, Reject
+from leyden.data.readers.columns import read_arrow, read_parquet
+from leyden.data.readers.html import read_html
+from leyden.data.readers.jsonl import read_jsonl
+from leyden.data.readers.pdf import read_pdf
+from leyden.data.readers.pieces import Piece, Reader
+from leyden.data.readers.problem import Problem, check
+from leyden.data.readers.settings import ReadSettings
+from leyden.data.readers.text import read_code, read_text
+from leyden.data.readers.warc import read_warc
+from leyden.data.sources import SUFFIXES, SourceFile, find_sources
+
+READERS: dict[str, Reader] = {
+    "text": read_text,
+    "markdown": read_text,
+    "code": read_code,
+    "html": read_html,
+    "jsonl": read_jsonl,
+    "parquet": read_parquet,
+    "arrow": read_arrow,
+    "warc": read_warc,
+    "pdf": read_pdf,
+}
+"""What reads a file of each of :data:`~leyden.data.sources.FORMATS`."""
+
+_SIMPLE = ReadSettings(rows="text", metadata="none", max_document_bytes=1 << 40)
+
+
+def read_piece(piece: Piece, settings: ReadSettings, rejects: list[Reject]) -> Iterator[Document]:
+    """The documents of a piece, in its order, in memory bounded by ``max_document_bytes`` and not by the file.
+
+    Args:
+        piece: as of :func:`~leyden.data.readers.pieces.plan_shards`.
+        settings: how its source is read.
+        rejects: takes what is set aside, as it is met. A file that changes while it is read is among it, beside the
+            documents that it gave.
+    """
+    path = piece.source.path
+    place, is_empty = "", True
+    try:
+        before = _version(path)
+        for place, found in READERS[piece.format](piece, settings):
+            is_empty = False
+            try:
+                yield _good(found)
+            except Problem as problem:
+                rejects.append(Reject(str(path), problem.place or place, problem.reason, problem.detail))
+        if is_empty and (piece.end is None or before[0] == 0):
+            rejects.append(Reject(str(path), "", "empty", "no documents"))
+    except Problem as problem:
+        rejects.append(Reject(str(path), problem.place, problem.reason, problem.detail))
+    except OSError as error:
+        rejects.append(Reject(str(path), "", "unreadable", error.strerror or str(error)))
+        return
+    _report_change(path, before, rejects)
+
+
+def _good(found: Document | Problem) -> Document:
+    if isinstance(found, Problem):
+        raise found
+    check(found)
+    return found
+
+
+def _version(path: Path) -> tuple[int, int]:
+    """What tells whether a file is as it was: its bytes, and when it was written."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def _report_change(path: Path, before: tuple[int, int], rejects: list[Reject]) -> None:
+    try:
+        after = _version(path)
+    except OSError as error:
+        rejects.append(Reject(str(path), "", "changed while read", error.strerror or str(error)))
+        return
+    if after != before:
+        detail = f"{before[0]:,} bytes before, {after[0]:,} after" if after[0] != before[0] else "written again"
+        rejects.append(Reject(str(path), "", "changed while read", detail))
+
+
+def read_documents(paths: Iterable[str | Path | SourceFile], rejects: list[Reject]) -> Iterator[Document]:
+    """Read every text of ``paths``, in an order that depends on the names alone.
+
+    Args:
+        paths: files and folders (.txt, .md, .py, .jsonl, each also .gz or .zst, and .parquet), or sources already
+            found. A row of .jsonl or .parquet gives one document, its ``text``; any other file gives one.
+        rejects: takes what is set aside, as it is met.
+
+    Raises:
+        UserError: a path does not exist or is of a kind that is not read; no path holds any such file; or nothing in
+            them could be read.
+    """
+    sources: list[SourceFile] = []
+    for path in paths:
+        if isinstance(path, SourceFile):
+            sources.append(path)
+            continue
+        found, skipped = find_sources([path])
+        sources += found
+        rejects += [Reject(str(file), "", "suffix not read") for file in skipped]
+    if not sources:
+        raise UserError(f"There is nothing to read: the folders named hold no file of {', '.join(SUFFIXES)}.")
+    num_documents = 0
+    for source in sources:
+        for document in read_piece(Piece(source, source.format, 0), _SIMPLE, rejects):
+            num_documents += 1
+            yield document
+    if not num_documents:
+        first = next(reject for reject in rejects if reject.reason != "suffix not read")
+        raise UserError(f"None of {len(sources)} files gave a document. The first that was set aside: {first}.")

@@ -1,0 +1,64 @@
+"""What a recipe says of a source: which files, and how documents are made of them."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from leyden.core.config import Config
+from leyden.core.errors import suggest
+from leyden.data.sources import FORMATS
+
+
+class ReadSettings(Config):
+    """How files become documents."""
+
+    text: str = Field(default="text", min_length=1)
+    """The column that holds the text, in files with rows (JSON, Parquet, Arrow)."""
+    rows: Literal["auto", "text", "messages"] = "auto"
+    """What a row gives: its text where it has one, else its messages (``auto``); its text; or its messages. Messages
+    are found as turns (``messages``, ``conversations``), or as questions and answers under their usual names."""
+    id: str = ""
+    """The column that names documents, its values unique in the source; empty: the file and the place in it do."""
+    metadata: Literal["all", "none"] | tuple[str, ...] = "all"
+    """The columns that are kept beside the text: all but bytes, none, or a list of names."""
+    html: Literal["resiliparse", "trafilatura"] = "resiliparse"
+    """Who finds the main text of a page: resiliparse, some fifteen times as fast, or trafilatura."""
+    max_document_bytes: int = Field(default=64 << 20, ge=1)
+    """A file of text, a page or a line that is longer is set aside, without being held in memory."""
+    encoding: str = ""
+    """What a file of text that is not UTF-8 is decoded with, ``cp1252`` say; empty: it is set aside."""
+
+    @field_validator("encoding")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        try:
+            "".encode(name or "utf-8")
+        except LookupError:
+            raise ValueError("Python knows no such encoding; utf-16, cp1252 and shift_jis are some it knows") from None
+        return name
+
+
+class SourceSettings(ReadSettings):
+    """A recipe's ``[[source]]``."""
+
+    name: str = Field(pattern=r"^\w[\w.-]*$")
+    """What its documents give as their source, and what their ids begin with."""
+    paths: tuple[str, ...] = Field(min_length=1)
+    """Files, folders, patterns (``crawl/**/*.warc.gz``), or datasets of the Hugging Face hub (``hf://OWNER/NAME``)."""
+    format: str = "auto"
+    """How files are read: ``auto``, by their suffixes, or one of :data:`~leyden.data.sources.FORMATS` for all."""
+
+    @field_validator("format")
+    @classmethod
+    def _is_read(cls, name: str) -> str:
+        if name not in ("auto", *FORMATS):
+            raise ValueError(f"no format '{name}'{suggest(name, ('auto', *FORMATS))}")
+        return name
+
+    @field_validator("paths")
+    @classmethod
+    def _not_empty(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(paths) or not all(Path(path).parts for path in paths):
+            raise ValueError("a path is empty")
+        return paths

@@ -1,0 +1,52 @@
+"""Files that are one document each: text, Markdown, and the files of a source tree."""
+
+import io
+import tokenize
+from collections.abc import Iterator
+
+from leyden.data.documents import Document
+from leyden.data.readers.packed import whole
+from leyden.data.readers.pieces import Found, Piece
+from leyden.data.readers.problem import Problem, decode
+from leyden.data.readers.settings import ReadSettings
+from leyden.data.sources import programming_language
+
+
+def read_text(piece: Piece, settings: ReadSettings) -> Iterator[Found]:
+    """The file, UTF-8 or of the fallback encoding. One with a NUL byte is set aside as binary, unless it is UTF-16 or
+    UTF-32 by that encoding.
+    """
+    data = whole(piece.source.path, settings.max_document_bytes)
+    if not settings.encoding.lower().startswith(("utf-16", "utf_16", "utf-32", "utf_32")):
+        _not_binary(data)
+    yield "", _document(piece, decode(data, settings.encoding), {})
+
+
+def read_code(piece: Piece, settings: ReadSettings) -> Iterator[Found]:
+    """The file, with its programming language in its metadata; Python is decoded by its coding cookie."""
+    language = programming_language(piece.source.path)
+    data = whole(piece.source.path, settings.max_document_bytes)
+    _not_binary(data)
+    text = _decode_python(data) if language == "Python" else decode(data, settings.encoding)
+    yield "", _document(piece, text, {"programming_language": language} if language else {})
+
+
+def _document(piece: Piece, text: str, metadata: dict[str, str]) -> Document:
+    return Document(piece.source.name, text, piece.source.origin or str(piece.source.path), metadata=metadata)
+
+
+def _not_binary(data: bytes) -> None:
+    if b"\0" in data:
+        raise Problem("binary", "a NUL byte", f"byte {data.index(0)}")
+
+
+def _decode_python(data: bytes) -> str:
+    """Decode Python source by its coding cookie (PEP 263), UTF-8 where it has none."""
+    try:
+        encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
+        text = data.decode(encoding)
+        text.encode()  # some codecs, such as unicode_escape, give lone surrogates
+    except (SyntaxError, LookupError, ValueError) as error:
+        place = f"byte {error.start}" if isinstance(error, UnicodeDecodeError) else ""
+        raise Problem("not UTF-8", str(error), place) from None
+    return text
