@@ -1,0 +1,200 @@
+"""What deduplication notes of every document: how it ranks among its likes, its id, and the buckets that it falls in.
+
+Documents that fall in a bucket together are duplicates, or candidates for it. One file set a shard stands in a
+directory, which a later build can be given to compare with (``against``).
+"""
+
+import functools
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from leyden.core.errors import UserError
+from leyden.core.files import atomic_file
+from leyden.data.dedup.normalisation import texts_of
+from leyden.data.dedup.runs import file_name, groups, load_array, map_missing, save_array, write_run
+from leyden.data.dedup.windows import hash_strings
+from leyden.data.documents import Documents, pc
+from leyden.data.parquet import read_batches
+from leyden.data.stage import Corpus
+
+RANK = np.dtype([("bytes", "<i8"), ("text", "<u8"), ("id", "<u8")])
+"""What survivors are chosen by, the greatest first: the longest text, then hashes of its exact text and of its id.
+
+Nothing in it depends on where a document stands, so the survivors do not either. Length leads because the longest of
+near-duplicates is most often the whole page that others are cut from; the hash of the text makes the choice fall on
+one content, the hash of the id on one of several copies of it."""
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Where the notes on one shard are.
+
+    Attributes:
+        directory: of the notes of all shards.
+        name: of the shard.
+        documents: the shard's Parquet file, where the documents themselves are at hand.
+        earlier: whether it is of an earlier crawl, whose documents always survive.
+    """
+
+    directory: Path
+    name: str
+    documents: Path | None
+    earlier: bool = False
+
+    def __getitem__(self, ending: str) -> Path:
+        return self.directory / f"{file_name(self.name)}.{ending}"
+
+    @property
+    def run(self) -> Path:
+        """The buckets' run: values [N] with ``row``, and ``check``, where buckets are told apart by more than keys."""
+        return self.directory / file_name(self.name)
+
+    @property
+    def done(self) -> Path:
+        """The file that is written last."""
+        return self["keys.npy"]
+
+    def ranks(self) -> np.ndarray:
+        """[D] RANK."""
+        return load_array(self["ranks.npy"])
+
+    def edges(self) -> np.ndarray:
+        """[E, 2] uint32, rows of the shard that share a bucket."""
+        return load_array(self["edges.npy"])
+
+    def ids(self) -> pa.ChunkedArray:
+        """[D] strings."""
+        return pq.read_table(self["ids.parquet"]).column("id")
+
+
+Buckets = Callable[[Documents], tuple[np.ndarray, np.ndarray | None, np.ndarray]]
+"""Of a batch of documents, [N] uint64 keys of buckets, [N] uint64 more of them or nothing, and [N] rows."""
+
+
+def rank(documents: Documents) -> np.ndarray:
+    """[D] RANK, by which survivors are chosen."""
+    result = np.zeros(len(documents), RANK)
+    texts = texts_of(documents)
+    result["bytes"] = pc.binary_length(texts).to_numpy(zero_copy_only=False)
+    result["text"] = hash_strings(texts)
+    result["id"] = hash_strings(documents.table.column("id").combine_chunks())
+    return result
+
+
+def gather(corpus: Corpus, directory: Path, buckets: Buckets, settings: dict[str, Any]) -> list[Gathered]:
+    """Note every document of a corpus in ``directory``; what is there of an interrupted run is not made again.
+
+    Args:
+        corpus: the documents.
+        directory: for the notes.
+        buckets: picklable.
+        settings: what the buckets depend on; a later build whose settings differ cannot use them.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with atomic_file(directory / "settings.json") as part:
+        part.write_text(json.dumps({**settings, "shards": sorted(corpus.shards)}, sort_keys=True))
+    shards = [Gathered(directory, name, path) for name, path in corpus.shards.items()]
+    task = functools.partial(_note, buckets)
+    map_missing(corpus.engine, task, [(shard.done, shard) for shard in shards], "comparing documents")
+    return shards
+
+
+def earlier(corpus: Corpus, against: Sequence[Path], buckets: Buckets, settings: dict[str, Any]) -> list[Gathered]:
+    """The notes on earlier crawls: those of directories that :func:`gather` filled, else made of their documents.
+
+    Raises:
+        UserError: a path is neither, or was gathered with other settings.
+    """
+    shards: list[Gathered] = []
+    for number, path in enumerate(against):
+        if (path / "settings.json").is_file():
+            shards += _gathered_before(path, settings)
+            continue
+        files = parquet_files(path)
+        named = {f"{number}/{index}": file for index, file in enumerate(files)}
+        given = Corpus(named, corpus.work, corpus.engine)
+        made = gather(given, corpus.work / "earlier" / str(number), buckets, settings)
+        shards += [Gathered(shard.directory, shard.name, shard.documents, earlier=True) for shard in made]
+    return shards
+
+
+def parquet_files(path: Path) -> list[Path]:
+    """A Parquet file, or those of a directory and its folders, by name.
+
+    Raises:
+        UserError: there are none.
+    """
+    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+    if not files:
+        raise UserError(
+            f"{path} has no Parquet files of documents, nor signatures of an earlier build; give one of them."
+        )
+    return files
+
+
+def note_files(shard: Gathered, parts: Sequence[tuple[np.ndarray, pa.Array]]) -> None:
+    """Write the ranks and ids of a shard's batches."""
+    ranks = np.concatenate([ranks for ranks, _ in parts]) if parts else np.zeros(0, RANK)
+    save_array(shard["ranks.npy"], ranks)
+    with atomic_file(shard["ids.parquet"]) as part:
+        pq.write_table(pa.table({"id": pa.chunked_array([ids for _, ids in parts], pa.string())}), part)
+
+
+def note_buckets(shard: Gathered, keys: np.ndarray, checks: np.ndarray | None, rows: np.ndarray) -> None:
+    """Write the buckets of a shard: one record a bucket, and edges to its other documents.
+
+    So many copies of one text in a shard are one record, and partitions stay of even size whatever the corpus.
+    """
+    columns = [keys] if checks is None else [keys, checks]
+    order, fresh = groups(*columns)
+    head = order[fresh][np.cumsum(fresh) - 1]
+    packed = (rows[head].astype(np.uint64) << np.uint64(32)) | rows[order].astype(np.uint64)
+    packed = np.unique(packed[~fresh])
+    edges = np.stack([packed >> np.uint64(32), packed & np.uint64(0xFFFFFFFF)], axis=1).astype(np.uint32)
+    save_array(shard["edges.npy"], edges[edges[:, 0] != edges[:, 1]])
+    first = order[fresh]
+    values = np.zeros(len(first), [("row", "<u4")] if checks is None else [("row", "<u4"), ("check", "<u8")])
+    values["row"] = rows[first]
+    if checks is not None:
+        values["check"] = checks[first]
+    write_run(shard.run, keys[first], values)
+
+
+def _note(buckets: Buckets, shard: Gathered) -> None:
+    assert shard.documents is not None
+    described, found, start = [], [], 0
+    for documents in read_batches(shard.documents):
+        described.append((rank(documents), documents.table.column("id").combine_chunks()))
+        keys, checks, rows = buckets(documents)
+        found.append((keys, checks, rows + start))
+        start += len(documents)
+    note_files(shard, described)
+    keys = np.concatenate([np.zeros(0, np.uint64), *(keys for keys, _, _ in found)])
+    rows = np.concatenate([np.zeros(0, np.int64), *(rows for _, _, rows in found)])
+    checks = [checks for _, checks, _ in found if checks is not None]
+    note_buckets(shard, keys, np.concatenate(checks) if checks else None, rows)
+
+
+def _gathered_before(directory: Path, settings: dict[str, Any]) -> list[Gathered]:
+    then = json.loads((directory / "settings.json").read_text())
+    names = then.pop("shards")
+    if then != settings:
+        differ = sorted(key for key in {*then, *settings} if then.get(key) != settings.get(key))
+        there = ", ".join(f"{key} = {then.get(key)!r} there, {settings.get(key)!r} here" for key in differ)
+        raise UserError(
+            f"{directory} was made with other settings ({there}); give these, or the earlier documents themselves."
+        )
+    shards = [Gathered(directory, name, None, earlier=True) for name in names]
+    for shard in shards:
+        if not shard.done.exists():
+            raise UserError(
+                f"{directory} has no signatures of its shard {shard.name}: its build did not finish; run it."
+            )
+    return shards

@@ -1,0 +1,142 @@
+"""Lines or paragraphs that many documents repeat, as CCNet (Wenzek et al. 2019) and Dolma (Soldaini et al. 2024) drop.
+
+Menus, licences, cookie notices: a piece that occurs more often in the corpus than allowed is removed wherever it is
+one too many. Which occurrences stay is decided by hashes of the documents' ids, not by the order they come in.
+"""
+
+import functools
+import re
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from leyden.data.dedup.changes import apply_changes, count_changes, offsets_by_rows, write_spans
+from leyden.data.dedup.exact import hash_texts
+from leyden.data.dedup.normalisation import normalised
+from leyden.data.dedup.runs import Runs, file_name, load_array, map_missing, run_file, save_array, write_run
+from leyden.data.dedup.windows import hash_strings, mix
+from leyden.data.documents import Documents, pc
+from leyden.data.parquet import read_batches
+from leyden.data.stage import Corpus, Stage
+
+_PIECES = {"line": re.compile(r"[^\n]*\n|[^\n]+"), "paragraph": re.compile(r"(?s).+?(?:\n\s*\n|\Z)")}
+"""Pieces with what ends them: those of a text, in order, are all of it."""
+_RECORD = np.dtype([("check", "<u8"), ("rank", "<u8"), ("row", "<u4"), ("begin", "<i8"), ("end", "<i8")])
+
+
+class Paragraphs(Stage):
+    """Remove the lines or paragraphs that the corpus repeats, and the documents that little is left of.
+
+    Pieces are equal if their words are (case, punctuation and white space do not count), by a 128-bit hash. Of a piece
+    that occurs too often, those occurrences stay whose document's id and place have the greatest hash. Messages of a
+    nested document are parts of it; an emptied message stays in its place.
+    """
+
+    WHOLE_CORPUS: ClassVar[bool] = True
+
+    kind: Literal["paragraphs"] = "paragraphs"
+    unit: Literal["line", "paragraph"] = "line"
+    """What is a piece: a line (CCNet), or lines up to an empty one (Dolma)."""
+    occurrences: int = Field(1, ge=1)
+    """How often a piece may stay in the corpus (CCNet and Dolma: 1)."""
+    min_bytes: int = Field(20, ge=1)
+    """Shorter pieces, in UTF-8 bytes once normalised, are never removed: braces, list marks, "Yes."."""
+    min_left_characters: int = Field(100, ge=0)
+    """A document is dropped if something was removed and what is left is shorter."""
+    memory_bytes: int = Field(1 << 30, ge=1 << 16)
+    """What one process may use for a partition of hashes."""
+
+    def prepare(self, corpus: Corpus) -> None:
+        """Hash every piece, count by partitions, note for every shard what goes."""
+        runs = [corpus.work / "pieces" / file_name(name) for name in corpus.shards]
+        given = [(run_file(run), (path, run)) for run, path in zip(runs, corpus.shards.values(), strict=True)]
+        map_missing(corpus.engine, functools.partial(_hash_pieces, self), given, "hashing pieces")
+        pieces = Runs(tuple(runs))
+        ranges = pieces.ranges(self.memory_bytes)
+        lost = [corpus.work / f"lost-{len(ranges)}" / str(index) for index in range(len(ranges))]
+        given = [(run_file(run), (run, keys)) for run, keys in zip(lost, ranges, strict=True)]
+        offsets = offsets_by_rows(corpus.shards.values())
+        choose = functools.partial(_choose, self.occurrences, pieces, offsets)
+        map_missing(corpus.engine, choose, given, "counting pieces")
+        write = functools.partial(_write_changes, corpus.work, Runs(tuple(lost)), offsets)
+        shards = zip(corpus.shards.items(), runs, strict=True)
+        for _ in corpus.engine.map(write, [(index, *named, run) for index, (named, run) in enumerate(shards)]):
+            pass
+
+    def apply(self, documents: Documents, shard: str, work: Path) -> Documents:
+        """Remove the pieces that go, and drop the documents that too little is left of."""
+        return apply_changes(documents, shard, work, f"repeated {self.unit}s", self.min_left_characters)
+
+    def report(self, work: Path) -> dict[str, Any]:
+        """How many documents were changed, and what was removed."""
+        return count_changes(work)
+
+
+def _hash_pieces(stage: Paragraphs, item: tuple[Path, Path]) -> None:
+    """A run of a shard's pieces, no more of each than may stay; the others are lost already."""
+    path, run = item
+    keys, records, row = [np.zeros(0, np.uint64)], [np.zeros(0, _RECORD)], 0
+    for documents in read_batches(path):
+        key, record = _pieces_of(stage, documents)
+        record["row"] += row
+        row += len(documents)
+        keys.append(key)
+        records.append(record)
+    key, record = np.concatenate(keys), np.concatenate(records)
+    stay = _staying(key, record, stage.occurrences)
+    save_array(_lost_inside(run), record[~stay])
+    write_run(run, key[stay], record[stay])
+
+
+def _pieces_of(stage: Paragraphs, documents: Documents) -> tuple[np.ndarray, np.ndarray]:
+    """Half of the hash of each piece of a batch that is long enough, and its record."""
+    pieces, places = [], []
+    for row, text in enumerate(documents.texts()):
+        for match in _PIECES[stage.unit].finditer(text):
+            pieces.append(match.group())
+            places.append((row, match.start(), match.end()))
+    words = normalised(pa.array(pieces, pa.large_string()))
+    long = pc.greater_equal(pc.binary_length(words), stage.min_bytes)
+    place = np.array(places, np.int64).reshape(-1, 3)[long.to_numpy(zero_copy_only=False)]
+    key, check = hash_texts(words.filter(long), "none")
+    ids = hash_strings(documents.table.column("id").combine_chunks())
+    record = np.zeros(len(place), _RECORD)
+    record["check"] = check
+    record["row"], record["begin"], record["end"] = place.T
+    record["rank"] = mix(ids[place[:, 0]], place[:, 1].astype(np.uint64))
+    return key, record
+
+
+def _staying(key: np.ndarray, record: np.ndarray, occurrences: int) -> np.ndarray:
+    """[N] bool, the ``occurrences`` of each piece that rank first."""
+    order = np.lexsort((~record["rank"], record["check"], key))
+    key, check = key[order], record["check"][order]
+    fresh = np.append(True, (key[1:] != key[:-1]) | (check[1:] != check[:-1]))[: len(key)]
+    begins = np.flatnonzero(fresh)
+    nth = np.arange(len(key)) - np.repeat(begins, np.diff(np.append(begins, len(key))))
+    stay = np.zeros(len(key), bool)
+    stay[order] = nth < occurrences
+    return stay
+
+
+def _choose(occurrences: int, pieces: Runs, offsets: np.ndarray, item: tuple[Path, tuple[int, int]]) -> None:
+    """Of a partition, a run of the pieces that go, by the numbers of their documents."""
+    run, (low, high) = item
+    key, record, source = pieces.gather(low, high)
+    go = ~_staying(key, record, occurrences)
+    write_run(run, (offsets[source[go]] + record["row"][go]).astype(np.uint64), record[go])
+
+
+def _write_changes(work: Path, lost: Runs, offsets: np.ndarray, item: tuple[int, str, Path, Path]) -> None:
+    index, shard, documents, run = item
+    _, across, _ = lost.gather(int(offsets[index]), int(offsets[index + 1]))
+    gone = np.concatenate([across, load_array(_lost_inside(run))])
+    write_spans(work, shard, documents, gone["row"], gone["begin"], gone["end"])
+
+
+def _lost_inside(run: Path) -> Path:
+    """The file of the pieces that go because their own shard has too many."""
+    return run.with_name(f"{run.name}.lost.npy")

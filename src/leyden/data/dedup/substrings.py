@@ -1,0 +1,249 @@
+"""Long substrings that occur more than once (Lee et al. 2022, arXiv 2107.06499).
+
+Every window of ``length`` units (words, or bytes) is hashed; windows with equal hashes meet in partitions on disk, and
+are compared unit by unit, so that a collision never removes anything. Of equal windows one stays, the others go: what
+is cut from a document is the union of its windows that go. A suffix array would say the same and need the corpus in
+memory, or a pass over it in a compiled program of its own; here there are 16 bytes a unit on disk, twice.
+"""
+
+import functools
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from leyden.data.dedup.changes import apply_changes, count_changes, offsets_by_rows, write_spans
+from leyden.data.dedup.runs import Runs, file_name, load_array, map_missing, run_file, save_array, write_run
+from leyden.data.dedup.windows import hash_strings, inner_windows, window_hashes
+from leyden.data.documents import Documents
+from leyden.data.parquet import read_batches
+from leyden.data.stage import Corpus, Stage
+
+_WORD = re.compile(r"\S+")
+_RECORD = np.dtype([("row", "<u4"), ("start", "<u4")])
+_WINDOWS_AT_ONCE = 1 << 21
+"""Windows in a run: what a task sorts in memory."""
+_UNITS_COMPARED_AT_ONCE = 1 << 22
+
+
+class Substrings(Stage):
+    """Cut substrings that occur elsewhere out of all documents but one, and drop documents that little is left of.
+
+    The occurrence that stays is in the document whose id has the greatest hash, and there the first: the same whatever
+    the order and the borders of shards. Of a text that repeats itself, one period stays. A span that goes can take
+    with it the end of another that stays here; every window of it is still whole elsewhere.
+    """
+
+    WHOLE_CORPUS: ClassVar[bool] = True
+
+    kind: Literal["substrings"] = "substrings"
+    unit: Literal["words", "bytes"] = "words"
+    """``words``: what stands between white space, which itself does not count; ``bytes``: of UTF-8, and cuts are made
+    between characters. Bytes are for text without spaces, and cost six times as much."""
+    length: int = Field(50, ge=2, le=1 << 16)
+    """Units of the shortest substring that goes (Lee et al.: 50 tokens, which are some 40 words or 200 bytes)."""
+    min_left_characters: int = Field(100, ge=0)
+    """A document is dropped if something was cut and what is left is shorter."""
+    memory_bytes: int = Field(1 << 30, ge=1 << 16)
+    """What one process may use for a partition of windows, beside some 300 MB to hash and compare."""
+
+    def prepare(self, corpus: Corpus) -> None:
+        """Hash every window, bring equal ones together, compare them, note for every shard what goes."""
+        places = [_Place(corpus.work / "windows", name, path) for name, path in corpus.shards.items()]
+        hashing = [(place["runs.npy"], place) for place in places]
+        map_missing(corpus.engine, functools.partial(_hash_windows, self), hashing, "hashing windows")
+        runs = [(run, index) for index, place in enumerate(places) for run in place.runs()]
+        windows = Runs(tuple(run for run, _ in runs))
+        ranges = windows.ranges(self.memory_bytes)
+        gone = [corpus.work / f"gone-{len(ranges)}" / str(index) for index in range(len(ranges))]
+        texts = _Texts(tuple(places), offsets_by_rows(corpus.shards.values()))
+        choose = functools.partial(_choose, self.length, windows, np.array([index for _, index in runs]), texts)
+        given = [(run_file(run), (run, keys)) for run, keys in zip(gone, ranges, strict=True)]
+        map_missing(corpus.engine, choose, given, "comparing windows")
+        write = functools.partial(_write_changes, self, corpus.work, Runs(tuple(gone)), texts)
+        for _ in corpus.engine.map(write, list(range(len(places)))):
+            pass
+
+    def apply(self, documents: Documents, shard: str, work: Path) -> Documents:
+        """Cut what occurs elsewhere, and drop the documents that too little is left of."""
+        return apply_changes(documents, shard, work, "repeated substrings", self.min_left_characters)
+
+    def report(self, work: Path) -> dict[str, Any]:
+        """How many documents were changed, and what was removed."""
+        return count_changes(work)
+
+
+class _Place:
+    """Where the units, the windows and the hashes of ids of a shard are."""
+
+    def __init__(self, directory: Path, name: str, documents: Path) -> None:
+        self.directory, self.name, self.documents = directory, name, documents
+
+    def __getitem__(self, ending: str) -> Path:
+        return self.directory / f"{file_name(self.name)}.{ending}"
+
+    def runs(self) -> list[Path]:
+        return [self[str(index)] for index in range(int(load_array(self["runs.npy"])[0]))]
+
+
+class _Texts:
+    """The units of all documents, by the numbers of documents.
+
+    Args:
+        places: of the shards.
+        offsets: [S+1] int64, the number of each shard's first document.
+    """
+
+    def __init__(self, places: tuple[_Place, ...], offsets: np.ndarray) -> None:
+        self.places, self.offsets = places, offsets
+
+    def shard_of(self, documents: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self.offsets, documents, side="right") - 1
+
+    def ids(self, documents: np.ndarray) -> np.ndarray:
+        """[N] uint64, the hash of each document's id."""
+        result, shards = np.zeros(len(documents), np.uint64), self.shard_of(documents)
+        for shard in np.unique(shards):
+            here = shards == shard
+            result[here] = load_array(self.places[shard]["ids.npy"])[documents[here] - self.offsets[shard]]
+        return result
+
+    def windows(self, documents: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
+        """[N, length], the units of some windows."""
+        shards, parts, order = self.shard_of(documents), [], []
+        for shard in np.unique(shards):
+            here = np.flatnonzero(shards == shard)
+            units, first = (load_array(self.places[shard][name]) for name in ("units.npy", "starts.npy"))
+            begin = first[documents[here] - self.offsets[shard]] + starts[here]
+            parts.append(units[begin[:, None] + np.arange(length)])
+            order.append(here)
+        result = np.concatenate(parts)
+        result[np.concatenate(order)] = result.copy()
+        return result
+
+    def equal(
+        self, left: tuple[np.ndarray, np.ndarray], right: tuple[np.ndarray, np.ndarray], length: int
+    ) -> np.ndarray:
+        """[N] bool, whether windows, each given by [N] documents and [N] starts, have the same units."""
+        step = max(1, _UNITS_COMPARED_AT_ONCE // length)
+        found = [np.zeros(0, bool)]
+        for begin in range(0, len(left[0]), step):
+            one, other = (
+                self.windows(d[begin : begin + step], s[begin : begin + step], length) for d, s in (left, right)
+            )
+            found.append((one == other).all(axis=1))
+        return np.concatenate(found)
+
+
+def _hash_windows(stage: Substrings, place: _Place) -> None:
+    units, borders, ids = [np.zeros(0, np.uint8 if stage.unit == "bytes" else np.uint64)], [np.zeros(1, np.int64)], []
+    for documents in read_batches(place.documents):
+        of_batch, lengths = _units(documents.texts(), stage.unit)
+        units.append(of_batch)
+        borders.append(np.cumsum(lengths) + borders[-1][-1])
+        ids.append(hash_strings(documents.table.column("id").combine_chunks()))
+    unit, border = np.concatenate(units), np.concatenate(borders)
+    save_array(place["units.npy"], unit)
+    save_array(place["starts.npy"], border)
+    save_array(place["ids.npy"], np.concatenate([np.zeros(0, np.uint64), *ids]))
+    count = 0
+    for first, last in _pieces(np.maximum(np.diff(border) - stage.length + 1, 0)):
+        here = unit[border[first] : border[last]]
+        starts, rows = inner_windows(border[first : last + 1] - border[first], stage.length)
+        records = np.zeros(len(starts), _RECORD)
+        records["row"], records["start"] = rows + first, starts - (border[first:last] - border[first])[rows]
+        write_run(place[str(count)], window_hashes(here.astype(np.uint64), stage.length)[starts], records)
+        count += 1
+    save_array(place["runs.npy"], np.array([count]))
+
+
+def _units(texts: Sequence[str], unit: str) -> tuple[np.ndarray, list[int]]:
+    """The units of all texts, and how many each has."""
+    if unit == "bytes":
+        encoded = [text.encode() for text in texts]
+        return np.frombuffer(b"".join(encoded), np.uint8), [len(text) for text in encoded]
+    words = [text.split() for text in texts]
+    flat = pa.array([word for of_text in words for word in of_text], pa.large_string())
+    return hash_strings(flat), [len(of_text) for of_text in words]
+
+
+def _pieces(windows: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Spans of documents that have about ``_WINDOWS_AT_ONCE`` windows together; a longer document is one alone."""
+    first, count = 0, 0
+    for index, number in enumerate(windows.tolist()):
+        if count and count + number > _WINDOWS_AT_ONCE:
+            yield first, index
+            first, count = index, 0
+        count += number
+    if first < len(windows):
+        yield first, len(windows)
+
+
+def _choose(length: int, windows: Runs, shards: np.ndarray, texts: _Texts, item: tuple[Path, tuple[int, int]]) -> None:
+    """Of a partition, a run of the windows that go, by the numbers of their documents."""
+    run, (low, high) = item
+    key, record, source = windows.gather(low, high)
+    repeated = _repeated(key)
+    key, record, source = key[repeated], record[repeated], source[repeated]
+    if not len(key):
+        write_run(run, np.zeros(0, np.uint64), np.zeros(0, _RECORD))
+        return
+    document, start = texts.offsets[shards[source]] + record["row"], record["start"].astype(np.int64)
+    order = np.lexsort((start, ~texts.ids(document), key))
+    key, document, start, record = key[order], document[order], start[order], record[order]
+    fresh = np.append(True, key[1:] != key[:-1])
+    best = np.flatnonzero(fresh)[np.cumsum(fresh) - 1]
+    others = np.flatnonzero(~fresh)
+    stays = best[others]
+    same = texts.equal((document[others], start[others]), (document[stays], start[stays]), length)
+    gone = others[same]
+    write_run(run, document[gone].astype(np.uint64), record[gone])
+
+
+def _repeated(key: np.ndarray) -> np.ndarray:
+    """[N] bool, the keys that occur more than once."""
+    order = np.argsort(key, kind="stable")
+    same = key[order][1:] == key[order][:-1]
+    result = np.zeros(len(key), bool)
+    result[order] = np.append(False, same)[: len(key)] | np.append(same, False)[: len(key)]
+    return result
+
+
+def _write_changes(stage: Substrings, work: Path, gone: Runs, texts: _Texts, index: int) -> None:
+    place, offsets = texts.places[index], texts.offsets
+    _, record, _ = gone.gather(int(offsets[index]), int(offsets[index + 1]))
+    record = record[np.lexsort((record["start"], record["row"]))]
+    rows, begins, ends, row = [], [], [], 0
+    for documents in read_batches(place.documents):
+        low, high = np.searchsorted(record["row"], [row, row + len(documents)])
+        of_batch = record[low:high]
+        changed, first = np.unique(of_batch["row"], return_index=True)
+        all_texts = documents.texts() if len(changed) else []
+        for number, starts in zip(
+            changed.tolist(), np.split(of_batch["start"].astype(np.int64), first[1:]), strict=True
+        ):
+            begin, end = _characters(all_texts[number - row], starts, stage)
+            rows.append(np.full(len(begin), number))
+            begins.append(begin)
+            ends.append(end)
+        row += len(documents)
+    spans = (np.concatenate([np.zeros(0, np.int64), *values]) for values in (rows, begins, ends))
+    write_spans(work, place.name, place.documents, *spans)
+
+
+def _characters(text: str, starts: np.ndarray, stage: Substrings) -> tuple[np.ndarray, np.ndarray]:
+    """The spans of characters that windows at ``starts`` [N] (sorted) cover, those that touch made one."""
+    fresh = np.append(True, starts[1:] > starts[:-1] + stage.length)
+    begin, end = starts[fresh], starts[np.append(fresh[1:], True)] + stage.length
+    if stage.unit == "words":
+        words = np.array([match.span() for match in _WORD.finditer(text)])
+        return words[begin, 0], words[end - 1, 1]
+    encoded = np.frombuffer(text.encode(), np.uint8)
+    opens = (encoded & 0xC0) != 0x80  # the first byte of a character
+    before = np.append(0, np.cumsum(opens))
+    inside = np.append(~opens, False)[end]  # a character that is cut stays
+    return before[begin], np.maximum(before[end] - inside, before[begin])
