@@ -6,7 +6,7 @@ import sys
 import typer
 from rich.logging import RichHandler
 
-from leyden.cli import bench, chat, convert, data, evaluate, generate, info, quickstart, run, tokenizer
+from leyden.cli import bench, chat, convert, data, evaluate, generate, info, quickstart, run, study, tokenizer
 from leyden.core.errors import Interrupted, UserError
 from leyden.core.log import console, say
 
@@ -26,6 +26,7 @@ app.command(name="eval")(evaluate.evaluate)
 app.command()(convert.convert)
 app.add_typer(tokenizer.app, name="tokenizer")
 app.add_typer(data.app, name="data")
+app.add_typer(study.app, name="study")
 app.add_typer(bench.app, name="bench")
 
 

@@ -1,0 +1,90 @@
+"""``leyden study``: experiments that decide something."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Experiments that decide something.", no_args_is_help=True)
+data = typer.Typer(
+    help="Is one data set better than another? A plan, small models, a verdict, and how often it would be wrong.",
+    no_args_is_help=True,
+)
+app.add_typer(data, name="data")
+
+Directory = Annotated[Path, typer.Argument(metavar="DIR", help="The study's directory.", show_default=False)]
+Alpha = Annotated[float, typer.Option(min=0.0001, max=0.49, help="Level of the test.")]
+Power = Annotated[float, typer.Option(min=0.51, max=0.9999, help="Chance to find the effect.")]
+
+
+@data.command()
+def plan(
+    experiment: Annotated[str, typer.Argument(help="A TOML file, or 'demo'.")],
+    directory: Annotated[Path, typer.Option("--dir", help="Where the study is kept.")],
+) -> None:
+    """Run the pilot and write the plan: hypothesis, metric, benchmarks, seeds, what can be found, the rule."""
+    from leyden.study.experiment import DEMO, load_experiment
+    from leyden.study.plan import make_plan
+    from leyden.study.report import tell_plan
+
+    path = DEMO if experiment == "demo" else Path(experiment)
+    print(tell_plan(make_plan(load_experiment(path), directory)[1]))
+
+
+@data.command()
+def run(directory: Directory) -> None:
+    """Train and score the runs of the plan; Ctrl-C keeps the finished ones, the same command goes on."""
+    from leyden.study.verdict import run_plan
+
+    written = run_plan(directory)
+    print(f"{directory}: {2 * len(written.seeds['baseline'])} runs are scored; to read them: leyden study data verdict")
+
+
+@data.command()
+def verdict(directory: Directory) -> None:
+    """Read the results by the plan, which refuses if it was changed."""
+    from leyden.study.report import read_verdict
+
+    print(read_verdict(directory))
+
+
+@data.command()
+def null(
+    directory: Directory,
+    runs: Annotated[int, typer.Option(min=4, help="Runs on the same data, which differ in their seed alone.")] = 24,
+) -> None:
+    """Measure how often the tests find a difference where there is none."""
+    from leyden.study.report import read_null
+
+    print(read_null(directory, num_runs=runs))
+
+
+@data.command()
+def power(
+    sd: Annotated[float, typer.Option(help="Standard deviation of the items' paired differences.")],
+    effect: Annotated[
+        float | None, typer.Option(help="The smallest effect that matters: how many items find it?", show_default=False)
+    ] = None,
+    items: Annotated[
+        int | None, typer.Option(min=2, help="Items there are: what effect do they find?", show_default=False)
+    ] = None,
+    run_sd: Annotated[float, typer.Option(min=0.0, help="Standard deviation of a run's mean between seeds.")] = 0.0,
+    seeds: Annotated[int, typer.Option(min=2, help="Runs of each variant, where --run-sd is given.")] = 3,
+    alpha: Alpha = 0.05,
+    power: Power = 0.8,
+) -> None:
+    """Items that an effect needs, or the effect that items find, before anything is run."""
+    from leyden.study.report import tell_power
+
+    print(tell_power(sd, effect=effect, items=items, run_sd=run_sd, seeds=seeds, alpha=alpha, power=power))
+
+
+@data.command()
+def demo(
+    directory: Annotated[Path, typer.Option("--dir", help="Where the study is kept.")] = Path("runs/study-demo"),
+    quick: Annotated[bool, typer.Option("--quick", help="Smaller still: checks that all of it runs.")] = False,
+) -> None:
+    """A data set planted worse: plan, runs, verdict and null experiments, in minutes on two CPU cores."""
+    from leyden.study.demo import run_demo
+
+    run_demo(directory, quick=quick, tell=print)

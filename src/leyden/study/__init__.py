@@ -1,0 +1,43 @@
+"""Studies: experiments that decide something. Here, on data: ``leyden study data``.
+
+Reading order: ``metric.py``, ``hypothesis.py``, ``power.py``, ``experiment.py``, ``plan.py``, ``verdict.py``,
+``null.py``. The statistics import no torch.
+"""
+
+from leyden.study.hypothesis import (
+    TestResult,
+    bootstrap_interval,
+    crossed_test,
+    flip_items,
+    items_test,
+    permute_runs,
+    runs_test,
+)
+from leyden.study.metric import log_acc_norm2
+from leyden.study.power import (
+    Noise,
+    measure_noise,
+    minimum_detectable_effect,
+    paired_items_needed,
+    paired_minimum_effect,
+    power_of,
+    seeds_needed,
+)
+
+__all__ = [
+    "Noise",
+    "TestResult",
+    "bootstrap_interval",
+    "crossed_test",
+    "flip_items",
+    "items_test",
+    "log_acc_norm2",
+    "measure_noise",
+    "minimum_detectable_effect",
+    "paired_items_needed",
+    "paired_minimum_effect",
+    "permute_runs",
+    "power_of",
+    "runs_test",
+    "seeds_needed",
+]
