@@ -23,7 +23,7 @@ def test_documents_come_back(tokenizer, documents, shards):
 
 def test_the_fingerprint_tells_other_tokens(tokenizer, documents, shards, tmp_path):
     again = write_shards(iter(documents), tokenizer, tmp_path / "again", shard_tokens=200)
-    assert (again.fingerprint == shards.fingerprint) == (len(list(shards.directory.iterdir())) > 3)
+    assert (again.fingerprint == shards.fingerprint) == ("00001.tokens" in {p.name for p in shards.directory.iterdir()})
     other = write_shards(documents[1:], tokenizer, tmp_path / "again", shard_tokens=200)
     assert other.fingerprint != again.fingerprint
     assert TokenShards.open(tmp_path / "again").fingerprint == other.fingerprint

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from leyden.data.packing import PackedBatches as PackedBatches
     from leyden.data.readers import read_documents as read_documents
     from leyden.data.shards import TokenShards as TokenShards
-    from leyden.data.shards import write_shards as write_shards
+    from leyden.data.tokenise import write_shards as write_shards
     from leyden.data.sources import SourceFile as SourceFile
     from leyden.data.sources import find_sources as find_sources
     from leyden.data.sources import standard_library_sources as standard_library_sources
@@ -38,7 +38,7 @@ _HOMES = {
     "find_sources": "sources",
     "read_documents": "readers",
     "standard_library_sources": "sources",
-    "write_shards": "shards",
+    "write_shards": "tokenise",
 }
 __all__ = [
     "Batch",

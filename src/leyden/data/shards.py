@@ -1,35 +1,31 @@
 """Token shards: documents as token ids in memory-mapped files.
 
-A directory holds, for each shard, ``NAME.tokens`` (int32, little-endian, documents one after another) and ``NAME.ends``
-(int64, little-endian, where each document ends in it), and ``metadata.json``: counts, checksums, and the tokenizer's
-fingerprint. It is written whole or not at all.
+A directory holds, for each shard, ``NAME.tokens`` (int32, little-endian, documents one after another), ``NAME.ends``
+(int64, little-endian, where each document ends in it), ``NAME.documents`` (Arrow: each document's id and source) and,
+where not every token is to be learned, ``NAME.learned`` (a bit a token, the lowest first); and ``metadata.json``:
+counts, checksums, and the tokenizer's fingerprint. :mod:`leyden.data.tokenise` writes it, whole or not at all.
 """
 
 import hashlib
-import itertools
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 
 from leyden.core.config import Config
 from leyden.core.errors import UserError
-from leyden.core.files import atomic_directory
-from leyden.core.log import Bar, progress
-from leyden.data.documents import Document
-from leyden.tokenizer import Tokenizer
 
-_TOKEN = np.dtype("<i4")
-_END = np.dtype("<i8")
-_BATCH_CHARACTERS = 4 << 20  # tokenised at once: enough to occupy every core
+TOKEN = np.dtype("<i4")
+END = np.dtype("<i8")
+METADATA = "metadata.json"
 _BLOCK_BYTES = 16 << 20  # one checksum each, so that opening need not read everything
 
 
-class _Shard(Config):
+class Shard(Config):
     """What the metadata says of one shard."""
 
     name: str
@@ -38,96 +34,37 @@ class _Shard(Config):
     text_bytes: int
     token_checksums: tuple[int, ...]
     end_checksums: tuple[int, ...]
+    document_checksums: tuple[int, ...] | None = None
+    """None where ids were not kept."""
+    learned_checksums: tuple[int, ...] | None = None
+    """None where every token is learned."""
 
 
-class _Metadata(Config):
+class Metadata(Config):
     """``metadata.json``."""
 
-    format: Literal["leyden-tokens-1"]
+    format: Literal["leyden-tokens-1"] = "leyden-tokens-1"
     tokenizer: str
     vocab_size: int
-    shards: tuple[_Shard, ...]
+    shards: tuple[Shard, ...]
 
 
-def write_shards(
-    documents: Iterable[Document], tokenizer: Tokenizer, directory: Path, *, shard_tokens: int = 1 << 28
-) -> "TokenShards":
-    """Tokenise ``documents``, each as ``[bos] + text + [eod]``, into ``directory`` (replaced where it exists).
+@dataclass(frozen=True, eq=False)
+class TokenFile:
+    """One file of tokens, of any toolkit.
 
-    A shard is closed with the document that takes it to ``shard_tokens`` (by default a file of 1 GiB).
-
-    Raises:
-        UserError: there are no documents, or the disk is full.
+    Attributes:
+        tokens: [T], integers of any width, mapped.
+        starts, lengths: [D] int64, each document's place in ``tokens``.
+        learned: [T / 8, rounded up] uint8, a bit a token, the lowest first: whether it is to be learned; None: all are.
+        documents: an Arrow file of each document's ``id`` and ``source``, if there is one.
     """
-    total = sum(len(document.text) for document in documents) if isinstance(documents, Sequence) else None
-    shards: list[_Shard] = []
-    with atomic_directory(directory) as part, progress("tokenising", total, unit="characters") as bar:
-        tokenised = _tokenise(documents, tokenizer, bar)
-        for first in tokenised:
-            shards.append(_write_shard(part, f"{len(shards):05d}", itertools.chain([first], tokenised), shard_tokens))
-        if not shards:
-            raise UserError("There are no documents to tokenise.")
-        metadata = _Metadata(
-            format="leyden-tokens-1",
-            tokenizer=tokenizer.fingerprint,
-            vocab_size=tokenizer.vocab_size,
-            shards=tuple(shards),
-        )
-        (part / "metadata.json").write_text(metadata.model_dump_json(indent=1) + "\n")
-    return TokenShards.open(directory)
 
-
-def _tokenise(documents: Iterable[Document], tokenizer: Tokenizer, bar: Bar) -> Iterator[tuple[np.ndarray, int]]:
-    """For each document its tokens, int32 [length], and its number of UTF-8 bytes."""
-    for batch in _batches(documents):
-        texts = [document.text for document in batch]
-        for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
-            tokens = np.empty(len(ids) + 2, _TOKEN)
-            tokens[0], tokens[1:-1], tokens[-1] = tokenizer.bos_id, ids, tokenizer.eod_id
-            yield tokens, len(text.encode())
-        bar.advance(sum(map(len, texts)))
-
-
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    size = 0
-    for document in documents:
-        batch.append(document)
-        size += len(document.text)
-        if size >= _BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _write_shard(directory: Path, name: str, tokenised: Iterable[tuple[np.ndarray, int]], shard_tokens: int) -> _Shard:
-    """Write documents until there are ``shard_tokens``, or no more documents."""
-    ends: list[int] = []
-    text_bytes = 0
-    tokens_path, ends_path = directory / f"{name}.tokens", directory / f"{name}.ends"
-    with tokens_path.open("wb") as file:
-        for tokens, num_bytes in tokenised:
-            file.write(tokens.data)
-            ends.append(len(tokens) + (ends[-1] if ends else 0))
-            text_bytes += num_bytes
-            if ends[-1] >= shard_tokens:
-                break
-    np.array(ends, _END).tofile(ends_path)
-    return _Shard(
-        name=name,
-        num_documents=len(ends),
-        num_tokens=ends[-1],
-        text_bytes=text_bytes,
-        token_checksums=_checksums(tokens_path),
-        end_checksums=_checksums(ends_path),
-    )
-
-
-def _checksums(path: Path) -> tuple[int, ...]:
-    """CRC-32 of each block of a file."""
-    with path.open("rb") as file:
-        return tuple(zlib.crc32(block) for block in iter(lambda: file.read(_BLOCK_BYTES), b""))
+    tokens: np.ndarray
+    starts: np.ndarray
+    lengths: np.ndarray
+    learned: np.ndarray | None = None
+    documents: Path | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,11 +74,12 @@ class TokenShards:
     Attributes:
         directory: where they are.
         fingerprint: a hash of the metadata, checksums included: other tokens have another.
-        tokenizer_fingerprint: of the tokenizer that made them.
+        tokenizer_fingerprint: of the tokenizer that made them; empty where another toolkit did.
         vocab_size: of that tokenizer.
-        text_bytes: UTF-8 bytes of all documents.
+        text_bytes: UTF-8 bytes of all documents; 0 where another toolkit made them.
         starts: [D] int64, where each document starts, counted over the shards laid end to end.
         lengths: [D] int64, its number of tokens, the first and the last token (bos, eod) included.
+        rows: [D] int64, its number among all documents of the files; with gaps after :meth:`select`.
     """
 
     directory: Path
@@ -151,7 +89,8 @@ class TokenShards:
     text_bytes: int
     starts: np.ndarray
     lengths: np.ndarray
-    _tokens: tuple[np.ndarray, ...]
+    rows: np.ndarray
+    _files: tuple[TokenFile, ...]
     _offsets: np.ndarray  # [S] int64, where each shard starts
     _checksums: Mapping[Path, tuple[int, ...]]
 
@@ -162,28 +101,46 @@ class TokenShards:
         Raises:
             UserError: it holds no shards, or they are damaged (which file, and what to do).
         """
-        metadata, text = _read_metadata(directory / "metadata.json")
-        tokens, ends, checksums = [], [], {}
+        metadata, text = _read_metadata(directory / METADATA)
+        files, checksums = [], {}
         for shard in metadata.shards:
-            tokens_path, ends_path = directory / f"{shard.name}.tokens", directory / f"{shard.name}.ends"
-            tokens.append(_map(tokens_path, _TOKEN, shard.num_tokens))
-            ends.append(_map(ends_path, _END, shard.num_documents))
-            checksums |= {tokens_path: shard.token_checksums, ends_path: shard.end_checksums}
+            blocks = shard_files(directory, shard)
+            checksums |= blocks
+            files.append(_map_shard(directory, shard))
         for path, blocks in checksums.items():
             _check_blocks(path, blocks, {0, len(blocks) - 1})
-        lengths = [np.diff(end, prepend=0) for end in ends]
-        offsets = np.cumsum([0, *map(len, tokens[:-1])])
+        opened = cls.over(files, directory, hashlib.sha256(text).hexdigest(), vocab_size=metadata.vocab_size)
+        return replace(
+            opened,
+            tokenizer_fingerprint=metadata.tokenizer,
+            text_bytes=sum(shard.text_bytes for shard in metadata.shards),
+            _checksums=checksums,
+        )
+
+    @classmethod
+    def over(cls, files: Sequence[TokenFile], directory: Path, fingerprint: str, *, vocab_size: int) -> Self:
+        """Files of tokens that are mapped already, as shards.
+
+        Args:
+            files: at least one.
+            directory: named in messages.
+            fingerprint: other tokens must have another.
+            vocab_size: one more than the largest token.
+        """
+        offsets = np.cumsum([0, *(len(file.tokens) for file in files[:-1])])
+        lengths = np.concatenate([file.lengths for file in files])
         return cls(
             directory=directory,
-            fingerprint=hashlib.sha256(text).hexdigest(),
-            tokenizer_fingerprint=metadata.tokenizer,
-            vocab_size=metadata.vocab_size,
-            text_bytes=sum(shard.text_bytes for shard in metadata.shards),
-            starts=np.concatenate([e - n + o for e, n, o in zip(ends, lengths, offsets, strict=True)]),
-            lengths=np.concatenate(lengths),
-            _tokens=tuple(tokens),
+            fingerprint=fingerprint,
+            tokenizer_fingerprint="",
+            vocab_size=vocab_size,
+            text_bytes=0,
+            starts=np.concatenate([file.starts + offset for file, offset in zip(files, offsets, strict=True)]),
+            lengths=lengths,
+            rows=np.arange(len(lengths)),
+            _files=tuple(files),
             _offsets=offsets,
-            _checksums=checksums,
+            _checksums={},
         )
 
     @property
@@ -194,16 +151,60 @@ class TokenShards:
     @property
     def num_tokens(self) -> int:
         """Tokens of all documents."""
-        return int(self._offsets[-1]) + len(self._tokens[-1])
+        return int(self.lengths.sum())
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether some token may not be learned."""
+        return any(file.learned is not None for file in self._files)
 
     def verify(self) -> None:
-        """Read everything and compare all checksums.
+        """Read everything and compare all checksums; other toolkits' files have none.
 
         Raises:
             UserError: a file is damaged.
         """
         for path, blocks in self._checksums.items():
             _check_blocks(path, blocks, set(range(len(blocks))))
+
+    def select(self, chosen: np.ndarray, name: str) -> Self:
+        """Some of the documents.
+
+        Args:
+            chosen: [D] bool.
+            name: says which they are; part of the fingerprint, as the choice itself is.
+        """
+        text = f"{self.fingerprint} {name} ".encode() + np.packbits(chosen).tobytes()
+        return replace(
+            self,
+            fingerprint=hashlib.sha256(text).hexdigest(),
+            starts=self.starts[chosen],
+            lengths=self.lengths[chosen],
+            rows=self.rows[chosen],
+        )
+
+    def of_length(self, above: int, up_to: int | None) -> Self:
+        """The documents of more than ``above`` and at most ``up_to`` tokens; None sets no bound."""
+        chosen = self.lengths > above
+        if up_to is not None:
+            chosen &= self.lengths <= up_to
+        return self.select(chosen, f"length in ({above}, {up_to}]")
+
+    def id(self, index: int) -> str:
+        """The id of document ``index``; its number among all documents where ids were not kept."""
+        return self._about(index, "id") or f"#{self.rows[index]}"
+
+    def source(self, index: int) -> str:
+        """The source of document ``index``; empty where that was not kept."""
+        return self._about(index, "source") or ""
+
+    def _about(self, index: int, column: str) -> str | None:
+        row = int(self.rows[index])
+        for file in self._files:
+            if row < len(file.starts):
+                return None if file.documents is None else _read_documents(file.documents)[column][row].as_py()
+            row -= len(file.starts)
+        raise IndexError(index)
 
     def document(self, index: int) -> np.ndarray:
         """The tokens of document ``index``: [length] int64."""
@@ -219,28 +220,74 @@ class TokenShards:
         Returns:
             [sum of lengths] int64.
         """
-        ends = np.cumsum(lengths)
-        index = np.arange(ends[-1]) + np.repeat(starts - ends + lengths, lengths)
-        shard = np.searchsorted(self._offsets, starts, side="right") - 1
-        if np.all(shard == shard[0]):
-            return self._tokens[shard[0]][index - self._offsets[shard[0]]].astype(np.int64)
-        tokens = np.empty(len(index), np.int64)
-        shard_of_token = np.repeat(shard, lengths)
-        for number in np.unique(shard):
-            chosen = shard_of_token == number
-            tokens[chosen] = self._tokens[number][index[chosen] - self._offsets[number]]
+        tokens = np.empty(int(lengths.sum()), np.int64)
+        np.concatenate(self.views(starts, lengths), out=tokens)
         return tokens
 
+    def views(self, starts: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+        """The tokens of each piece of :meth:`gather` where they lie, uncopied, in the files' own integers."""
+        # Slices, since per token they cost a copy alone, where an index array costs five passes over memory.
+        shard = np.searchsorted(self._offsets, starts, side="right") - 1
+        local = starts - self._offsets[shard]
+        places = zip(shard.tolist(), local.tolist(), (local + lengths).tolist(), strict=True)
+        files = [file.tokens for file in self._files]
+        return [files[number][start:end] for number, start, end in places]
 
-def _read_metadata(path: Path) -> tuple[_Metadata, bytes]:
+    def learned(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Which tokens of several pieces are to be learned: [sum of lengths] bool; arguments as of :meth:`gather`."""
+        shard = np.searchsorted(self._offsets, starts, side="right") - 1
+        local = starts - self._offsets[shard]
+        result = np.ones(int(lengths.sum()), bool)
+        position = 0
+        for number, start, length in zip(shard.tolist(), local.tolist(), lengths.tolist(), strict=True):
+            bits = self._files[number].learned
+            if bits is not None:
+                unpacked = np.unpackbits(bits[start // 8 : (start + length + 7) // 8], bitorder="little")
+                result[position : position + length] = unpacked[start % 8 : start % 8 + length]
+            position += length
+        return result
+
+
+def shard_files(directory: Path, shard: Shard) -> dict[Path, tuple[int, ...]]:
+    """The files of a shard and their checksums."""
+    named = {
+        "tokens": shard.token_checksums,
+        "ends": shard.end_checksums,
+        "documents": shard.document_checksums,
+        "learned": shard.learned_checksums,
+    }
+    return {directory / f"{shard.name}.{suffix}": blocks for suffix, blocks in named.items() if blocks is not None}
+
+
+def checksums(path: Path) -> tuple[int, ...]:
+    """CRC-32 of each block of a file."""
+    with path.open("rb") as file:
+        return tuple(zlib.crc32(block) for block in iter(lambda: file.read(_BLOCK_BYTES), b""))
+
+
+def _read_metadata(path: Path) -> tuple[Metadata, bytes]:
     """The metadata in ``path``, and its bytes."""
     try:
         text = path.read_bytes()
-        return _Metadata.parse(json.loads(text), str(path)), text
+        return Metadata.parse(json.loads(text), str(path)), text
     except FileNotFoundError:
         raise UserError(f"{path.parent} holds no token shards: there is no {path.name}.") from None
     except ValueError as error:
         raise _damaged(path, f"it is not JSON: {error}") from None
+
+
+def _map_shard(directory: Path, shard: Shard) -> TokenFile:
+    ends = _map(directory / f"{shard.name}.ends", END, shard.num_documents)
+    lengths = np.diff(ends, prepend=0)
+    return TokenFile(
+        tokens=_map(directory / f"{shard.name}.tokens", TOKEN, shard.num_tokens),
+        starts=ends - lengths,
+        lengths=lengths,
+        learned=None
+        if shard.learned_checksums is None
+        else _map(directory / f"{shard.name}.learned", np.dtype("u1"), -(-shard.num_tokens // 8)),
+        documents=None if shard.document_checksums is None else directory / f"{shard.name}.documents",
+    )
 
 
 def _map(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
@@ -248,10 +295,23 @@ def _map(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
     size = path.stat().st_size if path.is_file() else 0
     if size != length * dtype.itemsize:
         raise _damaged(path, f"it has {size} bytes instead of {length * dtype.itemsize}")
-    return np.memmap(path, dtype, mode="r")
+    return np.asarray(np.memmap(path, dtype, mode="r"))  # slices of a plain array are made ten times as fast
+
+
+def _read_documents(path: Path) -> dict[str, Any]:
+    """The columns of ``NAME.documents``, mapped: what is not asked for is not read."""
+    import pyarrow as pa
+
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise _damaged(path, f"it is not an Arrow file: {error}") from None
+    return {name: table.column(name) for name in ("id", "source")}
 
 
 def _check_blocks(path: Path, checksums: Sequence[int], blocks: set[int]) -> None:
+    if not path.is_file():
+        raise _damaged(path, "it is not there")
     with path.open("rb") as file:
         for block in sorted(blocks):
             file.seek(block * _BLOCK_BYTES)

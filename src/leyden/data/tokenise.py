@@ -1,0 +1,246 @@
+"""Documents to token shards: from memory, or from a build's Parquet files, a task a file.
+
+A document is ``[bos] + text + [eod]``. One of which a part alone is to be learned (a dialogue's answers, say) is cut
+where that changes and each part tokenised by itself, so that no token lies in two of them; the ``eod`` goes with the
+last.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from leyden.core.config import Config
+from leyden.core.errors import UserError
+from leyden.core.files import atomic_directory, atomic_file
+from leyden.core.log import Bar, progress
+from leyden.data.documents import Document
+from leyden.data.shards import END, METADATA, TOKEN, Metadata, Shard, TokenShards, checksums
+from leyden.data.templates import lay_out
+from leyden.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from leyden.data.engine import Engine
+
+_BATCH_CHARACTERS = 4 << 20  # tokenised at once: enough to occupy every core
+_SHARD, _SHARD_METADATA = "shard", "shard.json"
+
+
+class Layout(Config):
+    """How nested documents become text, and what of them is learned: see :func:`leyden.data.templates.lay_out`."""
+
+    style: Literal["plain", "light", "varied"] = "varied"
+    learn: Literal["all", "answers"] = "all"
+
+
+@dataclass(frozen=True)
+class _Tokenised:
+    """A document's tokens, int32 [length]; which are learned, bool [length], None where all are; and whose they are."""
+
+    tokens: np.ndarray
+    learned: np.ndarray | None
+    document: Document
+    num_bytes: int
+
+
+def write_shards(
+    documents: Iterable[Document],
+    tokenizer: Tokenizer,
+    directory: Path,
+    *,
+    shard_tokens: int = 1 << 28,
+    layout: Layout | None = None,
+) -> TokenShards:
+    """Tokenise ``documents`` into ``directory`` (replaced where it exists).
+
+    A shard is closed with the document that takes it to ``shard_tokens`` (by default a file of 1 GiB).
+
+    Raises:
+        UserError: there are no documents, or the disk is full.
+    """
+    total = sum(len(document.text) for document in documents) if isinstance(documents, Sequence) else None
+    shards: list[Shard] = []
+    with atomic_directory(directory) as part, progress("tokenising", total, unit="characters") as bar:
+        tokenised = _tokenise(documents, tokenizer, layout or Layout(), bar)
+        for first in tokenised:
+            shards.append(_write_shard(part, f"{len(shards):05d}", itertools.chain([first], tokenised), shard_tokens))
+        _write_metadata(part, tokenizer, shards)
+    return TokenShards.open(directory)
+
+
+def tokenise_files(
+    paths: Sequence[Path], tokenizer: Path, directory: Path, engine: "Engine", layout: Layout | None = None
+) -> TokenShards:
+    """Tokenise Parquet files of documents, a shard each; what an interrupted call has finished is not made again.
+
+    Args:
+        paths: as :class:`leyden.data.parquet.DocumentsWriter` writes them, with different names; documents that a
+            stage dropped are left out.
+        tokenizer: its directory.
+        directory: gets a folder for each file, and ``metadata.json`` at the end.
+        engine: runs :func:`tokenise_shard` on every file.
+        layout: of nested documents.
+
+    Raises:
+        UserError: there are no documents, or the disk is full.
+    """
+    made: list[Shard] = [_NO_SHARD] * len(paths)
+    (directory / METADATA).unlink(missing_ok=True)  # until all shards are of the same settings, there is none
+    task = partial(tokenise_shard, tokenizer=tokenizer, directory=directory, layout=layout or Layout())
+    with progress("tokenising", len(paths), unit="shards") as bar:
+        for index, shard in engine.map(task, paths):
+            made[index] = shard
+            bar.advance()
+    _write_metadata(directory, Tokenizer.load(tokenizer), made)
+    return TokenShards.open(directory)
+
+
+def tokenise_shard(path: Path, tokenizer: Path, directory: Path, layout: Layout) -> Shard:
+    """Tokenise one Parquet file into ``directory / path.stem``, unless the same was done there before."""
+    from leyden.data.parquet import read_batches
+
+    loaded = Tokenizer.load(tokenizer)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    made_from = hashlib.sha256(f"{digest} {loaded.fingerprint} {layout.model_dump_json()}".encode()).hexdigest()
+    folder = directory / path.stem
+    done = folder / _SHARD_METADATA
+    if done.exists():
+        before = _Finished.model_validate_json(done.read_bytes())
+        if before.made_from == made_from:
+            return before.shard
+    documents = (document for batch in read_batches(path) for document in batch.kept())
+    with atomic_directory(folder) as part:
+        shard = _write_shard(part, _SHARD, _tokenise(documents, loaded, layout), shard_tokens=None)
+        shard = shard.model_copy(update={"name": f"{path.stem}/{_SHARD}"})
+        (part / _SHARD_METADATA).write_text(_Finished(made_from=made_from, shard=shard).model_dump_json(indent=1))
+    return shard
+
+
+class _Finished(Config):
+    """``shard.json``."""
+
+    made_from: str
+    shard: Shard
+
+
+_NO_SHARD = Shard(name="", num_documents=0, num_tokens=0, text_bytes=0, token_checksums=(), end_checksums=())
+
+
+def _write_metadata(directory: Path, tokenizer: Tokenizer, shards: Iterable[Shard]) -> None:
+    shards = tuple(shard for shard in shards if shard.num_documents)
+    if not shards:
+        raise UserError("There are no documents to tokenise.")
+    metadata = Metadata(tokenizer=tokenizer.fingerprint, vocab_size=tokenizer.vocab_size, shards=shards)
+    with atomic_file(directory / METADATA) as part:
+        part.write_text(metadata.model_dump_json(indent=1) + "\n")
+
+
+def _tokenise(
+    documents: Iterable[Document], tokenizer: Tokenizer, layout: Layout, bar: Bar | None = None
+) -> Iterator[_Tokenised]:
+    for batch in _batches(documents):
+        parts = [_parts(document, layout) for document in batch]
+        encoded = iter(tokenizer.encode_batch([text for document in parts for text, _ in document]))
+        for document, of_document in zip(batch, parts, strict=True):
+            ids = [next(encoded) for _ in of_document]
+            yield _Tokenised(
+                tokens=np.concatenate([[tokenizer.bos_id], *ids, [tokenizer.eod_id]], dtype=TOKEN),
+                learned=_mask(ids, [learned for _, learned in of_document]),
+                document=document,
+                num_bytes=sum(len(text.encode()) for text, _ in of_document),
+            )
+        if bar is not None:
+            bar.advance(sum(len(text) for document in parts for text, _ in document))
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        size += len(document.text) + sum(len(message.content) for message in document.messages)
+        if size >= _BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _parts(document: Document, layout: Layout) -> list[tuple[str, bool]]:
+    """The document's text, cut where it begins or ceases to be learned."""
+    if not document.messages:
+        return [(document.text, True)]
+    laid = lay_out(document, layout.style, layout.learn)
+    bounds = [0, *itertools.chain.from_iterable(laid.learned), len(laid.text)]
+    cuts = [(start, end, bool(number % 2)) for number, (start, end) in enumerate(itertools.pairwise(bounds))]
+    return [(laid.text[start:end], learned) for start, end, learned in cuts if start < end] or [("", True)]
+
+
+def _mask(ids: Sequence[np.ndarray], learned: Sequence[bool]) -> np.ndarray | None:
+    """For each token of a document, bos and eod included, whether it is learned; None where all are."""
+    if all(learned):
+        return None
+    counts = [len(part) for part in ids]
+    counts[0] += 1
+    counts[-1] += 1
+    return np.repeat(np.array(learned), counts)
+
+
+def _write_shard(directory: Path, name: str, tokenised: Iterable[_Tokenised], shard_tokens: int | None) -> Shard:
+    """Write documents until there are ``shard_tokens``, or no more documents."""
+    ends: list[int] = []
+    masks: list[tuple[int, np.ndarray]] = []
+    ids: list[str] = []
+    sources: list[str] = []
+    num_tokens = text_bytes = 0
+    with (directory / f"{name}.tokens").open("wb") as file:
+        for made in tokenised:
+            file.write(made.tokens.data)
+            if made.learned is not None:
+                masks.append((num_tokens, np.packbits(made.learned)))
+            num_tokens += len(made.tokens)
+            ends.append(num_tokens)
+            ids.append(made.document.id)
+            sources.append(made.document.source)
+            text_bytes += made.num_bytes
+            if shard_tokens is not None and num_tokens >= shard_tokens:
+                break
+    np.array(ends, END).tofile(directory / f"{name}.ends")
+    _write_documents(directory / f"{name}.documents", ids, sources)
+    if masks:
+        _write_masks(directory / f"{name}.learned", masks, ends)
+    return Shard(
+        name=name,
+        num_documents=len(ends),
+        num_tokens=num_tokens,
+        text_bytes=text_bytes,
+        token_checksums=checksums(directory / f"{name}.tokens"),
+        end_checksums=checksums(directory / f"{name}.ends"),
+        document_checksums=checksums(directory / f"{name}.documents"),
+        learned_checksums=checksums(directory / f"{name}.learned") if masks else None,
+    )
+
+
+def _write_documents(path: Path, ids: Sequence[str], sources: Sequence[str]) -> None:
+    """Uncompressed Arrow, so that one row can be read without the others."""
+    import pyarrow as pa
+
+    columns = {"id": pa.array(ids, pa.large_string()), "source": pa.array(sources, pa.large_string())}
+    table = pa.table(columns)
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+
+
+def _write_masks(path: Path, masks: Sequence[tuple[int, np.ndarray]], ends: Sequence[int]) -> None:
+    """A bit a token, all ones but where a document has a mask; masks come as where they start, and packed bits."""
+    length_of = dict(zip([0, *ends[:-1]], np.diff(ends, prepend=0).tolist(), strict=True))
+    learned = np.ones(ends[-1], bool)
+    for start, bits in masks:
+        learned[start : start + length_of[start]] = np.unpackbits(bits, count=length_of[start])
+    np.packbits(learned, bitorder="little").tofile(path)
