@@ -1,0 +1,189 @@
+"""The quality and repetition rules of MassiveText (Rae et al. 2021, arXiv 2112.11446, appendix A.1.1 and table A1).
+
+Where the paper leaves something open, the choice is said at the setting. Words are what :mod:`.analysis` says.
+"""
+
+from typing import ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from leyden.data.rules.analysis import Analysis, Spans, covered, ngrams, repeats
+from leyden.data.rules.base import Limit, Rules, fraction
+from leyden.data.rules.characters import LETTER, UNSPACED
+
+
+class GopherQuality(Rules):
+    """Numbers and lengths of words, symbols, bullets, ellipses, letters and stop words (A.1.1, quality filtering)."""
+
+    TITLE: ClassVar[str] = "gopher"
+    kind: Literal["gopher_quality"] = "gopher_quality"
+
+    min_words: int = 50
+    """Words with a letter or digit; A.1.1."""
+    max_words: int = 100_000
+    """A.1.1."""
+    min_word_length: float = 3
+    """Mean characters of a word's core; A.1.1. Not asked where most words are letters of scripts without spaces."""
+    max_word_length: float = 10
+    """A.1.1."""
+    max_symbols: float = 0.1
+    """Hashes per word, and ellipses (``...`` or ``…``) per word, where every word counts; A.1.1."""
+    max_bullet_lines: float = 0.9
+    """Share of lines that begin with a bullet; A.1.1."""
+    bullets: str = "•‣◦●▪-*"
+    """What a bullet is; the paper does not say."""
+    max_ellipsis_lines: float = 0.3
+    """Share of lines that end with an ellipsis; A.1.1."""
+    min_alphabetic_words: float = 0.8
+    """Share of words, of all, with at least one letter; A.1.1."""
+    min_stop_words: int = 2
+    """How many of the stop words must be there; A.1.1."""
+    stop_words: tuple[str, ...] = ("the", "be", "to", "of", "and", "that", "have", "with")
+    """English, as in A.1.1; in any case. Set others, or ``min_stop_words = 0``, for documents in other languages."""
+
+    def limits(self, analysis: Analysis) -> list[Limit]:
+        """See :meth:`Rules.limits`."""
+        texts, words, cores, lines = analysis.texts, analysis.words, analysis.cores, analysis.lines
+        num_words = analysis.sums(words.document)
+        num_lines = analysis.sums(lines.document)
+        hashes = np.array([text.count("#") for text in texts], float)
+        ellipses = np.array([text.count("...") + text.count("…") for text in texts], float)
+        bullets = np.isin(analysis.characters[lines.first], [ord(bullet) for bullet in self.bullets])
+        alphabetic = (analysis.word_flags & LETTER) != 0
+        length = _mean_length(analysis)
+        return [
+            Limit("number of words", analysis.sums(cores.document), self.min_words, self.max_words),
+            Limit("mean word length", length, self.min_word_length, self.max_word_length),
+            Limit("hashes per word", fraction(hashes, num_words), most=self.max_symbols),
+            Limit("ellipses per word", fraction(ellipses, num_words), most=self.max_symbols),
+            Limit(
+                "lines with bullets",
+                fraction(analysis.sums(lines.document[bullets]), num_lines),
+                most=self.max_bullet_lines,
+            ),
+            Limit(
+                "lines ending in ellipsis",
+                fraction(analysis.sums(lines.document[ends_in_ellipsis(analysis)]), num_lines),
+                most=self.max_ellipsis_lines,
+            ),
+            Limit(
+                "words with letters",
+                fraction(analysis.sums(words.document[alphabetic]), num_words),
+                least=self.min_alphabetic_words,
+            ),
+            Limit("stop words", self._stop_words(analysis, cores), least=self.min_stop_words),
+        ]
+
+    def _stop_words(self, analysis: Analysis, cores: Spans) -> np.ndarray:
+        """[D] float64, how many of the stop words each document has."""
+        present = np.zeros(len(analysis))
+        for word in {word.lower() for word in self.stop_words}:
+            places = np.flatnonzero(cores.length == len(word))
+            for offset, letter in enumerate(word):
+                character = analysis.characters[cores.first[places] + offset]
+                places = places[(character == ord(letter)) | (character == ord(_upper(letter)))]
+            present[cores.document[places]] += 1  # once, however often the index comes
+        return present
+
+
+def _upper(letter: str) -> str:
+    return letter.upper() if len(letter.upper()) == 1 else letter
+
+
+def _mean_length(analysis: Analysis) -> np.ndarray:
+    """[D] float64, the mean length of cores; NaN where half of the words or more are of scripts without spaces."""
+    cores = analysis.cores
+    spaced = (analysis.kinds[cores.first] & UNSPACED) == 0
+    number = analysis.sums(cores.document[spaced])
+    mean = fraction(analysis.sums(cores.document[spaced], cores.length[spaced]), number)
+    return np.where(2 * number > analysis.sums(cores.document), mean, np.nan)
+
+
+def ends_in_ellipsis(analysis: Analysis) -> np.ndarray:
+    """[L] bool, the lines that end with ``...`` or ``…``."""
+    lines = analysis.lines
+    dots = lines.length >= 3
+    for back in (1, 2, 3):
+        dots &= analysis.characters[lines.last - np.minimum(back, lines.length)] == ord(".")
+    return dots | (analysis.characters[lines.last - 1] == ord("…"))
+
+
+class GopherRepetition(Rules):
+    """Lines, paragraphs and n-grams that come again (table A1).
+
+    A line, paragraph or n-gram of five and more words is a duplicate from its second time on; n-grams are of words as
+    they are written, with case and punctuation. Characters are those of words, without the white space between them;
+    a character in several n-grams counts once. The most frequent n-gram of two to four words counts with all its
+    places, unless it comes but once.
+    """
+
+    TITLE: ClassVar[str] = "gopher"
+    kind: Literal["gopher_repetition"] = "gopher_repetition"
+
+    max_duplicate_lines: float = 0.3
+    """Share of lines; table A1."""
+    max_duplicate_paragraphs: float = 0.3
+    """Share of paragraphs; table A1."""
+    max_duplicate_line_characters: float = 0.2
+    """Share of the characters of all lines; table A1."""
+    max_duplicate_paragraph_characters: float = 0.2
+    """Share of the characters of all paragraphs' lines; table A1."""
+    max_top_ngram: dict[int, float] = Field({2: 0.20, 3: 0.18, 4: 0.16})
+    """For each n, the share of characters in the most frequent n-gram; table A1."""
+    max_duplicate_ngrams: dict[int, float] = Field({5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10})
+    """For each n, the share of characters in duplicate n-grams; table A1."""
+
+    def limits(self, analysis: Analysis) -> list[Limit]:
+        """See :meth:`Rules.limits`."""
+        lines, paragraphs = analysis.lines, analysis.paragraphs
+        again = repeats(lines.document, analysis.line_ids)
+        paragraph_again = repeats(paragraphs.document, analysis.paragraph_ids)
+        sizes = analysis.paragraph_characters
+        result = []
+        for name, document, repeated, weights, most in (
+            ("duplicate lines", lines.document, again, None, self.max_duplicate_lines),
+            ("duplicate paragraphs", paragraphs.document, paragraph_again, None, self.max_duplicate_paragraphs),
+            ("characters in duplicate lines", lines.document, again, lines.length, self.max_duplicate_line_characters),
+            (
+                "characters in duplicate paragraphs",
+                paragraphs.document,
+                paragraph_again,
+                sizes,
+                self.max_duplicate_paragraph_characters,
+            ),
+        ):
+            values = duplicate_share(analysis, document, repeated, weights)
+            result.append(Limit(name, values, most=most))
+        return result + self._ngram_limits(analysis)
+
+    def _ngram_limits(self, analysis: Analysis) -> list[Limit]:
+        words = analysis.words
+        total = analysis.sums(words.document, words.length)
+        result = []
+        for grams in ngrams(analysis, max([0, *self.max_top_ngram, *self.max_duplicate_ngrams])):
+            asked = (
+                ("in the top", self.max_top_ngram, grams.top(words.document)),
+                ("in duplicate", self.max_duplicate_ngrams, ~grams.firsts),
+            )
+            for name, most, chosen in asked:
+                if grams.n in most:
+                    inside = covered(grams.place[chosen], grams.n, len(words))
+                    part = analysis.sums(words.document[inside], words.length[inside])
+                    title = f"characters {name} {grams.n}-gram{'s' if 'dup' in name else ''}"
+                    result.append(Limit(title, fraction(part, total), most=most[grams.n]))
+        return result
+
+
+def duplicate_share(
+    analysis: Analysis, document: np.ndarray, repeated: np.ndarray, weights: np.ndarray | None = None
+) -> np.ndarray:
+    """[D] float64, the share of parts that are repeated.
+
+    Args:
+        document: [S] int64, of each part.
+        repeated: [S] bool.
+        weights: [S], of each part; equal if None.
+    """
+    part = analysis.sums(document[repeated], None if weights is None else weights[repeated])
+    return fraction(part, analysis.sums(document, weights))
