@@ -58,6 +58,7 @@ def test_the_other_ops_everywhere(tmp_path: Path, architecture: int, dtype: str)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", [AMPERE, HOPPER, BLACKWELL])
-@pytest.mark.parametrize(("dtype", "width"), [("bfloat16", 128), ("bfloat16", 256), ("float16", 64), ("float32", 32)])
+@pytest.mark.parametrize(("dtype", "width"), [("bfloat16", 128), ("bfloat16", 256), ("float16", 64), ("float32", 64)])
 def test_lightning_attention_everywhere(tmp_path: Path, architecture: int, dtype: str, width: int) -> None:
-    assert compiled(tmp_path, f"lightning_attention:{width}", dtype, architecture)
+    for facts in compiled(tmp_path, f"lightning_attention:{width}", dtype, architecture):
+        assert facts["spilled"] <= 512, facts

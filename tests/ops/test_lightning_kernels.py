@@ -85,6 +85,7 @@ def test_tiles_of_wide_heads_and_short_documents() -> None:
     assert chunks(64, torch.bfloat16) == [16, 16, 32, 64, 64, 128]
     assert chunks(128, torch.bfloat16) == chunks(64, torch.float16) == [16, 16, 32, 64, 64, 64]
     assert chunks(256, torch.bfloat16) == chunks(16, torch.float32) == [16, 16, 32, 32, 32, 32]
+    assert chunks(64, torch.float32) == [16] * 6
     assert launch.Tiles.of(64, 256, 1 << 20, torch.bfloat16) == launch.Tiles.of(256, 64, 1 << 20, torch.bfloat16)
 
 

@@ -24,6 +24,14 @@ _SHORTEST_SEGMENT = 512
 _LONG_DOCUMENT = 1024
 """Tokens, on average, from which narrow heads take chunks of 128: half as many steps that wait for one another."""
 
+_ANY = 1 << 30
+_TILES = {
+    torch.bfloat16: ((128, 64, 64, 4), (_ANY, 32, 32, 8)),
+    torch.float16: ((64, 64, 64, 4), (128, 64, 64, 8), (_ANY, 32, 32, 8)),
+    torch.float32: ((32, 32, 64, 8), (64, 16, 64, 8), (_ANY, 16, 16, 8)),  # products outside of the matrix units
+}
+"""By the widest head that a row is for: the largest chunk, value dims of a program, warps."""
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -104,11 +112,10 @@ class Tiles:
         """
         width = padded(max(key_dim, value_dim))
         if dtype == torch.bfloat16 and width <= 64 and mean_tokens >= _LONG_DOCUMENT:
-            return cls(128, width, num_warps=8, num_stages=2)
-        largest = 32 if dtype == torch.float32 or width > 128 else 64
-        narrow = width <= {torch.bfloat16: 128, torch.float16: 64, torch.float32: 0}[dtype]
-        values = min(64 if width <= 128 else 32, width)
-        return cls(min(largest, padded(mean_tokens)), values, num_warps=4 if narrow else 8, num_stages=2)
+            largest, values, warps = 128, 64, 8
+        else:
+            largest, values, warps = next(tiles for widest, *tiles in _TILES[dtype] if width <= widest)
+        return cls(min(largest, padded(mean_tokens)), min(values, width), warps, num_stages=2)
 
 
 @dataclass(frozen=True)
