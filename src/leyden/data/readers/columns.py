@@ -42,24 +42,34 @@ def row_group_ranges(path: Path, size: int, shard_bytes: int) -> Iterator[tuple[
 
 
 def read_parquet(piece: Piece, settings: ReadSettings) -> Iterator[Found]:
-    """A document a row, named by the row's number in the file (``:7``)."""
+    """A document a row, named by the row's number in the file (``:7``); a row group that is broken is set aside."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(piece.source.path, buffer_size=1 << 20) as file:
             meta = file.metadata
-            groups = list(range(piece.start, meta.num_row_groups if piece.end is None else piece.end))
             columns = _columns(file.schema_arrow, settings)
             first = 1 + sum(meta.row_group(group).num_rows for group in range(piece.start))
-            num_bytes = sum(meta.row_group(group).total_byte_size for group in groups)
-            num_rows = sum(meta.row_group(group).num_rows for group in groups)
-            batch_size = max(min(_BATCH_BYTES * num_rows // max(num_bytes, 1), 1024), 1)
-            for batch in file.iter_batches(batch_size, row_groups=groups, columns=columns, use_threads=False):
-                yield from _documents(batch, first, piece, settings)
-                first += batch.num_rows
-    except pa.ArrowException as error:
-        raise Problem("corrupt parquet", str(error)) from None
+            for group in range(piece.start, meta.num_row_groups if piece.end is None else piece.end):
+                try:
+                    yield from _group(file, group, first, columns, piece, settings)
+                except (pa.ArrowException, OSError) as error:
+                    yield f"row group {group}", _corrupt("parquet", error)
+                first += meta.row_group(group).num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise _corrupt("parquet", error) from None
+
+
+def _group(
+    file: Any, group: int, first: int, columns: list[str], piece: Piece, settings: ReadSettings
+) -> Iterator[Found]:
+    """The rows of one row group, in batches of about :data:`_BATCH_BYTES`."""
+    meta = file.metadata.row_group(group)
+    rows = max(min(_BATCH_BYTES * meta.num_rows // max(meta.total_byte_size, 1), 1024), 1)
+    for batch in file.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False):
+        yield from _documents(batch, first, piece, settings)
+        first += batch.num_rows
 
 
 def read_arrow(piece: Piece, settings: ReadSettings) -> Iterator[Found]:
@@ -75,8 +85,19 @@ def read_arrow(piece: Piece, settings: ReadSettings) -> Iterator[Found]:
                 for start in range(0, batch.num_rows, 256):
                     yield from _documents(batch.slice(start, 256).select(columns), first, piece, settings)
                     first += min(256, batch.num_rows - start)
-    except pa.ArrowException as error:
-        raise Problem("corrupt arrow", str(error)) from None
+    except (pa.ArrowException, OSError) as error:
+        raise _corrupt("arrow", error) from None
+
+
+def _corrupt(what: str, error: Exception) -> Problem:
+    """``error`` as a Problem.
+
+    Raises:
+        OSError: it is one of the disk, not of the file's content.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        raise error
+    return Problem(f"corrupt {what}", str(error)[:400])
 
 
 def _arrow_batches(source: Any) -> Iterator[Any]:

@@ -3,7 +3,7 @@
 import codecs
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -79,8 +79,7 @@ def values(pieces: Iterable[bytes | Problem], limit: int) -> Iterator[Any]:
             is_list = held.startswith("[")
             held = held[is_list:]
         if piece is None or len(held) >= wanted:
-            found, held, error = _scan(held)
-            yield from found
+            held, error = yield from _scan(held, limit)
             wanted = 2 * len(held)  # a long value is parsed again each time that twice as much is there
         if len(held) > limit:
             raise too_long(limit)
@@ -88,17 +87,18 @@ def values(pieces: Iterable[bytes | Problem], limit: int) -> Iterator[Any]:
         raise Problem("not JSON", error if held else "the list is not closed")
 
 
-def _scan(text: str) -> tuple[list[Any], str, str]:
-    """The values at the beginning of ``text``, what follows them, and why it is not another."""
-    found: list[Any] = []
+def _scan(text: str, limit: int) -> Generator[Any, None, tuple[str, str]]:
+    """The values at the beginning of ``text``; returns what follows them, and why that is not another."""
     place = 0
     while True:
         start = _BETWEEN.match(text, place).end()  # pyright: ignore[reportOptionalMemberAccess]
         try:
             value, place = _SCAN(text, start)
         except (ValueError, RecursionError) as error:  # it is not all there yet, perhaps
-            return found, text[start:], str(error)
-        found.append(value)
+            return text[start:], str(error)
+        if place - start > limit:
+            raise too_long(limit)
+        yield value
 
 
 def _line(line: bytes, piece: Piece, label: str, settings: ReadSettings) -> Document | Problem:

@@ -64,17 +64,21 @@ def source_files(source: SourceSettings) -> list[SourceFile]:
         UserError: a path does not exist or is of a kind that is not read, or two files have the same name.
     """
     formats = FORMATS if source.format == "auto" else (source.format,)
-    found: dict[str, SourceFile] = {}
+    named: dict[str, SourceFile] = {}
+    seen: set[Path] = set()
     for path in source.paths:
         for file in _files_of(path, source.format, formats):
+            if file.path.absolute() in seen:
+                continue
+            seen.add(file.path.absolute())
             name = f"{source.name}/{file.name}"
-            other = found.setdefault(name, SourceFile(file.path, name, source.name))
-            if not other.path.samefile(file.path):
+            other = named.setdefault(name, SourceFile(file.path, name, source.name))
+            if other.path is not file.path:
                 raise UserError(
                     f"Source '{source.name}': {other.path} and {file.path} would both be called {name}, and so would "
                     "their documents; name the folder above both, or make two sources of them."
                 )
-    return list(found.values())
+    return list(named.values())
 
 
 def _files_of(path: str, format: str, formats: dict[str, tuple[str, ...]] | tuple[str, ...]) -> list[SourceFile]:

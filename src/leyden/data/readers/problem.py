@@ -44,13 +44,15 @@ def decode(data: bytes, fallback: str = "") -> str:
         raise Problem("not UTF-8", f"nor {fallback}: {error.reason}", f"byte {error.start}") from None
 
 
-def check(document: Document) -> None:
-    """Raise a Problem if the document cannot stand in a batch: it is empty, or not Unicode."""
+def check(document: Document, limit: int) -> None:
+    """Raise a Problem if the document cannot stand in a batch: it is empty, longer than ``limit``, or not Unicode."""
     contents = [message.content for message in document.messages] or [document.text]
     if not any(contents):
         raise Problem("empty")
-    for text in (*contents, document.id, document.url or ""):
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise Problem("not UTF-8", f"a lone surrogate at character {error.start}") from None
+    try:
+        size = sum(len(content.encode()) for content in contents)
+        f"{document.id}{document.url}".encode()
+    except UnicodeEncodeError as error:
+        raise Problem("not UTF-8", f"a lone surrogate at character {error.start}") from None
+    if size > limit:
+        raise too_long(limit)

@@ -42,13 +42,17 @@ def read_piece(piece: Piece, settings: ReadSettings, rejects: list[Reject]) -> I
             documents that it gave.
     """
     path = piece.source.path
-    place, is_empty = "", True
+    is_empty = True
     try:
         before = _version(path)
+    except OSError as error:
+        rejects.append(_unreadable(path, error))
+        return
+    try:
         for place, found in READERS[piece.format](piece, settings):
             is_empty = False
             try:
-                yield _good(found)
+                yield _good(found, settings)
             except Problem as problem:
                 rejects.append(Reject(str(path), problem.place or place, problem.reason, problem.detail))
         if is_empty and (piece.end is None or before[0] == 0):
@@ -56,16 +60,19 @@ def read_piece(piece: Piece, settings: ReadSettings, rejects: list[Reject]) -> I
     except Problem as problem:
         rejects.append(Reject(str(path), problem.place, problem.reason, problem.detail))
     except OSError as error:
-        rejects.append(Reject(str(path), "", "unreadable", error.strerror or str(error)))
-        return
+        rejects.append(_unreadable(path, error))
     _report_change(path, before, rejects)
 
 
-def _good(found: Document | Problem) -> Document:
+def _good(found: Document | Problem, settings: ReadSettings) -> Document:
     if isinstance(found, Problem):
         raise found
-    check(found)
+    check(found, settings.max_document_bytes)
     return found
+
+
+def _unreadable(path: Path, error: OSError) -> Reject:
+    return Reject(str(path), "", "unreadable", error.strerror or str(error))
 
 
 def _version(path: Path) -> tuple[int, int]:

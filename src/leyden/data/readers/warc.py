@@ -20,6 +20,7 @@ _RECORD = re.compile(
     re.DOTALL,
 )
 _CORRUPT = "corrupt WARC"
+_MANDATORY = ("warc-type", "warc-record-id", "warc-date", "content-length")  # ISO 28500, section 5
 _HTML = ("text/html", "application/xhtml+xml")
 
 
@@ -32,6 +33,7 @@ def read_warc(piece: Piece, settings: ReadSettings) -> Iterator[Found]:
     number = 0
     with piece.source.path.open("rb") as file:
         start: int | None = 0
+        lost: Found | None = None  # what is broken after the last good record, unless the next that begins is
         while start is not None:
             good, is_whole = -1, True
             try:
@@ -39,18 +41,25 @@ def read_warc(piece: Piece, settings: ReadSettings) -> Iterator[Found]:
                     number += 1
                     found = _read(record, number, piece, settings)
                     good, is_whole = record.stream_pos, not (isinstance(found, Problem) and found.reason == _CORRUPT)
+                    if lost is not None:
+                        yield lost
+                        lost = None
                     if found is not None:
                         yield f"byte {good}", found
-                if is_whole and (problem := _end(file, piece.source.path, good)) is not None:
-                    yield f"byte {good}", problem
+                if is_whole and (problem := _end(piece.source.path, good)) is not None:
+                    yield f"byte {max(good, 0)}", problem
                 return
             except OSError as error:
                 if error.errno is not None:
                     raise  # of the disk, not of the archive
-                if good < 0:
+                if good >= 0:
+                    lost = f"after byte {good}", Problem(_CORRUPT, str(error))
+                else:
+                    lost = None
                     yield f"byte {start}", Problem(_CORRUPT, str(error))
-            # After a record that could be read the broken one is next; else it is the one at ``start``.
             start = find(file, _RECORD, (good if good >= 0 else start) + 1)
+        if lost is not None:
+            yield lost
 
 
 def _records(file: BinaryIO, start: int) -> Iterator[Any]:
@@ -60,7 +69,7 @@ def _records(file: BinaryIO, start: int) -> Iterator[Any]:
     return iter(ArchiveIterator(file, auto_decode="all"))
 
 
-def _end(file: BinaryIO, path: Path, last: int) -> Problem | None:
+def _end(path: Path, last: int) -> Problem | None:
     """What is wrong with the end of the file, where the iterator says nothing: ``last`` is where its last record is."""
     tail = b""
     for chunk in chunks(path, max(last, 0)):
@@ -78,9 +87,11 @@ def _read(record: Any, number: int, piece: Piece, settings: ReadSettings) -> Doc
     """
     from fastwarc.warc import WarcRecordType
 
+    headers = {name.lower(): value for name, value in record.headers.to_tuples()}
+    if missing := [name for name in _MANDATORY if name not in headers]:
+        return Problem(_CORRUPT, f"a record without {', '.join(missing)}")
     if record.record_type not in (WarcRecordType.response, WarcRecordType.resource, WarcRecordType.conversion):
         return None
-    headers = {name.lower(): value for name, value in record.headers.to_tuples()}
     kind = _content_type(record, headers)
     if kind not in (*_HTML, "text/plain") or not _fetched(record):
         return None
@@ -94,13 +105,13 @@ def _read(record: Any, number: int, piece: Piece, settings: ReadSettings) -> Doc
         text, about = _text(data, kind, record, settings)
     except Problem as problem:
         return problem
-    about = {"warc_record_id": headers.get("warc-record-id", "").strip("<>"), **about}
+    about = {"warc_record_id": headers["warc-record-id"].strip("<>"), **about}
     return Document(
         id=f"{piece.source.name}:{number}",
         text=text,
         source=piece.source.origin or str(piece.source.path),
         url=headers.get("warc-target-uri"),
-        time=time_of(headers.get("warc-date")),
+        time=time_of(headers["warc-date"]),
         metadata=about if settings.metadata == "all" else {},
     )
 

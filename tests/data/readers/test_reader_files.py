@@ -1,0 +1,103 @@
+"""Files that are one document each, the table of formats, and datasets of the hub."""
+
+import gzip
+import sys
+
+import huggingface_hub
+import pytest
+
+from leyden.core.errors import UserError
+from leyden.data.readers import READERS
+from leyden.data.sources import FORMATS, PROGRAMMING_LANGUAGES, find_sources
+
+
+def test_every_format_has_a_reader_and_every_suffix_one_format():
+    assert set(READERS) == set(FORMATS)
+    suffixes = [suffix for of_format in FORMATS.values() for suffix in of_format]
+    assert len(set(suffixes)) == len(suffixes)
+    assert all(suffix.startswith(".") and suffix == suffix.lower() for suffix in suffixes)
+    assert len(FORMATS["code"]) == sum(len(suffixes.split()) for suffixes in PROGRAMMING_LANGUAGES.values())
+
+
+def test_a_source_tree(tmp_path, read):
+    files = {"a.py": "Python", "b/c.RS": "Rust", "b/d.hpp.gz": "C++", "e.ts": "TypeScript", "README.md": None}
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "b/d.hpp.gz").write_bytes(gzip.compress(b"b/d.hpp.gz"))
+    documents, rejects = read(tmp_path)
+    assert rejects == []
+    found = {document.text: document.metadata.get("programming_language") for document in documents}
+    assert found == files
+
+
+def test_broken_files_are_set_aside_and_the_others_are_read(tmp_path, read):
+    files = {
+        "a.txt": (b"ab\xe9", "not UTF-8"),
+        "b.rs": (b"a\0b", "binary"),
+        "c.md": (b"", "empty"),
+        "d.txt": (b"x" * 2000, "too long"),
+        "e.py": (b"# coding: klingon\n", "not UTF-8"),
+        "f.jsonl": (b"", "empty"),
+        "g.txt.gz": (b"", "empty"),
+    }
+    for name, (data, _) in files.items():
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "z.txt").write_text("good")
+    (tmp_path / "z.unknown").write_text("no document")
+    documents, rejects = read(tmp_path, max_document_bytes=1000)
+    assert [document.text for document in documents] == ["good"]
+    assert {reject.source.rpartition("/")[2]: reject.reason for reject in rejects} == {
+        n: r for n, (_, r) in files.items()
+    }
+
+
+def test_another_encoding(tmp_path, read):
+    (tmp_path / "a.txt").write_bytes("Zürich".encode("cp1252"))
+    (tmp_path / "b.txt").write_text("Zürich")
+    (tmp_path / "c.txt").write_bytes(b"\x81")
+    documents, rejects = read(tmp_path, encoding="cp1252")
+    assert [document.text for document in documents] == ["Zürich", "Zürich"]
+    assert [(reject.reason, reject.place) for reject in rejects] == [("not UTF-8", "byte 0")]
+    (tmp_path / "d.txt").write_bytes("Zürich".encode("utf-16"))
+    assert [document.text for document in read(tmp_path / "d.txt", encoding="utf-16")[0]] == ["Zürich"]
+
+
+def test_a_dataset_of_the_hub(tmp_path, read, monkeypatch):
+    asked = {}
+
+    def snapshot(repository, **options):
+        asked.update(options, repository=repository)
+        (tmp_path / "snapshot" / "data").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "snapshot" / "data" / "a.jsonl").write_text('{"text": "a"}\n')
+        (tmp_path / "snapshot" / "README.md").write_text("about")
+        return str(tmp_path / "snapshot")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    documents, _ = read("hf://owner/name@v1/data")
+    assert [(document.id, document.text) for document in documents] == [("s/owner/name/data/a.jsonl@0", "a")]
+    assert (asked["repository"], asked["repo_type"], asked["revision"]) == ("owner/name", "dataset", "v1")
+    assert len(read("hf://datasets/owner/name")[0]) == 2
+    assert asked["revision"] is None
+    with pytest.raises(UserError, match="names no dataset"):
+        read("hf://name")
+
+
+def test_the_hub_without_a_network(read, monkeypatch):
+    def snapshot(*arguments, **options):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    with pytest.raises(UserError, match=r"ConnectionError: no route to host.*name a folder"):
+        read("hf://owner/name")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UserError, match="pip install huggingface_hub"):
+        read("hf://owner/name")
+
+
+def test_what_describes_a_saved_dataset_is_no_document(tmp_path):
+    (tmp_path / "state.json").write_text("{}")
+    (tmp_path / "a.png").write_bytes(b"")
+    sources, skipped = find_sources([tmp_path], FORMATS)
+    assert sources == []
+    assert [path.name for path in skipped] == ["a.png"]
