@@ -17,6 +17,27 @@ Alpha = Annotated[float, typer.Option(min=0.0001, max=0.49, help="Level of the t
 Power = Annotated[float, typer.Option(min=0.51, max=0.9999, help="Chance to find the effect.")]
 
 
+@app.command()
+def mixture(
+    documents: Annotated[list[Path], typer.Argument(help="Parquet files of documents, or folders of such.")],
+    directory: Annotated[Path, typer.Option("--dir", help="Gets plan.json, plan.txt and plan.svg.")],
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="The budget; as many as there are by default.", show_default=False)
+    ] = None,
+    settings: Annotated[
+        Path | None, typer.Option(help="A TOML file with settings of the stage 'mixture'.", show_default=False)
+    ] = None,
+) -> None:
+    """What a token budget takes of each source and quality class, and how often it repeats, before any training."""
+    from leyden.core.config import read_toml
+    from leyden.data.mixture import Mixture, forecast
+
+    given = read_toml(settings) if settings else {}
+    if tokens is not None:
+        given["tokens"] = tokens
+    print(forecast(documents, Mixture.parse(given, str(settings or "mixture")), directory).table())
+
+
 @data.command()
 def plan(
     experiment: Annotated[str, typer.Argument(help="A TOML file, or 'demo'.")],
