@@ -1,25 +1,32 @@
-"""Packed batches: documents laid one after another, in an order that can be taken up again anywhere.
+"""Packed batches: documents in sequences of one length, in an order that can be taken up again anywhere.
 
-The data of a run is one endless stream of tokens: the documents of epoch 0 in their shuffled order, those of epoch 1
-in another, and so on. Batch k is the tokens from ``k * batch_tokens`` on. So a batch depends on nothing but its number,
-the state of the iterator is that number, every epoch uses each token once, and a rank of many can make its share of a
-batch (a run of its sequences) alone.
+The data of a run is one endless stream of sequences, and batch k is the k-th run of ``batch_tokens / seq_len`` of them.
+So a batch depends on nothing but its number, the state of the iterator is that number, every epoch uses each token
+once, and a rank of many, or a worker, can make its share of a batch alone.
+
+Two ways of packing, measured side by side in the documentation: ``concatenate`` pads nothing and cuts most documents;
+``best_fit`` cuts none that fits and pads less than one token in a hundred.
 """
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from leyden.core.errors import UserError
+from leyden.data.loader.concatenate import Concatenated
+from leyden.data.loader.pieces import Stream
+from leyden.data.loader.plan import BestFit
+from leyden.data.loader.rows import Rows, make_rows
 from leyden.data.shards import TokenShards
 
-NO_LABEL = -100  # what cross-entropy ignores
+Packing = Literal["concatenate", "best_fit"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,58 +34,68 @@ class Batch:
     """Packed sequences.
 
     Attributes:
-        tokens: [1, T] int64.
-        labels: [1, T] int64, the token that follows each in its document; -100 after a document's last.
+        tokens: [1, T] int64; padding is token 0.
+        labels: [1, T] int64, the token that follows each in its document; -100 after a document's last, where the
+            token that follows is not to be learned, and in padding.
         cu_seqlens: [N + 1] int32, on the CPU: the bounds of the segments, which neither attention nor state crosses. A
-            segment is a document, or what of it lies in one sequence.
+            segment is a document, or what of it lies in one sequence, or the padding at a sequence's end.
     """
 
     tokens: torch.Tensor
     labels: torch.Tensor
     cu_seqlens: torch.Tensor
 
+    @property
+    def positions(self) -> torch.Tensor:
+        """[1, T] int64, each token's place in its segment."""
+        lengths = self.cu_seqlens.diff().long()
+        starts = torch.repeat_interleave(self.cu_seqlens[:-1].long(), lengths)
+        return (torch.arange(len(starts)) - starts)[None]
 
-@dataclass(frozen=True, eq=False)
-class _Epoch:
-    """The documents of one epoch in its order: where each starts in the shards, and where it ends in the epoch."""
+    @classmethod
+    def of(cls, rows: Rows) -> "Batch":
+        """Sequences one after another."""
+        bounds = np.zeros(len(rows.segments) + 1, np.int32)
+        np.cumsum(rows.segments, out=bounds[1:])
+        tokens, labels = (torch.from_numpy(part.reshape(1, -1)) for part in (rows.tokens, rows.labels))
+        return cls(tokens, labels, torch.from_numpy(bounds))
 
-    starts: np.ndarray  # [D] int64
-    lengths: np.ndarray  # [D] int64
-    ends: np.ndarray  # [D] int64
 
+@dataclass(frozen=True)
+class Segment:
+    """Where a segment of a batch is from.
 
-class PackedBatches:
-    """An endless iterator of batches, each of ``batch_tokens / seq_len`` sequences of exactly ``seq_len`` tokens.
-
-    A document that does not fit what is left of a sequence is cut; its rest begins the next one, as a segment of its
-    own. The label of the last token before a cut is the token after it, so no target is lost. Nothing is padded.
+    Attributes:
+        source: the name of the shards in a mixture; else what the document's source is.
+        id: of the document.
+        offset: its first token that is in the segment.
+        length: how many are.
     """
 
-    def __init__(self, shards: TokenShards, *, seq_len: int, batch_tokens: int, seed: int) -> None:
-        """Start at batch 0.
+    source: str
+    id: str
+    offset: int
+    length: int
 
-        Raises:
-            UserError: ``batch_tokens`` is not a positive multiple of ``seq_len``.
-        """
+
+class Batches(ABC):
+    """An endless iterator of batches, each of ``batch_tokens / seq_len`` sequences of exactly ``seq_len`` tokens.
+
+    Attributes:
+        fingerprint: of the data and of all settings: with another, batch k is another.
+    """
+
+    fingerprint: str
+
+    def __init__(self, *, seq_len: int, batch_tokens: int) -> None:
         if seq_len < 1 or batch_tokens < 1 or batch_tokens % seq_len:
             raise UserError(
                 f"A batch holds whole sequences: batch_tokens must be a positive multiple of seq_len; given: "
                 f"{batch_tokens} and {seq_len}."
             )
-        self._shards = shards
-        self._seq_len = seq_len
-        self._batch_tokens = batch_tokens
-        self._seed = seed
+        self.seq_len = seq_len
+        self.batch_tokens = batch_tokens
         self._next = 0
-        # A batch lies in one epoch or across the border of two.
-        self._epoch = lru_cache(maxsize=2)(self._lay_out)
-        settings = {"shards": shards.fingerprint, "seq_len": seq_len, "batch_tokens": batch_tokens, "seed": seed}
-        self.fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-
-    @property
-    def epoch(self) -> float:
-        """How often the documents have been gone through, as a fraction."""
-        return self._next * self._batch_tokens / self._shards.num_tokens
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -93,88 +110,106 @@ class PackedBatches:
         return {"batch": self._next, "fingerprint": self.fingerprint}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was taken.
+        """Go on where :meth:`state_dict` was taken, at whatever number of ranks and workers.
 
         Raises:
             UserError: the state belongs to other data, or to other settings.
         """
         if state["fingerprint"] != self.fingerprint:
             raise UserError(
-                "The run cannot be resumed on other data: the token shards, seq_len, batch_tokens or seed differ from "
-                "those that it was saved with. Restore them, or start a new run."
+                "The run cannot be resumed on other data: the token shards, their mixture, seq_len, batch_tokens, the "
+                "packing or the seed differ from those that it was saved with. Restore them, or start a new run."
             )
         self._next = int(state["batch"])
 
+    @property
+    def sequences_per_batch(self) -> int:
+        """Sequences of a batch, over all ranks."""
+        return self.batch_tokens // self.seq_len
+
     def batch(self, number: int) -> Batch:
         """Batch ``number``, whatever came before."""
-        return self.sequences(number * self._batch_tokens // self._seq_len, self._batch_tokens // self._seq_len)
+        return self.share(number, 0, 1)
+
+    def share(self, number: int, rank: int, ranks: int) -> Batch:
+        """What ``rank`` of ``ranks`` has of batch ``number``: a run of its sequences; the ranks' make up the batch.
+
+        Raises:
+            UserError: there are more ranks than sequences.
+        """
+        return self.sequences(*self._run(number, rank, ranks))
+
+    def _run(self, number: int, rank: int, ranks: int) -> tuple[int, int]:
+        count = self.sequences_per_batch
+        if not 0 <= rank < ranks <= count:
+            raise UserError(
+                f"rank {rank} of {ranks} has no share of a batch of {count} sequences; make batch_tokens larger "
+                f"(at least {ranks * self.seq_len}), or use fewer ranks."
+            )
+        first, last = count * rank // ranks, count * (rank + 1) // ranks
+        return number * count + first, last - first
 
     def sequences(self, first: int, count: int) -> Batch:
-        """``count`` sequences of the stream from number ``first`` on, as one batch.
+        """``count`` sequences of the stream from number ``first`` on, as one batch."""
+        return Batch.of(self._rows(first, count))
 
-        A rank's share of batch k is a run of the sequences ``k * batch_tokens / seq_len ...`` of it.
-        """
-        num_tokens = count * self._seq_len
-        starts, lengths, last_is_cut = self._pieces(first * self._seq_len, num_tokens)
-        tokens = self._shards.gather(starts, lengths)
-        ends = np.cumsum(lengths)
-        labels = np.empty_like(tokens)
-        labels[:-1] = tokens[1:]
-        labels[ends - 1] = NO_LABEL
-        if last_is_cut:
-            labels[-1] = self._shards.gather(starts[-1:] + lengths[-1:], np.ones(1, np.int64))[0]
-        bounds = np.union1d(ends, np.arange(0, num_tokens + 1, self._seq_len)).astype(np.int32)
-        return Batch(torch.from_numpy(tokens)[None], torch.from_numpy(labels)[None], torch.from_numpy(bounds))
+    @abstractmethod
+    def _rows(self, first: int, count: int) -> Rows: ...
 
-    def _pieces(self, position: int, num_tokens: int) -> tuple[np.ndarray, np.ndarray, bool]:
-        """The documents at ``position`` of the stream, in order; the first and the last may be parts of theirs.
-
-        Returns:
-            starts, lengths: [P] int64, where each lies in the shards; and whether the last goes on behind.
-        """
-        pieces = []
-        while num_tokens:
-            number, offset = divmod(position, self._shards.num_tokens)
-            taken = min(num_tokens, self._shards.num_tokens - offset)
-            pieces.append(_cut(self._epoch(number), offset, taken))
-            position += taken
-            num_tokens -= taken
-        starts, lengths, is_cut = zip(*pieces, strict=True)
-        return np.concatenate(starts), np.concatenate(lengths), is_cut[-1]
-
-    def _lay_out(self, number: int) -> _Epoch:
-        order = np.argsort(_hash(np.arange(self._shards.num_documents), self._seed, number), kind="stable")
-        lengths = self._shards.lengths[order]
-        return _Epoch(self._shards.starts[order], lengths, np.cumsum(lengths))
+    @abstractmethod
+    def trace(self, number: int) -> list[Segment]:
+        """Where the segments of batch ``number`` are from, in order, padding left out."""
 
 
-def _cut(epoch: _Epoch, offset: int, num_tokens: int) -> tuple[np.ndarray, np.ndarray, bool]:
-    """The documents of an epoch from ``offset`` on, as :meth:`PackedBatches._pieces` gives them."""
-    first = np.searchsorted(epoch.ends, offset, side="right")
-    last = np.searchsorted(epoch.ends, offset + num_tokens, side="left")
-    chosen = slice(first, last + 1)
-    starts, lengths, ends = epoch.starts[chosen].copy(), epoch.lengths[chosen].copy(), epoch.ends[chosen]
-    head = offset - (ends[0] - lengths[0])  # tokens of the first document that lie before
-    starts[0] += head
-    lengths[0] -= head
-    tail = ends[-1] - (offset + num_tokens)  # tokens of the last document that lie behind
-    lengths[-1] -= tail
-    return starts, lengths, bool(tail)
+class PackedBatches(Batches):
+    """Batches from one set of shards.
 
+    Args:
+        shards: the documents.
+        seq_len: tokens of a sequence.
+        batch_tokens: a multiple of it.
+        seed: of the order.
+        packing: ``concatenate``: a document that does not fit what is left of a sequence is cut, its rest begins the
+            next one, and nothing is padded. ``best_fit``: see :mod:`leyden.data.loader.best_fit`. Where a document is
+            cut, the label of the last token before it is the token after it, so no target is lost.
+        max_padding: of best fit: the share of padding above which documents that fit are cut as well.
+        plans: a directory that keeps best-fit plans; None makes them anew, in memory, in every process.
 
-def _hash(index: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """A pseudo-random number for each index [D] -> uint64: splitmix64 (Steele, Lea and Flood, 2014), thrice keyed.
-
-    Written out, for the streams of numpy's generators may change between versions, and a run must resume under any.
+    Raises:
+        UserError: ``batch_tokens`` is not a positive multiple of ``seq_len``.
     """
-    value = np.array([seed % 2**64], np.uint64)
-    for key in (np.array([epoch], np.uint64), index.astype(np.uint64)):
-        value = _mix(value) + key
-    return _mix(value)
 
+    def __init__(
+        self,
+        shards: TokenShards,
+        *,
+        seq_len: int,
+        batch_tokens: int,
+        seed: int,
+        packing: Packing = "concatenate",
+        max_padding: float = 0.01,
+        plans: Path | None = None,
+    ) -> None:
+        super().__init__(seq_len=seq_len, batch_tokens=batch_tokens)
+        self._stream: Stream = (
+            Concatenated(shards, seq_len=seq_len, seed=seed)
+            if packing == "concatenate"
+            else BestFit(shards, seq_len=seq_len, seed=seed, max_padding=max_padding, plans=plans)
+        )
+        settings = {"stream": self._stream.fingerprint, "batch_tokens": batch_tokens}
+        self.fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
-def _mix(value: np.ndarray) -> np.ndarray:
-    value = value + np.uint64(0x9E3779B97F4A7C15)
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
+    @property
+    def epoch(self) -> float:
+        """How often the documents have been gone through, as a fraction."""
+        before = self._stream.tokens_before(self._next * self.sequences_per_batch)
+        return before / self._stream.shards.num_tokens
+
+    def _rows(self, first: int, count: int) -> Rows:
+        return make_rows(self._stream, first, count)
+
+    def trace(self, number: int) -> list[Segment]:
+        """Where the segments of batch ``number`` are from, in order, padding left out."""
+        pieces = self._stream.pieces(*self._run(number, 0, 1)).pieces
+        shards = self._stream.shards
+        return [Segment(shards.source(d), shards.id(d), offset, length) for d, offset, length in pieces.tolist()]

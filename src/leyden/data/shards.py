@@ -129,15 +129,17 @@ class TokenShards:
         """
         offsets = np.cumsum([0, *(len(file.tokens) for file in files[:-1])])
         lengths = np.concatenate([file.lengths for file in files])
+        starts = np.concatenate([file.starts + offset for file, offset in zip(files, offsets, strict=True)])
+        rows = np.flatnonzero(lengths)  # other toolkits keep empty documents
         return cls(
             directory=directory,
             fingerprint=fingerprint,
             tokenizer_fingerprint="",
             vocab_size=vocab_size,
             text_bytes=0,
-            starts=np.concatenate([file.starts + offset for file, offset in zip(files, offsets, strict=True)]),
-            lengths=lengths,
-            rows=np.arange(len(lengths)),
+            starts=starts[rows],
+            lengths=lengths[rows],
+            rows=rows,
             _files=tuple(files),
             _offsets=offsets,
             _checksums={},
