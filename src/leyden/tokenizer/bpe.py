@@ -1,4 +1,4 @@
-"""Byte-level BPE: how text is split before merging, how bytes are spelled, and how merges are learnt.
+"""Byte-level BPE: how text is split before merging, how bytes are spelled, and how a vocabulary becomes a tokenizer.
 
 The split follows o200k, the pattern that MiniMax's later models are known to use: a word takes at most one leading
 character that is neither letter, digit nor line break; a change from lower to upper case starts a new word;
@@ -6,12 +6,10 @@ English contractions stay with their word; digits come in groups of up to three;
 space and any trailing line breaks or slashes.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-
-from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
-from leyden.core.log import progress
+from leyden.tokenizer.merges import Merges
 
 _UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"  # what may open a word: upper and title case, and caseless letters
 _LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"  # what may follow: lower case, and caseless letters
@@ -29,52 +27,12 @@ SPLIT_PATTERN = "|".join(
     )
 )
 
-_TEXTS_PER_CALL = 256  # texts handed to the trainer at once; a larger number only costs memory
+_SPLIT = pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated")
 
 
-def untrained() -> Backend:
-    """A byte-level BPE with no merges, its splitter and its decoder."""
-    backend = Backend(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    backend.decoder = decoders.ByteLevel()
-    return backend
-
-
-def train(texts: Iterable[str], num_tokens: int) -> Backend:
-    """Learn merges from ``texts`` until there are ``num_tokens`` tokens, the 256 bytes among them.
-
-    The result depends on the texts alone, not on the number of threads. A pair is merged only where it occurs at least
-    twice, so a small text may end with fewer tokens.
-    """
-    backend = untrained()
-    trainer = trainers.BpeTrainer(
-        vocab_size=num_tokens,
-        min_frequency=2,
-        show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )
-    backend.train_from_iterator(_batches(texts), trainer)
-    return backend
-
-
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Lists of texts, with a bar that counts the texts and then says that merging has begun."""
-    total = len(texts) if isinstance(texts, Sequence) else None
-    with progress("training the tokenizer", total) as bar:
-        batch: list[str] = []
-        for text in texts:
-            batch.append(text)
-            if len(batch) == _TEXTS_PER_CALL:
-                yield batch
-                bar.advance(len(batch))
-                batch = []
-        yield batch
-        bar.advance(len(batch), note="merging pairs")
+def split_text(text: str) -> list[str]:
+    """The pieces of ``text`` within which tokens are merged; joined, they are the text."""
+    return [piece for piece, _ in _SPLIT.pre_tokenize_str(text)]
 
 
 def byte_spelling() -> dict[str, int]:
@@ -88,3 +46,22 @@ def byte_spelling() -> dict[str, int]:
     spelling = {chr(byte): byte for byte in printable}
     spelling.update({chr(0x100 + place): byte for place, byte in enumerate(others)})
     return spelling
+
+
+def alphabet() -> list[bytes]:
+    """[256], the single bytes in the order of their ids, which is that of their spellings."""
+    spelling = byte_spelling()
+    return [bytes([spelling[character]]) for character in sorted(spelling)]
+
+
+def assemble(merges: Merges) -> Backend:
+    """A learnt vocabulary as a tokenizer of the library, with the splitter and the decoder."""
+    spelling = {byte: character for character, byte in byte_spelling().items()}
+    spelt = ["".join(map(spelling.__getitem__, token)) for token in merges.tokens]
+    vocabulary = {token: index for index, token in enumerate(spelt)}
+    backend = Backend(models.BPE(vocabulary, [(spelt[left], spelt[right]) for left, right in merges.pairs]))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [_SPLIT, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    backend.decoder = decoders.ByteLevel()
+    return backend

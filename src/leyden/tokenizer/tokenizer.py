@@ -5,8 +5,10 @@ does not become that token, unless the caller asks.
 """
 
 import hashlib
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
@@ -14,13 +16,17 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from tokenizers import AddedToken, Encoding
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from leyden.core.errors import UserError
-from leyden.tokenizer.bpe import byte_spelling, train
+from leyden.core.log import log_once, progress
+from leyden.tokenizer.bpe import assemble, byte_spelling
 from leyden.tokenizer.chat import ChatTemplate, Message
 from leyden.tokenizer.directory import TokenizerFiles, read_files, write_files
+from leyden.tokenizer.fast import FastEncoder, fast_encoder
+from leyden.tokenizer.training import Training, text_needed, train
+from leyden.tokenizer.words import WordCounts, num_bytes
 
 BOS = "<beginning_of_sentence>"
 EOS = "<end_of_sentence>"
@@ -30,6 +36,9 @@ SPECIAL_TOKENS = (BOS, EOS, EOD, "<function_call>", "<image>")
 _MINIMAX_NAMES = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOD}
 
 _BYTES = byte_spelling()
+_FAST_FROM_BYTES = 1_000_000
+"""Once so much text has been encoded, making the fast encoder (about a second at 200K tokens) pays."""
+_BYTES_PER_THREAD = 100_000
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,7 @@ class Tokenizer:
         self._files = files
         self._ids = _find_ids(backend, files.names)
         added = backend.get_added_tokens_decoder()
+        self._encoded_bytes = 0
         self._special = {index: token for index, token in added.items() if token.special}
 
     @classmethod
@@ -79,26 +89,48 @@ class Tokenizer:
         Raises:
             UserError: ``vocab_size`` is below 261, or more than the texts support; or a text holds a lone surrogate.
         """
+        return cls.from_words(WordCounts.of(_counted(texts)), vocab_size=vocab_size, allow_smaller=allow_smaller)[0]
+
+    @classmethod
+    def from_words(
+        cls,
+        counts: WordCounts,
+        *,
+        vocab_size: int,
+        targets: Mapping[str, float] | None = None,
+        allow_smaller: bool = False,
+    ) -> tuple[Self, Training]:
+        """As :meth:`train`, from words that are counted already; and how it went.
+
+        Args:
+            counts: the words of the documents.
+            vocab_size: the 256 bytes and the special tokens count.
+            targets: bytes per token to reach in each language, by giving its words more weight.
+            allow_smaller: as for :meth:`train`.
+
+        Raises:
+            UserError: as :meth:`train`; a target that cannot be one; or counts that do not fit 64 bits.
+        """
         smallest = 256 + len(SPECIAL_TOKENS)
         if vocab_size < smallest:
             raise UserError(
                 f"A vocabulary of {vocab_size} is too small: the 256 bytes and {len(SPECIAL_TOKENS)} special tokens "
                 f"make {smallest}. Ask for that many or more."
             )
-        try:
-            backend = train(texts, vocab_size - len(SPECIAL_TOKENS))
-        except UnicodeEncodeError as error:
-            raise _not_text(error.object) from None
-        reached = backend.get_vocab_size() + len(SPECIAL_TOKENS)
-        if reached < vocab_size and not allow_smaller:
+        num_tokens = vocab_size - len(SPECIAL_TOKENS)
+        training = train(counts, num_tokens, targets=targets, allow_smaller=allow_smaller)
+        reached = len(training.merges.tokens)
+        if reached < num_tokens and not allow_smaller:
             raise UserError(
-                f"The text supports a vocabulary of {reached}, not of {vocab_size}: after {reached - smallest} merges "
-                "no pair of tokens occurs twice. Ask for that many or fewer, or give more text."
+                f"The text supports a vocabulary of {reached + len(SPECIAL_TOKENS)}, not of {vocab_size}: after "
+                f"{reached - 256} merges no pair of tokens occurs twice. Ask for that many or fewer, or "
+                f"{text_needed(counts, reached, num_tokens)}."
             )
+        backend = assemble(training.merges)
         _make_special(backend, SPECIAL_TOKENS)
         template = resources.files("leyden.tokenizer").joinpath("minimax.jinja").read_text(encoding="utf-8")
         others = tuple(token for token in SPECIAL_TOKENS if token not in _MINIMAX_NAMES.values())
-        return cls(backend, TokenizerFiles(backend.to_str(), _MINIMAX_NAMES, others, template))
+        return cls(backend, TokenizerFiles(backend.to_str(), _MINIMAX_NAMES, others, template)), training
 
     @classmethod
     def load(cls, directory: Path | str) -> Self:
@@ -171,7 +203,7 @@ class Tokenizer:
         """
         if allow_special:
             return self._encode_special(text, mark="")
-        return self._encode_all([text])[0].ids
+        return self._encode_all([text])[0].tolist()
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The ids of each text as an int32 array [num_tokens], on all cores; special tokens in them stay text.
@@ -179,7 +211,7 @@ class Tokenizer:
         Raises:
             UserError: one of them holds a lone surrogate.
         """
-        return [np.array(encoding.ids, dtype=np.int32) for encoding in self._encode_all(list(texts))]
+        return self._encode_all(list(texts))
 
     def encode_bytes(self, data: bytes) -> list[int]:
         """The ids of any bytes: as :meth:`encode` where they are UTF-8, one token a byte where they are not."""
@@ -233,12 +265,32 @@ class Tokenizer:
         text, mark = self._chat.render_marked(messages, tools, add_generation_prompt, list(self.special_tokens))
         return self._encode_special(text, mark)
 
-    def _encode_all(self, texts: list[str]) -> list[Encoding]:
-        try:
-            # "Fast" leaves out where in the text each token stood; long texts take half the time.
-            return self._backend.encode_batch_fast(texts, add_special_tokens=False)
-        except TypeError:
-            raise next(_not_text(text) for text in texts if not _is_unicode(text)) from None
+    def _encode_all(self, texts: list[str]) -> list[np.ndarray]:
+        sizes = [_num_bytes(text) for text in texts]
+        self._encoded_bytes += sum(sizes)
+        if self._encoded_bytes < _FAST_FROM_BYTES or self._fast is None:
+            return self._encode_slowly(texts)
+        if len(texts) > 1 and sum(sizes) > _BYTES_PER_THREAD:
+            with ThreadPoolExecutor(_num_threads()) as threads:
+                found = list(threads.map(self._fast.encode, texts, sizes))
+        else:
+            found = list(map(self._fast.encode, texts, sizes))
+        missing = [index for index, ids in enumerate(found) if ids is None]
+        others = dict(zip(missing, self._encode_slowly([texts[index] for index in missing]), strict=True))
+        return [others[index] if ids is None else ids for index, ids in enumerate(found)]
+
+    def _encode_slowly(self, texts: list[str]) -> list[np.ndarray]:
+        """By ``tokenizers``; "fast" leaves out where in the text each token stood, long texts take half the time."""
+        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+    @cached_property
+    def _fast(self) -> FastEncoder | None:
+        encoder = fast_encoder(self._backend)
+        if isinstance(encoder, str):
+            log_once(__name__, f"Text is encoded by tokenizers, not by the several times faster tiktoken: {encoder}.")
+            return None
+        return encoder
 
     def _encode_special(self, text: str, mark: str) -> list[int]:
         """Encode ``text`` with its special tokens; ``mark`` is taken out of what lies between them."""
@@ -281,6 +333,15 @@ class Tokenizer:
         return ChatTemplate(self._files.chat_template, self._files.names)
 
 
+def _counted(texts: Iterable[str]) -> Iterator[str]:
+    """``texts``, with a bar that says how many have been read."""
+    total = len(texts) if isinstance(texts, Sequence) else None
+    with progress("counting words", total, "documents") as bar:
+        for text in texts:
+            yield text
+            bar.advance()
+
+
 def _make_special(backend: Backend, tokens: Sequence[str]) -> None:
     """Mark ``tokens`` as special, adding those that are missing; one that already is keeps its properties."""
     special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
@@ -307,19 +368,13 @@ def _without(text: str, mark: str) -> str:
     return text.replace(mark, "") if mark else text
 
 
-def _is_unicode(text: Any) -> bool:
-    try:
-        str.encode(text)
-    except (TypeError, UnicodeEncodeError):
-        return False
-    return True
-
-
-def _not_text(text: Any) -> UserError:
+def _num_bytes(text: Any) -> int:
+    """UTF-8 bytes of ``text``."""
     if not isinstance(text, str):
-        return UserError(f"Only text can be encoded, not {type(text).__name__}.")
-    place = next(place for place, character in enumerate(text) if "\ud800" <= character <= "\udfff")
-    return UserError(
-        f"The text holds a lone surrogate, U+{ord(text[place]):04X}, at character {place}: half of a character, which "
-        "no encoding can carry. Replace it, or read the text again from its bytes."
-    )
+        raise UserError(f"Only text can be encoded, not {type(text).__name__}.")
+    return num_bytes(text)
+
+
+def _num_threads() -> int:
+    """As many as ``tokenizers`` takes."""
+    return int(os.environ.get("RAYON_NUM_THREADS", "0")) or os.cpu_count() or 1
