@@ -51,7 +51,7 @@ PIECES = [
         "٣",
         "၁ကို",
     ),
-    *("iPhoneを", "を3", "ABCの", "。", "！", "\ufeff"),
+    *("iPhoneを", "を3", "ABCの", "。", "！", "\ufeff", "日\u0301本", ".", "..", 'x.")\u201d)', 'x.")])'),
 ]
 GAPS = [" ", " ", " ", "\n", "\n\n", "\r\n", "\r", "\t", "\u3000", " \n \n ", "\x0b", "\u2028", "\x85", "", "\n\n\n"]
 AWKWARD = [
@@ -294,6 +294,12 @@ def test_c4_by_hand():
     assert judged.column("text") == ["This is a fine sentence here.\nAnd this is another one!"]
     (kept,) = C4().apply(Documents.of([Document("a", page, "web")]), "", Path()).column("detail")
     assert kept == "2; at least 3 is allowed"
+
+
+def test_c4_word_of_1000_characters_stays():
+    pages = [f"four words are here, {'y' * (length - 1)}." for length in (1000, 1001)]
+    documents = Documents.of([Document(str(i), page, "web") for i, page in enumerate(pages)])
+    assert C4(min_sentences=1).apply(documents, "", Path()).column("reason") == [None, "c4: lines that stay"]
 
 
 # Decisions
