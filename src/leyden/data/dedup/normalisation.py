@@ -28,19 +28,16 @@ def normalised(texts: pa.Array, *, split_unspaced: bool = False) -> pa.Array:
         split_unspaced: make every character a word in scripts that are written without spaces (Chinese characters,
             kana, Thai, Lao, Khmer, Burmese, Tibetan, Yi), else a whole sentence of theirs is one word.
     """
-    result = _normalise(texts, everything=True)
+    result = _normalise(texts, remove_punct=True, lowercase=True, nfd_unicode=True, white_space=False)
     foreign = pc.invert(pc.string_is_ascii(result))
-    if not pc.any(foreign).as_py():
-        return result
-    rest = pc.replace_substring_regex(result.filter(foreign), pattern=_PUNCTUATION, replacement="")
-    if split_unspaced:
-        rest = pc.replace_substring_regex(rest, pattern=_UNSPACED, replacement=r" \1 ")
-    return pc.replace_with_mask(result, foreign, _normalise(rest, everything=False))
+    if pc.any(foreign).as_py():
+        rest = pc.replace_substring_regex(result.filter(foreign), pattern=_PUNCTUATION, replacement="")
+        if split_unspaced:
+            rest = pc.replace_substring_regex(rest, pattern=_UNSPACED, replacement=r" \1 ")
+        result = pc.replace_with_mask(result, foreign, rest)
+    return _normalise(result, remove_punct=False, lowercase=False, nfd_unicode=False, white_space=True)
 
 
-def _normalise(texts: pa.Array, everything: bool) -> pa.Array:
-    series = daft.Series.from_arrow(texts).str.normalize(
-        remove_punct=everything, lowercase=everything, nfd_unicode=everything, white_space=True
-    )
-    made = series.to_arrow()
+def _normalise(texts: pa.Array, **changes: bool) -> pa.Array:
+    made = daft.Series.from_arrow(texts).str.normalize(**changes).to_arrow()
     return (pa.concat_arrays(made.chunks) if isinstance(made, pa.ChunkedArray) else made).cast(pa.large_string())

@@ -51,6 +51,8 @@ class Paragraphs(Stage):
 
     def prepare(self, corpus: Corpus) -> None:
         """Hash every piece, count by partitions, note for every shard what goes."""
+        if not corpus.shards:
+            return
         runs = [corpus.work / "pieces" / file_name(name) for name in corpus.shards]
         given = [(run_file(run), (path, run)) for run, path in zip(runs, corpus.shards.values(), strict=True)]
         map_missing(corpus.engine, functools.partial(_hash_pieces, self), given, "hashing pieces")

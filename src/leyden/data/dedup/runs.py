@@ -42,13 +42,18 @@ def load_array(path: Path) -> np.ndarray:
     """
     try:
         return np.load(path, mmap_mode="r")
-    except (OSError, ValueError):
-        if path.exists() and path.stat().st_size == 0:
-            raise UserError(f"{path} is empty, not an array; remove its directory and run again.") from None
+    except ValueError:  # an array without elements cannot be mapped
+        pass
+    except (OSError, EOFError) as error:
+        raise _damaged(path, error) from None
     try:
-        return np.load(path)  # an array without elements cannot be mapped
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}); remove its directory and run again.") from None
+        return np.load(path)
+    except (OSError, EOFError, ValueError) as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} is missing or damaged ({error}); remove its directory and run again.")
 
 
 def write_run(path: Path, keys: np.ndarray, values: np.ndarray) -> None:

@@ -53,6 +53,8 @@ class Substrings(Stage):
 
     def prepare(self, corpus: Corpus) -> None:
         """Hash every window, bring equal ones together, compare them, note for every shard what goes."""
+        if not corpus.shards:
+            return
         places = [_Place(corpus.work / "windows", name, path) for name, path in corpus.shards.items()]
         hashing = [(place["runs.npy"], place) for place in places]
         map_missing(corpus.engine, functools.partial(_hash_windows, self), hashing, "hashing windows")
@@ -220,16 +222,15 @@ def _write_changes(stage: Substrings, work: Path, gone: Runs, texts: _Texts, ind
     rows, begins, ends, row = [], [], [], 0
     for documents in read_batches(place.documents):
         low, high = np.searchsorted(record["row"], [row, row + len(documents)])
-        of_batch = record[low:high]
-        changed, first = np.unique(of_batch["row"], return_index=True)
-        all_texts = documents.texts() if len(changed) else []
-        for number, starts in zip(
-            changed.tolist(), np.split(of_batch["start"].astype(np.int64), first[1:]), strict=True
-        ):
-            begin, end = _characters(all_texts[number - row], starts, stage)
-            rows.append(np.full(len(begin), number))
-            begins.append(begin)
-            ends.append(end)
+        texts_ = documents.texts() if low < high else []
+        while low < high:
+            number = int(record["row"][low])
+            end = int(np.searchsorted(record["row"], number, side="right"))
+            found = _characters(texts_[number - row], record["start"][low:end].astype(np.int64), stage)
+            rows.append(np.full(len(found[0]), number))
+            begins.append(found[0])
+            ends.append(found[1])
+            low = end
         row += len(documents)
     spans = (np.concatenate([np.zeros(0, np.int64), *values]) for values in (rows, begins, ends))
     write_spans(work, place.name, place.documents, *spans)

@@ -1,0 +1,185 @@
+"""Exact duplicates, with and without a Bloom filter, against a dictionary of texts."""
+
+import json
+import unicodedata
+
+import numpy as np
+import pytest
+import xxhash
+from hypothesis import HealthCheck, given, settings, strategies
+
+from leyden.core.errors import UserError
+from leyden.data.dedup import Bloom, Exact
+from leyden.data.dedup.bloom import _integers, load_filter
+from leyden.data.documents import Document, Message
+
+AS_IT_IS = settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture(scope="module")
+def copies() -> list[Document]:
+    """150 documents of 60 contents: some equal, some but for case, marks and white space."""
+    generator = np.random.default_rng(3)
+    contents = [" ".join(f"w{n}" for n in generator.integers(0, 50, 1 + number % 9)) for number in range(57)]
+    contents += ["", "nul\x00byte", "你好 世界"]
+    documents = []
+    for number in range(150):
+        text = contents[int(generator.integers(60))]
+        shape = int(generator.integers(4))
+        text = [text, text.upper(), f"  {text}.", text.replace(" ", "\n\t")][shape]
+        documents.append(Document(f"d{number}", text, "memory"))
+    return documents
+
+
+def plain(text: str) -> str:
+    kept = "".join(c for c in unicodedata.normalize("NFD", text.lower()) if unicodedata.category(c)[0] != "P")
+    return " ".join(kept.split())
+
+
+def survivors(documents: list[Document], key) -> set[str]:
+    """The longest of those with equal keys; of those the one whose text, then whose id, has the greatest hash."""
+    import pyarrow as pa
+
+    from leyden.data.dedup.windows import hash_strings
+
+    def hashed(text: str) -> int:
+        return int(hash_strings(pa.array([text], pa.large_string()))[0])
+
+    best: dict[str, tuple] = {}
+    for document in documents:
+        rank = (len(document.text.encode()), hashed(document.text), hashed(document.id), document.id)
+        best[key(document.text)] = max(best.get(key(document.text), rank), rank)
+    return {rank[-1] for rank in best.values()}
+
+
+@pytest.mark.parametrize("stage", [Exact(), Exact(normalise="none"), Bloom(), Bloom(false_positive_rate=0.4)], ids=str)
+def test_one_of_each_content_survives_and_it_is_the_one_by_content(stage, copies, run):
+    outcome = run(stage, copies, shards=3)
+    key = plain if stage.normalise == "words" else str
+    kept = {document.id for document in copies} - set(outcome.dropped)
+    assert kept == survivors(copies, key)
+    texts = {document.id: document.text for document in copies}
+    for id_, (reason, detail) in outcome.dropped.items():
+        survivor = detail.removeprefix("of ")
+        assert (reason, key(texts[survivor]), survivor in kept) == ("exact duplicate", key(texts[id_]), True)
+    assert outcome.report["documents_stood_for"] == len(outcome.dropped)
+
+
+@AS_IT_IS
+@given(seed=strategies.integers(0, 1000), shards=strategies.integers(1, 9))
+def test_exact_survivors_are_the_same_however_documents_are_dealt(seed, shards, copies, run):
+    stage = Exact(memory_bytes=1 << 16)
+    assert run(stage, copies, shards=shards, seed=seed).dropped == run(stage, copies).dropped
+
+
+def test_survivors_are_the_same_with_two_workers(copies, run):
+    assert run(Exact(), copies, workers=2).dropped == run(Exact(), copies).dropped
+
+
+@AS_IT_IS
+@given(seed=strategies.integers(0, 1000), shards=strategies.integers(1, 9))
+def test_bloom_survivors_and_filter_are_the_same_however_documents_are_dealt(seed, shards, copies, run):
+    stage = Bloom(false_positive_rate=0.3)  # false positives abound, and change nothing
+    one, other = run(stage, copies), run(stage, copies, shards=shards, seed=seed)
+    assert one.dropped == other.dropped
+    assert one.report["filter"] == other.report["filter"]
+
+
+def test_nested_documents_are_compared_by_all_their_messages(run):
+    def talk(id_: str, *turns: str) -> Document:
+        return Document(id_, "", "memory", tuple(Message("user", turn) for turn in turns))
+
+    documents = [talk("a", "one", "two"), talk("b", "One.", "two"), talk("c", "one", "three"), talk("d", "one")]
+    documents.append(Document("e", "one\n\nthree", "memory"))
+    assert {frozenset((id_, detail[3:])) for id_, (_, detail) in run(Exact(), documents).dropped.items()} == {
+        frozenset("ab"),
+        frozenset("ce"),
+    }
+
+
+def test_a_corpus_of_one_text_keeps_one_and_its_partitions_stay_small(run):
+    documents = [Document(f"d{number}", "the same", "memory") for number in range(500)]
+    outcome = run(Exact(), documents, shards=5)
+    assert len(outcome.dropped) == 499
+    assert outcome.report["cluster_sizes"] == {"500": 1}
+    runs = sorted((outcome.corpus.work / "signatures").glob("*.keys.npy"))
+    assert [len(np.load(path)) for path in runs] == [1] * 5  # one record a shard, not one a document
+
+
+@pytest.mark.parametrize("stage", [Exact(), Bloom()], ids=["exact", "bloom"])
+def test_no_documents_and_no_shards(stage, make_corpus, finish):
+    assert finish(stage, make_corpus([])).dropped == {}
+    assert finish(stage, make_corpus([[], []])).dropped == {}
+    assert finish(stage, make_corpus([[Document("a", "", "memory")], []])).dropped == {}
+
+
+@pytest.mark.parametrize("earlier", ["signatures", "documents"])
+def test_documents_of_an_earlier_crawl_survive(earlier, copies, run, tmp_path):
+    old, new = copies[:60], copies[60:]
+    before = run(Exact(), old)
+    path = (
+        before.corpus.work / "signatures"
+        if earlier == "signatures"
+        else next(iter(before.corpus.shards.values())).parent
+    )
+    stage = Exact(against=(path,))
+    assert stage.files()
+    dropped = run(stage, new).dropped
+    texts = {document.id: document.text for document in copies}
+    known = {plain(document.text) for document in old}
+    for document in new:
+        if plain(document.text) in known:
+            survivor = dropped[document.id][1].removeprefix("of ")
+            assert survivor in {other.id for other in old}
+            assert plain(texts[survivor]) == plain(document.text)
+    fresh = [document for document in new if plain(document.text) not in known]
+    assert {document.id for document in fresh} - set(dropped) == survivors(fresh, plain)
+
+
+def test_signatures_of_other_settings_are_refused(copies, run, tmp_path):
+    before = run(Exact(normalise="none"), copies[:20])
+    with pytest.raises(UserError, match=r"normalise = 'none' there, 'words' here"):
+        run(Exact(against=(before.corpus.work / "signatures",)), copies[20:30])
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(UserError, match="no Parquet files of documents"):
+        Exact(against=(tmp_path / "nothing",)).files()
+
+
+def test_an_earlier_filter_drops_what_it_holds_and_grows(copies, run):
+    first = run(Bloom(expected_documents=1000), copies[:70])
+    second = run(Bloom(against=first.corpus.work / "filter"), copies[70:])
+    known = {plain(document.text) for document in copies[:70]}
+    seen = {id_ for id_, (reason, _) in second.dropped.items() if reason == "exact duplicate of an earlier crawl"}
+    assert seen == {document.id for document in copies[70:] if plain(document.text) in known}
+    fresh = [document for document in copies[70:] if plain(document.text) not in known]
+    assert {document.id for document in fresh} - set(second.dropped) == survivors(fresh, plain)
+    whole = run(Bloom(expected_documents=1000), copies)
+    assert second.report["filter"] == whole.report["filter"]
+
+
+def test_the_filter_has_the_false_positive_rate_asked_and_no_false_negative(run):
+    documents = [Document(f"d{number}", f"text {number}", "memory") for number in range(2000)]
+    outcome = run(Bloom(false_positive_rate=0.02), documents)
+    filter_ = load_filter(outcome.corpus.work / "filter", "words")
+    assert all(
+        value in filter_
+        for path in (outcome.corpus.work / "signatures").glob("*.hashes.npy")
+        for value in _integers(np.load(path))
+    )
+    wrong = sum(xxhash.xxh3_128_intdigest(b"other %d" % number) in filter_ for number in range(50_000)) / 50_000
+    assert wrong == pytest.approx(0.02, rel=0.2)
+    assert outcome.report["filter"]["false_positive_rate"] == pytest.approx(wrong, rel=0.2)
+    assert outcome.report["filter"]["bytes"] == pytest.approx(-2000 * np.log(0.02) / np.log(2) ** 2 / 8, rel=0.02)
+
+
+def test_a_filter_that_is_not_one_is_refused(copies, run, tmp_path):
+    outcome = run(Bloom(), copies[:20])
+    directory = outcome.corpus.work / "filter"
+    with pytest.raises(UserError, match="normalise = 'words', this stage has 'none'"):
+        load_filter(directory, "none")
+    (directory / "filter.bloom").write_bytes((directory / "filter.bloom").read_bytes()[:-1])
+    with pytest.raises(UserError, match="is damaged"):
+        load_filter(directory, "words")
+    with pytest.raises(UserError, match="has no filter"):
+        load_filter(tmp_path, "words")
+    assert json.loads((directory / "settings.json").read_text())["normalise"] == "words"
