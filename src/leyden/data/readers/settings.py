@@ -23,7 +23,7 @@ class ReadSettings(Config):
     metadata: Literal["all", "none"] | tuple[str, ...] = "all"
     """The columns that are kept beside the text: all but bytes, none, or a list of names."""
     html: Literal["resiliparse", "trafilatura"] = "resiliparse"
-    """Who finds the main text of a page: resiliparse, some fifteen times as fast, or trafilatura."""
+    """Who finds the main text of a page: resiliparse, more than ten times as fast, or trafilatura."""
     max_document_bytes: int = Field(default=64 << 20, ge=1)
     """A file of text, a page or a line that is longer is set aside, without being held in memory."""
     encoding: str = ""
