@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leyden.data.documents import Document, Documents
-from leyden.data.rules import C4, FineWeb, GopherQuality, GopherRepetition, Length, Script, base
+from leyden.data.rules import C4, FineWeb, GopherQuality, GopherRepetition, Length, Script, apply_chain, base
 from leyden.data.rules import analysis as analysis_module
 from leyden.data.rules.analysis import Analysis
 
@@ -313,6 +313,22 @@ def test_the_batch_and_its_chunks_do_not_matter(stage, monkeypatch):
     assert stage.apply(documents, "", Path()).table == whole
     single = [stage.apply(Documents.of([document]), "", Path()).table.to_pylist()[0] for document in documents]
     assert single == whole.to_pylist()
+
+
+def test_a_chain_is_its_stages_one_after_the_other():
+    sentence = "A plain sentence of the text that we have to keep. "
+    batch = [*AWKWARD, sentence, sentence * 2, sentence * 3, "Une phrase de cinq mots sans plus. " * 4]
+    documents = Documents.of([Document(str(i), text, "memory") for i, text in enumerate(batch)])
+    stages = (C4(min_sentences=1), GopherQuality(min_words=20), Length(max_words=25))
+    expected = []
+    for document in documents:
+        single = Documents.of([document])
+        for stage in stages:
+            single = stage.apply(single, "", Path()) if len(single.kept()) else single
+        expected += single.table.to_pylist()
+    assert apply_chain(documents, stages).table.to_pylist() == expected
+    reasons = [row["reason"] for row in expected][len(AWKWARD) :]
+    assert reasons == ["gopher: number of words", None, "length: words", "gopher: stop words"]
 
 
 def test_the_first_rule_broken_is_the_reason():

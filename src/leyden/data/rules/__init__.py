@@ -7,6 +7,7 @@ Every reason begins with the rule's source, every detail says what was measured 
 from leyden.data.rules.addresses import Urls
 from leyden.data.rules.base import Rules
 from leyden.data.rules.c4 import C4
+from leyden.data.rules.chain import PROSE, apply_chain
 from leyden.data.rules.fineweb import FineWeb
 from leyden.data.rules.gopher import GopherQuality, GopherRepetition
 from leyden.data.rules.language import Language
@@ -17,6 +18,7 @@ from leyden.data.rules.script import Script
 
 __all__ = [
     "C4",
+    "PROSE",
     "FineWeb",
     "GopherQuality",
     "GopherRepetition",
@@ -27,4 +29,5 @@ __all__ = [
     "Script",
     "Unicode",
     "Urls",
+    "apply_chain",
 ]

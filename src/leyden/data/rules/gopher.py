@@ -129,9 +129,9 @@ class GopherRepetition(Rules):
     """Share of the characters of all lines; table A1."""
     max_duplicate_paragraph_characters: float = 0.2
     """Share of the characters of all paragraphs' lines; table A1."""
-    max_top_ngram: dict[int, float] = Field({2: 0.20, 3: 0.18, 4: 0.16})
+    max_top_ngram: dict[int, float] = Field(default={2: 0.20, 3: 0.18, 4: 0.16})
     """For each n, the share of characters in the most frequent n-gram; table A1."""
-    max_duplicate_ngrams: dict[int, float] = Field({5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10})
+    max_duplicate_ngrams: dict[int, float] = Field(default={5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10})
     """For each n, the share of characters in duplicate n-grams; table A1."""
 
     def limits(self, analysis: Analysis) -> list[Limit]:
