@@ -47,18 +47,24 @@ def without(text: str, gone: set[int]) -> str:
     return "".join(letter for place, letter in enumerate(text) if place not in gone)
 
 
+def split(text: str, border: str) -> list[str]:
+    parts = [*re.split(border, text), ""]
+    return [piece + end for piece, end in zip(parts[::2], parts[1::2], strict=True)]
+
+
 @pytest.mark.parametrize("occurrences", [1, 3])
 @pytest.mark.parametrize("unit", ["line", "paragraph"])
 def test_lines_beyond_the_allowed_occurrences_go(unit, occurrences, pages, run):
     stage = Paragraphs(unit=unit, occurrences=occurrences, min_bytes=12, min_left_characters=0)
-    pattern = r"[^\n]*\n|[^\n]+" if unit == "line" else r"(?:.|\n)+?(?:\n\s*\n|$(?!\n))"
     pieces: dict[str, list[tuple]] = {}
     for document in pages:
-        for match in re.finditer(pattern, joined(document)):
-            key = " ".join(match.group().lower().split())
+        begin = 0
+        for piece in split(joined(document), r"(\n)" if unit == "line" else r"(\n\s*\n)"):
+            key, end = " ".join(piece.lower().split()), begin + len(piece)
             if len(key) >= 12:
-                order = mix(np.array([hashed(document.id)], np.uint64), np.array([match.start()], np.uint64))[0]
-                pieces.setdefault(key, []).append((int(order), document.id, match.span()))
+                order = mix(np.array([hashed(document.id)], np.uint64), np.array([begin], np.uint64))[0]
+                pieces.setdefault(key, []).append((int(order), document.id, (begin, end)))
+            begin = end
     gone: dict[str, set[int]] = {}
     for found in pieces.values():
         for _, id_, span in sorted(found, reverse=True)[occurrences:]:

@@ -1,6 +1,7 @@
 """Near-duplicates: the clusters, their survivors, and what is said of them, against all pairs compared."""
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -8,9 +9,11 @@ from hypothesis import HealthCheck, given, settings, strategies
 
 from leyden.core.errors import UserError
 from leyden.data.dedup import MinHash
-from leyden.data.dedup.gathering import rank
+from leyden.data.dedup.clusters import _edges_of_partition, offsets_of
+from leyden.data.dedup.gathering import RANK, Gathered, note_buckets, rank
 from leyden.data.dedup.lsh import collision_probability
-from leyden.data.dedup.verdicts import read_verdicts
+from leyden.data.dedup.runs import Runs, save_array
+from leyden.data.dedup.verdicts import largest_clusters, read_verdicts
 from leyden.data.documents import Document, Documents, Message
 
 PLAIN = MinHash(evidence_documents=0)
@@ -115,28 +118,6 @@ def test_partitions_are_as_many_as_the_memory_asks_and_change_nothing(families, 
     assert one.dropped == other.dropped
 
 
-@pytest.mark.parametrize("place", range(0, 28, 5))
-def test_killed_and_run_again_gives_the_same(place, families, make_corpus, finish, monkeypatch):
-    import leyden.data.dedup.runs as runs_module
-    from leyden.core.files import atomic_file
-
-    stage = MinHash(verify=True, evidence_documents=0)
-    deal = [families[begin : begin + 40] for begin in range(0, 120, 40)]
-    written = itertools.count()
-
-    def dying(path):
-        if next(written) == place:
-            raise KeyboardInterrupt
-        return atomic_file(path)
-
-    corpus = make_corpus(deal)
-    with monkeypatch.context() as patch:
-        patch.setattr(runs_module, "atomic_file", dying)
-        with pytest.raises(KeyboardInterrupt):
-            stage.prepare(corpus)
-    assert finish(stage, corpus).dropped == finish(stage, make_corpus(deal)).dropped
-
-
 def test_documents_without_words_are_compared_with_none_and_short_ones_as_a_whole(run):
     texts = ["", " \n", "...", "Hello", "hello!", "hello there", "\x00", "a\x00b", "a\x00b."]
     dropped = run(PLAIN, [Document(str(i), text, "memory") for i, text in enumerate(texts)]).dropped
@@ -154,6 +135,34 @@ def test_chinese_and_thai_near_duplicates_are_found_by_characters(run):
     assert sorted(tuple(sorted((id_, detail[3:]))) for id_, (_, detail) in dropped.items()) == [
         (f"{i}", f"{i} edited") for i in range(3)
     ]
+
+
+def test_the_largest_clusters_name_their_documents(families, run):
+    copies = [Document(f"copy {number}", families[0].text, "memory") for number in range(5)]
+    outcome = run(PLAIN, [*families[:20], *copies])
+    first, *others = largest_clusters(outcome.corpus.work, 3)
+    assert len(others) == 2
+    assert {f"copy {number}" for number in range(5)} | {"0 ", "0 little", "0 marks"} <= set(first["documents"])
+    assert first["survivor"] in first["documents"]
+    assert set(first["documents"]) - {first["survivor"]} <= set(outcome.dropped)
+
+
+def test_the_memory_of_a_partition_is_within_its_budget(tmp_path):
+    generator = np.random.default_rng(0)
+    keys = generator.integers(0, 1 << 18, 400_000).astype(np.uint64) << np.uint64(46)
+    shards = [Gathered(tmp_path, name, None) for name in "ab"]
+    for shard, key in zip(shards, np.split(keys, 2), strict=True):
+        save_array(shard["ranks.npy"], np.zeros(200_000, RANK))
+        note_buckets(shard, key, None, np.arange(200_000))
+    runs = Runs(tuple(shard.run for shard in shards))
+    budget = 1 << 21
+    ranges = runs.ranges(budget)
+    assert len(ranges) == -(-runs.num_records() * 64 // budget)
+    tracemalloc.start()
+    _edges_of_partition(runs, offsets_of(shards), (tmp_path / "edges.npy", ranges[0]))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < budget
 
 
 def test_dialogues_are_compared_by_their_messages_and_only_marked(families, run):

@@ -24,6 +24,9 @@ _PAIRS = 20
 _PLANTED = 400
 _EXCERPT_CHARACTERS = 300
 _BINS = 20
+_SAMPLED_CHARACTERS = 100_000
+_PLANTED_CHARACTERS = 20_000
+"""Longer texts are measured on their beginning, so that what is in memory is bounded."""
 
 
 def cluster_sizes(work: Path) -> dict[str, Any]:
@@ -82,15 +85,16 @@ def _sample(corpus: Corpus, count: int, shingle_words: int) -> list[str]:
         )
         for minus_key, minus_own, row in fresh:  # a heap of the least: its top is the greatest of them
             if len(least) < count:
-                heapq.heappush(least, (minus_key, minus_own, texts[row].as_py()))
+                heapq.heappush(least, (minus_key, minus_own, texts[row].as_py()[:_SAMPLED_CHARACTERS]))
             elif (minus_key, minus_own) > least[0][:2]:
-                heapq.heapreplace(least, (minus_key, minus_own, texts[row].as_py()))
+                heapq.heapreplace(least, (minus_key, minus_own, texts[row].as_py()[:_SAMPLED_CHARACTERS]))
     return [text for _, _, text in sorted(least, reverse=True)]
 
 
 def _measured_curve(texts: list[str], curve: tuple[int, int], shingle_words: int, seed: int) -> list[dict[str, Any]]:
     """The S-curve on pairs of a sampled text and that text with words replaced, one in every 5 to 1000."""
     generator = np.random.default_rng(seed)
+    texts = [text[:_PLANTED_CHARACTERS].rstrip(" ") for text in texts]
     longer = [text for text in texts if text.count(" ") >= 2 * shingle_words]
     pairs = [(text, _edited(text, rate, generator)) for text in longer for rate in np.geomspace(0.001, 0.2, 8)]
     if not pairs:

@@ -5,6 +5,7 @@ one too many. Which occurrences stay is decided by hashes of the documents' ids,
 """
 
 import functools
+import itertools
 import re
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -22,8 +23,8 @@ from leyden.data.documents import Documents, pc
 from leyden.data.parquet import read_batches
 from leyden.data.stage import Corpus, Stage
 
-_PIECES = {"line": re.compile(r"[^\n]*\n|[^\n]+"), "paragraph": re.compile(r"(?s).+?(?:\n\s*\n|\Z)")}
-"""Pieces with what ends them: those of a text, in order, are all of it."""
+_BORDERS = {"line": re.compile(r"\n"), "paragraph": re.compile(r"\n\s*\n")}
+"""What ends a piece, and belongs to it: the pieces of a text, in order, are all of it."""
 _RECORD = np.dtype([("check", "<u8"), ("rank", "<u8"), ("row", "<u4"), ("begin", "<i8"), ("end", "<i8")])
 
 
@@ -97,9 +98,11 @@ def _pieces_of(stage: Paragraphs, documents: Documents) -> tuple[np.ndarray, np.
     """Half of the hash of each piece of a batch that is long enough, and its record."""
     pieces, places = [], []
     for row, text in enumerate(documents.texts()):
-        for match in _PIECES[stage.unit].finditer(text):
-            pieces.append(match.group())
-            places.append((row, match.start(), match.end()))
+        begin = 0
+        for end in itertools.chain((border.end() for border in _BORDERS[stage.unit].finditer(text)), [len(text)]):
+            pieces.append(text[begin:end])
+            places.append((row, begin, end))
+            begin = end
     words = normalised(pa.array(pieces, pa.large_string()))
     long = pc.greater_equal(pc.binary_length(words), stage.min_bytes)
     place = np.array(places, np.int64).reshape(-1, 3)[long.to_numpy(zero_copy_only=False)]

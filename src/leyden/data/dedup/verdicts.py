@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -68,6 +69,20 @@ def drop_duplicates(documents: Documents, shard: str, work: Path, reason: str) -
 def read_verdicts(work: Path, shard: str) -> pa.Table:
     """The clustered documents of a shard; columns of :data:`VERDICTS`."""
     return pq.read_table(_path(work, shard))
+
+
+def largest_clusters(work: Path, count: int) -> list[dict[str, Any]]:
+    """The clusters of most documents: the id of each one's ``survivor``, and of all its ``documents``, it among them.
+
+    A survivor of an earlier crawl is not among the documents. Equally large ones come in the order of their ids.
+    """
+    tables = [pq.read_table(path, columns=["id", "survivor"]) for path in sorted((work / "verdicts").glob("*.parquet"))]
+    if not tables:
+        return []
+    table = pa.concat_tables(tables).group_by("survivor").aggregate([("id", "list"), ("id", "count")])
+    table = table.sort_by([("id_count", "descending"), ("survivor", "ascending")]).slice(0, count)
+    rows = zip(table.column("survivor").to_pylist(), table.column("id_list").to_pylist(), strict=True)
+    return [{"survivor": survivor, "documents": sorted(ids)} for survivor, ids in rows]
 
 
 def _path(work: Path, shard: str) -> Path:

@@ -2,7 +2,8 @@
 
 Within a cluster, documents are taken by rank, the greatest first: one that is like none taken before survives; one that
 is like some is stood for by the most similar of the survivors that were taken before it. So every dropped document has
-a survivor that it is truly like, and the outcome depends on nothing but the cluster's documents.
+a survivor that it is truly like, and the outcome depends on nothing but the cluster's documents. A cluster takes time
+in proportion to its members times its survivors; two sets of shingles are in memory at a time.
 """
 
 import functools
