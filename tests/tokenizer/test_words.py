@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from leyden.core.errors import UserError
 from leyden.tokenizer.bpe import split_text
-from leyden.tokenizer.words import WordCounts
+from leyden.tokenizer.words import Group, Sizes, WordCounts, table
 
 CHARACTERS = st.one_of(
     st.sampled_from(" \t\n\r/a_B1.;-'s\x0b\x0c\x1c\x1f\x85\xa0\u2028\u3000\u0301東ßİſ²Ⅷ٣"),
@@ -23,7 +23,7 @@ def whole(texts):
 
 @given(TEXTS)
 def test_words_are_those_of_texts_split_whole(texts):
-    assert WordCounts.of(texts).words.get("", {}) == whole(texts)
+    assert WordCounts.of(texts).words.get(Group(), {}) == whole(texts)
 
 
 def test_every_character_next_to_every_kind_of_neighbour():
@@ -31,51 +31,51 @@ def test_every_character_next_to_every_kind_of_neighbour():
     characters = list(map(chr, codes))
     for before, after in [("a", "\n"), (";", "\n"), ("\n", " a")]:
         texts = ["".join(before + c + after for c in characters[i : i + 512]) for i in range(0, len(characters), 512)]
-        assert WordCounts.of(texts).words[""] == whole(texts)
+        assert WordCounts.of(texts).words[Group()] == whole(texts)
 
 
 def test_a_long_text_is_counted_in_parts(monkeypatch):
     monkeypatch.setattr("leyden.tokenizer.words._MAX_CHARACTERS", 100)
     monkeypatch.setattr("leyden.tokenizer.words._MAX_CHUNKS", 50)
     text = "".join(f"word{i} {i}\n" * (i % 3) for i in range(500))
-    assert WordCounts.of([text]).words[""] == whole([text])
+    assert WordCounts.of([text]).words[Group()] == whole([text])
 
 
-def test_languages_are_counted_apart_and_parts_add_up():
+def test_groups_are_counted_apart_and_parts_add_up():
     one, two, all_of_it = WordCounts(), WordCounts(), WordCounts()
-    for index, (text, language) in enumerate([("der Hund", "de"), ("the dog", "en"), ("der Hund é", "de"), ("x", "")]):
-        (one, two)[index % 2].add(text, language)
-        all_of_it.add(text, language)
+    german, english = Group("de", "web"), Group("en", "web")
+    given_texts = [("der Hund", german), ("the dog", english), ("der Hund é", german), ("x", Group("de", "books"))]
+    for index, (text, group) in enumerate(given_texts):
+        (one, two)[index % 2].add(text, group)
+        all_of_it.add(text, group)
     one.update(two)
     assert one.words == all_of_it.words
-    assert one.words["de"] == {"der": 2, " Hund": 2, " é": 1}
-    assert one.num_bytes == all_of_it.num_bytes == {"de": 8 + 11, "en": 7, "": 1}
-    assert one.num_documents == {"de": 2, "en": 1, "": 1}
-    assert one.total_bytes == 27
+    assert one.words[german] == {"der": 2, " Hund": 2, " é": 1}
+    assert one.by_language() == {"de": {"der": 2, " Hund": 2, " é": 1, "x": 1}, "en": {"the": 1, " dog": 1}}
+    assert one.sizes == all_of_it.sizes
+    assert one.sizes[german] == Sizes(num_documents=2, num_bytes=8 + 11, num_spaced=5)
+    assert one.total == Sizes(num_documents=4, num_bytes=27, num_spaced=8)
 
 
 def test_the_rarest_words_are_forgotten_and_the_error_is_bounded(monkeypatch):
     monkeypatch.setattr("leyden.tokenizer.words._MAX_CHUNKS", 10)
     texts = [f" w{i}" * (1 + 100 // (1 + i % 97)) for i in range(97 * 5)]
     counts, truth = WordCounts.of(texts, max_words=40), whole(texts)
-    assert len(counts.words[""]) <= 40
+    assert len(counts.words[Group()]) <= 40
     assert counts.undercount > 0
-    assert counts.forgotten == truth.total() - counts.words[""].total()
-    assert all(truth[word] - counts.undercount <= count <= truth[word] for word, count in counts.words[""].items())
-    assert all(count <= counts.undercount for word, count in truth.items() if word not in counts.words[""])
+    assert counts.forgotten == truth.total() - counts.words[Group()].total()
+    assert all(truth[word] - counts.undercount <= count <= truth[word] for word, count in counts.words[Group()].items())
+    assert all(count <= counts.undercount for word, count in truth.items() if word not in counts.words[Group()])
 
 
 def test_a_table_is_sorted_and_aligned():
-    counts = WordCounts()
-    counts.add("b a", "x")
-    counts.add("b c", "y")
-    words, table = counts.table()
+    words, counts = table({"x": {"b": 1, " a": 1}, "y": {"b": 1, " c": 1}})
     assert words == [" a", " c", "b"]
-    assert {name: column.tolist() for name, column in table.items()} == {"x": [1, 0, 1], "y": [0, 1, 1]}
+    assert {name: column.tolist() for name, column in counts.items()} == {"x": [1, 0, 1], "y": [0, 1, 1]}
 
 
 def test_bad_text_and_counts_that_do_not_fit_are_named():
     with pytest.raises(UserError, match=r"U\+D800, at character 1"):
         WordCounts.of(["a\ud800"])
     with pytest.raises(UserError, match=r"2\^63"):
-        WordCounts.of_counts({"ab": 1 << 63}).table()
+        table(WordCounts.of_counts({"ab": 1 << 63}).by_language())

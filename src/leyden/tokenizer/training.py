@@ -16,7 +16,7 @@ from leyden.core.errors import UserError
 from leyden.core.log import progress
 from leyden.tokenizer.bpe import alphabet
 from leyden.tokenizer.merges import Merges, learn
-from leyden.tokenizer.words import WordCounts
+from leyden.tokenizer.words import WordCounts, table
 
 MAX_WEIGHT = 1000.0
 """No language is counted more often than this."""
@@ -76,26 +76,25 @@ def train(
         UserError: a target is not positive, or of a language without text; or counts do not fit 64 bits.
     """
     targets = _checked(targets or {}, counts)
-    distinct, table = counts.table()
+    distinct, occurs = table(counts.by_language())
     words = [word.encode() for word in distinct]
     sizes = np.fromiter(map(len, words), np.int64, len(words))
-    weights = dict.fromkeys(table, 1.0)
+    weights = dict.fromkeys(occurs, 1.0)
     rounds: list[Round] = []
     while True:
         title = "learning merges" if not targets else f"learning merges, round {len(rounds) + 1} of at most {_ROUNDS}"
         with progress(title, num_tokens - 256, "merges") as bar:
             merges = learn(
-                words, _weighted(table, weights, sizes), num_tokens, alphabet=alphabet(), advance=bar.advance
+                words, _weighted(occurs, weights, sizes), num_tokens, alphabet=alphabet(), advance=bar.advance
             )
         reached = {
-            language: float(occurs @ sizes) / max(float(occurs @ merges.lengths), 1)
-            for language, occurs in table.items()
+            language: float(count @ sizes) / max(float(count @ merges.lengths), 1) for language, count in occurs.items()
         }
         rounds.append(Round(weights, reached, len(merges.tokens)))
         heavier = _heavier(rounds, targets)
         too_few = len(merges.tokens) < num_tokens and not allow_smaller
         if heavier == weights or len(rounds) == _ROUNDS or too_few:
-            occurrences = int(sum(occurs.sum() for occurs in table.values()))
+            occurrences = int(sum(count.sum() for count in occurs.values()))
             return Training(merges, tuple(rounds), targets, len(words), occurrences)
         weights = heavier
 
@@ -104,23 +103,24 @@ def _checked(targets: Mapping[str, float], counts: WordCounts) -> dict[str, floa
     for language, target in targets.items():
         if not target > 0:
             raise UserError(f"A target is a number of bytes per token above 0; given for {language!r}: {target}.")
-        if not counts.num_bytes.get(language):
-            there = ", ".join(f"{name or 'unknown'}" for name in sorted(counts.num_bytes)) or "no language"
-            raise UserError(f"There is a target for {language!r}, of which there is no text; there is text of {there}.")
+        there = {group.language for group, sizes in counts.sizes.items() if sizes.num_bytes}
+        if language not in there:
+            names = ", ".join(name or "unknown" for name in sorted(there)) or "none"
+            raise UserError(f"There is a target for {language!r}, of which there is no text; there is text of {names}.")
     return dict(targets)
 
 
-def _weighted(table: Mapping[str, np.ndarray], weights: Mapping[str, float], sizes: np.ndarray) -> np.ndarray:
+def _weighted(occurs: Mapping[str, np.ndarray], weights: Mapping[str, float], sizes: np.ndarray) -> np.ndarray:
     """[W] int64, all languages' counts together.
 
     Raises:
         UserError: pairs of them may come to 2^63.
     """
     total = np.zeros(len(sizes), np.int64)
-    if sum(weights[language] * float(occurs @ sizes.astype(float)) for language, occurs in table.items()) >= 2.0**62:
+    if sum(weights[language] * float(count @ sizes.astype(float)) for language, count in occurs.items()) >= 2.0**62:
         raise UserError("The words are too many for counts of 64 bits (2^62 weighted bytes or more); take a sample.")
-    for language, occurs in table.items():
-        total += occurs if weights[language] == 1 else np.rint(occurs * weights[language]).astype(np.int64)
+    for language, count in occurs.items():
+        total += count if weights[language] == 1 else np.rint(count * weights[language]).astype(np.int64)
     return total
 
 
@@ -150,8 +150,8 @@ def text_needed(counts: WordCounts, reached: int, num_tokens: int) -> str:
     The vocabulary that text supports grows as a power of its size (Heaps' law). The power is taken from half of the
     text: a sample in which each occurrence of a word stays or goes by the toss of a coin.
     """
-    distinct, table = counts.table()
-    half = np.random.default_rng(0).binomial(sum(table.values()), 0.5)
+    distinct, occurs = table(counts.by_language())
+    half = np.random.default_rng(0).binomial(sum(occurs.values()), 0.5)
     some = [word.encode() for word, count in zip(distinct, half.tolist(), strict=True) if count]
     fewer = len(learn(some, half[half > 0], num_tokens, alphabet=alphabet()).tokens)
     if fewer - 256 < 300:
@@ -159,9 +159,9 @@ def text_needed(counts: WordCounts, reached: int, num_tokens: int) -> str:
     power = np.log2((reached - 256) / (fewer - 256))
     if power <= 0.05:
         return "give other text: more of this kind supports hardly more"
-    needed = counts.total_bytes * ((num_tokens - 256) / (reached - 256)) ** (1 / power)
+    needed = counts.total.num_bytes * ((num_tokens - 256) / (reached - 256)) ** (1 / power)
     return (
-        f"give about {_size(needed)} of such text instead of {_size(counts.total_bytes)} (extrapolated: half of it "
+        f"give about {_size(needed)} of such text instead of {_size(counts.total.num_bytes)} (extrapolated: half of it "
         f"supports {fewer})"
     )
 

@@ -1,4 +1,4 @@
-"""Counting words: how often each piece that text is split into occurs, by language, in integers without a bound.
+"""Counting words: how often each piece that text is split into occurs, by language and domain, in unbounded integers.
 
 Splitting is slow and words repeat, so text is first cut into coarser chunks (:data:`_CHUNK`), at places where the split
 always has a border whatever stands around; chunks are counted, and only the distinct ones are split.
@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -29,28 +29,65 @@ _ALL_SPACE = re.compile(rf"[{_SPACE}]+\Z")
 _JOINED_CHARACTERS = 1 << 20  # split at once
 
 
+class Group(NamedTuple):
+    """What is counted apart: a language (a code, or a programming language) and a domain (where text is from)."""
+
+    language: str = ""
+    domain: str = ""
+
+
+@dataclass
+class Sizes:
+    """How much text there is of a group.
+
+    Attributes:
+        num_documents: texts.
+        num_bytes: in UTF-8.
+        num_spaced: words in the plain sense: what white space divides.
+    """
+
+    num_documents: int = 0
+    num_bytes: int = 0
+    num_spaced: int = 0
+
+    def add(self, text: str) -> None:
+        """Count a text.
+
+        Raises:
+            UserError: it holds a lone surrogate.
+        """
+        self.num_bytes += num_bytes(text)
+        self.num_documents += 1
+        self.num_spaced += len(text.split())
+
+    def __add__(self, other: "Sizes") -> "Sizes":
+        return Sizes(
+            self.num_documents + other.num_documents,
+            self.num_bytes + other.num_bytes,
+            self.num_spaced + other.num_spaced,
+        )
+
+
 @dataclass
 class WordCounts:
-    """How often each word occurs in each language. Add texts, then read :attr:`words`.
+    """How often each word occurs in each group. Add texts, then read :attr:`words`.
 
     Attributes:
         max_words: where there are more distinct words, the rarest are forgotten (and may be counted anew later).
-        num_bytes: UTF-8 bytes of the texts, by language.
-        num_documents: texts, by language.
+        sizes: how much text there is of each group.
         forgotten: occurrences of words that were forgotten.
         undercount: no count is further below the truth than this.
     """
 
     max_words: int = MAX_WORDS
-    num_bytes: Counter[str] = field(default_factory=Counter)
-    num_documents: Counter[str] = field(default_factory=Counter)
+    sizes: dict[Group, Sizes] = field(default_factory=dict)
     forgotten: int = 0
     undercount: int = 0
-    _words: dict[str, Counter[str]] = field(default_factory=dict)
-    _chunks: dict[str, Counter[str]] = field(default_factory=dict)
+    _words: dict[Group, Counter[str]] = field(default_factory=dict)
+    _chunks: dict[Group, Counter[str]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, texts: Iterable[str], language: str = "", max_words: int = MAX_WORDS) -> Self:
+    def of(cls, texts: Iterable[str], group: Group = Group(), max_words: int = MAX_WORDS) -> Self:  # noqa: B008
         """The words of ``texts``.
 
         Raises:
@@ -58,80 +95,71 @@ class WordCounts:
         """
         counts = cls(max_words)
         for text in texts:
-            counts.add(text, language)
+            counts.add(text, group)
         return counts
 
     @classmethod
-    def of_counts(cls, words: Mapping[str, int], language: str = "") -> Self:
+    def of_counts(cls, words: Mapping[str, int], group: Group = Group()) -> Self:  # noqa: B008
         """Words that were counted elsewhere: pieces as :func:`leyden.tokenizer.bpe.split_text` gives them."""
         counts = cls(max(MAX_WORDS, len(words)))
-        counts._words[language] = Counter(words)
-        counts.num_bytes[language] = sum(num_bytes(word) * count for word, count in words.items())
+        counts._words[group] = Counter(words)
+        counts.sizes[group] = Sizes(num_bytes=sum(num_bytes(word) * count for word, count in words.items()))
         return counts
 
-    def add(self, text: str, language: str = "") -> None:
+    def add(self, text: str, group: Group = Group()) -> None:  # noqa: B008
         """Count one text.
 
         Raises:
             UserError: it holds a lone surrogate.
         """
-        self.num_bytes[language] += num_bytes(text)
-        self.num_documents[language] += 1
+        self.sizes.setdefault(group, Sizes()).add(text)
         if len(text) <= _MAX_CHARACTERS:
-            self._count(_CHUNK.findall(text), language)
+            self._count(_CHUNK.findall(text), group)
             return
         matches = _CHUNK.finditer(text)
         while some := [match[0] for match in islice(matches, _MAX_CHARACTERS // 8)]:
-            self._count(some, language)
+            self._count(some, group)
 
     def update(self, other: "WordCounts") -> None:
         """Add what another has counted."""
         other._settle(0)
         self._settle(0)
-        for language, words in other._words.items():
-            self._words.setdefault(language, Counter()).update(words)
-        self.num_bytes.update(other.num_bytes)
-        self.num_documents.update(other.num_documents)
+        for group, words in other._words.items():
+            self._words.setdefault(group, Counter()).update(words)
+        for group, sizes in other.sizes.items():
+            self.sizes[group] = self.sizes.get(group, Sizes()) + sizes
         self.forgotten += other.forgotten
         self.undercount += other.undercount
         self._forget_rarest()
 
     @property
-    def words(self) -> Mapping[str, Mapping[str, int]]:
-        """Each language's words and how often they occur."""
+    def words(self) -> Mapping[Group, Mapping[str, int]]:
+        """Each group's words and how often they occur."""
         self._settle(0)
         return self._words
 
     @property
-    def total_bytes(self) -> int:
-        """UTF-8 bytes of all texts."""
-        return self.num_bytes.total()
+    def total(self) -> Sizes:
+        """How much text there is in all."""
+        return sum(self.sizes.values(), Sizes())
 
-    def table(self) -> tuple[list[str], dict[str, np.ndarray]]:
-        """The distinct words [W], sorted, and how often each occurs in each language, [W] int64.
+    def by_language(self) -> dict[str, Counter[str]]:
+        """Each language's words, of all domains."""
+        found: dict[str, Counter[str]] = {}
+        for group, words in sorted(self.words.items()):
+            found.setdefault(group.language, Counter()).update(words)
+        return found
 
-        Raises:
-            UserError: a count does not fit 64 bits.
-        """
-        distinct = sorted(set().union(*self.words.values()))
-        try:
-            return distinct, {
-                language: np.fromiter((words.get(word, 0) for word in distinct), np.int64, len(distinct))
-                for language, words in sorted(self.words.items())
-            }
-        except OverflowError:
-            raise UserError("A word occurs more than 2^63 times, which does not fit 64 bits; take a sample.") from None
-
-    def _count(self, chunks: list[str], language: str) -> None:
-        self._chunks.setdefault(language, Counter()).update(chunks)
+    def _count(self, chunks: list[str], group: Group) -> None:
+        self._chunks.setdefault(group, Counter()).update(chunks)
         self._settle(_MAX_CHUNKS)
 
     def _settle(self, max_chunks: int) -> None:
         """Split the chunks into words, where there are more than ``max_chunks``."""
         if sum(map(len, self._chunks.values())) <= max_chunks:
             return
-        for language, chunks in self._chunks.items():
-            words = self._words.setdefault(language, Counter())
+        for group, chunks in self._chunks.items():
+            words = self._words.setdefault(group, Counter())
             for count, some in _by_count(chunks).items():
                 for word, times in _split_chunks(some).items():
                     words[word] += count * times
@@ -139,7 +167,7 @@ class WordCounts:
         self._forget_rarest()
 
     def _forget_rarest(self) -> None:
-        """Keep at most three quarters of ``max_words`` once there are more: those above some count, in any language."""
+        """Keep at most three quarters of ``max_words`` once there are more: those above some count."""
         num_words = sum(map(len, self._words.values()))
         if num_words <= self.max_words:
             return
@@ -151,8 +179,24 @@ class WordCounts:
                 break
         self.forgotten += sum(count * times for count, times in spread.items() if count <= bound)
         self.undercount += bound
-        for language, words in self._words.items():
-            self._words[language] = Counter({word: count for word, count in words.items() if count > bound})
+        for group, words in self._words.items():
+            self._words[group] = Counter({word: count for word, count in words.items() if count > bound})
+
+
+def table(by_language: Mapping[str, Mapping[str, int]]) -> tuple[list[str], dict[str, np.ndarray]]:
+    """The distinct words [W], sorted, and how often each occurs in each language, [W] int64.
+
+    Raises:
+        UserError: a count does not fit 64 bits.
+    """
+    distinct = sorted(set().union(*by_language.values()))
+    try:
+        return distinct, {
+            language: np.fromiter((words.get(word, 0) for word in distinct), np.int64, len(distinct))
+            for language, words in by_language.items()
+        }
+    except OverflowError:
+        raise UserError("A word occurs more than 2^63 times, which does not fit 64 bits; take a sample.") from None
 
 
 def num_bytes(text: str) -> int:
