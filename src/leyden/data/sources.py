@@ -2,6 +2,7 @@
 library.
 """
 
+import json
 import os
 import sysconfig
 from collections.abc import Container, Iterable, Iterator
@@ -156,7 +157,8 @@ def find_sources(
         The files to read, and the files found in folders whose suffix is not one that is read.
 
     Raises:
-        UserError: a path does not exist, or is a file of a suffix that is not read.
+        UserError: a path does not exist, is a file of a suffix that is not read, or holds a folder that may not be
+            searched.
     """
     sources: list[SourceFile] = []
     skipped: list[Path] = []
@@ -191,12 +193,29 @@ def is_readable(path: Path, formats: Container[str] | None = None) -> bool:
 
 
 def _files_in(folder: Path) -> Iterator[Path]:
-    for directory, folders, names in os.walk(folder):
+    for directory, folders, names in os.walk(folder, onerror=_unreadable):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        left_over = _left_over(Path(directory), names)
         for name in sorted(names):
             file = Path(directory, name)
-            if not name.startswith(".") and file.is_file():
+            if not name.startswith(".") and name not in left_over and file.is_file():
                 yield file
+
+
+def _unreadable(error: OSError) -> None:
+    raise UserError(f"{error.filename} cannot be searched: {error.strerror}; allow it, or name the folders beside it.")
+
+
+def _left_over(folder: Path, names: list[str]) -> set[str]:
+    """Arrow files in a saved Hugging Face dataset that are not its data: caches of what was once computed from it."""
+    if "state.json" not in names or "dataset_info.json" not in names:
+        return set()
+    try:
+        files = json.loads((folder / "state.json").read_text(encoding="utf-8"))["_data_files"]
+        data = {file["filename"] for file in files}
+    except (OSError, ValueError, LookupError, TypeError):
+        return set()
+    return {name for name in names if name.endswith(".arrow") and name not in data}
 
 
 def standard_library_sources() -> list[SourceFile]:

@@ -98,6 +98,7 @@ def test_a_saved_dataset(tmp_path, read):
     table = pa.table({"text": [f"text {n}" for n in range(1000)], "n": range(1000)})
     _saved(tmp_path / "set" / "train", table)
     _saved(tmp_path / "set" / "test", table.slice(0, 2))
+    (tmp_path / "set" / "train" / "cache-0123.arrow").write_bytes(b"no data of the set")
     (tmp_path / "set" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
     documents, rejects = read(tmp_path / "set")
     assert rejects == []

@@ -1,6 +1,7 @@
 """Files that are one document each, the table of formats, and datasets of the hub."""
 
 import gzip
+import os
 import sys
 
 import huggingface_hub
@@ -101,3 +102,24 @@ def test_what_describes_a_saved_dataset_is_no_document(tmp_path):
     sources, skipped = find_sources([tmp_path], FORMATS)
     assert sources == []
     assert [path.name for path in skipped] == ["a.png"]
+
+
+def test_a_folder_that_may_not_be_searched_is_said(tmp_path, monkeypatch):
+    (tmp_path / "shut").mkdir()
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("shut"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match="shut cannot be searched: Permission denied"):
+        find_sources([tmp_path], FORMATS)
+
+
+def test_a_file_whose_name_is_not_unicode_is_set_aside(tmp_path, read):
+    (tmp_path / os.fsdecode(b"\xff.txt")).write_text("a")
+    documents, rejects = read(tmp_path)
+    assert documents == []
+    assert [reject.reason for reject in rejects] == ["not UTF-8"]

@@ -86,17 +86,17 @@ def test_any_damage_ends_and_is_reported_or_harmless(tmp_path_factory, data, suf
     assert whole.count(noise) >= 2 or any(isinstance(part, Problem) for part in found)
 
 
-@pytest.mark.parametrize("suffix", PACK)
-def test_a_bomb_is_not_held(tmp_path, read, suffix):
+@pytest.mark.parametrize(("suffix", "megabytes", "held"), [(".gz", 100, 48), (".zst", 300, 160)])
+def test_a_bomb_is_not_held(tmp_path, read, suffix, megabytes, held):
     path = tmp_path / f"a.txt{suffix}"
-    path.write_bytes(PACK[suffix](bytes(200 << 20)))
+    path.write_bytes(PACK[suffix](bytes(megabytes << 20)))
     tracemalloc.start()
     documents, rejects = read(path, max_document_bytes=1 << 20)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert documents == []
     assert [reject.reason for reject in rejects] == ["too long"]
-    assert peak < 160 << 20
+    assert peak < held << 20
 
 
 def test_windows_of_zstd_long_are_read(tmp_path):

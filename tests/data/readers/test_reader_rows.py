@@ -167,7 +167,7 @@ TURN = st.dictionaries(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(row=st.dictionaries(NAMES, JSON | st.lists(TURN, max_size=3) | st.text(max_size=5)))
 def test_any_row_gives_a_document_that_a_batch_holds_or_is_set_aside(tmp_path_factory, read, row):
     path = tmp_path_factory.mktemp("rows") / "a.jsonl"

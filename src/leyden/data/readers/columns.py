@@ -13,7 +13,7 @@ _BATCH_BYTES = 8 << 20
 
 
 def row_group_ranges(path: Path, size: int, shard_bytes: int) -> Iterator[tuple[int, int, int | None]]:
-    """Ranges of row groups of about ``shard_bytes`` each: bytes, first group, and last (excluded).
+    """Ranges of row groups of up to ``shard_bytes``, or of one group: bytes, first group, and last (excluded).
 
     A file whose footer cannot be read is one range: reading it will say so.
     """
@@ -33,12 +33,11 @@ def row_group_ranges(path: Path, size: int, shard_bytes: int) -> Iterator[tuple[
         return
     start = held = 0
     for group, group_bytes in enumerate(sizes):
+        if group > start and held + group_bytes > shard_bytes:
+            yield held, start, group
+            start, held = group, 0
         held += group_bytes
-        if held >= shard_bytes or group == len(sizes) - 1:
-            yield held, start, group + 1
-            start, held = group + 1, 0
-    if not sizes:
-        yield size, 0, None
+    yield held, start, len(sizes)
 
 
 def read_parquet(piece: Piece, settings: ReadSettings) -> Iterator[Found]:

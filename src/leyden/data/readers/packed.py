@@ -34,7 +34,7 @@ class Packing:
 def _gzip() -> Packing:
     # Method 8; flags below 32; any time; "best", "fastest" or neither; a known operating system. At most 1032 to 1.
     member = re.compile(rb"\x1f\x8b\x08[\x00-\x1f].{4}[\x00\x02\x04][\x00-\x0d\xff]", re.DOTALL)
-    return Packing("gzip", member, 1 << 16, lambda: zlib.decompressobj(31), zlib.error)
+    return Packing("gzip", member, 1 << 14, lambda: zlib.decompressobj(31), zlib.error)
 
 
 def _zstd() -> Packing:

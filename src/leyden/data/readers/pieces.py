@@ -37,10 +37,10 @@ Reader = Callable[[Piece, ReadSettings], Iterator[Found]]
 
 
 def plan_shards(source: SourceSettings, shard_bytes: int) -> list[list[Piece]]:
-    """A source's files as shards of about ``shard_bytes``, in the order of paths and names.
+    """A source's files as shards of up to ``shard_bytes``, in the order of paths and names.
 
     The same documents with the same ids come out whatever ``shard_bytes`` is. Packed files and those of formats other
-    than lines of JSON and Parquet are not cut.
+    than lines of JSON and Parquet are not cut; what cannot be cut and is larger is a shard by itself.
 
     Raises:
         UserError: a path does not exist or is of a kind that is not read, or two files have the same name.
@@ -49,11 +49,12 @@ def plan_shards(source: SourceSettings, shard_bytes: int) -> list[list[Piece]]:
     room = 0
     for file in source_files(source):
         for piece in _cut(file, source, shard_bytes):
-            if room <= 0:
+            weight = max(piece.num_bytes, 1 << 10)  # a file costs something even where it is empty
+            if weight > room:
                 shards.append([])
                 room = shard_bytes
             shards[-1].append(piece)
-            room -= max(piece.num_bytes, 1 << 10)  # a file costs something even where it is empty
+            room -= weight
     return shards
 
 

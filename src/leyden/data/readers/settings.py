@@ -47,7 +47,8 @@ class SourceSettings(ReadSettings):
     paths: tuple[str, ...] = Field(min_length=1)
     """Files, folders, patterns (``crawl/**/*.warc.gz``), or datasets of the Hugging Face hub (``hf://OWNER/NAME``)."""
     format: str = "auto"
-    """How files are read: ``auto``, by their suffixes, or one of :data:`~leyden.data.sources.FORMATS` for all."""
+    """How files are read: ``auto``, by their suffixes, or one of :data:`~leyden.data.sources.FORMATS` for all that are
+    named, and of what is in folders only those with its suffixes (``code`` for a source tree without its ``.json``)."""
 
     @field_validator("format")
     @classmethod
