@@ -22,7 +22,8 @@ def draw_verdict(plan: Plan, verdict: Verdict, path: Path) -> None:
     """The effect by each test and on each benchmark, with its two-sided interval, beside what could be detected."""
     found = verdict.findings[plan.reading]
     rows = [(f"{name} test" + " (decides)" * (name == plan.test), test) for name, test in found.tests.items()]
-    rows += [(name, test) for name, test in found.by_benchmark.items()]
+    if len(found.by_benchmark) > 1:
+        rows += [(name, test) for name, test in found.by_benchmark.items()]
     figure, axes = _canvas(7.0, 1.2 + 0.35 * len(rows))
     for place, (name, test) in enumerate(reversed(rows)):
         half = test.effect - test.lower
@@ -34,8 +35,8 @@ def draw_verdict(plan: Plan, verdict: Verdict, path: Path) -> None:
     axes.set_yticks(range(len(rows)), [name for name, _ in reversed(rows)])
     axes.margins(y=0.2)
     axes.set_xlabel(
-        f"treatment - baseline, log acc_norm² ({plan.reading}); bars: {1 - 2 * plan.alpha:.0%} interval; dashed: "
-        "minimum detectable effect"
+        f"treatment - baseline, log acc_norm² ({plan.reading})\n"
+        f"bars: {1 - 2 * plan.alpha:.0%} interval; dashed: minimum detectable effect"
     )
     axes.set_title("accepted" if verdict.accepted else "not accepted", loc="left")
     _save(figure, path)

@@ -7,6 +7,8 @@ from leyden.data.mixture.plan import MixturePlan
 
 _COLORS = ("#b3471f", "#d9b38c", "#5b8cc0", "#1b3a6b")
 """From low quality to high."""
+_LEAST_LABELLED = 0.06
+"""Of the widest bar: a part that is narrower does not hold its figure."""
 
 
 def draw_mixture(plan: MixturePlan, path: Path) -> None:
@@ -20,6 +22,7 @@ def draw_mixture(plan: MixturePlan, path: Path) -> None:
         figure = Figure(figsize=(7.0, 1.2 + 0.45 * len(names)), layout="constrained")
         axes = figure.add_subplot()
         left = dict.fromkeys(names, 0.0)
+        widest = max(sum(cell.tokens for cell in plan.cells if cell.category == name) for name in names)
         for rank, quality in enumerate(classes):
             cells = [cell for cell in plan.cells if cell.quality == quality]
             bars = axes.barh(
@@ -29,7 +32,8 @@ def draw_mixture(plan: MixturePlan, path: Path) -> None:
                 color=_COLORS[rank % len(_COLORS)],
                 label=quality,
             )
-            axes.bar_label(bars, [f"{cell.epochs:.2f}x" for cell in cells], label_type="center", color="white")
+            labels = [f"{cell.epochs:.2f}x" if cell.tokens > _LEAST_LABELLED * widest else "" for cell in cells]
+            axes.bar_label(bars, labels, label_type="center", color="white")
             for cell in cells:
                 left[cell.category] += cell.tokens
         axes.set_yticks(range(len(names)), names)
