@@ -2,7 +2,9 @@
 
 import json
 import random
+import re
 import shutil
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 
 import leyden
 from leyden.core.errors import Interrupted, UserError
+from leyden.data.mixture import MatchRepetition
 from leyden.model import HybridLM
 from leyden.study import train as training
 from leyden.study.demo import demo_experiment
@@ -268,6 +271,25 @@ def test_experiments_that_cannot_be(experiment: Experiment, changes: dict[str, A
     with pytest.raises(UserError) as refused:
         Experiment.parse(experiment.model_dump(mode="json") | changes, "test")
     assert says in str(refused.value)
+
+
+def test_a_variant_s_own_documents_hold_none_that_items_are_from(experiment: Experiment, text: Path) -> None:
+    """The same folder as a variant's own: what ``[data]`` holds out is not trained on, whatever is held out there."""
+    from leyden.study.study import _documents, _variant
+
+    documents, held_out = _documents(experiment)
+    own = experiment.baseline.model_copy(update={"text": (text,), "shuffle_words": 0.0})
+    trained = {document.text for document in _variant(experiment, own, documents, frozenset(held_out))}
+    assert len(trained) > 20
+    assert held_out
+    assert not trained & set(held_out)
+
+
+def test_the_page_s_examples(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data-experiments.md").read_text(encoding="utf-8")
+    experiment, stage = (tomllib.loads(block) for block in re.findall(r"```toml\n(.*?)```", page, re.DOTALL))
+    assert Experiment.parse(experiment, "page").train.model_config_of(1024).hidden_size == 512
+    assert MatchRepetition.parse(stage["stage"][0], "page").trial_tokens == 40_000_000_000
 
 
 def test_an_experiment_s_file(tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ def prepare(experiment: Experiment, directory: Path) -> Study:
     write_items(items, directory / "items.jsonl")
     data = {name: f"models {variant.models}" for name, variant in experiment.variants().items() if variant.models}
     if trained:
-        data |= _tokenise(experiment, trained, documents, directory)
+        data |= _tokenise(experiment, trained, documents, frozenset(held_out), directory)
     record = {"experiment": wanted, "items": items_fingerprint(items), "data": data}
     with atomic_file(record_path) as part:
         part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -206,17 +206,18 @@ def fingerprint(record: Any) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
-def _tokenise(experiment: Experiment, names: list[str], documents: list[Document], directory: Path) -> dict[str, str]:
+def _tokenise(
+    experiment: Experiment, names: list[str], documents: list[Document], held_out: frozenset[str], directory: Path
+) -> dict[str, str]:
     """Train the tokenizer and write every variant's tokens; their fingerprints by name."""
     experiment.train.model_config_of(experiment.data.vocab_size)  # refused now rather than after the tokens
     tokenizer = Tokenizer.train((d.text for d in documents), vocab_size=experiment.data.vocab_size)
     tokenizer.save(directory / "tokenizer")
-    return {
-        name: write_shards(
-            _variant(experiment, experiment.variants()[name], documents), tokenizer, directory / "data" / name
-        ).fingerprint
-        for name in names
-    }
+    found = {}
+    for name in names:
+        made = _variant(experiment, experiment.variants()[name], documents, held_out)
+        found[name] = write_shards(made, tokenizer, directory / "data" / name).fingerprint
+    return found
 
 
 def _documents(experiment: Experiment) -> tuple[list[Document], list[str]]:
@@ -232,10 +233,13 @@ def _items(experiment: Experiment, held_out: list[str]) -> list[Item]:
     return build_items(held_out, experiment.items, seed=_ITEM_SEED)
 
 
-def _variant(experiment: Experiment, variant: Variant, documents: list[Document]) -> list[Document]:
-    """The documents of one variant; where it has its own, no more bytes of them than ``[data]`` allows."""
+def _variant(
+    experiment: Experiment, variant: Variant, documents: list[Document], held_out: frozenset[str]
+) -> list[Document]:
+    """The documents of one variant. Of its own, no more bytes than ``[data]`` allows, and none that items are from."""
     if variant.text is not None:
-        documents = _at_most(build_corpus(variant.text).train, experiment.data.max_bytes)
+        own = [document for document in build_corpus(variant.text).train if document.text not in held_out]
+        documents = _at_most(own, experiment.data.max_bytes)
     ordered = _by_content(documents)
     bad = round(variant.shuffle_words * len(ordered))
     return [
