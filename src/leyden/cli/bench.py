@@ -39,3 +39,17 @@ def ops(
     except RedTestsError as red:
         say(str(red))
         raise typer.Exit(1) from None
+
+
+@app.command()
+def planted(
+    text: Annotated[list[Path], typer.Argument(help="Folders of documentation and source to build a corpus of.")],
+    directory: Annotated[Path, typer.Option("--dir", help="Where the build is kept.")] = Path("runs/planted"),
+    megabytes: Annotated[float, typer.Option(min=0, help="Text that must be read at least.")] = 500,
+    output: Output = None,
+) -> None:
+    """Build a corpus with planted copies, junk, leaks and damage, and say which were found; 1 if any was missed."""
+    from leyden.bench.planted_run import run_planted
+
+    if not run_planted(text, directory, megabytes=megabytes, output=output):
+        raise typer.Exit(1)

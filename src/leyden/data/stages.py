@@ -4,7 +4,26 @@ from importlib import import_module
 
 from leyden.data.stage import Stage
 
-KINDS: dict[str, tuple[str, str]] = {}
+KINDS: dict[str, tuple[str, str]] = {
+    "unicode": ("rules", "Unicode"),
+    "pii": ("rules", "Personal"),
+    "urls": ("rules", "Urls"),
+    "language": ("rules", "Language"),
+    "script": ("rules", "Script"),
+    "length": ("rules", "Length"),
+    "c4": ("rules", "C4"),
+    "gopher_quality": ("rules", "GopherQuality"),
+    "gopher_repetition": ("rules", "GopherRepetition"),
+    "fineweb": ("rules", "FineWeb"),
+    "exact": ("dedup", "Exact"),
+    "bloom": ("dedup", "Bloom"),
+    "minhash": ("dedup", "MinHash"),
+    "paragraphs": ("dedup", "Paragraphs"),
+    "substrings": ("dedup", "Substrings"),
+    "contamination": ("dedup", "Contamination"),
+    "mixture": ("mixture", "Mixture"),
+    "match_repetition": ("mixture", "MatchRepetition"),
+}
 """For each kind its module in ``leyden.data`` and its class."""
 
 

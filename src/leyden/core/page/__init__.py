@@ -4,6 +4,7 @@ Plots are SVG text to stand inside the page, coloured by the page's own CSS vari
 without global state. The same data gives the same bytes: ids come from a fixed salt and no date is written.
 """
 
+import importlib.metadata
 import io
 import re
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,6 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-import leyden
 from leyden.core.files import atomic_file
 
 # Colours that only stand for a variable of the page, which has a light and a dark value for each.
@@ -100,9 +100,17 @@ def write_page(path: Path, template: Path, facts: Mapping[str, Any]) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template(template.name).render(version=leyden.__version__, **facts)
+    page = environment.get_template(template.name).render(version=_version(), **facts)
     with atomic_file(path) as part:
         part.write_text(page, encoding="utf-8")
+
+
+def _version() -> str:
+    """Of the installed package; nothing where Leyden runs from a checkout that is not installed."""
+    try:
+        return importlib.metadata.version("leyden")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def _svg(figure: Figure, name: str) -> str:
