@@ -300,6 +300,8 @@ def _run_shard(stage: Stage, before: StageDirectory, place: StageDirectory, item
     with DocumentsWriter(place.documents(shard)) as kept, DocumentsWriter(place.dropped(shard)) as dropped:
         for batch in read_batches(before.documents(shard)):
             judged = stage.apply(batch, shard, place.work)
+            if len(judged) < len(batch):
+                raise RuntimeError(f"stage {stage.name} lost {len(batch) - len(judged)} documents of shard {shard}")
             counts.given.add(batch)
             counts.rewritten += _rewritten(batch, judged)
             staying, leaving = judged.kept(), judged.dropped()
