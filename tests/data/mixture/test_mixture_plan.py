@@ -24,8 +24,9 @@ def test_one_uniform_epoch_tilted_by_hand() -> None:
     level = 1000 / 1150
     assert epochs(plan) == pytest.approx({"web/low": level / 2, "web/middle": level, "web/high": 2 * level})
     assert plan.largest_budget == 300 * 2 + 400 * 3 + 300 * 4
-    assert [one["epochs"] for one in plan.for_loader()] == pytest.approx([1, 1, 2 * level])
-    assert sum(one["weight"] for one in plan.for_loader()) == pytest.approx(1)
+    assert [cell.epochs_of_kept for cell in plan.cells] == pytest.approx([1, 1, 2 * level])
+    assert [cell.kept_tokens for cell in plan.cells] == pytest.approx([150 * level, 400 * level, 300])
+    assert sum(plan.for_loader()["point"][0]["weights"].values()) == pytest.approx(1)
 
 
 def test_a_class_at_its_cap_leaves_the_rest_to_the_others() -> None:
@@ -89,6 +90,11 @@ def test_a_plan_is_read_back_printed_and_drawn(tmp_path: Path) -> None:
     plan = plan_mixture([*WEB, *BOOKS], 2200)
     plan.save(tmp_path / "plan.json")
     assert MixturePlan.load(tmp_path / "plan.json") == plan
+    from leyden.data.loader.mixture import Mixture
+
+    loader = Mixture.parse(plan.for_loader(), "plan")
+    assert loader.sources == sorted(cell.group for cell in plan.cells)
+    assert loader.max_epochs["web/low"] == 2
     assert len(plan.table().splitlines()) == 2 + 6
     draw_mixture(plan, tmp_path / "plan.svg")
     assert (tmp_path / "plan.svg").read_text().count("<svg") == 1

@@ -11,9 +11,9 @@ import pytest
 from leyden.core.errors import UserError
 from leyden.data.documents import Document, Documents, Message
 from leyden.data.engine import Engine
-from leyden.data.mixture import Mixture, MixturePlan, forecast
+from leyden.data.mixture import Mixture, MixturePlan, forecast, write_groups
 from leyden.data.mixture.content import contents_of, cut_at
-from leyden.data.parquet import DocumentsWriter
+from leyden.data.parquet import DocumentsWriter, read_batches
 from leyden.data.stage import Corpus
 
 SETTINGS = Mixture(scores=("quality",), bytes_per_token=1.0)
@@ -132,6 +132,34 @@ def test_without_scores_or_categories_the_source_is_uniform(corpus: Callable[...
     given = [(Document(str(n), f"text {n}", "a" if n % 2 else "b"), float("nan")) for n in range(20)]
     found = outcome(SETTINGS, corpus(given, 2, "plain"))
     assert {(times, group) for times, group, _ in found.values()} == {(1.0, "a/middle"), (1.0, "b/middle")}
+
+
+def test_documents_are_parted_by_group(corpus: Callable[..., Corpus], tmp_path: Path) -> None:
+    made = corpus(documents(), 3, "whole")
+    SETTINGS.prepare(made)
+    kept: dict[str, str] = {}
+    paths = []
+    for shard in made.shards:
+        paths.append(tmp_path / "mixed" / f"{shard}.parquet")
+        with DocumentsWriter(paths[-1]) as writer:
+            for batch in read_batches(made.shards[shard]):
+                result = SETTINGS.apply(batch, shard, made.work)
+                writer.write(result)
+                groups = [json.loads(text)["group"] for text in result.kept().column("metadata")]
+                kept |= dict(zip(result.kept().column("id"), groups, strict=True))
+    found = write_groups(paths, tmp_path / "groups", Engine())
+    assert sorted(found) == sorted(set(kept.values()))
+    parted = {
+        name: group
+        for group, files in found.items()
+        for file in files
+        for b in read_batches(file)
+        for name in b.column("id")
+    }
+    assert parted == kept
+    with pytest.raises(UserError, match="has no group"):
+        write_groups(list(made.shards.values()), tmp_path / "none", Engine())
+    assert not list((tmp_path / "none").rglob("*.parquet"))
 
 
 def test_a_cut_is_nearest_to_the_share() -> None:

@@ -108,10 +108,12 @@ class MixturePlan:
     limited_by: str
     cells: tuple[CellPlan, ...]
 
-    def for_loader(self) -> list[dict[str, Any]]:
-        """For each group of token shards its ``group``, its ``weight`` (share of the tokens) and its ``epochs``, after
-        thinning."""
-        return [{"group": c.group, "weight": c.tokens / self.tokens, "epochs": c.epochs_of_kept} for c in self.cells]
+    def for_loader(self) -> dict[str, Any]:
+        """The loader's ``mixture`` (:class:`leyden.data.loader.mixture.Mixture`) over the groups' token shards: each
+        group's share of the tokens, and how often its documents may be used after thinning."""
+        weights = {cell.group: cell.tokens / self.tokens for cell in self.cells}
+        caps = {cell.group: max(cell.max_epochs, cell.epochs_of_kept) for cell in self.cells}
+        return {"point": [{"weights": weights}], "max_epochs": caps}
 
     def save(self, path: Path) -> None:
         """Write it as JSON."""
