@@ -56,13 +56,14 @@ def _numbers(documents):
 @pytest.mark.parametrize("name", ["a.warc", "a.warc.gz", "a.warc.zst"])
 @pytest.mark.parametrize("html", ["resiliparse", "trafilatura"])
 def test_pages(tmp_path, read, name, html):
-    data, _ = _archive([_page(n) for n in range(3)], packed=name.endswith(".gz"))
+    data, places = _archive([_page(n) for n in range(3)], packed=name.endswith(".gz"))
     if name.endswith(".zst"):
         data = zstandard.ZstdCompressor().compress(data)
     (tmp_path / name).write_bytes(data)
     documents, rejects = read(tmp_path / name, html=html)
     assert rejects == []
-    assert [document.id for document in documents] == [f"s/{name}:{n}" for n in (2, 4, 6)]
+    labels = [f"@{place}" for place in places] if name.endswith(".gz") else [":2", ":4", ":6"]
+    assert [document.id for document in documents] == [f"s/{name}{label}" for label in labels]
     assert [document.text.strip() for document in documents] == [f"{n}: {BODY}".strip() for n in range(3)]
     first = documents[0]
     assert (first.url, first.time) == ("http://e.org/0", datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC))
@@ -78,7 +79,7 @@ def test_wet(tmp_path, read):
     (tmp_path / "a.warc.wet.gz").write_bytes(data)
     documents, rejects = read(tmp_path)
     assert [document.text for document in documents] == ["Zürich\nist schön.", "東京"]
-    assert [document.id[-2:] for document in documents] == [":2", ":4"]
+    assert len({document.id for document in documents}) == 2
     assert [reject.reason for reject in rejects] == ["not UTF-8"]
 
 
@@ -167,7 +168,7 @@ def test_a_long_page_is_set_aside(tmp_path, read):
 WHOLE = {packed: _archive([_page(n) for n in range(3)], packed=packed)[0] for packed in (True, False)}
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data(), packed=st.booleans())
 def test_any_damage_ends_and_spares_the_other_records(tmp_path_factory, read, data, packed):
     archive = bytearray(WHOLE[packed])
@@ -180,3 +181,38 @@ def test_any_damage_ends_and_spares_the_other_records(tmp_path_factory, read, da
         intact = [document for document in documents if document.text.strip().endswith(BODY.strip())]
         assert len(intact) >= 2
         assert len(intact) == 3 or rejects
+
+
+@settings(max_examples=40, deadline=None)
+@given(shard_bytes=st.integers(1, 4000), lengths=st.lists(st.integers(1, 3000), max_size=6))
+def test_every_record_is_read_once_whatever_the_shards(tmp_path_factory, read, shard_bytes, lengths):
+    noise = random.Random(0).randbytes(1500).hex()
+    data, places = _archive([f"{n}: {noise[:length]}" for n, length in enumerate(lengths)], content_type="text/plain")
+    path = tmp_path_factory.mktemp("warc") / "a.warc.gz"
+    path.write_bytes(data)
+    documents, rejects = read(path, shard_bytes=shard_bytes)
+    assert [document.id for document in documents] == [f"s/a.warc.gz@{place}" for place in places]
+    assert _numbers(documents) == list(range(len(lengths)))
+    assert rejects == ([] if lengths else read(path)[1])
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), shard_bytes=st.integers(100, 3000))
+def test_damage_costs_the_same_documents_whatever_the_shards(tmp_path_factory, read, data, shard_bytes):
+    archive = bytearray(WHOLE[True])
+    start = data.draw(st.integers(600, len(archive) - 1))
+    archive[start : start + data.draw(st.integers(0, 60))] = data.draw(st.binary(max_size=60))
+    path = tmp_path_factory.mktemp("warc") / "a.warc.gz"
+    path.write_bytes(archive)
+    documents, rejects = read(path, shard_bytes=shard_bytes)
+    expected, of_one = read(path)
+    assert documents == expected
+    assert bool(rejects) == bool(of_one)
+
+
+def test_an_archive_packed_as_one_is_read_whole(tmp_path, read):
+    data, _ = _archive([_page(n) for n in range(3)], packed=False)
+    (tmp_path / "a.warc.gz").write_bytes(gzip.compress(data))
+    documents, rejects = read(tmp_path, shard_bytes=100)
+    assert [document.id[-2:] for document in documents] == [":2", ":4", ":6"]
+    assert rejects == []

@@ -1,4 +1,4 @@
-"""Sources cut into shards of pieces: files, ranges of bytes of files of lines, ranges of row groups of Parquet."""
+"""Sources cut into shards of pieces: files, ranges of bytes (lines, web archives), ranges of Parquet's row groups."""
 
 import glob
 from collections.abc import Callable, Iterator
@@ -23,7 +23,8 @@ class Piece:
         source: the file.
         format: a key of :data:`~leyden.data.sources.FORMATS`.
         num_bytes: of the file that belong to it, about.
-        start, end: the bytes where its lines begin, or its row groups, ``end`` excluded; ``end`` None: the whole file.
+        start, end: where its lines or records begin, in bytes, or its row groups; ``end`` is excluded, and None where
+            the piece is the whole file.
     """
 
     source: SourceFile
@@ -39,8 +40,8 @@ Reader = Callable[[Piece, ReadSettings], Iterator[Found]]
 def plan_shards(source: SourceSettings, shard_bytes: int) -> list[list[Piece]]:
     """A source's files as shards of up to ``shard_bytes``, in the order of paths and names.
 
-    The same documents with the same ids come out whatever ``shard_bytes`` is. Packed files and those of formats other
-    than lines of JSON and Parquet are not cut; what cannot be cut and is larger is a shard by itself.
+    The same documents with the same ids come out whatever ``shard_bytes`` is. What can be cut is lines of JSON that are
+    not packed, Parquet, and web archives packed record by record; another file that is larger is a shard by itself.
 
     Raises:
         UserError: a path does not exist or is of a kind that is not read, or two files have the same name.
@@ -103,24 +104,35 @@ def _cut(file: SourceFile, settings: SourceSettings, shard_bytes: int) -> Iterat
     name = file.format if settings.format == "auto" else settings.format
     try:
         size = file.path.stat().st_size
+        can_be_cut = _can_be_cut(file.path, name)
     except OSError:
-        size = 0  # reading it will say so
-    if name == "jsonl" and file.path.suffix.lower() not in PACKED and _is_lines(file.path):
+        size, can_be_cut = 0, False  # reading it will say so
+    if can_be_cut and name == "parquet":
+        from leyden.data.readers.columns import row_group_ranges
+
+        ranges = row_group_ranges(file.path, size, shard_bytes) if size > shard_bytes else [(size, 0, None)]
+        yield from (Piece(file, name, *rest) for rest in ranges)
+    elif can_be_cut:
         for start in range(0, max(size, 1), shard_bytes):
             end = min(start + shard_bytes, size)
             yield Piece(file, name, end - start, start, end)
-    elif name == "parquet" and size > shard_bytes:
-        from leyden.data.readers.columns import row_group_ranges
-
-        yield from (Piece(file, name, *rest) for rest in row_group_ranges(file.path, size, shard_bytes))
     else:
         yield Piece(file, name, size)
 
 
-def _is_lines(path: Path) -> bool:
-    from leyden.data.readers.jsonl import is_lines
+def _can_be_cut(path: Path, format: str) -> bool:
+    """Whether ranges of a file can be read by themselves; by what it is, not by its size, as ids depend on it.
 
-    try:
+    Raises:
+        OSError: the file cannot be read.
+    """
+    packed = path.suffix.lower() if path.suffix.lower() in PACKED else ""
+    if format == "jsonl" and not packed:
+        from leyden.data.readers.jsonl import is_lines
+
         return is_lines(path)
-    except OSError:
-        return True
+    if format == "warc" and packed == ".gz":
+        from leyden.data.readers.warc import is_packed_by_record
+
+        return is_packed_by_record(path)
+    return format == "parquet"

@@ -1,7 +1,9 @@
 """Web archives: WARC (pages as they were fetched) and WET (their text)."""
 
 import re
+import sys
 from collections.abc import Iterator, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,47 +21,76 @@ _RECORD = re.compile(
     rb"|WARC/[01]\.\d+\r?\n",
     re.DOTALL,
 )
-_CORRUPT = "corrupt WARC"
 _MANDATORY = ("warc-type", "warc-record-id", "warc-date", "content-length")  # ISO 28500, section 5
 _HTML = ("text/html", "application/xhtml+xml")
 
 
 def read_warc(piece: Piece, settings: ReadSettings) -> Iterator[Found]:
     """The pages of a WARC (``response`` and ``resource`` records of HTML or plain text that were fetched well) and the
-    texts of a WET (``conversion`` records), named by the record's number (``:7``); other records are no documents.
+    texts of a WET (``conversion`` records); other records are no documents.
 
-    After a record that is broken, reading goes on at the next that begins.
+    A range gives the records that begin in it, named by the byte where they do (``@1204``); a whole file, named by the
+    record's number (``:7``). After a record that is broken, reading goes on at the next that begins.
     """
-    number = 0
+    stop = sys.maxsize if piece.end is None else piece.end
+    labels = (f":{number}" for number in count(1)) if piece.end is None else None
     with piece.source.path.open("rb") as file:
-        start: int | None = 0
+        start = find(file, _RECORD, piece.start) if piece.start else 0
         lost: Found | None = None  # what is broken after the last good record, unless the next that begins is
-        while start is not None:
-            good, is_whole = -1, True
+        while start is not None and start < stop:
+            good = -1
             try:
-                for record in _records(file, start):
-                    number += 1
-                    found = _read(record, number, piece, settings)
-                    good, is_whole = record.stream_pos, not (isinstance(found, Problem) and found.reason == _CORRUPT)
+                for good, found in _found_from(file, start, stop, labels, piece, settings):
                     if lost is not None:
                         yield lost
                         lost = None
                     if found is not None:
                         yield f"byte {good}", found
-                if is_whole and (problem := _end(piece.source.path, good)) is not None:
-                    yield f"byte {max(good, 0)}", problem
-                return
+                break
             except OSError as error:
                 if error.errno is not None:
                     raise  # of the disk, not of the archive
-                if good >= 0:
-                    lost = f"after byte {good}", Problem(_CORRUPT, str(error))
-                else:
-                    lost = None
-                    yield f"byte {start}", Problem(_CORRUPT, str(error))
-            start = find(file, _RECORD, (good if good >= 0 else start) + 1)
+                problem = Problem("corrupt WARC", str(error))
+            lost = (f"after byte {good}", problem) if good >= 0 else None
+            if lost is None:
+                yield f"byte {start}", problem
+            start = find(file, _RECORD, max(good, start) + 1)
         if lost is not None:
             yield lost
+
+
+def _found_from(
+    file: BinaryIO, start: int, stop: int, labels: Iterator[str] | None, piece: Piece, settings: ReadSettings
+) -> Iterator[tuple[int, Document | Problem | None]]:
+    """For each record from ``start`` to ``stop`` its place, and the document that it is, if any.
+
+    Raises:
+        OSError: the record after the last one given is broken.
+    """
+    place = start
+    for record in _records(file, start):
+        if record.stream_pos >= stop:
+            return
+        place = record.stream_pos
+        yield place, _read(record, next(labels) if labels else f"@{place}", piece, settings)
+    _check_end(piece.source.path, place)
+
+
+def is_packed_by_record(path: Path) -> bool:
+    """Whether each record is a member of gzip by itself, as archives ought to be: then a file can be cut between them.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        try:
+            records = _records(file, 0)
+            places = [record.stream_pos for record, _ in zip(records, range(2), strict=False)]
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            return False
+        return len(places) == 2 and find(file, _RECORD, places[1]) == places[1] > 0
 
 
 def _records(file: BinaryIO, start: int) -> Iterator[Any]:
@@ -69,27 +100,32 @@ def _records(file: BinaryIO, start: int) -> Iterator[Any]:
     return iter(ArchiveIterator(file, auto_decode="all"))
 
 
-def _end(path: Path, last: int) -> Problem | None:
-    """What is wrong with the end of the file, where the iterator says nothing: ``last`` is where its last record is."""
+def _check_end(path: Path, last: int) -> None:
+    """Look at the end of the file, of which the iterator says nothing; ``last`` is where its last record is.
+
+    Raises:
+        OSError: something is broken from there on.
+    """
     tail = b""
-    for chunk in chunks(path, max(last, 0)):
+    for chunk in chunks(path, last):
         if isinstance(chunk, Problem):
-            return Problem(_CORRUPT, chunk.detail)
+            raise OSError(chunk.detail)
         tail = (tail + chunk)[-4:]
-    return Problem(_CORRUPT, "the file ends within a record") if tail not in (b"", b"\r\n\r\n") else None
+    if tail not in (b"", b"\r\n\r\n"):
+        raise OSError("the file ends within a record")
 
 
-def _read(record: Any, number: int, piece: Piece, settings: ReadSettings) -> Document | Problem | None:
+def _read(record: Any, label: str, piece: Piece, settings: ReadSettings) -> Document | Problem | None:
     """The document of a record; None if it is none.
 
     Raises:
-        OSError: the archive is broken.
+        OSError: the record is broken.
     """
     from fastwarc.warc import WarcRecordType
 
     headers = {name.lower(): value for name, value in record.headers.to_tuples()}
     if missing := [name for name in _MANDATORY if name not in headers]:
-        return Problem(_CORRUPT, f"a record without {', '.join(missing)}")
+        raise OSError(f"a record without {', '.join(missing)}")
     if record.record_type not in (WarcRecordType.response, WarcRecordType.resource, WarcRecordType.conversion):
         return None
     kind = _content_type(record, headers)
@@ -100,14 +136,14 @@ def _read(record: Any, number: int, piece: Piece, settings: ReadSettings) -> Doc
     if len(data) > limit:
         return too_long(limit)
     if len(data) < expected and not _is_encoded(record):
-        return Problem(_CORRUPT, f"{len(data):,} of the record's {expected:,} bytes")
+        raise OSError(f"{len(data):,} of the record's {expected:,} bytes")
     try:
         text, about = _text(data, kind, record, settings)
     except Problem as problem:
         return problem
     about = {"warc_record_id": headers["warc-record-id"].strip("<>"), **about}
     return Document(
-        id=f"{piece.source.name}:{number}",
+        id=piece.source.name + label,
         text=text,
         source=piece.source.origin or str(piece.source.path),
         url=headers.get("warc-target-uri"),
