@@ -1,7 +1,7 @@
 """What all rules share: which documents they judge, and how a measured value meets its threshold."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -82,14 +82,18 @@ class Rules(Stage):
 
     def apply(self, documents: Documents, shard: str, work: Path) -> Documents:
         """Drop what breaks a limit; the first one broken is the reason."""
-        rows = np.flatnonzero(self.chosen(documents))
-        texts = documents.texts()
         reasons, details = empty_verdicts(len(documents))
+        for rows, texts in self.chosen_chunks(documents):
+            self.judge(self.limits(Analysis(texts)), rows, reasons, details)
+        return documents.drop(reasons, details)
+
+    def chosen_chunks(self, documents: Documents) -> Iterator[tuple[np.ndarray, list[str]]]:
+        """The chosen documents in groups to be analysed together: [C] int64, their places, and their texts."""
+        rows, texts = np.flatnonzero(self.chosen(documents)), documents.texts()
         done = 0
         for chunk in chunks([texts[row] for row in rows]):
-            self.judge(self.limits(Analysis(chunk)), rows[done : done + len(chunk)], reasons, details)
+            yield rows[done : done + len(chunk)], chunk
             done += len(chunk)
-        return documents.drop(reasons, details)
 
     def judge(self, limits: Sequence[Limit], rows: np.ndarray, reasons: list, details: list) -> None:
         """Write the reason and detail of each document that breaks a limit, the first one.

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from leyden.data.documents import Documents
-from leyden.data.rules.analysis import Analysis, chunks
+from leyden.data.rules.analysis import Analysis
 from leyden.data.rules.base import Limit, Rules, empty_verdicts
 from leyden.data.rules.characters import CLOSING, TERMINAL, UNSPACED, table
 from leyden.data.rules.gopher import ends_in_ellipsis
@@ -36,8 +36,8 @@ class C4(Rules):
     """A line stays if it ends with one of these, but not with ``...``; empty: lines may end as they like (as FineWeb
     ran C4's rules). Section 2.2: "a period, exclamation mark, question mark, or end quotation mark"."""
     min_line_words: int = 5
-    """A line stays if it has as many words; section 2.2 (5 and 3 sentences in the authors' code and the paper's later
-    versions, 3 and 5 in its first)."""
+    """A line stays if it has as many words; the authors' code, as is ``min_sentences``. Printings of section 2.2 differ:
+    some have 3 words and 5 sentences."""
     max_word_characters: int = 1000
     """A line with a longer word goes; the authors' code."""
     line_phrases: tuple[str, ...] = (
@@ -69,20 +69,15 @@ class C4(Rules):
 
     def apply(self, documents: Documents, shard: str, work: Path) -> Documents:
         """Drop pages, and cut lines out of those that stay."""
-        rows = np.flatnonzero(self.chosen(documents))
-        texts = documents.texts()
         reasons, details = empty_verdicts(len(documents))
         written = documents.column("text")
-        done = 0
-        for chunk in chunks([texts[row] for row in rows]):
-            places = rows[done : done + len(chunk)]
-            analysis = Analysis([self._without_citations(text) for text in chunk])
+        for rows, pages in self.chosen_chunks(documents):
+            analysis = Analysis([self._without_citations(page) for page in pages])
             keeps = self.kept_lines(analysis)
-            self.judge(self._limits(analysis, chunk, keeps), places, reasons, details)
-            for row, text in zip(places, _rewritten(analysis, keeps), strict=True):
+            self.judge(self._limits(analysis, pages, keeps), rows, reasons, details)
+            for row, text in zip(rows, _rewritten(analysis, keeps), strict=True):
                 if reasons[row] is None and written[row] is not None:
                     written[row] = text
-            done += len(chunk)
         return documents.with_column("text", written).drop(reasons, details)
 
     def _without_citations(self, text: str) -> str:

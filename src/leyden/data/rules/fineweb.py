@@ -1,4 +1,4 @@
-"""The rules that FineWeb adds to C4's and Gopher's (Penedo et al. 2024, arXiv 2406.17557, section 3.5)."""
+"""The rules that FineWeb adds to C4's and Gopher's (Penedo et al. 2024, arXiv 2406.17557, section 3.6)."""
 
 from typing import ClassVar, Literal
 
