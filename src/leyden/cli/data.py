@@ -23,8 +23,8 @@ def build(
 ) -> None:
     """Run a recipe's stages; what is done stays done, and the same command goes on after an interruption."""
     from leyden.core.config import dump_toml
-    from leyden.data.build_recipe import load_build_recipe
-    from leyden.data.use import build_and_report
+    from leyden.data.build.recipe import load_build_recipe
+    from leyden.data.build.use import build_and_report
 
     loaded = load_build_recipe(recipe, tuple(settings or ()))
     if dry_run:
@@ -43,7 +43,7 @@ def inspect(
     limit: Annotated[int, typer.Option(min=1, help="How many to show.")] = 10,
 ) -> None:
     """Show documents: why each was dropped or kept, what was changed, near-duplicates side by side."""
-    from leyden.data.use import show_clusters, show_dropped, show_story
+    from leyden.data.build.use import show_clusters, show_dropped, show_story
 
     if clusters:
         show_clusters(directory, limit)
@@ -59,6 +59,6 @@ def stats(
     json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
 ) -> None:
     """Count a build: what each stage kept and dropped, and what the corpus is like."""
-    from leyden.data.use import show_stats
+    from leyden.data.build.use import show_stats
 
     show_stats(directory, as_json=json)

@@ -196,6 +196,10 @@ class Documents:
         """Those whose column ``name`` is ``value``."""
         return Documents(self.table.filter(pc.equal(self.table.column(name), value)))
 
+    def where(self, chosen: Sequence[bool]) -> "Documents":
+        """Those that are ``chosen`` [D]."""
+        return Documents(self.table.filter(pa.array(chosen, pa.bool_())))
+
     def containing(self, name: str, part: str) -> "Documents":
         """Those whose column ``name`` contains ``part``."""
         return Documents(self.table.filter(pc.match_substring(self.table.column(name), part)))

@@ -16,7 +16,7 @@ import pytest
 
 from leyden.core.errors import UserError
 from leyden.data.build import Build, run_build
-from leyden.data.build_recipe import BuildRecipe, BuildSection, load_build_recipe
+from leyden.data.build.recipe import BuildRecipe, BuildSection, load_build_recipe
 from leyden.data.documents import Documents
 from leyden.data.readers import SourceSettings
 from leyden.data.stage import Corpus, Stage
@@ -96,7 +96,9 @@ def texts(build: Build) -> list[str]:
 
 def made(directory: Path) -> dict[str, int]:
     """When each shard was finished, by stage and name."""
-    return {str(path.relative_to(directory)): path.stat().st_mtime_ns for path in directory.glob("stages/*/done/*.json")}
+    return {
+        str(path.relative_to(directory)): path.stat().st_mtime_ns for path in directory.glob("stages/*/done/*.json")
+    }
 
 
 def test_counts_and_reasons(corpus: Path, tmp_path: Path) -> None:
@@ -213,7 +215,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_build import DropEvery, Shout, recipe
-from leyden.data.use import build_and_report
+from leyden.data.build.use import build_and_report
 build_and_report(recipe(Path({corpus!r}), DropEvery(), Shout(), workers=2, shard_bytes=1 << 19), Path({build!r}))
 """
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from leyden.data.build import StageDirectory
+from leyden.data.build.directory import StageDirectory
 from leyden.data.documents import Documents
 from leyden.data.engine import Engine
 from leyden.data.parquet import read_batches

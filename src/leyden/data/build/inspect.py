@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pyarrow.dataset
 
 from leyden.core.errors import UserError, suggest
-from leyden.data.build import Build, StageDirectory
+from leyden.data.build.directory import Build, StageDirectory
 from leyden.data.documents import SCHEMA, Documents
 
 

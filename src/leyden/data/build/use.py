@@ -16,11 +16,12 @@ from leyden.core.config import dump_toml, read_toml
 from leyden.core.errors import Interrupted
 from leyden.core.files import atomic_file
 from leyden.core.log import say
-from leyden.data.build import Build, run_build
-from leyden.data.build_recipe import BuildRecipe
+from leyden.data.build.directory import Build
+from leyden.data.build.inspect import left_at, story
+from leyden.data.build.recipe import BuildRecipe
+from leyden.data.build.report import funnel, write_report
+from leyden.data.build.run import run_build
 from leyden.data.engine import Engine
-from leyden.data.inspect import left_at, story
-from leyden.data.report import funnel, write_report
 
 _SHOWN_LINES = 24
 _out = Console(highlight=False)

@@ -15,10 +15,10 @@ import numpy as np
 
 from leyden.core.files import atomic_file
 from leyden.core.page import ACCENT, MUTED, Plot, drawing, write_page
-from leyden.data.build import Build, Counts
-from leyden.data.build_recipe import BuildRecipe
+from leyden.data.build.directory import Build, Counts
+from leyden.data.build.recipe import BuildRecipe
+from leyden.data.build.survey import Sample, Survey, survey
 from leyden.data.engine import Engine
-from leyden.data.survey import Sample, Survey, survey
 
 _SHOWN_REJECTS = 20
 _SHOWN_ROWS = 30

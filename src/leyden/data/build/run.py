@@ -1,9 +1,7 @@
 """``leyden data build``: sources to shards, stage after stage, each result kept with what it was made from.
 
-A build directory holds, for every stage, ``stages/NN-kind/`` with ``documents/`` (what it kept), ``dropped/`` (what it
-dropped, with reasons), ``done/`` (one small file a shard: fingerprint and counts) and ``work/`` (what it learnt of the
-whole corpus). A shard is done when its file in ``done/`` bears the fingerprint of the present settings and inputs: so a
-changed setting runs again what depends on it and nothing else, and a killed build goes on at the next shard.
+A shard is done when its file in ``done/`` bears the fingerprint of the present settings and inputs: so a changed
+setting runs again what depends on it and nothing else, and a killed build goes on at the next shard.
 """
 
 import functools
@@ -13,179 +11,33 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from leyden.core.errors import UserError
 from leyden.core.files import atomic_file
 from leyden.core.log import progress, say
-from leyden.data.build_recipe import BuildRecipe
+from leyden.data.build.directory import READ, Build, Counts, StageDirectory, Tally
+from leyden.data.build.recipe import BuildRecipe
+from leyden.data.build.tokens import make_tokens
 from leyden.data.documents import Documents, Reject
 from leyden.data.engine import Engine
 from leyden.data.parquet import DocumentsWriter, batches, read_batches
 from leyden.data.readers import Piece, plan_shards, read_piece
 from leyden.data.stage import Corpus, Stage
 
-READ = "read"
-"""The first stage of every build."""
+if TYPE_CHECKING:
+    from leyden.data.label.language_model import OpenModel
 
 
-@dataclass
-class Tally:
-    """Documents and their UTF-8 bytes."""
-
-    documents: int = 0
-    bytes: int = 0
-
-    def add(self, documents: Documents) -> None:
-        """Count a batch."""
-        self.documents += len(documents)
-        self.bytes += int(documents.num_bytes().sum())
-
-
-@dataclass
-class Counts:
-    """What a stage did to a shard, or to all of them.
-
-    Attributes:
-        given, kept: what came in and what went on.
-        dropped: by reason.
-        rewritten: documents whose text changed among those kept.
-        rejected: what could not be read, by reason (of the first stage).
-        seconds: of processor time.
-    """
-
-    given: Tally = field(default_factory=Tally)
-    kept: Tally = field(default_factory=Tally)
-    dropped: dict[str, Tally] = field(default_factory=dict)
-    rewritten: int = 0
-    rejected: dict[str, int] = field(default_factory=dict)
-    seconds: float = 0.0
-
-    @classmethod
-    def of_json(cls, data: Mapping[str, Any]) -> "Counts":
-        """From :func:`dataclasses.asdict`'s form."""
-        return cls(
-            given=Tally(**data["given"]),
-            kept=Tally(**data["kept"]),
-            dropped={reason: Tally(**tally) for reason, tally in data["dropped"].items()},
-            rewritten=data["rewritten"],
-            rejected=dict(data["rejected"]),
-            seconds=data["seconds"],
-        )
-
-    def __add__(self, other: "Counts") -> "Counts":
-        return Counts(
-            given=_sum(self.given, other.given),
-            kept=_sum(self.kept, other.kept),
-            dropped={r: _sum(self.dropped.get(r), other.dropped.get(r)) for r in {**self.dropped, **other.dropped}},
-            rewritten=self.rewritten + other.rewritten,
-            rejected={
-                r: self.rejected.get(r, 0) + other.rejected.get(r, 0) for r in {**self.rejected, **other.rejected}
-            },
-            seconds=self.seconds + other.seconds,
-        )
-
-
-def _sum(a: Tally | None, b: Tally | None) -> Tally:
-    a, b = a or Tally(), b or Tally()
-    return Tally(a.documents + b.documents, a.bytes + b.bytes)
-
-
-@dataclass(frozen=True)
-class StageDirectory:
-    """Where a stage's files are.
-
-    Attributes:
-        path: ``stages/NN-kind``.
-    """
-
-    path: Path
-
-    @property
-    def name(self) -> str:
-        """``NN-kind``."""
-        return self.path.name
-
-    @property
-    def kind(self) -> str:
-        """The stage's kind."""
-        return self.name.partition("-")[2]
-
-    @property
-    def work(self) -> Path:
-        """What the stage learnt of the whole corpus."""
-        return self.path / "work"
-
-    def documents(self, shard: str) -> Path:
-        """What was kept of a shard."""
-        return self.path / "documents" / f"{shard}.parquet"
-
-    def dropped(self, shard: str) -> Path:
-        """What was dropped of it."""
-        return self.path / "dropped" / f"{shard}.parquet"
-
-    def done(self, shard: str) -> Path:
-        """Its fingerprint and counts."""
-        return self.path / "done" / f"{shard}.json"
-
-    def counts(self, shard: str, fingerprint: str | None = None) -> Counts | None:
-        """What was done to a shard; None if nothing was, or (where a fingerprint is given) something else was."""
-        try:
-            data = json.loads(self.done(shard).read_text())
-        except (OSError, ValueError):
-            return None
-        return Counts.of_json(data["counts"]) if fingerprint in (None, data["fingerprint"]) else None
-
-    def shards(self) -> list[str]:
-        """The names of all shards that are done, in order."""
-        return sorted(path.stem for path in (self.path / "done").glob("*.json"))
-
-    def read(self, *, dropped: bool = False) -> Iterator[Documents]:
-        """What was kept, or dropped, a batch at a time."""
-        for shard in self.shards():
-            yield from read_batches(self.dropped(shard) if dropped else self.documents(shard))
-
-
-@dataclass(frozen=True)
-class Build:
-    """A build directory.
-
-    Attributes:
-        directory: where it is.
-    """
-
-    directory: Path
-
-    def stages(self) -> list[StageDirectory]:
-        """The stages that there are, in order."""
-        return [StageDirectory(path) for path in sorted((self.directory / "stages").glob("[0-9][0-9]-*"))]
-
-    def totals(self) -> dict[str, Counts]:
-        """For each stage its counts over all shards."""
-        return {stage.name: _total(stage) for stage in self.stages()}
-
-    @classmethod
-    def open(cls, directory: Path) -> "Build":
-        """A build that has run, at least in part.
-
-        Raises:
-            UserError: there is none.
-        """
-        build = cls(directory)
-        if not build.stages():
-            raise UserError(f"{directory} holds no build; make one with `leyden data build RECIPE --dir {directory}`.")
-        return build
-
-
-def _total(stage: StageDirectory) -> Counts:
-    counts = (stage.counts(shard) for shard in stage.shards())
-    return sum((count for count in counts if count is not None), Counts())
-
-
-def run_build(recipe: BuildRecipe, directory: Path) -> Build:
+def run_build(recipe: BuildRecipe, directory: Path, open_model: "OpenModel | None" = None) -> Build:
     """Run what is not done yet of ``recipe`` in ``directory``.
+
+    Args:
+        recipe: sources, stages, and what tokens are made with.
+        directory: of the build.
+        open_model: opens local models, for stages that ask one.
 
     Raises:
         UserError: nothing can be read, more is set aside than allowed, the disk is full, or a stage's own reasons.
@@ -197,7 +49,10 @@ def run_build(recipe: BuildRecipe, directory: Path) -> Build:
     _forget_others(build, places)
     fingerprints = _read_sources(recipe, places[0], engine)
     for stage, before, place in zip(recipe.stage, places, places[1:], strict=False):
-        fingerprints = _run_stage(stage, before, place, fingerprints, engine)
+        corpus = Corpus({name: before.documents(name) for name in sorted(fingerprints)}, place.work, engine, open_model)
+        fingerprints = _run_stage(stage, before, place, fingerprints, corpus)
+    if recipe.tokens is not None:
+        make_tokens(recipe.tokens, places[-1], fingerprints, directory, engine)
     return build
 
 
@@ -217,7 +72,7 @@ def _read_sources(recipe: BuildRecipe, place: StageDirectory, engine: Engine) ->
     items = [(name, *shards[name], prints[name]) for name in _pending(place, prints)]
     sizes = [sum(piece.num_bytes for piece in pieces) for _, _, pieces, _ in items]
     _map(engine, functools.partial(_read_shard, place), items, sizes, "reading")
-    counts = _total(place)
+    counts = place.total()
     if not counts.kept.documents:
         raise UserError(f"No document could be read; what was set aside is in {place.path.parents[1] / 'rejected'}.")
     rejected = sum(counts.rejected.values())
@@ -261,7 +116,7 @@ def _write_rejects(path: Path, rejects: Sequence[Reject]) -> None:
 
 
 def _run_stage(
-    stage: Stage, before: StageDirectory, place: StageDirectory, given: Mapping[str, str], engine: Engine
+    stage: Stage, before: StageDirectory, place: StageDirectory, given: Mapping[str, str], corpus: Corpus
 ) -> dict[str, str]:
     """Run one stage over the shards of the stage before; the fingerprint of each shard, by name."""
     settings = _hash([type(stage).__name__, str(stage.VERSION), stage.model_dump_json(), *map(_digest, stage.files())])
@@ -269,27 +124,25 @@ def _run_stage(
     prints = {name: _hash([whole if stage.WHOLE_CORPUS else settings, given[name]]) for name in given}
     pending = _pending(place, prints)
     if pending and stage.WHOLE_CORPUS:
-        _prepare(stage, before, place, sorted(given), whole, engine)
+        _prepare(stage, corpus, whole)
     place.work.mkdir(parents=True, exist_ok=True)
     items = [(name, prints[name]) for name in pending]
     sizes = [before.documents(name).stat().st_size for name in pending]
-    _map(engine, functools.partial(_run_shard, stage, before, place), items, sizes, stage.name)
+    _map(corpus.engine, functools.partial(_run_shard, stage, before, place), items, sizes, stage.name)
     _tell(place)
     return prints
 
 
-def _prepare(
-    stage: Stage, before: StageDirectory, place: StageDirectory, shards: Sequence[str], fingerprint: str, engine: Engine
-) -> None:
+def _prepare(stage: Stage, corpus: Corpus, fingerprint: str) -> None:
     """Let the stage see the whole corpus, unless it has."""
-    mark = place.work / "fingerprint"
+    work = corpus.work
+    mark, prepared = work / "fingerprint", work / "prepared"
     if not mark.exists() or mark.read_text() != fingerprint:
-        shutil.rmtree(place.work, ignore_errors=True)
-        place.work.mkdir(parents=True)
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
         mark.write_text(fingerprint)
-    prepared = place.work / "prepared"
     if not prepared.exists():
-        stage.prepare(Corpus({name: before.documents(name) for name in shards}, place.work, engine))
+        stage.prepare(corpus)
         prepared.touch()
 
 
@@ -356,7 +209,7 @@ def _map(engine: Engine, task: Any, items: Sequence[Any], sizes: Sequence[float]
 
 
 def _tell(place: StageDirectory) -> None:
-    counts = _total(place)
+    counts = place.total()
     reasons = sorted(counts.dropped.items(), key=lambda item: -item[1].documents)
     why = ", ".join(f"{tally.documents:,} {reason}" for reason, tally in reasons[:4])
     say(

@@ -21,6 +21,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "paragraphs": ("dedup", "Paragraphs"),
     "substrings": ("dedup", "Substrings"),
     "contamination": ("dedup", "Contamination"),
+    "hold_out": ("hold_out", "HoldOut"),
     "mixture": ("mixture", "Mixture"),
     "match_repetition": ("mixture", "MatchRepetition"),
 }

@@ -8,9 +8,10 @@ from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from leyden.core.config import Config, override, read_toml
 from leyden.core.errors import UserError, suggest
+from leyden.data.build.stages import KINDS, stage_class
 from leyden.data.readers import SourceSettings
 from leyden.data.stage import Stage
-from leyden.data.stages import KINDS, stage_class
+from leyden.data.tokenise import Layout
 
 
 class BuildSection(Config):
@@ -26,12 +27,28 @@ class BuildSection(Config):
     """The share of documents that may be unreadable; beyond it the build stops."""
 
 
+class TokensSection(Config):
+    """What becomes of the documents that are left: token shards, in ``tokens/``."""
+
+    tokenizer: Path | None = None
+    """A directory with ``tokenizer.json``. None: one is trained on the documents that are left."""
+    vocab_size: int = Field(default=32_768, ge=261)
+    """Of a tokenizer that is trained."""
+    by: Literal["all", "source", "group"] = "all"
+    """What shares a folder of shards, which a training mixture weighs as one: everything; each source; or each group
+    that a ``mixture`` stage made."""
+    layout: Layout = Layout()
+    """Of nested documents."""
+
+
 class BuildRecipe(Config):
     """A data recipe (TOML)."""
 
     build: BuildSection = BuildSection()
     source: tuple[SourceSettings, ...] = Field(min_length=1)
     stage: tuple[SerializeAsAny[Stage], ...] = ()
+    tokens: TokensSection | None = None
+    """None: the build ends with documents."""
 
     @field_validator("stage", mode="before")
     @classmethod

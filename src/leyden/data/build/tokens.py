@@ -1,0 +1,117 @@
+"""The end of a build: its documents as token shards, each group of them in a folder of its own.
+
+tokenizer/              trained on the documents, where none was named
+tokens/GROUP/           token shards; with ``by = "all"`` there is one group, ``all``
+tokens/groups.json      for each group its folder, documents and tokens, and what a mixture stage planned for it
+"""
+
+import functools
+import hashlib
+import json
+import shutil
+import urllib.parse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from leyden.core.files import atomic_file
+from leyden.core.log import say
+from leyden.data.build.directory import StageDirectory
+from leyden.data.build.recipe import TokensSection
+from leyden.data.documents import Documents
+from leyden.data.engine import Engine
+from leyden.data.parquet import DocumentsWriter, read_batches
+from leyden.data.tokenise import tokenise_files
+
+GROUPS = "groups.json"
+
+
+def make_tokens(
+    settings: TokensSection, last: StageDirectory, fingerprints: Mapping[str, str], directory: Path, engine: Engine
+) -> None:
+    """Tokenise what the last stage kept; shards that are as they were are not made again.
+
+    Args:
+        settings: the recipe's ``[tokens]``.
+        last: the last stage.
+        fingerprints: of its shards.
+        directory: of the build.
+        engine: runs a task a shard.
+
+    Raises:
+        UserError: there are no documents, or too few for the vocabulary asked for.
+    """
+    tokenizer = settings.tokenizer or _trained(settings.vocab_size, last, fingerprints, directory / "tokenizer")
+    parts = {"all": [last.documents(shard) for shard in sorted(fingerprints)]}
+    if settings.by != "all":
+        parts = _split(settings.by, last, fingerprints, directory / "tokens" / ".documents", engine)
+    found: dict[str, Any] = {}
+    for group, paths in sorted(parts.items()):
+        folder = directory / "tokens" / _folder(group)
+        shards = tokenise_files(paths, tokenizer, folder, engine, settings.layout)
+        found[group] = {"folder": folder.name, "documents": shards.num_documents, "tokens": shards.num_tokens}
+        say(f"tokens of {group}: {shards.num_tokens:,} in {shards.num_documents:,} documents")
+    for folder in (directory / "tokens").iterdir():
+        if folder.is_dir() and folder.name not in {".documents", *(one["folder"] for one in found.values())}:
+            shutil.rmtree(folder)
+    with atomic_file(directory / "tokens" / GROUPS) as part:
+        part.write_text(json.dumps({"tokenizer": str(tokenizer), "groups": found}, indent=1), encoding="utf-8")
+
+
+def _trained(vocab_size: int, last: StageDirectory, fingerprints: Mapping[str, str], directory: Path) -> Path:
+    """The directory of a tokenizer trained on the documents that are left, unless it is there."""
+    from leyden.tokenizer import Tokenizer
+
+    made_from = json.dumps([vocab_size, sorted(fingerprints.items())])
+    mark = directory / "made_from"
+    digest = hashlib.sha256(made_from.encode()).hexdigest()
+    if not mark.exists() or mark.read_text() != digest:
+        texts = (text for batch in last.read() for text in batch.texts())
+        Tokenizer.train(texts, vocab_size=vocab_size).save(directory)
+        mark.write_text(digest)
+    return directory
+
+
+def _split(
+    by: str, last: StageDirectory, fingerprints: Mapping[str, str], directory: Path, engine: Engine
+) -> dict[str, list[Path]]:
+    """The documents of each group, in files of their own."""
+    items = [(shard, fingerprints[shard]) for shard in sorted(fingerprints)]
+    parts: dict[str, list[Path]] = {}
+    found = dict(engine.map(functools.partial(_split_shard, by, last, directory), items))
+    for index in sorted(found):
+        for group in found[index]:
+            parts.setdefault(group, []).append(directory / _folder(group) / f"{items[index][0]}.parquet")
+    return parts
+
+
+def _split_shard(by: str, last: StageDirectory, directory: Path, item: tuple[str, str]) -> list[str]:
+    """Write a shard's documents by group; the groups that it has."""
+    shard, fingerprint = item
+    done = directory / "done" / f"{shard}.json"
+    if done.exists():
+        before = json.loads(done.read_text())
+        if before["made_from"] == [by, fingerprint]:
+            return before["groups"]
+    writers: dict[str, DocumentsWriter] = {}
+    groups: dict[str, list[Documents]] = {}
+    for batch in read_batches(last.documents(shard)):
+        labels = batch.column("source") if by == "source" else [_group(text) for text in batch.column("metadata")]
+        for group in sorted(set(labels)):
+            groups.setdefault(group, []).append(batch.where([label == group for label in labels]))
+    for group, batches in groups.items():
+        with DocumentsWriter(directory / _folder(group) / f"{shard}.parquet") as writers[group]:
+            for batch in batches:
+                writers[group].write(batch)
+    with atomic_file(done) as part:
+        part.write_text(json.dumps({"made_from": [by, fingerprint], "groups": sorted(groups)}))
+    return sorted(groups)
+
+
+def _group(metadata: str | None) -> str:
+    return str(json.loads(metadata or "{}").get("group", "none"))
+
+
+def _folder(group: str) -> str:
+    """A group's name as one of a folder: different groups, different folders."""
+    return urllib.parse.quote(group, safe="") or "_"
