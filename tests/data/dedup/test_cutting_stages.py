@@ -164,6 +164,14 @@ def test_any_text_is_cut_as_plain_python_does(unit, texts, run):
     assert outcome.texts == {d.id: without(d.text, gone.get(d.id, set())) for d in documents}
 
 
+def test_long_documents_are_hashed_in_pieces(pages, run, monkeypatch):
+    whole = run(Substrings(length=4), pages)
+    monkeypatch.setattr("leyden.data.dedup.substrings._WINDOWS_AT_ONCE", 5)
+    monkeypatch.setattr("leyden.data.dedup.substrings._UNITS_COMPARED_AT_ONCE", 9)
+    pieces = run(Substrings(length=4), pages)
+    assert (whole.dropped, whole.texts) == (pieces.dropped, pieces.texts)
+
+
 def test_a_text_that_repeats_itself_keeps_one_period(run):
     period = " ".join(f"w{number}" for number in range(12))
     documents = [Document("a", " ".join([period] * 5), "memory")]

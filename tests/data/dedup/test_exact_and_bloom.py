@@ -160,7 +160,7 @@ def test_an_earlier_filter_drops_what_it_holds_and_grows(copies, run):
 def test_the_filter_has_the_false_positive_rate_asked_and_no_false_negative(run):
     documents = [Document(f"d{number}", f"text {number}", "memory") for number in range(2000)]
     outcome = run(Bloom(false_positive_rate=0.02), documents)
-    filter_ = load_filter(outcome.corpus.work / "filter", "words")
+    filter_ = load_filter(outcome.corpus.work / "filter", "words", 0.02)
     assert all(
         value in filter_
         for path in (outcome.corpus.work / "signatures").glob("*.hashes.npy")
@@ -172,14 +172,20 @@ def test_the_filter_has_the_false_positive_rate_asked_and_no_false_negative(run)
     assert outcome.report["filter"]["bytes"] == pytest.approx(-2000 * np.log(0.02) / np.log(2) ** 2 / 8, rel=0.02)
 
 
+def test_a_filter_that_is_too_full_is_refused(copies, run):
+    full = run(Bloom(expected_documents=8), copies)
+    with pytest.raises(UserError, match=r"holds \d+ documents and takes 0\.\d+ of new texts for seen, where 0\.001"):
+        run(Bloom(against=full.corpus.work / "filter"), copies[:5])
+
+
 def test_a_filter_that_is_not_one_is_refused(copies, run, tmp_path):
     outcome = run(Bloom(), copies[:20])
     directory = outcome.corpus.work / "filter"
     with pytest.raises(UserError, match="normalise = 'words', this stage has 'none'"):
-        load_filter(directory, "none")
+        load_filter(directory, "none", 0.1)
     (directory / "filter.bloom").write_bytes((directory / "filter.bloom").read_bytes()[:-1])
     with pytest.raises(UserError, match="is damaged"):
-        load_filter(directory, "words")
+        load_filter(directory, "words", 0.1)
     with pytest.raises(UserError, match="has no filter"):
-        load_filter(tmp_path, "words")
+        load_filter(tmp_path, "words", 0.1)
     assert json.loads((directory / "settings.json").read_text())["normalise"] == "words"

@@ -118,6 +118,13 @@ def test_partitions_are_as_many_as_the_memory_asks_and_change_nothing(families, 
     assert one.dropped == other.dropped
 
 
+@pytest.mark.parametrize("shards", [[], [[]], [[Document("a", "", "memory")], []]])
+def test_no_documents_and_no_shards(shards, make_corpus, finish):
+    outcome = finish(MinHash(verify=True), make_corpus(shards))
+    assert outcome.dropped == {}
+    assert outcome.report["clusters"] == 0
+
+
 def test_documents_without_words_are_compared_with_none_and_short_ones_as_a_whole(run):
     texts = ["", " \n", "...", "Hello", "hello!", "hello there", "\x00", "a\x00b", "a\x00b."]
     dropped = run(PLAIN, [Document(str(i), text, "memory") for i, text in enumerate(texts)]).dropped
@@ -237,7 +244,14 @@ def test_the_report_shows_curve_pairs_clusters_and_seeds(families, run):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"bands": 4}, {"rows": 4}, {"bands": 4, "rows": 4, "threshold": 0.8}, {"threshold": 1.5}, {"memory_bytes": 0}],
+    [
+        {"bands": 4},
+        {"rows": 4},
+        {"bands": 4, "rows": 4, "threshold": 0.8},
+        {"threshold": 1.5},
+        {"memory_bytes": 0},
+        {"num_hashes": 64},
+    ],
 )
 def test_settings_that_contradict_are_refused(settings):
     with pytest.raises(UserError, match="recipe: "):

@@ -53,7 +53,8 @@ class Bloom(Stage):
     memory_bytes: int = Field(1 << 30, ge=1 << 16)
     """What one process may use for a partition of candidates, beside the filter."""
     against: Path | None = None
-    """``filter/`` of an earlier build; the size of its filter, and its rate, hold on."""
+    """``filter/`` of an earlier build: it is grown on, in its size, and refused once it is so full that its
+    false-positive rate is twice what is asked."""
 
     def files(self) -> tuple[Path, ...]:
         """The earlier filter."""
@@ -90,7 +91,7 @@ class Bloom(Stage):
         Returns:
             [C, 2] uint64, hashes that the filter held already when they came, sorted.
         """
-        earlier = None if self.against is None else load_filter(self.against, self.normalise)
+        earlier = None if self.against is None else load_filter(self.against, self.normalise, self.false_positive_rate)
         if earlier is None:
             count = self.expected_documents or sum(len(load_array(shard["hashes.npy"])) for shard in shards)
             growing = Filter(max(count, 1), self.false_positive_rate, _itself)
@@ -126,11 +127,12 @@ class Bloom(Stage):
             (part / "settings.json").write_text(json.dumps(settings))
 
 
-def load_filter(directory: Path, normalise: Normalisation) -> Filter:
+def load_filter(directory: Path, normalise: Normalisation, false_positive_rate: float) -> Filter:
     """The filter that an earlier build left.
 
     Raises:
-        UserError: there is none, it is damaged, or its texts were normalised in another way.
+        UserError: there is none, it is damaged, its texts were normalised in another way, or it is so full that its
+            rate of false positives is more than twice what is asked.
     """
     try:
         settings = json.loads((directory / "settings.json").read_text())
@@ -144,6 +146,12 @@ def load_filter(directory: Path, normalise: Normalisation) -> Filter:
     if settings["normalise"] != normalise:
         then = settings["normalise"]
         raise UserError(f"{directory} was made with normalise = {then!r}, this stage has {normalise!r}; give the same.")
+    held_rate = settings["false_positive_rate"]
+    if held_rate > 2 * false_positive_rate:
+        raise UserError(
+            f"{directory} holds {settings['documents']} documents and takes {held_rate:.2g} of new texts for seen, where "
+            f"{false_positive_rate:.2g} is asked; start a filter with a greater expected_documents."
+        )
     return Filter.load_bytes(held, _itself)
 
 

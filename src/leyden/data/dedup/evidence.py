@@ -1,6 +1,7 @@
 """What a report says of near-duplicates: clusters, the S-curve as it is and as it should be, pairs, and seeds."""
 
 import heapq
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,17 +16,18 @@ from leyden.data.dedup.clusters import Forest
 from leyden.data.dedup.lsh import band_hashes, collision_probability, signatures
 from leyden.data.dedup.normalisation import normalised, texts_of
 from leyden.data.dedup.runs import groups, load_array
+from leyden.data.dedup.verification import elect
 from leyden.data.dedup.windows import hash_strings, jaccard, mix, shingle_sets
 from leyden.data.documents import Documents, pc
 from leyden.data.stage import Corpus
 
 _FILE = "evidence.json"
 _PAIRS = 20
-_PLANTED = 400
+_PLANTED = 200
 _EXCERPT_CHARACTERS = 300
 _BINS = 20
 _SAMPLED_CHARACTERS = 100_000
-_PLANTED_CHARACTERS = 20_000
+_PLANTED_CHARACTERS = 10_000
 """Longer texts are measured on their beginning, so that what is in memory is bounded."""
 
 
@@ -50,18 +52,34 @@ def read_evidence(work: Path) -> dict[str, Any]:
 
 
 def gather_evidence(
-    corpus: Corpus, *, curve: tuple[int, int], shingle_words: int, seed: int, num_seeds: int, num_documents: int
+    corpus: Corpus,
+    *,
+    curve: tuple[int, int],
+    threshold: float | None,
+    shingle_words: int,
+    seed: int,
+    num_seeds: int,
+    num_documents: int,
 ) -> None:
     """Measure on a sample of the corpus, and leave what is found in the stage's work.
 
     Documents are sampled by a hash of their least shingle: near-duplicates mostly share it, so they are sampled
     together, with probability s for a pair of similarity s; a plain sample would part nearly all of them.
+
+    Args:
+        corpus: the documents.
+        curve: bands and rows.
+        threshold: the similarity from which a pair is verified; None where pairs are not.
+        shingle_words: words in a shingle.
+        seed: of the permutations.
+        num_seeds: seeds from it on that removed sets are compared under.
+        num_documents: of the sample.
     """
     texts = _sample(corpus, num_documents, shingle_words)
     found = {
         "curve": _measured_curve(texts[:_PLANTED], curve, shingle_words, seed),
         "pairs": list(_pairs(corpus, shingle_words)),
-        "seeds": _seeds(texts, curve, shingle_words, seed, num_seeds),
+        "seeds": _seeds(texts, curve, threshold, shingle_words, range(seed, seed + num_seeds)),
     }
     with atomic_file(corpus.work / _FILE) as part:
         part.write_text(json.dumps(found, ensure_ascii=False))
@@ -135,12 +153,15 @@ def _similarities(left: pa.Array, right: pa.Array, shingle_words: int) -> list[f
     return [jaccard(a, b) for a, b in zip(*sides, strict=True)]
 
 
-def _seeds(texts: list[str], curve: tuple[int, int], shingle_words: int, seed: int, count: int) -> dict[str, Any]:
+def _seeds(
+    texts: list[str], curve: tuple[int, int], threshold: float | None, shingle_words: int, seeds: range
+) -> dict[str, Any]:
     """How alike the sets are that are removed from the sample under some seeds."""
-    array = pa.array(texts, pa.large_string())
-    removed = [_removed(_bands(array, curve, shingle_words, seed + step)) for step in range(count)]
-    pairs = [(a, b) for index, a in enumerate(removed) for b in removed[index + 1 :]]
-    alike = [len(a & b) / len(a | b) if a | b else 1.0 for a, b in pairs]
+    ranked = pa.array(sorted(texts, key=len, reverse=True), pa.large_string())  # the longest survive, as in the build
+    hashes, starts = shingle_sets(ranked, shingle_words)
+    sets = np.split(hashes, starts[1:-1])
+    removed = [_removed(_bands(ranked, curve, shingle_words, seed), sets, threshold) for seed in seeds]
+    alike = [len(a & b) / len(a | b) if a | b else 1.0 for a, b in itertools.combinations(removed, 2)]
     return {
         "documents": len(texts),
         "removed": [len(one) for one in removed],
@@ -149,13 +170,21 @@ def _seeds(texts: list[str], curve: tuple[int, int], shingle_words: int, seed: i
     }
 
 
-def _removed(bands: np.ndarray) -> set[int]:
-    """The rows that are not the first of their cluster (the sample is in the order of a hash of its content)."""
+def _removed(bands: np.ndarray, sets: list[np.ndarray], threshold: float | None) -> set[int]:
+    """The rows, in the order of their rank, that another stands for."""
     forest, rows = Forest(len(bands)), np.repeat(np.arange(len(bands)), bands.shape[1])
     order, fresh = groups(bands.ravel())
     forest.join(np.stack([rows[order][fresh][np.cumsum(fresh) - 1], rows[order]], axis=1)[~fresh])
     members = forest.joined()
-    return set(members[forest.roots(members) != members].tolist())
+    roots = forest.roots(members)
+    if threshold is None:
+        return set(members[roots != members].tolist())
+    clusters = np.split(
+        members[np.argsort(roots, kind="stable")], np.cumsum(np.unique(roots, return_counts=True)[1])[:-1]
+    )
+    never = np.zeros(len(bands), bool)
+    stood = (pair for cluster in clusters for pair in elect(cluster.tolist(), sets, threshold, never))
+    return {member for member, survivor, _ in stood if member != survivor}
 
 
 def _pairs(corpus: Corpus, shingle_words: int) -> Iterator[dict[str, Any]]:

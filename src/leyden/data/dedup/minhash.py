@@ -42,8 +42,8 @@ class MinHash(Stage):
     """Hashes in a band. 8 where nothing is said (FineWeb): pairs of similarity 0.72 meet half of the time."""
     threshold: float | None = Field(None, gt=0, lt=1)
     """The similarity from which pairs should meet: bands and rows are then chosen (``choose_bands``)."""
-    num_hashes: int = Field(112, ge=1, le=4096)
-    """Of a signature, at most; used with ``threshold``."""
+    num_hashes: int | None = Field(None, ge=1, le=4096)
+    """Of a signature, at most; with ``threshold``. 112 where nothing is said (FineWeb)."""
     shingle_words: int = Field(5, ge=1)
     """Consecutive words that make a shingle (FineWeb: 5)."""
     seed: int = Field(1, ge=0, lt=2**32)
@@ -66,12 +66,14 @@ class MinHash(Stage):
             raise ValueError("bands and rows go together: give both, or a threshold")
         if self.bands is not None and self.threshold is not None:
             raise ValueError("give either bands and rows, or a threshold")
+        if self.num_hashes is not None and self.threshold is None:
+            raise ValueError("num_hashes goes with threshold; with bands and rows it is their product")
         return self
 
     def curve(self) -> tuple[int, int]:
         """Bands and rows."""
         if self.threshold is not None:
-            return choose_bands(self.threshold, self.num_hashes)
+            return choose_bands(self.threshold, self.num_hashes or 112)
         return self.bands or 14, self.rows or 8
 
     def similarity(self) -> float:
@@ -100,6 +102,7 @@ class MinHash(Stage):
             gather_evidence(
                 corpus,
                 curve=self.curve(),
+                threshold=self.similarity() if self.verify else None,
                 shingle_words=self.shingle_words,
                 seed=self.seed,
                 num_seeds=self.evidence_seeds,

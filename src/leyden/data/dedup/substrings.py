@@ -18,7 +18,7 @@ from pydantic import Field
 
 from leyden.data.dedup.changes import apply_changes, count_changes, offsets_by_rows, write_spans
 from leyden.data.dedup.runs import Runs, file_name, load_array, map_missing, run_file, save_array, write_run
-from leyden.data.dedup.windows import hash_strings, inner_windows, window_hashes
+from leyden.data.dedup.windows import hash_strings, window_hashes
 from leyden.data.documents import Documents
 from leyden.data.parquet import read_batches
 from leyden.data.stage import Corpus, Stage
@@ -153,12 +153,14 @@ def _hash_windows(stage: Substrings, place: _Place) -> None:
     save_array(place["starts.npy"], border)
     save_array(place["ids.npy"], np.concatenate([np.zeros(0, np.uint64), *ids]))
     count = 0
-    for first, last in _pieces(np.maximum(np.diff(border) - stage.length + 1, 0)):
-        here = unit[border[first] : border[last]]
-        starts, rows = inner_windows(border[first : last + 1] - border[first], stage.length)
-        records = np.zeros(len(starts), _RECORD)
-        records["row"], records["start"] = rows + first, starts - (border[first:last] - border[first])[rows]
-        write_run(place[str(count)], window_hashes(here.astype(np.uint64), stage.length)[starts], records)
+    for segments in _segments(np.maximum(np.diff(border) - stage.length + 1, 0)):
+        rows, begins, counts = np.array(segments, np.int64).T
+        records = np.zeros(counts.sum(), _RECORD)
+        records["row"] = np.repeat(rows, counts)
+        records["start"] = np.arange(len(records)) + np.repeat(begins - (np.cumsum(counts) - counts), counts)
+        places = border[records["row"]] + records["start"]
+        here = unit[places[0] : places[-1] + stage.length].astype(np.uint64)
+        write_run(place[str(count)], window_hashes(here, stage.length)[places - places[0]], records)
         count += 1
     save_array(place["runs.npy"], np.array([count]))
 
@@ -173,16 +175,20 @@ def _units(texts: Sequence[str], unit: str) -> tuple[np.ndarray, list[int]]:
     return hash_strings(flat), [len(of_text) for of_text in words]
 
 
-def _pieces(windows: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Spans of documents that have about ``_WINDOWS_AT_ONCE`` windows together; a longer document is one alone."""
-    first, count = 0, 0
-    for index, number in enumerate(windows.tolist()):
-        if count and count + number > _WINDOWS_AT_ONCE:
-            yield first, index
-            first, count = index, 0
-        count += number
-    if first < len(windows):
-        yield first, len(windows)
+def _segments(windows: np.ndarray) -> Iterator[list[tuple[int, int, int]]]:
+    """Lists of (document, first window, windows), of about ``_WINDOWS_AT_ONCE`` together; a long document is cut."""
+    segments: list[tuple[int, int, int]] = []
+    total = 0
+    for row, number in enumerate(windows.tolist()):
+        for begin in range(0, number, _WINDOWS_AT_ONCE):
+            count = min(_WINDOWS_AT_ONCE, number - begin)
+            if segments and total + count > _WINDOWS_AT_ONCE:
+                yield segments
+                segments, total = [], 0
+            segments.append((row, begin, count))
+            total += count
+    if segments:
+        yield segments
 
 
 def _choose(length: int, windows: Runs, shards: np.ndarray, texts: _Texts, item: tuple[Path, tuple[int, int]]) -> None:

@@ -7,7 +7,7 @@ in proportion to its members times its survivors; two sets of shingles are in me
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -110,15 +110,33 @@ def _judge(
     ranked = ranked[np.argsort(clusters[ranked], kind="stable")]
     borders = np.flatnonzero(np.diff(clusters[ranked], prepend=-1, append=-1))
     for low, high in zip(borders, borders[1:], strict=False):
-        leaders: list[int] = []
-        for index in ranked[low:high]:
-            near = [] if is_earlier[index] else [jaccard(sets[leader], sets[index]) for leader in leaders]
-            if near and max(near) >= threshold:
-                result[index] = members[leaders[int(np.argmax(near))]], max(near)
-            else:
-                leaders.append(index)
-                result[index] = members[index], np.nan
+        for index, survivor, similar in elect(ranked[low:high].tolist(), sets, threshold, is_earlier):
+            result[index] = members[survivor], similar
     save_array(path, result)
+
+
+def elect(
+    ranked: Iterable[int], sets: "_Sets | Sequence[np.ndarray]", threshold: float, always: np.ndarray
+) -> Iterator[tuple[int, int, float]]:
+    """What stands for each member of one cluster.
+
+    Args:
+        ranked: the members, the one of greatest rank first.
+        sets: the shingle set of each.
+        threshold: the least Jaccard similarity of near-duplicates.
+        always: [M] bool, members that survive whatever they are like.
+
+    Yields:
+        Each member, the survivor that stands for it, and their similarity, NaN for a survivor.
+    """
+    survivors: list[int] = []
+    for member in ranked:
+        near = [] if always[member] else [jaccard(sets[survivor], sets[member]) for survivor in survivors]
+        if near and max(near) >= threshold:
+            yield member, survivors[int(np.argmax(near))], max(near)
+        else:
+            survivors.append(member)
+            yield member, member, np.nan
 
 
 class _Sets:
