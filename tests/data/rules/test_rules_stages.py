@@ -1,6 +1,7 @@
 """Repair, masks, lists, languages; which documents a stage judges; nested documents; bad settings."""
 
 import ipaddress
+import pickle
 import re
 import unicodedata
 from pathlib import Path
@@ -331,6 +332,13 @@ def test_other_columns_of_documents_that_are_not_chosen_stay():
 def test_bad_settings(stage, data, message):
     with pytest.raises(UserError, match=message):
         stage.parse(data, "recipe")
+
+
+def test_stages_go_to_processes_and_fingerprints_whole(lists):
+    stages = [C4(bad_words=lists("b", "x")), GopherRepetition(max_top_ngram={2: 0.5}), Urls(words=lists("w", "x"))]
+    for stage in stages:
+        assert pickle.loads(pickle.dumps(stage)) == stage
+        assert type(stage).model_validate_json(stage.model_dump_json()) == stage
 
 
 def test_a_language_that_the_classifier_does_not_know():

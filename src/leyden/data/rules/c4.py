@@ -36,8 +36,8 @@ class C4(Rules):
     """A line stays if it ends with one of these, but not with ``...``; empty: lines may end as they like (as FineWeb
     ran C4's rules). Section 2.2: "a period, exclamation mark, question mark, or end quotation mark"."""
     min_line_words: int = 5
-    """A line stays if it has as many words; the authors' code, as is ``min_sentences``. Printings of section 2.2 differ:
-    some have 3 words and 5 sentences."""
+    """A line stays if it has as many words; the authors' code, as is ``min_sentences``. Some printings of
+    section 2.2 have 3 words and 5 sentences."""
     max_word_characters: int = 1000
     """A line with a longer word goes; the authors' code."""
     line_phrases: tuple[str, ...] = (
