@@ -14,14 +14,19 @@ if TYPE_CHECKING:
     from leyden.data.documents import Documents as Documents
     from leyden.data.documents import Message as Message
     from leyden.data.documents import Reject as Reject
+    from leyden.data.loader.mixture import Mixture as Mixture
+    from leyden.data.mixing import MixedBatches as MixedBatches
     from leyden.data.packing import Batch as Batch
     from leyden.data.packing import PackedBatches as PackedBatches
+    from leyden.data.prefetch import Prefetched as Prefetched
     from leyden.data.readers import read_documents as read_documents
     from leyden.data.shards import TokenShards as TokenShards
-    from leyden.data.tokenise import write_shards as write_shards
     from leyden.data.sources import SourceFile as SourceFile
     from leyden.data.sources import find_sources as find_sources
     from leyden.data.sources import standard_library_sources as standard_library_sources
+    from leyden.data.token_files import open_token_files as open_token_files
+    from leyden.data.tokenise import tokenise_files as tokenise_files
+    from leyden.data.tokenise import write_shards as write_shards
 
 _HOMES = {
     "Batch": "packing",
@@ -30,14 +35,19 @@ _HOMES = {
     "Document": "documents",
     "Documents": "documents",
     "Message": "documents",
+    "MixedBatches": "mixing",
+    "Mixture": "loader.mixture",
     "PackedBatches": "packing",
+    "Prefetched": "prefetch",
     "Reject": "documents",
     "SourceFile": "sources",
     "TokenShards": "shards",
     "build_corpus": "corpus",
     "find_sources": "sources",
+    "open_token_files": "token_files",
     "read_documents": "readers",
     "standard_library_sources": "sources",
+    "tokenise_files": "tokenise",
     "write_shards": "tokenise",
 }
 __all__ = [
@@ -47,14 +57,19 @@ __all__ = [
     "Document",
     "Documents",
     "Message",
+    "MixedBatches",
+    "Mixture",
     "PackedBatches",
+    "Prefetched",
     "Reject",
     "SourceFile",
     "TokenShards",
     "build_corpus",
     "find_sources",
+    "open_token_files",
     "read_documents",
     "standard_library_sources",
+    "tokenise_files",
     "write_shards",
 ]
 

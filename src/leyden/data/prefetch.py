@@ -43,7 +43,8 @@ class Prefetched:
         number = self._state["batch"]
         while len(self._waiting) <= self._ahead:
             self._waiting.append(self._pool.submit(self._batches.share, number + len(self._waiting), *self._share))
-        batch = self._waiting.popleft().result()
+        batch = self._waiting[0].result()  # an error stays first, and is raised again
+        self._waiting.popleft()
         self._state = {**self._state, "batch": number + 1}
         return batch
 

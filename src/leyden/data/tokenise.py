@@ -9,7 +9,7 @@ import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -104,7 +104,8 @@ def tokenise_shard(path: Path, tokenizer: Path, directory: Path, layout: Layout)
     """Tokenise one Parquet file into ``directory / path.stem``, unless the same was done there before."""
     from leyden.data.parquet import read_batches
 
-    loaded = Tokenizer.load(tokenizer)
+    definition = tokenizer / "tokenizer.json"
+    loaded = _load(tokenizer, definition.stat().st_mtime_ns if definition.exists() else 0)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     made_from = hashlib.sha256(f"{digest} {loaded.fingerprint} {layout.model_dump_json()}".encode()).hexdigest()
@@ -120,6 +121,12 @@ def tokenise_shard(path: Path, tokenizer: Path, directory: Path, layout: Layout)
         shard = shard.model_copy(update={"name": f"{path.stem}/{_SHARD}"})
         (part / _SHARD_METADATA).write_text(_Finished(made_from=made_from, shard=shard).model_dump_json(indent=1))
     return shard
+
+
+@lru_cache(maxsize=1)
+def _load(directory: Path, changed: int) -> Tokenizer:
+    """A large one takes a second to load, and a process makes many shards."""
+    return Tokenizer.load(directory)
 
 
 class _Finished(Config):
