@@ -95,7 +95,7 @@ def power(
     power: Power = 0.8,
 ) -> None:
     """Items that an effect needs, or the effect that items find, before anything is run."""
-    from leyden.study.report import tell_power
+    from leyden.study.power import tell_power
 
     print(tell_power(sd, effect=effect, items=items, run_sd=run_sd, seeds=seeds, alpha=alpha, power=power))
 

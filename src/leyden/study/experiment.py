@@ -87,7 +87,7 @@ class Experiment(Config):
     pilot_seeds: int = Field(default=3, ge=2)
     """Runs of the baseline and of the obviously worse variant that the noise is measured on; the test uses others."""
     min_discriminability: float = 2.0
-    """Benchmarks whose Delta_obvious / sigma_seed is less are left out."""
+    """Benchmarks whose Delta_obvious / sigma_seed is less are left out; the paper prints no threshold."""
     weights: dict[str, float] | None = None
     """Of the benchmarks; they are scaled to sum to 1. None: equal."""
     baseline: Variant

@@ -21,6 +21,9 @@ import numpy as np
 from leyden.core.errors import UserError
 from leyden.study.metric import ScoreTable, benchmark, weighted_means
 
+_BLOCK = 1 << 22
+"""Numbers drawn at once, which bounds memory."""
+
 
 @dataclass(frozen=True)
 class TestResult:
@@ -169,7 +172,7 @@ def flip_items(
     rng = np.random.default_rng(seed)
     as_large, left = 0, num_permutations
     while left:
-        rows = min(left, max(1, (1 << 22) // len(parts)))
+        rows = min(left, max(1, _BLOCK // len(parts)))
         signs = rng.integers(0, 2, (rows, len(parts)), dtype=np.int8) * 2 - 1
         as_large += int(np.sum(signs @ parts >= parts.sum() - 1e-12 * np.abs(parts).sum()))
         left -= rows
@@ -192,15 +195,26 @@ def bootstrap_interval(
     """
     check_tables(treatment, baseline, weights)
     rng = np.random.default_rng(seed)
-    effects = np.zeros(num_resamples)
-    runs = [rng.multinomial(n, np.full(n, 1 / n), num_resamples) / n for n in (_runs(treatment), _runs(baseline))]
+    most = max(benchmark(baseline, name).shape[1] for name in weights)
+    rows = max(1, _BLOCK // most)
+    sizes = [min(rows, num_resamples - start) for start in range(0, num_resamples, rows)]
+    effects = np.concatenate([_resampled(treatment, baseline, weights, size, rng) for size in sizes])
+    low, high = np.quantile(effects, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def _resampled(
+    treatment: ScoreTable, baseline: ScoreTable, weights: Mapping[str, float], count: int, rng: np.random.Generator
+) -> np.ndarray:
+    """[count], effects with runs and items drawn again; a run is drawn for all benchmarks at once."""
+    effects = np.zeros(count)
+    runs = [rng.multinomial(n, np.full(n, 1 / n), count) / n for n in (_runs(treatment), _runs(baseline))]
     for name, weight in weights.items():
         ours, theirs = benchmark(treatment, name), benchmark(baseline, name)
         num_items = ours.shape[1]
-        counts = rng.multinomial(num_items, np.full(num_items, 1 / num_items), num_resamples) / num_items
+        counts = rng.multinomial(num_items, np.full(num_items, 1 / num_items), count) / num_items
         effects += weight * np.sum((runs[0] @ ours - runs[1] @ theirs) * counts, axis=1)
-    low, high = np.quantile(effects, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
+    return effects
 
 
 def check_tables(treatment: ScoreTable, baseline: ScoreTable, weights: Mapping[str, float], *, runs: int = 2) -> None:

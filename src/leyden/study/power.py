@@ -153,6 +153,50 @@ def paired_minimum_effect(num_items: int, sd: float, *, alpha: float = 0.05, pow
     return float(np.squeeze(size)) * sd
 
 
+def tell_power(
+    sd: float,
+    *,
+    effect: float | None,
+    items: int | None,
+    run_sd: float,
+    seeds: int,
+    alpha: float,
+    power: float,
+) -> str:
+    """A power analysis from standard deviations alone.
+
+    Args:
+        sd: of the items' paired differences between two runs.
+        effect: the smallest that matters, or None.
+        items: how many there are, or None.
+        run_sd: of a run's mean over all items, between seeds; 0 leaves runs out.
+        seeds: runs of each variant.
+        alpha: level of the test.
+        power: chance to find the effect.
+
+    Raises:
+        UserError: neither effect nor items.
+    """
+    if effect is None and items is None:
+        raise UserError("give --effect for the items that it needs, or --items for the effect that they find.")
+    levels: dict[str, Any] = {"alpha": alpha, "power": power}
+    lines = [f"one-sided, {1 - alpha:.0%} confidence, {power:.0%} power"]
+    if effect is not None:
+        needed = paired_items_needed(effect, sd, **levels)
+        lines.append(f"these two models: an effect of {effect:g} needs {needed:,} items (paired t)")
+    if items is not None:
+        least = paired_minimum_effect(items, sd, **levels)
+        lines.append(f"these two models: {items:,} items find an effect of {least:.4g} (paired t)")
+    if run_sd > 0 and items is not None:
+        noise = Noise(run=run_sd**2, rest=sd**2 / 2)
+        found = minimum_detectable_effect(noise, seeds, items, **levels)
+        lines.append(f"any models: {seeds} seeds of each variant on {items:,} items find an effect of {found:.4g}")
+        if effect is not None:
+            count = seeds_needed(noise, effect, items, **levels)
+            lines.append(f"any models: an effect of {effect:g} on {items:,} items needs {count} seeds of each variant")
+    return "\n".join(lines)
+
+
 def _check_positive(effect: float, sd: float) -> None:
     if effect <= 0 or sd <= 0:
         raise UserError(f"effect and standard deviation must be positive; given: {effect:g} and {sd:g}.")

@@ -1,25 +1,11 @@
 """A plan, a verdict and null experiments in words and tables, for a terminal."""
 
 from pathlib import Path
-from typing import TypedDict
 
-from leyden.core.errors import UserError
 from leyden.study.null import NullResult, Rate, run_null
 from leyden.study.plan import Plan
 from leyden.study.plots import draw_null, draw_verdict
-from leyden.study.power import (
-    Noise,
-    minimum_detectable_effect,
-    paired_items_needed,
-    paired_minimum_effect,
-    seeds_needed,
-)
 from leyden.study.verdict import Verdict, give_verdict
-
-
-class _Levels(TypedDict):
-    alpha: float
-    power: float
 
 
 def read_verdict(directory: Path) -> str:
@@ -89,47 +75,3 @@ def _share(rate: Rate | None) -> str:
         return "-"
     error = "" if rate.standard_error is None else f" ± {rate.standard_error:.1%}"
     return f"{rate.value:6.1%}{error}"
-
-
-def tell_power(
-    sd: float,
-    *,
-    effect: float | None,
-    items: int | None,
-    run_sd: float,
-    seeds: int,
-    alpha: float,
-    power: float,
-) -> str:
-    """A power analysis from standard deviations alone.
-
-    Args:
-        sd: of the items' paired differences between two runs.
-        effect: the smallest that matters, or None.
-        items: how many there are, or None.
-        run_sd: of a run's mean over all items, between seeds; 0 leaves runs out.
-        seeds: runs of each variant.
-        alpha: level of the test.
-        power: chance to find the effect.
-
-    Raises:
-        UserError: neither effect nor items.
-    """
-    if effect is None and items is None:
-        raise UserError("give --effect for the items that it needs, or --items for the effect that they find.")
-    levels = _Levels(alpha=alpha, power=power)
-    lines = [f"one-sided, {1 - alpha:.0%} confidence, {power:.0%} power"]
-    if effect is not None:
-        needed = paired_items_needed(effect, sd, **levels)
-        lines.append(f"these two models: an effect of {effect:g} needs {needed:,} items (paired t)")
-    if items is not None:
-        least = paired_minimum_effect(items, sd, **levels)
-        lines.append(f"these two models: {items:,} items find an effect of {least:.4g} (paired t)")
-    if run_sd > 0 and items is not None:
-        noise = Noise(run=run_sd**2, rest=sd**2 / 2)
-        found = minimum_detectable_effect(noise, seeds, items, **levels)
-        lines.append(f"any models: {seeds} seeds of each variant on {items:,} items find an effect of {found:.4g}")
-        if effect is not None:
-            count = seeds_needed(noise, effect, items, **levels)
-            lines.append(f"any models: an effect of {effect:g} on {items:,} items needs {count} seeds of each variant")
-    return "\n".join(lines)
