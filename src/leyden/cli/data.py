@@ -1,9 +1,12 @@
 """``leyden data``: build a corpus, look into it, count it."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from leyden.data.label import LanguageModel
 
 app = typer.Typer(help="Documents to a clean corpus: build, inspect, stats.", no_args_is_help=True)
 _Directory = Annotated[Path, typer.Argument(help="A build's directory.")]
@@ -30,7 +33,13 @@ def build(
     if dry_run:
         print(dump_toml(loaded.model_dump(mode="json")), end="")
         return
-    build_and_report(loaded, directory or Path("runs") / recipe.stem)
+    build_and_report(loaded, directory or Path("runs") / recipe.stem, _local_model)
+
+
+def _local_model(directory: str) -> "LanguageModel":
+    from leyden.recipes.local_model import LocalModel  # torch, where a stage asks a model
+
+    return LocalModel(directory)
 
 
 @app.command()

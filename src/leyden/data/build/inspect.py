@@ -9,6 +9,7 @@ import pyarrow.dataset
 
 from leyden.core.errors import UserError, suggest
 from leyden.data.build.directory import Build, StageDirectory
+from leyden.data.dedup.verdicts import read_verdicts
 from leyden.data.documents import SCHEMA, Documents
 
 
@@ -42,7 +43,7 @@ def story(build: Build, id: str) -> list[Step]:
         if found is None:
             break
         new = found.texts()[0]
-        changes = () if text is None or new == text else tuple(_diff(text, new))
+        changes = () if text is None or new == text else tuple(difference(text, new))
         steps.append(Step(stage.name, found, dropped, changes))
         text = new
         if dropped:
@@ -77,6 +78,44 @@ def left_at(build: Build, stage: str | None = None, reason: str | None = None) -
                 yield place.name, found
 
 
+@dataclass(frozen=True)
+class Cluster:
+    """Documents that one survivor stands for.
+
+    Attributes:
+        stage: ``NN-kind``, where they were found.
+        survivor: the id of the one that was kept there.
+        others: the ids of those dropped, with the similarity where it was verified.
+    """
+
+    stage: str
+    survivor: str
+    others: tuple[tuple[str, float | None], ...]
+
+
+def clusters(build: Build) -> list[Cluster]:
+    """The clusters of duplicates and near-duplicates of every stage that made some, the largest first."""
+    found = []
+    for stage in build.stages():
+        if not (stage.work / "verdicts").is_dir():
+            continue
+        members: dict[str, list[tuple[str, float | None]]] = {}
+        for shard in stage.shards():
+            for row in read_verdicts(stage.work, shard).to_pylist():
+                if row["id"] != row["survivor"]:
+                    members.setdefault(row["survivor"], []).append((row["id"], row["jaccard"]))
+        found += [Cluster(stage.name, survivor, tuple(sorted(others))) for survivor, others in members.items()]
+    return sorted(found, key=lambda cluster: (-len(cluster.others), cluster.stage, cluster.survivor))
+
+
+def text_of(build: Build, stage: str, id: str) -> str:
+    """The text of a document as it was when it came to a stage; empty where it was not there."""
+    places = build.stages()
+    before = places[[place.name for place in places].index(stage) - 1]
+    found, _ = _find(before, id)
+    return "" if found is None else found.texts()[0]
+
+
 def _find(stage: StageDirectory, id: str) -> tuple[Documents | None, bool]:
     for folder, dropped in (("documents", False), ("dropped", True)):
         if not any((stage.path / folder).glob("*.parquet")):
@@ -93,6 +132,7 @@ def _ids(stage: StageDirectory) -> Iterator[str]:
         yield from batch.column("id")
 
 
-def _diff(before: str, after: str) -> Iterator[str]:
+def difference(before: str, after: str) -> Iterator[str]:
+    """The lines of a unified diff between two texts."""
     lines = difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm="", n=1)
     return itertools.islice(lines, 2, None)  # without the names of the files

@@ -4,31 +4,40 @@ import itertools
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from leyden.core.config import dump_toml, read_toml
+from leyden.core.config import dump_toml
 from leyden.core.errors import Interrupted
 from leyden.core.files import atomic_file
 from leyden.core.log import say
 from leyden.data.build.directory import Build
-from leyden.data.build.inspect import left_at, story
+from leyden.data.build.inspect import clusters, difference, left_at, story, text_of
 from leyden.data.build.recipe import BuildRecipe
 from leyden.data.build.report import funnel, write_report
 from leyden.data.build.run import run_build
 from leyden.data.engine import Engine
 
-_SHOWN_LINES = 24
+if TYPE_CHECKING:
+    from leyden.data.label.language_model import OpenModel
+
+_SHOWN_LINES, _SHOWN_MEMBERS, _SHOWN_CHARACTERS = 24, 5, 160
 _out = Console(highlight=False)
 
 
-def build_and_report(recipe: BuildRecipe, directory: Path) -> Path:
+def build_and_report(recipe: BuildRecipe, directory: Path, open_model: "OpenModel | None" = None) -> Path:
     """Run what is left to do of a build, then write its report.
+
+    Args:
+        recipe: of the build.
+        directory: of the build.
+        open_model: opens local models, for stages that ask one.
 
     Returns:
         The path of the report's page.
@@ -40,7 +49,7 @@ def build_and_report(recipe: BuildRecipe, directory: Path) -> Path:
     with atomic_file(directory / "recipe.toml") as part:
         part.write_text(dump_toml(recipe.model_dump(mode="json")), encoding="utf-8")
     with _interruptible(directory):
-        run_build(recipe, directory)
+        run_build(recipe, directory, open_model)
         path = write_report(recipe, directory, Engine(recipe.build.workers or os.cpu_count() or 1))
     say(f"report: {path}")
     return path
@@ -98,9 +107,7 @@ def show_story(directory: Path, id: str) -> None:
             detail = step.documents.column("detail")[0]
             why += f" ({detail})" if detail else ""
         _out.print(f"[bold]{step.stage}[/] {verdict}{escape(why)}")
-        for line in step.changes[:_SHOWN_LINES]:
-            color = {"+": "green", "-": "red"}.get(line[:1], "dim")
-            _out.print(f"  [{color}]{escape(line)}[/]")
+        _print_changes(step.changes)
     last = steps[-1].documents
     for name, value in last.column("scores")[0] or ():
         _out.print(f"score {escape(name)}: {value:.4g}")
@@ -120,6 +127,24 @@ def show_dropped(directory: Path, stage: str | None, reason: str | None, limit: 
         _out.print("No document was dropped so.")
 
 
-def _recipe(directory: Path) -> BuildRecipe:
-    path = directory / "recipe.toml"
-    return BuildRecipe.parse(read_toml(path), str(path))
+def show_clusters(directory: Path, limit: int) -> None:
+    """Print clusters of duplicates, the largest first: who survived, and what sets the first of the others apart."""
+    build = Build.open(directory)
+    found = clusters(build)
+    for cluster in found[:limit]:
+        _out.print(
+            f"[bold]{cluster.stage}[/]: {len(cluster.others)} dropped, [green]{escape(cluster.survivor)}[/] kept"
+        )
+        for id, similarity in cluster.others[:_SHOWN_MEMBERS]:
+            _out.print(f"  [red]{escape(id)}[/]{'' if similarity is None else f'  similarity {similarity:.3f}'}")
+        if len(cluster.others) > _SHOWN_MEMBERS:
+            _out.print(f"  and {len(cluster.others) - _SHOWN_MEMBERS} more")
+        first, second = (text_of(build, cluster.stage, id) for id in (cluster.survivor, cluster.others[0][0]))
+        _print_changes(difference(first, second) if second else ())
+    _out.print(f"{len(found):,} clusters" if found else "No stage of this build has found duplicates.")
+
+
+def _print_changes(lines: Iterable[str]) -> None:
+    for line in itertools.islice(lines, _SHOWN_LINES):
+        color = {"+": "green", "-": "red"}.get(line[:1], "dim")
+        _out.print(f"  [{color}]{escape(line[:_SHOWN_CHARACTERS])}[/]", soft_wrap=True)
