@@ -78,7 +78,10 @@ def test_a_dataset_of_the_hub(tmp_path, read, monkeypatch):
     documents, _ = read("hf://owner/name@v1/data")
     assert [(document.id, document.text) for document in documents] == [("s/owner/name/data/a.jsonl@0", "a")]
     assert (asked["repository"], asked["repo_type"], asked["revision"]) == ("owner/name", "dataset", "v1")
-    assert len(read("hf://datasets/owner/name")[0]) == 2
+    assert asked["allow_patterns"] == ["data/**", "data"]
+    assert [document.text for document in read("hf://datasets/owner/name")[0]] == ["a"]  # and not its README
+    assert "*.parquet" in asked["allow_patterns"]
+    assert [document.text for document in read("hf://owner/name", format="markdown")[0]] == ["about"]
     assert asked["revision"] is None
     with pytest.raises(UserError, match="names no dataset"):
         read("hf://name")

@@ -210,9 +210,18 @@ def test_damage_costs_the_same_documents_whatever_the_shards(tmp_path_factory, r
     assert bool(rejects) == bool(of_one)
 
 
-def test_an_archive_packed_as_one_is_read_whole(tmp_path, read):
-    data, _ = _archive([_page(n) for n in range(3)], packed=False)
-    (tmp_path / "a.warc.gz").write_bytes(gzip.compress(data))
-    documents, rejects = read(tmp_path, shard_bytes=100)
-    assert [document.id[-2:] for document in documents] == [":2", ":4", ":6"]
+@pytest.mark.parametrize(("suffix", "pack"), [(".gz", gzip.compress), (".zst", zstandard.ZstdCompressor().compress)])
+def test_an_archive_packed_as_one_is_read_whole(tmp_path, read, suffix, pack):
+    noise = random.Random(0).randbytes(20_000)
+    pages = [f"{n}: {noise[n:].hex()}" for n in range(30)]  # more than fits in any buffer, packed too
+    data = pack(_archive(pages, packed=False, content_type="text/plain")[0])
+    path = tmp_path / f"a.warc{suffix}"
+    path.write_bytes(data)
+    documents, rejects = read(path, shard_bytes=100)
+    assert [document.id for document in documents] == [f"s/a.warc{suffix}:{n}" for n in range(2, 62, 2)]
+    assert [document.text for document in documents] == pages
     assert rejects == []
+    path.write_bytes(data[:-100])
+    documents, rejects = read(path)
+    assert [document.text for document in documents] == pages[: len(documents)]
+    assert [reject.reason for reject in rejects] == ["corrupt WARC"]

@@ -2,19 +2,24 @@
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from leyden.core.errors import UserError
 from leyden.data.sources import FORMATS, PACKED, SourceFile, find_sources
 
+DATA_FORMATS = ("text", "jsonl", "parquet", "arrow", "warc")
+"""What is read of a dataset unless its recipe names a format: not its README, nor the scripts that made it."""
+
 _NAME = re.compile(r"hf://(?:datasets/)?([\w.-]+/[\w.-]+)(?:@([\w./-]+?))?(?:/(.+))?")
 
 
-def download(name: str) -> list[SourceFile]:
+def download(name: str, formats: Iterable[str]) -> list[SourceFile]:
     """The files of a dataset of the hub that can be read, fetched into huggingface_hub's cache unless they are there.
 
     Args:
         name: ``hf://OWNER/NAME``, and where wanted ``@REVISION`` and ``/FOLDER`` or ``/FILE``.
+        formats: which of :data:`~leyden.data.sources.FORMATS` are read.
 
     Raises:
         UserError: the name is none, the hub cannot be reached, or it has no such dataset.
@@ -30,7 +35,10 @@ def download(name: str) -> list[SourceFile]:
         import huggingface_hub
     except ImportError:
         raise UserError(f"{name} needs the package huggingface_hub: pip install huggingface_hub.") from None
-    suffixes = [suffix + packed for of_format in FORMATS.values() for suffix in of_format for packed in ("", *PACKED)]
+    wanted = set(formats)
+    suffixes = [
+        suffix + packed for of_format in sorted(wanted) for suffix in FORMATS[of_format] for packed in ("", *PACKED)
+    ]
     try:
         folder = huggingface_hub.snapshot_download(
             repository,
@@ -44,5 +52,5 @@ def download(name: str) -> list[SourceFile]:
             f"{name} could not be had from the hub ({why}). Without a network, name a folder with its files instead."
         ) from None
     root = Path(folder)
-    files, _ = find_sources([root / inside if inside else root], FORMATS)
+    files, _ = find_sources([root / inside if inside else root], wanted)
     return [SourceFile(file.path, f"{repository}/{file.path.relative_to(root).as_posix()}") for file in files]

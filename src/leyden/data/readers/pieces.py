@@ -85,9 +85,9 @@ def source_files(source: SourceSettings) -> list[SourceFile]:
 
 def _files_of(path: str, format: str, formats: dict[str, tuple[str, ...]] | tuple[str, ...]) -> list[SourceFile]:
     if path.startswith("hf://"):
-        from leyden.data.readers.hub import download
+        from leyden.data.readers.hub import DATA_FORMATS, download
 
-        return download(path)
+        return download(path, DATA_FORMATS if format == "auto" else formats)
     named = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) and not Path(path).exists() else [path]
     if not named:
         raise UserError(f"No file matches {path}.")

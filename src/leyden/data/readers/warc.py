@@ -9,18 +9,13 @@ from typing import Any, BinaryIO
 
 from leyden.data.documents import Document
 from leyden.data.readers.html import decode_page, extract
-from leyden.data.readers.packed import chunks, find
+from leyden.data.readers.packed import GZIP_MEMBER, ZSTD_FRAME, chunks, find
 from leyden.data.readers.pieces import Found, Piece
 from leyden.data.readers.problem import Problem, decode, too_long
 from leyden.data.readers.rows import time_of
 from leyden.data.readers.settings import ReadSettings
 
-_RECORD = re.compile(
-    rb"\x1f\x8b\x08[\x00-\x1f].{4}[\x00\x02\x04][\x00-\x0d\xff]"  # a member of gzip, as in packed.py
-    rb"|\x28\xb5\x2f\xfd"  # a frame of zstd
-    rb"|WARC/[01]\.\d+\r?\n",
-    re.DOTALL,
-)
+_PLAIN_RECORD = re.compile(rb"WARC/[01]\.\d+\r?\n")
 _MANDATORY = ("warc-type", "warc-record-id", "warc-date", "content-length")  # ISO 28500, section 5
 _HTML = ("text/html", "application/xhtml+xml")
 
@@ -34,8 +29,9 @@ def read_warc(piece: Piece, settings: ReadSettings) -> Iterator[Found]:
     """
     stop = sys.maxsize if piece.end is None else piece.end
     labels = (f":{number}" for number in count(1)) if piece.end is None else None
+    begin = _begin_of_records(piece.source.path)
     with piece.source.path.open("rb") as file:
-        start = find(file, _RECORD, piece.start) if piece.start else 0
+        start = find(file, begin, piece.start) if piece.start else 0
         lost: Found | None = None  # what is broken after the last good record, unless the next that begins is
         while start is not None and start < stop:
             good = -1
@@ -54,7 +50,7 @@ def read_warc(piece: Piece, settings: ReadSettings) -> Iterator[Found]:
             lost = (f"after byte {good}", problem) if good >= 0 else None
             if lost is None:
                 yield f"byte {start}", problem
-            start = find(file, _RECORD, max(good, start) + 1)
+            start = find(file, begin, max(good, start) + 1)
         if lost is not None:
             yield lost
 
@@ -73,7 +69,7 @@ def _found_from(
             return
         place = record.stream_pos
         yield place, _read(record, next(labels) if labels else f"@{place}", piece, settings)
-    _check_end(piece.source.path, place)
+    _check_end(file, piece.source.path, place)
 
 
 def is_packed_by_record(path: Path) -> bool:
@@ -90,7 +86,17 @@ def is_packed_by_record(path: Path) -> bool:
             if error.errno is not None:
                 raise
             return False
-        return len(places) == 2 and find(file, _RECORD, places[1]) == places[1] > 0
+        return len(places) == 2 and places[1] > 0 and _begins_at(file, places[1], GZIP_MEMBER)
+
+
+def _begin_of_records(path: Path) -> re.Pattern[bytes]:
+    """What records begin with, by how the file is packed."""
+    return {".gz": GZIP_MEMBER, ".zst": ZSTD_FRAME}.get(path.suffix.lower(), _PLAIN_RECORD)
+
+
+def _begins_at(file: BinaryIO, place: int, pattern: re.Pattern[bytes]) -> bool:
+    file.seek(place)
+    return pattern.match(file.read(16)) is not None
 
 
 def _records(file: BinaryIO, start: int) -> Iterator[Any]:
@@ -100,14 +106,16 @@ def _records(file: BinaryIO, start: int) -> Iterator[Any]:
     return iter(ArchiveIterator(file, auto_decode="all"))
 
 
-def _check_end(path: Path, last: int) -> None:
+def _check_end(file: BinaryIO, path: Path, last: int) -> None:
     """Look at the end of the file, of which the iterator says nothing; ``last`` is where its last record is.
 
     Raises:
         OSError: something is broken from there on.
     """
+    # Where many records are packed as one, they have no places that can be unpacked from: then all is looked at.
+    start = last if _begins_at(file, last, _begin_of_records(path)) else 0
     tail = b""
-    for chunk in chunks(path, last):
+    for chunk in chunks(path, start):
         if isinstance(chunk, Problem):
             raise OSError(chunk.detail)
         tail = (tail + chunk)[-4:]
