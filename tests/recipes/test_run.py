@@ -19,6 +19,7 @@ FILES = {
     "held_out.jsonl",
     "data/00000.tokens",
     "data/00000.ends",
+    "data/00000.documents",
     "data/metadata.json",
     "tokenizer/tokenizer.json",
     "tokenizer/tokenizer_config.json",

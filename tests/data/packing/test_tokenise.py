@@ -91,7 +91,7 @@ def test_ids_and_sources_are_kept(tokenizer, documents, nested, tmp_path):
         shards.id(43)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_files_are_tokenised_as_lists_are(saved, tokenizer, documents, nested, tmp_path, workers):
     everything = [*documents, *nested]
     parts = [everything[:15], everything[15:16], everything[16:]]
