@@ -232,6 +232,23 @@ def test_seeds_follow_from_the_smallest_effect(experiment: Experiment, copy: Pat
     assert plan.minimum_detectable_effect <= 1.0
 
 
+def test_runs_that_repeat_otherwise_than_the_full_run(experiment: Experiment, finished: Path, copy: Path) -> None:
+    """30 steps of 1024 tokens, over the tokens that there are."""
+    plan = read_plan(Study(finished))
+    ends = np.fromfile(next((finished / "data" / "baseline").glob("**/*.ends")), "<i8")
+    assert plan.epochs["baseline"] == pytest.approx(max(1, 30 * 1024 / ends[-1]))
+    for asked, fits in ((1.0, True), (4.0, False)):
+        changed = experiment.model_copy(update={"full_epochs": {"baseline": asked}})
+        edit(copy / "study.json", lambda record, c=changed: record.update(experiment=c.model_dump(mode="json")))
+        (copy / "plan.json").unlink(missing_ok=True)
+        shutil.rmtree(copy / "scores", ignore_errors=True)
+        if fits:
+            make_plan(changed, copy)
+        else:
+            with pytest.raises(UserError, match=r"the full run 4 times.*match_repetition"):
+                make_plan(changed, copy)
+
+
 def test_models_that_were_trained_elsewhere(random_model: Callable[..., HybridLM], tmp_path: Path) -> None:
     """Random models: nothing to find, but everything is scored; no data is read and no tokenizer trained."""
     tokenizer = Tokenizer.train(["lightning in a jar " * 20], vocab_size=270, allow_smaller=True)

@@ -37,8 +37,9 @@ class DataSettings(Config):
 
     text: tuple[Path, ...] | None = None
     """Files and folders. None: the source of Python's standard library."""
-    max_bytes: int = Field(default=2_000_000, ge=1)
-    """UTF-8 bytes of documents trained on, at most; which ones depends on their content alone."""
+    max_bytes: int | None = Field(default=None, ge=1)
+    """UTF-8 bytes of documents that a variant is trained on, at most; which ones depends on their content alone. None:
+    all."""
     held_out_fraction: float = Field(default=0.1, gt=0, lt=1)
     """The share of the documents that items are built from."""
     vocab_size: int = Field(default=1024, ge=300)
@@ -86,6 +87,9 @@ class Experiment(Config):
     """A plan that needs more is refused."""
     pilot_seeds: int = Field(default=3, ge=2)
     """Runs of the baseline and of the obviously worse variant that the noise is measured on; the test uses others."""
+    full_epochs: dict[str, float] | None = None
+    """How often the full run, for which this one stands, uses documents of ``baseline`` and ``treatment``: a plan whose
+    runs repeat them otherwise is refused. None: not compared, only said."""
     min_discriminability: float = 2.0
     """Benchmarks whose Delta_obvious / sigma_seed is less are left out; the paper prints no threshold."""
     weights: dict[str, float] | None = None

@@ -19,6 +19,8 @@ from leyden.study.metric import normalised_weights
 from leyden.study.power import Noise, measure_noise, minimum_detectable_effect, power_of, seeds_needed
 from leyden.study.study import Run, Study, fingerprint, prepare
 
+_REPETITION_TOLERANCE = 0.05
+"""Relative, between a run's epochs and the full run's."""
 _PILOT_SEED = 1000
 """Of the pilot's first run; the test counts its seeds from 0."""
 
@@ -35,6 +37,7 @@ class Plan:
             variants would then move together, which the tests take for independent.
         weights: of the benchmarks that were selected, summing to 1.
         num_items: of each of them.
+        epochs: how often a run uses the documents that it uses, by variant.
         discriminability: of every benchmark, selected or not.
         noise: what the pilot measured.
         minimum_detectable_effect: what is found with a chance of ``power``.
@@ -53,6 +56,7 @@ class Plan:
     seeds: dict[str, list[int]]
     weights: dict[str, float]
     num_items: dict[str, int]
+    epochs: dict[str, float]
     discriminability: list[Discriminability]
     noise: Noise
     minimum_detectable_effect: float
@@ -79,6 +83,7 @@ def make_plan(experiment: Experiment, directory: Path) -> tuple[Study, Plan]:
         Interrupted: Ctrl-C during the pilot; finished runs are kept.
     """
     study = prepare(experiment, directory)
+    _check_repetition(study)
     if (directory / "plan.json").exists():
         return study, read_plan(study)
     if study.has("test"):
@@ -130,6 +135,19 @@ def read_plan(study: Study) -> Plan:
     return plan
 
 
+def _check_repetition(study: Study) -> None:
+    """Refuse runs that do not repeat documents as the full run will."""
+    found = study.epochs()
+    for name, asked in (study.experiment.full_epochs or {}).items():
+        if name not in found:
+            raise UserError(f"full_epochs names '{name}', which is not trained here; name of: {', '.join(found)}.")
+        if abs(found[name] / max(1.0, asked) - 1) > _REPETITION_TOLERANCE:
+            raise UserError(
+                f"a run uses documents of '{name}' {found[name]:.2f} times, the full run {asked:g} times. Down-sample "
+                'the documents by a stage of kind = "match_repetition", or change train.steps.'
+            )
+
+
 def _plan(study: Study, runs: dict[str, list[Run]]) -> Plan:
     experiment = study.experiment
     better, worse = (study.scores(runs[name], experiment.reading) for name in ("baseline", "obvious"))
@@ -157,6 +175,7 @@ def _plan(study: Study, runs: dict[str, list[Run]]) -> Plan:
         seeds={"baseline": list(range(seeds)), "treatment": list(range(seeds, 2 * seeds))},
         weights=weights,
         num_items=num_items,
+        epochs=study.epochs(),
         discriminability=found,
         noise=noise,
         minimum_detectable_effect=minimum_detectable_effect(

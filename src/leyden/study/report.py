@@ -34,6 +34,9 @@ def tell_plan(plan: Plan) -> str:
         f"  {len(plan.seeds['baseline'])} runs of each variant; minimum detectable effect "
         f"{plan.minimum_detectable_effect:.4g} at {1 - plan.alpha:.0%} confidence and {plan.power:.0%} power"
     )
+    if plan.epochs:
+        said = ", ".join(f"{name} {epochs:.2f}" for name, epochs in plan.epochs.items())
+        lines.append(f"  a run uses the documents that it uses so many times: {said}")
     if plan.effect is not None:
         lines.append(
             f"  the smallest effect that matters, {plan.effect:g}, is found with a chance of {plan.power_at_effect:.0%}"

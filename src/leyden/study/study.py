@@ -114,6 +114,14 @@ class Study:
                     f"Stopped; {len(runs) - left} of {len(runs)} runs are kept. The same command goes on from there."
                 ) from None
 
+    def epochs(self) -> dict[str, float]:
+        """How often a run uses each document that it uses, by variant; variants that are trained elsewhere left out."""
+        tokens = self.experiment.train.steps * self.experiment.train.batch_tokens
+        trained = [name for name, variant in self.experiment.variants().items() if variant.models is None]
+        return {
+            name: max(1.0, tokens / TokenShards.open(self.directory / "data" / name).num_tokens) for name in trained
+        }
+
     def has(self, purpose: str) -> bool:
         """Whether a run of this purpose is finished."""
         return any((self.directory / "scores" / purpose).glob("*.json"))
@@ -238,7 +246,8 @@ def _variant(
 ) -> list[Document]:
     """The documents of one variant. Of its own, no more bytes than ``[data]`` allows, and none that items are from."""
     if variant.text is not None:
-        own = [document for document in build_corpus(variant.text).train if document.text not in held_out]
+        corpus = build_corpus(variant.text)
+        own = [document for document in (*corpus.train, *corpus.held_out) if document.text not in held_out]
         documents = _at_most(own, experiment.data.max_bytes)
     ordered = _by_content(documents)
     bad = round(variant.shuffle_words * len(ordered))
@@ -252,11 +261,11 @@ def _by_content(documents: Sequence[Document]) -> list[Document]:
     return sorted(documents, key=lambda d: hashlib.blake2b(d.text.encode(), digest_size=16).digest())
 
 
-def _at_most(documents: Sequence[Document], max_bytes: int) -> list[Document]:
+def _at_most(documents: Sequence[Document], max_bytes: int | None) -> list[Document]:
     kept, size = [], 0
     for document in _by_content(documents):
         size += len(document.text.encode())
-        if kept and size > max_bytes:
+        if max_bytes is not None and kept and size > max_bytes:
             break
         kept.append(document)
     return kept
