@@ -72,6 +72,7 @@ AWKWARD = [
         "a " * 10_000,
     ),
     *("the same line.\n" * 50, "one.\n\n" * 30, "日本語の文章です。" * 40, "#" * 100, "...", "…" * 10, "- x\n" * 20),
+    *("日\u0301本 ABCの", "end.\n.\n..\n...", 'one line (with x.")] and (y.")]) or z.) "at its end."'),
     *("no end", "x" * 5000, "a b a b a b", "a a a a a", "\x00\x01", "line\r\nline\r\nother"),
 ]
 texts = st.lists(
@@ -213,6 +214,14 @@ def _same(limits, expected):
 @settings(max_examples=150, derandomize=True)
 @given(texts)
 def test_measures(batch):
+    _check_measures(batch)
+
+
+def test_measures_of_awkward_texts():
+    _check_measures(AWKWARD)
+
+
+def _check_measures(batch):
     analysis = Analysis(batch)
     found = [[] for _ in batch]
     for first, last, document in zip(analysis.words.first, analysis.words.last, analysis.words.document, strict=True):
@@ -221,13 +230,6 @@ def test_measures(batch):
     _same(GopherQuality().limits(analysis), map(quality, batch))
     _same(GopherRepetition().limits(analysis), map(repetition, batch))
     _same(FineWeb().limits(analysis), map(fineweb, batch))
-
-
-def test_measures_of_awkward_texts():
-    analysis = Analysis(AWKWARD)
-    _same(GopherQuality().limits(analysis), map(quality, AWKWARD))
-    _same(GopherRepetition().limits(analysis), map(repetition, AWKWARD))
-    _same(FineWeb().limits(analysis), map(fineweb, AWKWARD))
 
 
 def test_a_hundred_thousand_equal_words():
@@ -278,6 +280,15 @@ def c4(page, stage):
 @settings(max_examples=150, derandomize=True)
 @given(texts, st.sampled_from([C4(), C4(min_line_words=1, min_sentences=1), C4(line_ends="", min_line_words=2)]))
 def test_c4(batch, stage):
+    _check_c4(batch, stage)
+
+
+@pytest.mark.parametrize("min_sentences", [1, 2, 3, 4, 5])
+def test_c4_of_awkward_texts(min_sentences):
+    _check_c4(AWKWARD, C4(min_line_words=1, min_sentences=min_sentences))
+
+
+def _check_c4(batch, stage):
     documents = Documents.of([Document(str(i), text, "memory") for i, text in enumerate(batch)])
     judged = stage.apply(documents, "", Path())
     got = zip(judged.column("reason"), judged.column("text"), strict=True)
