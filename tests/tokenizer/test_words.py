@@ -3,11 +3,12 @@
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Regex, pre_tokenizers
 
 from leyden.core.errors import UserError
-from leyden.tokenizer.bpe import split_text
+from leyden.tokenizer.bpe import SPLIT_PATTERN, split_text
 from leyden.tokenizer.words import Group, Sizes, WordCounts, table
 
 CHARACTERS = st.one_of(
@@ -18,7 +19,18 @@ TEXTS = st.lists(st.text(CHARACTERS, max_size=40), max_size=6)
 
 
 def whole(texts):
-    return Counter(word for text in texts for word in split_text(text))
+    split = pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated")
+    return Counter(word for text in texts for word, _ in split.pre_tokenize_str(text))
+
+
+ASCII = st.text(st.sampled_from(" \t\n\r\x0b\x0c\x1c\x1f\0/aBsS'TreLVm_1.;-"), max_size=60)
+
+
+@settings(max_examples=500)
+@given(ASCII)
+def test_ascii_is_split_alike_by_both_engines(text):
+    assert Counter(split_text(text)) == whole([text])
+    assert "".join(split_text(text)) == text
 
 
 @given(TEXTS)

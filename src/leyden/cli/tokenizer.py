@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Train a byte-level BPE tokenizer, judge one, or encode text with one.", no_args_is_help=True)
 
-_SHARD_BYTES = 8 << 20
+_SHARD_BYTES = 16 << 20
 _ALONE_BYTES = 64 << 20
 """Less text is read by this process alone: starting others costs seconds."""
 

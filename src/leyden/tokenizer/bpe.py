@@ -6,6 +6,9 @@ English contractions stay with their word; digits come in groups of up to three;
 space and any trailing line breaks or slashes.
 """
 
+import functools
+import re
+
 from tokenizers import Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
@@ -28,10 +31,19 @@ SPLIT_PATTERN = "|".join(
 )
 
 _SPLIT = pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated")
+_IN_ASCII = {_UPPER: "[A-Z]", _LOWER: "[a-z]", r"\p{L}": "A-Za-z", r"\p{N}{1,3}": "[0-9]{1,3}", r"\p{N}": "0-9"}
+_SPLIT_ASCII = re.compile(
+    functools.reduce(lambda pattern, part: pattern.replace(*part), _IN_ASCII.items(), SPLIT_PATTERN), re.ASCII
+)
 
 
 def split_text(text: str) -> list[str]:
-    """The pieces of ``text`` within which tokens are merged; joined, they are the text."""
+    """The pieces of ``text`` within which tokens are merged; joined, they are the text.
+
+    Python's own engine splits ASCII several times faster than the library, which makes an object of each piece's place.
+    """
+    if text.isascii():
+        return _SPLIT_ASCII.findall(text)
     return [piece for piece, _ in _SPLIT.pre_tokenize_str(text)]
 
 

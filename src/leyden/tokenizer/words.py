@@ -26,7 +26,7 @@ _SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # W
 _CHUNK = re.compile(rf"[{_SPACE}]*[^{_SPACE}]+(?:(?<![^\W_])[\r\n/]+)?|[{_SPACE}]+")
 _STARTS_WITH_SPACE = re.compile(rf"[{_SPACE}]")
 _ALL_SPACE = re.compile(rf"[{_SPACE}]+\Z")
-_JOINED_CHARACTERS = 1 << 20  # split at once
+_JOINED_CHARACTERS = 1 << 16  # split at once
 
 
 class Group(NamedTuple):
@@ -229,13 +229,14 @@ def _split_chunks(chunks: list[str]) -> Counter[str]:
     before any white space, and after its line break one before anything else.
     """
     words: Counter[str] = Counter()
-    groups: dict[tuple[str, ...], list[str]] = {(" a",): [], (" a", "\n"): []}
+    groups: dict[tuple[tuple[str, ...], bool], list[str]] = {}
     for chunk in chunks:
         if _ALL_SPACE.match(chunk):
             words.update(split_text(chunk))
         else:
-            groups[(" a",) if _STARTS_WITH_SPACE.match(chunk) else (" a", "\n")].append(chunk)
-    for separator, group in groups.items():
+            separator = (" a",) if _STARTS_WITH_SPACE.match(chunk) else (" a", "\n")
+            groups.setdefault((separator, chunk.isascii()), []).append(chunk)
+    for (separator, _), group in groups.items():
         for some in _portions(group):
             words.update(split_text("".join(separator).join(some)))
             words.subtract(dict.fromkeys(separator, len(some) - 1))
@@ -243,7 +244,7 @@ def _split_chunks(chunks: list[str]) -> Counter[str]:
 
 
 def _portions(chunks: list[str]) -> Iterator[list[str]]:
-    """``chunks`` in lists of about a million characters."""
+    """``chunks`` in lists of about 64 thousand characters."""
     begin = size = 0
     for end, chunk in enumerate(chunks, 1):
         size += len(chunk)
