@@ -1,6 +1,7 @@
 """The baseline's side of ``leyden bench data``: datatrove, in a process of its own, with one task and one thread."""
 
 import contextlib
+import io
 import itertools
 import json
 import os
@@ -21,9 +22,6 @@ class Theirs:
     """
 
     def __init__(self, folder: str) -> None:
-        from loguru import logger
-
-        logger.remove()
         self._folder = Path(folder)
         self._made = itertools.count()
 
@@ -121,4 +119,5 @@ class Theirs:
         from datatrove.executor import LocalPipelineExecutor
 
         logs = f"{at}/logs-{next(self._made)}"
-        LocalPipelineExecutor(list(pipeline), tasks=tasks, workers=1, logging_dir=logs).run()
+        with contextlib.redirect_stderr(io.StringIO()):  # it logs at length
+            LocalPipelineExecutor(list(pipeline), tasks=tasks, workers=1, logging_dir=logs).run()

@@ -53,3 +53,18 @@ def planted(
 
     if not run_planted(text, directory, megabytes=megabytes, output=output):
         raise typer.Exit(1)
+
+
+@app.command()
+def data(
+    text: Annotated[
+        list[Path] | None, typer.Argument(help="Files and folders of text; Python's own source by default.")
+    ] = None,
+    megabytes: Annotated[float, typer.Option(min=0.1, help="Text to work on.")] = 20,
+    quick: Annotated[bool, typer.Option(help="Little text and one repeat: checks that all of it runs.")] = False,
+    output: Output = None,
+) -> None:
+    """Rules, deduplication, tokenising and reading of tokens beside datatrove, core against core; memory by size."""
+    from leyden.bench.data import run_data
+
+    run_data(text or (), megabytes=megabytes, quick=quick, output=output)
