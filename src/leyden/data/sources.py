@@ -125,21 +125,21 @@ class SourceFile:
 
 def format_of(path: Path) -> str:
     """A key of :data:`FORMATS`, by the suffix; empty where the suffix is not one that is read."""
-    suffix, packed = _suffix(path)
-    name = _FORMAT_OF.get(suffix, "")
-    return "" if packed and name in _NEVER_PACKED else name
+    name = _FORMAT_OF.get(plain_suffix(path), "")
+    return "" if name in _NEVER_PACKED and path.suffix.lower() in PACKED else name
 
 
 def programming_language(path: Path) -> str | None:
     """The language of a file of a source tree, by its suffix."""
-    return _LANGUAGE_OF.get(_suffix(path)[0])
+    return _LANGUAGE_OF.get(plain_suffix(path))
 
 
-def _suffix(path: Path) -> tuple[str, str]:
-    """The suffix without what the file is packed with, and that."""
+def plain_suffix(path: Path) -> str:
+    """The suffix in small letters, without what the file is packed with."""
     name = path.name.lower()
-    packed = next((suffix for suffix in PACKED if name.endswith(suffix)), "")
-    return Path(name.removesuffix(packed)).suffix, packed
+    for packed in PACKED:
+        name = name.removesuffix(packed)
+    return Path(name).suffix
 
 
 def find_sources(

@@ -25,11 +25,14 @@ def test_a_source_tree(tmp_path, read):
     for name in files:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
+    (tmp_path / "package.json").write_text('{"text": "no data, perhaps"}')
     (tmp_path / "b/d.hpp.gz").write_bytes(gzip.compress(b"b/d.hpp.gz"))
     documents, rejects = read(tmp_path)
     assert rejects == []
     found = {document.text: document.metadata.get("programming_language") for document in documents}
     assert found == files
+    assert [document.text for document in read(tmp_path / "package.json")[0]] == ["no data, perhaps"]
+    assert [document.text for document in read(tmp_path, format="jsonl")[0]] == ["no data, perhaps"]
 
 
 def test_broken_files_are_set_aside_and_the_others_are_read(tmp_path, read):

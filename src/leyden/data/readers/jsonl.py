@@ -14,6 +14,7 @@ from leyden.data.readers.pieces import Found, Piece
 from leyden.data.readers.problem import Problem, decode, too_long
 from leyden.data.readers.rows import document_of
 from leyden.data.readers.settings import ReadSettings
+from leyden.data.sources import plain_suffix
 
 _SCAN = json.JSONDecoder().raw_decode
 _BETWEEN = re.compile(r"[\s,]*")
@@ -44,7 +45,7 @@ def read_jsonl(piece: Piece, settings: ReadSettings) -> Iterator[Found]:
 
 def is_lines(path: Path) -> bool:
     """Whether a file is read line by line: all but a ``.json`` whose first line is no object."""
-    if ".jsonl" in path.suffixes or ".json" not in map(str.lower, path.suffixes):
+    if plain_suffix(path) != ".json":
         return True
     head = next(iter(chunks(path)), b"")
     if isinstance(head, Problem):

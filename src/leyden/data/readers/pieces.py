@@ -9,7 +9,7 @@ from leyden.core.errors import UserError
 from leyden.data.documents import Document
 from leyden.data.readers.problem import Problem
 from leyden.data.readers.settings import ReadSettings, SourceSettings
-from leyden.data.sources import FORMATS, PACKED, SourceFile, find_sources
+from leyden.data.sources import FORMATS, PACKED, SourceFile, find_sources, plain_suffix
 
 Found = tuple[str, Document | Problem]
 """What a reader yields: a place in the file, and the document there or why there is none."""
@@ -96,7 +96,10 @@ def _files_of(path: str, format: str, formats: dict[str, tuple[str, ...]] | tupl
         if format != "auto" and name.is_file():  # whatever its suffix
             files.append(SourceFile(name, name.name))
         else:
-            files += find_sources([name], formats)[0]
+            found, _ = find_sources([name], formats)
+            # A source tree is full of JSON that is no data: under "auto" it is read where it is named.
+            is_tree = format == "auto" and name.is_dir()
+            files += [file for file in found if not is_tree or plain_suffix(file.path) != ".json"]
     return files
 
 

@@ -48,7 +48,8 @@ class SourceSettings(ReadSettings):
     """Files, folders, patterns (``crawl/**/*.warc.gz``), or datasets of the Hugging Face hub (``hf://OWNER/NAME``)."""
     format: str = "auto"
     """How files are read: ``auto``, by their suffixes, or one of :data:`~leyden.data.sources.FORMATS` for all that are
-    named, and of what is in folders only those with its suffixes (``code`` for a source tree without its ``.json``)."""
+    named, and of what is in folders for those with its suffixes. A ``.json`` in a folder is configuration more often
+    than data, and is read under ``jsonl`` alone."""
 
     @field_validator("format")
     @classmethod
