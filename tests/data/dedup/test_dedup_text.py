@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, strategies
+from hypothesis import given, settings, strategies
 
 from leyden.core.errors import UserError
 from leyden.data.dedup.changes import _cut, _merged
@@ -12,6 +12,7 @@ from leyden.data.dedup.normalisation import normalised
 from leyden.data.dedup.runs import END, Runs, groups, load_array, save_array, write_run
 from leyden.data.dedup.windows import hash_strings, inner_windows, jaccard, shingle_sets, window_hashes, words_of
 
+SOME = settings(max_examples=40)
 TEXTS = strategies.lists(strategies.text("ab \n.é你", max_size=12), max_size=6)
 
 
@@ -35,6 +36,7 @@ def test_scripts_without_spaces_are_split_into_characters():
     assert norm("ไทย", split=True) == ["ไ ท ย"]
 
 
+@SOME
 @given(TEXTS)
 def test_words_are_those_between_spaces(texts):
     clean = norm(*texts, split=True)
@@ -42,6 +44,7 @@ def test_words_are_those_between_spaces(texts):
     assert [flat.to_pylist()[a:b] for a, b in zip(offsets, offsets[1:], strict=False)] == [t.split() for t in clean]
 
 
+@SOME
 @given(strategies.lists(strategies.integers(0, 2), max_size=40), strategies.integers(1, 9))
 def test_window_hashes_are_equal_just_when_windows_are(units, length):
     hashes = window_hashes(np.array(units, np.uint64), length)
@@ -50,6 +53,7 @@ def test_window_hashes_are_equal_just_when_windows_are(units, length):
     assert len(set(hashes.tolist())) == len(set(windows)) == len(set(zip(hashes.tolist(), windows, strict=True)))
 
 
+@SOME
 @given(strategies.lists(strategies.integers(0, 7), max_size=8), strategies.integers(1, 4))
 def test_inner_windows_cross_no_border(counts, length):
     offsets = np.cumsum([0, *counts])
@@ -58,6 +62,7 @@ def test_inner_windows_cross_no_border(counts, length):
     assert list(zip(starts.tolist(), texts.tolist(), strict=True)) == wanted
 
 
+@SOME
 @given(TEXTS, strategies.integers(1, 4))
 def test_jaccard_of_shingles_is_that_of_python_sets(texts, length):
     clean = norm(*texts, split=True)
@@ -105,6 +110,7 @@ def test_damaged_arrays_are_errors_that_name_the_file(tmp_path):
         load_array(tmp_path / "b.npy")
 
 
+@SOME
 @given(strategies.lists(strategies.tuples(strategies.integers(0, 2), strategies.integers(0, 2)), max_size=12))
 def test_groups_begin_where_records_differ(records):
     left, right = (np.array([record[side] for record in records], np.uint64) for side in (0, 1))
@@ -114,6 +120,7 @@ def test_groups_begin_where_records_differ(records):
     assert [ordered[i] for i in np.flatnonzero(fresh)] == sorted(set(records))
 
 
+@SOME
 @given(strategies.lists(strategies.tuples(strategies.integers(0, 19), strategies.integers(0, 19)), max_size=25))
 def test_forest_joins_what_edges_join(edges):
     forest = Forest(20)
@@ -131,6 +138,7 @@ def test_forest_joins_what_edges_join(edges):
 SPANS = strategies.lists(strategies.tuples(strategies.integers(0, 30), strategies.integers(1, 12)), max_size=6)
 
 
+@SOME
 @given(strategies.lists(strategies.text("abcdefgh", max_size=15), min_size=1, max_size=4), SPANS)
 def test_spans_are_cut_from_messages_as_from_their_joined_text(parts, spans):
     rows = np.zeros(len(spans), np.int64)

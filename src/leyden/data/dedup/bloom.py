@@ -57,8 +57,15 @@ class Bloom(Stage):
     false-positive rate is twice what is asked."""
 
     def files(self) -> tuple[Path, ...]:
-        """The earlier filter."""
-        return () if self.against is None else (self.against / "filter.bloom", self.against / "settings.json")
+        """The earlier filter.
+
+        Raises:
+            UserError: there is none, or it cannot be used.
+        """
+        if self.against is None:
+            return ()
+        load_filter(self.against, self.normalise, self.false_positive_rate)
+        return self.against / "filter.bloom", self.against / "settings.json"
 
     def prepare(self, corpus: Corpus) -> None:
         """Hash every text, pass the hashes through the filter, compare candidates exactly."""
@@ -149,8 +156,8 @@ def load_filter(directory: Path, normalise: Normalisation, false_positive_rate: 
     held_rate = settings["false_positive_rate"]
     if held_rate > 2 * false_positive_rate:
         raise UserError(
-            f"{directory} holds {settings['documents']} documents and takes {held_rate:.2g} of new texts for seen, where "
-            f"{false_positive_rate:.2g} is asked; start a filter with a greater expected_documents."
+            f"{directory} holds {settings['documents']} documents and takes {held_rate:.2g} of new texts for seen, "
+            f"where {false_positive_rate:.2g} is asked; start a filter with a greater expected_documents."
         )
     return Filter.load_bytes(held, _itself)
 

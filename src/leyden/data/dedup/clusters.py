@@ -15,6 +15,8 @@ from leyden.data.dedup.gathering import RANK, Gathered
 from leyden.data.dedup.runs import Runs, groups, load_array, map_missing, save_array
 from leyden.data.engine import Engine
 
+PARTITIONS = "partitions.npy"
+"""In a stage's work, how many partitions there were."""
 _EDGES_AT_ONCE = 1 << 20
 
 
@@ -86,6 +88,7 @@ def connect(engine: Engine, work: Path, shards: Sequence[Gathered], memory_bytes
     files = [directory / f"{index}.npy" for index in range(len(ranges))]
     task = functools.partial(_edges_of_partition, runs, offsets)
     map_missing(engine, task, list(zip(files, zip(files, ranges, strict=True), strict=True)), "joining partitions")
+    save_array(work / PARTITIONS, np.array([len(ranges)]))
     forest = Forest(int(offsets[-1]))
     for edges in _all_edges(shards, offsets, files):
         forest.join(edges)

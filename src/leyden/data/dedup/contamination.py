@@ -52,7 +52,14 @@ class Contamination(Stage):
         return self
 
     def files(self) -> tuple[Path, ...]:
-        """The evaluation sets."""
+        """The evaluation sets.
+
+        Raises:
+            UserError: one does not exist.
+        """
+        for path in self.sets:
+            if not path.is_file():
+                raise UserError(f"{path}, an evaluation set, does not exist; give files of items.")
         return self.sets
 
     def apply(self, documents: Documents, shard: str, work: Path) -> Documents:

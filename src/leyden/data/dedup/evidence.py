@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from leyden.core.files import atomic_file
-from leyden.data.dedup.clusters import Forest
+from leyden.data.dedup.clusters import PARTITIONS, Forest
 from leyden.data.dedup.lsh import band_hashes, collision_probability, signatures
 from leyden.data.dedup.normalisation import normalised, texts_of
 from leyden.data.dedup.runs import groups, load_array
@@ -32,7 +32,7 @@ _PLANTED_CHARACTERS = 10_000
 
 
 def cluster_sizes(work: Path) -> dict[str, Any]:
-    """How many clusters there are, the documents in them and dropped, and how many clusters of each size."""
+    """How many clusters there are, the documents in them and dropped, clusters of each size, and partitions."""
     standing = load_array(work / "standing.npy")
     members = load_array(work / "members.npy")
     _, sizes = np.unique(standing, return_counts=True)
@@ -41,6 +41,7 @@ def cluster_sizes(work: Path) -> dict[str, Any]:
         "clusters": int(counts.sum()),
         "clustered_documents": int((values * counts).sum()),
         "documents_stood_for": int((standing != members).sum()),
+        "partitions": int(load_array(work / PARTITIONS)[0]),
         "cluster_sizes": {str(size): int(count) for size, count in zip(values, counts, strict=True)},
     }
 

@@ -5,9 +5,10 @@ partition within a memory budget; documents that share a band are joined to clus
 """
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
+import pyarrow as pa
 from pydantic import Field, model_validator
 
 from leyden.core.errors import UserError
@@ -15,12 +16,15 @@ from leyden.data.dedup.clusters import connect, survivors
 from leyden.data.dedup.evidence import cluster_sizes, gather_evidence, read_evidence
 from leyden.data.dedup.exact import files_against
 from leyden.data.dedup.gathering import Gathered, earlier, gather
-from leyden.data.dedup.lsh import band_hashes, choose_bands, signatures
+from leyden.data.dedup.lsh import band_hashes, choose_bands, collision_probability, signatures
 from leyden.data.dedup.normalisation import normalised, texts_of
 from leyden.data.dedup.verdicts import drop_duplicates, write_verdicts
 from leyden.data.dedup.verification import verify
 from leyden.data.documents import Documents, pc
 from leyden.data.stage import Corpus, Stage
+
+if TYPE_CHECKING:  # matplotlib is for reports alone
+    from leyden.core.page import Plot
 
 _PROBE = "the quick brown fox jumps over the lazy dog and runs away"
 
@@ -126,10 +130,24 @@ class MinHash(Stage):
         bands, rows = self.curve()
         return {"bands": bands, "rows": rows, **cluster_sizes(work), **read_evidence(work)}
 
+    def plots(self, work: Path) -> "list[Plot]":
+        """The S-curve, as it should be and as it was measured."""
+        from leyden.core.page import ACCENT, MUTED, Plot, drawing
+
+        measured = read_evidence(work).get("curve", [])
+        if not measured:
+            return []
+        similarity, (bands, rows) = np.linspace(0, 1, 200), self.curve()
+        with drawing("near-duplicates") as drawn:
+            drawn.axes.plot(similarity, collision_probability(similarity, bands, rows), color=MUTED)
+            drawn.axes.plot([b["similarity"] for b in measured], [b["measured"] for b in measured], "o", color=ACCENT)
+            drawn.axes.set_xlabel("Jaccard similarity")
+            drawn.axes.set_ylabel("share that meets")
+        caption = f"{bands} bands of {rows}: the theory's curve, and sampled texts beside edited copies (points)"
+        return [Plot("Near-duplicates that meet, by similarity", drawn.svg, caption)]
+
     def _settings(self) -> dict[str, Any]:
         """What band hashes depend on; the probe tells a version of the library that draws other permutations."""
-        import pyarrow as pa
-
         bands, rows = self.curve()
         probe = signatures(pa.array([_PROBE], pa.large_string()), bands * rows, self.shingle_words, self.seed)
         return {

@@ -17,7 +17,16 @@ from pydantic import Field
 from leyden.data.dedup.changes import apply_changes, count_changes, offsets_by_rows, write_spans
 from leyden.data.dedup.exact import hash_texts
 from leyden.data.dedup.normalisation import normalised
-from leyden.data.dedup.runs import Runs, file_name, load_array, map_missing, run_file, save_array, write_run
+from leyden.data.dedup.runs import (
+    Runs,
+    file_name,
+    load_array,
+    map_missing,
+    remove_scratch,
+    run_file,
+    save_array,
+    write_run,
+)
 from leyden.data.dedup.windows import hash_strings, mix
 from leyden.data.documents import Documents, pc
 from leyden.data.parquet import read_batches
@@ -68,6 +77,7 @@ class Paragraphs(Stage):
         shards = zip(corpus.shards.items(), runs, strict=True)
         for _ in corpus.engine.map(write, [(index, *named, run) for index, (named, run) in enumerate(shards)]):
             pass
+        remove_scratch(corpus.work, "pieces", "lost-*")
 
     def apply(self, documents: Documents, shard: str, work: Path) -> Documents:
         """Remove the pieces that go, and drop the documents that too little is left of."""

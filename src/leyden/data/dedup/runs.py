@@ -4,6 +4,7 @@ Every shard leaves one run, its records sorted by a 64-bit key, as two ``.npy`` 
 cache. A partition is a range of keys, gathered from all runs; the ranges are cut so that one fits the memory asked.
 """
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,6 +146,12 @@ def _keys(path: Path) -> np.ndarray:
 
 def _values(path: Path) -> np.ndarray:
     return load_array(path.with_name(path.name + ".values.npy"))
+
+
+def remove_scratch(work: Path, *patterns: str) -> None:
+    """Remove directories of a stage's work that only the way to its outcome needed."""
+    for path in (path for pattern in patterns for path in work.glob(pattern)):
+        shutil.rmtree(path)
 
 
 def map_missing(engine: Engine, task: Callable[[Any], Any], items: Sequence[tuple[Path, Any]], title: str) -> None:

@@ -3,7 +3,7 @@
 Every window of ``length`` units (words, or bytes) is hashed; windows with equal hashes meet in partitions on disk, and
 are compared unit by unit, so that a collision never removes anything. Of equal windows one stays, the others go: what
 is cut from a document is the union of its windows that go. A suffix array would say the same and need the corpus in
-memory, or a pass over it in a compiled program of its own; here there are 16 bytes a unit on disk, twice.
+memory, or a pass over it in a compiled program of its own; here some 25 bytes a unit are on disk meanwhile.
 """
 
 import functools
@@ -17,7 +17,16 @@ import pyarrow as pa
 from pydantic import Field
 
 from leyden.data.dedup.changes import apply_changes, count_changes, offsets_by_rows, write_spans
-from leyden.data.dedup.runs import Runs, file_name, load_array, map_missing, run_file, save_array, write_run
+from leyden.data.dedup.runs import (
+    Runs,
+    file_name,
+    load_array,
+    map_missing,
+    remove_scratch,
+    run_file,
+    save_array,
+    write_run,
+)
 from leyden.data.dedup.windows import hash_strings, window_hashes
 from leyden.data.documents import Documents
 from leyden.data.parquet import read_batches
@@ -69,6 +78,7 @@ class Substrings(Stage):
         write = functools.partial(_write_changes, self, corpus.work, Runs(tuple(gone)), texts)
         for _ in corpus.engine.map(write, list(range(len(places)))):
             pass
+        remove_scratch(corpus.work, "windows", "gone-*")
 
     def apply(self, documents: Documents, shard: str, work: Path) -> Documents:
         """Cut what occurs elsewhere, and drop the documents that too little is left of."""

@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +11,7 @@ import pyarrow.parquet as pq
 from leyden.core.files import atomic_file
 from leyden.data.dedup.clusters import offsets_of
 from leyden.data.dedup.gathering import Gathered
-from leyden.data.dedup.runs import file_name, load_array, save_array
+from leyden.data.dedup.runs import file_name, load_array, remove_scratch, save_array
 from leyden.data.documents import Documents, pc
 from leyden.data.engine import Engine
 
@@ -54,6 +53,7 @@ def write_verdicts(
     mine = [(index, shard.name) for index, shard in enumerate(shards) if not shard.earlier]
     for _ in engine.map(task, mine):
         pass
+    remove_scratch(work, "edges-*", "verified")
 
 
 def drop_duplicates(documents: Documents, shard: str, work: Path, reason: str) -> Documents:
@@ -69,20 +69,6 @@ def drop_duplicates(documents: Documents, shard: str, work: Path, reason: str) -
 def read_verdicts(work: Path, shard: str) -> pa.Table:
     """The clustered documents of a shard; columns of :data:`VERDICTS`."""
     return pq.read_table(_path(work, shard))
-
-
-def largest_clusters(work: Path, count: int) -> list[dict[str, Any]]:
-    """The clusters of most documents: the id of each one's ``survivor``, and of all its ``documents``, it among them.
-
-    A survivor of an earlier crawl is not among the documents. Equally large ones come in the order of their ids.
-    """
-    tables = [pq.read_table(path, columns=["id", "survivor"]) for path in sorted((work / "verdicts").glob("*.parquet"))]
-    if not tables:
-        return []
-    table = pa.concat_tables(tables).group_by("survivor").aggregate([("id", "list"), ("id", "count")])
-    table = table.sort_by([("id_count", "descending"), ("survivor", "ascending")]).slice(0, count)
-    rows = zip(table.column("survivor").to_pylist(), table.column("id_list").to_pylist(), strict=True)
-    return [{"survivor": survivor, "documents": sorted(ids)} for survivor, ids in rows]
 
 
 def _path(work: Path, shard: str) -> Path:
