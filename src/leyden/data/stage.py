@@ -16,6 +16,7 @@ from leyden.data.parquet import read_batches
 
 if TYPE_CHECKING:  # matplotlib is for reports alone
     from leyden.core.page import Plot
+    from leyden.data.label.language_model import OpenModel
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,14 @@ class Corpus:
         work: a directory of the stage's own, for what it learns and for what it must hold outside memory. What it
             finds there of an interrupted run was written by the same settings on the same shards.
         engine: runs a task on every shard.
+        open_model: makes a :class:`~leyden.data.label.LanguageModel` of a local model's path; handed in by who runs the
+            build, since models are above ``data``.
     """
 
     shards: Mapping[str, Path]
     work: Path
     engine: Engine
+    open_model: "OpenModel | None" = None
 
     def batches(self) -> Iterator[Documents]:
         """Every document, a batch at a time, shard by shard."""
