@@ -100,24 +100,14 @@ def measure_null(scores: ScoreTable, plan: Plan, *, num_splits: int, num_simulat
     effect = minimum_detectable_effect(noise, num_seeds, num_items, alpha=plan.alpha, power=plan.power)
     simulated = _Simulated(scores, plan.weights)
     with progress("null experiments", num_splits + 2 * num_simulated, "experiments") as bar:
-
-        def experiments(count: int, effect: float) -> dict[str, Rate]:
-            rng, hits = np.random.default_rng([seed, count, int(effect > 0)]), dict.fromkeys(TESTS, 0)
-            for _ in range(count):
-                treatment, baseline = simulated.draw(rng, num_seeds, effect), simulated.draw(rng, num_seeds, 0.0)
-                for name, test in TESTS.items():
-                    hits[name] += test(treatment, baseline, plan.weights, plan.alpha).significant
-                bar.advance(1)
-            return {name: _rate(number, count) for name, number in hits.items()}
-
         return NullResult(
             alpha=plan.alpha,
             num_runs=_num_runs(scores),
             num_seeds=num_seeds,
             num_items=num_items,
             real=split_rates(scores, plan.weights, num_seeds, plan.alpha, num_splits, seed, bar.advance),
-            simulated=experiments(num_simulated, 0.0),
-            power=experiments(num_simulated, effect),
+            simulated=simulated.rates(num_seeds, 0.0, plan.alpha, num_simulated, seed, bar.advance),
+            power=simulated.rates(num_seeds, effect, plan.alpha, num_simulated, seed, bar.advance),
             effect=effect,
             noise=noise,
         )
@@ -161,6 +151,7 @@ class _Simulated:
     """Normal scores with the variances of real runs: of the run, one draw for all benchmarks, and of the rest."""
 
     def __init__(self, scores: ScoreTable, weights: Mapping[str, float]) -> None:
+        self._weights = weights
         self._run_sd = null_noise(scores, weights).run ** 0.5
         self._items = {name: benchmark(scores, name).mean(axis=0) for name in weights}
         # Items differ in how noisy they are; each keeps its own variance.
@@ -170,6 +161,18 @@ class _Simulated:
             rest = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
             shares = rest.var(axis=0) / rest.var()
             self._rest_sd[name] = np.sqrt(shares * residual_variance(table))
+
+    def rates(
+        self, num_seeds: int, effect: float, alpha: float, count: int, seed: int, tell: Callable[[float], None]
+    ) -> dict[str, Rate]:
+        """How often each test finds ``effect`` in ``count`` experiments."""
+        rng, hits = np.random.default_rng([seed, count, int(effect > 0)]), dict.fromkeys(TESTS, 0)
+        for _ in range(count):
+            treatment, baseline = self.draw(rng, num_seeds, effect), self.draw(rng, num_seeds, 0.0)
+            for name, test in TESTS.items():
+                hits[name] += test(treatment, baseline, self._weights, alpha).significant
+            tell(1)
+        return {name: _rate(number, count) for name, number in hits.items()}
 
     def draw(self, rng: np.random.Generator, num_seeds: int, effect: float) -> dict[str, np.ndarray]:
         """[S, I] a benchmark, every score raised by ``effect``."""
