@@ -4,10 +4,10 @@ The data of a run is one endless stream of sequences, and batch k is the k-th ru
 So a batch depends on nothing but its number, the state of the iterator is that number, every epoch uses each token
 once, and a rank of many, or a worker, can make its share of a batch alone.
 
-Two ways of packing: ``concatenate`` pads nothing, and ``best_fit`` cuts no document that fits. On the source of Python's
-standard library at 2,048 tokens the first cuts 33 % of the documents that would fit, and the second pads 0.04 %; a token
-has 912 and 955 tokens before it on average. On lengths like the web's, of 1,000 on average, best fit pads 0.03 % at
-2,048 and 0.008 % at 8,192.
+Two ways of packing: ``concatenate`` pads nothing, and ``best_fit`` cuts no document that fits. On the source of
+Python's standard library at 2,048 tokens the first cuts 33 % of the documents that would fit, and the second pads
+0.04 %; a token has 912 and 955 tokens before it on average. On lengths like the web's, of 1,000 on average, best fit
+pads 0.03 % at 2,048 and 0.008 % at 8,192.
 """
 
 import hashlib

@@ -14,6 +14,8 @@ from leyden.data.loader import best_fit, plan
 from leyden.data.loader.best_fit import best_fit as place
 from leyden.data.loader.plan import BestFit
 
+windows = st.sampled_from([1, 2, 5, 1024])
+"""Of sequences: an epoch has many, or is one."""
 lengths_of_documents = st.lists(st.integers(1, 40), min_size=1, max_size=60)
 
 
@@ -31,12 +33,17 @@ def _make(shards, seq_len=16, sequences=3, seed=5, **settings):
 
 
 @settings(max_examples=60, deadline=None)
-@given(lengths_of_documents, st.integers(1, 20), st.integers(1, 3), st.sampled_from([0.0, 0.01, 1.0]))
-def test_every_token_is_used_once_an_epoch(numbered, lengths, seq_len, files, max_padding):
+@given(lengths_of_documents, st.integers(1, 20), st.integers(1, 3), st.sampled_from([0.0, 0.01, 1.0]), windows)
+def test_every_token_is_used_once_an_epoch(numbered, lengths, seq_len, files, max_padding, window):
     """After every sequence, no token has been used twice more often than another, unless a sequence holds epochs."""
     shards = numbered(lengths, files=files)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(best_fit, "WINDOW_SEQUENCES", window)
+        _check_uses(shards, lengths, seq_len, BestFit(shards, seq_len=seq_len, seed=1, max_padding=max_padding))
+
+
+def _check_uses(shards, lengths, seq_len, stream):
     total = sum(lengths)
-    stream = BestFit(shards, seq_len=seq_len, seed=1, max_padding=max_padding)
     uses = np.zeros(total + 1, np.int64)
     taken = 0
     for first in range(3 * total // seq_len + 3):
@@ -54,19 +61,20 @@ def test_every_token_is_used_once_an_epoch(numbered, lengths, seq_len, files, ma
 
 
 @settings(max_examples=60, deadline=None)
-@given(lengths_of_documents, st.integers(1, 50), st.sampled_from([0.0, 0.01, 0.2]))
-def test_padding_is_bounded_whatever_the_lengths(numbered, lengths, seq_len, max_padding):
+@given(lengths_of_documents, st.integers(1, 50), st.sampled_from([0.0, 0.01, 0.2]), windows)
+def test_padding_is_bounded_whatever_the_lengths(numbered, lengths, seq_len, max_padding, size):
     shards = numbered(lengths)
-    opened = np.empty(0, best_fit.PIECE)
-    for epoch in range(4):
-        for window in best_fit.plan_epoch(
-            shards, seq_len=seq_len, seed=0, epoch=epoch, open=opened, max_padding=max_padding
-        ):
-            opened = window.open
-            room = len(window.counts) * seq_len
-            assert room - window.pieces["length"].sum() <= max_padding * room
-            assert window.counts.sum() == len(window.pieces)
-            assert opened["length"].sum() <= seq_len
+    common = {"seq_len": seq_len, "seed": 0, "max_padding": max_padding}
+    pending = np.empty(0, best_fit.PIECE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(best_fit, "WINDOW_SEQUENCES", size)
+        for epoch in range(4):
+            for window in best_fit.plan_epoch(shards, epoch=epoch, pending=pending, **common):
+                pending = window.pending
+                room = len(window.counts) * seq_len
+                assert room - window.pieces["length"].sum() <= max_padding * room
+                assert window.counts.sum() == len(window.pieces)
+                assert pending["length"].sum() <= seq_len
 
 
 @settings(max_examples=60, deadline=None)

@@ -31,16 +31,16 @@ class Window:
     Attributes:
         pieces: [P] of PIECE, sequence after sequence.
         counts: [sequences] int64, pieces of each.
-        open: [O] of PIECE: what the next window begins with.
+        pending: [O] of PIECE, of the sequence that is not closed: what the next window begins with.
     """
 
     pieces: np.ndarray
     counts: np.ndarray
-    open: np.ndarray
+    pending: np.ndarray
 
 
 def plan_epoch(
-    shards: TokenShards, *, seq_len: int, seed: int, epoch: int, open: np.ndarray, max_padding: float
+    shards: TokenShards, *, seq_len: int, seed: int, epoch: int, pending: np.ndarray, max_padding: float
 ) -> Iterator[Window]:
     """The windows of one epoch, in order.
 
@@ -48,7 +48,7 @@ def plan_epoch(
         shards: the documents.
         seq_len, seed, max_padding: of the plan.
         epoch: from 0.
-        open: what the epoch before left over; empty for epoch 0.
+        pending: what the epoch before left over; empty for epoch 0.
     """
     order = shuffled(shards.num_documents, seed, epoch)
     ends = np.cumsum(shards.lengths[order])
@@ -56,9 +56,9 @@ def plan_epoch(
     cuts = np.searchsorted(ends, np.arange(size, ends[-1] + 1, size))
     for number, documents in enumerate(np.split(order, np.unique(cuts))):
         if len(documents):
-            window = pack(open, cut(documents, shards.lengths[documents], seq_len), seq_len, max_padding)
-            window = _shuffle(window, bool(len(open)), seed, epoch, number)
-            open = window.open
+            window = pack(pending, cut(documents, shards.lengths[documents], seq_len), seq_len, max_padding)
+            window = _shuffle(window, bool(len(pending)), seed, epoch, number)
+            pending = window.pending
             yield window
 
 
@@ -74,17 +74,17 @@ def cut(documents: np.ndarray, lengths: np.ndarray, seq_len: int) -> np.ndarray:
     return pieces
 
 
-def pack(open: np.ndarray, pieces: np.ndarray, seq_len: int, max_padding: float) -> Window:
+def pack(pending: np.ndarray, pieces: np.ndarray, seq_len: int, max_padding: float) -> Window:
     """Pack the pieces of a window behind those of the open sequence, which comes first where it is closed."""
-    used = int(open["length"].sum())
+    used = int(pending["length"].sum())
     place = best_fit(pieces["length"], seq_len, used)
-    pieces = np.concatenate([open, pieces])
-    place = np.concatenate([np.zeros(len(open), np.int64), place])
+    pieces = np.concatenate([pending, pieces])
+    place = np.concatenate([np.zeros(len(pending), np.int64), place])
     filled = np.bincount(place, pieces["length"]).astype(np.int64)
-    movable = filled[1:] if len(open) else filled
+    movable = filled[1:] if len(pending) else filled
     last = len(filled) - len(movable) + int(np.argmin(movable)) if len(movable) else 0
     if (len(filled) - 1) * seq_len - (filled.sum() - filled[last]) > max_padding * (len(filled) - 1) * seq_len:
-        pieces, place, last = _pour(pieces, place, filled, seq_len, max_padding, keep_first=bool(len(open)))
+        pieces, place, last = _pour(pieces, place, filled, seq_len, max_padding, keep_first=bool(len(pending)))
     by_place = np.argsort(place, kind="stable")
     counts = np.bincount(place)
     left = place[by_place] == last
@@ -116,19 +116,19 @@ def best_fit(lengths: np.ndarray, capacity: int, used: int) -> np.ndarray:
     for length in lengths[order].tolist():
         index = bisect_left(rooms, length)
         if index == len(rooms):
-            room, bin = capacity, num_bins
+            room, place = capacity, num_bins
             num_bins += 1
         else:
             room = rooms[index]
-            bin = with_room[room].pop()
+            place = with_room[room].pop()
             if not with_room[room]:
                 del with_room[room], rooms[index]
-        chosen.append(bin)
+        chosen.append(place)
         if room > length:
             same = with_room.setdefault(room - length, [])
             if not same:
                 insort(rooms, room - length)
-            same.append(bin)
+            same.append(place)
     bins[order] = chosen
     return bins
 
@@ -182,4 +182,4 @@ def _shuffle(window: Window, first_stays: bool, seed: int, epoch: int, number: i
     starts = (ends - window.counts)[order]
     new_ends = np.cumsum(counts)
     index = np.arange(len(window.pieces)) + np.repeat(starts - new_ends + counts, counts)
-    return Window(window.pieces[index], counts, window.open)
+    return Window(window.pieces[index], counts, window.pending)

@@ -35,12 +35,12 @@ class EpochPlan:
     Attributes:
         pieces: [P] of PIECE.
         bounds: [sequences + 1] int64, the first piece of each.
-        open: [O] of PIECE, what the next epoch begins with.
+        pending: [O] of PIECE, what the next epoch begins with.
     """
 
     pieces: np.ndarray
     bounds: np.ndarray
-    open: np.ndarray
+    pending: np.ndarray
 
 
 class _Summary(Config):
@@ -48,7 +48,7 @@ class _Summary(Config):
 
     pieces: int
     sequences: int
-    open: int
+    pending: int
 
 
 class BestFit:
@@ -82,7 +82,7 @@ class BestFit:
         self._lock = threading.Lock()
         self._sequences = [0]  # before each epoch that was planned, and after the last
         self._tokens = [0]  # likewise
-        self._open = [np.empty(0, PIECE)]  # what each epoch begins with
+        self._pending = [np.empty(0, PIECE)]  # what each epoch begins with
         self._plan = lru_cache(maxsize=_REMEMBERED_EPOCHS)(self._make)
 
     def pieces(self, first: int, count: int) -> Pieces:
@@ -108,7 +108,7 @@ class BestFit:
         """The plan that ``sequence`` is in, and its number in it."""
         with self._lock:
             while self._sequences[-1] <= sequence:
-                self._plan(len(self._open) - 1)
+                self._plan(len(self._pending) - 1)
             epoch = bisect_right(self._sequences, sequence) - 1
             return self._plan(epoch), sequence - self._sequences[epoch]
 
@@ -120,17 +120,17 @@ class BestFit:
             if not folder.exists():
                 self._write(epoch, folder)
             plan = _read(folder)
-        if epoch == len(self._open) - 1:
+        if epoch == len(self._pending) - 1:
             self._sequences.append(self._sequences[-1] + len(plan.bounds) - 1)
             self._tokens.append(self._tokens[-1] + int(plan.pieces["length"].sum(dtype=np.int64)))
-            self._open.append(np.array(plan.open))
+            self._pending.append(np.array(plan.pending))
         return plan
 
     def _in_memory(self, epoch: int) -> EpochPlan:
         windows = list(self._windows(epoch))
         counts = np.concatenate([window.counts for window in windows])
         bounds = np.cumsum([0, *counts.tolist()])
-        return EpochPlan(np.concatenate([window.pieces for window in windows]), bounds, windows[-1].open)
+        return EpochPlan(np.concatenate([window.pieces for window in windows]), bounds, windows[-1].pending)
 
     def _write(self, epoch: int, folder: Path) -> None:
         """A window at a time, in a folder of this process's own, which becomes ``folder`` unless that is there now."""
@@ -139,7 +139,7 @@ class BestFit:
             part = Path(parent) / "plan"
             part.mkdir()
             num_pieces = num_sequences = 0
-            open_ = np.empty(0, PIECE)
+            pending = np.empty(0, PIECE)
             with (part / "pieces").open("wb") as pieces, (part / "bounds").open("wb") as bounds:
                 bounds.write(np.zeros(1, _COUNT).data)
                 for window in self._windows(epoch):
@@ -147,9 +147,9 @@ class BestFit:
                     bounds.write((num_pieces + np.cumsum(window.counts)).astype(_COUNT).data)
                     num_pieces += len(window.pieces)
                     num_sequences += len(window.counts)
-                    open_ = window.open
-            open_.tofile(part / "open")
-            summary = _Summary(pieces=num_pieces, sequences=num_sequences, open=len(open_))
+                    pending = window.pending
+            pending.tofile(part / "pending")
+            summary = _Summary(pieces=num_pieces, sequences=num_sequences, pending=len(pending))
             (part / "epoch.json").write_text(summary.model_dump_json())
             for file in part.iterdir():
                 with file.open("rb") as written:
@@ -166,7 +166,7 @@ class BestFit:
             seq_len=self.seq_len,
             seed=self._seed,
             epoch=epoch,
-            open=self._open[epoch],
+            pending=self._pending[epoch],
             max_padding=self._max_padding,
         )
 
@@ -176,7 +176,7 @@ def _read(folder: Path) -> EpochPlan:
     return EpochPlan(
         _map(folder / "pieces", PIECE, summary.pieces),
         _map(folder / "bounds", _COUNT, summary.sequences + 1),
-        _map(folder / "open", PIECE, summary.open),
+        _map(folder / "pending", PIECE, summary.pending),
     )
 
 
