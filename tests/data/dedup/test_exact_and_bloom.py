@@ -4,14 +4,17 @@ import json
 import unicodedata
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import xxhash
 from hypothesis import HealthCheck, given, settings, strategies
 
 from leyden.core.errors import UserError
-from leyden.data.dedup import Bloom, Exact
+from leyden.data.dedup import Bloom, Exact, run_alone
 from leyden.data.dedup.bloom import _integers, load_filter
-from leyden.data.documents import Document, Message
+from leyden.data.documents import Document, Documents, Message
+from leyden.data.parquet import DocumentsWriter
 
 AS_IT_IS = settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -38,8 +41,6 @@ def plain(text: str) -> str:
 
 def survivors(documents: list[Document], key) -> set[str]:
     """The longest of those with equal keys; of those the one whose text, then whose id, has the greatest hash."""
-    import pyarrow as pa
-
     from leyden.data.dedup.windows import hash_strings
 
     def hashed(text: str) -> int:
@@ -83,6 +84,13 @@ def test_bloom_survivors_and_filter_are_the_same_however_documents_are_dealt(see
     one, other = run(stage, copies), run(stage, copies, shards=shards, seed=seed)
     assert one.dropped == other.dropped
     assert one.report["filter"] == other.report["filter"]
+
+
+def test_a_stage_runs_alone(copies, run, tmp_path):
+    outcome = run(Exact(), copies)
+    batches = list(run_alone(Exact(), outcome.corpus.shards, tmp_path))
+    assert {id_ for batch in batches for id_ in batch.dropped().column("id")} == set(outcome.dropped)
+    assert sum(map(len, batches)) == len(copies)
 
 
 def test_nested_documents_are_compared_by_all_their_messages(run):
@@ -129,11 +137,32 @@ def test_documents_of_an_earlier_crawl_survive(earlier, copies, run, tmp_path):
     known = {plain(document.text) for document in old}
     for document in new:
         if plain(document.text) in known:
-            survivor = dropped[document.id][1].removeprefix("of ")
+            survivor = dropped[document.id][1].removeprefix("of earlier crawl's ")
             assert survivor in {other.id for other in old}
             assert plain(texts[survivor]) == plain(document.text)
     fresh = [document for document in new if plain(document.text) not in known]
     assert {document.id for document in fresh} - set(dropped) == survivors(fresh, plain)
+
+
+def test_a_document_that_comes_again_is_dropped_though_its_id_is_the_same(run):
+    documents = [Document("a", "one text", "memory"), Document("b", "two texts", "memory")]
+    before = run(Exact(), documents)
+    again = run(Exact(against=(before.corpus.work / "signatures",)), documents)
+    assert again.dropped == {id_: ("exact duplicate", f"of earlier crawl's {id_}") for id_ in "ab"}
+
+
+def test_an_earlier_build_is_what_its_last_stage_kept(tmp_path, run):
+    for stage, text in (("00-read", "dropped later"), ("01-exact", "kept")):
+        with DocumentsWriter(tmp_path / "stages" / stage / "documents" / "0.parquet") as writer:
+            writer.write(Documents.of([Document("x", text, "memory")]))
+    outcome = run(Exact(against=(tmp_path,)), [Document("a", "Kept.", "m"), Document("b", "dropped later", "m")])
+    assert outcome.dropped == {"a": ("exact duplicate", "of earlier crawl's x")}
+    pq.write_table(pa.table({"id": ["a"]}), tmp_path / "other.parquet")
+    with pytest.raises(UserError, match=r"other\.parquet is not of documents: it has no column messages, text"):
+        Exact(against=(tmp_path / "other.parquet",)).files()
+    (tmp_path / "no.parquet").write_bytes(b"no")
+    with pytest.raises(UserError, match=r"no\.parquet cannot be read as Parquet"):
+        Exact(against=(tmp_path / "no.parquet",)).files()
 
 
 def test_signatures_of_other_settings_are_refused(copies, run, tmp_path):

@@ -205,7 +205,11 @@ def test_documents_of_an_earlier_crawl_survive(earlier, verify, families, run):
     assert {i for i in alone.dropped if int(i.split()[0]) >= 15} == {
         i for i in outcome.dropped if int(i.split()[0]) >= 15
     }
-    survivors = {detail[3:].partition(",")[0] for i, (_, detail) in outcome.dropped.items() if int(i.split()[0]) < 15}
+    survivors = {
+        detail.removeprefix("of earlier crawl's ").partition(",")[0]
+        for i, (_, detail) in outcome.dropped.items()
+        if int(i.split()[0]) < 15
+    }
     assert survivors <= {document.id for document in old}
 
 

@@ -9,7 +9,7 @@ import xxhash
 from pydantic import Field
 
 from leyden.data.dedup.clusters import connect, survivors
-from leyden.data.dedup.gathering import earlier, gather, parquet_files
+from leyden.data.dedup.gathering import document_files, earlier, gather
 from leyden.data.dedup.normalisation import normalised, texts_of
 from leyden.data.dedup.verdicts import drop_duplicates, write_verdicts
 from leyden.data.documents import Documents
@@ -35,7 +35,7 @@ class Exact(Stage):
     memory_bytes: int = Field(1 << 30, ge=1 << 16)
     """What one process may use for a partition of hashes; beside it there are 5 bytes a document (``clusters.py``)."""
     against: tuple[Path, ...] = ()
-    """Earlier crawls, whose documents survive: ``signatures/`` of this stage's work, or documents in Parquet files."""
+    """Earlier crawls, whose documents survive: ``signatures/`` of this stage's work, or builds, or Parquet files."""
 
     def files(self) -> tuple[Path, ...]:
         """Those of earlier crawls."""
@@ -78,5 +78,5 @@ def files_against(against: tuple[Path, ...]) -> tuple[Path, ...]:
     found: list[Path] = []
     for path in against:
         signatures = sorted(path.glob("*.npy")) if (path / "settings.json").is_file() else None
-        found += parquet_files(path) if signatures is None else [path / "settings.json", *signatures]
+        found += document_files(path) if signatures is None else [path / "settings.json", *signatures]
     return tuple(found)

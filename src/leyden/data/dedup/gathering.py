@@ -24,6 +24,7 @@ from leyden.data.documents import Documents, pc
 from leyden.data.parquet import read_batches
 from leyden.data.stage import Corpus
 
+_EARLIER = "earlier crawl's "
 RANK = np.dtype([("bytes", "<i8"), ("text", "<u8"), ("id", "<u8")])
 """What survivors are chosen by, the greatest first: the longest text, then hashes of its exact text and of its id.
 
@@ -70,8 +71,9 @@ class Gathered:
         return load_array(self["edges.npy"])
 
     def ids(self) -> pa.ChunkedArray:
-        """[D] strings."""
-        return pq.read_table(self["ids.parquet"]).column("id")
+        """[D] strings; those of earlier crawls say so, since a later crawl can have the same."""
+        ids = pq.read_table(self["ids.parquet"]).column("id")
+        return pc.binary_join_element_wise(_EARLIER, ids, "") if self.earlier else ids
 
 
 Buckets = Callable[[Documents], tuple[np.ndarray, np.ndarray | None, np.ndarray]]
@@ -107,7 +109,8 @@ def gather(corpus: Corpus, directory: Path, buckets: Buckets, settings: dict[str
 
 
 def earlier(corpus: Corpus, against: Sequence[Path], buckets: Buckets, settings: dict[str, Any]) -> list[Gathered]:
-    """The notes on earlier crawls: those of directories that :func:`gather` filled, else made of their documents.
+    """The notes on earlier crawls: those of directories that :func:`gather` filled, else made of their documents
+    (:func:`document_files`).
 
     Raises:
         UserError: a path is neither, or was gathered with other settings.
@@ -117,7 +120,7 @@ def earlier(corpus: Corpus, against: Sequence[Path], buckets: Buckets, settings:
         if (path / "settings.json").is_file():
             shards += _gathered_before(path, settings)
             continue
-        files = parquet_files(path)
+        files = document_files(path)
         named = {f"{number}/{index}": file for index, file in enumerate(files)}
         given = Corpus(named, corpus.work, corpus.engine)
         made = gather(given, corpus.work / "earlier" / str(number), buckets, settings)
@@ -125,17 +128,24 @@ def earlier(corpus: Corpus, against: Sequence[Path], buckets: Buckets, settings:
     return shards
 
 
-def parquet_files(path: Path) -> list[Path]:
-    """A Parquet file, or those of a directory and its folders, by name.
+def document_files(path: Path) -> list[Path]:
+    """A Parquet file of documents; those in a directory; or, of a build's directory, what its last stage kept.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, or they are not of documents.
     """
-    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+    folder = next((stage / "documents" for stage in sorted(path.glob("stages/[0-9][0-9]-*"), reverse=True)), path)
+    files = [path] if path.is_file() else sorted(folder.glob("*.parquet"))
     if not files:
         raise UserError(
             f"{path} has no Parquet files of documents, nor signatures of an earlier build; give one of them."
         )
+    try:
+        missing = {"id", "text", "messages"} - set(pq.read_schema(files[0]).names)
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{files[0]} cannot be read as Parquet: {error}.") from None
+    if missing:
+        raise UserError(f"{files[0]} is not of documents: it has no column {', '.join(sorted(missing))}.")
     return files
 
 

@@ -58,7 +58,7 @@ class MinHash(Stage):
     memory_bytes: int = Field(1 << 30, ge=1 << 16)
     """What one process may use for a partition of bands; beside it there are 5 bytes a document (``clusters.py``)."""
     against: tuple[Path, ...] = ()
-    """Earlier crawls, whose documents survive: ``signatures/`` of this stage's work, or documents in Parquet files."""
+    """Earlier crawls, whose documents survive: ``signatures/`` of this stage's work, or builds, or Parquet files."""
     evidence_documents: int = Field(2000, ge=0)
     """How many documents the report's measurements are made on; 0 for none."""
     evidence_seeds: int = Field(4, ge=2)
@@ -165,5 +165,5 @@ def _refuse_without_texts(shards: list[Gathered]) -> None:
         if shard.documents is None:
             raise UserError(
                 f"verify = true needs the texts of earlier documents, and {shard.directory} holds signatures alone; "
-                "give the earlier build's Parquet files in against, or set verify = false."
+                "give the earlier build itself in against, or set verify = false."
             )
