@@ -1,3 +1,4 @@
+import contextlib
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -58,17 +59,11 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("content-length", str(len(body.encode())))
         self.end_headers()
-        try:
+        with contextlib.suppress(BrokenPipeError):  # the client had no patience
             self.wfile.write(body.encode())
-        except BrokenPipeError:
-            pass  # the client had no patience
 
     def log_message(self, format: str, *args: object) -> None:
         pass
-
-
-def completion(text: str | None, finish: str = "stop") -> tuple[int, dict, str]:
-    return 200, {}, json.dumps({"choices": [{"message": {"content": text}, "finish_reason": finish}]})
 
 
 @pytest.fixture(autouse=True)

@@ -141,7 +141,7 @@ def test_a_damaged_file_of_answers_is_told(tmp_path):
 
 
 def test_settings_say_what_is_missing(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="either path .* or url"):
+    with pytest.raises(UserError, match=r"either path .* or url"):
         ModelSettings.parse({}, "stage")
     with pytest.raises(UserError, match="needs name"):
         ModelSettings.parse({"url": "http://x"}, "stage")

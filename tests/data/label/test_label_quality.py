@@ -83,10 +83,11 @@ def test_planted_quality_is_separated_and_agreement_is_as_worked_out_by_hand(sta
     assert [plot.title for plot in stage.plots(corpus.work)] == ["Calibration: knowledge", "Calibration: helpfulness"]
 
 
-def test_shards_order_and_workers_change_nothing(stage, fake, make_corpus, run_stage):
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_shards_order_and_workers_change_nothing(stage, fake, make_corpus, run_stage, workers):
     documents = planted(300)
     one = make_corpus(documents, 1, "one", fake(judged))
-    many = make_corpus(documents[::-1], 5, "many", fake(judged), workers=2)
+    many = make_corpus(documents[::-1], 5, "many", fake(judged), workers=workers)
     first, second = run_stage(stage, one), run_stage(stage, many)
     assert {k: (v["scores"], v["metadata"]) for k, v in first.items()} == {
         k: (v["scores"], v["metadata"]) for k, v in second.items()
@@ -150,7 +151,7 @@ def test_the_judge_over_http_is_the_same(stage, fake, make_corpus, run_stage, se
 
 
 def test_the_sample_is_by_content(make_corpus):
-    documents = planted(300) + [Document("a copy", planted(1)[0].text, "test")]
+    documents = [*planted(300), Document("a copy", planted(1)[0].text, "test")]
     small = sample_corpus(make_corpus(documents, 4, "small"), 20, "x")
     large = sample_corpus(make_corpus(documents[::-1], 1, "large"), 50, "x")
     assert large[0][:20] == small[0] and large[1][:20] == small[1]

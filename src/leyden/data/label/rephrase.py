@@ -156,7 +156,7 @@ class Rephrase(Stage):
 
     def _results(self, documents: Documents, identity: str, folder: Path) -> Iterator[Result]:
         originals = list(documents)
-        answers = _opened(folder, (folder / "answers.jsonl").stat().st_size)
+        answers = _opened(folder, max((path.stat().st_mtime_ns for path in folder.glob("answers.jsonl")), default=0))
         for row, style, request in self._requests(documents):
             original = originals[row]
             answer = answers.get(request.key(identity))
@@ -199,6 +199,6 @@ def copied(original: str, text: str) -> float:
 
 
 @functools.lru_cache(maxsize=1)
-def _opened(folder: Path, size: int) -> Answers:
-    """The answers of a folder, kept open while the file stays as long as it is."""
+def _opened(folder: Path, changed_ns: int) -> Answers:
+    """The answers of a folder, their places kept in memory while the file stays as it is."""
     return Answers(folder)
