@@ -23,7 +23,8 @@ class Limit:
         name: what is measured; becomes the reason.
         values: [D] float64; NaN where the rule has nothing to say.
         least, most: the documents below or above are dropped; those at a threshold are kept.
-        found: [D] what to add to the detail, where the number does not say it.
+        found: [D] what was found, in place of the value in the detail.
+        allowed: what is allowed, in place of the threshold in the detail.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Limit:
     least: float = -math.inf
     most: float = math.inf
     found: Sequence[str] | None = None
+    allowed: str = ""
 
     def broken(self) -> np.ndarray:
         """[D] bool, the documents to drop."""
@@ -39,9 +41,9 @@ class Limit:
     def detail(self, row: int) -> str:
         """The value of a document and the threshold that it breaks."""
         value = self.values[row]
-        bound = f"at least {self.least:.10g}" if value < self.least else f"at most {self.most:.10g}"
-        found = f" ({self.found[row]})" if self.found and self.found[row] else ""
-        return f"{value:.6g}{found}; {bound} is allowed"
+        most = f"at most {self.most:.10g}" if self.most else "none"
+        bound = f"at least {self.least:.10g}" if value < self.least else most
+        return f"{self.found[row] if self.found else f'{value:.6g}'}; {self.allowed or f'{bound} is allowed'}"
 
 
 class Rules(Stage):

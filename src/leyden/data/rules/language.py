@@ -32,7 +32,7 @@ class Language(Rules):
     """The classifier's probability of its answer; 0.65 is FineWeb's (arXiv 2406.17557, section 3.3), for another
     classifier. Asked only if ``keep`` is given."""
     among: tuple[str, ...] = ()
-    """The languages to choose among, which makes short texts surer; empty: the 97 of the model."""
+    """The languages to choose among: makes short and technical texts surer; empty: all of the model."""
     pieces: int = Field(4, ge=1)
     """How many pieces of a long document are read."""
     piece_characters: int = Field(500, ge=20)
@@ -55,9 +55,10 @@ class Language(Rules):
 
     def _limits(self, languages: Sequence[str | None], confidence: np.ndarray) -> list[Limit]:
         other = np.array([language not in self.keep for language in languages], float)
-        names = [f"{language or 'none'}, {sure:.3f} sure" for language, sure in zip(languages, confidence, strict=True)]
+        pairs = zip(languages, confidence, strict=True)
+        names = [f"{language}, {sure:.3f} sure" if language else "no letters" for language, sure in pairs]
         return [
-            Limit("not among those to keep", other, most=0, found=names),
+            Limit("not among those to keep", other, most=0, found=names, allowed="kept: " + ", ".join(self.keep)),
             Limit("unsure", confidence, least=self.min_confidence, found=names),
         ]
 
