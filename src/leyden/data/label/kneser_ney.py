@@ -4,7 +4,7 @@ Orders below the longest count the different words that an n-gram follows, not h
 a sentence follow none and keep their counts. About 30 bytes of memory for each word of the text and each order.
 """
 
-from collections import Counter
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -82,20 +82,22 @@ def _amounts(adjusted: np.ndarray) -> np.ndarray:
 
 def _vocabulary(sentences: Iterable[Sequence[str]]) -> tuple[list[str], np.ndarray]:
     """The words, by falling frequency and then by spelling; and [T] int64, the text."""
-    counts: Counter[str] = Counter()
     ids: dict[str, int] = {}
-    parts: list[np.ndarray] = []
+    text = array("q")
     for sentence in sentences:
-        counts.update(sentence)
-        parts.append(np.array([-1, *[ids.setdefault(word, len(ids)) for word in sentence], -2], np.int64))
+        text.append(-1)
+        text.extend([ids.setdefault(word, len(ids)) for word in sentence])
+        text.append(-2)
     if not ids:
         raise UserError("There is no text to estimate an n-gram model from.")
-    for word in SPECIAL:  # a text that spells them out means the characters
-        counts.pop(word, None)
+    tokens = np.array(text, np.int64)
+    times = np.bincount(tokens[tokens >= 0], minlength=len(ids))
+    counts = {word: int(times[id_]) for word, id_ in ids.items() if word not in SPECIAL}
     words = [*SPECIAL, *sorted(counts, key=lambda word: (-counts[word], word))]
     place = {word: id_ for id_, word in enumerate(words)}
-    renamed = np.array([UNK if word in SPECIAL else place[word] for word in ids] + [EOS, BOS], np.int64)
-    return words, renamed[np.concatenate(parts)]  # -2 and -1 count from the end
+    # A text that spells out a special word means the characters, which then are an unknown word.
+    renamed = np.array([*(UNK if word in SPECIAL else place[word] for word in ids), EOS, BOS], np.int64)
+    return words, renamed[tokens]  # -2 and -1 count from the end
 
 
 def _count(tokens: np.ndarray, vocabulary: int, order: int) -> list[_Counted]:
