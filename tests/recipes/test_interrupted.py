@@ -72,7 +72,11 @@ def test_killed_in_the_second_stage(
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     killed = subprocess.run(
         [sys.executable, "-c", KILLED, *command],
-        capture_output=True, text=True, check=False, timeout=300, env={**os.environ, **threads},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env={**os.environ, **threads},
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert [record["step"] for record in metrics(tmp_path / "run")] == list(range(1, 8))

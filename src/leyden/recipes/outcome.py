@@ -1,6 +1,7 @@
 """What a finished run shows: how well the model predicts unseen documents, and what it writes."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ def evaluate_run(recipe: Recipe, prepared: Prepared, directory: Path) -> dict[st
     model, tokenizer = load(directory / "final", dtype=getattr(torch, recipe.train.dtype), device=default_device())
     assert tokenizer is not None, "a run saves its tokenizer"
     result = bits_per_byte(model, tokenizer, prepared.held_out)
-    others = baselines(tokenizer, _token_counts(prepared.shards, tokenizer.vocab_size), prepared.held_out)
+    others = baselines(tokenizer, _token_counts(prepared.shards.values(), tokenizer.vocab_size), prepared.held_out)
     line = {"task": "bits_per_byte", "value": result.bits_per_byte, "baselines": others, "bytes": result.num_bytes}
     with atomic_file(directory / "eval.jsonl") as part:
         part.write_text(json.dumps(line) + "\n", encoding="utf-8")
@@ -66,9 +67,10 @@ def tell_outcome(directory: Path) -> None:
     say(f"report: {directory / 'report' / 'index.html'}")
 
 
-def _token_counts(shards: TokenShards, vocab_size: int) -> np.ndarray:
+def _token_counts(groups: Iterable[TokenShards], vocab_size: int) -> np.ndarray:
     """How often each token occurs in the training documents, bos left out, since nothing predicts it."""
     counts = np.zeros(vocab_size, dtype=np.int64)
-    for index in range(shards.num_documents):
-        counts += np.bincount(shards.document(index)[1:], minlength=vocab_size)
+    for shards in groups:
+        for index in range(shards.num_documents):
+            counts += np.bincount(shards.document(index)[1:], minlength=vocab_size)
     return counts

@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from leyden.core.errors import UserError
 from leyden.core.files import atomic_file
 from leyden.core.log import say
 from leyden.data import Corpus, TokenShards, build_corpus, write_shards
+from leyden.data.build.tokens import held_out_texts, read_tokens
 from leyden.recipes.schema import Recipe
 from leyden.tokenizer import Tokenizer
 
@@ -21,12 +23,12 @@ class Prepared:
 
     Attributes:
         tokenizer: the run's.
-        shards: tokens of the documents to train on.
+        shards: tokens of the documents to train on, by group: ``all``, or those of a data build.
         held_out: texts of the documents to evaluate on.
     """
 
     tokenizer: Tokenizer
-    shards: TokenShards
+    shards: Mapping[str, TokenShards]
     held_out: tuple[str, ...]
 
 
@@ -37,8 +39,10 @@ def prepare(recipe: Recipe, directory: Path) -> Prepared:
     the last of them exists, all of them are read back instead.
 
     Raises:
-        UserError: no documents, or a vocabulary larger than they support.
+        UserError: no documents, a vocabulary larger than they support, or a data build without tokens.
     """
+    if recipe.data.build is not None:
+        return _of_build(recipe.data.build, directory)
     shards, tokenizer = directory / TOKENS_DIRECTORY, directory / "tokenizer"
     if not shards.exists():
         corpus = build_corpus(recipe.data.text or None, held_out_fraction=recipe.data.held_out_fraction)
@@ -47,10 +51,26 @@ def prepare(recipe: Recipe, directory: Path) -> Prepared:
         trained.save(tokenizer)
         _write_corpus(corpus, directory)
         write_shards(corpus.train, trained, shards)
-    held_out = (directory / "held_out.jsonl").read_text(encoding="utf-8").splitlines()
-    return Prepared(
-        Tokenizer.load(tokenizer), TokenShards.open(shards), tuple(json.loads(line)["text"] for line in held_out)
-    )
+    lines = (directory / "held_out.jsonl").read_text(encoding="utf-8").splitlines()
+    held_out = tuple(json.loads(line)["text"] for line in lines)
+    return Prepared(Tokenizer.load(tokenizer), {"all": TokenShards.open(shards)}, held_out)
+
+
+def _of_build(build: Path, directory: Path) -> Prepared:
+    """What a data build made; ``data/`` of the run says which tokens these are, so that it resumes on no others."""
+    tokens = read_tokens(build)
+    prints = {group: shards.fingerprint for group, shards in tokens.groups.items()}
+    mark = directory / TOKENS_DIRECTORY / "build.json"
+    if mark.exists() and json.loads(mark.read_text(encoding="utf-8")) != prints:
+        raise UserError(
+            f"The build {build} has other tokens than those that {directory} began with; give another --dir, or bring "
+            "the build back to what it was."
+        )
+    with atomic_file(mark) as part:
+        part.write_text(json.dumps(prints), encoding="utf-8")
+    with atomic_file(directory / "data.json") as part:
+        part.write_text(json.dumps(tokens.facts(), indent=1), encoding="utf-8")
+    return Prepared(Tokenizer.load(tokens.tokenizer), tokens.groups, held_out_texts(build))
 
 
 def _tokenizer(recipe: Recipe, corpus: Corpus) -> Tokenizer:

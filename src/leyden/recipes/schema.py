@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from leyden.core.config import Config
 from leyden.core.errors import UserError
+from leyden.data.loader.mixture import Mixture
 from leyden.model import ModelConfig, preset
 from leyden.train import AdamWConfig, Schedule
 
@@ -23,13 +24,23 @@ class TokenizerSection(Config):
 
 
 class DataSection(Config):
-    """Which documents."""
+    """Which documents: ``text`` that the run reads itself, or what ``leyden data build`` made."""
+
+    build: Path | None = None
+    """The directory of a build with ``[tokens]``. Its tokenizer and token shards are used; documents that a
+    ``hold_out`` stage took out are evaluated on."""
 
     text: tuple[Path, ...] = ()
-    """Files and folders of .txt, .md, .py, .jsonl (each also .gz or .zst) or .parquet. Empty: the source of the
-    running Python's standard library."""
+    """Files and folders of documents. Empty, and without ``build``: the source of the running Python's standard
+    library."""
     held_out_fraction: float = Field(default=0.02, gt=0, lt=1)
-    """The share of documents kept for evaluation."""
+    """The share of the documents of ``text`` kept for evaluation."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.build is not None and self.text:
+            raise ValueError("give either text, that the run reads, or build, the directory of a data build")
+        return self
 
 
 class TrainSection(Config):
@@ -70,6 +81,10 @@ class Stage(Config):
     """Tokens of one optimizer step; a multiple of ``micro_batch_tokens``, or no larger than it."""
     micro_batch_tokens: int = Field(default=8192, ge=1)
     """Tokens that go through the model at once; bounds memory."""
+    packing: Literal["concatenate", "best_fit"] = "concatenate"
+    """``concatenate`` cuts a document where a sequence ends; ``best_fit`` cuts none that fits."""
+    mixture: Mixture | None = None
+    """Weights of the build's groups of tokens, over the steps; packed by best fit. None: each as many as it has."""
     rope_theta: float | None = Field(default=None, gt=0)
     """The RoPE base from this stage on; None keeps it."""
 
@@ -140,6 +155,14 @@ class Recipe(Config):
         if len(set(names)) < len(names):
             raise ValueError(f"stages must have different names; given {', '.join(names)}")
         return stages
+
+    @model_validator(mode="after")
+    def _data_fits(self) -> Self:
+        if self.data.build is not None and self.tokenizer.path is not None:
+            raise ValueError("tokenizer.path does not go with data.build, whose tokens have their own tokenizer")
+        if self.data.build is None and any(stage.mixture for stage in self.stage):
+            raise ValueError("a stage's mixture weighs the groups of a data build; give data.build")
+        return self
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

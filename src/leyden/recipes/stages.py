@@ -10,6 +10,10 @@ import torch
 from leyden.core.device import compute_dtype, default_device, matmul_flops_per_second
 from leyden.core.log import progress, say
 from leyden.data import PackedBatches
+from leyden.data.loader.mixture import Mixture, MixturePoint
+from leyden.data.mixing import MixedBatches
+from leyden.data.packing import Batches
+from leyden.data.prefetch import Prefetched
 from leyden.model import HybridLM, count_model
 from leyden.recipes.prepare import Prepared
 from leyden.recipes.schema import Recipe, Stage
@@ -65,8 +69,10 @@ def train(recipe: Recipe, prepared: Prepared, directory: Path, how_to_resume: st
             continue
         objective = _OBJECTIVES[stage.objective]()
         settings = _fit_settings(recipe, stage, how_to_resume)
-        batches = _batches(recipe, index, prepared)
-        fit(state, batches, objective, stage.learning_rate(), settings, run_dir=directory, stage=index)
+        batches = _batches(recipe, index, prepared, directory / "plans")
+        _tell_mixture(batches, settings.total_steps)
+        with Prefetched(batches) as ahead:
+            fit(state, ahead, objective, stage.learning_rate(), settings, run_dir=directory, stage=index)
     return _in_float32(model, state.optimizer)
 
 
@@ -84,10 +90,39 @@ def _new_model(recipe: Recipe) -> HybridLM:
     return HybridLM(recipe.model, seed=recipe.train.seed).to(default_device(), dtype)
 
 
-def _batches(recipe: Recipe, index: int, prepared: Prepared) -> PackedBatches:
+def _tell_mixture(batches: Batches, steps: int) -> None:
+    """Say what each source will give, before anything is trained.
+
+    Raises:
+        UserError: one would repeat more often than the mixture allows.
+    """
+    if isinstance(batches, MixedBatches):
+        for part in batches.plan(steps):
+            bound = f", up to {part.up_to:,} tokens long" if part.up_to else ""
+            say(f"{part.source}{bound}: {part.tokens:,} tokens, its documents {part.epochs:.2f} times")
+
+
+def _batches(recipe: Recipe, index: int, prepared: Prepared, plans: Path | None = None) -> Batches:
     stage = recipe.stage[index]
-    return PackedBatches(
-        prepared.shards, seq_len=stage.seq_len, batch_tokens=stage.micro_batch, seed=recipe.train.seed + index
+    shards, seed = prepared.shards, recipe.train.seed + index
+    if stage.mixture is None and len(shards) == 1:
+        return PackedBatches(
+            *shards.values(),
+            seq_len=stage.seq_len,
+            batch_tokens=stage.micro_batch,
+            seed=seed,
+            packing=stage.packing,
+            plans=plans,
+        )
+    as_they_are = MixturePoint(weights={name: float(group.num_tokens) for name, group in shards.items()})
+    return MixedBatches(
+        shards,
+        stage.mixture or Mixture(point=(as_they_are,)),
+        seq_len=stage.seq_len,
+        batch_tokens=stage.micro_batch,
+        seed=seed,
+        batches_per_step=stage.batch_tokens // stage.micro_batch,
+        plans=plans,
     )
 
 

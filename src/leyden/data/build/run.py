@@ -30,6 +30,9 @@ from leyden.data.stage import Corpus, Stage
 if TYPE_CHECKING:
     from leyden.data.label.language_model import OpenModel
 
+EMPTY = "empty"
+"""Set aside too, but no sign that anything is wrong: a sixth of a Python library's files are empty."""
+
 
 def run_build(recipe: BuildRecipe, directory: Path, open_model: "OpenModel | None" = None) -> Build:
     """Run what is not done yet of ``recipe`` in ``directory``.
@@ -75,9 +78,10 @@ def _read_sources(recipe: BuildRecipe, place: StageDirectory, engine: Engine) ->
     counts = place.total()
     if not counts.kept.documents:
         raise UserError(f"No document could be read; what was set aside is in {place.path.parents[1] / 'rejected'}.")
-    rejected = sum(counts.rejected.values())
+    rejected = sum(count for reason, count in counts.rejected.items() if reason != EMPTY)
     if rejected > recipe.build.max_rejected * (rejected + counts.kept.documents):
-        most = ", ".join(f"{n} {reason}" for reason, n in sorted(counts.rejected.items(), key=lambda item: -item[1]))
+        reasons = sorted(counts.rejected.items(), key=lambda item: -item[1])
+        most = ", ".join(f"{count} {reason}" for reason, count in reasons if reason != EMPTY)
         raise UserError(
             f"{rejected} of {rejected + counts.kept.documents} documents could not be read ({most}), more than "
             f"build.max_rejected = {recipe.build.max_rejected}; see {place.path.parents[1] / 'rejected'}, then "

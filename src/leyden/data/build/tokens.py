@@ -11,16 +11,19 @@ import json
 import shutil
 import urllib.parse
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from leyden.core.errors import UserError
 from leyden.core.files import atomic_file
 from leyden.core.log import say
-from leyden.data.build.directory import StageDirectory
+from leyden.data.build.directory import Build, StageDirectory
 from leyden.data.build.recipe import TokensSection
 from leyden.data.documents import Documents
 from leyden.data.engine import Engine
 from leyden.data.parquet import DocumentsWriter, read_batches
+from leyden.data.shards import TokenShards
 from leyden.data.tokenise import tokenise_files
 
 GROUPS = "groups.json"
@@ -54,8 +57,9 @@ def make_tokens(
     for folder in (directory / "tokens").iterdir():
         if folder.is_dir() and folder.name not in {".documents", *(one["folder"] for one in found.values())}:
             shutil.rmtree(folder)
+    facts = {"tokenizer": str(tokenizer.resolve()), "groups": found}
     with atomic_file(directory / "tokens" / GROUPS) as part:
-        part.write_text(json.dumps({"tokenizer": str(tokenizer), "groups": found}, indent=1), encoding="utf-8")
+        part.write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
 
 def _trained(vocab_size: int, last: StageDirectory, fingerprints: Mapping[str, str], directory: Path) -> Path:
@@ -115,3 +119,48 @@ def _group(metadata: str | None) -> str:
 def _folder(group: str) -> str:
     """A group's name as one of a folder: different groups, different folders."""
     return urllib.parse.quote(group, safe="") or "_"
+
+
+@dataclass(frozen=True)
+class BuildTokens:
+    """The tokens of a build.
+
+    Attributes:
+        tokenizer: its directory.
+        groups: token shards by group.
+    """
+
+    tokenizer: Path
+    groups: Mapping[str, TokenShards]
+
+    def facts(self) -> dict[str, object]:
+        """What a run's report says of them."""
+        sizes = {name: f"{g.num_documents:,} documents, {g.num_tokens:,} tokens" for name, g in self.groups.items()}
+        return {"tokenizer": str(self.tokenizer), **sizes}
+
+
+def read_tokens(directory: Path) -> BuildTokens:
+    """The tokens that a build ended with.
+
+    Raises:
+        UserError: it has none, or they are damaged.
+    """
+    path = directory / "tokens" / GROUPS
+    if not path.exists():
+        raise UserError(f"{directory} has no tokens; give its recipe a [tokens] table and build it again.")
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    groups = {name: TokenShards.open(path.parent / one["folder"]) for name, one in facts["groups"].items()}
+    return BuildTokens(Path(facts["tokenizer"]), groups)
+
+
+def held_out_texts(directory: Path) -> tuple[str, ...]:
+    """The texts that a ``hold_out`` stage took out of a build.
+
+    Raises:
+        UserError: the build has no such stage, or it took nothing out.
+    """
+    stages = [stage for stage in Build.open(directory).stages() if stage.kind == "hold_out"]
+    texts = [text for stage in stages for batch in stage.read(dropped=True) for text in batch.texts()]
+    if not texts:
+        raise UserError(f"{directory} holds no documents out to evaluate on; give its recipe a stage of kind hold_out.")
+    return tuple(texts)

@@ -1,0 +1,87 @@
+"""From a data build to a trained model: its tokens, its mixture, its held-out documents."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from leyden.core.errors import UserError
+from leyden.data.build import BuildRecipe, run_build
+from leyden.recipes import run
+from leyden.recipes.loader import parse_recipe
+
+_MODEL = {
+    "preset": "tiny",
+    "num_hidden_layers": 2,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "head_dim": 16,
+    "rotary_dim": 8,
+}
+
+
+@pytest.fixture
+def built(tmp_path: Path) -> Path:
+    """Two sources, a tenth of each held out, tokens by source."""
+    for name, word in (("first", "apple"), ("second", "plum")):
+        rows = [
+            {"text": " ".join(f"{word} {i} {i * i} {word * (i % 3)}." for i in range(n, n + 40))} for n in range(60)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = {
+        "build": {"workers": 1},
+        "source": [{"name": name, "paths": [str(tmp_path / f"{name}.jsonl")]} for name in ("first", "second")],
+        "stage": [{"kind": "exact"}, {"kind": "hold_out", "share": 0.1}],
+        "tokens": {"vocab_size": 300, "by": "source"},
+    }
+    run_build(BuildRecipe.parse(recipe, "test"), tmp_path / "build")
+    return tmp_path / "build"
+
+
+def recipe(build: Path, **stage: object) -> dict[str, object]:
+    stage = {"name": "one", "objective": "pretrain", "steps": 3, "seq_len": 64, "batch_tokens": 128, **stage}
+    return {"model": _MODEL, "data": {"build": str(build)}, "train": {"dtype": "float32"}, "stage": [stage]}
+
+
+def test_a_run_on_a_build(built: Path, tmp_path: Path) -> None:
+    mixture = {"point": [{"step": 0, "weights": {"first": 1}}, {"step": 2, "weights": {"second": 1}}]}
+    run(parse_recipe(recipe(built, mixture=mixture), "test"), tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    result = json.loads((tmp_path / "run" / "eval.jsonl").read_text())
+    held_out = [path for path in (built / "stages").iterdir() if path.name.endswith("hold_out")]
+    assert len(held_out) == 1
+    assert result["value"] > 0
+    assert set(json.loads((tmp_path / "run" / "data.json").read_text())) == {"tokenizer", "first", "second"}
+
+
+def test_without_a_mixture_each_gives_what_it_has(built: Path, tmp_path: Path) -> None:
+    run(parse_recipe(recipe(built, packing="best_fit"), "test"), tmp_path / "run")
+    assert (tmp_path / "run" / "final" / "model.safetensors").exists()
+
+
+def test_a_mixture_of_other_groups(built: Path, tmp_path: Path) -> None:
+    mixture = {"point": [{"step": 0, "weights": {"frist": 1}}]}
+    with pytest.raises(UserError, match=r"frist.*first"):
+        run(parse_recipe(recipe(built, mixture=mixture), "test"), tmp_path / "run")
+
+
+def test_a_build_without_tokens(built: Path, tmp_path: Path) -> None:
+    (built / "tokens" / "groups.json").unlink()
+    with pytest.raises(UserError, match=r"has no tokens; give its recipe a \[tokens\] table"):
+        run(parse_recipe(recipe(built), "test"), tmp_path / "run")
+
+
+def test_other_tokens_are_another_run(built: Path, tmp_path: Path) -> None:
+    run(parse_recipe(recipe(built), "test"), tmp_path / "run")
+    (tmp_path / "run" / "report" / "index.html").unlink()
+    (tmp_path / "run" / "data" / "build.json").write_text('{"first": "other"}')
+    with pytest.raises(UserError, match="has other tokens"):
+        run(parse_recipe(recipe(built), "test"), tmp_path / "run")
+
+
+def test_build_and_text_exclude_each_other(built: Path) -> None:
+    given = recipe(built)
+    given["data"] = {"build": str(built), "text": ["a.txt"]}
+    with pytest.raises(UserError, match="give either text"):
+        parse_recipe(given, "test")
