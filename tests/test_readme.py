@@ -42,7 +42,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, leyden_cli: Callable[..., An
     for topic in TOPICS:  # enough for the quickstart's vocabulary, and a small part of what it reads by default
         shutil.copytree(Path(sysconfig.get_path("stdlib")) / topic, folder / "notes" / topic)
     (folder / "new.md").write_text("# A letter\n\nDear reader,\nthis is new to the model.\n" * 20)
-    (folder / "mine.toml").write_text(blocks("toml")[0], encoding="utf-8")
+    for name, recipe in zip(("mine.toml", "corpus.toml"), blocks("toml"), strict=True):
+        (folder / name).write_text(recipe, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(stages, "_WARM_STEPS", 0)

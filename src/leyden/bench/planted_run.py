@@ -113,7 +113,7 @@ def _recipe(roots: list[Path], planted: Path) -> dict[str, Any]:
             {"kind": "pii", **prose},
             {"kind": "length", "min_words": 30},
             {"kind": "exact"},
-            {"kind": "minhash"},
+            {"kind": "minhash", "threshold": 0.7, "verify": True},
             {"kind": "language", "keep": ["en"], **prose},
             {"kind": "gopher_repetition", **prose},
             {"kind": "gopher_quality", **prose},
