@@ -18,7 +18,7 @@ from leyden.model import PRESETS, HybridLM
 from leyden.tokenizer import Tokenizer
 
 Cli = Callable[..., Any]
-VERBS = ("quickstart", "run", "info", "generate", "chat", "eval", "convert", "tokenizer", "bench")
+VERBS = ("quickstart", "run", "info", "generate", "chat", "eval", "convert", "tokenizer", "data", "study", "bench")
 TEXT = "The lightning struck the tower, and the tower kept the lightning in a jar.\n"
 
 

@@ -7,9 +7,10 @@ import pytest
 
 from leyden.data.documents import Document, Documents
 from leyden.data.engine import Engine
+from leyden.data.groups import write_groups
 from leyden.data.loader.mixture import Mixture as LoaderMixture
 from leyden.data.mixing import MixedBatches
-from leyden.data.mixture import Mixture, MixturePlan, write_groups
+from leyden.data.mixture import Mixture, MixturePlan
 from leyden.data.mixture.stage import PLAN
 from leyden.data.parquet import DocumentsWriter, read_batches
 from leyden.data.shards import TokenShards

@@ -11,7 +11,8 @@ import pytest
 from leyden.core.errors import UserError
 from leyden.data.documents import Document, Documents, Message
 from leyden.data.engine import Engine
-from leyden.data.mixture import Mixture, MixturePlan, forecast, write_groups
+from leyden.data.groups import write_groups
+from leyden.data.mixture import Mixture, MixturePlan, forecast
 from leyden.data.mixture.content import contents_of, cut_at
 from leyden.data.parquet import DocumentsWriter, read_batches
 from leyden.data.stage import Corpus

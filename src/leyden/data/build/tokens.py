@@ -5,11 +5,9 @@ tokens/GROUP/           token shards; with ``by = "all"`` there is one group, ``
 tokens/groups.json      for each group its folder, documents and tokens, and what a mixture stage planned for it
 """
 
-import functools
 import hashlib
 import json
 import shutil
-import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +18,8 @@ from leyden.core.files import atomic_file
 from leyden.core.log import say
 from leyden.data.build.directory import Build, StageDirectory
 from leyden.data.build.recipe import TokensSection
-from leyden.data.documents import Documents
 from leyden.data.engine import Engine
-from leyden.data.parquet import DocumentsWriter, read_batches
+from leyden.data.groups import folder_of, write_groups
 from leyden.data.shards import TokenShards
 from leyden.data.tokenise import tokenise_files
 
@@ -45,17 +42,17 @@ def make_tokens(
         UserError: there are no documents, or too few for the vocabulary asked for.
     """
     tokenizer = settings.tokenizer or _trained(settings.vocab_size, last, fingerprints, directory / "tokenizer")
-    parts = {"all": [last.documents(shard) for shard in sorted(fingerprints)]}
-    if settings.by != "all":
-        parts = _split(settings.by, last, fingerprints, directory / "tokens" / ".documents", engine)
+    paths, parted = [last.documents(shard) for shard in sorted(fingerprints)], directory / "tokens" / ".documents"
+    shutil.rmtree(parted, ignore_errors=True)
+    parts = {"all": paths} if settings.by == "all" else write_groups(paths, parted, engine, settings.by)
     found: dict[str, Any] = {}
     for group, paths in sorted(parts.items()):
-        folder = directory / "tokens" / _folder(group)
+        folder = directory / "tokens" / folder_of(group)
         shards = tokenise_files(paths, tokenizer, folder, engine, settings.layout)
         found[group] = {"folder": folder.name, "documents": shards.num_documents, "tokens": shards.num_tokens}
         say(f"tokens of {group}: {shards.num_tokens:,} in {shards.num_documents:,} documents")
     for folder in (directory / "tokens").iterdir():
-        if folder.is_dir() and folder.name not in {".documents", *(one["folder"] for one in found.values())}:
+        if folder.is_dir() and folder.name not in {one["folder"] for one in found.values()}:
             shutil.rmtree(folder)
     facts = {"tokenizer": str(tokenizer.resolve()), "groups": found}
     with atomic_file(directory / "tokens" / GROUPS) as part:
@@ -74,51 +71,6 @@ def _trained(vocab_size: int, last: StageDirectory, fingerprints: Mapping[str, s
         Tokenizer.train(texts, vocab_size=vocab_size).save(directory)
         mark.write_text(digest)
     return directory
-
-
-def _split(
-    by: str, last: StageDirectory, fingerprints: Mapping[str, str], directory: Path, engine: Engine
-) -> dict[str, list[Path]]:
-    """The documents of each group, in files of their own."""
-    items = [(shard, fingerprints[shard]) for shard in sorted(fingerprints)]
-    parts: dict[str, list[Path]] = {}
-    found = dict(engine.map(functools.partial(_split_shard, by, last, directory), items))
-    for index in sorted(found):
-        for group in found[index]:
-            parts.setdefault(group, []).append(directory / _folder(group) / f"{items[index][0]}.parquet")
-    return parts
-
-
-def _split_shard(by: str, last: StageDirectory, directory: Path, item: tuple[str, str]) -> list[str]:
-    """Write a shard's documents by group; the groups that it has."""
-    shard, fingerprint = item
-    done = directory / "done" / f"{shard}.json"
-    if done.exists():
-        before = json.loads(done.read_text())
-        if before["made_from"] == [by, fingerprint]:
-            return before["groups"]
-    writers: dict[str, DocumentsWriter] = {}
-    groups: dict[str, list[Documents]] = {}
-    for batch in read_batches(last.documents(shard)):
-        labels = batch.column("source") if by == "source" else [_group(text) for text in batch.column("metadata")]
-        for group in sorted(set(labels)):
-            groups.setdefault(group, []).append(batch.where([label == group for label in labels]))
-    for group, batches in groups.items():
-        with DocumentsWriter(directory / _folder(group) / f"{shard}.parquet") as writers[group]:
-            for batch in batches:
-                writers[group].write(batch)
-    with atomic_file(done) as part:
-        part.write_text(json.dumps({"made_from": [by, fingerprint], "groups": sorted(groups)}))
-    return sorted(groups)
-
-
-def _group(metadata: str | None) -> str:
-    return str(json.loads(metadata or "{}").get("group", "none"))
-
-
-def _folder(group: str) -> str:
-    """A group's name as one of a folder: different groups, different folders."""
-    return urllib.parse.quote(group, safe="") or "_"
 
 
 @dataclass(frozen=True)

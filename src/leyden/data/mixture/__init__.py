@@ -1,7 +1,6 @@
 """Mixtures: how often each document is used for a token budget, and trial runs that repeat as the full run will."""
 
 from leyden.data.mixture.forecast import forecast
-from leyden.data.mixture.groups import write_groups
 from leyden.data.mixture.plan import CLASSES, Cell, CellPlan, MixturePlan, QualityClass, plan_mixture
 from leyden.data.mixture.plots import draw_mixture
 from leyden.data.mixture.repetition import Matched, MatchRepetition, match_source
@@ -20,5 +19,4 @@ __all__ = [
     "forecast",
     "match_source",
     "plan_mixture",
-    "write_groups",
 ]
