@@ -2,8 +2,10 @@
 
 import difflib
 import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import pyarrow.dataset
 
@@ -11,6 +13,25 @@ from leyden.core.errors import UserError, suggest
 from leyden.data.build.directory import Build, StageDirectory
 from leyden.data.dedup.verdicts import read_verdicts
 from leyden.data.documents import SCHEMA, Documents
+
+_WORDS = re.compile(r"\S+\s*|\s+")
+_CONTEXT = 6
+"""Words around a change."""
+_COMPARED = 200_000
+"""Characters of a text that are compared, so that no document takes minutes."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """A run of words in a comparison of two texts.
+
+    Attributes:
+        kind: ``same``, ``gone`` (of the first text alone) or ``new`` (of the second alone).
+        text: the words, with the white space between them.
+    """
+
+    kind: Literal["same", "gone", "new"]
+    text: str
 
 
 @dataclass(frozen=True)
@@ -21,13 +42,13 @@ class Step:
         stage: ``NN-kind``.
         documents: the document as it left the stage: a batch of one.
         dropped: whether it left for good; then the batch has the reason.
-        changes: lines of a unified diff of its text since the stage before; empty where nothing changed.
+        changes: of its text since the stage before; empty where nothing changed.
     """
 
     stage: str
     documents: Documents
     dropped: bool
-    changes: tuple[str, ...]
+    changes: tuple[Span, ...]
 
 
 def story(build: Build, id: str) -> list[Step]:
@@ -43,7 +64,7 @@ def story(build: Build, id: str) -> list[Step]:
         if found is None:
             break
         new = found.texts()[0]
-        changes = () if text is None or new == text else tuple(difference(text, new))
+        changes = () if text is None or new == text else tuple(compare(text, new))
         steps.append(Step(stage.name, found, dropped, changes))
         text = new
         if dropped:
@@ -132,7 +153,16 @@ def _ids(stage: StageDirectory) -> Iterator[str]:
         yield from batch.column("id")
 
 
-def difference(before: str, after: str) -> Iterator[str]:
-    """The lines of a unified diff between two texts."""
-    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm="", n=1)
-    return itertools.islice(lines, 2, None)  # without the names of the files
+def compare(before: str, after: str) -> list[Span]:
+    """What changed between two texts, word by word, each change with a few words around it."""
+    a, b = (_WORDS.findall(text[:_COMPARED]) for text in (before, after))
+    spans: list[Span] = []
+    for group in difflib.SequenceMatcher(None, a, b).get_grouped_opcodes(_CONTEXT):
+        spans += [Span("same", " … ")] if spans else []
+        for kind, a_start, a_end, b_start, b_end in group:
+            if kind == "equal":
+                spans.append(Span("same", "".join(a[a_start:a_end])))
+                continue
+            changed = (Span("gone", "".join(a[a_start:a_end])), Span("new", "".join(b[b_start:b_end])))
+            spans += [span for span in changed if span.text]
+    return spans

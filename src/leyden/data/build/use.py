@@ -4,7 +4,7 @@ import itertools
 import json
 import os
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from leyden.core.config import dump_toml
 from leyden.core.errors import Interrupted
 from leyden.core.files import atomic_file
 from leyden.core.log import say
 from leyden.data.build.directory import Build
-from leyden.data.build.inspect import clusters, difference, left_at, story, text_of
+from leyden.data.build.inspect import Span, clusters, compare, left_at, story, text_of
 from leyden.data.build.recipe import BuildRecipe
 from leyden.data.build.report import funnel, write_report
 from leyden.data.build.run import run_build
@@ -27,7 +28,7 @@ from leyden.data.engine import Engine
 if TYPE_CHECKING:
     from leyden.data.label.language_model import OpenModel
 
-_SHOWN_LINES, _SHOWN_MEMBERS, _SHOWN_CHARACTERS = 24, 5, 160
+_SHOWN_LINES, _SHOWN_MEMBERS, _SHOWN_CHARACTERS = 24, 5, 1200
 _out = Console(highlight=False)
 
 
@@ -140,11 +141,16 @@ def show_clusters(directory: Path, limit: int) -> None:
         if len(cluster.others) > _SHOWN_MEMBERS:
             _out.print(f"  and {len(cluster.others) - _SHOWN_MEMBERS} more")
         first, second = (text_of(build, cluster.stage, id) for id in (cluster.survivor, cluster.others[0][0]))
-        _print_changes(difference(first, second) if second else ())
+        _print_changes(compare(first, second) if second else ())
     _out.print(f"{len(found):,} clusters" if found else "No stage of this build has found duplicates.")
 
 
-def _print_changes(lines: Iterable[str]) -> None:
-    for line in itertools.islice(lines, _SHOWN_LINES):
-        color = {"+": "green", "-": "red"}.get(line[:1], "dim")
-        _out.print(f"  [{color}]{escape(line[:_SHOWN_CHARACTERS])}[/]", soft_wrap=True)
+def _print_changes(spans: Sequence[Span]) -> None:
+    """Words that went in red, new ones in green; cut where there are too many."""
+    line = Text("  ")
+    for span in spans:
+        line.append(span.text.replace("\n", "⏎ "), {"same": "dim", "gone": "red", "new": "green"}[span.kind])
+    if len(line) > _SHOWN_CHARACTERS:
+        line.truncate(_SHOWN_CHARACTERS, overflow="ellipsis")
+    if spans:
+        _out.print(line, soft_wrap=True)
