@@ -1,5 +1,8 @@
 """The baseline's side of ``leyden bench data``: datatrove, in a process of its own, with one task and one thread."""
 
+# pyright: reportMissingImports=false
+# datatrove is an extra of its own.
+
 import contextlib
 import io
 import itertools
