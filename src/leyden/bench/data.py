@@ -114,7 +114,7 @@ def _speed_rows(duel: Duel, megabytes: float, repeats: int) -> list[Row]:
     call = ("read", sequences, _LENGTH)
     theirs, ours = duel.medians(call, call, repeats)
     tokens = sequences * _LENGTH / 1e6
-    how = f"sequences of {_LENGTH} in random order; ours packed, with labels and the bounds of documents"
+    how = f"sequences of {_LENGTH} in random order; ours 64 a batch, packed, with labels and bounds of documents"
     rows.append(
         Row("reading tokens", "M tokens/s", tokens / theirs, tokens / ours, theirs / ours, at_least=10, how=how)
     )

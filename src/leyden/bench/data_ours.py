@@ -1,11 +1,16 @@
 """Leyden's side of ``leyden bench data``, in a process of its own, with one thread."""
 
+import functools
 import itertools
 import json
 import os
 import shutil
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from leyden.tokenizer import Tokenizer
 
 os.environ.setdefault("RAYON_NUM_THREADS", "1")  # one core, as on the other side
 os.environ.setdefault("DAFT_MAX_THREADS", "1")
@@ -67,7 +72,7 @@ class Ours:
         from leyden.data.packing import PackedBatches
         from leyden.data.shards import TokenShards
 
-        batch_sequences = 16
+        batch_sequences = 64
         shards = TokenShards.open(self._folder / "ours")
         batches = PackedBatches(shards, seq_len=length, batch_tokens=batch_sequences * length, seed=0)
         batches.batch(0)  # the order of the documents is made once an epoch
@@ -91,10 +96,16 @@ class Ours:
     def _write_tokens(self, directory: Path) -> None:
         from leyden.data.readers import read_documents
         from leyden.data.tokenise import write_shards
-        from leyden.tokenizer import Tokenizer
 
         documents = read_documents([self._folder / "text.jsonl"], [])
-        write_shards(documents, Tokenizer.load(self._folder / "tokenizer"), directory)
+        write_shards(documents, self._tokenizer, directory)
+
+    @functools.cached_property
+    def _tokenizer(self) -> "Tokenizer":
+        """Loaded once a process, as in a build."""
+        from leyden.tokenizer import Tokenizer
+
+        return Tokenizer.load(self._folder / "tokenizer")
 
     def _scratch(self) -> Path:
         return self._folder / f"ours-{next(self._made)}"

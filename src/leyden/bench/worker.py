@@ -59,9 +59,7 @@ class Worker:
             self._process.kill()
 
 
-def _serve(
-    pipe: multiprocessing.connection.Connection, target: str, arguments: tuple[Any, ...], threads: int
-) -> None:
+def _serve(pipe: multiprocessing.connection.Connection, target: str, arguments: tuple[Any, ...], threads: int) -> None:
     """Answer calls until the parent closes the pipe."""
     torch.set_num_threads(threads)
     module, _, name = target.partition(":")

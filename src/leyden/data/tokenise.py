@@ -129,6 +129,12 @@ def _load(directory: Path, changed: int) -> Tokenizer:
     return Tokenizer.load(directory)
 
 
+@lru_cache(maxsize=1)
+def _tokenizer(directory: Path, changed_ns: int) -> Tokenizer:
+    """Loaded once a process: its fast encoder takes up to 3 seconds to make."""
+    return Tokenizer.load(directory)
+
+
 class _Finished(Config):
     """``shard.json``."""
 
