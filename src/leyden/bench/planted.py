@@ -1,7 +1,8 @@
 """``leyden bench planted``: a data build over this machine's own text with faults planted in it, and what was found.
 
-A fault is planted as the stages claim to find it, and looked for in the build's files: a copy is found if it and its
-original are not both kept, junk if it was dropped, an address if it was masked, a damaged file if it was set aside.
+A fault is planted as the stages claim to find it, and looked for in the build's files: a copy is found if it or its
+original was dropped as a duplicate, junk if it was dropped, an address if it was masked, a damaged file if it was set
+aside.
 """
 
 import gzip
@@ -199,8 +200,10 @@ def _verdict(plants: Plants, fates: Mapping[str, Mapping[str, Any]], name: str) 
     """How a plant was found; None where it was not."""
     fate = fates[name]
     if name in plants.originals:
-        of_original = fates[plants.originals[name]]
-        return fate["reason"] or (of_original["reason"] and f"original: {of_original['reason']}")
+        of_original = fates[plants.originals[name]]["reason"] or ""
+        if "duplicate" in (fate["reason"] or ""):
+            return fate["reason"]
+        return f"original: {of_original}" if "duplicate" in of_original else None
     if name in plants.clean:
         return fate["reason"] or (None if plants.clean[name] in fate["text"] else "rewritten")
     return fate["reason"]

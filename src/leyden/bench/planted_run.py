@@ -110,10 +110,10 @@ def _recipe(roots: list[Path], planted: Path) -> dict[str, Any]:
         ],
         "stage": [
             {"kind": "unicode"},
-            {"kind": "pii", **prose},
             {"kind": "length", "min_words": 30},
             {"kind": "exact"},
             {"kind": "minhash", "threshold": 0.7, "verify": True},
+            {"kind": "pii", **prose},
             {"kind": "language", "keep": ["en"], **prose},
             {"kind": "gopher_repetition", **prose},
             {"kind": "gopher_quality", **prose},
