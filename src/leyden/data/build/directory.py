@@ -134,6 +134,11 @@ class StageDirectory:
         counts = (self.counts(shard) for shard in self.shards())
         return sum((count for count in counts if count is not None), Counts())
 
+    def prepare_seconds(self) -> float:
+        """How long the stage took to see the whole corpus, by the clock; 0 where it did not, or has not finished."""
+        path = self.work / "prepared"
+        return float(path.read_text() or 0) if path.exists() else 0.0
+
     def read(self, *, dropped: bool = False) -> Iterator[Documents]:
         """What was kept, or dropped, a batch at a time."""
         for shard in self.shards():

@@ -33,13 +33,15 @@ class FunnelRow:
         name: ``NN-kind``.
         counts: over all shards.
         share: of the bytes that were read, what is still there, in percent.
-        rate: bytes a second of processor time.
+        rate: bytes a second of processor time, preparation not counted.
+        prepare_seconds: by the clock, in which the stage saw the whole corpus.
     """
 
     name: str
     counts: Counts
     share: float
     rate: float
+    prepare_seconds: float
 
     @property
     def reasons(self) -> list[tuple[str, int, int]]:
@@ -50,11 +52,18 @@ class FunnelRow:
 
 def funnel(build: Build) -> list[FunnelRow]:
     """The stages of a build, in order."""
-    totals = build.totals()
-    read = next(iter(totals.values())).kept.bytes
+    stages = build.stages()
+    totals = [stage.total() for stage in stages]
+    read = max(totals[0].kept.bytes, 1)
     return [
-        FunnelRow(name, c, 100 * c.kept.bytes / max(read, 1), c.given.bytes / max(c.seconds, 1e-9))
-        for name, c in totals.items()
+        FunnelRow(
+            name=stage.name,
+            counts=counts,
+            share=100 * counts.kept.bytes / read,
+            rate=counts.given.bytes / max(counts.seconds, 1e-9),
+            prepare_seconds=stage.prepare_seconds(),
+        )
+        for stage, counts in zip(stages, totals, strict=True)
     ]
 
 
@@ -69,7 +78,10 @@ def write_report(recipe: BuildRecipe, directory: Path, engine: Engine) -> Path:
     plots = [plot for stage, place in zip(recipe.stage, stages[1:], strict=True) for plot in stage.plots(place.work)]
     rejects = _rejects(directory / "rejected")
     facts = {
-        "funnel": [{"stage": row.name, "share": row.share, **asdict(row.counts)} for row in rows],
+        "funnel": [
+            {"stage": row.name, "share": row.share, "prepare_seconds": row.prepare_seconds, **asdict(row.counts)}
+            for row in rows
+        ],
         "read": _numbers(first),
         "kept": _numbers(last),
         "stages": told,
@@ -104,7 +116,7 @@ def _headline(rows: Sequence[FunnelRow], rejects: Counter[str]) -> list[tuple[st
         (f"{kept.documents:,}", f"{100 * kept.documents / max(read.documents, 1):.1f} %", "documents kept"),
         (f"{read.bytes / 1e6:,.1f}", "MB", "text read"),
         (f"{kept.bytes / 1e6:,.1f}", "MB", "text kept"),
-        (f"{rejects.total():,}", "", "set aside as unreadable"),
+        (f"{rejects.total():,}", "", "set aside, unread"),
         (f"{sum(row.counts.seconds for row in rows):,.0f}", "s", "of processor time"),
     ]
 

@@ -146,8 +146,9 @@ def _prepare(stage: Stage, corpus: Corpus, fingerprint: str) -> None:
         work.mkdir(parents=True)
         mark.write_text(fingerprint)
     if not prepared.exists():
+        started = time.perf_counter()
         stage.prepare(corpus)
-        prepared.touch()
+        prepared.write_text(f"{time.perf_counter() - started:.3f}")
 
 
 def _run_shard(stage: Stage, before: StageDirectory, place: StageDirectory, item: tuple[str, str]) -> int:
