@@ -30,13 +30,12 @@ _LENGTH = 2048
 _TABLE_WIDTH = 118
 _SUFFIXES = (".txt", ".md", ".rst", ".py")
 _MEMORY = """
-import resource, sys
-from leyden.data.build import BuildRecipe, run_build
-import json
-recipe, directory = json.loads(sys.argv[1]), sys.argv[2]
+import json, sys
 from pathlib import Path
-run_build(BuildRecipe.parse(recipe, "bench"), Path(directory))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+from leyden.bench.memory import peak_bytes
+from leyden.data.build import BuildRecipe, run_build
+run_build(BuildRecipe.parse(json.loads(sys.argv[1]), "bench"), Path(sys.argv[2]))
+print(peak_bytes())
 """
 
 
@@ -142,7 +141,7 @@ def _memory_rows(folder: Path, texts: Sequence[str], *, quick: bool) -> list[Row
             }
             command = [sys.executable, "-c", _MEMORY, json.dumps(recipe), str(folder / f"{name}-{times}")]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
-            peaks[name, times] = int(done.stdout.split()[-1]) / 1e3
+            peaks[name, times] = int(done.stdout.split()[-1]) / 1e6
     rows = []
     for name, what in (("rules", "stages of single documents"), ("minhash", "MinHash deduplication")):
         once, tenfold = peaks[name, 1], peaks[name, 10]
