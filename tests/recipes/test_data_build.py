@@ -64,6 +64,10 @@ def test_a_mixture_of_other_groups(built: Path, tmp_path: Path) -> None:
     mixture = {"point": [{"step": 0, "weights": {"frist": 1}}]}
     with pytest.raises(UserError, match=r"frist.*first"):
         run(parse_recipe(recipe(built, mixture=mixture), "test"), tmp_path / "run")
+    capped = {"point": [{"step": 0, "weights": {"first": 1, "second": 0}}], "max_epochs": {"first": 0.001}}
+    with pytest.raises(UserError, match="more than its max_epochs"):
+        run(parse_recipe(recipe(built, mixture=capped), "test"), tmp_path / "run")
+    run(parse_recipe(recipe(built), "test"), tmp_path / "run")  # nothing was made by those, so another recipe may begin
 
 
 def test_a_build_without_tokens(built: Path, tmp_path: Path) -> None:
@@ -75,7 +79,7 @@ def test_a_build_without_tokens(built: Path, tmp_path: Path) -> None:
 def test_other_tokens_are_another_run(built: Path, tmp_path: Path) -> None:
     run(parse_recipe(recipe(built), "test"), tmp_path / "run")
     (tmp_path / "run" / "report" / "index.html").unlink()
-    (tmp_path / "run" / "data" / "build.json").write_text('{"first": "other"}')
+    (tmp_path / "run" / "build.json").write_text('{"first": "other"}')
     with pytest.raises(UserError, match="has other tokens"):
         run(parse_recipe(recipe(built), "test"), tmp_path / "run")
 

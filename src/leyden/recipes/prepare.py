@@ -14,7 +14,12 @@ from leyden.recipes.schema import Recipe
 from leyden.tokenizer import Tokenizer
 
 TOKENS_DIRECTORY = "data"
-"""Of a run; once it is there, the documents have been read and the tokenizer trained."""
+"""Of a run on ``text``; once it is there, the documents have been read and the tokenizer trained."""
+
+
+def has_begun(directory: Path) -> bool:
+    """Whether a run has made something there that belongs to its recipe: tokens, or a checkpoint."""
+    return any((directory / name).exists() for name in (TOKENS_DIRECTORY, "checkpoints"))
 
 
 @dataclass(frozen=True)
@@ -57,11 +62,11 @@ def prepare(recipe: Recipe, directory: Path) -> Prepared:
 
 
 def _of_build(build: Path, directory: Path) -> Prepared:
-    """What a data build made; ``data/`` of the run says which tokens these are, so that it resumes on no others."""
+    """What a data build made; ``build.json`` of the run names its tokens, so that it resumes on no others."""
     tokens = read_tokens(build)
     prints = {group: shards.fingerprint for group, shards in tokens.groups.items()}
-    mark = directory / TOKENS_DIRECTORY / "build.json"
-    if mark.exists() and json.loads(mark.read_text(encoding="utf-8")) != prints:
+    mark = directory / "build.json"
+    if has_begun(directory) and mark.exists() and json.loads(mark.read_text(encoding="utf-8")) != prints:
         raise UserError(
             f"The build {build} has other tokens than those that {directory} began with; give another --dir, or bring "
             "the build back to what it was."

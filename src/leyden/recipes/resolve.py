@@ -6,20 +6,20 @@ from typing import Any, Literal
 from leyden.core.config import read_toml
 from leyden.core.errors import UserError
 from leyden.recipes.loader import parse_recipe
-from leyden.recipes.prepare import TOKENS_DIRECTORY
+from leyden.recipes.prepare import has_begun
 from leyden.recipes.schema import Recipe
 
 RECIPE_FILE = "recipe.toml"
 
 
 def earlier_recipe(directory: Path, resume: Literal["auto", "never"]) -> Recipe | None:
-    """The resolved recipe of the run that ``directory`` holds, or None; a run without tokens yet has made nothing.
+    """The resolved recipe of the run that ``directory`` holds, or None where it has made nothing yet.
 
     Raises:
         UserError: there is one, and ``resume`` is ``"never"``.
     """
     path = directory / RECIPE_FILE
-    if not path.exists() or not (directory / TOKENS_DIRECTORY).exists():
+    if not path.exists() or not has_begun(directory):
         return None
     if resume == "never":
         raise UserError(
