@@ -27,10 +27,10 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_plant_is_found(root: Path, tmp_path: Path) -> None:
-    assert run_planted([root], tmp_path / "build", megabytes=0.1, output=tmp_path / "planted.json")
+    assert run_planted([root], tmp_path / "build", megabytes=0.1, workers=1, output=tmp_path / "planted.json")
     assert (tmp_path / "planted.json").exists()
     with pytest.raises(UserError, match="less than the 100 asked for"):
-        run_planted([root], tmp_path / "build", megabytes=100)
+        run_planted([root], tmp_path / "build", megabytes=100, workers=1)
 
 
 def test_what_is_missed_is_said() -> None:

@@ -135,6 +135,16 @@ def test_one_query(past: int) -> None:
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("T", "past"), [(129, 0), (257, 0), (129, 7), (385, 128)])
+def test_a_last_block_of_one_query_sees_all_keys(backend: str, T: int, past: int) -> None:
+    inputs = [x.float() for x in draw(T, T + past, (4, 2))]
+    fast = with_gradients(lambda *x: [softmax_attention(*x, backend=backend)], inputs)
+    exact = with_gradients(lambda *x: [softmax_attention(*x, backend="reference")], inputs)
+    for a, b in zip(fast, exact, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
 def test_packed_documents_equal_the_same_alone() -> None:
     bounds = [0, 0, 1, 9, 30]
     inputs = draw(30, 30, (4, 2))

@@ -29,13 +29,16 @@ _COPIED_BYTES = (4_000, 100_000)
 """Of a file that is copied: enough words that one edit in a hundred leaves it a near-duplicate."""
 
 
-def run_planted(roots: list[Path], directory: Path, *, megabytes: float = 500, output: Path | None = None) -> bool:
+def run_planted(
+    roots: list[Path], directory: Path, *, megabytes: float = 500, workers: int = 0, output: Path | None = None
+) -> bool:
     """Build a corpus of the text below ``roots`` with planted faults, and say which were found.
 
     Args:
         roots: folders of documentation and source.
         directory: of the build; ``planted/`` in it holds the faults.
         megabytes: of text that must have been read at least.
+        workers: processes; 0: one a core.
         output: where to write the result as JSON as well.
 
     Returns:
@@ -51,7 +54,7 @@ def run_planted(roots: list[Path], directory: Path, *, megabytes: float = 500, o
     for path in planted.rglob("*"):
         os.utime(path, (0, 0))  # the same faults as before are no reason to build again
     started = time.perf_counter()
-    build_and_report(BuildRecipe.parse(_recipe(roots, planted), "the planted recipe"), directory)
+    build_and_report(BuildRecipe.parse(_recipe(roots, planted, workers), "the planted recipe"), directory)
     seconds = time.perf_counter() - started
     build = Build.open(directory)
     read = next(iter(build.totals().values())).kept
@@ -99,10 +102,10 @@ def _choose(roots: list[Path]) -> list[Path]:
     )
 
 
-def _recipe(roots: list[Path], planted: Path) -> dict[str, Any]:
+def _recipe(roots: list[Path], planted: Path, workers: int) -> dict[str, Any]:
     prose = {"sources": ["planted"]}
     return {
-        "build": {"max_rejected": 0.2},
+        "build": {"max_rejected": 0.2, "workers": workers},
         "source": [
             {"name": "machine", "paths": [str(root) for root in roots]},
             {"name": "planted", "paths": [str(planted / "plants.jsonl")], "id": "name"},

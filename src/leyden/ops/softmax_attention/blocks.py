@@ -114,8 +114,8 @@ def _by_position(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def _take(x: torch.Tensor, rows: slice) -> torch.Tensor:
-    """[G, T, D] to [G R, D]."""
-    return x[:, rows].flatten(0, 1)
+    """[G, T, D] to [G R, D], contiguous also where R is 1 and a view would do."""
+    return x[:, rows].flatten(0, 1).contiguous()
 
 
 def _put(x: torch.Tensor, rows: slice, block: torch.Tensor) -> None:
@@ -133,7 +133,7 @@ def _probabilities(q: torch.Tensor, k: torch.Tensor, block: _Block, native: bool
         return scores
     scores = scores.to(torch.promote_types(q.dtype, torch.float32)).mul_(scale)
     by_row = scores.view(-1, num_rows, scores.shape[-1])
-    by_row[..., -block.hidden.shape[1] :].masked_fill_(block.hidden, -torch.inf)
+    by_row[..., by_row.shape[-1] - block.hidden.shape[1] :].masked_fill_(block.hidden, -torch.inf)  # of none, none
     return torch.softmax(scores, dim=-1, out=scores)
 
 
