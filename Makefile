@@ -14,7 +14,7 @@ quickstart: $(READY)  ## from raw text to a model that answers (under 10 minutes
 test test-all: export OMP_WAIT_POLICY = PASSIVE
 
 test: $(READY)  ## the fast tests
-	$(PY) -m pytest -m "not slow and not gpu" $(ARGS)
+	$(PY) -m pytest -m "not slow and not gpu" -n auto --dist loadfile $(ARGS)
 
 test-all: $(READY)  ## with the long fault, load and soak tests
 	$(PY) -m pytest -m "not gpu" $(ARGS)
