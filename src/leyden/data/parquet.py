@@ -49,13 +49,18 @@ def read_batches(path: Path) -> Iterator[Documents]:
 
 def batches(documents: Iterable[Document]) -> Iterator[Documents]:
     """Single documents in batches of bounded size."""
-    batch: list[Document] = []
+    return map(Documents.of, grouped(documents, BATCH_BYTES, BATCH_DOCUMENTS))
+
+
+def grouped(documents: Iterable[Document], characters: int, at_most: int | None = None) -> Iterator[list[Document]]:
+    """Documents in runs, each closed by the one that takes it to so many ``characters``, or ``at_most`` documents."""
+    group: list[Document] = []
     size = 0
     for document in documents:
-        batch.append(document)
+        group.append(document)
         size += len(document.text) + sum(len(message.content) for message in document.messages)
-        if size >= BATCH_BYTES or len(batch) >= BATCH_DOCUMENTS:
-            yield Documents.of(batch)
-            batch, size = [], 0
-    if batch:
-        yield Documents.of(batch)
+        if size >= characters or len(group) == at_most:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group

@@ -157,7 +157,9 @@ def _write_metadata(directory: Path, tokenizer: Tokenizer, shards: Iterable[Shar
 def _tokenise(
     documents: Iterable[Document], tokenizer: Tokenizer, layout: Layout, bar: Bar | None = None
 ) -> Iterator[_Tokenised]:
-    for batch in _batches(documents):
+    from leyden.data.parquet import grouped  # pyarrow, where documents are read
+
+    for batch in grouped(documents, _BATCH_CHARACTERS):
         parts = [_parts(document, layout) for document in batch]
         encoded = iter(tokenizer.encode_batch([text for document in parts for text, _ in document]))
         for document, of_document in zip(batch, parts, strict=True):
@@ -170,19 +172,6 @@ def _tokenise(
             )
         if bar is not None:
             bar.advance(sum(len(text) for document in parts for text, _ in document))
-
-
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    size = 0
-    for document in documents:
-        batch.append(document)
-        size += len(document.text) + sum(len(message.content) for message in document.messages)
-        if size >= _BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def _parts(document: Document, layout: Layout) -> list[tuple[str, bool]]:

@@ -6,8 +6,9 @@ negative log-likelihood, in bits, is divided by the document's UTF-8 bytes.
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from leyden.core.log import progress
 from leyden.model import Cache, HybridLM
 from leyden.ops import linear_cross_entropy
 from leyden.tokenizer import Tokenizer
+
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def _total(model: HybridLM, windows: list[_Window], forward_tokens: int) -> floa
     try:
         total = sum(len(window.labels) for window in windows)
         with torch.inference_mode(), progress("bits per byte", total, "tokens") as bar:
-            for row in _rows(windows, forward_tokens):
+            for row in in_rows(windows, lambda window: len(window.labels), forward_tokens):
                 long = len(row) == 1 and len(row[0].labels) > forward_tokens
                 nats += _in_pieces(model, row[0], forward_tokens) if long else _packed(model, row)
                 bar.advance(sum(len(window.labels) for window in row))
@@ -122,16 +125,16 @@ def _total(model: HybridLM, windows: list[_Window], forward_tokens: int) -> floa
     return nats
 
 
-def _rows(windows: Iterable[_Window], forward_tokens: int) -> Iterator[list[_Window]]:
-    """Group windows, in order, into rows of at most ``forward_tokens``; a longer one stands alone."""
-    row: list[_Window] = []
+def in_rows(items: Iterable[Part], size: Callable[[Part], int], at_most: int) -> Iterator[list[Part]]:
+    """Items, in order, in rows whose sizes sum to at most ``at_most``; a larger one stands alone."""
+    row: list[Part] = []
     filled = 0
-    for window in windows:
-        if row and filled + len(window.labels) > forward_tokens:
+    for item in items:
+        if row and filled + size(item) > at_most:
             yield row
             row, filled = [], 0
-        row.append(window)
-        filled += len(window.labels)
+        row.append(item)
+        filled += size(item)
     if row:
         yield row
 

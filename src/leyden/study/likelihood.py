@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from leyden.core.errors import UserError
+from leyden.evaluate.likelihood import in_rows
 from leyden.model import HybridLM
 from leyden.study.items import Item
 from leyden.study.metric import Reading, log_acc_norm2
@@ -50,7 +51,7 @@ def choice_log_likelihoods(
     model.eval()
     try:
         with torch.inference_mode():
-            for row in _rows(choices):
+            for row in in_rows(choices, lambda choice: len(choice.inputs), _ROW_TOKENS):
                 found += _packed(model, row).tolist()
                 tell(len(row))
     finally:
@@ -80,20 +81,6 @@ def _choices(tokenizer: Tokenizer, item: Item) -> Iterator[_Choice]:
     for text in item.choices:
         targets = tokenizer.encode(text)
         yield _Choice(np.array([*context, *targets[:-1]]), np.array(targets))
-
-
-def _rows(choices: Sequence[_Choice]) -> Iterator[list[_Choice]]:
-    """Choices, in order, in rows of at most so many tokens."""
-    row: list[_Choice] = []
-    filled = 0
-    for choice in choices:
-        if row and filled + len(choice.inputs) > _ROW_TOKENS:
-            yield row
-            row, filled = [], 0
-        row.append(choice)
-        filled += len(choice.inputs)
-    if row:
-        yield row
 
 
 def _packed(model: HybridLM, row: Sequence[_Choice]) -> torch.Tensor:
