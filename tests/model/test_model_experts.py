@@ -19,7 +19,8 @@ def random_logits() -> list[torch.Tensor]:
 
 
 def config(**changes: object) -> ModelConfig:
-    return ModelConfig.parse({"num_local_experts": E, "num_experts_per_tok": K, **changes}, "test")
+    shape = {"num_hidden_layers": LAYERS, "num_local_experts": E, "num_experts_per_tok": K}
+    return ModelConfig.parse({**shape, **changes}, "test")
 
 
 def shares(routing: Routing) -> torch.Tensor:

@@ -7,6 +7,7 @@ from leyden.model.count import ModelCount, count_model, prefill_flops
 from leyden.model.decode import NativeDecoder
 from leyden.model.lm import Features, HybridLM
 from leyden.model.presets import PRESETS, preset
+from leyden.model.ranks import Ranks, RowPart
 
 __all__ = [
     "PRESETS",
@@ -19,7 +20,9 @@ __all__ = [
     "ModelConfig",
     "ModelCount",
     "NativeDecoder",
+    "Ranks",
     "RouterLosses",
+    "RowPart",
     "count_model",
     "prefill_flops",
     "preset",

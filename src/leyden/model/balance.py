@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from leyden.model.config import ModelConfig
+from leyden.model.ranks import Ranks
 from leyden.ops import Routing
 
 
@@ -16,7 +17,7 @@ class RouterLosses:
     Attributes:
         loss: scalar, already weighted by the coefficients; a mean over tokens.
         load: [layers with experts, E] float32, each expert's share of the kept assignments.
-        dropped: scalar float32, the share of assignments that capacity dropped.
+        dropped: scalar float32, the share of the model's assignments that capacity dropped.
     """
 
     loss: torch.Tensor
@@ -24,7 +25,7 @@ class RouterLosses:
     dropped: torch.Tensor
 
 
-def router_losses(config: ModelConfig, routings: List[Routing]) -> RouterLosses:
+def router_losses(config: ModelConfig, routings: List[Routing], ranks: Ranks | None = None) -> RouterLosses:
     """The balance loss, and the z-loss ``mean logsumexp(logits)^2`` averaged over layers (arXiv 2202.08906).
 
     ``gshard`` (arXiv 2501.08313, section 2.1): per layer ``1/E sum_i f_i m_i``, where f_i counts the share of
@@ -35,33 +36,36 @@ def router_losses(config: ModelConfig, routings: List[Routing]) -> RouterLosses:
 
     Args:
         config: the coefficients and the form.
-        routings: one a layer with experts, at least one.
+        routings: one a layer with experts, at least one; of this rank's tokens.
+        ranks: those that share the micro-batch; every mean is over all of their tokens, and what is returned is this
+            rank's share of it: shares add up.
+
+    Raises:
+        RuntimeError: ``switch`` over some of the layers, whose product of means does not fall into layers.
     """
-    chosen = torch.stack([_chosen(r) for r in routings])  # [L, E], before any drop
-    probability = torch.stack([r.probabilities.mean(0) for r in routings])
+    ranks = ranks or Ranks()
     num_experts, top_k = config.num_local_experts, config.num_experts_per_tok
+    local = torch.stack([_counts(r.experts, num_experts) for r in routings])  # [L, E], before any drop
+    kept = torch.stack([_counts(r.experts if r.kept is None else r.experts[r.kept], num_experts) for r in routings])
+    all_chosen, all_kept = ranks.sum(torch.stack([local, kept])).to(routings[0].probabilities.dtype)
+    num_tokens = all_chosen[0].sum() / top_k
+    chosen = all_chosen / num_tokens  # [L, E], rows sum to k
+    probability = torch.stack([r.probabilities.sum(0) for r in routings]) / num_tokens
     if config.router_aux_loss == "gshard":
         balance = num_experts * (chosen / top_k * probability).sum()
-    else:
+    elif len(routings) == config.num_hidden_layers:
         balance = num_experts * (chosen.mean(0) * probability.mean(0)).sum()
+    else:
+        raise RuntimeError("router_aux_loss 'switch' needs the routings of all layers at once.")
     loss = config.router_aux_loss_coef * balance
     if config.router_z_loss_coef:
-        squares = [torch.logsumexp(r.logits, dim=-1).square().mean() for r in routings]
-        loss = loss + config.router_z_loss_coef * torch.stack(squares).mean()
-    return RouterLosses(loss, *_report(routings, chosen / top_k))
+        squares = [torch.logsumexp(r.logits, dim=-1).square().sum() / num_tokens for r in routings]
+        loss = loss + config.router_z_loss_coef * torch.stack(squares).sum() / config.num_hidden_layers
+    load = kept / all_kept.sum(1, keepdim=True)
+    dropped = (local - kept).sum() / (num_tokens * top_k * config.num_hidden_layers)
+    return RouterLosses(loss, load.float(), dropped.float())
 
 
-def _chosen(routing: Routing) -> torch.Tensor:
-    """[E], how many assignments each expert was given, per token; sums to k."""
-    counts = torch.bincount(routing.experts.flatten(), minlength=routing.logits.shape[-1])
-    return counts.to(routing.logits.dtype) / routing.experts.shape[0]
-
-
-def _report(routings: List[Routing], shares: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(load, dropped) of :class:`RouterLosses`."""
-    if any(r.kept is None for r in routings):
-        return shares.float(), torch.zeros((), device=shares.device)
-    kept = [r.experts[r.kept] for r in routings if r.kept is not None]
-    counts = torch.stack([torch.bincount(e, minlength=shares.shape[1]) for e in kept]).float()
-    total = sum(r.experts.numel() for r in routings)
-    return counts / counts.sum(1, keepdim=True), 1 - counts.sum() / total
+def _counts(experts: torch.Tensor, num_experts: int) -> torch.Tensor:
+    """[E] int64, how many assignments each expert has."""
+    return torch.bincount(experts.flatten(), minlength=num_experts)

@@ -1,7 +1,5 @@
 """The feed-forward half of a layer: a router with its experts, or one dense SwiGLU."""
 
-from typing import Literal
-
 import torch
 from torch import nn
 from torch.nn.functional import silu
@@ -24,6 +22,20 @@ class Router(Float32Module):
         return route(torch.nn.functional.linear(x.to(self.weight.dtype), self.weight), self.top_k)
 
 
+def compute(x: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, routing: Routing) -> torch.Tensor:
+    """:func:`leyden.ops.swiglu_experts` where one process has all experts."""
+    return swiglu_experts(x, gate_up, down, routing.experts, routing.weights, routing.kept)
+
+
+def drop(routing: Routing, config: ModelConfig) -> Routing:
+    """Drop what is over the capacity that these tokens give an expert, if the configuration has one."""
+    if config.capacity_factor is None:
+        return routing
+    num_tokens, top_k = routing.experts.shape
+    capacity = expert_capacity(num_tokens, config.num_local_experts, top_k, config.capacity_factor)
+    return drop_over_capacity(routing, capacity, config.token_drop)
+
+
 class Experts(nn.Module):
     """The weights of all experts of a layer, stacked: ``gate_up_proj`` [E, 2F, D] and ``down_proj`` [E, D, F]."""
 
@@ -32,12 +44,12 @@ class Experts(nn.Module):
         E, D, F = config.num_local_experts, config.hidden_size, config.intermediate_size
         self.gate_up_proj = nn.Parameter(torch.empty(E, 2 * F, D))
         self.down_proj = nn.Parameter(torch.empty(E, D, F))
+        self.compute = compute
+        """What the experts do; where ranks share them, tokens travel to their experts and back."""
 
     def forward(self, x: torch.Tensor, routing: Routing) -> torch.Tensor:
         """[N, D] to [N, D]."""
-        return swiglu_experts(
-            x, self.gate_up_proj, self.down_proj, routing.experts, routing.weights, routing.kept
-        )
+        return self.compute(x, self.gate_up_proj, self.down_proj, routing)
 
 
 class SwiGLU(nn.Module):
@@ -77,17 +89,16 @@ class MixtureOfExperts(nn.Module):
         self.gate = Router(config)
         self.experts = Experts(config)
         self.shared = SharedExpert(config) if config.shared_intermediate_size else None
-        self.capacity_factor: float | None = config.capacity_factor
-        self.token_drop: Literal["probability", "position"] = config.token_drop
+        self.config = config
+        self.drop = drop
+        """What enforces capacity; where ranks share it, they spend it together."""
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, Routing]:
         """[B, T, D] to [B, T, D], and where its tokens went."""
         tokens = x.flatten(0, -2)
         routing = self.gate(tokens)
-        if self.training and self.capacity_factor is not None:
-            num_experts, top_k = routing.logits.shape[-1], routing.experts.shape[-1]
-            capacity = expert_capacity(tokens.shape[0], num_experts, top_k, self.capacity_factor)
-            routing = drop_over_capacity(routing, capacity, self.token_drop)
+        if self.training:
+            routing = self.drop(routing, self.config)
         out = self.experts(tokens, routing)
         if self.shared is not None:
             out = self.shared(tokens, out)

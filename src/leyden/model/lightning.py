@@ -7,7 +7,7 @@ from leyden.model.config import ModelConfig
 from leyden.model.float32 import Float32Module
 from leyden.model.norm import RMSNorm
 from leyden.model.sequence import Sequence
-from leyden.ops import gated_rms_norm, lightning_attention, lightning_attention_step, lightning_slopes, silu_split
+from leyden.ops import lightning_attention, lightning_attention_step, lightning_slopes, silu_split
 
 
 class Slopes(Float32Module):
@@ -17,6 +17,18 @@ class Slopes(Float32Module):
         super().__init__()
         self.values: torch.Tensor
         self.register_buffer("values", lightning_slopes(num_heads, layer, num_layers), persistent=False)
+
+
+def scan(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    slopes: torch.Tensor,
+    state: torch.Tensor | None,
+    sequence: Sequence,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`leyden.ops.lightning_attention` over the tokens of one process."""
+    return lightning_attention(q, k, v, slopes, state, sequence.alone())
 
 
 class LightningAttention(nn.Module):
@@ -34,6 +46,8 @@ class LightningAttention(nn.Module):
         self.norm = RMSNorm(width, config.lightning_norm_eps)
         self.out_proj = nn.Linear(width, config.hidden_size, bias=False)
         self.slopes = Slopes(self.num_heads, layer, config.num_hidden_layers)
+        self.scan = scan
+        """The recurrence; where ranks share a row, one that exchanges states."""
 
     def forward(
         self, x: torch.Tensor, sequence: Sequence, state: torch.Tensor | None, last: int
@@ -54,7 +68,6 @@ class LightningAttention(nn.Module):
         if T == 1 and state is not None:
             out, state = lightning_attention_step(q[:, 0], k[:, 0], v[:, 0], self.slopes.values, state)
         else:
-            out, state = lightning_attention(q, k, v, self.slopes.values, state, sequence.cu_seqlens)
+            out, state = self.scan(q, k, v, self.slopes.values, state, sequence)
         gate = self.output_gate(x[:, -last:])
-        gated = gated_rms_norm(out.reshape(B, T, -1)[:, -last:], gate, self.norm.weight, self.norm.eps)
-        return self.out_proj(gated), state
+        return self.out_proj(self.norm.gated(out.reshape(B, T, -1)[:, -last:], gate)), state

@@ -13,9 +13,10 @@ from leyden.model.experts import DenseMLP, MixtureOfExperts
 from leyden.model.initialization import initialize
 from leyden.model.lightning import LightningAttention
 from leyden.model.norm import RMSNorm
+from leyden.model.ranks import Ranks
 from leyden.model.sequence import Sequence, lay_out
 from leyden.model.softmax import SoftmaxAttention
-from leyden.ops import Routing
+from leyden.ops import Routing, linear_cross_entropy
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,19 @@ def _residual(kept: torch.Tensor, added: torch.Tensor, alpha: float, beta: float
     return torch.add(added if beta == 1 else added * beta, kept, alpha=alpha)
 
 
+class OutputProjection(nn.Linear):
+    """From hidden states to the vocabulary, or straight to the loss."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config.hidden_size, config.vocab_size, bias=False)
+
+    def cross_entropy(
+        self, hidden: torch.Tensor, labels: torch.Tensor, z_loss: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """:func:`leyden.ops.linear_cross_entropy` of hidden [N, D] and labels [N]."""
+        return linear_cross_entropy(hidden, self.weight, labels, z_loss)
+
+
 class HybridLM(nn.Module):
     """A decoder of lightning and softmax attention layers with experts: MiniMax-Text-01 at any size.
 
@@ -88,7 +102,8 @@ class HybridLM(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, index) for index in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = OutputProjection(config)
+        self.ranks = Ranks()
         initialize(self, config, seed)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
@@ -117,6 +132,19 @@ class HybridLM(nn.Module):
         logits = self.lm_head(hidden)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
+    def cross_entropy(self, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The summed loss of a row's labels, with the z-loss and without; of this rank's tokens, where ranks share it.
+
+        Args:
+            hidden: [B, T, D], as :meth:`features` gave them.
+            labels: [B, T] int64 over the whole row, :data:`leyden.ops.IGNORE_INDEX` where nothing is to be learned.
+
+        Returns:
+            Scalars in nats, float32 or wider; the second is not differentiable.
+        """
+        rows = hidden.flatten(0, 1)
+        return self.lm_head.cross_entropy(rows, self.ranks.cut(labels).flatten(), self.config.z_loss_coef)
+
     def features(
         self,
         tokens: torch.Tensor,
@@ -131,11 +159,15 @@ class HybridLM(nn.Module):
             tokens, cache, cu_seqlens: as in :meth:`forward`.
             last: only the last so many positions are asked for, and the last layer computes only what these and the
                 cache need: of its softmax attention, the keys and values of all tokens and no more. None for all.
+
+        Where ranks share the row, ``tokens`` and ``cu_seqlens`` are those of the whole row on each of them, and the
+        features those of this rank's tokens alone.
         """
         self._check(tokens, cache, cu_seqlens, last)
         start = 0 if cache is None else cache.length
-        sequence = lay_out(self.config, tokens.shape[1], start, cu_seqlens, tokens.device)
-        x = self.embed_tokens(tokens)
+        part = self.ranks.part(tokens.shape[1], cu_seqlens)
+        sequence = lay_out(self.config, tokens.shape[1], start, cu_seqlens, tokens.device, part)
+        x = self.embed_tokens(self.ranks.cut(tokens))
         states: dict[int, torch.Tensor] = {}
         routings: list[Routing] = []
         for index, layer in enumerate(self.layers):

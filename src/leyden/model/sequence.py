@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from leyden.model.config import ModelConfig
+from leyden.model.ranks import RowPart
 from leyden.ops import rotary_angles
 
 
@@ -16,21 +17,53 @@ class Sequence:
         start: how many tokens the cache holds before the first of these.
         cu_seqlens: [N+1], bounds of packed documents; None where each row is one sequence.
         cos, sin: [T, rotary_dim / 2] float32, the turn of each position.
+        part: where the tokens stand in a row that several ranks share; ``cu_seqlens`` then bounds the documents within
+            the part, of which the first and the last may go on beyond it. None: the tokens are all there are.
     """
 
     start: int
     cu_seqlens: torch.Tensor | None
     cos: torch.Tensor
     sin: torch.Tensor
+    part: RowPart | None = None
+
+    def alone(self) -> torch.Tensor | None:
+        """The bounds of the documents, for a layer that knows nothing of other ranks.
+
+        Raises:
+            RuntimeError: the row is shared, and what the layer would compute is not what the row's documents need.
+        """
+        if self.part is not None:
+            raise RuntimeError(
+                "this attention layer cannot share a row with other ranks: leyden.parallel.attach() gives it the means."
+            )
+        return self.cu_seqlens
 
 
 def lay_out(
-    config: ModelConfig, num_tokens: int, start: int, cu_seqlens: torch.Tensor | None, device: torch.device
+    config: ModelConfig,
+    num_tokens: int,
+    start: int,
+    cu_seqlens: torch.Tensor | None,
+    device: torch.device,
+    part: RowPart | None = None,
 ) -> Sequence:
-    """Count positions from ``start``, or from 0 within each packed document, and form their rotary angles."""
+    """Count positions from ``start``, or from 0 within each packed document, and form their rotary angles.
+
+    Args:
+        config: RoPE's dims and base.
+        num_tokens: of the row.
+        start: how many tokens the cache holds before it.
+        cu_seqlens: the bounds of its documents.
+        device: of the tokens.
+        part: of the row, if it is shared: only its tokens are laid out.
+    """
     positions = torch.arange(start, start + num_tokens, device=device)
     if cu_seqlens is not None:
         cu_seqlens = cu_seqlens.to(device)
         positions = positions - torch.repeat_interleave(cu_seqlens[:-1], cu_seqlens.diff(), output_size=num_tokens)
+    if part is not None:
+        positions = positions[part.start : part.stop]
+        cu_seqlens = torch.tensor(part.documents(), dtype=torch.int32, device=device)
     cos, sin = rotary_angles(positions, config.rotary_dim, config.rope_theta)
-    return Sequence(start, cu_seqlens, cos, sin)
+    return Sequence(start, cu_seqlens, cos, sin, part)

@@ -9,6 +9,11 @@ from leyden.model.sequence import Sequence
 from leyden.ops import apply_rotary, softmax_attention
 
 
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sequence: Sequence) -> torch.Tensor:
+    """:func:`leyden.ops.softmax_attention` over the tokens of one process."""
+    return softmax_attention(q, k, v, sequence.alone())
+
+
 class SoftmaxAttention(nn.Module):
     """Causal attention with ``num_key_value_heads`` shared keys and values, scale ``head_dim^-1/2``."""
 
@@ -20,6 +25,8 @@ class SoftmaxAttention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, shared, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, shared, bias=False)
         self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
+        self.attend = attend
+        """Attention itself; where ranks share a row, one that exchanges keys and values."""
 
     def forward(self, x: torch.Tensor, sequence: Sequence, memory: KeyValues | None, last: int) -> torch.Tensor:
         """Attend within x, and to the keys and values in ``memory``, to which those of x are appended.
@@ -41,4 +48,4 @@ class SoftmaxAttention(nn.Module):
         k = apply_rotary(k, sequence.cos, sequence.sin)
         if memory is not None:
             k, v = memory.append(k, v, sequence.start)
-        return self.o_proj(softmax_attention(q, k, v, sequence.cu_seqlens).flatten(2))
+        return self.o_proj(self.attend(q, k, v, sequence).flatten(2))

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 import torch
 
-from leyden.model import HybridLM
+from leyden.model import Features, HybridLM
 from leyden.model.balance import router_losses
-from leyden.ops import IGNORE_INDEX, linear_cross_entropy
+from leyden.ops import IGNORE_INDEX
 
 
 @dataclass(frozen=True)
@@ -64,24 +64,26 @@ class Pretrain:
     """Next-token cross-entropy with the z-loss and the routers' losses of the model's configuration."""
 
     def __call__(self, model: HybridLM, batch: PackedBatch, /) -> LossSums:
-        """The sums of one packed row."""
-        device = model.lm_head.weight.device
-        tokens, labels = batch.tokens.to(device), batch.labels.to(device)
-        features = model.features(tokens, cu_seqlens=batch.cu_seqlens)
-        loss, nll = linear_cross_entropy(
-            features.hidden.flatten(0, 1), model.lm_head.weight, labels.flatten(), model.config.z_loss_coef
-        )
-        num_labels = (labels != IGNORE_INDEX).sum()
-        num_tokens = torch.tensor(tokens.numel(), device=device)
+        """The sums of one packed row; of this rank's tokens, where ranks share it."""
+        features = model.features(batch.tokens.to(model.lm_head.weight.device), cu_seqlens=batch.cu_seqlens)
+        return self.of_features(model, features, batch)
+
+    def of_features(self, model: HybridLM, features: Features, batch: PackedBatch) -> LossSums:
+        """The sums of what the layers made of a row."""
+        labels = batch.labels.to(features.hidden.device)
+        loss, nll = model.cross_entropy(features.hidden, labels)
+        own = model.ranks.own(labels)
+        num_labels, num_tokens = (own != IGNORE_INDEX).sum(), torch.tensor(own.numel(), device=own.device)
         if not features.routings:
-            nothing = torch.zeros((), device=device)
+            nothing = torch.zeros((), device=own.device)
             return LossSums(loss, nll, num_labels, num_tokens, nothing.expand(0, 0), nothing)
-        routers = router_losses(model.config, features.routings)  # means over the tokens of this batch
+        routers = router_losses(model.config, features.routings, model.ranks)
+        row_labels = model.ranks.sum(num_labels)
         return LossSums(
-            loss=loss + routers.loss * num_labels,
+            loss=loss + routers.loss * row_labels,  # a mean over the tokens of the micro-batch, a label
             nll=nll,
             num_labels=num_labels,
             num_tokens=num_tokens,
-            load=routers.load * num_labels,
-            dropped=routers.dropped * num_labels,
+            load=routers.load * row_labels,
+            dropped=routers.dropped * row_labels,
         )

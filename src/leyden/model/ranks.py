@@ -1,0 +1,59 @@
+"""What a model knows of the processes beside it: nothing, when it is alone.
+
+A model that several ranks compute takes the same packed row on every rank that shares it, and each rank computes its
+part. :mod:`leyden.parallel` puts its own :class:`Ranks` into ``model.ranks``; this one is a single process.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class RowPart:
+    """The tokens of a packed row that one rank of several holds, one contiguous stretch a rank.
+
+    Attributes:
+        bounds: [ranks + 1]; rank r holds tokens ``bounds[r]`` to ``bounds[r + 1] - 1`` of the row.
+        rank: which part this is.
+        cu_seqlens: [N + 1], the bounds of the whole row's documents.
+    """
+
+    bounds: tuple[int, ...]
+    rank: int
+    cu_seqlens: tuple[int, ...]
+
+    @property
+    def start(self) -> int:
+        """Where the part begins in the row."""
+        return self.bounds[self.rank]
+
+    @property
+    def stop(self) -> int:
+        """Where it ends."""
+        return self.bounds[self.rank + 1]
+
+    def documents(self) -> list[int]:
+        """[N' + 1] bounds of the documents within the part, from 0 to its length; cut documents count."""
+        inside = [bound - self.start for bound in self.cu_seqlens if self.start < bound < self.stop]
+        return [0, *inside, self.stop - self.start]
+
+
+class Ranks:
+    """The processes that compute one micro-batch together."""
+
+    def part(self, num_tokens: int, cu_seqlens: torch.Tensor | None) -> RowPart | None:
+        """Which tokens of a row of ``num_tokens`` this rank computes; None: all of them, alone."""
+        return None
+
+    def cut(self, row: torch.Tensor) -> torch.Tensor:
+        """[1, T] over a row to [1, T'] over this rank's part of it, as the attention layers hold it."""
+        return row
+
+    def own(self, row: torch.Tensor) -> torch.Tensor:
+        """[1, T] over a row to the values of the tokens that no other rank counts; those of all ranks are the row."""
+        return row
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum of ``values`` over all ranks that compute this micro-batch; not differentiable."""
+        return values
