@@ -1,0 +1,108 @@
+"""Collectives that autograd passes through, each with its adjoint.
+
+The rule that makes them compose: every rank's loss is its share of one sum, and a gradient is that of the sum over all
+ranks. The adjoint of gathering is then reducing and scattering, that of a sum over ranks is the same sum, and that of an
+exchange is the exchange back.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+def gather(x: torch.Tensor, dim: int, group: dist.ProcessGroup | None) -> torch.Tensor:
+    """The ranks' tensors, of one shape, one behind the other along ``dim``; alone (None), x."""
+    return x if group is None else _Gather.apply(x, dim, group)
+
+
+def reduce_scatter(x: torch.Tensor, dim: int, group: dist.ProcessGroup | None) -> torch.Tensor:
+    """This rank's share along ``dim``, which the ranks divide evenly, of the sum of their tensors; alone, x."""
+    return x if group is None else _ReduceScatter.apply(x, dim, group)
+
+
+def sum_over(x: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Tensor:
+    """The sum of the ranks' tensors, on every rank; alone, x."""
+    return x if group is None else _Sum.apply(x, group)
+
+
+def exchange(
+    x: torch.Tensor, sent: Sequence[int], received: Sequence[int], group: dist.ProcessGroup | None
+) -> torch.Tensor:
+    """Rows [sum(sent), ...] to rows [sum(received), ...]: the first ``sent[0]`` go to rank 0, and so on; alone, x."""
+    return x if group is None else _Exchange.apply(x, list(sent), list(received), group)
+
+
+def gather_rows(x: torch.Tensor, dim: int, group: dist.ProcessGroup) -> torch.Tensor:
+    """As :func:`gather`, without a gradient."""
+    x = x.movedim(dim, 0).contiguous()
+    whole = x.new_empty(x.shape[0] * group.size(), *x.shape[1:])
+    dist.all_gather_into_tensor(whole, x, group=group)
+    return whole.movedim(0, dim)
+
+
+def reduce_scatter_rows(x: torch.Tensor, dim: int, group: dist.ProcessGroup) -> torch.Tensor:
+    """As :func:`reduce_scatter`, without a gradient."""
+    x = x.movedim(dim, 0).contiguous()
+    share = x.new_empty(x.shape[0] // group.size(), *x.shape[1:])
+    dist.reduce_scatter_tensor(share, x, group=group)
+    return share.movedim(0, dim)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, dim: int, group: dist.ProcessGroup) -> torch.Tensor:
+        ctx.dim, ctx.group = dim, group
+        return gather_rows(x, dim, group)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return reduce_scatter_rows(grads[0], ctx.dim, ctx.group), None, None
+
+
+class _ReduceScatter(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, dim: int, group: dist.ProcessGroup) -> torch.Tensor:
+        ctx.dim, ctx.group = dim, group
+        return reduce_scatter_rows(x, dim, group)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return gather_rows(grads[0], ctx.dim, ctx.group), None, None
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+        ctx.group = group
+        return _all_reduced(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return _all_reduced(grads[0], ctx.group), None
+
+
+class _Exchange(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup
+    ) -> torch.Tensor:
+        ctx.sent, ctx.received, ctx.group = sent, received, group
+        return _exchanged(x, sent, received, group)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return _exchanged(grads[0], ctx.received, ctx.sent, ctx.group), None, None, None
+
+
+def _all_reduced(x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    total = x.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total, group=group)
+    return total
+
+
+def _exchanged(x: torch.Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup) -> torch.Tensor:
+    arrived = x.new_empty(sum(received), *x.shape[1:])
+    dist.all_to_all_single(arrived, x.contiguous(), received, sent, group=group)
+    return arrived
