@@ -1,8 +1,9 @@
 """Several ranks on gloo for tests: started once a world size, then given functions to run.
 
-A test calls ``ranks(4, function, *arguments)``: every rank calls ``function(*arguments)`` with a process group in place,
-and the test gets the list of what they returned. ``function`` is a module-level function of the test's own file, which
-the ranks import by its path. Within it, :func:`mesh_of` gives the mesh of a plan, made once in the life of the ranks.
+A test calls ``ranks(4, function, *arguments)``: every rank calls ``function(*arguments)`` with a process group in
+place, and the test gets the list of what they returned. ``function`` is a module-level function of the test's own file,
+which the ranks import by its path. Within it, :func:`mesh_of` gives the mesh of a plan, made once in the life of the
+ranks.
 """
 
 from __future__ import annotations
