@@ -9,6 +9,7 @@ from leyden.core.config import Config
 from leyden.core.errors import UserError
 from leyden.data.loader.mixture import Mixture
 from leyden.model import ModelConfig, preset
+from leyden.parallel import ParallelConfig
 from leyden.train import AdamWConfig, Schedule
 
 
@@ -147,6 +148,7 @@ class Recipe(Config):
     train: TrainSection = TrainSection()
     stage: tuple[Stage, ...] = Field(min_length=1)
     evaluate: EvaluateSection = EvaluateSection()
+    parallel: ParallelConfig = ParallelConfig()
 
     @field_validator("stage")
     @classmethod
