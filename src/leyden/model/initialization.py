@@ -1,63 +1,81 @@
-"""Initial weights: Xavier, with DeepNorm's gain on what feeds the residual (arXiv 2501.08313, section 4.3)."""
+"""Initial weights: Xavier, with DeepNorm's gain on what feeds the residual (arXiv 2501.08313, section 4.3).
 
+Every weight, and of the experts every expert, is drawn from a generator of its own, so that a rank of many draws what
+it holds and nothing else, and any number of ranks begins with the same weights.
+"""
+
+import hashlib
 import math
 
 import torch
 from torch import nn
 
 from leyden.model.config import ModelConfig
-from leyden.model.experts import Experts, Router, SharedExpert, SwiGLU
-from leyden.model.lightning import LightningAttention
-from leyden.model.softmax import SoftmaxAttention
+
+_PLAIN = ("embed_tokens", "lm_head", "q_proj", "k_proj", "output_gate", "mlp.gate", "coefficient")
+_SCALED = ("v_proj", "o_proj", "out_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def initialize(model: nn.Module, config: ModelConfig, seed: int) -> None:
-    """Fill every matrix of ``model`` in place; norms stay one. A model on the meta device is left as it is.
+    """Fill every weight of ``model`` in place. A model on the meta device is left as it is."""
+    for name, parameter in model.named_parameters():
+        if not parameter.is_meta:
+            parameter.data.copy_(initial_weight(name, tuple(parameter.shape), config, seed))
 
-    Matrices are Xavier normal. With DeepNorm residuals the value, output and feed-forward projections are scaled by
-    the gain ``beta = (8 N)^(-1/4)`` (arXiv 2203.00555, decoder-only), the query and key projections by 1.
+
+def initial_weight(
+    name: str, shape: tuple[int, ...], config: ModelConfig, seed: int, experts: tuple[int, int] | None = None
+) -> torch.Tensor:
+    """The initial value of the weight ``name``, float32 on the CPU.
+
+    Norms are one, matrices Xavier normal. With DeepNorm residuals the value, output and feed-forward projections are
+    scaled by the gain ``beta = (8 N)^(-1/4)`` (arXiv 2203.00555, decoder-only), the query and key projections by 1.
+
+    Args:
+        name: as in ``model.named_parameters()``.
+        shape: of the whole weight.
+        config: of the model.
+        seed: the same seed gives the same weights.
+        experts: of stacked experts, only those from the first number up to the second; the result has their shape.
     """
-    if any(p.is_meta for p in model.parameters()):
-        return
     gain = (8 * config.num_hidden_layers) ** -0.25 if config.postnorm else 1.0
-    generator = torch.Generator().manual_seed(seed)
-    for name, module in model.named_modules():
-        if isinstance(module, LightningAttention):
-            _lightning(module, gain, generator)
-        elif isinstance(module, SoftmaxAttention):
-            _xavier(module.q_proj.weight, 1.0, generator)
-            _xavier(module.k_proj.weight, 1.0, generator)
-            _xavier(module.v_proj.weight, gain, generator)
-            _xavier(module.o_proj.weight, gain, generator)
-        elif isinstance(module, Experts):
-            for expert in range(module.gate_up_proj.shape[0]):
-                for half in module.gate_up_proj.data[expert].chunk(2):
-                    _xavier(half, gain, generator)
-                _xavier(module.down_proj.data[expert], gain, generator)
-        elif isinstance(module, SwiGLU):
-            for projection in (module.gate_proj, module.up_proj, module.down_proj):
-                _xavier(projection.weight, gain, generator)
-        elif isinstance(module, Router):
-            _xavier(module.weight, 1.0, generator)
-        elif isinstance(module, SharedExpert):
-            _xavier(module.coefficient.weight, 1.0, generator)
-        elif isinstance(module, nn.Embedding) or (name == "lm_head" and isinstance(module, nn.Linear)):
-            _xavier(module.weight, 1.0, generator)
+    if len(shape) == 1:
+        return torch.ones(shape)
+    if len(shape) == 3:
+        first, last = experts or (0, shape[0])
+        halves = 2 if name.endswith("gate_up_proj") else 1
+        each = [_stacked(shape[1:], gain, _generator(seed, f"{name}.{e}"), halves) for e in range(first, last)]
+        return torch.stack(each) if each else torch.empty(0, *shape[1:])
+    generator, local = _generator(seed, name), name.removesuffix(".weight")
+    if local.endswith("qkv_proj"):
+        return _queries_keys_values(shape, gain, config, generator)
+    if local.endswith(_PLAIN):
+        return _xavier(shape, 1.0, generator)
+    if local.endswith(_SCALED):
+        return _xavier(shape, gain, generator)
+    raise ValueError(f"the weight {name} has no initial value.")
 
 
-def _lightning(module: LightningAttention, gain: float, generator: torch.Generator) -> None:
+def _generator(seed: int, name: str) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def _queries_keys_values(
+    shape: tuple[int, ...], gain: float, config: ModelConfig, generator: torch.Generator
+) -> torch.Tensor:
     """Query and key rows by 1, value rows by the gain; fan-out is that of one projection, not of the fused three."""
-    H, K = module.num_heads, module.head_dim
-    D = module.qkv_proj.in_features
-    std = math.sqrt(2 / (D + H * K))
-    rows = torch.randn(H, 3, K, D, generator=generator) * std
+    H, K, D = config.num_attention_heads, config.head_dim, shape[1]
+    rows = torch.randn(H, 3, K, D, generator=generator) * math.sqrt(2 / (D + H * K))
     rows[:, 2] *= gain
-    module.qkv_proj.weight.data.copy_(rows.view(3 * H * K, D))
-    _xavier(module.output_gate.weight, 1.0, generator)
-    _xavier(module.out_proj.weight, gain, generator)
+    return rows.view(shape)
 
 
-def _xavier(weight: torch.Tensor, gain: float, generator: torch.Generator) -> None:
+def _stacked(shape: tuple[int, ...], gain: float, generator: torch.Generator, count: int) -> torch.Tensor:
+    """``count`` equal matrices, one on top of another."""
+    return torch.cat([_xavier((shape[0] // count, shape[1]), gain, generator) for _ in range(count)])
+
+
+def _xavier(shape: tuple[int, ...], gain: float, generator: torch.Generator) -> torch.Tensor:
     """Normal with variance ``2 gain^2 / (rows + columns)`` (Glorot and Bengio, 2010)."""
-    std = gain * math.sqrt(2 / (weight.shape[0] + weight.shape[1]))
-    weight.data.copy_(torch.randn(weight.shape, generator=generator) * std)
+    return torch.randn(shape, generator=generator) * (gain * math.sqrt(2 / sum(shape)))

@@ -6,6 +6,8 @@ Reading order: ``plan.py``, ``mesh.py``, ``part.py``, ``weights.py``, ``attach.p
 from leyden.parallel.mesh import Mesh, coordinates, start_mesh
 from leyden.parallel.part import Box, Part
 from leyden.parallel.plan import ParallelConfig, Plan, make_plan
+from leyden.parallel.shard import Weight, Weights
+from leyden.parallel.team import Team
 
 __all__ = [
     "Box",
@@ -13,6 +15,9 @@ __all__ = [
     "ParallelConfig",
     "Part",
     "Plan",
+    "Team",
+    "Weight",
+    "Weights",
     "coordinates",
     "make_plan",
     "start_mesh",

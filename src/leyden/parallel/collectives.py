@@ -1,8 +1,8 @@
 """Collectives that autograd passes through, each with its adjoint.
 
-The rule that makes them compose: every rank's loss is its share of one sum, and a gradient is that of the sum over all
-ranks. The adjoint of gathering is then reducing and scattering, that of a sum over ranks is the same sum, and that of an
-exchange is the exchange back.
+The rule that makes them compose: every rank's loss is its share of one sum, and a gradient is that of the sum over
+all ranks. The adjoint of gathering is then reducing and scattering, that of a sum over ranks is the same sum, and that
+of an exchange is the exchange back.
 """
 
 from collections.abc import Sequence

@@ -5,7 +5,7 @@ ranks of a pipeline stage are laid out twice: for attention as data, context and
 (EDP), expert and expert-tensor ranks, independent of the former.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from pydantic import Field
@@ -66,7 +66,7 @@ class Plan:
     tp: int = 1
     ep: int = 1
     etp: int = 1
-    settings: ParallelConfig = ParallelConfig()
+    settings: ParallelConfig = field(default_factory=ParallelConfig)
 
     @property
     def dp(self) -> int:

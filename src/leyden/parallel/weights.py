@@ -1,11 +1,14 @@
 """What a rank holds of each weight: one table.
 
-``tensor`` weights are divided over the tensor ranks, ``experts`` over the expert and expert-tensor ranks, and all others
-are whole on each rank. FSDP divides further (:mod:`leyden.parallel.shard`).
+``tensor`` weights are divided over the tensor ranks, ``experts`` over the expert and expert-tensor ranks, and all
+others are whole on each rank. FSDP divides further (:mod:`leyden.parallel.shard`).
 """
 
 from typing import Literal
 
+from torch import nn
+
+from leyden.parallel.mesh import Mesh
 from leyden.parallel.part import Part
 from leyden.parallel.plan import Plan
 
@@ -60,6 +63,31 @@ def part_of(name: str, shape: tuple[int, ...], plan: Plan, at: dict[str, int]) -
         dim, blocks = _EXPERTS[local]
         return part.narrow(0, at["ep"], plan.ep).narrow(dim, at["etp"], plan.etp, blocks)
     return part
+
+
+def cut_weights(model: nn.Module, mesh: Mesh) -> dict[str, Part]:
+    """Leave ``model`` this rank's part of every weight, before FSDP, and of the decay slopes.
+
+    Args:
+        model: whole, on any device, meta included; tied weights stay tied.
+        mesh: of the ranks.
+
+    Returns:
+        The part that the rank has of each parameter, by name.
+    """
+    parts: dict[str, Part] = {}
+    cut: dict[nn.Parameter, nn.Parameter] = {}
+    for name, parameter in list(model.named_parameters(remove_duplicate=False)):
+        parts[name] = part_of(name, tuple(parameter.shape), mesh.plan, mesh.at)
+        if parameter not in cut:
+            cut[parameter] = nn.Parameter(parts[name].cut(parameter.detach()), parameter.requires_grad)
+        owner, _, own_name = name.rpartition(".")
+        setattr(model.get_submodule(owner), own_name, cut[parameter])
+    for name, buffer in list(model.named_buffers()):
+        owner, _, own_name = name.rpartition(".")
+        part = part_of(name, tuple(buffer.shape), mesh.plan, mesh.at)
+        model.get_submodule(owner).register_buffer(own_name, part.cut(buffer), persistent=False)
+    return parts
 
 
 def _within_layer(name: str) -> str:

@@ -2,7 +2,8 @@
 
 A bfloat16 weight near 1 moves in steps of 1/128, more than most updates: the optimizer therefore keeps each narrow
 parameter a second time in float32, updates that copy, and rounds it into the model after every step. A parameter that
-is float32 already is its own master. Gradients are summed over micro-batches in the master's dtype.
+is float32 already, and where the optimizer is, is its own master. Gradients are summed over micro-batches in the
+master's dtype. A rank of several keeps all of this for its part of each weight alone.
 """
 
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import nn
 from torch.optim.adamw import adamw
 
 from leyden.core.config import Config
+from leyden.parallel import Weight, Weights
 
 
 class AdamWConfig(Config):
@@ -30,7 +32,7 @@ class _Group:
     """Parameters that share a weight decay, with what the optimizer keeps of each."""
 
     names: list[str]
-    parameters: list[nn.Parameter]
+    weights: list[Weight]
     masters: list[torch.Tensor]
     exp_avgs: list[torch.Tensor]
     exp_avg_sqs: list[torch.Tensor]
@@ -44,14 +46,23 @@ class MasterAdamW:
 
     One step is: ``accumulate()`` after the backward of each micro-batch, ``grad_norm()``, then ``step()`` or, where
     the gradient cannot be used, ``discard()``.
+
+    Args:
+        model: a model, or what a rank holds of one.
+        config: the constants.
+        device: where masters, moments and sums of gradients are kept and the step is taken: the CPU, to leave a GPU's
+            memory to the model. None: with the model.
     """
 
-    def __init__(self, model: nn.Module, config: AdamWConfig | None = None) -> None:
+    def __init__(
+        self, model: nn.Module | Weights, config: AdamWConfig | None = None, device: torch.device | None = None
+    ) -> None:
         self.config = config or AdamWConfig()
-        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        matrices = [(name, p) for name, p in named if p.ndim >= 2]
-        vectors = [(name, p) for name, p in named if p.ndim < 2]
-        self._groups = [_group(matrices, self.config.weight_decay), _group(vectors, 0.0)]
+        self.weights = model if isinstance(model, Weights) else Weights.alone(model)
+        matrices = {name: w for name, w in self.weights.items() if w.parameter.ndim >= 2}
+        vectors = {name: w for name, w in self.weights.items() if w.parameter.ndim < 2}
+        decay = self.config.weight_decay
+        self._groups = [_group(matrices, decay, device), _group(vectors, 0.0, device)]
         self._gradients: list[list[torch.Tensor]] | None = None
 
     def accumulate(self) -> None:
@@ -65,8 +76,17 @@ class MasterAdamW:
                 total.add_(gradient)
 
     def grad_norm(self) -> torch.Tensor:
-        """The Euclidean norm of all accumulated gradients together, a float32 scalar (float64 for a float64 model)."""
-        return nn.utils.get_total_norm([g for gradients in self._accumulated() for g in gradients])
+        """The Euclidean norm of all accumulated gradients together, a float32 scalar (float64 for a float64 model).
+
+        Where ranks share the model, their gradients are first completed, so it is called once a step, by all of them.
+        """
+        named = {
+            name: gradient
+            for group, gradients in zip(self._groups, self._accumulated(), strict=True)
+            for name, gradient in zip(group.names, gradients, strict=True)
+        }
+        self.weights.sum_gradients(named)
+        return self.weights.norm(named)
 
     def step(self, lr: float, divisor: torch.Tensor) -> None:
         """Update masters and model with the accumulated gradients, each divided by ``divisor``, and forget them.
@@ -77,7 +97,7 @@ class MasterAdamW:
         """
         divisor = divisor.to(torch.float32)
         for group, gradients in zip(self._groups, self._accumulated(), strict=True):
-            if not group.parameters:
+            if not group.names:
                 continue
             adamw(
                 group.masters,
@@ -121,7 +141,7 @@ class MasterAdamW:
             for i, name in enumerate(group.names):
                 found[f"exp_avg.{name}"] = group.exp_avgs[i]
                 found[f"exp_avg_sq.{name}"] = group.exp_avg_sqs[i]
-                if group.masters[i].dtype != group.parameters[i].dtype:
+                if not _is_own_master(group.weights[i], group.masters[i]):
                     found[f"master.{name}"] = group.masters[i]
         return found
 
@@ -135,13 +155,11 @@ class MasterAdamW:
         return self._gradients
 
 
-def _group(named: list[tuple[str, nn.Parameter]], weight_decay: float) -> _Group:
-    parameters = [p for _, p in named]
-    # ``to`` copies where the dtype changes, and returns the parameter's own storage where it does not.
-    masters = [p.detach().to(torch.promote_types(p.dtype, torch.float32)) for p in parameters]
+def _group(named: dict[str, Weight], weight_decay: float, device: torch.device | None) -> _Group:
+    masters = [_master(weight.local, device) for weight in named.values()]
     return _Group(
-        names=[name for name, _ in named],
-        parameters=parameters,
+        names=list(named),
+        weights=list(named.values()),
         masters=masters,
         exp_avgs=[torch.zeros_like(m) for m in masters],
         exp_avg_sqs=[torch.zeros_like(m) for m in masters],
@@ -150,18 +168,23 @@ def _group(named: list[tuple[str, nn.Parameter]], weight_decay: float) -> _Group
     )
 
 
+def _master(tensor: torch.Tensor, device: torch.device | None) -> torch.Tensor:
+    """``to`` copies where dtype or device change, and returns the parameter's own storage where they do not."""
+    return tensor.to(device=device, dtype=torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _is_own_master(weight: Weight, master: torch.Tensor) -> bool:
+    return weight.parameter.dtype == master.dtype and weight.parameter.device == master.device
+
+
 def _take_gradients(group: _Group) -> list[torch.Tensor]:
     """The gradients of one backward in the masters' dtype, taken away from the parameters."""
-    taken = []
-    for parameter, master in zip(group.parameters, group.masters, strict=True):
-        gradient = parameter.grad
-        taken.append(torch.zeros_like(master) if gradient is None else gradient.to(master.dtype))
-        parameter.grad = None
-    return taken
+    taken = [weight.take_gradient(master.dtype) for weight, master in zip(group.weights, group.masters, strict=True)]
+    return [gradient.to(master.device) for gradient, master in zip(taken, group.masters, strict=True)]
 
 
 def _round_into_model(group: _Group) -> None:
-    pairs = [(p, m) for p, m in zip(group.parameters, group.masters, strict=True) if p.dtype != m.dtype]
+    pairs = [(w.local, m) for w, m in zip(group.weights, group.masters, strict=True) if not _is_own_master(w, m)]
     if pairs:
         parameters, masters = zip(*pairs, strict=True)
-        torch._foreach_copy_([p.detach() for p in parameters], list(masters))  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_copy_(list(parameters), list(masters))  # pyright: ignore[reportPrivateImportUsage]

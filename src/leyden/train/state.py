@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from leyden.checkpoint.training import latest_training, load_training, save_training
+from leyden.parallel import Team
 from leyden.train.optimizer import MasterAdamW
 
 
@@ -34,11 +35,13 @@ class TrainState:
         stage: index of the stage the run is in.
         stage_step: optimizer steps taken in that stage.
         skipped_in_a_row: how many of the latest steps left the weights unchanged because they were not finite.
+        team: the ranks that take every step together.
     """
 
-    def __init__(self, model: nn.Module, optimizer: MasterAdamW) -> None:
+    def __init__(self, model: nn.Module, optimizer: MasterAdamW, team: Team | None = None) -> None:
         self.model = model
         self.optimizer = optimizer
+        self.team = team or Team()
         self.step = self.tokens = 0
         self.stage = self.stage_step = 0
         self.skipped_in_a_row = 0

@@ -57,7 +57,7 @@ def train_step(
         UserError: not one label in all the micro-batches.
     """
     state.model.train()
-    total = _sum([_backward(state, batch, objective) for batch in batches])
+    total = _sum(state, [_backward(state, batch, objective) for batch in batches])
     if not total.num_labels:
         raise UserError(
             f"step {state.step + 1}: none of its {int(total.num_tokens)} tokens has a label to learn from; "
@@ -82,11 +82,11 @@ def _backward(state: TrainState, batch: Any, objective: Objective) -> LossSums:
     return sums
 
 
-def _sum(parts: Sequence[LossSums]) -> LossSums:
-    """The sums over all micro-batches: the one place where contributions meet."""
-    return LossSums(
-        **{f.name: torch.stack([getattr(part, f.name).detach() for part in parts]).sum(0) for f in fields(LossSums)}
-    )
+def _sum(state: TrainState, parts: Sequence[LossSums]) -> LossSums:
+    """The sums over all micro-batches and ranks: the one place where contributions meet."""
+    names = [field.name for field in fields(LossSums)]
+    sums = [torch.stack([getattr(part, name).detach() for part in parts]).sum(0) for name in names]
+    return LossSums(**dict(zip(names, state.team.sum(sums), strict=True)))
 
 
 def _result(total: LossSums, grad_norm: torch.Tensor) -> StepResult:
