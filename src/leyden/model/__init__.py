@@ -1,11 +1,11 @@
 """The hybrid language model, on one device and without any distributed code."""
 
-from leyden.model.balance import RouterLosses, router_losses
+from leyden.model.balance import RouterLosses, RouterSums, router_losses, router_sums, total_router_losses
 from leyden.model.cache import Cache, KeyValues, LightningState
 from leyden.model.config import LayerType, ModelConfig
 from leyden.model.count import ModelCount, count_model, prefill_flops
 from leyden.model.decode import NativeDecoder
-from leyden.model.lm import Features, HybridLM
+from leyden.model.lm import Features, HybridLM, check_tokens
 from leyden.model.presets import PRESETS, preset
 from leyden.model.ranks import Ranks, RowPart
 
@@ -22,9 +22,13 @@ __all__ = [
     "NativeDecoder",
     "Ranks",
     "RouterLosses",
+    "RouterSums",
     "RowPart",
+    "check_tokens",
     "count_model",
     "prefill_flops",
     "preset",
     "router_losses",
+    "router_sums",
+    "total_router_losses",
 ]

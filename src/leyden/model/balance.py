@@ -4,6 +4,7 @@ from collections.abc import Sequence as List
 from dataclasses import dataclass
 
 import torch
+from torch.nn.functional import pad
 
 from leyden.model.config import ModelConfig
 from leyden.model.ranks import Ranks
@@ -25,6 +26,25 @@ class RouterLosses:
     dropped: torch.Tensor
 
 
+@dataclass(frozen=True)
+class RouterSums:
+    """What the routers of some layers contribute to :class:`RouterLosses`; the contributions of all layers add up.
+
+    Attributes:
+        loss: scalar, weighted: all but the balance loss ``switch``, which is no sum over layers.
+        chosen: [E], for ``switch``: how often a token chose each expert, a mean over all layers; the same on all ranks.
+        probability: [E], for ``switch``: this rank's share of the mean probability of each expert.
+        load: [layers with experts, E], zero for the layers that these are not.
+        dropped: scalar.
+    """
+
+    loss: torch.Tensor
+    chosen: torch.Tensor
+    probability: torch.Tensor
+    load: torch.Tensor
+    dropped: torch.Tensor
+
+
 def router_losses(config: ModelConfig, routings: List[Routing], ranks: Ranks | None = None) -> RouterLosses:
     """The balance loss, and the z-loss ``mean logsumexp(logits)^2`` averaged over layers (arXiv 2202.08906).
 
@@ -36,34 +56,51 @@ def router_losses(config: ModelConfig, routings: List[Routing], ranks: Ranks | N
 
     Args:
         config: the coefficients and the form.
-        routings: one a layer with experts, at least one; of this rank's tokens.
+        routings: one a layer with experts, of all of them; of this rank's tokens.
         ranks: those that share the micro-batch; every mean is over all of their tokens, and what is returned is this
             rank's share of it: shares add up.
-
-    Raises:
-        RuntimeError: ``switch`` over some of the layers, whose product of means does not fall into layers.
     """
+    return total_router_losses(config, router_sums(config, routings, range(config.num_hidden_layers), ranks))
+
+
+def total_router_losses(config: ModelConfig, sums: RouterSums) -> RouterLosses:
+    """The losses of a model, of the contributions of all its layers."""
+    loss = sums.loss
+    if config.router_aux_loss == "switch":
+        loss = loss + config.router_aux_loss_coef * config.num_local_experts * (sums.chosen * sums.probability).sum()
+    return RouterLosses(loss, sums.load.detach().float(), sums.dropped.detach().float())
+
+
+def router_sums(config: ModelConfig, routings: List[Routing], layers: range, ranks: Ranks | None = None) -> RouterSums:
+    """What some layers contribute; arguments as of :func:`router_losses`.
+
+    Args:
+        routings: one for each of ``layers``, at least one.
+        layers: which these are.
+    """
+    if len(routings) != len(layers):
+        raise RuntimeError(f"the routers of {len(layers)} layers ({layers}) expected; given {len(routings)} routings.")
     ranks = ranks or Ranks()
-    num_experts, top_k = config.num_local_experts, config.num_experts_per_tok
+    num_experts, top_k, num_layers = config.num_local_experts, config.num_experts_per_tok, config.num_hidden_layers
     local = torch.stack([_counts(r.experts, num_experts) for r in routings])  # [L, E], before any drop
     kept = torch.stack([_counts(r.experts if r.kept is None else r.experts[r.kept], num_experts) for r in routings])
     all_chosen, all_kept = ranks.sum(torch.stack([local, kept])).to(routings[0].probabilities.dtype)
     num_tokens = all_chosen[0].sum() / top_k
     chosen = all_chosen / num_tokens  # [L, E], rows sum to k
     probability = torch.stack([r.probabilities.sum(0) for r in routings]) / num_tokens
+    loss = num_tokens.new_zeros(())
     if config.router_aux_loss == "gshard":
-        balance = num_experts * (chosen / top_k * probability).sum()
-    elif len(routings) == config.num_hidden_layers:
-        balance = num_experts * (chosen.mean(0) * probability.mean(0)).sum()
-    else:
-        raise RuntimeError("router_aux_loss 'switch' needs the routings of all layers at once.")
-    loss = config.router_aux_loss_coef * balance
+        loss = loss + config.router_aux_loss_coef * num_experts * (chosen / top_k * probability).sum()
     if config.router_z_loss_coef:
         squares = [torch.logsumexp(r.logits, dim=-1).square().sum() / num_tokens for r in routings]
-        loss = loss + config.router_z_loss_coef * torch.stack(squares).sum() / config.num_hidden_layers
-    load = kept / all_kept.sum(1, keepdim=True)
-    dropped = (local - kept).sum() / (num_tokens * top_k * config.num_hidden_layers)
-    return RouterLosses(loss, load.float(), dropped.float())
+        loss = loss + config.router_z_loss_coef * torch.stack(squares).sum() / num_layers
+    return RouterSums(
+        loss=loss,
+        chosen=chosen.sum(0) / num_layers,
+        probability=probability.sum(0) / num_layers,
+        load=pad(kept / all_kept.sum(1, keepdim=True), (0, 0, layers.start, num_layers - layers.stop)),
+        dropped=(local - kept).sum() / (num_tokens * top_k * num_layers),
+    )
 
 
 def _counts(experts: torch.Tensor, num_experts: int) -> torch.Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from leyden.core.errors import UserError
+from leyden.model.balance import RouterLosses, router_losses
 from leyden.model.cache import Cache, KeyValues, LightningState
 from leyden.model.config import ModelConfig
 from leyden.model.experts import DenseMLP, MixtureOfExperts
@@ -145,6 +146,10 @@ class HybridLM(nn.Module):
         rows = hidden.flatten(0, 1)
         return self.lm_head.cross_entropy(rows, self.ranks.cut(labels).flatten(), self.config.z_loss_coef)
 
+    def router_losses(self, features: Features) -> RouterLosses:
+        """The losses of the routers that made ``features``; of this rank's tokens, where ranks share the row."""
+        return router_losses(self.config, features.routings, self.ranks)
+
     def features(
         self,
         tokens: torch.Tensor,
@@ -163,7 +168,7 @@ class HybridLM(nn.Module):
         Where ranks share the row, ``tokens`` and ``cu_seqlens`` are those of the whole row on each of them, and the
         features those of this rank's tokens alone.
         """
-        self._check(tokens, cache, cu_seqlens, last)
+        check_tokens(self.config, tokens, cache=cache, cu_seqlens=cu_seqlens, last=last)
         start = 0 if cache is None else cache.length
         part = self.ranks.part(tokens.shape[1], cu_seqlens)
         sequence = lay_out(self.config, tokens.shape[1], start, cu_seqlens, tokens.device, part)
@@ -181,32 +186,43 @@ class HybridLM(nn.Module):
             cache.advance(tokens.shape[1], states)
         return Features(self.norm(x), routings)
 
-    def _check(
-        self, tokens: torch.Tensor, cache: Cache | None, cu_seqlens: torch.Tensor | None, last: int | None
-    ) -> None:
-        if tokens.ndim != 2 or tokens.shape[1] == 0:
-            raise UserError(f"the model reads tokens [B, T] with T at least 1; given {tuple(tokens.shape)}.")
-        if cache is not None and cache.batch_size != tokens.shape[0]:
-            raise UserError(f"the cache holds {cache.batch_size} sequences; given {tokens.shape[0]} rows of tokens.")
-        if cu_seqlens is not None and (cache is not None or tokens.shape[0] != 1):
-            raise UserError("packed documents (cu_seqlens) lie in one row [1, T] and take no cache.")
-        if last is not None and (cu_seqlens is not None or not 1 <= last <= tokens.shape[1]):
-            raise UserError(
-                f"the last 1 to {tokens.shape[1]} positions of these rows can be asked for, and only where they are "
-                f"not packed; given last={last}."
-            )
-        start = 0 if cache is None else cache.length
-        longest = start + tokens.shape[1] if cu_seqlens is None else _longest_document(cu_seqlens, tokens.shape[1])
-        limit = self.config.max_position_embeddings
-        if longest > limit:
-            raise UserError(
-                f"{longest} tokens are more than the {limit} positions of this model (max_position_embeddings); "
-                "shorten the text."
-            )
-
     def extra_repr(self) -> str:
         config = self.config
         return f"vocab={config.vocab_size}, hidden={config.hidden_size}, layers={config.num_hidden_layers}"
+
+
+def check_tokens(
+    config: ModelConfig,
+    tokens: torch.Tensor,
+    *,
+    cache: Cache | None = None,
+    cu_seqlens: torch.Tensor | None = None,
+    last: int | None = None,
+) -> None:
+    """Refuse what :meth:`HybridLM.features` cannot read; arguments as there.
+
+    Raises:
+        UserError: what is wrong, and what is allowed.
+    """
+    if tokens.ndim != 2 or tokens.shape[1] == 0:
+        raise UserError(f"the model reads tokens [B, T] with T at least 1; given {tuple(tokens.shape)}.")
+    if cache is not None and cache.batch_size != tokens.shape[0]:
+        raise UserError(f"the cache holds {cache.batch_size} sequences; given {tokens.shape[0]} rows of tokens.")
+    if cu_seqlens is not None and (cache is not None or tokens.shape[0] != 1):
+        raise UserError("packed documents (cu_seqlens) lie in one row [1, T] and take no cache.")
+    if last is not None and (cu_seqlens is not None or not 1 <= last <= tokens.shape[1]):
+        raise UserError(
+            f"the last 1 to {tokens.shape[1]} positions of these rows can be asked for, and only where they are "
+            f"not packed; given last={last}."
+        )
+    start = 0 if cache is None else cache.length
+    longest = start + tokens.shape[1] if cu_seqlens is None else _longest_document(cu_seqlens, tokens.shape[1])
+    limit = config.max_position_embeddings
+    if longest > limit:
+        raise UserError(
+            f"{longest} tokens are more than the {limit} positions of this model (max_position_embeddings); "
+            "shorten the text."
+        )
 
 
 def _longest_document(cu_seqlens: torch.Tensor, num_tokens: int) -> int:

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import torch
 
 from leyden.model import Features, HybridLM
-from leyden.model.balance import router_losses
 from leyden.ops import IGNORE_INDEX
 
 
@@ -68,16 +67,23 @@ class Pretrain:
         features = model.features(batch.tokens.to(model.lm_head.weight.device), cu_seqlens=batch.cu_seqlens)
         return self.of_features(model, features, batch)
 
+    def nothing(self, model: HybridLM) -> LossSums:
+        """The sums of no tokens at all: what a rank contributes whose part of ``model`` ends before the loss."""
+        config = model.config
+        shape = (config.num_hidden_layers, config.num_local_experts) if config.num_local_experts else (0, 0)
+        zero = torch.zeros((), device=next(model.parameters()).device)
+        return LossSums(zero, zero, zero.long(), zero.long(), zero.expand(shape), zero)
+
     def of_features(self, model: HybridLM, features: Features, batch: PackedBatch) -> LossSums:
         """The sums of what the layers made of a row."""
         labels = batch.labels.to(features.hidden.device)
         loss, nll = model.cross_entropy(features.hidden, labels)
         own = model.ranks.own(labels)
         num_labels, num_tokens = (own != IGNORE_INDEX).sum(), torch.tensor(own.numel(), device=own.device)
-        if not features.routings:
+        if not model.config.num_local_experts:
             nothing = torch.zeros((), device=own.device)
             return LossSums(loss, nll, num_labels, num_tokens, nothing.expand(0, 0), nothing)
-        routers = router_losses(model.config, features.routings, model.ranks)
+        routers = model.router_losses(features)
         row_labels = model.ranks.sum(num_labels)
         return LossSums(
             loss=loss + routers.loss * row_labels,  # a mean over the tokens of the micro-batch, a label
