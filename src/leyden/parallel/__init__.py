@@ -1,15 +1,45 @@
 """Many ranks that train one model: the plan, the mesh, and what puts both into a finished model.
 
-Reading order: ``plan.py``, ``mesh.py``, ``part.py``, ``weights.py``, ``attach.py``; then a folder or file an axis.
+Reading order: ``plan.py``, ``mesh.py``, ``part.py``, ``weights.py``, ``attachment.py``; then a folder or file an axis.
+
+Names resolve lazily (PEP 562): a run of one process needs neither pipelines nor FSDP.
 """
 
-from leyden.parallel.mesh import Mesh, coordinates, start_mesh
-from leyden.parallel.part import Box, Part
-from leyden.parallel.plan import ParallelConfig, Plan, make_plan
-from leyden.parallel.shard import Weight, Weights
-from leyden.parallel.team import Team
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from leyden.parallel.attachment import Attached as Attached
+    from leyden.parallel.attachment import attach as attach
+    from leyden.parallel.mesh import Mesh as Mesh
+    from leyden.parallel.mesh import coordinates as coordinates
+    from leyden.parallel.mesh import start_mesh as start_mesh
+    from leyden.parallel.part import Box as Box
+    from leyden.parallel.part import Part as Part
+    from leyden.parallel.plan import ParallelConfig as ParallelConfig
+    from leyden.parallel.plan import Plan as Plan
+    from leyden.parallel.plan import make_plan as make_plan
+    from leyden.parallel.shard import Weight as Weight
+    from leyden.parallel.shard import Weights as Weights
+    from leyden.parallel.team import Team as Team
+
+_HOMES = {
+    "Attached": "attachment",
+    "Box": "part",
+    "Mesh": "mesh",
+    "ParallelConfig": "plan",
+    "Part": "part",
+    "Plan": "plan",
+    "Team": "team",
+    "Weight": "shard",
+    "Weights": "shard",
+    "attach": "attachment",
+    "coordinates": "mesh",
+    "make_plan": "plan",
+    "start_mesh": "mesh",
+}
 __all__ = [
+    "Attached",
     "Box",
     "Mesh",
     "ParallelConfig",
@@ -18,7 +48,14 @@ __all__ = [
     "Team",
     "Weight",
     "Weights",
+    "attach",
     "coordinates",
     "make_plan",
     "start_mesh",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'leyden.parallel' has no attribute {name!r}")
+    return getattr(import_module(f"leyden.parallel.{_HOMES[name]}"), name)

@@ -1,0 +1,162 @@
+"""Item 4 of the exactness suite: N ranks = 1 rank, for the loss and every gradient, each axis alone and combined.
+
+One process computes a micro-batch of packed rows in float64; the ranks of a plan compute it together. The sums of what
+they report, the norm of the gradient, and each rank's part of every gradient must be those of the one process.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from gloo_ranks import mesh_of
+
+from leyden.model import HybridLM, ModelConfig
+from leyden.parallel import ParallelConfig, Plan, Team, attach
+from leyden.train import LossSums, Pretrain
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": 101,
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "layer_types": ("linear_attention", "full_attention", "linear_attention", "full_attention"),
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 8,
+    "rotary_dim": 4,
+    "intermediate_size": 16,
+    "num_local_experts": 8,
+    "router_aux_loss_coef": 0.3,
+    "router_z_loss_coef": 0.01,
+    "z_loss_coef": 0.01,
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A packed batch."""
+
+    tokens: torch.Tensor
+    labels: torch.Tensor
+    cu_seqlens: torch.Tensor
+
+
+def build(changes: dict[str, Any]) -> HybridLM:
+    """A model whose weights are large enough that a wrong line shows."""
+    model = HybridLM(ModelConfig.parse({**SHAPE, **changes}, "test")).double()
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            values = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.copy_(1 + 0.3 * values if parameter.ndim == 1 else 0.25 * values)
+    return model.train()
+
+
+def rows_of(plan: Plan, seed: int) -> list[Row]:
+    """One packed row a data rank: random documents, a third of the labels hidden; context ranks' parts are unequal."""
+    length = 47 // plan.tp * plan.tp
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for _ in range(plan.dp):
+        tokens = torch.randint(0, 101, (1, length), generator=generator)
+        labels = torch.randint(0, 101, (1, length), generator=generator)
+        labels[torch.rand(labels.shape, generator=generator) < 0.3] = -100
+        cuts = torch.randperm(length - 1, generator=generator)[: int(torch.randint(0, 5, (), generator=generator))] + 1
+        bounds = torch.cat([torch.tensor([0]), cuts.sort().values, torch.tensor([length])])
+        rows.append(Row(tokens, labels, bounds.int()))
+    return rows
+
+
+def joined(rows: list[Row]) -> Row:
+    """The rows of all data ranks as one."""
+    length = rows[0].tokens.shape[1]
+    starts = [row.cu_seqlens[:-1] + length * index for index, row in enumerate(rows)]
+    bounds = torch.cat([*starts, torch.tensor([length * len(rows)], dtype=torch.int32)])
+    return Row(torch.cat([r.tokens for r in rows], 1), torch.cat([r.labels for r in rows], 1), bounds)
+
+
+def worst(plan: Plan, changes: dict[str, Any], seed: int) -> dict[str, float]:
+    """The largest differences between this plan's ranks and one process, relative to the largest value there."""
+    micro_batches = [rows_of(plan, seed + n) for n in range(2 * plan.pp)]
+    alone, objective = build(changes), Pretrain()
+    expected = [objective(alone, joined(rows)) for rows in micro_batches]
+    for sums in expected:
+        sums.loss.backward()
+    mesh = mesh_of(plan)
+    attached = attach(build(changes), mesh, torch.float64)
+    attached.model.train()
+    own = [rows[mesh.dp_rank] for rows in micro_batches]
+    if plan.pp > 1:
+        found = attached.model.run(own, objective)
+    else:
+        found = [objective(attached.model, row) for row in own]
+        for sums in found:
+            sums.loss.backward()
+    errors = {}
+    for field in ("loss", "nll", "num_labels", "num_tokens", "load", "dropped"):
+        (total,) = Team(mesh).sum([sum_of(found, field)])
+        errors[field] = difference(total, sum_of(expected, field))
+    gradients = {name: weight.take_gradient(torch.float64) for name, weight in attached.weights.items()}
+    attached.weights.sum_gradients(gradients)
+    whole = {name: p.grad for name, p in alone.named_parameters()}
+    for name, gradient in gradients.items():
+        errors[name] = difference(gradient, attached.weights[name].part.cut(whole[name]))
+    norm = torch.nn.utils.get_total_norm([g for g in whole.values() if g is not None])
+    errors["norm"] = difference(attached.weights.norm(gradients), norm)
+    return errors
+
+
+def sum_of(parts: list[LossSums], field: str) -> torch.Tensor:
+    return torch.stack([getattr(part, field).detach().double() for part in parts]).sum(0)
+
+
+def difference(found: torch.Tensor, expected: torch.Tensor | None) -> float:
+    """Relative to the largest value expected."""
+    assert expected is not None and found.shape == expected.shape, (found.shape, expected)
+    if not expected.numel():
+        return 0.0
+    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+
+
+DROPS = {"capacity_factor": 0.6}
+PLANS = [
+    (Plan(dp_shard=4), {}),
+    (Plan(dp_replicate=2, dp_shard=2), {}),
+    (Plan(cp=4), {}),
+    (Plan(tp=4), {}),
+    (Plan(pp=4), {}),
+    (Plan(dp_shard=4, ep=4), {}),
+    (Plan(dp_shard=4, etp=4), {}),
+    (Plan(cp=2, dp_shard=2, ep=2), DROPS),
+    (Plan(dp_shard=4, ep=2, etp=2), DROPS),
+    (Plan(tp=2, pp=2), {}),
+    (Plan(cp=2, tp=2, ep=2, etp=2), DROPS),
+    (Plan(dp_shard=4), {"shared_intermediate_size": 12}),
+    (Plan(tp=4), {"num_local_experts": 0, "tie_word_embeddings": True}),
+]
+
+
+@pytest.mark.parametrize(("plan", "changes"), PLANS, ids=lambda x: str(x) if isinstance(x, Plan) else "+".join(x))
+def test_four_ranks_are_one(ranks: Callable[..., list[Any]], plan: Plan, changes: dict[str, Any]) -> None:
+    for errors in ranks(4, worst, plan, changes, 7):
+        assert errors.pop("load") < 1e-6  # reported in float32
+        assert max(errors.values()) < 1e-10, {name: e for name, e in errors.items() if not e < 1e-10}
+
+
+EIGHT = [
+    (Plan(dp_shard=2, cp=2, tp=2, ep=2, etp=2), DROPS),
+    (Plan(pp=2, cp=2, tp=2, ep=2), {}),
+    (Plan(pp=2, dp_shard=2, cp=2, etp=2), DROPS),
+    (Plan(dp_replicate=2, dp_shard=2, cp=2, ep=4), DROPS),
+    (Plan(cp=8), {}),
+    (Plan(dp_shard=8, ep=4, etp=2, settings=ParallelConfig(token_groups=3)), DROPS),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("plan", "changes"), EIGHT, ids=lambda x: str(x) if isinstance(x, Plan) else "+".join(x))
+def test_eight_ranks_are_one(ranks: Callable[..., list[Any]], plan: Plan, changes: dict[str, Any]) -> None:
+    for errors in ranks(8, worst, plan, changes, 11):
+        assert errors.pop("load") < 1e-6
+        assert max(errors.values()) < 1e-10, {name: e for name, e in errors.items() if not e < 1e-10}
