@@ -1,0 +1,154 @@
+"""The vocabulary divided over tensor ranks: embedding, output projection and loss (arXiv 1909.08053, section 3).
+
+Of V words rank r has those from ``V r // tp`` to ``V (r + 1) // tp - 1``; parts may be unequal. Logits exist for a
+chunk of tokens at a time, this rank's words alone, and what ranks tell each other of them is three numbers a token.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.functional import embedding
+
+from leyden.parallel.collectives import gather_rows, reduce_scatter, reduce_scatter_rows
+
+
+class VocabularyEmbedding(nn.Module):
+    """Rows of this rank's words, zeros for others, added up over ranks: ``weight`` [V', D], of words from ``first``."""
+
+    def __init__(self, weight: torch.Tensor, first: int, group: dist.ProcessGroup) -> None:
+        super().__init__()
+        self.weight, self._first, self._group = weight, first, group
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """[1, T], the same on every tensor rank, to [1, T / tp, D] of this rank's own tokens."""
+        index = tokens - self._first
+        elsewhere = (index < 0) | (index >= self.weight.shape[0])
+        rows = embedding(index.masked_fill(elsewhere, 0), self.weight)
+        return reduce_scatter(rows.masked_fill(elsewhere.unsqueeze(-1), 0), 1, self._group)
+
+
+class VocabularyProjection(nn.Module):
+    """From hidden states of own tokens to their share of the loss: ``weight`` [V', D], of words from ``first``."""
+
+    def __init__(self, weight: torch.Tensor, first: int, vocab_size: int, group: dist.ProcessGroup) -> None:
+        super().__init__()
+        self.weight, self._first, self._group = weight, first, group
+        self._widest = -(-vocab_size // group.size())
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Raises RuntimeError: logits are not to be had where ranks divide the vocabulary."""
+        raise RuntimeError(
+            "tensor ranks hold logits of their own words alone; evaluate the model with [parallel] tp=1."
+        )
+
+    def cross_entropy(
+        self, hidden: torch.Tensor, labels: torch.Tensor, z_loss: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """:func:`leyden.ops.linear_cross_entropy` of own tokens: shares, which add up over ranks to the row's.
+
+        Args:
+            hidden: [T / tp, D], of this rank's own tokens.
+            labels: [T], of all tensor ranks' tokens.
+            z_loss: as in the op.
+
+        The gradient is that of the sum of all ranks' shares, which every rank scales by the same factor.
+        """
+        return _CrossEntropy.apply(hidden, self.weight, labels, z_loss, self._first, self._widest, self._group)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Chunks of rows as in the op's portable body, the gradients of both factors formed in the forward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        labels: torch.Tensor,
+        z_loss: float,
+        first: int,
+        widest: int,
+        group: dist.ProcessGroup,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        rows = gather_rows(hidden, 0, group)
+        differentiate = any(ctx.needs_input_grad)
+        drows = torch.empty_like(rows) if differentiate else None
+        dweight = torch.zeros_like(weight, dtype=dtype) if differentiate else None
+        nll, z = rows.new_empty(2, rows.shape[0], dtype=dtype)
+        # As many chunks on every rank, whatever its share of the words: they meet in each.
+        step = max(1, _chunk_elements(hidden.device) // widest)
+        narrow = rows.new_empty(min(step, rows.shape[0]), weight.shape[0])
+        wide = torch.empty_like(narrow, dtype=dtype)
+        for start in range(0, rows.shape[0], step):
+            at = slice(start, min(start + step, rows.shape[0]))
+            raw = torch.mm(rows[at], weight.t(), out=narrow[: at.stop - start])
+            words = _Words.of(wide[: at.stop - start].copy_(raw), labels[at], first, group)
+            z[at], nll[at] = words.z, words.z - words.target
+            if drows is None or dweight is None:
+                continue
+            # d nll / d logits = p - onehot;  d z^2 / d logits = 2 z p
+            valid = (labels[at] >= 0).to(dtype)
+            dlogits = raw.copy_(words.gradient(valid * (1 + 2 * z_loss * words.z), valid))
+            torch.mm(dlogits, weight, out=drows[at])
+            dweight += torch.mm(dlogits.t(), rows[at])
+        if drows is not None and dweight is not None:
+            ctx.save_for_backward(reduce_scatter_rows(drows, 0, group), dweight.to(weight.dtype))
+        own = slice(group.rank() * hidden.shape[0], (group.rank() + 1) * hidden.shape[0])
+        valid = labels[own] >= 0
+        total = (nll[own] * valid).sum()
+        ctx.mark_non_differentiable(total)
+        return total + z_loss * (z[own].square() * valid).sum(), total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        dhidden, dweight = ctx.saved_tensors
+        scale = grads[0]
+        return dhidden * scale.to(dhidden.dtype), dweight * scale.to(dweight.dtype), *(None,) * 5
+
+
+@dataclass(frozen=True)
+class _Words:
+    """The logits of R tokens for this rank's V' words, beside those that the other ranks have.
+
+    Attributes:
+        exponentials: [R, V'], ``exp(logit - top)``.
+        top: [R], the largest logit of this rank's words.
+        index: [R], the label's place among them, 0 where another rank has it.
+        here: [R] bool, whether this rank has it.
+        z: [R], ``logsumexp`` over the words of all ranks.
+        target: [R], the label's logit, whichever rank has it.
+    """
+
+    exponentials: torch.Tensor
+    top: torch.Tensor
+    index: torch.Tensor
+    here: torch.Tensor
+    z: torch.Tensor
+    target: torch.Tensor
+
+    @classmethod
+    def of(cls, logits: torch.Tensor, labels: torch.Tensor, first: int, group: dist.ProcessGroup) -> "_Words":
+        """From logits [R, V'], which are overwritten, and labels [R]; the ranks of ``group`` meet once."""
+        index = labels - first
+        here = (index >= 0) & (index < logits.shape[1])
+        index = index.masked_fill(~here, 0)
+        target = logits.gather(1, index[:, None]).squeeze(1).masked_fill(~here, 0)
+        top = logits.amax(-1)
+        exponentials = logits.sub_(top[:, None]).exp_()
+        told = torch.stack([top, exponentials.sum(-1), target])
+        tops, sums, targets = gather_rows(told[None], 0, group).unbind(1)
+        return cls(exponentials, top, index, here, torch.logsumexp(tops + sums.log(), 0), targets.sum(0))
+
+    def gradient(self, of_z: torch.Tensor, of_target: torch.Tensor) -> torch.Tensor:
+        """[R, V'], the gradient of the logits, given [R] factors of ``dz`` and ``-dtarget``; in place."""
+        p = self.exponentials.mul_((torch.exp(self.top - self.z) * of_z)[:, None])
+        return p.scatter_add_(1, self.index[:, None], (-of_target * self.here)[:, None])
+
+
+def _chunk_elements(device: torch.device) -> int:
+    """Logits that exist at once: 16 MB in float32 where they stay in a cache, more where a chunk must fill a GPU."""
+    return 4 << 20 if device.type == "cpu" else 1 << 27
