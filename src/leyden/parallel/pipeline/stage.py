@@ -1,0 +1,156 @@
+"""The part of a model that one pipeline stage computes.
+
+What the routers of a layer contribute to the loss are sums (:class:`leyden.model.RouterSums`), which travel with the
+hidden states: each stage adds its own, and the last one, where the loss is, has those of all layers. To autograd they
+are an activation like any other, so every router's gradient comes back the same way, once, whatever the form of the
+loss.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from leyden.core.errors import UserError
+from leyden.model import HybridLM, ModelConfig, RouterLosses, RouterSums, router_sums, total_router_losses
+from leyden.model.sequence import lay_out
+
+
+class PackedRow(Protocol):
+    """One micro-batch: documents packed in one row."""
+
+    @property
+    def tokens(self) -> torch.Tensor:
+        """[1, T] int64."""
+        ...
+
+    @property
+    def cu_seqlens(self) -> torch.Tensor:
+        """[N+1] int32 on the CPU, where each document begins, and the end."""
+        ...
+
+
+@dataclass(frozen=True)
+class StageFeatures:
+    """What the layers of all stages made of a row; the pipeline's :class:`leyden.model.Features`.
+
+    Attributes:
+        hidden: [1, T_own, D], normed.
+        routed: what :func:`boundary` says of the routers; None without experts.
+    """
+
+    hidden: torch.Tensor
+    routed: torch.Tensor | None = None
+
+
+class StageModel(nn.Module):
+    """Some layers of a model, and what stands before the first or behind the last of all.
+
+    Weights keep the names that they have in the whole model: ``layers.3.mlp.gate.weight`` is that of layer 3.
+
+    Args:
+        model: whose modules these will be, possibly on the meta device and cut to this rank's part.
+        layers: which of its layers.
+
+    Raises:
+        UserError: the output projection is tied to the embedding, which another stage has.
+    """
+
+    def __init__(self, model: HybridLM, layers: range) -> None:
+        super().__init__()
+        self.config, self.ranks, self.numbers = model.config, model.ranks, layers
+        if self.config.tie_word_embeddings:
+            raise UserError(
+                "tie_word_embeddings = true gives the first and the last pipeline stage one weight, which is not "
+                "supported; set it to false, or [parallel] pp = 1."
+            )
+        self.is_first, self.is_last = layers.start == 0, layers.stop == len(model.layers)
+        self.embed_tokens = model.embed_tokens if self.is_first else None
+        self.layers = nn.ModuleDict({str(index): model.layers[index] for index in layers})
+        self.norm = model.norm if self.is_last else None
+        self.lm_head = model.lm_head if self.is_last else None
+        self.batches: Sequence[PackedRow] = ()
+        """The micro-batches of the step that is under way."""
+
+    def forward(
+        self, hidden: torch.Tensor | None = None, routed: torch.Tensor | None = None, *, micro_batch: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """What the stage before sent, or nothing for the first one, to what the stage behind needs.
+
+        Args:
+            hidden, routed: as :func:`boundary` describes them.
+            micro_batch: [1] int64 on the CPU, the number of the row in :attr:`batches`.
+
+        Returns:
+            ``hidden``, normed by the last stage, and ``routed`` if the model has experts.
+        """
+        batch = self.batches[int(micro_batch)]
+        device = next(self.parameters()).device
+        length = batch.tokens.shape[1]
+        part = self.ranks.part(length, batch.cu_seqlens)
+        sequence = lay_out(self.config, length, 0, batch.cu_seqlens, device, part)
+        x = self._embedded(batch.tokens.to(device)) if hidden is None else hidden
+        routings = []
+        for layer in self.layers.values():
+            x, _, routing = layer(x, sequence, None, length)
+            routings.append(routing)
+        x = x if self.norm is None else self.norm(x)
+        if not self.config.num_local_experts:
+            return (x,)
+        own = _pack(router_sums(self.config, routings, self.numbers, self.ranks))
+        return x, own if routed is None else routed + own
+
+    def _embedded(self, tokens: torch.Tensor) -> torch.Tensor:
+        assert self.embed_tokens is not None, "the first stage alone is given no hidden states"
+        return self.embed_tokens(self.ranks.cut(tokens))
+
+    def cross_entropy(self, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As :meth:`leyden.model.HybridLM.cross_entropy`, for the last stage."""
+        assert self.lm_head is not None, "the loss is with the last stage"
+        rows = hidden.flatten(0, 1)
+        return self.lm_head.cross_entropy(rows, self.ranks.cut(labels).flatten(), self.config.z_loss_coef)
+
+    def router_losses(self, features: StageFeatures) -> RouterLosses:
+        """As :meth:`leyden.model.HybridLM.router_losses`, of the layers of all stages."""
+        assert features.routed is not None, "a model with experts"
+        return total_router_losses(self.config, _unpack(features.routed, self.config))
+
+    def extra_repr(self) -> str:
+        return f"layers {self.numbers.start} to {self.numbers.stop - 1} of {self.config.num_hidden_layers}"
+
+
+def boundary(config: ModelConfig, num_tokens: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """What travels from a stage to the next one for a micro-batch, and as gradient back: tensors on the meta device.
+
+    Args:
+        config: the model.
+        num_tokens: of the row, those that a rank has between its layers.
+        dtype: of the computation.
+
+    Returns:
+        ``hidden`` [1, num_tokens, D] in ``dtype``; with experts also ``routed``, the fields of
+        :class:`leyden.model.RouterSums` one behind the other, float32 or wider.
+    """
+    hidden = torch.empty(1, num_tokens, config.hidden_size, dtype=dtype, device="meta", requires_grad=True)
+    if not config.num_local_experts:
+        return (hidden,)
+    wide = torch.promote_types(dtype, torch.float32)
+    return hidden, torch.empty(sum(_sizes(config)), dtype=wide, device="meta", requires_grad=True)
+
+
+def _sizes(config: ModelConfig) -> list[int]:
+    """Of the fields of :class:`RouterSums`."""
+    num_experts = config.num_local_experts
+    return [1, num_experts, num_experts, config.num_hidden_layers * num_experts, 1]
+
+
+def _pack(sums: RouterSums) -> torch.Tensor:
+    return torch.cat([getattr(sums, field.name).flatten() for field in fields(RouterSums)])
+
+
+def _unpack(routed: torch.Tensor, config: ModelConfig) -> RouterSums:
+    loss, chosen, probability, load, dropped = routed.split(_sizes(config))
+    # The counts have no gradient: zeros would travel back for them, but what goes into the loss is a constant.
+    return RouterSums(loss[0], chosen.detach(), probability, load.view(-1, config.num_local_experts), dropped[0])
