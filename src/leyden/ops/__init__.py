@@ -11,6 +11,7 @@ from leyden.ops.lightning_attention import (
     lightning_slopes,
 )
 from leyden.ops.paged_attention import paged_attention
+from leyden.ops.ranged_attention import ranged_attention, ranged_attention_backward
 from leyden.ops.rms_norm import gated_rms_norm, residual_rms_norm, rms_norm
 from leyden.ops.rotary import apply_rotary, rotary_angles
 from leyden.ops.routing import Routing, drop_over_capacity, expert_capacity, route
@@ -32,6 +33,8 @@ __all__ = [
     "lightning_slopes",
     "linear_cross_entropy",
     "paged_attention",
+    "ranged_attention",
+    "ranged_attention_backward",
     "residual_rms_norm",
     "rms_norm",
     "rotary_angles",

@@ -1,0 +1,131 @@
+"""Attention over ranges of keys in plain PyTorch, a block of queries at a time.
+
+A block meets the keys from the first that one of its queries sees to the last, in one matrix product a key head, in the
+dtype of the inputs (float16 in float32, where its scores cannot overflow); the softmax is in float32. Blocks that see
+nothing cost nothing.
+
+Shapes: N key heads, G query heads share one, R queries in a block, W keys that it meets.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+_ROWS = 128
+_SCORES_BYTES = 16 << 20
+"""Scores of one block and key head, in float32."""
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Queries ``rows``, the keys ``keys`` that they meet, and [R, W] bool which of these they may not see, if any."""
+
+    rows: slice
+    keys: slice
+    hidden: torch.Tensor | None
+
+
+def ranged_attention_portable(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, first: torch.Tensor, last: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See :func:`leyden.ops.ranged_attention`."""
+    heads, wide = k.shape[1], torch.promote_types(q.dtype, torch.float32)
+    grouped, keys, values = (_by_key_head(x, heads) for x in (q, k, v))
+    out = torch.zeros(grouped.shape, dtype=wide, device=q.device)
+    lse = torch.full_like(out[..., :1], -torch.inf)
+    for block in _blocks(first, last, grouped.shape[1], q.device):
+        for n in range(heads):
+            scores = _scores(grouped[n], keys[n, 0], block, wide)
+            total = torch.logsumexp(scores, dim=-1, keepdim=True)
+            p = scores.sub_(_finite(total)).exp_()
+            _put(out[n], block.rows, torch.mm(p.to(values.dtype), values[n, 0, block.keys]))
+            _put(lse[n], block.rows, total)
+    return _by_position(out), _by_position(lse).squeeze(-1)
+
+
+def ranged_attention_backward_portable(
+    dout: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    lse: torch.Tensor,
+    delta: torch.Tensor,
+    first: torch.Tensor,
+    last: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """See :func:`leyden.ops.ranged_attention_backward`."""
+    heads, wide, scale = k.shape[1], torch.promote_types(q.dtype, torch.float32), q.shape[2] ** -0.5
+    grouped, keys, values, douts = (_by_key_head(x, heads) for x in (q, k, v, dout))
+    lses, deltas = (_by_key_head(x[..., None], heads) for x in (lse, delta))
+    dq, dk, dv = (torch.zeros(x.shape, dtype=wide, device=q.device) for x in (grouped, keys, values))
+    for block in _blocks(first, last, grouped.shape[1], q.device):
+        rows, seen = block.rows, block.keys
+        for n in range(heads):
+            p = _scores(grouped[n], keys[n, 0], block, wide).sub_(_finite(_take(lses[n], rows))).exp_()
+            dout_rows = _take(douts[n], rows)
+            dv[n, 0, seen] += torch.mm(p.to(keys.dtype).t(), dout_rows)
+            dp = torch.mm(dout_rows, values[n, 0, seen].t()).to(wide)
+            ds = dp.sub_(_take(deltas[n], rows)).mul_(p).mul_(scale).to(keys.dtype)
+            _put(dq[n], rows, torch.mm(ds, keys[n, 0, seen]))
+            dk[n, 0, seen] += torch.mm(ds.t(), _take(grouped[n], rows))
+    return _by_position(dq), _by_position(dk), _by_position(dv)
+
+
+def _by_key_head(x: torch.Tensor, key_heads: int) -> torch.Tensor:
+    """[T, H, D] to [N, G, T, D], contiguous, in the dtype of products."""
+    x = x.float() if x.dtype == torch.float16 else x
+    return x.unflatten(1, (key_heads, -1)).permute(1, 2, 0, 3).contiguous()
+
+
+def _by_position(x: torch.Tensor) -> torch.Tensor:
+    """[N, G, T, D] to [T, H, D]."""
+    return x.permute(2, 0, 1, 3).flatten(1, 2)
+
+
+def _take(x: torch.Tensor, rows: slice) -> torch.Tensor:
+    """[G, T, D] to [G R, D]."""
+    return x[:, rows].flatten(0, 1)
+
+
+def _put(x: torch.Tensor, rows: slice, block: torch.Tensor) -> None:
+    """Write [G R, D] into the rows of [G, T, D]."""
+    target = x[:, rows]
+    target.copy_(block.view(target.shape))
+
+
+def _scores(q: torch.Tensor, k: torch.Tensor, block: _Block, wide: torch.dtype) -> torch.Tensor:
+    """[G R, W], minus infinity where a query may not look."""
+    scores = torch.mm(_take(q, block.rows), k[block.keys].t()).to(wide).mul_(q.shape[-1] ** -0.5)
+    if block.hidden is not None:
+        scores.view(q.shape[0], *block.hidden.shape).masked_fill_(block.hidden, -torch.inf)
+    return scores
+
+
+def _finite(lse: torch.Tensor) -> torch.Tensor:
+    """Of a query that sees nothing, whose scores are all minus infinity, anything finite."""
+    return lse.masked_fill(lse == -torch.inf, 0)
+
+
+def _blocks(first: torch.Tensor, last: torch.Tensor, group: int, device: torch.device) -> Iterator[_Block]:
+    """Cut the queries into blocks whose scores are few enough, leaving out what sees nothing."""
+    first, last = first.cpu(), last.cpu()
+    begin = 0
+    while begin < len(first):
+        rows = _ROWS
+        low, high = _extent(first[begin : begin + rows], last[begin : begin + rows])
+        while rows > 16 and rows * group * (high - low) * 4 > _SCORES_BYTES:
+            rows //= 2
+            low, high = _extent(first[begin : begin + rows], last[begin : begin + rows])
+        mine = slice(begin, begin + rows)
+        begin += rows
+        if high > low:
+            key = torch.arange(low, high)
+            hidden = (key < first[mine, None]) | (key >= last[mine, None])
+            yield _Block(mine, slice(low, high), hidden.to(device) if hidden.any() else None)
+
+
+def _extent(first: torch.Tensor, last: torch.Tensor) -> tuple[int, int]:
+    """From the first key that one of the queries sees, to the one behind the last; nothing: 0 and 0."""
+    seeing = first < last
+    return (int(first[seeing].min()), int(last[seeing].max())) if seeing.any() else (0, 0)
