@@ -11,6 +11,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+# Collectives as functions of values, which have no public name: what writes into a buffer can neither be kept
+# over a recomputation (recompute.py) nor be compiled without breaking the graph.
+_functional: Any = torch.ops._c10d_functional
+
 
 def gather(x: torch.Tensor, dim: int, group: dist.ProcessGroup | None) -> torch.Tensor:
     """The ranks' tensors, of one shape, one behind the other along ``dim``; alone (None), x."""
@@ -37,17 +41,15 @@ def exchange(
 def gather_rows(x: torch.Tensor, dim: int, group: dist.ProcessGroup) -> torch.Tensor:
     """As :func:`gather`, without a gradient."""
     x = x.movedim(dim, 0).contiguous()
-    whole = x.new_empty(x.shape[0] * group.size(), *x.shape[1:])
-    dist.all_gather_into_tensor(whole, x, group=group)
-    return whole.movedim(0, dim)
+    whole = _functional.all_gather_into_tensor(x, group.size(), group.group_name)
+    return _functional.wait_tensor(whole).movedim(0, dim)
 
 
 def reduce_scatter_rows(x: torch.Tensor, dim: int, group: dist.ProcessGroup) -> torch.Tensor:
     """As :func:`reduce_scatter`, without a gradient."""
     x = x.movedim(dim, 0).contiguous()
-    share = x.new_empty(x.shape[0] // group.size(), *x.shape[1:])
-    dist.reduce_scatter_tensor(share, x, group=group)
-    return share.movedim(0, dim)
+    share = _functional.reduce_scatter_tensor(x, "sum", group.size(), group.group_name)
+    return _functional.wait_tensor(share).movedim(0, dim)
 
 
 class _Gather(torch.autograd.Function):
@@ -97,12 +99,8 @@ class _Exchange(torch.autograd.Function):
 
 
 def _all_reduced(x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
-    total = x.clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(total, group=group)
-    return total
+    return _functional.wait_tensor(_functional.all_reduce(x.contiguous(), "sum", group.group_name))
 
 
 def _exchanged(x: torch.Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup) -> torch.Tensor:
-    arrived = x.new_empty(sum(received), *x.shape[1:])
-    dist.all_to_all_single(arrived, x.contiguous(), received, sent, group=group)
-    return arrived
+    return _functional.wait_tensor(_functional.all_to_all_single(x.contiguous(), received, sent, group.group_name))
