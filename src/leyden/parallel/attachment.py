@@ -58,7 +58,7 @@ def attach(model: HybridLM, mesh: Mesh, dtype: torch.dtype, *, seed: int = 0, ro
     install_tensor(model, mesh)
     install_sequence(model, mesh)
     install_experts(model, mesh)
-    attached = Pipeline(model, mesh, row_tokens) if mesh.plan.pp > 1 else model
+    attached = Pipeline(model, mesh, row_tokens, dtype) if mesh.plan.pp > 1 else model
     for stage in attached.stages if isinstance(attached, Pipeline) else [attached]:
         install_recompute(stage, settings.activation_checkpointing)
         if settings.compile:
