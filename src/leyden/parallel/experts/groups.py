@@ -1,0 +1,141 @@
+"""A group of a rank's tokens: which of its rows go where, and the way back."""
+
+from dataclasses import dataclass
+
+import torch
+
+from leyden.ops import Routing
+from leyden.parallel.collectives import gather_rows
+from leyden.parallel.experts.flight import depart
+from leyden.parallel.mesh import Mesh
+
+
+@dataclass(frozen=True)
+class TokenGroup:
+    """n of a rank's tokens; a row is one kept assignment of a token to an expert.
+
+    Attributes:
+        tokens: which of the rank's they are.
+        assignment: [rows] int64, the kept ones of the rank's assignments ``token * k + j``, by expert.
+        row_of: [n, k] int64, the row of every assignment; 0 where dropped.
+        kept: [n, k] bool, or None for all.
+        sent: rows to every rank of the ``ep`` group.
+        received: rows from each of them.
+        to_peers: rows to every rank of the ``etp`` group: those that were received, and none to this rank itself.
+        from_peers: rows from each of them.
+        experts: [R] int64, the local expert of every row then at hand: this rank's own, then its peers'.
+    """
+
+    tokens: slice
+    assignment: torch.Tensor
+    row_of: torch.Tensor
+    kept: torch.Tensor | None
+    sent: list[int]
+    received: list[int]
+    to_peers: list[int]
+    from_peers: list[int]
+    experts: torch.Tensor
+
+    @property
+    def token(self) -> torch.Tensor:
+        """[rows] int64, the token of every row."""
+        return self.assignment // self.row_of.shape[1]
+
+    def each_choice(self, rows: torch.Tensor) -> list[torch.Tensor]:
+        """From rows [rows, D] those of every token's first choice, second choice, ...: k times [n, D].
+
+        In float32 (float64 for float64), zeros where an assignment was dropped.
+        """
+        wide = torch.promote_types(rows.dtype, torch.float32)
+        num_tokens, top_k = self.row_of.shape
+        if not len(rows):
+            return [rows.new_zeros(num_tokens, rows.shape[1], dtype=wide)] * top_k
+        found = [rows[self.row_of[:, j]].to(wide) for j in range(top_k)]
+        if self.kept is None:
+            return found
+        return [row.masked_fill(~self.kept[:, j, None], 0) for j, row in enumerate(found)]
+
+
+def lay_out(routing: Routing, mesh: Mesh, experts_per_rank: int) -> list[TokenGroup]:
+    """Cut this rank's tokens into groups, and learn from the other ranks how many rows of each will come.
+
+    The kept assignments of every expert are counted, the counts go to the ranks that have the expert, and these share
+    them with their peers. The host waits once, for the sizes.
+
+    Args:
+        routing: of this rank's tokens over all experts.
+        mesh: of the ranks, which all call this.
+        experts_per_rank: how many experts a rank of the ``ep`` group has.
+    """
+    num_groups, ep, etp, me = mesh.plan.settings.token_groups, mesh.size("ep"), mesh.size("etp"), mesh.index("etp")
+    num_tokens, top_k = routing.experts.shape
+    bounds = [num_tokens * index // num_groups for index in range(num_groups + 1)]
+    spans = [slice(start, stop) for start, stop in zip(bounds, bounds[1:], strict=False)]
+    sorts = [_Sort.of(routing, span, ep * experts_per_rank) for span in spans]
+    sent, arriving = _exchange_counts(torch.stack([sort.counts for sort in sorts]), mesh, experts_per_rank)
+    sizes = torch.cat([sent.sum(-1), arriving.sum(-1).flatten(1)], dim=1).tolist()
+    local = torch.arange(experts_per_rank, device=sent.device).repeat(etp * ep)
+    groups = []
+    for index, (span, sort) in enumerate(zip(spans, sorts, strict=True)):
+        to_ranks, from_ranks = sizes[index][:ep], sizes[index][ep:]
+        per_peer = [sum(from_ranks[peer * ep : (peer + 1) * ep]) for peer in range(etp)]
+        own_first = torch.cat([arriving[index, me : me + 1], arriving[index, :me], arriving[index, me + 1 :]])
+        groups.append(
+            TokenGroup(
+                tokens=span,
+                assignment=span.start * top_k + sort.order[: sum(to_ranks)],
+                row_of=sort.row_of,
+                kept=None if routing.kept is None else routing.kept[span],
+                sent=to_ranks,
+                received=from_ranks[me * ep : (me + 1) * ep],
+                to_peers=[0 if peer == me else per_peer[me] for peer in range(etp)],
+                from_peers=[0 if peer == me else rows for peer, rows in enumerate(per_peer)],
+                experts=local.repeat_interleave(own_first.flatten(), output_size=sum(from_ranks)),
+            )
+        )
+    return groups
+
+
+@dataclass(frozen=True)
+class _Sort:
+    """A group's assignments by expert, the dropped ones last.
+
+    Attributes:
+        order: [n k] int64, the assignments in that order.
+        row_of: [n, k] int64, its inverse; 0 where dropped.
+        counts: [E] int64, the kept ones of every expert.
+    """
+
+    order: torch.Tensor
+    row_of: torch.Tensor
+    counts: torch.Tensor
+
+    @classmethod
+    def of(cls, routing: Routing, span: slice, num_experts: int) -> "_Sort":
+        chosen = routing.experts[span]
+        kept = None if routing.kept is None else routing.kept[span]
+        if kept is not None:
+            chosen = chosen.masked_fill(~kept, num_experts)
+        by_expert, order = torch.sort(chosen.flatten(), stable=True)
+        # Counted by bounds: bincount would make the host wait for a GPU.
+        bounds = torch.searchsorted(by_expert, torch.arange(num_experts + 1, device=order.device))
+        row_of = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+        row_of = row_of.view(chosen.shape)
+        return cls(order, row_of if kept is None else row_of.masked_fill(~kept, 0), bounds.diff())
+
+
+def _exchange_counts(counts: torch.Tensor, mesh: Mesh, experts_per_rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """From this rank's [groups, E] to what it sends and what will be at hand here.
+
+    Returns:
+        sent: [groups, ep, experts a rank], rows by receiver and its experts.
+        arriving: [groups, etp, ep, experts a rank], rows of this rank's experts, by the ETP rank that receives them
+            from an EP rank.
+    """
+    ep, etp = mesh.groups["ep"], mesh.groups["etp"]
+    sent = counts.unflatten(1, (-1, experts_per_rank))
+    received = sent.transpose(0, 1).contiguous()
+    if ep is not None:
+        received = depart(received, [1] * len(received), [1] * len(received), ep).arrive()
+    received = received[None] if etp is None else gather_rows(received[None], 0, etp)
+    return sent, received.permute(2, 0, 1, 3)

@@ -1,0 +1,76 @@
+"""Several groups of tokens under way at once, and the order in which things happened.
+
+A group's way is a generator: it issues a communication, yields, and waits for it when it is resumed. Resuming the
+groups in turn, each one step behind the one before it, puts the computation of another group between every issue and
+its wait. The order is the host's and the same on every rank, so that collectives of a process group meet their like;
+what overlaps is what streams (NCCL) or threads (gloo) do meanwhile.
+"""
+
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+Result = TypeVar("Result")
+Way = Generator[None, None, Result]
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that a rank's host did for a group of tokens.
+
+    Attributes:
+        direction: ``forward`` or ``backward``.
+        stage: ``dispatch``, ``gather``, ``experts``, ``scatter`` or ``combine``.
+        group: which group of tokens.
+        action: ``issued`` or ``done`` for communication, ``computed`` for experts.
+    """
+
+    direction: str
+    stage: str
+    group: int
+    action: str
+
+    def __str__(self) -> str:
+        return f"{self.direction} {self.stage} {self.group} {self.action}"
+
+
+_recorders: list[list[Event]] = []
+"""Process-wide, since a backward on a GPU runs in a thread of autograd's own."""
+
+
+@contextmanager
+def record_events() -> Iterator[list[Event]]:
+    """A list that fills with the events of this process inside the ``with``, in the order in which they happen."""
+    events: list[Event] = []
+    _recorders.append(events)
+    try:
+        yield events
+    finally:
+        _recorders.remove(events)
+
+
+def note(direction: str, stage: str, group: int, action: str) -> None:
+    """Tell all who record."""
+    for events in _recorders:
+        events.append(Event(direction, stage, group, action))
+
+
+def staggered(ways: Iterable[Way[Result]]) -> list[Result]:
+    """What the generators return, each resumed one step behind the one before it.
+
+    In every turn the youngest goes first: it issues what will be under way while an older one computes, and an older
+    one still waits only after that for what was issued before the computation.
+    """
+    coming = iter(enumerate(ways))
+    running: list[tuple[int, Way[Result]]] = []
+    results: dict[int, Result] = {}
+    while (started := next(coming, None)) or running:
+        running = [started, *running] if started else running
+        for index, way in running:
+            try:
+                next(way)
+            except StopIteration as end:
+                results[index] = end.value
+        running = [(index, way) for index, way in running if index not in results]
+    return [results[index] for index in sorted(results)]
