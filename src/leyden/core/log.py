@@ -17,7 +17,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-console = Console(stderr=True)
+from leyden.core.launch import launched
+
+console = Console(stderr=True, quiet=launched().rank > 0)
+"""Of several ranks the first speaks for all; what another alone has to say goes through :func:`speak_up`."""
 
 _LINE_SECONDS = 15
 """Between two lines of a progress bar that is not on a terminal."""
@@ -37,6 +40,11 @@ def log_once(name: str, message: str) -> None:
 def say(text: str) -> None:
     """Print one line for the user to standard error, as it is: no markup, no wrapping."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def speak_up() -> None:
+    """Let a rank that is not the first be heard from here on: something happened to it alone."""
+    console.quiet = False
 
 
 @contextmanager

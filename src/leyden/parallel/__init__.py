@@ -21,7 +21,12 @@ if TYPE_CHECKING:
     from leyden.parallel.plan import make_plan as make_plan
     from leyden.parallel.shard import Weight as Weight
     from leyden.parallel.shard import Weights as Weights
+    from leyden.parallel.start import rank_device as rank_device
+    from leyden.parallel.start import start_ranks as start_ranks
+    from leyden.parallel.start import stop_ranks as stop_ranks
+    from leyden.parallel.start import team_of as team_of
     from leyden.parallel.team import Team as Team
+    from leyden.parallel.watchdog import Watchdog as Watchdog
 
 _HOMES = {
     "Attached": "attachment",
@@ -31,12 +36,17 @@ _HOMES = {
     "Part": "part",
     "Plan": "plan",
     "Team": "team",
+    "Watchdog": "watchdog",
     "Weight": "shard",
     "Weights": "shard",
     "attach": "attachment",
     "coordinates": "mesh",
     "make_plan": "plan",
+    "rank_device": "start",
     "start_mesh": "mesh",
+    "start_ranks": "start",
+    "stop_ranks": "start",
+    "team_of": "start",
 }
 __all__ = [
     "Attached",
@@ -46,12 +56,17 @@ __all__ = [
     "Part",
     "Plan",
     "Team",
+    "Watchdog",
     "Weight",
     "Weights",
     "attach",
     "coordinates",
     "make_plan",
+    "rank_device",
     "start_mesh",
+    "start_ranks",
+    "stop_ranks",
+    "team_of",
 ]
 
 

@@ -10,6 +10,7 @@ from datetime import timedelta
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage] - documented, not in __all__
 from torch.distributed.device_mesh import DeviceMesh
 
 from leyden.parallel.plan import Plan
@@ -40,6 +41,7 @@ class Mesh:
             among them. ``dense``: those of them with the same part of the heads. ``world``: all ranks.
         fsdp: the meshes over which FSDP shards: ``dense``, ``stage`` (weights that every rank applies to its own
             tokens) and ``experts``; two-dimensional with hybrid sharding.
+        store: what ranks tell each other beside collectives; None where nothing but collectives is needed.
     """
 
     plan: Plan
@@ -48,6 +50,7 @@ class Mesh:
     at: dict[str, int]
     groups: dict[str, dist.ProcessGroup | None]
     fsdp: dict[str, DeviceMesh]
+    store: Store | None = None
 
     @property
     def dp_rank(self) -> int:
@@ -71,7 +74,7 @@ class Mesh:
         )
 
 
-def start_mesh(plan: Plan, device: torch.device) -> Mesh:
+def start_mesh(plan: Plan, device: torch.device, store: Store | None = None) -> Mesh:
     """Make the groups of ``plan``; every rank of the world calls this at the same moment.
 
     The world's process group exists already (:func:`leyden.parallel.start_ranks`).
@@ -111,7 +114,7 @@ def start_mesh(plan: Plan, device: torch.device) -> Mesh:
             fsdp[name] = DeviceMesh.from_group([copies, shard], device.type, ranks, mesh_dim_names=names)
         else:
             fsdp[name] = DeviceMesh.from_group(shard, device.type, mesh_dim_names=(name,))
-    return Mesh(plan, rank, device, coordinates(plan, rank), groups, fsdp)
+    return Mesh(plan, rank, device, coordinates(plan, rank), groups, fsdp, store)
 
 
 def _dense_shape(plan: Plan) -> tuple[int, ...]:

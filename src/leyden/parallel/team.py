@@ -1,11 +1,39 @@
 """The ranks of a run as its loop sees them: sums over all of them, decisions they take together, who writes."""
 
-from collections.abc import Sequence
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage] - documented, not in __all__
 
+from leyden.core.errors import Interrupted, UserError
 from leyden.parallel.mesh import Mesh
+
+_LONGEST_POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a rank is in its run; places that come later compare as greater.
+
+    Attributes:
+        count: of the places before it.
+        step: the step of the run, from 1.
+        micro_batch: of the step, from 0.
+        phase: what is being done.
+    """
+
+    count: int = 0
+    step: int = 0
+    micro_batch: int = 0
+    phase: str = "start"
+
+    def __str__(self) -> str:
+        return f"step {self.step}, micro-batch {self.micro_batch}, {self.phase}"
 
 
 class Team:
@@ -13,11 +41,25 @@ class Team:
 
     Args:
         mesh: of the ranks.
+
+    Attributes:
+        place: where this rank is, for the others to see (:mod:`leyden.parallel.watchdog`).
     """
 
     def __init__(self, mesh: Mesh | None = None) -> None:
         self.mesh = mesh
+        self.place = Place()
         self._world = None if mesh is None else mesh.groups["world"]
+        self._num_told = 0
+
+    def at(self, phase: str, step: int, micro_batch: int = 0) -> None:
+        """Note where this rank is."""
+        self.place = Place(self.place.count + 1, step, micro_batch, phase)
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is one rank."""
+        return self._world is None
 
     @property
     def rank(self) -> int:
@@ -51,3 +93,43 @@ class Team:
     def wait(self) -> None:
         """Until every rank is here."""
         self.any(False)
+
+    def first(self, work: Callable[[], Any]) -> Any:
+        """What ``work`` returns on rank 0, a JSON value, on every rank; the others wait for it, however long it takes.
+
+        All ranks call this at the same place. No collective waits, so no timeout of theirs ends a long preparation.
+
+        Raises:
+            UserError, Interrupted, KeyboardInterrupt: on every rank, if ``work`` raised it.
+            RuntimeError: on the others, if it raised anything else.
+        """
+        if self.mesh is None or self.mesh.store is None:
+            assert self.alone, "ranks that wait for one another have a store"
+            return work()
+        self._num_told += 1
+        key, store = f"told/{self._num_told}", self.mesh.store
+        if self.rank > 0:
+            return _outcome(_awaited(store, key))
+        try:
+            value = work()
+        except BaseException as error:
+            store.set(key, json.dumps({"error": type(error).__name__, "text": str(error)}))
+            raise
+        store.set(key, json.dumps({"value": value}))
+        return value
+
+
+def _awaited(store: Store, key: str) -> dict[str, Any]:
+    """The value of ``key`` once it is there; asked for now and then, so that Ctrl-C is heard meanwhile."""
+    seconds = 0.01
+    while not store.check([key]):
+        time.sleep(seconds)
+        seconds = min(2 * seconds, _LONGEST_POLL_SECONDS)
+    return json.loads(store.get(key))
+
+
+def _outcome(told: dict[str, Any]) -> Any:
+    if "value" in told:
+        return told["value"]
+    known = {kind.__name__: kind for kind in (UserError, Interrupted, KeyboardInterrupt)}
+    raise known.get(told["error"], RuntimeError)(told["text"])

@@ -1,0 +1,36 @@
+"""What a launcher (torchrun) told this process of the others: the one place that reads its environment."""
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Launch:
+    """This process among those that were started together.
+
+    Attributes:
+        rank: its number; 0 speaks for all.
+        world: how many there are; 1: it was started by itself.
+        local_rank: its number on this machine.
+        local_world: how many there are on this machine.
+    """
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    local_world: int = 1
+
+    def command(self, arguments: str) -> str:
+        """The line that starts ``leyden ARGUMENTS`` on as many processes."""
+        if self.world == 1:
+            return f"leyden {arguments}"
+        nodes = f"--nnodes {self.world // self.local_world} " if self.world > self.local_world else ""
+        return f"torchrun {nodes}--nproc-per-node {self.local_world} -m leyden {arguments}"
+
+
+def launched() -> Launch:
+    """As torchrun set the environment; one process where it did not."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    if not all(name in os.environ for name in names):
+        return Launch()
+    return Launch(*(int(os.environ[name]) for name in names))
