@@ -38,6 +38,16 @@ def exchange(
     return x if group is None else _Exchange.apply(x, list(sent), list(received), group)
 
 
+def begin_sum(x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    """The sum of the ranks' tensors, without a gradient and still on its way: :func:`arrived` waits for it."""
+    return _functional.all_reduce(x.contiguous(), "sum", group.group_name)
+
+
+def arrived(x: torch.Tensor) -> torch.Tensor:
+    """What :func:`begin_sum` began, complete."""
+    return _functional.wait_tensor(x)
+
+
 def gather_rows(x: torch.Tensor, dim: int, group: dist.ProcessGroup) -> torch.Tensor:
     """As :func:`gather`, without a gradient."""
     x = x.movedim(dim, 0).contiguous()
@@ -99,7 +109,7 @@ class _Exchange(torch.autograd.Function):
 
 
 def _all_reduced(x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
-    return _functional.wait_tensor(_functional.all_reduce(x.contiguous(), "sum", group.group_name))
+    return arrived(begin_sum(x, group))
 
 
 def _exchanged(x: torch.Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup) -> torch.Tensor:

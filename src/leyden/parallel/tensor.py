@@ -17,7 +17,7 @@ from leyden.model.experts import DenseMLP
 from leyden.model.float32 import Float32Module
 from leyden.model.lightning import LightningAttention
 from leyden.model.softmax import SoftmaxAttention
-from leyden.parallel.collectives import gather, reduce_scatter
+from leyden.parallel.collectives import arrived, begin_sum, gather, reduce_scatter
 from leyden.parallel.mesh import Mesh
 from leyden.parallel.vocabulary import VocabularyEmbedding, VocabularyProjection
 
@@ -85,11 +85,9 @@ class _GatedHeadsNorm(torch.autograd.Function):
         ctx: Any, x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, eps: float, group: dist.ProcessGroup
     ) -> torch.Tensor:
         wide = _wide(x)
-        squares = torch.linalg.vecdot(wide, wide)
-        work = dist.all_reduce(squares, group=group, async_op=True)
+        squares = begin_sum(torch.linalg.vecdot(wide, wide), group)
         factor = torch.sigmoid(_wide(gate)).mul_(weight)
-        _wait(work)
-        rstd = squares.div_(x.shape[-1] * group.size()).add_(eps).rsqrt_().unsqueeze(-1)
+        rstd = arrived(squares).div_(x.shape[-1] * group.size()).add_(eps).rsqrt_().unsqueeze(-1)
         ctx.save_for_backward(x, gate, weight, rstd)
         ctx.group = group
         return factor.mul_(wide).mul_(rstd).to(x.dtype)
@@ -100,21 +98,14 @@ class _GatedHeadsNorm(torch.autograd.Function):
         normed, dy, opened = x * rstd, _wide(grads[0]), torch.sigmoid(_wide(gate))
         ungated = normed * dy
         product = ungated * opened
-        mean = torch.matmul(product, weight)
-        work = dist.all_reduce(mean, group=ctx.group, async_op=True)
+        mean = begin_sum(torch.matmul(product, weight), ctx.group)
         dgate = torch.ops.aten.sigmoid_backward(ungated.mul_(weight), opened)
         dweight = product.flatten(0, -2).sum(0)
         dx = opened.mul_(dy).mul_(weight)
-        _wait(work)
-        mean = mean.div_(x.shape[-1] * ctx.group.size()).unsqueeze(-1)
+        mean = arrived(mean).div_(x.shape[-1] * ctx.group.size()).unsqueeze(-1)
         dx = dx.addcmul_(normed, mean, value=-1).mul_(rstd)
         return dx.to(x.dtype), dgate.to(gate.dtype), dweight.to(weight.dtype), None, None
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _wait(work: dist.Work | None) -> None:
-    assert work is not None, "this rank is in the group"
-    work.wait()
