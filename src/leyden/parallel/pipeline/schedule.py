@@ -89,6 +89,10 @@ class Pipeline(nn.Module):
         for stage in self.stages:
             yield from stage.named_modules(memo, prefix, remove_duplicate)
 
+    def state_dict(self, *args: Any, **options: Any) -> dict[str, Any]:
+        """Those of the stages, by their names in the whole model."""
+        return {name: value for stage in self.stages for name, value in stage.state_dict(*args, **options).items()}
+
     def run(self, batches: Sequence[PackedRow], objective: Objective[_S]) -> list[_S]:
         """Forward and backward of one optimizer step; the gradients of all micro-batches are summed in ``grad``.
 

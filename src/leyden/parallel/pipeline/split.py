@@ -26,9 +26,7 @@ def split_layers(config: ModelConfig, num_stages: int, length: int) -> list[rang
         raise ValueError(
             f"{len(costs)} layers (num_hidden_layers) make 1 to {len(costs)} pipeline stages; given {num_stages}."
         )
-    dearest, _ = _best_split(costs, num_stages, max)
-    _, stops = _best_split(costs, num_stages, lambda total, cost: total + cost**2 if cost <= dearest else math.inf)
-    return [range(start, stop) for start, stop in pairwise((0, *stops))]
+    return [range(start, stop) for start, stop in pairwise((0, *best_split(costs, num_stages)))]
 
 
 def layer_costs(config: ModelConfig, length: int) -> list[int]:
@@ -47,13 +45,23 @@ def layer_costs(config: ModelConfig, length: int) -> list[int]:
     return costs
 
 
-def _best_split(costs: list[int], num_stages: int, add: Callable[[float, int], float]) -> tuple[float, tuple[int, ...]]:
-    """The least value of a split and where its stages stop, by dynamic programming over the stages.
+def best_split(costs: list[int], num_stages: int) -> tuple[int, ...]:
+    """Where each stage of the split stops that :func:`split_layers` describes.
 
     Args:
         costs: of the layers.
         num_stages: at most as many.
-        add: the value of some stages and one more that costs so much, rising in both.
+    """
+    dearest, _ = _best(costs, num_stages, max)
+    return _best(costs, num_stages, lambda total, cost: total + cost**2 if cost <= dearest else math.inf)[1]
+
+
+def _best(costs: list[int], num_stages: int, add: Callable[[float, int], float]) -> tuple[float, tuple[int, ...]]:
+    """The least value of a split and where its stages stop, by dynamic programming over the stages.
+
+    Args:
+        costs, num_stages: as above.
+        add: the value of some stages and one more that costs so much; the less the stages are worth, the less it is.
     """
     until = [0, *accumulate(costs)]
     best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0, ())}  # of the first layers, by their number
