@@ -62,6 +62,11 @@ class Team:
         return self._world is None
 
     @property
+    def pipelined(self) -> bool:
+        """Whether the model is a :class:`leyden.parallel.pipeline.Pipeline`."""
+        return self.mesh is not None and self.mesh.plan.pp > 1
+
+    @property
     def rank(self) -> int:
         """This one's number; 0 writes what a run writes once."""
         return 0 if self.mesh is None else self.mesh.rank

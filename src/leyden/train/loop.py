@@ -1,6 +1,7 @@
 """The loop around :func:`leyden.train.step.train_step`; it knows neither the objective nor what a batch is.
 
-No decision here reads a clock or draws a random number, so that a run killed and resumed is the run never killed.
+No decision here reads a clock or draws a random number, so that a run killed and resumed is the run never killed; and
+all ranks of a team take the same decisions at the same step.
 """
 
 import math
@@ -14,6 +15,7 @@ from pydantic import Field
 from leyden.core.config import Config
 from leyden.core.errors import Interrupted, UserError
 from leyden.core.log import logger, progress
+from leyden.parallel import Watchdog
 from leyden.train.metrics import MetricsLog
 from leyden.train.objective import Objective
 from leyden.train.schedule import Schedule
@@ -63,40 +65,48 @@ def fit(
     """Train to the end of a stage, from wherever ``state`` is in it.
 
     Args:
-        state: updated in place; a stage that it has finished is left at once.
+        state: updated in place; a stage that it has finished is left at once. All ranks of its team call this.
         batches: of this stage, at their beginning; moved to where ``state`` stopped.
         objective: what is minimised.
         schedule: the learning rate over the steps of this stage.
         settings: the rest.
-        run_dir: gets ``metrics.jsonl`` and ``checkpoints/``.
+        run_dir: gets ``metrics.jsonl`` and ``checkpoints/``; the same for all ranks.
         stage: index of the stage in the run.
         callbacks: called after every step, before its checkpoint.
 
     Raises:
-        Interrupted: Ctrl-C or SIGTERM; the step was finished and a checkpoint written.
+        Interrupted: Ctrl-C or SIGTERM, to any rank; the step was finished and a checkpoint written.
         UserError: the batches end early, the disk is full, or the loss stays not finite.
     """
     state.enter_stage(stage, batches)
     run_dir.mkdir(parents=True, exist_ok=True)
-    metrics = MetricsLog(run_dir / "metrics.jsonl", last_step=state.step)
-    total = settings.total_steps
-    with StopRequest() as stop, progress(f"training: {settings.stage}", total, "steps") as bar:
+    team, total = state.team, settings.total_steps
+    metrics = MetricsLog(run_dir / "metrics.jsonl", last_step=state.step, writes=team.rank == 0)
+    # The watchdog is left before Ctrl-C and SIGTERM interrupt again: torchrun sends one where a rank is gone.
+    with StopRequest() as stop, Watchdog(team), progress(f"training: {settings.stage}", total, "steps") as bar:
         bar.advance(state.stage_step)
         while state.stage_step < total:
             started = time.perf_counter()
+            team.at("the next batches", state.step + 1)
             lr = schedule.lr_at(state.stage_step, total)
             micro_batches = _next_batches(batches, settings, state)
-            result = train_step(state, micro_batches, objective, lr=lr, clip_norm=settings.clip_norm)
+            result = train_step(
+                state, micro_batches, objective, lr=lr, clip_norm=settings.clip_norm, stop=lambda: stop.made
+            )
             rate = result.tokens / (time.perf_counter() - started)
             metrics.append(_record(state, result, settings, lr=lr, tokens_per_second=rate))
             bar.advance(1, f"loss {result.loss:.3f}, {rate:.0f} tokens/s")
             _stop_if_diverged(state, settings)
             for callback in callbacks:
                 callback(state, result)
-            if stop.made or state.stage_step == total or state.step % settings.checkpoint_steps == 0:
-                metrics.sync()
-                state.save(run_dir, keep=settings.keep_checkpoints)
-            if stop.made:
+            # What a rank was asked since the sums were exchanged the others do not know yet; one alone has no others.
+            stopping = result.stop or (team.alone and stop.made)
+            if not (stopping or state.stage_step == total or state.step % settings.checkpoint_steps == 0):
+                continue
+            team.at("the checkpoint", state.step)
+            metrics.sync()
+            state.save(run_dir, keep=settings.keep_checkpoints)
+            if team.any(stop.made):
                 raise Interrupted(f"Stopped after step {state.step}; everything is saved. {settings.how_to_resume}")
 
 

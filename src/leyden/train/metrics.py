@@ -14,10 +14,13 @@ class MetricsLog:
     Args:
         path: the file.
         last_step: the step that the run goes on from; lines of later steps, and a line torn by a crash, are removed.
+        writes: False where another rank writes the file; this object then does nothing.
     """
 
-    def __init__(self, path: Path, *, last_step: int) -> None:
-        self._path = path
+    def __init__(self, path: Path, *, last_step: int, writes: bool = True) -> None:
+        self._path, self._writes = path, writes
+        if not writes:
+            return
         kept = [record for record in read_metrics(path) if record["step"] <= last_step]
         with atomic_file(path) as part:
             part.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
@@ -28,11 +31,15 @@ class MetricsLog:
         Raises:
             UserError: the disk is full.
         """
+        if not self._writes:
+            return
         with disk_full_is_a_user_error(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, allow_nan=False) + "\n")
 
     def sync(self) -> None:
         """Make sure that all lines are on the disk, so that no checkpoint is ahead of them."""
+        if not self._writes:
+            return
         with self._path.open("rb") as file:
             os.fsync(file.fileno())
 

@@ -1,11 +1,11 @@
 """One optimizer step. Read this first, then loop.py.
 
-Every micro-batch gives sums and their gradients; the sums meet in one place, are divided once by the number of valid
-labels, and the optimizer takes the step.
+Every micro-batch gives sums and their gradients; the sums of all micro-batches and ranks meet in one place, are divided
+once by the number of valid labels, and the optimizer takes the step.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -29,6 +29,7 @@ class StepResult:
         load: [layers with experts, E], each expert's share of the assignments; rows sum to 1.
         dropped: share of assignments that capacity dropped.
         skipped: the loss or the gradient was not finite, and the weights are unchanged.
+        stop: a rank was asked to stop by the time it had computed its micro-batches; the same on all ranks.
     """
 
     loss: float
@@ -39,32 +40,45 @@ class StepResult:
     load: list[list[float]]
     dropped: float
     skipped: bool
+    stop: bool = False
 
 
 def train_step(
-    state: TrainState, batches: Sequence[Any], objective: Objective, *, lr: float, clip_norm: float
+    state: TrainState,
+    batches: Sequence[Any],
+    objective: Objective,
+    *,
+    lr: float,
+    clip_norm: float,
+    stop: Callable[[], bool] = lambda: False,
 ) -> StepResult:
     """Take one step on the micro-batches ``batches`` and count it in ``state``.
 
     Args:
-        state: updated in place.
-        batches: at least one; all their labels weigh alike.
+        state: updated in place, by all ranks of its team at the same time.
+        batches: at least one; of several data ranks, this one's shares. All their labels weigh alike.
         objective: gives the sums of one micro-batch.
         lr: learning rate.
         clip_norm: a gradient of the mean loss longer than this is scaled down to it.
+        stop: whether this rank was asked to stop; the answer goes to all ranks with the step's sums.
 
     Raises:
         UserError: not one label in all the micro-batches.
     """
     state.model.train()
-    total = _sum(state, [_backward(state, batch, objective) for batch in batches])
+    if state.team.pipelined:
+        parts = _through_pipeline(state, batches, objective)
+    else:
+        parts = [_backward(state, batch, objective, number) for number, batch in enumerate(batches)]
+    state.team.at("the exchange of sums", state.step + 1)
+    total, stopped = _sum(state, parts, stop())
     if not total.num_labels:
         raise UserError(
             f"step {state.step + 1}: none of its {int(total.num_tokens)} tokens has a label to learn from; "
             "check the labels of the data, or make the batch larger."
         )
     grad_norm = state.optimizer.grad_norm() / total.num_labels
-    result = _result(total, grad_norm)
+    result = _result(total, grad_norm, stopped)
     if result.skipped:
         state.optimizer.discard()
     else:
@@ -74,22 +88,34 @@ def train_step(
     return result
 
 
-def _backward(state: TrainState, batch: Any, objective: Objective) -> LossSums:
+def _backward(state: TrainState, batch: Any, objective: Objective, number: int) -> LossSums:
     """The sums of one micro-batch, their gradient left with the optimizer."""
+    state.team.at("forward", state.step + 1, number)
     sums = objective(state.model, batch)
+    state.team.at("backward", state.step + 1, number)
     sums.loss.backward()
     state.optimizer.accumulate()
     return sums
 
 
-def _sum(state: TrainState, parts: Sequence[LossSums]) -> LossSums:
-    """The sums over all micro-batches and ranks: the one place where contributions meet."""
+def _through_pipeline(state: TrainState, batches: Sequence[Any], objective: Objective) -> list[LossSums]:
+    """The same of all micro-batches, which are in the stages of a pipeline at once."""
+    state.team.at("the pipeline", state.step + 1)
+    pipeline: Any = state.model  # of a package that a run of one process does not import
+    sums = pipeline.run(batches, objective)
+    state.optimizer.accumulate()
+    return sums
+
+
+def _sum(state: TrainState, parts: Sequence[LossSums], stop: bool) -> tuple[LossSums, bool]:
+    """The sums over all micro-batches and ranks, the one place where contributions meet; and if any rank is to stop."""
     names = [field.name for field in fields(LossSums)]
     sums = [torch.stack([getattr(part, name).detach() for part in parts]).sum(0) for name in names]
-    return LossSums(**dict(zip(names, state.team.sum(sums), strict=True)))
+    *total, votes = state.team.sum([*sums, torch.tensor(int(stop), device=sums[0].device)])
+    return LossSums(**dict(zip(names, total, strict=True))), bool(votes)
 
 
-def _result(total: LossSums, grad_norm: torch.Tensor) -> StepResult:
+def _result(total: LossSums, grad_norm: torch.Tensor, stop: bool) -> StepResult:
     labels = int(total.num_labels)
     loss, norm = float(total.nll) / labels, float(grad_norm)
     return StepResult(
@@ -101,4 +127,5 @@ def _result(total: LossSums, grad_norm: torch.Tensor) -> StepResult:
         load=(total.load / labels).tolist(),
         dropped=float(total.dropped) / labels,
         skipped=not (math.isfinite(loss) and math.isfinite(norm)),
+        stop=stop,
     )
