@@ -1,8 +1,10 @@
 """Ring attention against one process: random documents over unequal parts, in both layouts, forward and backward."""
 
+import importlib
 import random
 from collections.abc import Callable
 from typing import Any, Literal
+from unittest import mock
 
 import pytest
 import torch
@@ -13,6 +15,9 @@ from shared_rows import Row, draw_row, noise_of, sequence_of
 from leyden.ops import softmax_attention
 from leyden.parallel import Plan
 from leyden.parallel.sequence import RingAttention
+from leyden.parallel.traffic import Traffic, count_traffic
+
+ring_module = importlib.import_module("leyden.parallel.sequence.ring")
 
 HQ, HKV, D = 4, 2, 6
 
@@ -33,14 +38,20 @@ def _alone(row: Row, dtype: torch.dtype) -> list[torch.Tensor]:
     return [x.detach() for x in (out, *torch.autograd.grad(out, leaves, dout))]
 
 
+def _shared(row: Row, dtype: torch.dtype, ring: RingAttention, rank: int) -> list[torch.Tensor]:
+    """This rank's rows of the output and of the gradients."""
+    mine = slice(row.bounds[rank], row.bounds[rank + 1])
+    *leaves, dout = (x[:, mine].requires_grad_() for x in _inputs(row, dtype))
+    out = ring(*leaves, sequence_of(row, rank))
+    return [x.detach() for x in (out, *torch.autograd.grad(out, leaves, dout))]
+
+
 def _against_one_process(rows: list[Row], dtype: torch.dtype, layout: Layout) -> list[float]:
     """The errors of this rank over the rows, as shares of what is allowed."""
     ring, rank, errors = RingAttention(mesh_of(Plan(cp=dist.get_world_size())), layout), dist.get_rank(), []
     for row in rows:
         mine = slice(row.bounds[rank], row.bounds[rank + 1])
-        *leaves, dout = (x[:, mine].requires_grad_() for x in _inputs(row, dtype))
-        out = ring(*leaves, sequence_of(row, rank))
-        found = [x.detach() for x in (out, *torch.autograd.grad(out, leaves, dout))]
+        found = _shared(row, dtype, ring, rank)
         exact, plain = _alone(row, torch.float64), _alone(row, dtype)
         for f, e, p in zip(found, exact, plain, strict=True):
             assert f.dtype == dtype and f.isfinite().all()
@@ -57,3 +68,79 @@ def test_ranks_compute_what_one_process_does(
     rows = [draw_row(drawn, 4) for _ in range(40 if dtype == torch.float64 else 10)]
     for errors in ranks(4, _against_one_process, rows, dtype, layout):
         assert max(errors) <= 1
+
+
+def _traffic(row: Row, layout: Layout) -> Traffic:
+    """Of one layer, forward and backward, in bfloat16."""
+    mesh = mesh_of(Plan(cp=dist.get_world_size()))
+    with count_traffic(mesh) as traffic:
+        _shared(row, torch.bfloat16, RingAttention(mesh, layout), dist.get_rank())
+    return traffic
+
+
+def test_what_is_sent(ranks: Callable[..., list[Any]]) -> None:
+    """Keys and values go around twice, their gradients once, in float32; q, k and v are switched, and out back."""
+    tokens = 64
+    row = Row((0, 4 * tokens), tuple(tokens * rank for rank in range(5)), seed=1)
+    key_values, queries = 2 * tokens * HKV * D, tokens * HQ * D
+    for traffic in ranks(4, _traffic, row, "contiguous"):
+        assert traffic.by_operation() == {("cp", "send"): 3 * key_values * (2 + 2 + 4)}
+    for traffic in ranks(4, _traffic, row, "balanced"):
+        assert traffic.by_operation() == {
+            ("cp", "send"): 3 * key_values * (2 + 2 + 4),
+            ("cp", "all_to_all"): 2 * (2 * queries + key_values) * 2,
+        }
+        assert [call.operation for call in traffic.calls].count("all_to_all") == 4
+
+
+def _events(row: Row, layout: Layout) -> list[str]:
+    """What one layer does, in order."""
+    events: list[str] = []
+    passing = ring_module._Passing
+    start, wait = dist.batch_isend_irecv, passing.wait
+
+    def noting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *inputs: (events.append(name), function(*inputs))[1]
+
+    with (
+        mock.patch.object(dist, "batch_isend_irecv", noting("send", start)),
+        mock.patch.object(passing, "wait", noting("wait", wait)),
+        mock.patch.object(ring_module, "ranged_attention", noting("attend", ring_module.ranged_attention)),
+        mock.patch.object(
+            ring_module, "ranged_attention_backward", noting("differentiate", ring_module.ranged_attention_backward)
+        ),
+    ):
+        mesh = mesh_of(Plan(cp=dist.get_world_size()))
+        _shared(row, torch.float64, RingAttention(mesh, layout), dist.get_rank())
+    return events
+
+
+def test_blocks_travel_while_a_rank_computes(ranks: Callable[..., list[Any]]) -> None:
+    forward = ["send", "attend", "wait"] * 3 + ["attend"]
+    first, middle = ["send", "differentiate", "wait"], ["send", "differentiate", "send", "wait"]
+    later = ["send", "differentiate", "wait", "send", "wait"]  # gradients arrive, leave with one's own; then keys
+    backward = [*first, *middle, *later, "differentiate", "wait", "send", "wait"]
+    for events in ranks(4, _events, Row((0, 64), (0, 16, 32, 48, 64), seed=1), "balanced"):
+        assert events == forward + backward
+
+
+def test_keys_that_nobody_sees_are_passed_on_and_no_more(ranks: Callable[..., list[Any]]) -> None:
+    """In contiguous parts of one document, rank r sees the keys of r + 1 ranks; in a document each, its own."""
+    whole = ranks(4, _events, Row((0, 64), (0, 16, 32, 48, 64), seed=1), "contiguous")
+    assert [events.count("attend") for events in whole] == [1, 2, 3, 4]
+    assert [events.count("differentiate") for events in whole] == [1, 2, 3, 4]
+    apart = ranks(4, _events, Row((0, 16, 32, 48, 64), (0, 16, 32, 48, 64), seed=1), "contiguous")
+    assert [events.count("attend") for events in apart] == [1] * 4
+    assert all(events.count("send") == 3 + 3 + 3 for events in (*whole, *apart))
+
+
+def _refused(row: Row) -> str:
+    ring, sequence = RingAttention(mesh_of(Plan(cp=dist.get_world_size()))), sequence_of(row, dist.get_rank())
+    q, k, v, _ = _inputs(row, torch.float32)
+    with pytest.raises(RuntimeError, match="cp = 1") as error:
+        ring(q[:, :2], k, v, sequence)
+    return str(error.value)
+
+
+def test_keys_of_a_cache_are_refused(ranks: Callable[..., list[Any]]) -> None:
+    assert all("continues no cache" in message for message in ranks(4, _refused, Row((0, 8), (0, 2, 4, 6, 8), seed=1)))

@@ -63,8 +63,8 @@ class LaspPlus:
             sequence: with the part.
 
         Returns:
-            [1, T', H, V] in the dtype of q, and the states [N', H, K, V] after the part's documents, as far as the part
-            goes; these are not differentiable.
+            [1, T', H, V] in the dtype of q, and the state [1, H, K, V] after the part's last token, which has no
+            gradient.
 
         Raises:
             RuntimeError: a state to continue from, or no part.
@@ -85,9 +85,10 @@ class LaspPlus:
         out, states = lightning_attention(q, k, v, slopes, None, sequence.cu_seqlens)
         entry = _Receive.apply(sent, exchange)
         missed = _Read.apply(q[0, :first], entry, torch.exp(-slopes * (age[:first] + 1)))
-        states = states.detach()
-        states[0] += entry.detach() * torch.exp(-slopes * part.documents()[1])[:, None, None]
-        return torch.cat([out[0, :first] + missed, out[0, first:]])[None], states
+        after = states[-1:].detach().clone()  # a view would keep all
+        if len(part.documents()) == 2:
+            after += entry.detach() * torch.exp(-slopes * tokens)[:, None, None]
+        return torch.cat([out[0, :first] + missed, out[0, first:]])[None], after
 
 
 @dataclass(frozen=True)

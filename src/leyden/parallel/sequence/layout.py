@@ -17,9 +17,12 @@ import torch
 
 from leyden.model import RowPart
 
-_BLOCKS_PER_RANK = (2, 4, 8, 16)
-_EVEN = 1.02
-"""The fewest blocks a rank are taken with which the most work of a rank is at most so many times the mean."""
+_BLOCKS_PER_RANK = (2, 4, 8, 16, 32)
+_MOST_BLOCKS = 2048
+"""Of all ranks, beyond the fewest a rank: their pairs are counted on the host."""
+
+_EVEN = 1.05
+"""The fewest blocks are taken with which a ring takes at most so many times as long as if all its work were even."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +53,11 @@ class Layout:
         last = torch.searchsorted(key, query, right=True)
         return first.to(torch.int32), torch.maximum(first, last).to(torch.int32)
 
-    def work(self) -> list[list[int]]:
-        """How many pairs of a query and a key that it sees, by the rank of the query and the rank of the key."""
+    def work(self) -> torch.Tensor:
+        """[ranks, ranks] int64: pairs of a query and a key that it sees, by the query's rank and the key's."""
         ranks = range(len(self.positions))
         seen = [[self.seen(query, key) for key in ranks] for query in ranks]
-        return [[int((last - first).sum()) for first, last in row] for row in seen]
+        return torch.tensor([[int((last - first).sum()) for first, last in row] for row in seen])
 
 
 @functools.lru_cache(maxsize=16)
@@ -65,45 +68,71 @@ def contiguous(bounds: tuple[int, ...], documents: tuple[int, ...]) -> Layout:
         bounds: [ranks + 1], of the parts, as :attr:`leyden.model.RowPart.bounds`.
         documents: [N + 1], of the row's documents.
     """
-    positions = torch.arange(bounds[-1]).split([stop - start for start, stop in zip(bounds, bounds[1:], strict=False)])
-    return Layout(positions, _starts(documents))
+    lengths = [stop - start for start, stop in zip(bounds, bounds[1:], strict=False)]
+    return Layout(torch.arange(bounds[-1]).split(lengths), _starts(documents))
 
 
 @functools.lru_cache(maxsize=16)
 def balanced(ranks: int, documents: tuple[int, ...]) -> Layout:
-    """Blocks of the row are dealt to ``ranks`` so that all have as many blocks and about as much work."""
+    """Blocks of the row are dealt to ``ranks``: as many to each, with about as much work, at every step of a ring."""
     starts = _starts(documents)
-    before = torch.cat([starts.new_zeros(1), (torch.arange(len(starts)) - starts + 1).cumsum(0)])
-    best: tuple[float, tuple[torch.Tensor, ...]] | None = None
+    least, best = float("inf"), torch.zeros_like(starts)
     for per_rank in _BLOCKS_PER_RANK:
-        bounds = torch.arange(ranks * per_rank + 1) * len(starts) // (ranks * per_rank)
-        hands = _deal(before[bounds].diff().tolist(), ranks, per_rank)
-        work = [sum(int(before[bounds[block + 1]] - before[bounds[block]]) for block in hand) for hand in hands]
-        uneven = max(work) * ranks / max(1, sum(work))
-        if best is None or uneven < best[0]:
-            best = (
-                uneven,
-                tuple(
-                    torch.cat([torch.arange(int(bounds[block]), int(bounds[block + 1])) for block in hand])
-                    for hand in hands
-                ),
-            )
-        if uneven <= _EVEN:
+        count = ranks * per_rank
+        if count > _MOST_BLOCKS and per_rank > _BLOCKS_PER_RANK[0]:
             break
-    assert best is not None
-    return Layout(best[1], starts)
+        bounds = torch.arange(count + 1) * len(starts) // count
+        pairs = _pairs(bounds, starts)
+        owners = _deal(pairs.sum(1).tolist(), ranks, per_rank)
+        work = pairs.new_zeros(ranks, count).index_add_(0, owners, pairs)
+        time = ring_time(work.new_zeros(ranks, ranks).index_add_(1, owners, work))
+        if time < least:
+            least, best = time, owners.repeat_interleave(bounds.diff())
+        if time <= _EVEN:
+            break
+    return Layout(best.argsort(stable=True).split(best.bincount(minlength=ranks).tolist()), starts)
 
 
-def _deal(costs: list[int], ranks: int, per_rank: int) -> list[list[int]]:
-    """Blocks to ranks, the costliest first, each to the rank with the least so far that has room for more; sorted."""
-    hands: list[list[int]] = [[] for _ in range(ranks)]
+def ring_time(work: torch.Tensor) -> float:
+    """How long a ring takes, in units of the mean rank's work, if nothing but work [ranks, ranks] takes time.
+
+    At step s, rank r computes with the keys of rank r - s. It begins when it is done with the step before and both its
+    neighbours have begun that one, since blocks pass between neighbours as a step begins.
+    """
+    ranks = torch.arange(len(work))
+    begun = done = torch.zeros(len(work), dtype=torch.int64)
+    for step in range(len(work)):
+        begun = torch.maximum(done, torch.maximum(begun.roll(1), begun.roll(-1)))
+        done = begun + work[ranks, ranks - step]
+    return int(done.max()) * len(work) / max(1, int(work.sum()))
+
+
+def _pairs(bounds: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
+    """[blocks, blocks] int64: pairs of a query and a key that it sees, by the query's block and the key's.
+
+    Query i sees the keys from ``starts[i]`` to i. Of the keys below a bound that no query of a block is below, it sees
+    ``max(0, bound - starts[i])``; as starts never fall, these are sums over the block's first queries.
+    """
+    first, stop, bound = bounds[:-1, None], bounds[1:, None], bounds[None]
+    starts_before = torch.cat([starts.new_zeros(1), starts.cumsum(0)])
+    seeing = torch.searchsorted(starts, bounds)[None].clamp(first, stop)  # the block's queries, up to the last of these
+    below = (seeing - first) * bound - (starts_before[seeing] - starts_before[first])
+    length = stop - first
+    everything = first * length + length * (length + 1) // 2 - (starts_before[stop] - starts_before[first])
+    return torch.where(bound >= stop, everything, below).diff(dim=1)
+
+
+def _deal(costs: list[int], ranks: int, per_rank: int) -> torch.Tensor:
+    """[blocks], whose each is: the costliest first, each to the rank with the least so far that has room for more."""
+    owners, room = torch.empty(len(costs), dtype=torch.int64), [per_rank] * ranks
     least = [(0, rank) for rank in range(ranks)]
     for block in sorted(range(len(costs)), key=lambda block: (-costs[block], -block)):
         cost, rank = heapq.heappop(least)
-        hands[rank].append(block)
-        if len(hands[rank]) < per_rank:
+        owners[block] = rank
+        room[rank] -= 1
+        if room[rank]:
             heapq.heappush(least, (cost + costs[block], rank))
-    return [sorted(hand) for hand in hands]
+    return owners
 
 
 def _starts(documents: tuple[int, ...]) -> torch.Tensor:

@@ -144,21 +144,21 @@ class _RingAttention(torch.autograd.Function):
         dout = grads[0].contiguous()
         delta = (dout.to(lse.dtype) * out).sum(-1)
         dq = torch.zeros_like(q, dtype=lse.dtype)
-        own = travelling = torch.zeros(2, *k.shape, dtype=lse.dtype, device=k.device)
-        passing: _Passing | None = None
+        own, passing = torch.zeros(2, *k.shape, dtype=lse.dtype, device=k.device), None
         for step, block in ring.around(torch.stack([k, v])):
-            seen, dk_dv = ring.seen[ring.source(step)], None
+            seen, gradients = ring.seen[ring.source(step)], torch.zeros_like(block, dtype=lse.dtype)
             if seen is not None:
-                more, *dk_dv = ranged_attention_backward(dout, q, block[0], block[1], lse, delta, seen.first, seen.last)
+                more, *of_block = ranged_attention_backward(
+                    dout, q, block[0], block[1], lse, delta, seen.first, seen.last
+                )
                 dq += more
-            if step == 0:  # one's own are at home already
-                into = own
-            else:
-                into = travelling = block.new_zeros(block.shape, dtype=lse.dtype) if passing is None else passing.wait()
-            if dk_dv is not None:
-                into += torch.stack(dk_dv)
-            if step > 0:
-                passing = ring.pass_on(travelling, step, _GRADIENTS)
+                gradients = torch.stack(of_block)
+            if step == 0:  # one's own are at home, and what the other ranks add to them comes last
+                own = gradients
+                continue
+            if passing is not None:
+                gradients += passing.wait()
+            passing = ring.pass_on(gradients, step, _GRADIENTS)
         if passing is not None:
             own += passing.wait()
         return dq.to(q.dtype), own[0].to(k.dtype), own[1].to(v.dtype), None
