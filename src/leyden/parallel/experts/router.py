@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from leyden.model import ModelConfig
 from leyden.ops import Routing
-from leyden.parallel.collectives import gather_rows
+from leyden.parallel.collectives import gather_rows, sum_over
 
 _DIGIT_BITS = 8
 """Bits of a probability that one round finds: 4 rounds for float32, 8 for float64, each a sum of [E, 256] int32."""
@@ -85,7 +85,8 @@ class GlobalCapacity:
         for shift in reversed(range(0, 8 * key.itemsize, _DIGIT_BITS)):
             digit = (key >> shift) % radix
             slot = (expert * radix + digit).masked_fill(~tied, num_experts * radix)
-            counts = self._sum(_count(slot, num_experts * radix + 1)[:-1]).view(num_experts, radix)
+            counts = _count(slot, num_experts * radix + 1)[:-1].to(torch.int32)  # half as many bytes on the way
+            counts = sum_over(counts, self._group).to(torch.int64).view(num_experts, radix)
             if left is None:  # the first round counts every assignment
                 chosen = counts.sum(1)
                 left = chosen.minimum(_capacity(chosen.sum(), config))
@@ -100,12 +101,6 @@ class GlobalCapacity:
     def _gather(self, counts: torch.Tensor) -> torch.Tensor:
         """[E] to [ranks, E]."""
         return gather_rows(counts[None], 0, self._group)
-
-    def _sum(self, counts: torch.Tensor) -> torch.Tensor:
-        """Over all ranks; half as wide on the way."""
-        total = counts.to(torch.int32)
-        dist.all_reduce(total, group=self._group)
-        return total.to(counts.dtype)
 
 
 def _capacity(num_assignments: torch.Tensor, config: ModelConfig) -> torch.Tensor:

@@ -10,49 +10,49 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_
 class Tape:
     """The graph of one call of an op, apart from the tensors that it keeps for its backward.
 
-    Those stand in :attr:`saved`, for the larger function to save as its own: activation checkpointing and offloading,
-    which see what an autograd function saves, then see them too. Left in the graph they would stay in memory, and
-    recomputation would run once for every graph.
+    Those the larger function saves as its own: activation checkpointing and offloading, which see what an autograd
+    function saves, then see them too. Left in the graph they would stay in memory, and recomputation would run once
+    for every graph.
     """
 
     def __init__(self) -> None:
-        self.saved: list[torch.Tensor] = []
+        self._shelf: list[torch.Tensor] = []  # the graph refers to this, and not to the tape, which refers to the graph
         self._inputs: list[GradientEdge] = []
         self._output: GradientEdge | None = None
 
     def record(self, op: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
         """``op(*inputs)``, without a graph to the outside."""
-        with torch.enable_grad(), saved_tensors_hooks(self._pack, self._unpack):
+        shelf = self._shelf
+
+        def pack(tensor: torch.Tensor) -> int:
+            shelf.append(tensor.detach())
+            return len(shelf) - 1
+
+        with torch.enable_grad(), saved_tensors_hooks(pack, shelf.__getitem__):
             leaves = _Leaves.apply(torch.empty(0, requires_grad=True), *inputs)
             out = op(*leaves)
             self._inputs = [get_gradient_edge(leaf) for leaf in leaves]
             self._output = get_gradient_edge(out)
         return out.detach()
 
+    def release(self) -> list[torch.Tensor]:
+        """What the graph keeps for its backward, and no longer has."""
+        saved = self._shelf.copy()
+        self._shelf.clear()
+        return saved
+
     def backward(self, saved: Sequence[torch.Tensor], grad: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The gradients of the inputs.
 
         Args:
-            saved: what :attr:`saved` held, or an equal recomputation of it.
+            saved: what :meth:`release` gave, or an equal recomputation of it.
             grad: of the output.
         """
         assert self._output is not None, "record comes first"
-        self.saved = list(saved)
+        self._shelf.extend(saved)
         grads = torch.autograd.grad([self._output], self._inputs, [grad], retain_graph=True)  # it holds no memory
-        self.saved = []
+        self._shelf.clear()
         return grads
-
-    def release(self) -> list[torch.Tensor]:
-        """Hand over what is saved."""
-        saved, self.saved = self.saved, []
-        return saved
-
-    def _pack(self, tensor: torch.Tensor) -> int:
-        self.saved.append(tensor.detach())
-        return len(self.saved) - 1
-
-    def _unpack(self, index: int) -> torch.Tensor:
-        return self.saved[index]
 
 
 class _Leaves(torch.autograd.Function):
