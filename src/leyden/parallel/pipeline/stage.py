@@ -152,5 +152,4 @@ def _pack(sums: RouterSums) -> torch.Tensor:
 
 def _unpack(routed: torch.Tensor, config: ModelConfig) -> RouterSums:
     loss, chosen, probability, load, dropped = routed.split(_sizes(config))
-    # The counts have no gradient: zeros would travel back for them, but what goes into the loss is a constant.
-    return RouterSums(loss[0], chosen.detach(), probability, load.view(-1, config.num_local_experts), dropped[0])
+    return RouterSums(loss[0], chosen, probability, load.view(-1, config.num_local_experts), dropped[0])
