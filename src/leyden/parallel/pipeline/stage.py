@@ -81,7 +81,7 @@ class StageModel(nn.Module):
 
         Args:
             hidden, routed: as :func:`boundary` describes them.
-            micro_batch: [1] int64 on the CPU, the number of the row in :attr:`batches`.
+            micro_batch: [1] int64, the number of the row in :attr:`batches`.
 
         Returns:
             ``hidden``, normed by the last stage, and ``routed`` if the model has experts.
