@@ -42,7 +42,8 @@ def choose(
         ValueError: an unknown backend, or one that cannot run this op on this device in this dtype.
     """
     if backend == "auto":
-        return _automatic(op, device.type, triton, native)
+        # A graph of the compiler cannot call C++, and what it fuses of PyTorch's body needs none.
+        return _automatic(op, device.type, triton, None if torch.compiler.is_compiling() else native)
     if backend == "native":
         _check_native(op, device, native)
     elif backend == "triton":

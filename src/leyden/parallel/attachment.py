@@ -60,9 +60,9 @@ def attach(model: HybridLM, mesh: Mesh, dtype: torch.dtype, *, seed: int = 0, ro
     install_experts(model, mesh)
     attached = Pipeline(model, mesh, row_tokens, dtype) if mesh.plan.pp > 1 else model
     for stage in attached.stages if isinstance(attached, Pipeline) else [attached]:
-        install_recompute(stage, settings.activation_checkpointing)
         if settings.compile:
-            install_compile(stage)
+            install_compile(stage, mesh.device)
+        install_recompute(stage, settings.activation_checkpointing)
         install_fsdp(stage, mesh, dtype)
         if empty:
             stage.to_empty(device=mesh.device)

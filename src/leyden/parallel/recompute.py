@@ -1,0 +1,105 @@
+"""What a layer keeps for its backward, and its compilation: a layer at a time, and no name changes.
+
+Recomputation is that of arXiv 1604.06174 (``full``), or of arXiv 2205.05198, section 5 (``selective``): what is dear to
+compute or to exchange is kept, what lies between is computed again.
+"""
+
+import functools
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from leyden.model import experts, lightning, softmax
+from leyden.model.lm import DecoderLayer
+
+_PRODUCTS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"}
+
+_ALWAYS_KEPT = {
+    "leyden::lightning_attention",
+    "leyden::swiglu_experts",
+    "aten::_scaled_dot_product_flash_attention",
+    "aten::_scaled_dot_product_efficient_attention",
+    "aten::_scaled_dot_product_cudnn_attention",
+    "torch_attn::_varlen_attn",
+    "_c10d_functional::reduce_scatter_tensor",
+    "_c10d_functional::all_to_all_single",
+}
+"""Not gathers: what they make is as many times larger than what they take as there are ranks."""
+
+
+def install_recompute(model: nn.Module, mode: Literal["none", "selective", "full"]) -> None:
+    """Keep less of every layer of ``model`` between its forward and its backward.
+
+    Args:
+        model: with :class:`leyden.model.lm.DecoderLayer` inside.
+        mode: ``full`` keeps a layer's input, and computes the layer again when its backward begins, exchanges between
+            ranks included, in the order of the forward. ``selective`` also keeps the results of its projections, of
+            attention and experts in Triton, and of exchanges that leave a rank no more than it had. ``none`` does
+            nothing.
+
+    The bits of the loss and of its gradients do not change. On a CPU, ``selective`` keeps the results of projections
+    and exchanges alone: attention and experts are there autograd functions, whose insides it must not touch.
+    """
+    if mode == "none":
+        return
+    contexts: dict[str, Any] = {}
+    if mode == "selective":
+        contexts["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _policy)
+    for layer in _layers(model):
+        # The layers draw no random numbers, so there is no state of theirs to bring back.
+        layer.forward = functools.partial(
+            checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False, **contexts
+        )
+
+
+def install_compile(model: nn.Module, device: torch.device) -> None:
+    """Compile every layer of ``model`` when it first runs. Call this before :func:`install_recompute`.
+
+    On a GPU a layer in Triton is one graph, around ops that are opaque to the compiler (docs/kernels.md), and what is
+    kept for its backward is decided within it. Experts and rows that ranks share are computed between graphs.
+
+    On a CPU, attention and experts stay outside too: they are C++, or loops over documents, which break graphs. The
+    other ops then run in PyTorch instead of C++, for the compiler to fuse, so results differ by rounding. Where layers
+    are also recomputed, graphs keep nothing of theirs, whatever the mode.
+
+    Args:
+        model: with :class:`leyden.model.lm.DecoderLayer` inside.
+        device: on which it will run.
+    """
+    for layer in _layers(model):
+        for module in layer.modules():
+            _keep_outside(module, device)
+        if device.type == "cpu":
+            layer.forward = torch.compile(layer.forward)  # a recomputation, which breaks graphs, then goes around it
+        else:
+            layer.compile()
+
+
+def _layers(model: nn.Module) -> list[DecoderLayer]:
+    return [module for module in model.modules() if isinstance(module, DecoderLayer)]
+
+
+def _policy(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    """Whether the result of ``op`` is kept.
+
+    Products inside of autograd functions are not, which gradients being off tells: there they may be overwritten in
+    place by C++ that PyTorch does not see, and what would be kept is not what the product was.
+    """
+    name = op._schema.name
+    product = name in _PRODUCTS and op._overloadname == "default" and torch.is_grad_enabled()
+    return CheckpointPolicy.MUST_SAVE if product or name in _ALWAYS_KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _keep_outside(module: nn.Module, device: torch.device) -> None:
+    """Call a seam of the model between graphs where it cannot be part of one: on a CPU, or filled by other ranks."""
+    for name, own in (
+        ("scan", lightning.scan),
+        ("attend", softmax.attend),
+        ("compute", experts.compute),
+        ("drop", experts.drop),
+    ):
+        seam = getattr(module, name, None)
+        if seam is not None and (device.type == "cpu" or seam is not own):
+            setattr(module, name, torch.compiler.disable(seam))
