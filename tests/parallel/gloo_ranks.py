@@ -66,7 +66,7 @@ class RankPool:
                 rank = self._pipes.index(pipe)  # type: ignore[arg-type]
                 try:
                     failed, results[rank] = torch.load(io.BytesIO(pipe.recv_bytes()), weights_only=False)  # type: ignore[union-attr]
-                except EOFError:
+                except (EOFError, ConnectionError):
                     self._fail(f"rank {rank} died")
                 if failed:
                     self._fail(f"rank {rank} raised:\n{results[rank]}")

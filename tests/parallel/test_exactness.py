@@ -120,28 +120,52 @@ def difference(found: torch.Tensor, expected: torch.Tensor | None) -> float:
 
 
 DROPS = {"capacity_factor": 0.6}
-PLANS = [
+EARLIEST = {"capacity_factor": 0.6, "token_drop": "position"}
+ALONE = [
     (Plan(dp_shard=4), {}),
-    (Plan(dp_replicate=2, dp_shard=2), {}),
+    (Plan(dp_shard=4), DROPS | {"shared_intermediate_size": 12}),
+    (Plan(dp_replicate=2, dp_shard=2), {"tie_word_embeddings": True}),
     (Plan(cp=4), {}),
-    (Plan(tp=4), {}),
-    (Plan(pp=4), {}),
-    (Plan(dp_shard=4, ep=4), {}),
-    (Plan(dp_shard=4, etp=4), {}),
-    (Plan(cp=2, dp_shard=2, ep=2), DROPS),
-    (Plan(dp_shard=4, ep=2, etp=2), DROPS),
-    (Plan(tp=2, pp=2), {}),
-    (Plan(cp=2, tp=2, ep=2, etp=2), DROPS),
-    (Plan(dp_shard=4), {"shared_intermediate_size": 12}),
+    (Plan(tp=4), DROPS),
     (Plan(tp=4), {"num_local_experts": 0, "tie_word_embeddings": True}),
+    (Plan(pp=4), DROPS | {"router_aux_loss": "switch"}),
+    (Plan(dp_shard=4, ep=4), {}),
+    (Plan(dp_shard=4, etp=4), EARLIEST),
+]
+COMBINED = [
+    (Plan(dp_shard=2, cp=2, ep=2), {}),
+    (Plan(dp_shard=2, cp=2, ep=2), DROPS),
+    (Plan(dp_shard=4, ep=2, etp=2), EARLIEST),
+    (Plan(pp=2, tp=2), {}),
+    (Plan(dp_shard=2, cp=2, etp=2), DROPS),
+    (Plan(cp=2, tp=2, ep=2, etp=2), DROPS),
+]
+SETTINGS = [
+    (Plan(dp_shard=2, cp=2, ep=2, settings=ParallelConfig(token_groups=3)), DROPS),
+    (Plan(cp=2, tp=2, ep=2, settings=ParallelConfig(activation_checkpointing="full", token_groups=2)), DROPS),
+    (Plan(dp_shard=2, tp=2, settings=ParallelConfig(activation_checkpointing="selective")), {}),
+    (Plan(pp=2, cp=2, settings=ParallelConfig(pipeline_schedule="interleaved", stages_per_rank=2)), {}),
+    (Plan(dp_shard=4, settings=ParallelConfig(reshard_after_forward=False)), {}),
 ]
 
 
-@pytest.mark.parametrize(("plan", "changes"), PLANS, ids=lambda x: str(x) if isinstance(x, Plan) else "+".join(x))
+def named(value: Any) -> str:
+    """The id of a plan or of what is changed in the model."""
+    if isinstance(value, dict):
+        return " ".join(map(str, value.values())) or "dropless"
+    changed = value.settings.model_dump(exclude_defaults=True)
+    return " ".join([str(value), *(f"{key}={setting}" for key, setting in changed.items())])
+
+
+@pytest.mark.parametrize(("plan", "changes"), [*ALONE, *COMBINED, *SETTINGS], ids=named)
 def test_four_ranks_are_one(ranks: Callable[..., list[Any]], plan: Plan, changes: dict[str, Any]) -> None:
-    for errors in ranks(4, worst, plan, changes, 7):
-        assert errors.pop("load") < 1e-6  # reported in float32
-        assert max(errors.values()) < 1e-10, {name: e for name, e in errors.items() if not e < 1e-10}
+    check(ranks(4, worst, plan, changes, 7))
+
+
+def check(found: list[dict[str, float]]) -> None:
+    for errors in found:
+        assert max(errors.pop("load"), errors.pop("dropped")) < 1e-6  # reported in float32
+        assert max(errors.values()) < 1e-10, {name: error for name, error in errors.items() if not error < 1e-10}
 
 
 EIGHT = [
@@ -155,8 +179,6 @@ EIGHT = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("plan", "changes"), EIGHT, ids=lambda x: str(x) if isinstance(x, Plan) else "+".join(x))
+@pytest.mark.parametrize(("plan", "changes"), EIGHT, ids=named)
 def test_eight_ranks_are_one(ranks: Callable[..., list[Any]], plan: Plan, changes: dict[str, Any]) -> None:
-    for errors in ranks(8, worst, plan, changes, 11):
-        assert errors.pop("load") < 1e-6
-        assert max(errors.values()) < 1e-10, {name: e for name, e in errors.items() if not e < 1e-10}
+    check(ranks(8, worst, plan, changes, 11))
