@@ -4,7 +4,6 @@ Reading order: ``exchange.py``, with ``groups.py`` (what goes where), ``journey.
 ``tape.py`` beneath it; ``router.py``.
 """
 
-import torch
 from torch import nn
 
 from leyden.model.experts import Experts, MixtureOfExperts
@@ -23,13 +22,10 @@ def install_experts(model: nn.Module, mesh: Mesh) -> None:
         model: anything with :class:`leyden.model.experts.MixtureOfExperts` inside; without any, nothing happens.
         mesh: of the ranks.
     """
-    exchange = ExpertExchange(mesh)
-    if mesh.plan.settings.compile:  # the order of what it issues is the host's
-        exchange = torch.compiler.disable(exchange)
     shared = mesh.groups["ep"] is not None or mesh.groups["etp"] is not None
     stage = mesh.groups["stage"] if mesh.plan.settings.capacity == "global" else None
     for module in model.modules():
         if isinstance(module, Experts) and shared:
-            module.compute = exchange
+            module.compute = ExpertExchange(mesh)
         if isinstance(module, MixtureOfExperts) and stage is not None:
             module.drop = GlobalCapacity(stage)
