@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leyden.checkpoint import training
-from leyden.checkpoint.training import latest_training, load_training, save_training
+from leyden.checkpoint.pieces import Piece
+from leyden.checkpoint.training import Values, latest_training, load_training, save_training
 from leyden.core.errors import UserError
 
 VALUES = {"step": 3, "lr": 0.1 + 0.2, "nested": {"list": [1, 2.5, None, "x"]}, "large": 2**80}
@@ -31,15 +33,20 @@ def _empty() -> dict[str, torch.Tensor]:
     return {name: torch.zeros_like(tensor) for name, tensor in _tensors().items()}
 
 
+def _pieces(tensors: Mapping[str, torch.Tensor]) -> dict[str, Piece]:
+    return {name: Piece.whole(tensor) for name, tensor in tensors.items()}
+
+
 def _save(run_dir: Path, step: int, keep: int = 5) -> Path:
-    return save_training(run_dir, step, _tensors(step), VALUES | {"step": step}, keep=keep)
+    values = Values(VALUES | {"step": step}, {"random": step})
+    return save_training(run_dir, step, _pieces(_tensors(step)), values, keep=keep)
 
 
 def test_round_trip(tmp_path: Path) -> None:
     path = _save(tmp_path, 3)
     assert path == tmp_path / "checkpoints" / "step_00000003" == latest_training(tmp_path)
     loaded = _empty()
-    assert load_training(path, loaded) == VALUES
+    assert load_training(path, _pieces(loaded)) == Values(VALUES, {"random": 3})
     for name, tensor in _tensors(3).items():
         assert torch.equal(loaded[name], tensor), name
 
@@ -47,16 +54,16 @@ def test_round_trip(tmp_path: Path) -> None:
 def test_parameters_are_filled_in_place(tmp_path: Path) -> None:
     module = torch.nn.Linear(4, 3)
     saved = {name: p.detach().clone() for name, p in module.named_parameters()}
-    path = save_training(tmp_path, 1, dict(module.named_parameters()), {}, keep=1)
+    path = save_training(tmp_path, 1, _pieces(dict(module.named_parameters())), Values({}), keep=1)
     torch.nn.init.zeros_(module.weight)
-    load_training(path, dict(module.named_parameters()))
+    load_training(path, _pieces(dict(module.named_parameters())))
     assert torch.equal(module.weight, saved["weight"])
     assert module.weight.requires_grad
 
 
 def test_nothing_is_pickled(tmp_path: Path) -> None:
     names = sorted(file.suffix for file in _save(tmp_path, 1).iterdir())
-    assert names == [".json", ".json", ".safetensors"]
+    assert names == [".json", ".json", ".json", ".safetensors"]
 
 
 def test_no_checkpoint(tmp_path: Path) -> None:
@@ -150,7 +157,7 @@ def test_another_error_while_writing_keeps_its_type(tmp_path: Path, monkeypatch:
 
 def test_values_that_are_not_json(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="not JSON serializable"):
-        save_training(tmp_path, 1, _tensors(), {"set": {1}}, keep=1)
+        save_training(tmp_path, 1, _pieces(_tensors()), Values({"set": {1}}), keep=1)
     assert latest_training(tmp_path) is None
 
 
@@ -161,7 +168,7 @@ def test_other_tensors_are_refused_and_left_alone(tmp_path: Path) -> None:
     wrong["master.weight"] = torch.zeros(3, 5, 2, dtype=torch.float16)
     wrong["new"] = wrong.pop("bytes")
     with pytest.raises(UserError) as caught:
-        load_training(path, wrong)
+        load_training(path, _pieces(wrong))
     message = str(caught.value)
     assert "new is missing" in message
     assert "bytes is unknown to this run" in message

@@ -14,7 +14,7 @@ import toy_run
 
 from leyden.checkpoint import training
 from leyden.core.errors import Interrupted, UserError
-from leyden.train import LossSums, Pretrain, StepResult, TrainState, read_metrics
+from leyden.train import LossSums, MasterAdamW, Pretrain, StepResult, TrainState, read_metrics
 
 TIMING = {"tokens_per_second", "mfu"}
 TOTAL_STEPS = sum(toy_run.STAGE_STEPS)
@@ -114,13 +114,13 @@ def test_stopped_by_a_signal(
         if state.step == 7:
             stop("callback")
 
-    plain = training._write_tensors
+    plain = training.save_pieces
 
-    def write(*arguments: Any) -> None:
+    def write(*arguments: Any) -> list[Path]:
         stop("save")
-        plain(*arguments)
+        return plain(*arguments)
 
-    monkeypatch.setattr(training, "_write_tensors", write)
+    monkeypatch.setattr(training, "save_pieces", write)
     before = signal.getsignal(number)
     with pytest.raises(Interrupted, match=r"everything is saved\. Run it again to go on"):
         toy_run.run(tmp_path, objective=Objective(), callbacks=(callback,))
@@ -134,15 +134,15 @@ def test_stopped_by_a_signal(
 def test_disk_full_in_a_checkpoint(
     tmp_path: Path, whole: tuple[TrainState, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = training._write_tensors
+    plain = training.save_pieces
 
-    def write(directory: Path, tensors: Any) -> None:
-        plain(directory, tensors)
+    def write(directory: Path, *arguments: Any) -> list[Path]:
         if "step_00000006" in directory.name:
             raise OSError(errno.ENOSPC, "No space left on device")
+        return plain(directory, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_write_tensors", write)
+        patch.setattr(training, "save_pieces", write)
         with pytest.raises(UserError, match="step_00000006 could not be written: the disk is full"):
             toy_run.run(tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000004"]
@@ -162,7 +162,7 @@ def test_torn_checkpoint_is_passed_over(
 
 def test_float32_has_no_copies_and_resumes(tmp_path: Path) -> None:
     whole = toy_run.run(tmp_path / "whole", dtype=torch.float32)
-    assert not any("master" in name for name in whole._tensors())
+    assert all(whole.model.get_parameter(n).data_ptr() == t.data_ptr() for n, t in whole.optimizer.masters().items())
 
     def stop(state: TrainState, _: StepResult) -> None:
         if state.step == 5:
@@ -176,5 +176,19 @@ def test_float32_has_no_copies_and_resumes(tmp_path: Path) -> None:
 
 def test_another_model_is_refused(tmp_path: Path) -> None:
     toy_run.run(tmp_path)
-    with pytest.raises(UserError, match=r"belongs to another model: .*master.*unknown to this run"):
-        toy_run.run(tmp_path, dtype=torch.float32)
+    model = toy_run.tiny_model(torch.bfloat16, num_local_experts=0)
+    with pytest.raises(UserError, match=r"belongs to another model: .*mlp.*unknown to this run"):
+        TrainState(model, MasterAdamW(model)).resume(tmp_path)
+
+
+@pytest.mark.parametrize(("saved", "resumed"), [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)])
+def test_what_is_saved_is_the_float32_weight(tmp_path: Path, saved: torch.dtype, resumed: torch.dtype) -> None:
+    """A model that computes in another dtype goes on from the same masters and moments, rounded to its own."""
+    before = toy_run.run(tmp_path, dtype=saved)
+    after = toy_run.run(tmp_path, dtype=resumed)
+    assert before._tensors().keys() == after._tensors().keys()
+    for name, tensor in before._tensors().items():
+        assert torch.equal(after._tensors()[name], tensor), name
+    for name, master in before.optimizer.masters().items():
+        parameter = after.model.get_parameter(name)
+        assert torch.equal(parameter, master.to(parameter.dtype)), name

@@ -176,9 +176,7 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def write_tensors(
-    directory: Path, tensors: Iterable[tuple[str, torch.Tensor]], shard_bytes: int = SHARD_BYTES
-) -> None:
+def write_tensors(directory: Path, tensors: Iterable[tuple[str, torch.Tensor]], shard_bytes: int = SHARD_BYTES) -> None:
     """Write tensors in the order given, one shard in memory at a time; with an index where there are several."""
     shards: list[list[str]] = []
     pending: dict[str, torch.Tensor] = {}

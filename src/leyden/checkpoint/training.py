@@ -1,31 +1,27 @@
 """Checkpoints of a run in progress: ``checkpoints/step_XXXXXXXX/``, whole or not there.
 
-Tensors go through torch.distributed.checkpoint, which writes what a rank holds with its place in the whole, so that a
-run can go on under another plan. They lie in safetensors files and everything else in JSON: loading unpickles nothing.
-A manifest of sizes and hashes tells a torn checkpoint from a whole one.
+All ranks write what they hold into one directory (:mod:`leyden.checkpoint.pieces`), and a run can go on under another
+plan. Tensors lie in safetensors files and everything else in JSON: loading unpickles nothing. A manifest of sizes and
+hashes tells a torn checkpoint from a whole one.
 """
 
 import hashlib
 import json
 import re
 import shutil
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import TypeAdapter
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 
+from leyden.checkpoint.crew import ALONE, Crew
+from leyden.checkpoint.piece_files import INDEX_FILE, StoredTensor, read_index
+from leyden.checkpoint.pieces import Piece, load_pieces, save_pieces
 from leyden.core.config import Config
 from leyden.core.errors import UserError
-from leyden.core.files import atomic_directory
+from leyden.core.files import disk_full_is_a_user_error
 from leyden.core.log import logger
 
 _log = logger(__name__)
@@ -34,97 +30,135 @@ _MANIFEST = "manifest.json"
 _VALUES = "values.json"
 
 
+@dataclass(frozen=True)
+class Values:
+    """What a checkpoint holds beside tensors, as JSON values.
+
+    Attributes:
+        run: the same on all ranks.
+        rank: this rank's own; loaded, None where it differed between ranks and there was no rank of this number.
+    """
+
+    run: Any
+    rank: Any = None
+
+
 def save_training(
-    run_dir: Path, step: int, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any], *, keep: int
+    run_dir: Path, step: int, tensors: Mapping[str, Piece], values: Values, *, keep: int, crew: Crew = ALONE
 ) -> Path:
     """Write ``checkpoints/step_XXXXXXXX/``, then remove all but the newest ``keep`` up to this step.
 
-    Checkpoints of later steps are removed too: a run that goes on from an earlier step has left them behind.
+    Checkpoints of later steps are removed too: a run that goes on from an earlier step has left them behind. All ranks
+    call this at the same point.
 
     Args:
-        run_dir: the run's directory.
+        run_dir: the run's directory, which all ranks see.
         step: optimizer steps taken.
-        tensors: by name.
-        values: JSON values, for everything that is not a tensor.
+        tensors: what this rank holds, by name; what several hold is written once.
+        values: everything that is not a tensor.
         keep: how many checkpoints to keep, at least 1.
+        crew: the ranks.
 
     Returns:
         The directory.
 
     Raises:
-        UserError: the disk is full; older checkpoints are untouched.
+        UserError: the disk is full; on all ranks, and older checkpoints are untouched.
     """
     path = run_dir / "checkpoints" / f"step_{step:08d}"
-    with atomic_directory(path) as part:
-        _write_tensors(part, tensors)
-        (part / _VALUES).write_text(json.dumps(values, allow_nan=False), encoding="utf-8")
-        manifest = {file.name: _fingerprint(file) for file in sorted(part.iterdir())}
-        (part / _MANIFEST).write_bytes(_manifest.dump_json(manifest, indent=1))
-    _prune(path, keep)
+    with crew.directory(path) as part:
+        with disk_full_is_a_user_error(path):
+            written = save_pieces(part, tensors, crew)
+        ranks = _of_ranks(values.rank, crew)
+
+        def values_and_hashes() -> dict[str, _Fingerprint]:
+            with disk_full_is_a_user_error(path):
+                if crew.rank == 0:
+                    text = json.dumps({"run": values.run, "ranks": ranks}, allow_nan=False)
+                    (part / _VALUES).write_text(text, encoding="utf-8")
+                    written.append(part / _VALUES)
+                return {file.name: _fingerprint(file) for file in written}
+
+        files = {name: item for of_rank in crew.each(values_and_hashes) for name, item in of_rank.items()}
+
+        def manifest() -> None:
+            with disk_full_is_a_user_error(path):
+                (part / _MANIFEST).write_bytes(_manifest.dump_json(dict(sorted(files.items())), indent=1))
+
+        crew.once(manifest)
+    crew.once(lambda: _prune(path, keep))
     return path
 
 
-def latest_training(run_dir: Path) -> Path | None:
-    """The newest checkpoint of a run that is whole, or None; torn ones are named in a warning and passed over."""
-    for path in reversed(_checkpoints(run_dir / "checkpoints")):
-        problem = _problem(path)
+def latest_training(run_dir: Path, crew: Crew = ALONE) -> Path | None:
+    """The newest checkpoint of a run that is whole, or None; torn ones are named in a warning and passed over.
+
+    The ranks share the reading, and all get the same answer.
+    """
+    for path in reversed(crew.once(lambda: _checkpoints(run_dir / "checkpoints"))):
+        problems = crew.each(lambda path=path: _problem(path, crew))
+        problem = next((found for found in problems if found is not None), None)
         if problem is None:
             return path
-        _log.warning("%s is not whole (%s); going on from the one before", path, problem)
+        if crew.rank == 0:
+            _log.warning("%s is not whole (%s); going on from the one before", path, problem)
     return None
 
 
-def load_training(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+def load_training(path: Path, tensors: Mapping[str, Piece], crew: Crew = ALONE) -> Values:
     """Fill ``tensors`` in place from the checkpoint ``path``, and return its values.
 
     Args:
         path: as :func:`latest_training` gave it.
-        tensors: the same names, shapes and dtypes as were saved; each may be sharded otherwise.
+        tensors: what this rank holds, in whatever parts; all ranks' names, shapes and dtypes are those that were saved.
+        crew: the ranks.
 
     Raises:
-        UserError: names, shapes or dtypes differ (nothing was changed).
+        UserError: names, shapes or dtypes differ; on all ranks, with everything that is wrong on any (nothing was
+            changed).
     """
-    reader = HuggingFaceStorageReader(str(path))
-    _check_shapes(path, reader.read_metadata().state_dict_metadata, tensors)
-    with _single_process():
-        load({name: tensor.detach() for name, tensor in tensors.items()}, storage_reader=reader, no_dist=True)
-    return json.loads((path / _VALUES).read_text(encoding="utf-8"))
+    _check(path, tensors, crew)
+    crew.each(lambda: load_pieces(path, tensors))
+    saved = json.loads((path / _VALUES).read_text(encoding="utf-8"))
+    ranks = saved["ranks"]
+    return Values(saved["run"], ranks[0] if len(ranks) == 1 else dict(enumerate(ranks)).get(crew.rank))
 
 
-def _write_tensors(directory: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    writer = HuggingFaceStorageWriter(str(directory), save_distributed=True)
-    try:
-        with _single_process():
-            save(dict(tensors), storage_writer=writer, no_dist=True)
-    except CheckpointException as error:
-        # One process: its own error is the one that matters (a full disk, say).
-        cause, _ = next(iter(error.failures.values()))
-        raise cause from None
+def _of_ranks(value: Any, crew: Crew) -> list[Any]:
+    """Every rank's ``value``; one, where they are the same."""
+    hashes = crew.each(lambda: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).digest())
+    return [value] if len(set(hashes)) == 1 else crew.each(lambda: value)
 
 
-@contextmanager
-def _single_process() -> Iterator[None]:
-    """DCP warns that it assumes a single process even where ``no_dist`` said so."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
-        yield
+def _check(path: Path, tensors: Mapping[str, Piece], crew: Crew) -> None:
+    saved = read_index(path)
 
+    def compare() -> tuple[set[str], list[str], bytes]:
+        """What this rank misses, what it has otherwise, and for each saved name whether it has it."""
+        both = sorted(tensors.keys() & saved.keys())
+        others = [problem for name in both for problem in _difference(name, saved[name], tensors[name])]
+        return set(tensors.keys() - saved.keys()), others, bytes(name in tensors for name in saved)
 
-def _check_shapes(path: Path, saved: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
-    problems = [f"{name} is missing" for name in sorted(tensors.keys() - saved.keys())]
-    problems += [f"{name} is unknown to this run" for name in sorted(saved.keys() - tensors.keys())]
-    for name in sorted(tensors.keys() & saved.keys()):
-        item, tensor = saved[name], tensors[name]
-        assert isinstance(item, TensorStorageMetadata)
-        if (item.size, item.properties.dtype) != (tensor.shape, tensor.dtype):
-            was = f"{item.properties.dtype} {list(item.size)}"
-            problems.append(f"{name} is {was} there and {tensor.dtype} {list(tensor.shape)} here")
+    everyone = crew.each(compare)
+    known = [any(flags) for flags in zip(*(flags for _, _, flags in everyone), strict=True)]
+    missing = sorted(set().union(*(missing for missing, _, _ in everyone)))
+    unknown = sorted(name for name, is_known in zip(saved, known, strict=True) if not is_known)
+    problems = [f"{name} is missing" for name in missing]
+    problems += [f"{name} is unknown to this run" for name in unknown]
+    problems += dict.fromkeys(problem for _, others, _ in everyone for problem in others)
     if problems:
         more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise UserError(
             f"{path} belongs to another model: {'; '.join(problems[:8])}{more}. "
             "Resume with the recipe that wrote it, or train in a new directory."
         )
+
+
+def _difference(name: str, saved: StoredTensor, piece: Piece) -> list[str]:
+    here = str(piece.tensor.dtype).removeprefix("torch."), piece.part.shape
+    if (saved.dtype, saved.shape) == here:
+        return []
+    return [f"{name} is torch.{saved.dtype} {list(saved.shape)} there and torch.{here[0]} {list(here[1])} here"]
 
 
 class _Fingerprint(Config):
@@ -142,13 +176,15 @@ def _fingerprint(file: Path) -> _Fingerprint:
         return _Fingerprint(bytes=file.stat().st_size, sha256=hashlib.file_digest(stream, "sha256").hexdigest())
 
 
-def _problem(path: Path) -> str | None:
-    """Why a checkpoint is not whole, or None."""
+def _problem(path: Path, crew: Crew) -> str | None:
+    """Why a checkpoint is not whole, or None; each rank looks into its share of the files."""
     try:
         manifest = _manifest.validate_json((path / _MANIFEST).read_bytes())
     except (OSError, ValueError):
         return f"{_MANIFEST} cannot be read"
-    for name, expected in manifest.items():
+    if INDEX_FILE not in manifest:
+        return f"{INDEX_FILE} is missing"
+    for name, expected in list(manifest.items())[crew.rank :: crew.size]:
         file = path / name
         if not file.is_file():
             return f"{name} is missing"

@@ -145,6 +145,11 @@ class MasterAdamW:
                     found[f"master.{name}"] = group.masters[i]
         return found
 
+    def round_into_model(self) -> None:
+        """Give the model the masters, rounded to its dtype; for whoever has written into the masters."""
+        for group in self._groups:
+            _round_into_model(group)
+
     def masters(self) -> dict[str, torch.Tensor]:
         """The float32 weights, by the name of their parameter."""
         return {name: master for group in self._groups for name, master in zip(group.names, group.masters, strict=True)}

@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from leyden.checkpoint.training import latest_training, load_training, save_training
+from leyden.checkpoint.crew import crew_of
+from leyden.checkpoint.pieces import Piece
+from leyden.checkpoint.training import Values, latest_training, load_training, save_training
 from leyden.parallel import Team
 from leyden.train.optimizer import MasterAdamW
 
@@ -70,30 +72,45 @@ class TrainState:
         Raises:
             UserError: the disk is full; older checkpoints are untouched.
         """
-        return save_training(run_dir, self.step, self._tensors(), self._values(), keep=keep)
+        values = Values(self._values(), _random_state())
+        return save_training(run_dir, self.step, self._pieces(), values, keep=keep, crew=crew_of(self.team.mesh))
 
     def resume(self, run_dir: Path) -> bool:
         """Take over the newest complete checkpoint of ``run_dir``; False where there is none.
 
+        It may have been written under another plan, or by a model that computes in another dtype.
+
         Raises:
-            UserError: it belongs to a model of another shape or dtype.
+            UserError: it belongs to a model of another shape.
         """
-        path = latest_training(run_dir)
+        crew = crew_of(self.team.mesh)
+        path = latest_training(run_dir, crew)
         if path is None:
             return False
-        values = load_training(path, self._tensors())
+        saved = load_training(path, self._pieces(), crew)
+        self.optimizer.round_into_model()
+        values = saved.run
         self.step, self.tokens = values["step"], values["tokens"]
         self.stage, self.stage_step = values["stage"], values["stage_step"]
         self.skipped_in_a_row = values["skipped_in_a_row"]
         self.optimizer.num_steps = values["optimizer_steps"]
         self._resumed_batches = values["batches"]
-        _set_random_state(values["random"])
+        if saved.rank is not None:
+            _set_random_state(saved.rank)
         return True
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        """By name, the tensors themselves: loading writes into them."""
-        model = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        return model | {f"optimizer.{name}": tensor for name, tensor in self.optimizer.tensors().items()}
+        """By name, the tensors themselves: loading writes into them.
+
+        The float32 weights, and not what they are rounded to: that follows.
+        """
+        masters = {f"master.{name}": tensor for name, tensor in self.optimizer.masters().items()}
+        return masters | self.optimizer.tensors()
+
+    def _pieces(self) -> dict[str, Piece]:
+        """:meth:`_tensors`, each with its place in the whole: that of the weight it belongs to."""
+        weights = self.optimizer.weights
+        return {name: Piece(t, weights[name.partition(".")[2]].part) for name, t in self._tensors().items()}
 
     def _values(self) -> dict[str, Any]:
         return {
@@ -104,7 +121,6 @@ class TrainState:
             "skipped_in_a_row": self.skipped_in_a_row,
             "optimizer_steps": self.optimizer.num_steps,
             "batches": None if self._batches is None else self._batches.state_dict(),
-            "random": _random_state(),
         }
 
 

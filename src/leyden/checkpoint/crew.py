@@ -1,0 +1,85 @@
+"""Ranks that write and read a directory together: what one of them fails at, all of them fail at, and nobody waits."""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from leyden.core.errors import UserError
+from leyden.core.files import atomic_directory
+from leyden.parallel import Mesh
+
+T = TypeVar("T")
+
+
+class Crew:
+    """The ranks of a run, over a group of their own: what a thread exchanges here never meets what training exchanges.
+
+    Args:
+        group: on gloo, of all ranks; None: one process.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        self.group = group
+        self.rank = 0 if group is None else group.rank()
+        self.size = 1 if group is None else group.size()
+
+    def each(self, do: Callable[[], T]) -> list[T]:
+        """What ``do()`` gave on every rank, by rank; all ranks call this at the same point.
+
+        Raises:
+            Exception: the first failing rank's own error on that rank, and on all others too if it is a UserError.
+            RuntimeError: on the others, if it is any other; it names the rank.
+        """
+        result, error = None, None
+        try:
+            result = do()
+        except Exception as caught:
+            error = caught
+        told = None if error is None else (isinstance(error, UserError), f"{type(error).__name__}: {error}")
+        everyone: list[Any] = [(result, told)]
+        if self.group is not None:
+            everyone = [None] * self.size
+            dist.all_gather_object(everyone, (result, told), group=self.group)
+        for rank, (_, failure) in enumerate(everyone):
+            if failure is not None:
+                if rank == self.rank:
+                    assert error is not None, "told of it"
+                    raise error
+                by_user, message = failure
+                raise UserError(message.partition(": ")[2]) if by_user else RuntimeError(f"rank {rank}: {message}")
+        return [result for result, _ in everyone]
+
+    def once(self, do: Callable[[], T]) -> T:
+        """What ``do()`` gave on rank 0, the only one to call it."""
+        return self.each(lambda: do() if self.rank == 0 else None)[0]  # type: ignore[return-value]
+
+    @contextmanager
+    def directory(self, path: Path) -> Iterator[Path]:
+        """:func:`leyden.core.files.atomic_directory` for all ranks to fill; an error within must be one of all ranks.
+
+        Raises:
+            UserError: the disk is full (or a quota is).
+        """
+        with ExitStack() as stack:
+            part = self.once(lambda: stack.enter_context(atomic_directory(path)))
+            yield part
+            self.once(stack.pop_all().close)
+
+
+ALONE = Crew()
+
+
+@functools.cache
+def crew_of(mesh: Mesh | None) -> Crew:
+    """The crew of all ranks of ``mesh``, made once; all ranks call this at the same point."""
+    if mesh is None or mesh.groups["world"] is None:
+        return ALONE
+    timeout = timedelta(seconds=mesh.plan.settings.timeout_seconds)
+    group = dist.new_group(timeout=timeout, backend="gloo", group_desc="checkpoint")
+    assert isinstance(group, dist.ProcessGroup), "it has all ranks"
+    return Crew(group)
