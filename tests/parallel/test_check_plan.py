@@ -46,7 +46,6 @@ def test_rules_of_other_models() -> None:
     assert "tp = 2 does not divide the feed-forward's width of 1405" in _refused(ParallelConfig(tp=2), 2, dense)
     assert "the model has no experts" in _refused(ParallelConfig(ep=2), 2, preset("70m"))
     assert "pp = 2 puts tied embeddings on two ranks" in _refused(ParallelConfig(pp=2), 2, preset("70m"))
-    assert "router_aux_loss 'switch'" in _refused(ParallelConfig(pp=2), 2, preset("tiny", router_aux_loss="switch"))
     odd = StepShape(seq_len=63, micro_batch_tokens=63)
     assert "tp = 2 does not divide a row of 63 tokens" in _refused(ParallelConfig(tp=2), 2, step=odd)
     short = StepShape(seq_len=2, micro_batch_tokens=2)

@@ -91,14 +91,12 @@ def _experts(plan: Plan, model: ModelConfig) -> list[Rule]:
 def _stages(plan: Plan, model: ModelConfig) -> list[Rule]:
     pp, per_rank, layers = plan.pp, plan.settings.stages_per_rank, model.num_hidden_layers
     interleaved = plan.settings.pipeline_schedule == "interleaved"
-    switch = bool(model.num_local_experts) and model.router_aux_loss == "switch"
     return [
         (pp * per_rank > layers, f"pp x stages_per_rank = {pp} x {per_rank} stages, and there are {layers} layers."),
         (interleaved and per_rank == 1, "pipeline_schedule 'interleaved' needs stages_per_rank of 2 or more."),
         (not interleaved and per_rank > 1, f"stages_per_rank = {per_rank} needs pipeline_schedule 'interleaved'."),
         (pp == 1 and per_rank > 1, f"stages_per_rank = {per_rank} needs pp of 2 or more."),
         (pp > 1 and model.tie_word_embeddings, f"pp = {pp} puts tied embeddings on two ranks; untie them, or pp = 1."),
-        (pp > 1 and switch, f"pp = {pp} parts the layers that router_aux_loss 'switch' takes as one; use 'gshard'."),
     ]
 
 

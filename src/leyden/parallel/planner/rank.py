@@ -1,0 +1,91 @@
+"""One rank of a plan: where it stands, and how much of a step is its."""
+
+import functools
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+
+from leyden.model import ModelConfig
+from leyden.parallel.plan import Plan
+from leyden.parallel.planner.sizes import Module, layer_weights, outer_weights, stages
+from leyden.parallel.planner.step import StepShape
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Where a rank stands and what it computes with.
+
+    Attributes:
+        model: the shape.
+        plan: the sizes of the axes.
+        step: the tokens of a step.
+        at: the rank's coordinates.
+        dtype: of the computation.
+        documents: [N + 1], the bounds of the documents of each row; None: sequences of ``step.seq_len``.
+    """
+
+    model: ModelConfig
+    plan: Plan
+    step: StepShape
+    at: dict[str, int]
+    dtype: torch.dtype = torch.bfloat16
+    documents: tuple[int, ...] | None = None
+
+    @property
+    def wide(self) -> torch.dtype:
+        """Of sums and states: float32, or float64 for a float64 model."""
+        return torch.promote_types(self.dtype, torch.float32)
+
+    @property
+    def reduce_dtype(self) -> torch.dtype:
+        """Of gradients on the wire."""
+        name = self.plan.settings.reduce_dtype
+        return self.dtype if name == "auto" else getattr(torch, name)
+
+    @property
+    def row(self) -> int:
+        """Tokens of a row."""
+        return self.step.row_tokens(self.plan)
+
+    @property
+    def bounds(self) -> tuple[int, ...]:
+        """[cp + 1], of the context ranks' parts of a row (:meth:`leyden.parallel.ranks.StageRanks.part`)."""
+        tp, cp = self.plan.tp, self.plan.cp
+        return tuple(self.row // tp * index // cp * tp for index in range(cp + 1))
+
+    @property
+    def tokens(self) -> int:
+        """Of this context rank's part: what attention meets."""
+        return self.bounds[self.at["cp"] + 1] - self.bounds[self.at["cp"]]
+
+    @property
+    def own(self) -> int:
+        """Of those, this tensor rank's: what norms, routers and experts meet."""
+        return self.tokens // self.plan.tp
+
+    @property
+    def mean_own(self) -> float:
+        """Over the ranks of the stage."""
+        return self.row / (self.plan.cp * self.plan.tp)
+
+    @property
+    def row_documents(self) -> tuple[int, ...]:
+        """[N + 1] bounds."""
+        return self.documents or (*range(0, self.row, self.step.seq_len), self.row)
+
+    @functools.cached_property
+    def stages(self) -> list[tuple[int, range]]:
+        """Number and layers of each pipeline stage that the rank has."""
+        layers = stages(self.model, self.plan.num_stages, self.step.seq_len)  # pyright: ignore[reportArgumentType]
+        return [(number, layers[number]) for number in range(self.at["pp"], self.plan.num_stages, self.plan.pp)]
+
+    def modules(self) -> list[tuple[Module, int]]:
+        """The weights of each kind of layer, and of what stands around the layers, with how many of these there are."""
+        found = []
+        for _, layers in self.stages:
+            kinds = Counter(self.model.layer_types[index] for index in layers)
+            found += [(layer_weights(self.model, kind, self.plan, self.at), count) for kind, count in kinds.items()]
+            ends = {"first": layers.start == 0, "last": layers.stop == self.model.num_hidden_layers}
+            found.append((outer_weights(self.model, self.plan, self.at, **ends), 1))
+        return found

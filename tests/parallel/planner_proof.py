@@ -1,0 +1,72 @@
+"""One optimizer step of a plan's ranks, measured: bytes handed to collectives, and live tensor bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from gloo_ranks import mesh_of
+from one_process import random_row
+
+from leyden.model import HybridLM, ModelConfig
+from leyden.parallel import Plan, Team, attach
+from leyden.parallel.live_memory import track_memory
+from leyden.parallel.mesh import coordinates
+from leyden.parallel.planner import StepShape
+from leyden.parallel.planner.rank import Rank
+from leyden.parallel.planner.traffic import predict_traffic
+from leyden.parallel.traffic import count_traffic
+from leyden.train import MasterAdamW, Pretrain, TrainState, train_step
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "layer_types": ("linear_attention", "full_attention", "linear_attention", "full_attention"),
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 8,
+    "rotary_dim": 4,
+    "intermediate_size": 16,
+    "num_local_experts": 8,
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Of one rank.
+
+    Attributes:
+        counted, predicted: bytes by (axis, operation).
+        held: live bytes before the step.
+        peak: the most during it.
+    """
+
+    counted: dict[tuple[str, str], int]
+    predicted: dict[tuple[str, str], int]
+    held: int
+    peak: int
+
+
+def measure(plan: Plan, changes: dict[str, Any], step: StepShape, lengths: list[int], dtype: torch.dtype) -> Measured:
+    """The second of two steps, on rows of documents of these ``lengths``: the first one makes what stays."""
+    model, mesh = ModelConfig.parse({**SHAPE, **changes}, "test"), mesh_of(plan)
+    whole = HybridLM(model)
+    with track_memory() as memory:
+        attached = attach(whole, mesh, dtype, row_tokens=step.seq_len)
+        attached.model.train()
+        optimizer = MasterAdamW(attached.weights)
+        memory.follow([*attached.model.parameters(), *attached.model.buffers()])
+        state = TrainState(attached.model, optimizer, Team(mesh))
+        batches = [
+            random_row(lengths, model.vocab_size, seed=mesh.dp_rank * 100 + n) for n in range(step.num_micro_batches)
+        ]
+        train_step(state, batches, Pretrain(), lr=1e-3, clip_norm=1.0)
+        held = memory.current
+        memory.reset_peak()
+        with count_traffic(mesh) as traffic:
+            train_step(state, batches, Pretrain(), lr=1e-3, clip_norm=1.0)
+    bounds = tuple(torch.tensor([0, *lengths]).cumsum(0).tolist())
+    rank = Rank(model, plan, step, coordinates(plan, mesh.rank), dtype, bounds)
+    return Measured(traffic.by_operation(), dict(predict_traffic(rank)), held, memory.peak)
