@@ -32,6 +32,9 @@ from leyden.model.sequence import Sequence
 from leyden.ops import lightning_attention
 from leyden.parallel.mesh import Mesh
 
+# Collectives that begin in one call and end in another, as functions of values; they have no public name.
+_functional: Any = torch.ops._c10d_functional
+
 _CHUNK = 4096
 """Tokens whose outer products one matrix product sums, which bounds its temporaries; chunks are summed in float32."""
 
@@ -125,29 +128,22 @@ class Neighbours:
 
 
 class _Exchange:
-    """One layer's exchange of states, there and back. What it has begun is waited for where it is needed."""
+    """One layer's exchange of states, there and back."""
 
     def __init__(self, neighbours: Neighbours, slopes: torch.Tensor, group: dist.ProcessGroup) -> None:
         self.neighbours = neighbours
         self._slopes, self._group = slopes, group
-        self._work: dist.Work | None = None
 
     def begin(self, mine: torch.Tensor) -> torch.Tensor:
-        """Give [H, K, V] to all ranks: [ranks, H, K, V], which are there after :meth:`finish` alone."""
-        everyone = mine.new_empty(self._group.size(), *mine.shape)
-        self._work = dist.all_gather_into_tensor(
-            everyone.flatten(0, 1), mine.contiguous(), group=self._group, async_op=True
-        )
-        return everyone
+        """Give [H, K, V] to all ranks: [ranks H, K, V], which are there after :meth:`finish` alone."""
+        return _functional.all_gather_into_tensor(mine.contiguous(), self._group.size(), self._group.group_name)
 
     def finish(self, everyone: torch.Tensor, neighbours: tuple[tuple[int, int], ...]) -> torch.Tensor:
         """The sum of what the neighbours gave, decayed over the tokens between: [H, K, V]."""
-        assert self._work is not None, "finish follows begin"
-        self._work.wait()
-        self._work = None
-        total = torch.zeros_like(everyone[0])
+        states = _functional.wait_tensor(everyone).unflatten(0, (self._group.size(), -1))
+        total = torch.zeros_like(states[0])
         for rank, tokens in neighbours:
-            total.addcmul_(everyone[rank], torch.exp(-self._slopes * tokens)[:, None, None])
+            total.addcmul_(states[rank], torch.exp(-self._slopes * tokens)[:, None, None])
         return total
 
 
