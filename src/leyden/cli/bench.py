@@ -68,3 +68,14 @@ def data(
     from leyden.bench.data import run_data
 
     run_data(text or (), megabytes=megabytes, quick=quick, output=output)
+
+
+@app.command()
+def routers(
+    quick: Annotated[bool, typer.Option(help="Two ranks and few tokens: checks that all of it runs.")] = False,
+    output: Output = None,
+) -> None:
+    """Tokens dropped where eight ranks share the experts' capacity, beside each rank with a share of its own."""
+    from leyden.bench.routers import run_routers
+
+    run_routers(quick=quick, output=output)
