@@ -133,16 +133,17 @@ def test_ctrl_c_outside_of_training_keeps_what_is_finished(
 def test_a_full_disk_loses_nothing(
     finished: Path, recipe_file: Path, tmp_path: Path, leyden_cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = training._write_tensors
+    save_pieces = training.save_pieces
 
-    def write_too_much(directory: Path, tensors: Any) -> None:
-        write(directory, tensors)
+    def write_too_much(directory: Path, *rest: Any) -> Any:
+        written = save_pieces(directory, *rest)
         if "step_00000006" in directory.name:
             raise OSError(errno.ENOSPC, "No space left on device")
+        return written
 
     command = ("run", recipe_file, "--dir", tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_write_tensors", write_too_much)
+        patch.setattr(training, "save_pieces", write_too_much)
         outcome = leyden_cli(*command)
     assert outcome.code == 2
     assert outcome.err.splitlines()[-1].startswith("error: ")

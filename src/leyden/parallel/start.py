@@ -74,6 +74,8 @@ def team_of(plan: Plan) -> Iterator[Team]:
     except BaseException as error:
         if _is_shared(mesh, error):
             stop_ranks()
+            if mesh.rank > 0 and not isinstance(error, UserError | Interrupted | KeyboardInterrupt):
+                raise SystemExit(1) from None  # one traceback is enough
         else:  # groups without all of their ranks may not be left in order: the end of the process ends them
             _name(error, mesh.rank)
         raise
