@@ -178,7 +178,7 @@ class HybridLM(nn.Module):
         for index, layer in enumerate(self.layers):
             wanted = last if last and index == len(self.layers) - 1 else tokens.shape[1]
             x, state, routing = layer(x, sequence, None if cache is None else cache.layers[index], wanted)
-            if state is not None:
+            if state is not None and cache is not None:  # else nobody reads it, and it is large
                 states[index] = state
             if routing is not None:
                 routings.append(routing)
