@@ -173,15 +173,56 @@ EXACT = [
 ]
 
 
-@pytest.mark.parametrize("plan", PLANS, ids=str)
-def test_ranks_compute_what_one_process_does(ranks: Callable[..., list[Any]], plan: Plan) -> None:
-    by_rank = ranks(4, _on_a_rank, plan, EXACT)
-    for index, case in enumerate(EXACT):
+def _random_cases(world: int, count: int) -> list[Case]:
+    generator = torch.Generator().manual_seed(world)
+
+    def up_to(most: int) -> int:
+        return int(torch.randint(most + 1, (), generator=generator))
+
+    return [
+        Case(
+            num_tokens=tuple(max(0, up_to(30) - 6) for _ in range(world)),
+            top_k=1 + up_to(3),
+            favourite=float(up_to(3)),
+            avoided=up_to(4),
+            capacity=up_to(4 * world) if up_to(1) else None,
+            token_groups=1 + up_to(4),
+            recompute=("none", "all", "exchanges")[up_to(2)],
+            seed=100 + index,
+        )
+        for index in range(count)
+    ]
+
+
+def _assert_exact(ranks: Callable[..., list[Any]], plan: Plan, cases: Sequence[Case]) -> None:
+    by_rank = ranks(plan.world, _on_a_rank, plan, cases)
+    for index, case in enumerate(cases):
         found, expected = _assembled(plan, [rank[index] for rank in by_rank]), _one_process(case)
         for name in NAMES:
             assert found[name].dtype == expected[name].dtype
-            error = (found[name] - expected[name]).abs().max()
+            error = (found[name] - expected[name]).abs().max() if found[name].numel() else 0.0
             assert error <= 1e-12, f"{case}: {name} is {error} off"
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+def test_ranks_compute_what_one_process_does(ranks: Callable[..., list[Any]], plan: Plan) -> None:
+    _assert_exact(ranks, plan, EXACT + _random_cases(4, 6))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "plan",
+    [
+        Plan(dp_shard=8, ep=8),
+        Plan(dp_shard=2, cp=2, tp=2, ep=4, etp=2),
+        Plan(dp_shard=4, tp=2, ep=2, etp=4),
+        Plan(dp_shard=2, cp=4, ep=2, etp=2),  # two copies of every expert
+        Plan(dp_replicate=2, cp=2, tp=2, ep=2, etp=2),  # two replicas
+    ],
+    ids=str,
+)
+def test_eight_ranks_compute_what_one_process_does(ranks: Callable[..., list[Any]], plan: Plan) -> None:
+    _assert_exact(ranks, plan, _random_cases(8, 12))
 
 
 @pytest.mark.parametrize("plan", [EP4, EP2_ETP2], ids=str)

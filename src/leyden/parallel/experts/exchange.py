@@ -12,6 +12,7 @@ step takes two, and before the first, ranks hand over ``token_groups * E`` count
 """
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -73,11 +74,11 @@ class _Exchange(torch.autograd.Function):
 
             return tapes[index].record(compute, rows, gate_up, down) if keep else compute(rows, gate_up, down)
 
-        results = journey.make("forward", lambda group: x[group.token], work)
+        results = journey.make("forward", lambda group: x.index_select(0, group.token), work)
         out = torch.empty_like(x)
         for group, rows in zip(groups, results, strict=True):
-            share = weights[group.tokens].unbind(1)
-            out[group.tokens] = sum(w[:, None] * row for w, row in zip(share, group.each_choice(rows), strict=True))
+            share = weights[group.tokens].split(1, dim=1)
+            out[group.tokens] = reduce(torch.add, map(torch.mul, share, group.each_choice(rows)))
         if keep:
             saved = [tape.release() for tape in tapes]
             ctx.save_for_backward(weights, *results, *(tensor for each in saved for tensor in each))
@@ -94,7 +95,8 @@ class _Exchange(torch.autograd.Function):
         dexperts: list[torch.Tensor] = []
 
         def send(group: TokenGroup) -> torch.Tensor:
-            return (dout[group.token] * weights.flatten()[group.assignment][:, None]).to(dout.dtype)
+            share = weights.flatten().index_select(0, group.assignment)
+            return (dout.index_select(0, group.token) * share[:, None]).to(dout.dtype)
 
         def work(index: int, dy: torch.Tensor) -> torch.Tensor:
             drows, *more = ctx.tapes[index].backward(saved[index], dy)
@@ -103,7 +105,7 @@ class _Exchange(torch.autograd.Function):
 
         dweights, dx = torch.empty_like(weights), torch.empty_like(dout)
         for group, rows in zip(groups, ctx.journey.make("backward", send, work), strict=True):
-            dx[group.tokens] = sum(group.each_choice(rows))
+            dx[group.tokens] = reduce(torch.add, group.each_choice(rows))
         _weights_backward(groups, results, dout, dweights)
         return dx, *dexperts, dweights, None
 

@@ -1,5 +1,6 @@
 """A group of a rank's tokens: which of its rows go where, and the way back."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -41,19 +42,18 @@ class TokenGroup:
         """[rows] int64, the token of every row."""
         return self.assignment // self.row_of.shape[1]
 
-    def each_choice(self, rows: torch.Tensor) -> list[torch.Tensor]:
-        """From rows [rows, D] those of every token's first choice, second choice, ...: k times [n, D].
+    def each_choice(self, rows: torch.Tensor) -> Iterator[torch.Tensor]:
+        """From rows [rows, D] those of every token's first choice, then of its second, ...: k times [n, D].
 
         In float32 (float64 for float64), zeros where an assignment was dropped.
         """
         wide = torch.promote_types(rows.dtype, torch.float32)
-        num_tokens, top_k = self.row_of.shape
-        if not len(rows):
-            return [rows.new_zeros(num_tokens, rows.shape[1], dtype=wide)] * top_k
-        found = [rows[self.row_of[:, j]].to(wide) for j in range(top_k)]
-        if self.kept is None:
-            return found
-        return [row.masked_fill(~self.kept[:, j, None], 0) for j, row in enumerate(found)]
+        for j in range(self.row_of.shape[1]):
+            if not len(rows):
+                yield rows.new_zeros(len(self.row_of), rows.shape[1], dtype=wide)
+                continue
+            chosen = rows.index_select(0, self.row_of[:, j]).to(wide)
+            yield chosen if self.kept is None else chosen.masked_fill_(~self.kept[:, j, None], 0)
 
 
 def lay_out(routing: Routing, mesh: Mesh, experts_per_rank: int) -> list[TokenGroup]:

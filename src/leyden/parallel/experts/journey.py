@@ -60,7 +60,8 @@ class Journey:
             x = yield from fly("dispatch", x, group.sent, group.received, ep)
         own, to_peers, from_peers = len(x), group.to_peers, group.from_peers
         if etp is not None:
-            parts = yield from fly("gather", x.repeat(etp.size() - 1, 1), to_peers, from_peers, etp)
+            copies = x if etp.size() == 2 else x.repeat(etp.size() - 1, 1)
+            parts = yield from fly("gather", copies, to_peers, from_peers, etp)
             x = torch.cat([x, parts])
         x = work(index, x)
         note(direction, "experts", index, "computed")
