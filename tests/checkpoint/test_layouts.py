@@ -36,9 +36,7 @@ def saved(random_model: ModelMaker, tmp_path: Path) -> Path:
 def assert_same(ours: HybridLM, loaded: HybridLM) -> None:
     assert loaded.config == ours.config
     assert not loaded.training
-    for (name, value), (name_, value_) in zip(
-        ours.state_dict().items(), loaded.state_dict().items(), strict=True
-    ):
+    for (name, value), (name_, value_) in zip(ours.state_dict().items(), loaded.state_dict().items(), strict=True):
         assert name == name_
         assert value.dtype == value_.dtype, name
         assert torch.equal(value, value_), name

@@ -151,9 +151,7 @@ def test_a_released_model_passes_through_bit_for_bit(
     assert configs[0] == configs[1]
 
 
-def test_a_norm_that_bfloat16_would_round_stays_float32(
-    random_model: Callable[..., HybridLM], tmp_path: Path
-) -> None:
+def test_a_norm_that_bfloat16_would_round_stays_float32(random_model: Callable[..., HybridLM], tmp_path: Path) -> None:
     save(random_model(torch.bfloat16), None, tmp_path / "m", layout="minimax")
     stored = load_file(tmp_path / "m" / "model.safetensors")
     assert stored["model.norm.weight"].dtype == torch.float32

@@ -68,9 +68,7 @@ def test_the_pairs_turn_and_stand_still_as_ours_at_a_million_tokens(random_model
     assert (sin[0, 0, 2:5].abs() < 1e-20).all()
 
 
-def test_at_long_positions_its_rounding_of_angles_is_all_that_differs(
-    random_model: ModelMaker, tmp_path: Path
-) -> None:
+def test_at_long_positions_its_rounding_of_angles_is_all_that_differs(random_model: ModelMaker, tmp_path: Path) -> None:
     """transformers forms angles in float32: at position p they are off by p 2^-23; ours are of float64."""
     model = random_model(num_hidden_layers=1, layer_types=("full_attention",))
     save(model, None, tmp_path / "m", layout="transformers")
@@ -128,15 +126,11 @@ def test_a_bfloat16_model_opens_in_float32_with_our_slopes(random_model: ModelMa
     assert torch.equal(theirs.model.layers[0].self_attn.slope_rate.flatten(), slopes)
     tokens = random_tokens(1, 33)
     with torch.no_grad():
-        torch.testing.assert_close(
-            theirs(tokens, use_cache=False).logits, model.float()(tokens), rtol=0, atol=2e-5
-        )
+        torch.testing.assert_close(theirs(tokens, use_cache=False).logits, model.float()(tokens), rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", ["half rotary", "3 heads", "tied"])
-def test_what_transformers_saves_again_is_still_our_model(
-    random_model: ModelMaker, tmp_path: Path, name: str
-) -> None:
+def test_what_transformers_saves_again_is_still_our_model(random_model: ModelMaker, tmp_path: Path, name: str) -> None:
     model = random_model(**SHAPES[name], capacity_factor=1.5, z_loss_coef=1e-4)
     save(model, None, tmp_path / "m", layout="transformers")
     open_with_transformers(tmp_path / "m").save_pretrained(tmp_path / "again")
@@ -173,9 +167,7 @@ def test_we_open_a_model_that_transformers_made(tmp_path: Path, block_size: int)
     assert model.config.router_aux_loss == "switch"
     tokens = random_tokens(1, 300)
     with torch.no_grad():  # the two formulas of the slopes differ by 1e-5 / (L - 1)
-        torch.testing.assert_close(
-            model(tokens), theirs(tokens, use_cache=False).logits, rtol=0, atol=2e-3
-        )
+        torch.testing.assert_close(model(tokens), theirs(tokens, use_cache=False).logits, rtol=0, atol=2e-3)
 
 
 def test_we_open_one_that_was_rounded_to_bfloat16(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def _open(directory: Path) -> _Stored:
     _check_derived(files, derived)
     has_tokenizer = (directory / _TOKENIZER_FILE).exists()
     tokenizer = Tokenizer.load(directory) if has_tokenizer else None
-    _check_fit(config, tokenizer, str(directory))
+    check_fit(config, tokenizer, str(directory))
     return _Stored(config, _Weights(files, bindings, float32), tokenizer)
 
 
@@ -192,14 +192,14 @@ def _write(
     dtype = weights["embed_tokens.weight"].dtype
     settings = layout.write_config(config, dtype, tokenizer)
     bindings, float32 = bindings_of(layout, config)
-    _check_fit(config, tokenizer, "the model to save")
-    _refuse_to_replace_others(directory)
+    check_fit(config, tokenizer, "the model to save")
+    refuse_to_replace_others(directory)
 
     def tensors() -> Iterator[tuple[str, torch.Tensor]]:
         for binding in bindings:
             whole = weights[binding.ours]
             if layout.narrows and binding.ours in float32:
-                whole = _narrowed(whole, dtype)
+                whole = narrowed(whole, dtype)
             yield from zip(binding.theirs, binding.split(whole), strict=True)
         for item in layout.derived(config, settings):
             yield item.name, item.make()
@@ -211,7 +211,12 @@ def _write(
             tokenizer.save(part)
 
 
-def _check_fit(config: ModelConfig, tokenizer: Tokenizer | None, source: str) -> None:
+def check_fit(config: ModelConfig, tokenizer: Tokenizer | None, source: str) -> None:
+    """Refuse a tokenizer with more tokens than the model of ``source`` has.
+
+    Raises:
+        UserError: it has.
+    """
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         raise UserError(
             f"{source}: the tokenizer has {tokenizer.vocab_size} tokens and the model's vocab_size is "
@@ -219,14 +224,18 @@ def _check_fit(config: ModelConfig, tokenizer: Tokenizer | None, source: str) ->
         )
 
 
-def _narrowed(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def narrowed(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """``tensor`` in ``dtype`` where every value survives it, else as it is."""
     narrow = tensor.to(dtype)
     return narrow if torch.equal(narrow.to(tensor.dtype), tensor) else tensor
 
 
-def _refuse_to_replace_others(directory: Path) -> None:
-    """A directory is replaced whole, so it must be empty or hold nothing but a model."""
+def refuse_to_replace_others(directory: Path) -> None:
+    """A directory is replaced whole, so it must be empty or hold nothing but a model.
+
+    Raises:
+        UserError: it holds something else.
+    """
     if not directory.exists():
         return
     if not directory.is_dir():

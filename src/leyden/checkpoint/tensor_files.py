@@ -5,7 +5,7 @@ Headers are read here, not by the safetensors library, so that a damaged or trun
 
 import json
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -195,18 +195,18 @@ def write_tensors(directory: Path, tensors: Iterable[tuple[str, torch.Tensor]], 
         pending_bytes += tensor.nbytes
         total_bytes += tensor.nbytes
     flush()
-    _name_shards(directory, shards, total_bytes)
+    for number in range(len(shards)):
+        (directory / f"{number}.part").rename(directory / shard_name(number, len(shards)))
+    write_index(directory, shards, total_bytes)
 
 
-def _name_shards(directory: Path, shards: list[list[str]], total_bytes: int) -> None:
-    """Give the shards their names, which say how many there are, and write the index."""
-    if len(shards) == 1:
-        (directory / "0.part").rename(directory / SINGLE_FILE)
-        return
-    weight_map = {}
-    for number, names in enumerate(shards):
-        file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
-        (directory / f"{number}.part").rename(directory / file)
-        weight_map.update(dict.fromkeys(names, file))
-    index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
-    write_json(directory / INDEX_FILE, index)
+def shard_name(number: int, count: int) -> str:
+    """What the file ``number`` of ``count`` is called."""
+    return SINGLE_FILE if count == 1 else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+
+
+def write_index(directory: Path, shards: Sequence[Sequence[str]], total_bytes: int) -> None:
+    """Say which shard holds which names, where there are several."""
+    if len(shards) > 1:
+        names = [(name, shard_name(number, len(shards))) for number, shard in enumerate(shards) for name in shard]
+        write_json(directory / INDEX_FILE, {"metadata": {"total_size": total_bytes}, "weight_map": dict(names)})
