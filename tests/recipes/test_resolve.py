@@ -43,6 +43,17 @@ def test_every_difference_is_named_with_both_values(tmp_path: Path) -> None:
     assert "or give another --dir" in message
 
 
+def test_a_run_may_go_on_under_another_plan(tmp_path: Path) -> None:
+    before = recipe({}, train={"dtype": "float32"})
+    now = recipe(
+        {},
+        train={"dtype": "float32", "checkpoint_steps": 7, "keep_checkpoints": 5, "max_skipped_steps": 2},
+        parallel={"cp": 2, "timeout_seconds": 30.0},
+    )
+    assert adopt(now, before, tmp_path) == now
+    assert adopt(before, now, tmp_path) == before
+
+
 def test_other_lengths_and_stages_are_differences(tmp_path: Path) -> None:
     timed = recipe({"steps": 77, "minutes": 2.0})
     for other in (recipe({"steps": None, "minutes": 3.0}), recipe({"steps": 76, "minutes": 2.0}), recipe({}, {})):

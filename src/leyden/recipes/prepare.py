@@ -37,32 +37,50 @@ class Prepared:
     held_out: tuple[str, ...]
 
 
-def prepare(recipe: Recipe, directory: Path) -> Prepared:
+def prepare(recipe: Recipe, directory: Path) -> None:
     """Read the documents, hold some out, train or load the tokenizer, and tokenise.
 
     Writes ``data.json`` (what was read), ``held_out.jsonl``, ``tokenizer/`` and ``data/`` into ``directory``; where
-    the last of them exists, all of them are read back instead.
+    the last of them exists, nothing is left to do. Of several ranks one does this, and all read it afterwards.
 
     Raises:
         UserError: no documents, a vocabulary larger than they support, or a data build without tokens.
     """
     if recipe.data.build is not None:
-        return _of_build(recipe.data.build, directory)
-    shards, tokenizer = directory / TOKENS_DIRECTORY, directory / "tokenizer"
+        _mark_build(recipe.data.build, directory)
+        return
+    shards = directory / TOKENS_DIRECTORY
     if not shards.exists():
         corpus = build_corpus(recipe.data.text or None, held_out_fraction=recipe.data.held_out_fraction)
         _tell(corpus)
         trained = _tokenizer(recipe, corpus)
-        trained.save(tokenizer)
+        trained.save(directory / "tokenizer")
         _write_corpus(corpus, directory)
         write_shards(corpus.train, trained, shards)
+
+
+def read_prepared(recipe: Recipe, directory: Path) -> Prepared:
+    """What :func:`prepare` left.
+
+    Raises:
+        UserError: it is not there.
+    """
+    if recipe.data.build is not None:
+        tokens = read_tokens(recipe.data.build)
+        return Prepared(Tokenizer.load(tokens.tokenizer), tokens.groups, held_out_texts(recipe.data.build))
+    shards = directory / TOKENS_DIRECTORY
+    if not shards.exists():
+        raise UserError(
+            f"{shards} is not there for this rank; the directory of a run must be the same one for all ranks, on a "
+            "file system that all machines share."
+        )
     lines = (directory / "held_out.jsonl").read_text(encoding="utf-8").splitlines()
     held_out = tuple(json.loads(line)["text"] for line in lines)
-    return Prepared(Tokenizer.load(tokenizer), {"all": TokenShards.open(shards)}, held_out)
+    return Prepared(Tokenizer.load(directory / "tokenizer"), {"all": TokenShards.open(shards)}, held_out)
 
 
-def _of_build(build: Path, directory: Path) -> Prepared:
-    """What a data build made; ``build.json`` of the run names its tokens, so that it resumes on no others."""
+def _mark_build(build: Path, directory: Path) -> None:
+    """``build.json`` of the run names the tokens of a data build, so that it resumes on no others."""
     tokens = read_tokens(build)
     prints = {group: shards.fingerprint for group, shards in tokens.groups.items()}
     mark = directory / "build.json"
@@ -75,7 +93,6 @@ def _of_build(build: Path, directory: Path) -> Prepared:
         part.write_text(json.dumps(prints), encoding="utf-8")
     with atomic_file(directory / "data.json") as part:
         part.write_text(json.dumps(tokens.facts(), indent=1), encoding="utf-8")
-    return Prepared(Tokenizer.load(tokens.tokenizer), tokens.groups, held_out_texts(build))
 
 
 def _tokenizer(recipe: Recipe, corpus: Corpus) -> Tokenizer:

@@ -11,6 +11,9 @@ from leyden.recipes.schema import Recipe
 
 RECIPE_FILE = "recipe.toml"
 
+_FREE = ("parallel", "train.checkpoint_steps", "train.keep_checkpoints", "train.max_skipped_steps")
+"""What a run may change on its way: it leaves every step as it was but for the order of additions."""
+
 
 def earlier_recipe(directory: Path, resume: Literal["auto", "never"]) -> Recipe | None:
     """The resolved recipe of the run that ``directory`` holds, or None where it has made nothing yet.
@@ -30,7 +33,10 @@ def earlier_recipe(directory: Path, resume: Literal["auto", "never"]) -> Recipe 
 
 
 def adopt(recipe: Recipe, earlier: Recipe | None, directory: Path) -> Recipe:
-    """``recipe`` with what the earlier run settled (dtype, measured steps); they must agree in everything else.
+    """``recipe`` with what the earlier run settled (dtype, measured steps).
+
+    They must agree in everything else but the plan and how often a checkpoint is written: a run may go on on other
+    ranks, with the same batches at the same steps.
 
     Raises:
         UserError: they differ; the message names every key with both values.
@@ -55,7 +61,9 @@ def adopt(recipe: Recipe, earlier: Recipe | None, directory: Path) -> Recipe:
 
 
 def _differences(now: Any, before: Any, path: str) -> list[str]:
-    """``key is X there and Y now`` for every leaf that differs."""
+    """``key is X there and Y now`` for every leaf that differs and may not."""
+    if path in _FREE:
+        return []
     if isinstance(now, dict) and isinstance(before, dict):
         keys = sorted(now.keys() | before.keys())
         return [d for key in keys for d in _differences(now.get(key), before.get(key), f"{path}.{key}".lstrip("."))]

@@ -4,9 +4,13 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 
+from leyden import parallel
+from leyden.checkpoint.export import export
+from leyden.checkpoint.pieces import Piece
 from leyden.core.device import compute_dtype, default_device, matmul_flops_per_second
 from leyden.core.log import progress, say
 from leyden.data import PackedBatches
@@ -15,8 +19,11 @@ from leyden.data.mixing import MixedBatches
 from leyden.data.packing import Batches
 from leyden.data.prefetch import Prefetched
 from leyden.model import HybridLM, count_model
+from leyden.parallel import Team
+from leyden.parallel.recompute import install_compile, install_recompute
 from leyden.recipes.prepare import Prepared
 from leyden.recipes.schema import Recipe, Stage
+from leyden.tokenizer import Tokenizer
 from leyden.train import FitSettings, MasterAdamW, Objective, Pretrain, TrainState, fit, train_step
 
 _OBJECTIVES: dict[str, Callable[[], Objective]] = {"pretrain": Pretrain}
@@ -26,24 +33,30 @@ _MARGIN = 0.95
 """Of the time asked for, what is planned: checkpoints take some, and no step may start late."""
 
 
-def settle(recipe: Recipe, prepared: Prepared) -> Recipe:
-    """``recipe`` with a dtype instead of ``auto`` and with a number of steps for every stage.
+def settle_dtype(recipe: Recipe) -> Recipe:
+    """``recipe`` with a dtype instead of ``auto``."""
+    if recipe.train.dtype != "auto":
+        return recipe
+    dtype, reason = compute_dtype(default_device())
+    say(f"computing in {reason}")
+    name = str(dtype).removeprefix("torch.")
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"dtype": name})})
+
+
+def settle_steps(recipe: Recipe, prepared: Prepared, team: Team) -> Recipe:
+    """``recipe`` with a number of steps for every stage.
 
     A stage given in minutes is timed over a few steps of a model that is then thrown away; nothing later reads a clock.
+    All ranks take those steps, and the first rank's clock decides.
     """
-    if recipe.train.dtype == "auto":
-        dtype, reason = compute_dtype(default_device())
-        say(f"computing in {reason}")
-        name = str(dtype).removeprefix("torch.")
-        recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"dtype": name})})
     stages = [
-        stage if stage.total_steps else stage.model_copy(update={"steps": _measure(recipe, index, prepared)})
+        stage if stage.total_steps else stage.model_copy(update={"steps": _measure(recipe, index, prepared, team)})
         for index, stage in enumerate(recipe.stage)
     ]
     return recipe.model_copy(update={"stage": tuple(stages)})
 
 
-def train(recipe: Recipe, prepared: Prepared, directory: Path, how_to_resume: str) -> HybridLM:
+def train(recipe: Recipe, prepared: Prepared, directory: Path, how_to_resume: str, team: Team) -> TrainState:
     """Train through all stages, from the newest checkpoint in ``directory`` if there is one.
 
     Args:
@@ -51,43 +64,64 @@ def train(recipe: Recipe, prepared: Prepared, directory: Path, how_to_resume: st
         prepared: the tokens.
         directory: the run's.
         how_to_resume: what an interrupted user is told.
+        team: the ranks that train; all of them call this.
 
     Returns:
-        The trained model in float32.
+        The state at the end of the last stage.
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM; all is saved.
         UserError: the disk is full, or the loss stays not finite.
     """
-    model = _new_model(recipe)
-    state = TrainState(model, MasterAdamW(model, recipe.train.optimizer))
+    state = _new_state(recipe, team)
     if state.resume(directory):
         say(f"going on from step {state.step}")
     for index, stage in enumerate(recipe.stage):
-        _enter(model, stage)
+        _enter(state, stage)
         if index < state.stage:
             continue
         objective = _OBJECTIVES[stage.objective]()
-        settings = _fit_settings(recipe, stage, how_to_resume)
+        settings = _fit_settings(recipe, stage, how_to_resume, team)
         batches = _batches(recipe, index, prepared, directory / "plans")
         _tell_mixture(batches, settings.total_steps)
-        with Prefetched(batches) as ahead:
+        with _own_share(batches, team) as ahead:
             fit(state, ahead, objective, stage.learning_rate(), settings, run_dir=directory, stage=index)
-    return _in_float32(model, state.optimizer)
+    return state
 
 
-def _in_float32(model: HybridLM, optimizer: MasterAdamW) -> HybridLM:
-    """``model`` with the optimizer's master weights: what was learnt, before it was rounded to compute."""
-    model.float()
-    for name, master in optimizer.masters().items():
-        model.get_parameter(name).data.copy_(master)
-    return model
+def _new_state(recipe: Recipe, team: Team) -> TrainState:
+    """The model with its initial weights, the same whatever the plan, and its optimizer."""
+    section, settings = recipe.train, recipe.parallel
+    torch.manual_seed(section.seed)
+    dtype = getattr(torch, section.dtype)
+    host = torch.device("cpu") if settings.offload_optimizer else None
+    if team.mesh is None:
+        model = HybridLM(recipe.model, seed=section.seed).to(default_device(), dtype)
+        if settings.compile:
+            install_compile(model, default_device())
+        install_recompute(model, settings.activation_checkpointing)
+        return TrainState(model, MasterAdamW(model, section.optimizer, host), team)
+    with torch.device("meta"):
+        model = HybridLM(recipe.model)
+    longest = max(stage.seq_len for stage in recipe.stage)
+    attached = parallel.attach(model, team.mesh, dtype, seed=section.seed, row_tokens=longest)
+    return TrainState(attached.model, MasterAdamW(attached.weights, section.optimizer, host), team)
 
 
-def _new_model(recipe: Recipe) -> HybridLM:
-    torch.manual_seed(recipe.train.seed)
-    dtype = getattr(torch, recipe.train.dtype)
-    return HybridLM(recipe.model, seed=recipe.train.seed).to(default_device(), dtype)
+def _own_share(batches: Batches, team: Team) -> Prefetched:
+    """What this rank has of every batch."""
+    rank, ranks = team.share
+    return Prefetched(batches, rank=rank, ranks=ranks)
+
+
+def save_trained(state: TrainState, tokenizer: Tokenizer, path: Path) -> None:
+    """Write the model in float32, the optimizer's masters: what was learnt, before it was rounded to compute.
+
+    All ranks of the team call this, and none ever holds the whole model.
+    """
+    optimizer, config = state.optimizer, cast("HybridLM", state.model).config
+    learnt = {name: Piece(master, optimizer.weights[name].part) for name, master in optimizer.masters().items()}
+    export(learnt, config, tokenizer, path, layout="transformers", mesh=state.team.mesh)
 
 
 def _tell_mixture(batches: Batches, steps: int) -> None:
@@ -126,15 +160,17 @@ def _batches(recipe: Recipe, index: int, prepared: Prepared, plans: Path | None 
     )
 
 
-def _enter(model: HybridLM, stage: Stage) -> None:
+def _enter(state: TrainState, stage: Stage) -> None:
     """Take over what a stage changes in the model's configuration."""
+    model: Any = state.model  # a HybridLM, or the stages of a pipeline, which all take it over
     if stage.rope_theta is not None:
         model.config = model.config.model_copy(update={"rope_theta": stage.rope_theta})
 
 
-def _fit_settings(recipe: Recipe, stage: Stage, how_to_resume: str) -> FitSettings:
+def _fit_settings(recipe: Recipe, stage: Stage, how_to_resume: str, team: Team) -> FitSettings:
     assert stage.total_steps is not None, "settled before training"
-    section = recipe.train
+    section, world = recipe.train, 1 if team.mesh is None else team.mesh.plan.world
+    rate = matmul_flops_per_second(getattr(torch, section.dtype), default_device().type)
     return FitSettings(
         stage=stage.name,
         total_steps=stage.total_steps,
@@ -144,20 +180,22 @@ def _fit_settings(recipe: Recipe, stage: Stage, how_to_resume: str) -> FitSettin
         keep_checkpoints=section.keep_checkpoints,
         max_skipped_steps=section.max_skipped_steps,
         flops_per_token=count_model(recipe.model).training_flops_per_token(stage.seq_len),
-        peak_flops_per_second=matmul_flops_per_second(getattr(torch, section.dtype), default_device().type),
+        peak_flops_per_second=world * rate,
         how_to_resume=how_to_resume,
     )
 
 
-def _measure(recipe: Recipe, index: int, prepared: Prepared) -> int:
+def _measure(recipe: Recipe, index: int, prepared: Prepared, team: Team) -> int:
     """How many steps of stage ``index`` fit its minutes."""
     stage = recipe.stage[index]
     assert stage.minutes is not None, "a stage without steps or tokens has minutes"
-    model = _new_model(recipe)
-    state, batches = TrainState(model, MasterAdamW(model, recipe.train.optimizer)), _batches(recipe, index, prepared)
-    objective = _OBJECTIVES[stage.objective]()
+    state = _new_state(recipe, team)
+    objective, minutes = _OBJECTIVES[stage.objective](), stage.minutes
     seconds = []
-    with progress(f"timing {stage.name}", _WARM_STEPS + _TIMED_STEPS, "steps") as bar:
+    with (
+        _own_share(_batches(recipe, index, prepared), team) as batches,
+        progress(f"timing {stage.name}", _WARM_STEPS + _TIMED_STEPS, "steps") as bar,
+    ):
         for _ in range(_WARM_STEPS + _TIMED_STEPS):
             started = time.perf_counter()
             micro_batches = [next(batches) for _ in range(stage.batch_tokens // stage.micro_batch)]
@@ -165,7 +203,7 @@ def _measure(recipe: Recipe, index: int, prepared: Prepared) -> int:
             seconds.append(time.perf_counter() - started)
             bar.advance()
     step_seconds = statistics.median(seconds[_WARM_STEPS:])
-    steps = max(1, int(stage.minutes * 60 * _MARGIN / step_seconds))
+    steps = team.first(lambda: max(1, int(minutes * 60 * _MARGIN / step_seconds)))
     say(
         f"stage {stage.name}: {step_seconds:.2f} s a step of {stage.batch_tokens:,} tokens; "
         f"{steps} steps fit {stage.minutes:g} minutes"

@@ -1,0 +1,34 @@
+"""``leyden`` with a fault: ``faulty_run.py FAULT RANK STEP ARGUMENTS`` in place of ``-m leyden ARGUMENTS``.
+
+The fault is in the midst of the step's last backward on that rank, the first time that torchrun starts the ranks.
+"""
+
+import os
+import signal
+import sys
+import time
+
+from leyden.cli import main
+from leyden.parallel import Team
+
+FAULTS = {
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "terminate": lambda: os.kill(os.getpid(), signal.SIGTERM),
+    "hang": lambda: time.sleep(600),
+}
+
+_at = Team.at
+
+
+def at_and_fail(team: Team, phase: str, step: int, micro_batch: int = 0) -> None:
+    _at(team, phase, step, micro_batch)
+    if (phase, step, str(team.rank)) == ("backward", int(STEP), RANK):
+        FAULTS[FAULT]()
+
+
+if __name__ == "__main__":
+    FAULT, RANK, STEP = sys.argv[1:4]
+    del sys.argv[1:4]
+    if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        Team.at = at_and_fail
+    main()

@@ -1,0 +1,114 @@
+"""``leyden run`` under torchrun: the run of one process; killed, stopped and resumed, the run never hurt."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rank_runs
+from safetensors.torch import load_file
+
+from leyden.recipes import load_recipe
+
+PLAN = ("--set", "parallel.cp=2", "--set", "parallel.ep=2")
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return rank_runs.write_recipe(tmp_path_factory.mktemp("ranks") / "recipe")
+
+
+@pytest.fixture(scope="module")
+def alone(recipe: Path, leyden_cli: Callable[..., Any]) -> Path:
+    """The run of one process."""
+    directory = recipe.parent / "alone"
+    outcome = leyden_cli("run", recipe, "--dir", directory)
+    assert outcome.code == 0, outcome.err
+    return directory
+
+
+@pytest.fixture(scope="module")
+def unhurt(recipe: Path) -> tuple[Path, str]:
+    """The run of two ranks that nothing disturbed, and what it said."""
+    directory = recipe.parent / "unhurt"
+    ended = rank_runs.torchrun("run", recipe, "--dir", directory, *PLAN)
+    assert ended.code == 0, ended.said
+    return directory, ended.said
+
+
+def assert_close(found: Path, expected: Path, rtol: float) -> None:
+    ours, theirs = rank_runs.metrics(found), rank_runs.metrics(expected)
+    for name in ("step", "stage", "tokens", "lr", "skipped"):
+        assert [record[name] for record in ours] == [record[name] for record in theirs], name
+    for name in ("loss", "aux_loss", "grad_norm", "dropped"):
+        assert [r[name] for r in ours] == pytest.approx([r[name] for r in theirs], rel=rtol, abs=rtol), name
+
+
+def assert_same_bits(found: Path, expected: Path) -> None:
+    assert rank_runs.metrics(found) == rank_runs.metrics(expected)
+    for name in ("final/model.safetensors", "final/config.json", "eval.jsonl", "samples.jsonl", "recipe.toml"):
+        assert (found / name).read_bytes() == (expected / name).read_bytes(), name
+
+
+def test_two_ranks_are_one_process(unhurt: tuple[Path, str], alone: Path) -> None:
+    directory, said = unhurt
+    assert [record["step"] for record in rank_runs.metrics(directory)] == list(range(1, rank_runs.TOTAL_STEPS + 1))
+    assert_close(directory, alone, rtol=2e-6)
+    ours, theirs = (load_file(path / "final" / "model.safetensors") for path in (directory, alone))
+    assert ours.keys() == theirs.keys()
+    worst = max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+    assert worst < 1e-5
+    assert {path.name for path in directory.iterdir()} == {path.name for path in alone.iterdir()}
+    for line in ("documents: 30", "bits per byte on unseen documents", "model:  "):
+        assert said.count(line) == 1, said
+    assert load_recipe(str(directory / "recipe.toml")).parallel.ep == 2
+
+
+def test_killed_in_the_midst_of_a_step_and_started_again(
+    recipe: Path, unhurt: tuple[Path, str], tmp_path: Path
+) -> None:
+    """The second rank, in the second stage; torchrun starts both anew, from the checkpoint of step 6."""
+    directory = tmp_path / "run"
+    ended = rank_runs.torchrun("run", recipe, "--dir", directory, *PLAN, restarts=1, fault=("kill", 1, 8))
+    assert ended.code == 0, ended.said
+    assert "going on from step 6" in ended.said
+    assert_same_bits(directory, unhurt[0])
+
+
+@pytest.mark.slow
+def test_terminated_and_resumed_on_one_process(
+    recipe: Path, unhurt: tuple[Path, str], alone: Path, tmp_path: Path, leyden_cli: Callable[..., Any]
+) -> None:
+    """One rank is asked to stop, all do, at the end of the step. Another plan goes on with the same batches."""
+    directory = tmp_path / "run"
+    ended = rank_runs.torchrun("run", recipe, "--dir", directory, *PLAN, fault=("terminate", 1, 3))
+    assert ended.code == 1
+    assert rank_runs.exit_codes(ended)[0] == 130, ended.said
+    assert ended.said.count("Stopped after step 3; everything is saved. To go on: torchrun --nproc-per-node 2") == 1
+    assert "Traceback" not in ended.said.partition("torch.distributed.elastic")[0]
+    assert [path.name for path in (directory / "checkpoints").iterdir()] == ["step_00000003"]
+    outcome = leyden_cli("run", recipe, "--dir", directory)
+    assert outcome.code == 0, outcome.err
+    assert "going on from step 3" in outcome.err
+    assert rank_runs.metrics(directory)[:3] == rank_runs.metrics(unhurt[0])[:3]
+    assert_close(directory, alone, rtol=2e-6)
+
+
+@pytest.mark.slow
+def test_terminated_and_resumed_on_as_many(recipe: Path, unhurt: tuple[Path, str], tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    rank_runs.torchrun("run", recipe, "--dir", directory, *PLAN, fault=("terminate", 0, 5))
+    ended = rank_runs.torchrun("run", directory / "recipe.toml", "--dir", directory, "--resume", "auto")
+    assert ended.code == 0, ended.said
+    assert "going on from step 5" in ended.said
+    assert_same_bits(directory, unhurt[0])
+
+
+@pytest.mark.slow
+def test_a_pipeline_of_two_ranks_is_one_process(recipe: Path, alone: Path, tmp_path: Path) -> None:
+    """A step of the second stage has one micro-batch and cannot fill a pipeline; smaller ones can."""
+    directory, changes = tmp_path / "run", ("--set", "parallel.pp=2", "--set", "stage.long.micro_batch_tokens=128")
+    ended = rank_runs.torchrun("run", recipe, "--dir", directory, *changes)
+    assert ended.code == 0, ended.said
+    ours, theirs = rank_runs.metrics(directory)[:6], rank_runs.metrics(alone)[:6]
+    assert [r["loss"] for r in ours] == pytest.approx([r["loss"] for r in theirs], rel=2e-6)
