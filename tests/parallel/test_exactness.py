@@ -54,16 +54,21 @@ def build(changes: dict[str, Any]) -> HybridLM:
 
 
 def rows_of(plan: Plan, seed: int) -> list[Row]:
-    """One packed row a data rank: random documents, a third of the labels hidden; context ranks' parts are unequal."""
+    """One packed row a data rank: random documents, a third of the labels hidden; context ranks' parts are unequal.
+
+    Every document begins with another token: two that began alike would tie for an expert, and whether a tie is one
+    depends on the last bit.
+    """
     length = 47 // plan.tp * plan.tp
     generator = torch.Generator().manual_seed(seed)
     rows = []
-    for _ in range(plan.dp):
+    for row in range(plan.dp):
         tokens = torch.randint(0, 101, (1, length), generator=generator)
         labels = torch.randint(0, 101, (1, length), generator=generator)
         labels[torch.rand(labels.shape, generator=generator) < 0.3] = -100
         cuts = torch.randperm(length - 1, generator=generator)[: int(torch.randint(0, 5, (), generator=generator))] + 1
         bounds = torch.cat([torch.tensor([0]), cuts.sort().values, torch.tensor([length])])
+        tokens[0, bounds[:-1]] = 5 * row + torch.arange(len(bounds) - 1)
         rows.append(Row(tokens, labels, bounds.int()))
     return rows
 

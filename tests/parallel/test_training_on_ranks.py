@@ -1,0 +1,63 @@
+"""Several optimizer steps on ranks beside one process: in float64 exactly, in bfloat16 within its own noise."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from gloo_ranks import mesh_of
+from test_exactness import DROPS, build, joined, rows_of
+
+from leyden.parallel import ParallelConfig, Plan, Team, attach
+from leyden.train import AdamWConfig, MasterAdamW, Pretrain, TrainState, train_step
+
+STEPS = 5
+MICRO_BATCHES = 2
+
+
+def losses(plan: Plan, changes: dict[str, Any], dtype: torch.dtype) -> list[tuple[float, float]]:
+    """(loss, gradient norm) of every step of ``plan``'s ranks, or of one process where the plan has one."""
+    model = build(changes)
+    if plan.world == 1:
+        model.to(dtype)
+        state = TrainState(model, MasterAdamW(model, AdamWConfig()))
+    else:
+        mesh, settings = mesh_of(plan), plan.settings
+        model.to(dtype if settings.offload_optimizer or dtype == torch.float64 else torch.float32)
+        attached = attach(model, mesh, dtype)
+        device = torch.device("cpu") if settings.offload_optimizer else None
+        state = TrainState(attached.model, MasterAdamW(attached.weights, AdamWConfig(), device), Team(mesh))
+    # Both read the same rows: those of four data ranks, one after another, are one process's.
+    rank, dp = state.team.share
+    results = []
+    for step in range(STEPS):
+        micro_batches = [rows_of(Plan(dp_shard=4), seed=100 * step + n) for n in range(MICRO_BATCHES)]
+        own = [joined(rows[4 * rank // dp : 4 * (rank + 1) // dp]) for rows in micro_batches]
+        result = train_step(state, own, Pretrain(), lr=3e-3, clip_norm=1.0)
+        results.append((result.loss, result.grad_norm))
+    return results
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        Plan(dp_shard=2, cp=2, ep=2),
+        Plan(pp=2, dp_shard=2, etp=2),
+        Plan(dp_replicate=2, tp=2, ep=2),
+        Plan(dp_shard=4, settings=ParallelConfig(offload_optimizer=True)),
+    ],
+    ids=str,
+)
+def test_steps_are_those_of_one_process(ranks: Callable[..., list[Any]], plan: Plan) -> None:
+    alone = losses(Plan(), DROPS, torch.float64)
+    for found in ranks(4, losses, plan, DROPS, torch.float64):
+        torch.testing.assert_close(torch.tensor(found), torch.tensor(alone), rtol=1e-6, atol=0)  # masters are float64
+
+
+def test_bfloat16_is_as_far_from_float64_as_one_process_is(ranks: Callable[..., list[Any]]) -> None:
+    exact = torch.tensor(losses(Plan(), {}, torch.float64))
+    alone = torch.tensor(losses(Plan(), {}, torch.bfloat16))
+    noise = (alone - exact).abs().max(0).values
+    for plan in (Plan(dp_shard=2, cp=2, ep=2), Plan(dp_shard=4, settings=ParallelConfig(reduce_dtype="float32"))):
+        for found in ranks(4, losses, plan, {}, torch.bfloat16):
+            assert ((torch.tensor(found) - exact).abs().max(0).values <= 2 * noise + 1e-3).all()
