@@ -11,7 +11,6 @@ unequal too, are all-to-alls in which no rank sends to itself. One way there and
 step takes two, and before the first, ranks hand over ``token_groups * E`` counts each to EP and as many to ETP.
 """
 
-from collections.abc import Sequence
 from functools import reduce
 from typing import Any
 
@@ -19,7 +18,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from leyden.ops import Routing, swiglu_experts
-from leyden.parallel.experts.groups import TokenGroup, lay_out
+from leyden.parallel.experts.groups import lay_out
 from leyden.parallel.experts.journey import Journey
 from leyden.parallel.experts.tape import Tape
 from leyden.parallel.mesh import Mesh
@@ -66,6 +65,10 @@ class _Exchange(torch.autograd.Function):
     ) -> torch.Tensor:
         groups, keep = journey.groups, any(ctx.needs_input_grad)
         tapes = [Tape() for _ in groups]
+        out, results = torch.empty_like(x), list[torch.Tensor]()  # of a group after the other
+
+        def leave(index: int) -> torch.Tensor:
+            return x.index_select(0, groups[index].token)
 
         def work(index: int, rows: torch.Tensor) -> torch.Tensor:
             def compute(rows: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
@@ -74,11 +77,13 @@ class _Exchange(torch.autograd.Function):
 
             return tapes[index].record(compute, rows, gate_up, down) if keep else compute(rows, gate_up, down)
 
-        results = journey.make("forward", lambda group: x.index_select(0, group.token), work)
-        out = torch.empty_like(x)
-        for group, rows in zip(groups, results, strict=True):
-            share = weights[group.tokens].split(1, dim=1)
-            out[group.tokens] = reduce(torch.add, map(torch.mul, share, group.each_choice(rows)))
+        def back(index: int, rows: torch.Tensor) -> None:
+            results.append(rows)
+            tokens = groups[index].tokens
+            share = weights[tokens].split(1, dim=1)
+            out[tokens] = reduce(torch.add, map(torch.mul, share, groups[index].each_choice(rows)))
+
+        journey.make("forward", leave, work, back)
         if keep:
             saved = [tape.release() for tape in tapes]
             ctx.save_for_backward(weights, *results, *(tensor for each in saved for tensor in each))
@@ -92,29 +97,22 @@ class _Exchange(torch.autograd.Function):
         weights, *tensors = ctx.saved_tensors
         results, tensors = tensors[: len(groups)], iter(tensors[len(groups) :])
         saved = [[next(tensors) for _ in range(count)] for count in ctx.num_saved]
-        dexperts: list[torch.Tensor] = []
+        dx, dweights, dexperts = torch.empty_like(dout), torch.empty_like(weights), []
 
-        def send(group: TokenGroup) -> torch.Tensor:
-            share = weights.flatten().index_select(0, group.assignment)
-            return (dout.index_select(0, group.token) * share[:, None]).to(dout.dtype)
+        def leave(index: int) -> torch.Tensor:
+            share = weights.flatten().index_select(0, groups[index].assignment)
+            return (dout.index_select(0, groups[index].token) * share[:, None]).to(dout.dtype)
 
         def work(index: int, dy: torch.Tensor) -> torch.Tensor:
             drows, *more = ctx.tapes[index].backward(saved[index], dy)
             dexperts[:] = [total.add_(grad) for total, grad in zip(dexperts, more, strict=True)] if dexperts else more
             return drows
 
-        dweights, dx = torch.empty_like(weights), torch.empty_like(dout)
-        for group, rows in zip(groups, ctx.journey.make("backward", send, work), strict=True):
-            dx[group.tokens] = reduce(torch.add, group.each_choice(rows))
-        _weights_backward(groups, results, dout, dweights)
+        def back(index: int, drows: torch.Tensor) -> None:
+            group = groups[index]
+            dx[group.tokens] = reduce(torch.add, group.each_choice(drows))
+            for j, row in enumerate(group.each_choice(results[index])):
+                dweights[group.tokens, j] = (row * dout[group.tokens]).sum(-1).to(weights.dtype)
+
+        ctx.journey.make("backward", leave, work, back)
         return dx, *dexperts, dweights, None
-
-
-def _weights_backward(
-    groups: Sequence[TokenGroup], results: Sequence[torch.Tensor], dout: torch.Tensor, dweights: torch.Tensor
-) -> None:
-    """Fill dweights [N, k]: of each choice, its output times the gradient dout [N, D] of the sum."""
-    for group, rows in zip(groups, results, strict=True):
-        of_token = dout[group.tokens]
-        for j, row in enumerate(group.each_choice(rows)):
-            dweights[group.tokens, j] = (row * of_token).sum(-1).to(dweights.dtype)

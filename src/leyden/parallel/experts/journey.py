@@ -1,6 +1,6 @@
 """The way of every group of tokens to the experts and back."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,11 +11,14 @@ from leyden.parallel.experts.groups import TokenGroup
 from leyden.parallel.experts.overlap import Way, note, staggered
 from leyden.parallel.mesh import Mesh
 
-Rows = Callable[[TokenGroup], torch.Tensor]
-"""The rows [rows, D] that a group sends."""
+Leave = Callable[[int], torch.Tensor]
+"""From a group's number to the rows [rows, D] that it sends."""
 
 Work = Callable[[int, torch.Tensor], torch.Tensor]
-"""What becomes, where the experts are, of the rows at hand [R, D] of the group with this number."""
+"""What becomes of a group's rows [R, D] where the experts are."""
+
+Return = Callable[[int, torch.Tensor], None]
+"""What is done with a group's rows [rows, D] when they are back, in the order in which they left."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,24 +33,21 @@ class Journey:
     mesh: Mesh
     groups: Sequence[TokenGroup]
 
-    def make(self, direction: str, rows: Rows, work: Work) -> list[torch.Tensor]:
-        """Send the rows of every group, work on what arrives, and bring the results back to their places.
+    def make(self, direction: str, leave: Leave, work: Work, back: Return) -> None:
+        """Send the rows of every group, work on what arrives, and bring the results back.
 
         Args:
             direction: ``forward`` or ``backward``, for who records events.
-            rows, work: see :data:`Rows`, :data:`Work`.
-
-        Returns:
-            For every group [rows, D].
+            leave, work, back: see :data:`Leave`, :data:`Work` and :data:`Return`.
         """
-        return staggered(self._way(direction, index, rows, work) for index in range(len(self.groups)))
+        staggered(self._way(direction, index, leave, work, back) for index in range(len(self.groups)))
 
-    def _way(self, direction: str, index: int, rows: Rows, work: Work) -> Way[torch.Tensor]:
+    def _way(self, direction: str, index: int, leave: Leave, work: Work, back: Return) -> Way:
         ep, etp, group = self.mesh.groups["ep"], self.mesh.groups["etp"], self.groups[index]
 
         def fly(
             stage: str, x: torch.Tensor, sent: list[int], received: list[int], over: dist.ProcessGroup
-        ) -> Way[torch.Tensor]:
+        ) -> Generator[None, None, torch.Tensor]:
             flight = depart(x, sent, received, over)
             note(direction, stage, index, "issued")
             yield  # other groups go on
@@ -55,7 +55,7 @@ class Journey:
             note(direction, stage, index, "done")
             return arrived
 
-        x = rows(group)
+        x = leave(index)
         if ep is not None:
             x = yield from fly("dispatch", x, group.sent, group.received, ep)
         own, to_peers, from_peers = len(x), group.to_peers, group.from_peers
@@ -70,7 +70,7 @@ class Journey:
             x = _sum([x[:own], *parts.split([own] * (etp.size() - 1))])
         if ep is not None:
             x = yield from fly("combine", x, group.received, group.sent, ep)
-        return x
+        back(index, x)
 
 
 def _sum(parts: Sequence[torch.Tensor]) -> torch.Tensor:

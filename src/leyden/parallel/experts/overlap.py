@@ -9,10 +9,11 @@ what overlaps is what streams (NCCL) or threads (gloo) do meanwhile.
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
 
-Result = TypeVar("Result")
-Way = Generator[None, None, Result]
+Way = Generator[None, None, None]
+"""Yields between an issue and its wait."""
+
+_ENDED = object()
 
 
 @dataclass(frozen=True)
@@ -56,21 +57,13 @@ def note(direction: str, stage: str, group: int, action: str) -> None:
         events.append(Event(direction, stage, group, action))
 
 
-def staggered(ways: Iterable[Way[Result]]) -> list[Result]:
-    """What the generators return, each resumed one step behind the one before it.
+def staggered(ways: Iterable[Way]) -> None:
+    """Run the generators to their ends, each resumed one step behind the one before it.
 
     In every turn the youngest goes first: it issues what will be under way while an older one computes, and an older
     one still waits only after that for what was issued before the computation.
     """
-    coming = iter(enumerate(ways))
-    running: list[tuple[int, Way[Result]]] = []
-    results: dict[int, Result] = {}
-    while (started := next(coming, None)) or running:
-        running = [started, *running] if started else running
-        for index, way in running:
-            try:
-                next(way)
-            except StopIteration as end:
-                results[index] = end.value
-        running = [(index, way) for index, way in running if index not in results]
-    return [results[index] for index in sorted(results)]
+    coming, running = iter(ways), list[Way]()
+    while (started := next(coming, None)) is not None or running:
+        running = running if started is None else [started, *running]
+        running = [way for way in running if next(way, _ENDED) is not _ENDED]
