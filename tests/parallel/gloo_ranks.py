@@ -25,6 +25,8 @@ from typing import Any
 import torch
 
 _TIMEOUT_SECONDS = 240
+_PRELOADED = ["leyden.parallel.attachment", "leyden.train.step", "leyden.checkpoint.training", "pytest", "gloo_ranks"]
+"""Imported once, before ranks are forked: each would take seconds over it."""
 
 
 class RankPool:
@@ -32,9 +34,7 @@ class RankPool:
 
     def __init__(self, world: int) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(
-            ["torch", "torch.distributed.fsdp", "leyden.parallel", "leyden.train", "gloo_ranks"]
-        )
+        context.set_forkserver_preload(_PRELOADED)
         self._directory = tempfile.TemporaryDirectory()
         store = str(Path(self._directory.name) / "store")
         self._processes, self._pipes = [], []
