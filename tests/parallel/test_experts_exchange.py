@@ -1,5 +1,6 @@
 """Experts shared by four ranks beside one process with all of them: outputs, all gradients, and the order of events."""
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,6 +15,7 @@ from leyden.ops import Routing, drop_over_capacity, route, swiglu_experts
 from leyden.parallel import ParallelConfig, Plan, coordinates
 from leyden.parallel.experts import Event, ExpertExchange, record_events
 from leyden.parallel.experts.flight import depart
+from leyden.parallel.experts.tape import Tape
 from leyden.parallel.live_memory import track_memory
 from leyden.parallel.traffic import count_traffic
 from leyden.parallel.weights import part_of
@@ -358,3 +360,27 @@ def test_recomputation_frees_what_the_experts_keep(ranks: Callable[..., list[Any
         assert plain > 300 * 2 * row
         assert recomputed < num_tokens * (D * 4 + 100)
         assert (after_plain, after_recomputed) == (0, 0), found
+
+
+def test_a_tape_gives_the_op_its_gradients_and_keeps_nothing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    given = [torch.randn(shape, generator=generator) for shape in ((20, D), (2, 2 * F, D), (2, D, F))]
+    experts, ones = torch.arange(20).view(20, 1) % 2, torch.ones(20, 1)
+    for backend in ("reference", "torch", "auto"):
+
+        def op(*tensors: torch.Tensor, backend: str = backend) -> torch.Tensor:
+            return swiglu_experts(*tensors, experts, ones, backend=backend)  # type: ignore[misc]
+
+        tape = Tape()
+        out = tape.record(op, *given)
+        assert not out.requires_grad
+        saved = tape.release()
+        assert saved
+        found = [tape.backward(saved, torch.ones_like(out)) for _ in range(2)]
+        leaves = [tensor.clone().requires_grad_() for tensor in given]
+        expected = torch.autograd.grad(op(*leaves), leaves, torch.ones_like(out))
+        for grads in found:
+            torch.testing.assert_close(grads, expected, rtol=0, atol=0)
+        there = weakref.ref(tape)
+        del tape
+        assert there() is None, "the graph and what it keeps refer to each other"
