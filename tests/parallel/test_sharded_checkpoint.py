@@ -1,15 +1,21 @@
 """A checkpoint saved under any plan loads under any other, bit for bit; whole on all ranks, or not there on any."""
 
+import errno
+import json
+import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from gloo_ranks import mesh_of
 
 from leyden.checkpoint import piece_files
+from leyden.checkpoint.tensor_stream import TensorStream
 from leyden.checkpoint.training import latest_training
+from leyden.core.errors import UserError
 from leyden.model import HybridLM, ModelConfig
 from leyden.parallel import Plan, Team, attach
 from leyden.train import MasterAdamW, TrainState
@@ -48,16 +54,23 @@ def known(name: str, seed: int = 0) -> torch.Tensor:
     return torch.randn(WEIGHTS[name.partition(".")[2]], generator=generator)
 
 
-def state_of(plan: Plan | None, dtype: torch.dtype = torch.float32) -> TrainState:
+def state_of(
+    plan: Plan | None,
+    dtype: torch.dtype = torch.float32,
+    config: ModelConfig = CONFIG,
+    *,
+    async_checkpoint: bool = False,
+) -> TrainState:
     """A state whose tensors are all zero; on one process without a plan."""
-    model = HybridLM(CONFIG)
+    model = HybridLM(config)
     if plan is None:
         model = model.to(dtype)
         state = TrainState(model, MasterAdamW(model))
     else:
         mesh = mesh_of(plan)
         attached = attach(model, mesh, torch.bfloat16, row_tokens=64)
-        state = TrainState(attached.model, MasterAdamW(attached.weights), Team(mesh))
+        optimizer = MasterAdamW(attached.weights)
+        state = TrainState(attached.model, optimizer, Team(mesh), async_checkpoint=async_checkpoint)
     for tensor in state._tensors().values():
         tensor.zero_()
     return state
@@ -71,9 +84,8 @@ def fill(state: TrainState, seed: int = 0) -> None:
 
 def wrong(state: TrainState, seed: int = 0) -> list[str]:
     """What is not as :func:`fill` left it."""
-    tensors = [
-        n for n, piece in state._pieces().items() if not torch.equal(piece.tensor, piece.part.cut(known(n, seed)))
-    ]
+    pieces = state._pieces().items()
+    tensors = [name for name, p in pieces if not torch.equal(p.tensor, p.part.cut(known(name, seed)))]
     counters = (state.step, state.tokens, state.optimizer.num_steps)
     return tensors if counters == (7, 1000 + seed, 6) else [*tensors, f"counters {counters}"]
 
@@ -129,3 +141,95 @@ def test_two_ranks_any_plan_to_any_other(ranks: Callable[..., list[Any]], tmp_pa
 
 def test_four_ranks_any_plan_to_any_other(ranks: Callable[..., list[Any]], tmp_path: Path) -> None:
     _every_plan(FOUR, ranks, tmp_path)
+
+
+def _spoilt(plan: Plan, directory: Path, async_checkpoint: bool) -> str:
+    """Save while rank 1 has a full disk; the error, and that the checkpoint before is still there."""
+    state = state_of(plan, async_checkpoint=async_checkpoint)
+    plain = TensorStream.append
+
+    def full(stream: TensorStream, tensor: torch.Tensor) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if torch.distributed.get_rank() == 1:
+        TensorStream.append = full  # type: ignore[method-assign]
+    try:
+        with pytest.raises(UserError) as caught:
+            state.step = 8
+            state.save(directory, keep=1)
+            if async_checkpoint:
+                while True:
+                    state.check_saving()
+    finally:
+        TensorStream.append = plain  # type: ignore[method-assign]
+    assert state.resume(directory)
+    assert wrong(state) == []
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("async_checkpoint", [False, True])
+def test_a_full_disk_on_one_rank(ranks: Callable[..., list[Any]], tmp_path: Path, async_checkpoint: bool) -> None:
+    ranks(2, _save, Plan(tp=2), tmp_path, 0)
+    for message in ranks(2, _spoilt, Plan(tp=2), tmp_path, async_checkpoint):
+        assert "step_00000008 could not be written: the disk is full" in message
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000007"]
+
+
+def _other_model(plan: Plan, directory: Path) -> str:
+    state = state_of(plan, config=CONFIG.model_copy(update={"intermediate_size": 16, "shared_intermediate_size": 0}))
+    with pytest.raises(UserError) as caught:
+        state.resume(directory)
+    assert not any(tensor.any() for tensor in state._tensors().values())
+    return str(caught.value)
+
+
+def test_another_model_is_refused_alike_on_all_ranks(ranks: Callable[..., list[Any]], tmp_path: Path) -> None:
+    """Rank 1 has the last layer alone; all the same both say everything that is wrong."""
+    alone = state_of(None)
+    fill(alone)
+    alone.save(tmp_path, keep=1)
+    one, other = ranks(2, _other_model, Plan(pp=2), tmp_path)
+    assert one == other
+    assert "exp_avg.layers.0.mlp.shared.coefficient.weight is unknown to this run" in one
+    assert "more. Resume with the recipe that wrote it" in one
+
+
+def _random(plan: Plan, directory: Path, seeds: list[int]) -> list[float]:
+    """What a rank draws after a save, and again after it has resumed."""
+    state = state_of(plan)
+    rank = torch.distributed.get_rank()
+    torch.manual_seed(seeds[rank])
+    state.save(directory, keep=1)
+    drawn = [float(torch.rand(())) for _ in range(2)]
+    torch.manual_seed(99)
+    assert state.resume(directory)
+    return [*drawn, *(float(torch.rand(())) for _ in range(2))]
+
+
+@pytest.mark.parametrize("seeds", [[5, 5], [5, 6]])
+def test_every_rank_has_its_random_numbers_back(
+    ranks: Callable[..., list[Any]], tmp_path: Path, seeds: list[int]
+) -> None:
+    found = ranks(2, _random, Plan(tp=2), tmp_path, seeds)
+    for drawn in found:
+        assert drawn[:2] == drawn[2:]
+    path = latest_training(tmp_path)
+    assert path is not None
+    assert len(json.loads((path / "values.json").read_text())["ranks"]) == len(set(seeds))
+
+
+def _die(plan: Plan, directory: Path) -> None:
+    state = state_of(plan)
+    state.step = 8
+    if torch.distributed.get_rank() == 1:
+        TensorStream.append = lambda *_: os._exit(9)  # type: ignore[method-assign, assignment]
+    state.save(directory, keep=1)
+
+
+def test_a_rank_that_dies_leaves_the_checkpoint_before(ranks: Callable[..., list[Any]], tmp_path: Path) -> None:
+    ranks(2, _save, Plan(tp=2), tmp_path, 0)
+    with pytest.raises(AssertionError, match="rank"):
+        ranks(2, _die, Plan(tp=2), tmp_path)
+    assert latest_training(tmp_path) == tmp_path / "checkpoints" / "step_00000007"
+    for problems in ranks(2, _load, Plan(dp_shard=2), {0: tmp_path}):
+        assert problems == {0: []}

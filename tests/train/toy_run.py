@@ -100,13 +100,14 @@ def run(
     dtype: torch.dtype = torch.bfloat16,
     objective: Objective | None = None,
     callbacks: tuple[Callback, ...] = (),
+    async_checkpoint: bool = False,
 ) -> TrainState:
     """Run, or resume, to the end."""
     torch.manual_seed(3)
     random.seed(3)
     np.random.seed(3)
     model = tiny_model(dtype)
-    state = TrainState(model, MasterAdamW(model))
+    state = TrainState(model, MasterAdamW(model), async_checkpoint=async_checkpoint)
     state.resume(run_dir)
     for stage in range(state.stage, len(STAGE_STEPS)):
         fit(

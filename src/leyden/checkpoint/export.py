@@ -167,17 +167,17 @@ def _write(paths: Sequence[Path], files: Sequence[list[_Tensor]], holders: Holde
 
     A rank that cannot write goes on to send and receive: the others wait for it.
     """
-    todo = [[(tensor, block) for tensor in file for block in tensor.blocks] for file in files]
-    blocks = (
-        (rank, *item) for row in itertools.zip_longest(*todo) for rank, item in enumerate(row) if item is not None
-    )
+    blocks = [[(tensor, block) for tensor in file for block in tensor.blocks] for file in files]
 
     def arriving() -> Iterator[torch.Tensor]:
         """This rank's, while it takes part in bringing the others theirs."""
-        for to, tensor, block in blocks:
-            found = tensor.block(block, holders, to, is_mine=to == crew.rank)
-            if found is not None:
-                yield found
+        for row in itertools.zip_longest(*blocks):
+            for to, item in enumerate(row):
+                if item is not None:
+                    tensor, block = item
+                    found = tensor.block(block, holders, to, is_mine=to == crew.rank)
+                    if found is not None:
+                        yield found
 
     mine = arriving()
     try:

@@ -70,28 +70,24 @@ class Holders:
 
     def gather(self, name: str, wanted: Rectangle, to: int, dtype: torch.dtype) -> torch.Tensor | None:
         """``wanted`` of the weight ``name`` in ``dtype`` and host memory, on rank ``to``; None on the others."""
-        me, group = self._crew.rank, self._crew.group
-        whole = torch.empty(wanted.sizes, dtype=dtype) if me == to else None
+        whole = torch.empty(wanted.sizes, dtype=dtype) if self._crew.rank == to else None
         for box, ranks in self._ranks[name].items():
             part = wanted.common(box)
             if part is None:
                 continue
             sender = to if to in ranks else ranks[to % len(ranks)]
-            if me == sender:
+            if self._crew.rank == sender:
                 held = part.of(self._pieces[name].chunks()[box.start], box.start)
-            if whole is not None:
-                target = part.of(whole, wanted.start)
-                if me == sender:
-                    target.copy_(held)
+                if whole is not None:
+                    part.of(whole, wanted.start).copy_(held)
                 else:
-                    arrived = (
-                        target
-                        if target.is_contiguous()
-                        else torch.empty_like(target, memory_format=torch.contiguous_format)
-                    )
-                    dist.recv(arrived, group_src=sender, group=group)
-                    if arrived is not target:
-                        target.copy_(arrived)
-            elif me == sender:
-                dist.send(held.to("cpu", dtype).contiguous(), group_dst=to, group=group)
+                    dist.send(held.to("cpu", dtype).contiguous(), group_dst=to, group=self._crew.group)
+            elif whole is not None:
+                self._receive(part.of(whole, wanted.start), sender)
         return whole
+
+    def _receive(self, target: torch.Tensor, sender: int) -> None:
+        arrived = target if target.is_contiguous() else torch.empty(target.shape, dtype=target.dtype)
+        dist.recv(arrived, group_src=sender, group=self._crew.group)
+        if arrived is not target:
+            target.copy_(arrived)

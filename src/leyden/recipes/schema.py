@@ -53,6 +53,8 @@ class TrainSection(Config):
     """Of the initial weights and of the order of the documents."""
     checkpoint_steps: int = Field(default=200, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)
+    async_checkpoint: bool = False
+    """Train on while a checkpoint is written from a copy in host memory, which takes 12 bytes a weight."""
     clip_norm: float = Field(default=1.0, gt=0)
     max_skipped_steps: int = Field(default=10, ge=1)
     optimizer: AdamWConfig = AdamWConfig()

@@ -15,7 +15,6 @@ from pydantic import Field
 from leyden.core.config import Config
 from leyden.core.errors import Interrupted, UserError
 from leyden.core.log import logger, progress
-from leyden.parallel import Watchdog
 from leyden.train.metrics import MetricsLog
 from leyden.train.objective import Objective
 from leyden.train.schedule import Schedule
@@ -82,8 +81,7 @@ def fit(
     run_dir.mkdir(parents=True, exist_ok=True)
     team, total = state.team, settings.total_steps
     metrics = MetricsLog(run_dir / "metrics.jsonl", last_step=state.step, writes=team.rank == 0)
-    # The watchdog is left before Ctrl-C and SIGTERM interrupt again: torchrun sends one where a rank is gone.
-    with StopRequest() as stop, Watchdog(team), progress(f"training: {settings.stage}", total, "steps") as bar:
+    with StopRequest() as stop, progress(f"training: {settings.stage}", total, "steps") as bar:
         bar.advance(state.stage_step)
         while state.stage_step < total:
             started = time.perf_counter()
@@ -94,6 +92,7 @@ def fit(
                 state, micro_batches, objective, lr=lr, clip_norm=settings.clip_norm, stop=lambda: stop.made
             )
             rate = result.tokens / (time.perf_counter() - started)
+            state.check_saving()
             metrics.append(_record(state, result, settings, lr=lr, tokens_per_second=rate))
             bar.advance(1, f"loss {result.loss:.3f}, {rate:.0f} tokens/s")
             _stop_if_diverged(state, settings)
@@ -106,7 +105,10 @@ def fit(
             team.at("the checkpoint", state.step)
             metrics.sync()
             state.save(run_dir, keep=settings.keep_checkpoints)
-            if team.any(stop.made):
+            stopping = team.any(stop.made)
+            if stopping or state.stage_step == total:
+                state.finish_saving()
+            if stopping:
                 raise Interrupted(f"Stopped after step {state.step}; everything is saved. {settings.how_to_resume}")
 
 

@@ -1,7 +1,7 @@
 """Everything that a run is at one moment: what is saved, and what a resumed run starts from."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from leyden.checkpoint.background import Background
 from leyden.checkpoint.crew import crew_of
 from leyden.checkpoint.pieces import Piece
 from leyden.checkpoint.training import Values, latest_training, load_training, save_training
@@ -38,9 +39,20 @@ class TrainState:
         stage_step: optimizer steps taken in that stage.
         skipped_in_a_row: how many of the latest steps left the weights unchanged because they were not finite.
         team: the ranks that take every step together.
+
+    Args:
+        model, optimizer, team: as above; by default one process.
+        async_checkpoint: go on training while a checkpoint is written from a copy.
     """
 
-    def __init__(self, model: nn.Module, optimizer: MasterAdamW, team: Team | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: MasterAdamW,
+        team: Team | None = None,
+        *,
+        async_checkpoint: bool = False,
+    ) -> None:
         self.model = model
         self.optimizer = optimizer
         self.team = team or Team()
@@ -49,6 +61,7 @@ class TrainState:
         self.skipped_in_a_row = 0
         self._batches: Batches | None = None
         self._resumed_batches: dict[str, Any] | None = None
+        self._background = Background() if async_checkpoint else None
 
     def enter_stage(self, stage: int, batches: Batches) -> None:
         """Go on in ``stage`` where the run stopped in it (``batches`` are moved there), or begin it."""
@@ -66,14 +79,46 @@ class TrainState:
         self.tokens += tokens
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
 
-    def save(self, run_dir: Path, *, keep: int) -> Path:
-        """Write a checkpoint, then remove all but the newest ``keep``.
+    def save(self, run_dir: Path, *, keep: int) -> None:
+        """Write a checkpoint, then remove all but the newest ``keep``; with ``async_checkpoint``, begin to.
+
+        All ranks of the team call this, and whatever it raises it raises on all of them.
 
         Raises:
-            UserError: the disk is full; older checkpoints are untouched.
+            UserError: the disk is full (with ``async_checkpoint``: was, at the save before); older checkpoints are
+                untouched.
         """
-        values = Values(self._values(), _random_state())
-        return save_training(run_dir, self.step, self._pieces(), values, keep=keep, crew=crew_of(self.team.mesh))
+        step, values, crew = self.step, Values(self._values(), _random_state()), crew_of(self.team.mesh)
+
+        def write(pieces: Mapping[str, Piece]) -> None:
+            save_training(run_dir, step, pieces, values, keep=keep, crew=crew)
+
+        if self._background is None:
+            write(self._pieces())
+        else:
+            self._background.start(self._pieces(), write)
+
+    def check_saving(self) -> None:
+        """Raise what a save in the background has failed at, if it has on any rank; all ranks call this once a step.
+
+        Raises:
+            UserError: the disk is full.
+        """
+        if self._background is None or not self._background.pending:
+            return
+        flags = torch.tensor([self._background.running, self._background.failed])
+        running, failed = self.team.sum([flags.double()])[0].tolist()
+        if failed or not running:
+            self._background.wait()
+
+    def finish_saving(self) -> None:
+        """Wait until everything that was saved is on the disk.
+
+        Raises:
+            UserError: the disk is full.
+        """
+        if self._background is not None:
+            self._background.wait()
 
     def resume(self, run_dir: Path) -> bool:
         """Take over the newest complete checkpoint of ``run_dir``; False where there is none.
@@ -107,6 +152,11 @@ class TrainState:
         masters = {f"master.{name}": tensor for name, tensor in self.optimizer.masters().items()}
         return masters | self.optimizer.tensors()
 
+    def weights(self) -> dict[str, Piece]:
+        """The float32 weights of this rank, by name: what was learnt, before it was rounded to compute."""
+        weights = self.optimizer.weights
+        return {name: Piece(master, weights[name].part) for name, master in self.optimizer.masters().items()}
+
     def _pieces(self) -> dict[str, Piece]:
         """:meth:`_tensors`, each with its place in the whole: that of the weight it belongs to."""
         weights = self.optimizer.weights
@@ -125,13 +175,13 @@ class TrainState:
 
 
 def _random_state() -> dict[str, Any]:
-    """The generators that libraries draw from when nobody gives them one, as JSON values."""
+    """The generators that libraries draw from when nobody gives them one, as JSON values; of GPUs, this process's."""
     algorithm, keys, *rest = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
         "numpy": [algorithm, np.asarray(keys).tolist(), *rest],
         "torch": bytes(torch.get_rng_state().tolist()).hex(),
-        "cuda": [bytes(state.tolist()).hex() for state in torch.cuda.get_rng_state_all()],
+        "cuda": bytes(torch.cuda.get_rng_state().tolist()).hex() if torch.cuda.is_available() else None,
     }
 
 
@@ -140,9 +190,8 @@ def _set_random_state(saved: dict[str, Any]) -> None:
     random.setstate((version, tuple(internal), gauss))
     np.random.set_state(tuple(saved["numpy"]))
     torch.set_rng_state(_byte_tensor(saved["torch"]))
-    # A run may go on with another number of GPUs; generators without a saved state keep their own.
-    for device, state in enumerate(saved["cuda"][: torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(_byte_tensor(state), device)
+    if saved["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(_byte_tensor(saved["cuda"]))
 
 
 def _byte_tensor(text: str) -> torch.Tensor:
