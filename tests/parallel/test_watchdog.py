@@ -111,7 +111,10 @@ def test_a_rank_that_is_gone_is_named_by_who_misses_it(ranks: Ranks) -> None:
 
     ranks._run(0, 2, miss)
     assert ranks.ended[0][0] == EXIT_CODE
-    assert "rank 1 gives no sign of life since step 4, micro-batch 0, backward (experts.py:7 in forward)" in ranks.said
+    assert (
+        "rank 1 gives no sign of life; it was last at step 4, micro-batch 0, backward (experts.py:7 in forward)"
+        in ranks.said
+    )
 
 
 def test_a_rank_that_failed_is_named_and_keeps_its_error(ranks: Ranks) -> None:

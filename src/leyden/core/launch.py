@@ -13,12 +13,14 @@ class Launch:
         world: how many there are; 1: it was started by itself.
         local_rank: its number on this machine.
         local_world: how many there are on this machine.
+        restart: how often the launcher has started them anew.
     """
 
     rank: int = 0
     world: int = 1
     local_rank: int = 0
     local_world: int = 1
+    restart: int = 0
 
     def command(self, arguments: str) -> str:
         """The line that starts ``leyden ARGUMENTS`` on as many processes."""
@@ -33,4 +35,5 @@ def launched() -> Launch:
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     if not all(name in os.environ for name in names):
         return Launch()
-    return Launch(*(int(os.environ[name]) for name in names))
+    rank, world, local_rank, local_world = (int(os.environ[name]) for name in names)
+    return Launch(rank, world, local_rank, local_world, int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)))

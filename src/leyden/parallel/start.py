@@ -39,8 +39,9 @@ def start_ranks(plan: Plan, device: torch.device) -> Mesh:
         device: of this rank's tensors; on a GPU, the ranks have gloo beside NCCL, for what is in host memory.
     """
     launch = launched()
-    # torchrun's store, which forgets what was there before a restart.
     store, rank, world = next(rendezvous("env://", launch.rank, launch.world))
+    # torchrun keeps its store when it starts the ranks anew, with the addresses of those that are gone in it.
+    store = PrefixStore(f"restart {launch.restart}", store)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
         store=PrefixStore("groups", store),

@@ -8,6 +8,7 @@ reads all places once its own has not changed for too long. Then the process end
 import faulthandler
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -24,11 +25,10 @@ from leyden.parallel.team import Place, Team
 EXIT_CODE = 75
 """Of a process that ends because another rank hangs or is gone: EX_TEMPFAIL, "try again"."""
 
-_MOST_SECONDS_BETWEEN_BEATS = 2.0
+_MOST_SECONDS_BETWEEN_BEATS = 1.0
 _BEATS_PER_TIMEOUT = 20
 _SILENT_BEATS = 5
-"""A rank of which nothing is heard for so many beats is gone. With 2 s a beat its name is out before torchrun, which
-notices a process that ended, kills the others 30 s later."""
+"""A rank of which nothing is heard for so many beats is gone."""
 _SPARE_BEATS = 3
 """So long before the timeout the name is out; the collectives' own error, which names nobody, comes at the timeout."""
 
@@ -97,17 +97,20 @@ class Watchdog:
 
     def __enter__(self) -> Self:
         if self._thread is not None:
-            self._report()
             self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if self._thread is None:
             return
+        defect = isinstance(error, Exception) and not isinstance(error, UserError | Interrupted)
+        if defect and threading.current_thread() is threading.main_thread():
+            # torchrun sends it to all ranks as soon as one is gone, and there are 30 s to say which.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         before = self._reports()
         self._ended = "" if error is None else f"{type(error).__name__}: {error}"
         self._report()
-        if isinstance(error, Exception) and not isinstance(error, UserError | Interrupted):
+        if defect:
             self._name(_gone(before, self._later()) or _failed(before))
         self._stop.set()
         self._thread.join()
@@ -117,6 +120,7 @@ class Watchdog:
         place, since = self._team.place, time.monotonic()
         still = self._timeout - (_SILENT_BEATS + _SPARE_BEATS) * self._pause
         try:
+            self._report()
             while not self._stop.wait(self._pause):
                 self._report()
                 if self._team.place is not place or self._ended is not None:
@@ -166,7 +170,7 @@ class Watchdog:
 def _gone(before: Mapping[int, Report], after: Mapping[int, Report]) -> dict[int, str]:
     """The ranks that have not reported in between: killed, or stopped."""
     silent = {rank: r for rank, r in after.items() if rank in before and r.beat == before[rank].beat}
-    return {rank: f"gives no sign of life since {r}" for rank, r in silent.items() if r.ended is None}
+    return {rank: f"gives no sign of life; it was last at {r}" for rank, r in silent.items() if r.ended is None}
 
 
 def _failed(reports: Mapping[int, Report]) -> dict[int, str]:

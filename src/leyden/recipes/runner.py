@@ -15,7 +15,7 @@ from leyden.core.files import atomic_file
 from leyden.core.launch import Launch, launched
 from leyden.core.log import say
 from leyden.evaluate import machine, write_report
-from leyden.parallel import ParallelConfig, Plan, Team, make_plan, team_of
+from leyden.parallel import ParallelConfig, Plan, Team, Watchdog, make_plan, team_of
 from leyden.parallel.planner import StepShape, check_plan
 from leyden.recipes.loader import dry
 from leyden.recipes.outcome import evaluate_run, tell_outcome, write_samples
@@ -105,11 +105,12 @@ def _begin(recipe: Recipe, directory: Path, resume: Literal["auto", "never"]) ->
 def _train(recipe: Recipe, directory: Path, go_on: str, team: Team) -> None:
     """Train, on all ranks, and write the finished model."""
     prepared = read_prepared(recipe, directory)
-    recipe = settle_steps(recipe, prepared, team)
-    if team.rank == 0:
-        _write(directory / RECIPE_FILE, dry(recipe))
-        _write(directory / "environment.json", json.dumps(machine(), indent=1))
-    state = train(recipe, prepared, directory, go_on, team)
+    with Watchdog(team):
+        recipe = settle_steps(recipe, prepared, team)
+        if team.rank == 0:
+            _write(directory / RECIPE_FILE, dry(recipe))
+            _write(directory / "environment.json", json.dumps(machine(), indent=1))
+        state = train(recipe, prepared, directory, go_on, team)
     save_trained(state, prepared.tokenizer, directory / "final")
 
 
