@@ -146,6 +146,18 @@ def paged_attention(dtype: torch.dtype, width: int) -> Iterator[Launch]:
     )
 
 
+def ranged_attention(dtype: torch.dtype, width: int) -> Iterator[Launch]:
+    """Eight queries to a key head, forward and backward."""
+    q, k = torch.zeros(2, 16, width, dtype=dtype), torch.zeros(3, 2, width, dtype=dtype)
+    first, last, lse = torch.zeros(2, dtype=torch.int32), torch.tensor([1, 3], dtype=torch.int32), torch.zeros(2, 16)
+
+    def call(module: Any) -> None:
+        module._forward(q, k, k, first, last)
+        module._backward(q, q, k, k, lse, lse, first, last)
+
+    yield from record("leyden.ops.ranged_attention.launch", call)
+
+
 def rms_norm(dtype: torch.dtype, width: int) -> Iterator[Launch]:
     """Alone, gated, and of a residual, forward and backward."""
     x, weight = torch.zeros(4096, width, dtype=dtype), torch.ones(width)
@@ -205,6 +217,7 @@ OPS = {
     "lightning_attention": lightning,
     "cross_entropy": cross_entropy,
     "paged_attention": paged_attention,
+    "ranged_attention": ranged_attention,
     "rms_norm": rms_norm,
     "rotary": rotary,
     "silu_split": silu_split,

@@ -41,9 +41,13 @@ def ranged_attention(
         ValueError: shapes or dtypes that do not fit together, or a backend that cannot run.
     """
     _check(q, k, v, first, last)
-    chosen = choose("ranged_attention", backend, q.device)
+    chosen = choose("ranged_attention", backend, q.device, triton=q.dtype)
     if chosen == "reference":
         return ranged_attention_reference(q, k, v, first, last)
+    if chosen == "triton":
+        from leyden.ops.ranged_attention.launch import ranged_attention_triton  # triton, where it is used
+
+        return ranged_attention_triton(q, k, v, first, last)
     return ranged_attention_portable(q, k, v, first, last)
 
 
@@ -82,9 +86,13 @@ def ranged_attention_backward(
             f"ranged_attention: dout as q, {tuple(q.shape)} in {q.dtype}, and lse and delta {tuple(q.shape[:2])} "
             f"expected; given {tuple(dout.shape)} in {dout.dtype}, {tuple(lse.shape)} and {tuple(delta.shape)}."
         )
-    chosen = choose("ranged_attention", backend, q.device)
+    chosen = choose("ranged_attention", backend, q.device, triton=q.dtype)
     if chosen == "reference":
         return ranged_attention_backward_reference(dout, q, k, v, lse, delta, first, last)
+    if chosen == "triton":
+        from leyden.ops.ranged_attention.launch import ranged_attention_backward_triton
+
+        return ranged_attention_backward_triton(dout, q, k, v, lse, delta, first, last)
     return ranged_attention_backward_portable(dout, q, k, v, lse, delta, first, last)
 
 
