@@ -3,11 +3,13 @@
 import errno
 import json
 import os
+import random
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from gloo_ranks import mesh_of
@@ -197,13 +199,18 @@ def test_another_model_is_refused_alike_on_all_ranks(ranks: Callable[..., list[A
 def _random(plan: Plan, directory: Path, seeds: list[int]) -> list[float]:
     """What a rank draws after a save, and again after it has resumed."""
     state = state_of(plan)
-    rank = torch.distributed.get_rank()
-    torch.manual_seed(seeds[rank])
+    _seed(seeds[torch.distributed.get_rank()])
     state.save(directory, keep=1)
-    drawn = [float(torch.rand(())) for _ in range(2)]
-    torch.manual_seed(99)
+    drawn = [float(torch.rand(())), random.random(), float(np.random.rand())]
+    _seed(99)
     assert state.resume(directory)
-    return [*drawn, *(float(torch.rand(())) for _ in range(2))]
+    return [*drawn, float(torch.rand(())), random.random(), float(np.random.rand())]
+
+
+def _seed(seed: int) -> None:
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
 
 
 @pytest.mark.parametrize("seeds", [[5, 5], [5, 6]])
@@ -212,7 +219,7 @@ def test_every_rank_has_its_random_numbers_back(
 ) -> None:
     found = ranks(2, _random, Plan(tp=2), tmp_path, seeds)
     for drawn in found:
-        assert drawn[:2] == drawn[2:]
+        assert drawn[:3] == drawn[3:]
     path = latest_training(tmp_path)
     assert path is not None
     assert len(json.loads((path / "values.json").read_text())["ranks"]) == len(set(seeds))
