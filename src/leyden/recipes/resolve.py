@@ -11,7 +11,13 @@ from leyden.recipes.schema import Recipe
 
 RECIPE_FILE = "recipe.toml"
 
-_FREE = ("parallel", "train.checkpoint_steps", "train.keep_checkpoints", "train.max_skipped_steps")
+_FREE = (
+    "parallel",
+    "train.async_checkpoint",
+    "train.checkpoint_steps",
+    "train.keep_checkpoints",
+    "train.max_skipped_steps",
+)
 """What a run may change on its way: it leaves every step as it was but for the order of additions."""
 
 

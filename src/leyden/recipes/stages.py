@@ -19,7 +19,7 @@ from leyden.data.mixing import MixedBatches
 from leyden.data.packing import Batches
 from leyden.data.prefetch import Prefetched
 from leyden.model import HybridLM, count_model
-from leyden.parallel import Team
+from leyden.parallel import Team, Weights
 from leyden.parallel.recompute import install_compile, install_recompute
 from leyden.recipes.prepare import Prepared
 from leyden.recipes.schema import Recipe, Stage
@@ -100,12 +100,15 @@ def _new_state(recipe: Recipe, team: Team) -> TrainState:
         if settings.compile:
             install_compile(model, default_device())
         install_recompute(model, settings.activation_checkpointing)
-        return TrainState(model, MasterAdamW(model, section.optimizer, host), team)
-    with torch.device("meta"):
-        model = HybridLM(recipe.model)
-    longest = max(stage.seq_len for stage in recipe.stage)
-    attached = parallel.attach(model, team.mesh, dtype, seed=section.seed, row_tokens=longest)
-    return TrainState(attached.model, MasterAdamW(attached.weights, section.optimizer, host), team)
+        weights = Weights.alone(model)
+    else:
+        with torch.device("meta"):
+            whole = HybridLM(recipe.model)
+        longest = max(stage.seq_len for stage in recipe.stage)
+        attached = parallel.attach(whole, team.mesh, dtype, seed=section.seed, row_tokens=longest)
+        model, weights = attached.model, attached.weights
+    optimizer = MasterAdamW(weights, section.optimizer, host)
+    return TrainState(model, optimizer, team, async_checkpoint=section.async_checkpoint)
 
 
 def _own_share(batches: Batches, team: Team) -> Prefetched:
