@@ -81,6 +81,14 @@ def test_ranks_compute_what_one_process_does(ranks: Callable[..., list[Any]], dt
         assert max(worst) <= 1
 
 
+@pytest.mark.slow
+def test_eight_ranks_compute_what_one_process_does(ranks: Callable[..., list[Any]]) -> None:
+    drawn = random.Random(7)
+    rows = [draw_row(drawn, 8, longest=100) for _ in range(40)]
+    for errors in ranks(8, _against_one_process, rows, torch.float64):
+        assert max(errors) <= 1
+
+
 def _traffic(row: Row) -> Traffic:
     """Of one layer, forward and backward."""
     mesh = mesh_of(Plan(cp=dist.get_world_size()))
