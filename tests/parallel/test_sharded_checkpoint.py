@@ -15,8 +15,9 @@ import torch
 from gloo_ranks import mesh_of
 
 from leyden.checkpoint import piece_files
+from leyden.checkpoint.crew import crew_of
 from leyden.checkpoint.tensor_stream import TensorStream
-from leyden.checkpoint.training import latest_training
+from leyden.checkpoint.training import Values, latest_training, save_training
 from leyden.core.errors import UserError
 from leyden.model import HybridLM, ModelConfig
 from leyden.parallel import Plan, Team, attach
@@ -24,7 +25,7 @@ from leyden.train import MasterAdamW, TrainState
 
 CONFIG = ModelConfig(
     vocab_size=50,
-    hidden_size=16,
+    hidden_size=18,
     num_hidden_layers=2,
     layer_types=("linear_attention", "full_attention"),
     num_attention_heads=4,
@@ -143,6 +144,28 @@ def test_two_ranks_any_plan_to_any_other(ranks: Callable[..., list[Any]], tmp_pa
 
 def test_four_ranks_any_plan_to_any_other(ranks: Callable[..., list[Any]], tmp_path: Path) -> None:
     _every_plan(FOUR, ranks, tmp_path)
+
+
+def _lose_experts(plan: Plan, directory: Path) -> None:
+    """Save with rank 1's experts forgotten, as others do whose checkpoints end up with one rank's experts."""
+    state = state_of(plan)
+    pieces = state._pieces()
+    if torch.distributed.get_rank() == 1:
+        pieces = {name: piece for name, piece in pieces.items() if ".experts." not in name}
+    with pytest.raises(ValueError, match=r"experts\.\w+ invalid fill tensor-volume"):
+        save_training(directory, 8, pieces, Values({}), keep=1, crew=crew_of(mesh_of(plan)))
+
+
+def test_a_lost_expert_does_not_pass_for_a_smaller_tensor(ranks: Callable[..., list[Any]], tmp_path: Path) -> None:
+    ranks(2, _save, Plan(dp_shard=2, ep=2), tmp_path, 0)
+    ranks(2, _lose_experts, Plan(dp_shard=2, ep=2), tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000007"]
+
+
+def test_copies_share_the_writing(ranks: Callable[..., list[Any]], tmp_path: Path) -> None:
+    ranks(2, _save, Plan(dp_replicate=2), tmp_path, 0)
+    one, other = (file.stat().st_size for file in tmp_path.glob("checkpoints/*/*.safetensors"))
+    assert 0.8 < one / other < 1.25
 
 
 def _spoilt(plan: Plan, directory: Path, async_checkpoint: bool) -> str:

@@ -152,11 +152,6 @@ class TrainState:
         masters = {f"master.{name}": tensor for name, tensor in self.optimizer.masters().items()}
         return masters | self.optimizer.tensors()
 
-    def weights(self) -> dict[str, Piece]:
-        """The float32 weights of this rank, by name: what was learnt, before it was rounded to compute."""
-        weights = self.optimizer.weights
-        return {name: Piece(master, weights[name].part) for name, master in self.optimizer.masters().items()}
-
     def _pieces(self) -> dict[str, Piece]:
         """:meth:`_tensors`, each with its place in the whole: that of the weight it belongs to."""
         weights = self.optimizer.weights
