@@ -5,6 +5,7 @@ compute or to exchange is kept, what lies between is computed again.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -29,6 +30,10 @@ _ALWAYS_KEPT = {
 """Not gathers: what they make is as many times larger than what they take as there are ranks."""
 
 
+_SEAMS = {"scan": lightning.scan, "attend": softmax.attend, "compute": experts.compute, "drop": experts.drop}
+"""The places that parallel axes fill, and what one process has there."""
+
+
 def install_recompute(model: nn.Module, mode: Literal["none", "selective", "full"]) -> None:
     """Keep less of every layer of ``model`` between its forward and its backward.
 
@@ -48,37 +53,42 @@ def install_recompute(model: nn.Module, mode: Literal["none", "selective", "full
     if mode == "selective":
         contexts["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _policy)
     for layer in _layers(model):
-        # The layers draw no random numbers, so there is no state of theirs to bring back.
-        layer.forward = functools.partial(
-            checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False, **contexts
-        )
+        layer.forward = _recomputed(layer.forward, contexts)
 
 
 def install_compile(model: nn.Module, device: torch.device) -> None:
     """Compile every layer of ``model`` when it first runs. Call this before :func:`install_recompute`.
 
-    On a GPU a layer in Triton is one graph, around ops that are opaque to the compiler (docs/kernels.md), and what is
-    kept for its backward is decided within it. Experts and rows that ranks share are computed between graphs.
+    On a GPU a layer in Triton is one graph, around ops that are opaque to the compiler (docs/kernels.md). What
+    exchanges tokens or states with other ranks is computed between graphs, but for tensor ranks' collectives, which are
+    part of them. On a CPU attention and experts are between graphs too: they are C++, or loops over documents. The
+    other ops then run in PyTorch instead of C++, for the compiler to fuse, so that results differ by rounding.
 
-    On a CPU, attention and experts stay outside too: they are C++, or loops over documents, which break graphs. The
-    other ops then run in PyTorch instead of C++, for the compiler to fuse, so results differ by rounding. Where layers
-    are also recomputed, graphs keep nothing of theirs, whatever the mode.
+    A layer of one graph may be recomputed as its mode says. Of a layer of several, each keeps nothing for the backward,
+    whatever the mode, since recomputation goes around them: it cannot be broken itself.
 
     Args:
         model: with :class:`leyden.model.lm.DecoderLayer` inside.
         device: on which it will run.
     """
     for layer in _layers(model):
-        for module in layer.modules():
-            _keep_outside(module, device)
-        if device.type == "cpu":
-            layer.forward = torch.compile(layer.forward)  # a recomputation, which breaks graphs, then goes around it
+        outside = [_keep_outside(module, device) for module in layer.modules()]
+        if any(outside):
+            layer.forward = torch.compile(layer.forward)
         else:
             layer.compile()
 
 
 def _layers(model: nn.Module) -> list[DecoderLayer]:
     return [module for module in model.modules() if isinstance(module, DecoderLayer)]
+
+
+def _recomputed(forward: Callable[..., Any], contexts: dict[str, Any]) -> Callable[..., Any]:
+    def run(*arguments: Any) -> Any:
+        # The layers draw no random numbers, so there is no state of theirs to bring back.
+        return checkpoint(forward, *arguments, use_reentrant=False, preserve_rng_state=False, **contexts)
+
+    return run
 
 
 def _policy(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
@@ -92,14 +102,18 @@ def _policy(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolic
     return CheckpointPolicy.MUST_SAVE if product or name in _ALWAYS_KEPT else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def _keep_outside(module: nn.Module, device: torch.device) -> None:
-    """Call a seam of the model between graphs where it cannot be part of one: on a CPU, or filled by other ranks."""
-    for name, own in (
-        ("scan", lightning.scan),
-        ("attend", softmax.attend),
-        ("compute", experts.compute),
-        ("drop", experts.drop),
-    ):
+def _keep_outside(module: nn.Module, device: torch.device) -> bool:
+    """Call the seams of a module between graphs that cannot be part of one; whether there are any.
+
+    They are those that other ranks fill, and on a CPU all of them.
+    """
+    found = False
+    for name, own in _SEAMS.items():
         seam = getattr(module, name, None)
-        if seam is not None and (device.type == "cpu" or seam is not own):
-            setattr(module, name, torch.compiler.disable(seam))
+        if seam is None or (seam is own and device.type != "cpu"):
+            continue
+        if isinstance(module, experts.MixtureOfExperts) and module.config.capacity_factor is None:
+            continue  # nothing is dropped
+        setattr(module, name, torch.compiler.disable(seam))
+        found = True
+    return found
