@@ -14,6 +14,7 @@ from leyden.parallel import Plan, Team, attach
 from leyden.parallel.live_memory import track_memory
 from leyden.parallel.mesh import coordinates
 from leyden.parallel.planner import StepShape
+from leyden.parallel.planner.memory import Memory, predict_memory
 from leyden.parallel.planner.rank import Rank
 from leyden.parallel.planner.traffic import predict_traffic
 from leyden.parallel.traffic import count_traffic
@@ -39,22 +40,22 @@ class Measured:
 
     Attributes:
         counted, predicted: bytes by (axis, operation).
-        held: live bytes before the step.
-        peak: the most during it.
+        held, peak: live bytes before the step, and the most during it.
+        memory: what was predicted of them.
     """
 
     counted: dict[tuple[str, str], int]
     predicted: dict[tuple[str, str], int]
     held: int
     peak: int
+    memory: Memory
 
 
 def measure(plan: Plan, changes: dict[str, Any], step: StepShape, lengths: list[int], dtype: torch.dtype) -> Measured:
     """The second of two steps, on rows of documents of these ``lengths``: the first one makes what stays."""
     model, mesh = ModelConfig.parse({**SHAPE, **changes}, "test"), mesh_of(plan)
-    whole = HybridLM(model)
     with track_memory() as memory:
-        attached = attach(whole, mesh, dtype, row_tokens=step.seq_len)
+        attached = attach(HybridLM(model), mesh, dtype, row_tokens=step.seq_len)
         attached.model.train()
         optimizer = MasterAdamW(attached.weights)
         memory.follow([*attached.model.parameters(), *attached.model.buffers()])
@@ -69,4 +70,4 @@ def measure(plan: Plan, changes: dict[str, Any], step: StepShape, lengths: list[
             train_step(state, batches, Pretrain(), lr=1e-3, clip_norm=1.0)
     bounds = tuple(torch.tensor([0, *lengths]).cumsum(0).tolist())
     rank = Rank(model, plan, step, coordinates(plan, mesh.rank), dtype, bounds)
-    return Measured(traffic.by_operation(), dict(predict_traffic(rank)), held, memory.peak)
+    return Measured(traffic.by_operation(), dict(predict_traffic(rank)), held, memory.peak, predict_memory(rank))

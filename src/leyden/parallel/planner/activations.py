@@ -1,0 +1,167 @@
+"""What one layer keeps of a row for its backward, and what its forward and backward need for a moment.
+
+Counted tensor by tensor from the code of the layers and ops (what each ``save_for_backward`` holds, a storage that two
+keep counted once), in the bodies that run on a CPU; those of a GPU keep the same or less.
+
+Legend: N tokens of a rank between its layers, T tokens that its attention meets, D hidden, W of its heads' queries, G
+of its heads' keys, F of an expert or dense feed-forward, k choices, R rows at its experts; b bytes of the computation's
+dtype, w of float32 or wider.
+"""
+
+import math
+from dataclasses import dataclass
+
+from leyden.ops.lightning_attention.chunks import segments
+from leyden.parallel.planner.rank import Rank
+from leyden.parallel.planner.sizes import Module
+from leyden.parallel.sequence.layout import balanced
+
+_ALIGNMENT = 64
+"""Rows of an expert are filled up to a multiple of it where there are many (``ops/experts/portable.py``)."""
+_LOGITS = 8 << 20
+"""That exist at once (``ops/cross_entropy``); half as many where ranks divide the words."""
+
+
+@dataclass(frozen=True)
+class Half:
+    """Attention, or the feed-forward.
+
+    Attributes:
+        kept: bytes from the forward to the backward.
+        products: of these and of the outputs, what selective recomputation keeps.
+        forward: bytes that the forward needs for a moment beside what it keeps.
+        backward: bytes that the backward needs for a moment, gradients of weights not counted.
+    """
+
+    kept: float
+    products: float
+    forward: float
+    backward: float
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer.
+
+    Attributes:
+        entry: the input, which is kept whatever is recomputed, and what the routers' losses need.
+        attention, feed_forward: its halves.
+    """
+
+    entry: float
+    attention: Half
+    feed_forward: Half
+
+    @property
+    def kept(self) -> float:
+        """Of the whole layer, its input included."""
+        return self.entry + self.attention.kept + self.feed_forward.kept
+
+
+def layer_activations(rank: Rank, kind: str) -> Layer:
+    """Of a layer of ``kind`` (an entry of ``layer_types``) and one micro-batch."""
+    model, N, b, w = rank.model, rank.own, rank.dtype.itemsize, rank.wide.itemsize
+    entry = N * model.hidden_size * b
+    if model.num_local_experts:
+        # Logits and probabilities, weights and experts of the routing; whether kept.
+        entry += N * (2 * model.num_local_experts * w + model.num_experts_per_tok * (w + 8))
+        if model.capacity_factor is not None:
+            entry += N * model.num_experts_per_tok * (w + 1)
+    feed_forward = _experts(rank) if model.num_local_experts else _dense(rank)
+    return Layer(entry, _lightning(rank) if kind == "linear_attention" else _softmax(rank), feed_forward)
+
+
+def _lightning(rank: Rank) -> Half:
+    """Normed, qkv before and after SiLU, states at segments, output, gate, gated; both norms' inverse deviations."""
+    model, T, N, b, w = rank.model, rank.tokens, rank.own, rank.dtype.itemsize, rank.wide.itemsize
+    heads, K = model.num_attention_heads // rank.plan.tp, model.head_dim
+    D, W = model.hidden_size, heads * model.head_dim
+    state = heads * K * K * w
+    kept = (T * D + T * 9 * W) * b + N * w + T * w + len(segments(T, heads * K)) * state
+    forward = (N * D + T * W) * b + 2 * state
+    if rank.plan.cp > 1:  # weights of the first and of the last document, the entry's state; all ranks' states
+        kept += 2 * T * heads * w + state
+        forward += rank.plan.cp * state + T * W * w
+    backward = T * 7 * W * b + 4 * state
+    return Half(kept, (T * 4 * W + N * D) * b, forward, backward)
+
+
+def _softmax(rank: Rank) -> Half:
+    """Normed, turned q and k, v, output in two layouts; the norm's inverse deviation."""
+    model, T, N, b, w = rank.model, rank.tokens, rank.own, rank.dtype.itemsize, rank.wide.itemsize
+    D, W = model.hidden_size, model.num_attention_heads // rank.plan.tp * model.head_dim
+    G = model.num_key_value_heads // rank.plan.tp * model.head_dim
+    kept = (T * D + T * (3 * W + 2 * G)) * b + N * w
+    forward, backward = (T * (W + G)) * b, T * (4 * W + 2 * G) * b + T * 2 * G * w
+    if rank.plan.cp > 1:  # in the balanced layout; blocks that come and go, and sums in float32 or wider
+        mine = balanced(rank.plan.cp, rank.row_documents).sizes[rank.at["cp"]]
+        kept = (T * D + mine * (2 * W + 2 * G) + T * W) * b + N * w + mine * model.num_attention_heads * w
+        forward = mine * (4 * G * b + W * w * 2)
+        backward = mine * (4 * G * b + (W + 8 * G) * w + 2 * W * b)
+    return Half(kept, (T * (2 * W + 2 * G) + N * D) * b, forward, backward)
+
+
+def _dense(rank: Rank) -> Half:
+    """The sum before the norm; normed, gate, up, activation and product."""
+    model, T, N, b, w = rank.model, rank.tokens, rank.own, rank.dtype.itemsize, rank.wide.itemsize
+    D, F = model.hidden_size, model.intermediate_size // rank.plan.tp
+    kept = (N * D + T * D + T * 4 * F) * b + N * w
+    return Half(kept, (T * 2 * F + N * D) * b, (T + N) * D * b, T * (3 * F + D) * b)
+
+
+def _experts(rank: Rank) -> Half:
+    """The sum before the norm; normed, wide for the router; rows sorted by expert and their projections.
+
+    Where experts are shared, also the rows that came back.
+    """
+    model, plan, N, b, w = rank.model, rank.plan, rank.own, rank.dtype.itemsize, rank.wide.itemsize
+    D, F, k = model.hidden_size, model.intermediate_size // plan.etp, model.num_experts_per_tok
+    shared = plan.ep * plan.etp > 1
+    arrived = (rank.mean_own if plan.ep > 1 else N) * k * plan.etp
+    local = model.num_local_experts // plan.ep
+    # Rows are filled up by half the alignment on average.
+    R = arrived + (local * _ALIGNMENT / 2 if arrived >= 4 * _ALIGNMENT * local else 0)
+    longest = R / local
+    kept = N * D * b + N * w + N * D * w + R * (D + 2 * F) * b
+    forward = N * D * b + R * D * b + longest * F * b
+    backward = R * D * b + longest * 3 * F * b + N * D * (b + w)
+    if shared:
+        kept += N * k * D * b
+        forward += (N * k + arrived) * D * b
+        backward += (N * k + arrived) * D * b
+    if model.shared_intermediate_size:
+        S = model.shared_intermediate_size
+        kept += N * (4 * S + 3 * D) * b + (N * D * w if w != b else 0)
+        backward += N * (3 * S + 2 * D) * b
+    own = arrived / plan.etp  # rows that came, were gathered and parts that came, and came back
+    exchanged = (own if plan.ep > 1 else 0) + 2 * (arrived - own) + (N * k if plan.ep > 1 else 0)
+    return Half(kept, exchanged * D * b, forward, backward)
+
+
+@dataclass(frozen=True)
+class Ends:
+    """What stands around the layers.
+
+    Attributes:
+        kept: of the last norm and of the loss, gradients of the hidden states and of the output projection among it.
+        loss: bytes that the loss needs for a moment.
+    """
+
+    kept: float
+    loss: float
+
+
+def end_activations(rank: Rank, outer: Module) -> Ends:
+    """Of the last stage, whose outer weights are ``outer``."""
+    model, N, b, w = rank.model, rank.own, rank.dtype.itemsize, rank.wide.itemsize
+    D, vocabulary = model.hidden_size, math.ceil(model.vocab_size / rank.plan.tp)
+    weight = vocabulary * D
+    tokens = rank.tokens
+    # One buffer alone, or where ranks divide the words one as they are and one in float32 or wider.
+    chunk = (
+        min(tokens * vocabulary, _LOGITS) * b if rank.plan.tp == 1 else min(tokens * vocabulary, _LOGITS // 2) * (b + w)
+    )
+    kept = N * D * 3 * b + N * w + weight * b
+    widened = weight * w if w != b else 0
+    gathered = 2 * tokens * D * b if rank.plan.tp > 1 else 0
+    return Ends(kept, max(widened, weight * b) + chunk + gathered + tokens * 2 * w)
