@@ -19,6 +19,9 @@ AXES = ("pp", "cp", "tp", "ep", "etp", "stage", "dense", "world", "fsdp_dense", 
 """What traffic is counted by; the last three are FSDP's over the weights of attention and vocabulary, of the shared
 expert, and of the experts."""
 
+_LEAST_TIMEOUT_SECONDS = 300.0
+"""Ranks do not start at the same moment."""
+
 
 def coordinates(plan: Plan, rank: int) -> dict[str, int]:
     """Where ``rank`` stands on every axis."""
@@ -82,7 +85,7 @@ def start_mesh(plan: Plan, device: torch.device, store: Store | None = None) -> 
     rank = dist.get_rank()
     dense = np.arange(plan.world).reshape(_dense_shape(plan))
     experts = np.arange(plan.world).reshape(_expert_shape(plan))
-    timeout = timedelta(seconds=plan.settings.timeout_seconds)
+    timeout = collective_timeout(plan)
 
     def group(grid: np.ndarray, axes: tuple[int, ...], name: str) -> dist.ProcessGroup:
         """This rank's group along ``axes`` of ``grid``."""
@@ -115,6 +118,11 @@ def start_mesh(plan: Plan, device: torch.device, store: Store | None = None) -> 
         else:
             fsdp[name] = DeviceMesh.from_group(shard, device.type, mesh_dim_names=(name,))
     return Mesh(plan, rank, device, coordinates(plan, rank), groups, fsdp, store)
+
+
+def collective_timeout(plan: Plan) -> timedelta:
+    """How long a collective waits for a rank: longer than the watchdog, which comes first and names the rank."""
+    return timedelta(seconds=max(_LEAST_TIMEOUT_SECONDS, 2 * plan.settings.timeout_seconds))
 
 
 def _dense_shape(plan: Plan) -> tuple[int, ...]:

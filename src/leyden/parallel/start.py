@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -12,7 +11,7 @@ from torch.distributed import PrefixStore, rendezvous  # pyright: ignore[reportP
 from leyden.core.errors import Interrupted, UserError
 from leyden.core.launch import launched
 from leyden.core.log import speak_up
-from leyden.parallel.mesh import Mesh, start_mesh
+from leyden.parallel.mesh import Mesh, collective_timeout, start_mesh
 from leyden.parallel.plan import Plan
 from leyden.parallel.team import Team
 
@@ -32,8 +31,6 @@ def rank_device() -> torch.device:
 def start_ranks(plan: Plan, device: torch.device) -> Mesh:
     """Join the other ranks and make the groups of ``plan``; every rank that torchrun started calls this.
 
-    Collectives wait for a rank no longer than the plan's ``timeout_seconds``.
-
     Args:
         plan: of as many ranks as there are.
         device: of this rank's tensors; on a GPU, the ranks have gloo beside NCCL, for what is in host memory.
@@ -47,7 +44,7 @@ def start_ranks(plan: Plan, device: torch.device) -> Mesh:
         store=PrefixStore("groups", store),
         rank=rank,
         world_size=world,
-        timeout=timedelta(seconds=plan.settings.timeout_seconds),
+        timeout=collective_timeout(plan),
         device_id=device if device.type == "cuda" else None,
     )
     return start_mesh(plan, device, PrefixStore("run", store))

@@ -30,7 +30,7 @@ _BEATS_PER_TIMEOUT = 20
 _SILENT_BEATS = 5
 """A rank of which nothing is heard for so many beats is gone."""
 _SPARE_BEATS = 3
-"""So long before the timeout the name is out; the collectives' own error, which names nobody, comes at the timeout."""
+"""So long before the timeout the name is out. The error of a collective, which names nobody, comes later."""
 
 _WAITING = ("/torch/distributed/", "/leyden/parallel/")
 """Where a thread's innermost function is while it waits for other ranks."""
