@@ -50,6 +50,12 @@ FOUR = [
 ]
 TWO = [Plan(tp=2), Plan(dp_shard=2, etp=2), Plan(dp_replicate=2)]
 
+EIGHT = [
+    Plan(dp_shard=2, cp=2, tp=2, ep=2, etp=2),
+    Plan(pp=2, dp_replicate=2, tp=2, ep=2),
+    Plan(dp_shard=8, ep=4),
+]
+
 
 def known(name: str, seed: int = 0) -> torch.Tensor:
     """The whole tensor ``master.x``, ``exp_avg.x`` or ``exp_avg_sq.x``: random float32."""
@@ -144,6 +150,11 @@ def test_two_ranks_any_plan_to_any_other(ranks: Callable[..., list[Any]], tmp_pa
 
 def test_four_ranks_any_plan_to_any_other(ranks: Callable[..., list[Any]], tmp_path: Path) -> None:
     _every_plan(FOUR, ranks, tmp_path)
+
+
+@pytest.mark.slow
+def test_eight_ranks_any_plan_to_any_other(ranks: Callable[..., list[Any]], tmp_path: Path) -> None:
+    _every_plan(EIGHT, ranks, tmp_path)
 
 
 def _lose_experts(plan: Plan, directory: Path) -> None:
