@@ -70,12 +70,11 @@ def team_of(plan: Plan) -> Iterator[Team]:
     try:
         yield Team(mesh)
     except BaseException as error:
-        if _is_shared(mesh, error):
-            stop_ranks()
-            if mesh.rank > 0 and not isinstance(error, UserError | Interrupted | KeyboardInterrupt):
-                raise SystemExit(1) from None  # one traceback is enough
-        else:  # groups without all of their ranks may not be left in order: the end of the process ends them
+        # The end of the process ends its groups: left in order, they might wait for ranks that are gone.
+        if not _is_shared(mesh, error):
             _name(error, mesh.rank)
+        elif mesh.rank > 0 and not isinstance(error, UserError | Interrupted | KeyboardInterrupt):
+            raise SystemExit(1) from None  # one traceback is enough
         raise
     stop_ranks()
 
