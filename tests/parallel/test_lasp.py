@@ -10,11 +10,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from gloo_ranks import mesh_of
+from one_process import small_model
 from shared_rows import Row, draw_row, noise_of, sequence_of
 
 from leyden.ops import lightning_attention, lightning_slopes
 from leyden.parallel import Plan
-from leyden.parallel.sequence import LaspPlus
+from leyden.parallel.sequence import LaspPlus, install_sequence
 from leyden.parallel.traffic import Traffic, count_traffic
 
 lasp_module = importlib.import_module("leyden.parallel.sequence.lasp")
@@ -66,7 +67,8 @@ def _against_one_process(rows: list[Row], dtype: torch.dtype) -> list[float]:
     for row in rows:
         mine = slice(row.bounds[rank], row.bounds[rank + 1])
         found = _shared(row, dtype, lasp, rank)
-        exact, plain = (_alone(row, torch.float64), _alone(row, dtype))
+        exact = _alone(row, torch.float64)
+        plain = exact if dtype == torch.float64 else _alone(row, dtype)
         for f, e, p in zip(found, exact, plain, strict=True):
             assert f.dtype == dtype and f.isfinite().all()
             worst.append(noise_of(f, e[:, mine], p, e))
@@ -146,6 +148,20 @@ def _events(row: Row) -> list[str]:
 def test_states_travel_while_a_rank_attends_to_its_own(ranks: Callable[..., list[Any]]) -> None:
     for events in ranks(4, _events, Row((0, 30), (0, 8, 16, 24, 30), seed=1)):
         assert events == ["begin", "attention", "finish"] * 2
+
+
+def _installed(plan: Plan) -> list[bool]:
+    """Whether each attention layer of a model has another seam than before."""
+    model, mesh = small_model(num_local_experts=0), mesh_of(plan)
+    before = [getattr(layer.self_attn, "scan", getattr(layer.self_attn, "attend", None)) for layer in model.layers]
+    install_sequence(model, mesh)
+    after = [getattr(layer.self_attn, "scan", getattr(layer.self_attn, "attend", None)) for layer in model.layers]
+    return [a is not b for a, b in zip(after, before, strict=True)]
+
+
+def test_layers_are_given_their_means_where_ranks_share_a_row(ranks: Callable[..., list[Any]]) -> None:
+    assert ranks(4, _installed, Plan(cp=2, tp=2)) == [[True] * 3] * 4
+    assert ranks(4, _installed, Plan(dp_shard=2, tp=2)) == [[False] * 3] * 4
 
 
 def _refused(row: Row) -> str:

@@ -52,7 +52,8 @@ def _against_one_process(rows: list[Row], dtype: torch.dtype, layout: Layout) ->
     for row in rows:
         mine = slice(row.bounds[rank], row.bounds[rank + 1])
         found = _shared(row, dtype, ring, rank)
-        exact, plain = _alone(row, torch.float64), _alone(row, dtype)
+        exact = _alone(row, torch.float64)
+        plain = exact if dtype == torch.float64 else _alone(row, dtype)
         for f, e, p in zip(found, exact, plain, strict=True):
             assert f.dtype == dtype and f.isfinite().all()
             errors.append(noise_of(f, e[:, mine], p, e))

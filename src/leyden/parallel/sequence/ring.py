@@ -144,23 +144,26 @@ class _RingAttention(torch.autograd.Function):
         dout = grads[0].contiguous()
         delta = (dout.to(lse.dtype) * out).sum(-1)
         dq = torch.zeros_like(q, dtype=lse.dtype)
-        own, passing = torch.zeros(2, *k.shape, dtype=lse.dtype, device=k.device), None
+        own: torch.Tensor | None = None
+        passing: _Passing | None = None
         for step, block in ring.around(torch.stack([k, v])):
-            seen, gradients = ring.seen[ring.source(step)], torch.zeros_like(block, dtype=lse.dtype)
-            if seen is not None:
+            seen = ring.seen[ring.source(step)]
+            if seen is None:
+                gradients = torch.zeros_like(block, dtype=lse.dtype)
+            else:
                 more, *of_block = ranged_attention_backward(
                     dout, q, block[0], block[1], lse, delta, seen.first, seen.last
                 )
                 dq += more
                 gradients = torch.stack(of_block)
-            if step == 0:  # one's own are at home, and what the other ranks add to them comes last
+            if own is None:  # those of one's own keys are at home, and what other ranks add comes last
                 own = gradients
                 continue
             if passing is not None:
                 gradients += passing.wait()
             passing = ring.pass_on(gradients, step, _GRADIENTS)
-        if passing is not None:
-            own += passing.wait()
+        assert own is not None and passing is not None, "a ring has two ranks at least"
+        own += passing.wait()
         return dq.to(q.dtype), own[0].to(k.dtype), own[1].to(v.dtype), None
 
 
