@@ -3,6 +3,7 @@
 import functools
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from one_process import Row, part_of_model, random_row, small_model
 
 from leyden.model import HybridLM, softmax
 from leyden.ops import softmax_attention
-from leyden.parallel import Mesh, Plan, recompute
+from leyden.parallel import Mesh, ParallelConfig, Plan, attach, recompute
 from leyden.parallel.live_memory import track_memory
 from leyden.parallel.recompute import install_compile, install_recompute
 from leyden.parallel.tensor import install_tensor
@@ -158,6 +159,45 @@ def test_compiled_layers_on_a_cpu(mode: str) -> None:
 def test_compiled_layers_on_a_cpu_as_code() -> None:
     torch.compiler.reset()
     _check_compiled(functools.partial(small_model, torch.float32, **_TWO), random_row(_LENGTHS), "full")
+
+
+def _attached(plan: Plan) -> list[torch.Tensor]:
+    """The loss share and this rank's gradients of a model under all of a plan, FSDP included."""
+    attached = attach(small_model(**_DROPPING), mesh_of(plan), torch.float64)
+    attached.model.train()
+    assert isinstance(attached.model, HybridLM)
+    sums = _run(attached.model, random_row(_LENGTHS))
+    return [sums.loss.detach(), *(w.take_gradient(torch.float64) for w in attached.weights.values())]
+
+
+def _with_settings(plan: Plan, **settings: Any) -> Plan:
+    return replace(plan, settings=ParallelConfig(**settings))
+
+
+def _all_axes(plan: Plan) -> None:
+    expected = _attached(plan)
+    for mode in ("selective", "full"):
+        found = _attached(_with_settings(plan, activation_checkpointing=mode))
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), mode
+
+
+def test_all_axes_recompute_together(ranks: Callable[..., list[Any]]) -> None:
+    ranks(4, _all_axes, Plan(cp=2, tp=2, ep=2, etp=2))
+
+
+def _all_axes_compiled(plan: Plan) -> None:
+    expected = _attached(plan)
+    for mode in ("none", "full"):
+        with pytest.MonkeyPatch.context() as patch:
+            _compile_by(patch, "aot_eager")
+            found = _attached(_with_settings(plan, activation_checkpointing=mode, compile=True))
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.slow
+def test_all_axes_compile_together(ranks: Callable[..., list[Any]]) -> None:
+    ranks(4, _all_axes_compiled, Plan(cp=2, tp=2, ep=2, etp=2))
 
 
 def _compiled_ranks(mode: str) -> None:

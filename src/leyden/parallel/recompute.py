@@ -59,10 +59,11 @@ def install_recompute(model: nn.Module, mode: Literal["none", "selective", "full
 def install_compile(model: nn.Module, device: torch.device) -> None:
     """Compile every layer of ``model`` when it first runs. Call this before :func:`install_recompute`.
 
-    On a GPU a layer in Triton is one graph, around ops that are opaque to the compiler (docs/kernels.md). What
-    exchanges tokens or states with other ranks is computed between graphs, but for tensor ranks' collectives, which are
-    part of them. On a CPU attention and experts are between graphs too: they are C++, or loops over documents. The
-    other ops then run in PyTorch instead of C++, for the compiler to fuse, so that results differ by rounding.
+    On a GPU a layer in Triton is one graph, around ops that are opaque to the compiler (docs/kernels.md), or with
+    experts, for which FSDP gathers weights, one before and one behind them. What exchanges tokens or states with other
+    ranks is computed between graphs, but for tensor ranks' collectives, which are part of them. On a CPU attention is
+    between graphs too: it is C++, or a loop over documents. The other ops then run in PyTorch instead of C++, for the
+    compiler to fuse, so that results differ by rounding.
 
     A layer of one graph may be recomputed as its mode says. Of a layer of several, each keeps nothing for the backward,
     whatever the mode, since recomputation goes around them: it cannot be broken itself.
@@ -103,11 +104,12 @@ def _policy(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolic
 
 
 def _keep_outside(module: nn.Module, device: torch.device) -> bool:
-    """Call the seams of a module between graphs that cannot be part of one; whether there are any.
+    """Call the seams of a module between graphs that cannot be part of one; whether anything breaks a graph there.
 
-    They are those that other ranks fill, and on a CPU all of them.
+    They are those that other ranks fill, and on a CPU all of them. Experts break it in any case, since FSDP gathers
+    their weights by themselves.
     """
-    found = False
+    found = isinstance(module, experts.MixtureOfExperts)
     for name, own in _SEAMS.items():
         seam = getattr(module, name, None)
         if seam is None or (seam is own and device.type != "cpu"):
