@@ -145,6 +145,23 @@ def test_an_error_of_the_run_is_nobodys_fault(ranks: Ranks) -> None:
     assert [str(ranks.raised[rank]) for rank in range(2)] == ["not finite in 3 steps in a row"] * 2
 
 
+def test_a_rank_that_never_came_is_named(ranks: Ranks) -> None:
+    def wait(own: Team) -> None:
+        own.at("forward", 1)
+        ranks.released.wait(2 * TIMEOUT_SECONDS)
+
+    def end(code: int) -> None:
+        ranks.ended[0] = code, 0.0
+        ranks.released.set()
+
+    own = ranks.team(0, 2)
+    with Watchdog(own, end):
+        wait(own)
+    assert ranks.ended[0][0] == EXIT_CODE
+    assert "rank 1 has not come as far as training" in ranks.said
+    assert "rank 0" not in ranks.said.replace("(rank 0 says so)", "")
+
+
 def _report(count: int, *, waits: bool) -> Report:
     return Report(0, Place(count, 1, 0, "forward"), "x.py:1 in f", waits)
 

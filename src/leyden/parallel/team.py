@@ -18,10 +18,10 @@ _LONGEST_POLL_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Place:
-    """Where a rank is in its run; places that come later compare as greater.
+    """Where a rank is in its run.
 
     Attributes:
-        count: of the places before it.
+        count: how many places the rank was at before; ranks that are at the same one have the same count.
         step: the step of the run, from 1.
         micro_batch: of the step, from 0.
         phase: what is being done.

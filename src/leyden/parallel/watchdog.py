@@ -5,6 +5,7 @@ therefore has a thread that writes, every few moments, where the rank is into th
 reads all places once its own has not changed for too long. Then the process ends, for torchrun to start all ranks anew.
 """
 
+import contextlib
 import faulthandler
 import json
 import os
@@ -91,6 +92,7 @@ class Watchdog:
         # A client of its own: a main thread that waits for a key would hold up the thread that shares its client.
         clone = team.mesh.store.clone()  # pyright: ignore[reportAttributeAccessIssue] - documented, not in the stub
         self._store = PrefixStore("watchdog", clone)
+        self._world = team.mesh.plan.world
         self._timeout = team.mesh.plan.settings.timeout_seconds
         self._pause = min(_MOST_SECONDS_BETWEEN_BEATS, self._timeout / _BEATS_PER_TIMEOUT)
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -107,11 +109,12 @@ class Watchdog:
         if defect and threading.current_thread() is threading.main_thread():
             # torchrun sends it to all ranks as soon as one is gone, and there are 30 s to say which.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        before = self._reports()
         self._ended = "" if error is None else f"{type(error).__name__}: {error}"
-        self._report()
-        if defect:
-            self._name(_gone(before, self._later()) or _failed(before))
+        with contextlib.suppress(dist.DistError):  # the store is gone, and torchrun with it
+            before = self._reports()
+            self._report()
+            if defect:
+                self._name(_gone(before, self._later(), self._world) or _failed(before))
         self._stop.set()
         self._thread.join()
 
@@ -119,7 +122,7 @@ class Watchdog:
         """The thread: a report a beat, and a look at all of them once this rank's place does not change."""
         place, since = self._team.place, time.monotonic()
         still = self._timeout - (_SILENT_BEATS + _SPARE_BEATS) * self._pause
-        try:
+        with contextlib.suppress(dist.DistError):
             self._report()
             while not self._stop.wait(self._pause):
                 self._report()
@@ -129,10 +132,8 @@ class Watchdog:
                     before = self._reports()
                     after = self._later()
                     if self._team.place is place:
-                        self._name(_gone(before, after) or _failed(after) or _behind(after))
+                        self._name(_gone(before, after, self._world) or _failed(after) or _behind(after))
                         return
-        except dist.DistError:  # the store is gone, and torchrun with it
-            return
 
     def _report(self) -> None:
         with self._lock:
@@ -143,8 +144,7 @@ class Watchdog:
 
     def _reports(self) -> dict[int, Report]:
         """Of every rank that has reported."""
-        assert self._team.mesh is not None, "a team has a mesh"
-        keys = {rank: str(rank) for rank in range(self._team.mesh.plan.world)}
+        keys = {rank: str(rank) for rank in range(self._world)}
         return {rank: Report.loads(self._store.get(key)) for rank, key in keys.items() if self._store.check([key])}
 
     def _later(self) -> dict[int, Report]:
@@ -167,10 +167,13 @@ class Watchdog:
         self._end(EXIT_CODE)
 
 
-def _gone(before: Mapping[int, Report], after: Mapping[int, Report]) -> dict[int, str]:
-    """The ranks that have not reported in between: killed, or stopped."""
+def _gone(before: Mapping[int, Report], after: Mapping[int, Report], world: int) -> dict[int, str]:
+    """The ranks that have not reported in between: killed, or stopped; or that have never come here."""
+    absent = {rank: "has not come as far as training" for rank in range(world) if rank not in after}
     silent = {rank: r for rank, r in after.items() if rank in before and r.beat == before[rank].beat}
-    return {rank: f"gives no sign of life; it was last at {r}" for rank, r in silent.items() if r.ended is None}
+    return absent | {
+        rank: f"gives no sign of life; it was last at {r}" for rank, r in silent.items() if r.ended is None
+    }
 
 
 def _failed(reports: Mapping[int, Report]) -> dict[int, str]:
