@@ -176,8 +176,8 @@ def test_float32_has_no_copies_and_resumes(tmp_path: Path) -> None:
 
 def test_another_model_is_refused(tmp_path: Path) -> None:
     toy_run.run(tmp_path)
-    model = toy_run.tiny_model(torch.bfloat16, num_local_experts=0)
-    with pytest.raises(UserError, match=r"belongs to another model: .*mlp.*unknown to this run"):
+    model = toy_run.tiny_model(torch.bfloat16, num_hidden_layers=1, layer_types=("linear_attention",))
+    with pytest.raises(UserError, match=r"belongs to another model: .*layers\.1\..* is unknown to this run"):
         TrainState(model, MasterAdamW(model)).resume(tmp_path)
 
 
