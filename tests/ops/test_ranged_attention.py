@@ -149,6 +149,16 @@ def test_blocks_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("backend", CPU_BODIES)
+@pytest.mark.parametrize("empty", [0, 40, 128])
+def test_a_block_of_queries_some_of_which_see_nothing(backend: str, empty: int) -> None:
+    """The others begin to see where a block of keys begins, at key 128."""
+    tensors, _ = draw(50, 200, (4, 2), torch.float64)
+    first, last = torch.full((50,), 128, dtype=torch.int32), torch.arange(130, 180, dtype=torch.int32)
+    first[:10] = last[:10] = empty
+    check(tensors, [first, last], backend)
+
+
+@pytest.mark.parametrize("backend", CPU_BODIES)
 def test_partial_results_merge(backend: str) -> None:
     """Keys in three pieces: outputs weighted by their log-sum-exps, gradients of the whole output added up."""
     tensors, (first, last) = draw(60, 50, (4, 2), torch.float64)

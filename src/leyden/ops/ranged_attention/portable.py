@@ -19,11 +19,30 @@ _SCORES_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class _Block:
-    """Queries ``rows``, the keys ``keys`` that they meet, and [R, W] bool which of these they may not see, if any."""
+    """A block.
+
+    Attributes:
+        rows: of the T queries.
+        keys: of the S keys, those that the queries meet, rounded outwards so that few widths occur, since a matrix
+            library prepares a kernel for every new shape.
+        hidden: [R, width] bool, which of the last ``width`` of the keys each query may not see.
+    """
 
     rows: slice
     keys: slice
-    hidden: torch.Tensor | None
+    hidden: torch.Tensor
+
+    @classmethod
+    def of(cls, rows: slice, first: torch.Tensor, last: torch.Tensor, num_keys: int, device: torch.device) -> "_Block":
+        """From what the queries see, which is something."""
+        low, high = _extent(first, last)
+        low, grain = low // _ROWS * _ROWS, _ROWS
+        while grain * 32 < high - low:
+            grain *= 2
+        high = min(low - (low - high) // grain * grain, num_keys)
+        # Where all see from the first key on, all see up to the least of the last.
+        key = torch.arange(low if int(first.max()) > low else max(low, int(last.min())), high)
+        return cls(rows, slice(low, high), ((key < first[:, None]) | (key >= last[:, None])).to(device))
 
 
 def ranged_attention_portable(
@@ -34,7 +53,7 @@ def ranged_attention_portable(
     grouped, keys, values = (_by_key_head(x, heads) for x in (q, k, v))
     out = torch.zeros(grouped.shape, dtype=wide, device=q.device)
     lse = torch.full_like(out[..., :1], -torch.inf)
-    for block in _blocks(first, last, grouped.shape[1], q.device):
+    for block in _blocks(first, last, len(k), grouped.shape[1], q.device):
         for n in range(heads):
             scores = _scores(grouped[n], keys[n, 0], block, wide)
             total = torch.logsumexp(scores, dim=-1, keepdim=True)
@@ -59,7 +78,7 @@ def ranged_attention_backward_portable(
     grouped, keys, values, douts = (_by_key_head(x, heads) for x in (q, k, v, dout))
     lses, deltas = (_by_key_head(x[..., None], heads) for x in (lse, delta))
     dq, dk, dv = (torch.zeros(x.shape, dtype=wide, device=q.device) for x in (grouped, keys, values))
-    for block in _blocks(first, last, grouped.shape[1], q.device):
+    for block in _blocks(first, last, len(k), grouped.shape[1], q.device):
         rows, seen = block.rows, block.keys
         for n in range(heads):
             p = _scores(grouped[n], keys[n, 0], block, wide).sub_(_finite(_take(lses[n], rows))).exp_()
@@ -97,8 +116,8 @@ def _put(x: torch.Tensor, rows: slice, block: torch.Tensor) -> None:
 def _scores(q: torch.Tensor, k: torch.Tensor, block: _Block, wide: torch.dtype) -> torch.Tensor:
     """[G R, W], minus infinity where a query may not look."""
     scores = torch.mm(_take(q, block.rows), k[block.keys].t()).to(wide).mul_(q.shape[-1] ** -0.5)
-    if block.hidden is not None:
-        scores.view(q.shape[0], *block.hidden.shape).masked_fill_(block.hidden, -torch.inf)
+    num_rows, width = block.hidden.shape
+    scores.view(-1, num_rows, scores.shape[1])[..., scores.shape[1] - width :].masked_fill_(block.hidden, -torch.inf)
     return scores
 
 
@@ -107,7 +126,9 @@ def _finite(lse: torch.Tensor) -> torch.Tensor:
     return lse.masked_fill(lse == -torch.inf, 0)
 
 
-def _blocks(first: torch.Tensor, last: torch.Tensor, group: int, device: torch.device) -> Iterator[_Block]:
+def _blocks(
+    first: torch.Tensor, last: torch.Tensor, num_keys: int, group: int, device: torch.device
+) -> Iterator[_Block]:
     """Cut the queries into blocks whose scores are few enough, leaving out what sees nothing."""
     first, last = first.cpu(), last.cpu()
     begin = 0
@@ -120,9 +141,7 @@ def _blocks(first: torch.Tensor, last: torch.Tensor, group: int, device: torch.d
         mine = slice(begin, begin + rows)
         begin += rows
         if high > low:
-            key = torch.arange(low, high)
-            hidden = (key < first[mine, None]) | (key >= last[mine, None])
-            yield _Block(mine, slice(low, high), hidden.to(device) if hidden.any() else None)
+            yield _Block.of(mine, first[mine], last[mine], num_keys, device)
 
 
 def _extent(first: torch.Tensor, last: torch.Tensor) -> tuple[int, int]:
