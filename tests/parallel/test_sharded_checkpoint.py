@@ -4,8 +4,10 @@ import errno
 import json
 import os
 import random
+import threading
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,14 @@ import pytest
 import torch
 from gloo_ranks import mesh_of
 
-from leyden.checkpoint import piece_files
+from leyden.checkpoint import piece_files, training
 from leyden.checkpoint.crew import crew_of
 from leyden.checkpoint.tensor_stream import TensorStream
 from leyden.checkpoint.training import Values, latest_training, save_training
 from leyden.core.errors import UserError
 from leyden.model import HybridLM, ModelConfig
 from leyden.parallel import Plan, Team, attach
-from leyden.train import MasterAdamW, TrainState
+from leyden.train import MasterAdamW, Pretrain, TrainState, train_step
 
 CONFIG = ModelConfig(
     vocab_size=50,
@@ -274,3 +276,54 @@ def test_a_rank_that_dies_leaves_the_checkpoint_before(ranks: Callable[..., list
     assert latest_training(tmp_path) == tmp_path / "checkpoints" / "step_00000007"
     for problems in ranks(2, _load, Plan(dp_shard=2), {0: tmp_path}):
         assert problems == {0: []}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A packed batch."""
+
+    tokens: torch.Tensor
+    labels: torch.Tensor
+    cu_seqlens: torch.Tensor
+
+
+def _train_on(plan: Plan, directory: Path) -> tuple[bool, list[str]]:
+    """Train while a save is pending, which begins at another step on each rank; what is not as at the save's moment."""
+    mesh = mesh_of(plan)
+    attached = attach(HybridLM(CONFIG), mesh, torch.float32)
+    state = TrainState(attached.model, MasterAdamW(attached.weights), Team(mesh), async_checkpoint=True)
+    generator = torch.Generator().manual_seed(mesh.dp_rank)
+
+    def step() -> None:
+        tokens = torch.randint(0, CONFIG.vocab_size, (1, 25), generator=generator)
+        row = Row(tokens[:, :-1], tokens[:, 1:], torch.tensor([0, 11, 24], dtype=torch.int32))
+        train_step(state, [row], Pretrain(), lr=1e-2, clip_norm=1.0)
+        state.check_saving()
+
+    go, plain = threading.Event(), training.save_pieces
+
+    def held(*arguments: Any) -> list[Path]:
+        assert go.wait(60)
+        return plain(*arguments)
+
+    training.save_pieces = held
+    try:
+        step()
+        then = {name: tensor.clone() for name, tensor in state._tensors().items()}
+        state.save(directory, keep=1)
+        for index in range(4):
+            step()
+            if index == mesh.rank:
+                go.set()
+        changed = all(not torch.equal(tensor, then[name]) for name, tensor in state._tensors().items())
+        state.finish_saving()
+    finally:
+        training.save_pieces = plain
+    resumed = state_of(plan)
+    assert resumed.resume(directory)
+    return changed, [name for name, tensor in resumed._tensors().items() if not torch.equal(tensor, then[name])]
+
+
+@pytest.mark.parametrize("plan", [Plan(dp_shard=2, ep=2), Plan(cp=2, etp=2)], ids=str)
+def test_ranks_train_on_while_a_save_is_pending(ranks: Callable[..., list[Any]], tmp_path: Path, plan: Plan) -> None:
+    assert ranks(2, _train_on, plan, tmp_path) == [(True, [])] * 2
