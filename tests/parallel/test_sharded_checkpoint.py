@@ -22,14 +22,14 @@ from leyden.checkpoint.tensor_stream import TensorStream
 from leyden.checkpoint.training import Values, latest_training, save_training
 from leyden.core.errors import UserError
 from leyden.model import HybridLM, ModelConfig
-from leyden.parallel import Plan, Team, attach
+from leyden.parallel import ParallelConfig, Plan, Team, attach
 from leyden.train import MasterAdamW, Pretrain, TrainState, train_step
 
 CONFIG = ModelConfig(
     vocab_size=50,
     hidden_size=18,
-    num_hidden_layers=2,
-    layer_types=("linear_attention", "full_attention"),
+    num_hidden_layers=4,
+    layer_types=("linear_attention", "full_attention") * 2,
     num_attention_heads=4,
     num_key_value_heads=2,
     head_dim=4,
@@ -48,7 +48,7 @@ FOUR = [
     Plan(dp_shard=4, ep=2, etp=2),
     Plan(tp=2, dp_shard=2),
     Plan(dp_replicate=2, dp_shard=2, ep=2),
-    Plan(pp=2, tp=2),
+    Plan(pp=2, tp=2, settings=ParallelConfig(pipeline_schedule="interleaved", stages_per_rank=2)),
 ]
 TWO = [Plan(tp=2), Plan(dp_shard=2, etp=2), Plan(dp_replicate=2)]
 
