@@ -116,6 +116,7 @@ def _next_batches(batches: Batches, settings: FitSettings, state: TrainState) ->
     try:
         return [next(batches) for _ in range(settings.micro_batches)]
     except StopIteration:
+        state.finish_saving()
         raise UserError(
             f"stage '{settings.stage}': the data ended before step {state.stage_step + 1} of "
             f"{settings.total_steps}; give more text, or fewer steps or tokens."
@@ -128,6 +129,7 @@ def _stop_if_diverged(state: TrainState, settings: FitSettings) -> None:
         return
     _log.warning("step %d: the loss or its gradient is not finite; the step is skipped", state.step)
     if skipped >= settings.max_skipped_steps:
+        state.finish_saving()
         raise UserError(
             f"stage '{settings.stage}': the loss or its gradient was not finite in {skipped} steps in a row, from "
             f"step {state.step - skipped + 1} on; lower the learning rate, or look at the data of that step."
