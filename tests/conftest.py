@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,6 +18,9 @@ from hypothesis import settings
 
 if TYPE_CHECKING:
     from leyden.model import HybridLM
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, which FSDP and the compiler do too
 
 # A busy machine makes single examples slow; how long the tests take is not what they test.
 settings.register_profile("leyden", deadline=None)

@@ -1,6 +1,7 @@
 """Recomputed and compiled layers compute what plain ones do, and the former keep less."""
 
 import functools
+import importlib.util
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,9 +11,10 @@ import pytest
 import torch
 from gloo_ranks import mesh_of
 from one_process import Row, part_of_model, random_row, small_model
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from leyden.model import HybridLM, softmax
-from leyden.ops import softmax_attention
+from leyden.ops import backend, softmax_attention
 from leyden.parallel import Mesh, ParallelConfig, Plan, attach, recompute
 from leyden.parallel.live_memory import track_memory
 from leyden.parallel.recompute import install_compile, install_recompute
@@ -74,6 +76,41 @@ def test_none_changes_nothing() -> None:
     model = small_model()
     install_recompute(model, "none")
     assert all("forward" not in vars(module) for module in model.modules())
+
+
+class _Ops(TorchDispatchMode):
+    """Counts the ops of leyden that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count[func._schema.name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available() or not importlib.util.find_spec("triton"), reason="Triton's interpreter, for a CPU"
+)
+def test_triton_attention_is_kept_and_norms_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ``selective`` means on a GPU: two lightning layers of three, their kernels in the interpreter."""
+    monkeypatch.setattr(backend, "_automatic", lambda _op, _device, triton, _native: "triton" if triton else "torch")
+    found = {}
+    for mode in ("none", "selective", "full"):
+        model = small_model(torch.float32, hidden_size=16, head_dim=16, num_attention_heads=2, num_key_value_heads=1)
+        install_recompute(model, mode)
+        with _Ops() as ops:
+            sums = _run(model, random_row([5, 1, 10]))
+        names = ("lightning_attention", "silu_split", "rms_norm_backward")
+        found[mode] = [sums.loss.detach(), *_gradients(model).values()], [ops.count[f"leyden::{n}"] for n in names]
+    assert {mode: counts for mode, (_, counts) in found.items()} == {
+        "none": [2, 2, 9],
+        "selective": [2, 4, 9],
+        "full": [4, 4, 9],
+    }
+    for mode in ("selective", "full"):
+        assert all(torch.equal(a, b) for a, b in zip(found[mode][0], found["none"][0], strict=True)), mode
 
 
 def _on_rank(mesh: Mesh, dtype: torch.dtype, **changes: Any) -> HybridLM:
