@@ -1,9 +1,11 @@
 """Every command and every Python example of README.md runs, long ones in a short form; every link leads somewhere."""
 
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 import sysconfig
 import tomllib
 from collections.abc import Callable
@@ -84,6 +86,15 @@ def check_pip(arguments: list[str]) -> None:
     assert set((extras[1] or "hub").split(",")) <= set(project["optional-dependencies"])
 
 
+def run_torchrun(arguments: list[str]) -> None:
+    """In processes of its own, each on one thread."""
+    launch, leyden = [sys.executable, "-m", "torch.distributed.run"], arguments.index("leyden")
+    short = SHORT[arguments[leyden + 1]]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launch, *arguments, *short], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
 def test_the_command_runs(
     command: list[str], place: Path, leyden_cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
@@ -98,6 +109,8 @@ def test_the_command_runs(
         check_make(arguments)
     elif program == "pip":
         check_pip(arguments)
+    elif program == "torchrun":
+        run_torchrun(arguments)
     else:
         pytest.fail(f"README.md has a command that no test knows: {shlex.join(command)}")
 

@@ -10,6 +10,7 @@ from pydantic_core import PydanticUndefined
 
 from leyden.core.config import Config, dump_toml
 from leyden.model import PRESETS, ModelConfig
+from leyden.parallel import ParallelConfig
 from leyden.recipes import Recipe, Stage
 from leyden.recipes.loader import parse_recipe
 from leyden.recipes.schema import DataSection, EvaluateSection, TokenizerSection, TrainSection
@@ -22,6 +23,7 @@ SECTIONS: dict[str, tuple[type[Config], set[str]]] = {
     "[data]": (DataSection, set()),
     "[train]": (TrainSection, {"optimizer"}),  # a table of its own
     "[train.optimizer]": (AdamWConfig, set()),
+    "[parallel]": (ParallelConfig, set()),
     "[[stage]]": (Stage, set()),
     "[evaluate]": (EvaluateSection, set()),
 }
