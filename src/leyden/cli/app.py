@@ -6,7 +6,7 @@ import sys
 import typer
 from rich.logging import RichHandler
 
-from leyden.cli import bench, chat, convert, data, evaluate, generate, info, quickstart, run, study, tokenizer
+from leyden.cli import bench, chat, convert, data, evaluate, generate, info, plan, quickstart, run, study, tokenizer
 from leyden.core.errors import Interrupted, UserError
 from leyden.core.log import console, say
 
@@ -20,6 +20,7 @@ app = typer.Typer(
 app.command()(quickstart.quickstart)
 app.command()(run.run)
 app.command()(info.info)
+app.command()(plan.plan)
 app.command()(generate.generate)
 app.command()(chat.chat)
 app.command(name="eval")(evaluate.evaluate)

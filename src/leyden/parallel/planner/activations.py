@@ -8,13 +8,13 @@ of its heads' keys, F of an expert or dense feed-forward, k choices, R rows at i
 dtype, w of float32 or wider.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 
 from leyden.ops.lightning_attention.chunks import segments
 from leyden.parallel.planner.rank import Rank
 from leyden.parallel.planner.sizes import Module
-from leyden.parallel.sequence.layout import balanced
 
 _ALIGNMENT = 64
 """Rows of an expert are filled up to a multiple of it where there are many (``ops/experts/portable.py``)."""
@@ -77,13 +77,18 @@ def _lightning(rank: Rank) -> Half:
     heads, K = model.num_attention_heads // rank.plan.tp, model.head_dim
     D, W = model.hidden_size, heads * model.head_dim
     state = heads * K * K * w
-    kept = (T * D + T * 9 * W) * b + N * w + T * w + len(segments(T, heads * K)) * state
+    kept = (T * D + T * 9 * W) * b + N * w + T * w + _num_segments(T, heads * K) * state
     forward = (N * D + T * W) * b + 2 * state
     if rank.plan.cp > 1:  # weights of the first and of the last document, the entry's state; all ranks' states
         kept += 2 * T * heads * w + state
         forward += rank.plan.cp * state + T * W * w
     backward = T * 7 * W * b + 4 * state
     return Half(kept, (T * 4 * W + N * D) * b, forward, backward)
+
+
+@functools.lru_cache(maxsize=1024)
+def _num_segments(num_tokens: int, elements: int) -> int:
+    return len(segments(num_tokens, elements))
 
 
 def _softmax(rank: Rank) -> Half:
@@ -94,7 +99,7 @@ def _softmax(rank: Rank) -> Half:
     kept = (T * D + T * (3 * W + 2 * G)) * b + N * w
     forward, backward = (T * (W + G)) * b, T * (4 * W + 2 * G) * b + T * 2 * G * w
     if rank.plan.cp > 1:  # in the balanced layout; blocks that come and go, and sums in float32 or wider
-        mine = balanced(rank.plan.cp, rank.row_documents).sizes[rank.at["cp"]]
+        mine = rank.ring[rank.at["cp"]]
         kept = (T * D + mine * (2 * W + 2 * G) + T * W) * b + N * w + mine * model.num_attention_heads * w
         forward = mine * (4 * G * b + W * w * 2)
         backward = mine * (4 * G * b + (W + 8 * G) * w + 2 * W * b)

@@ -92,7 +92,9 @@ def _kept(module: Module) -> int:
 
 def _pipeline(rank: Rank, stages: list["_Stage"]) -> None:
     """Forwards and backwards of all stages of the rank in the order of the schedule, then the reductions."""
-    plan, batches = rank.plan, rank.step.num_micro_batches
+    plan = rank.plan
+    # Later micro-batches hold what those in the middle do; rounds of an interleaved schedule stay whole.
+    batches = min(rank.step.num_micro_batches, 3 * plan.pp)
     for direction, local in order_of_work(plan.pp, plan.settings.stages_per_rank, batches, rank.at["pp"]):
         if direction == "forward":
             stages[local].forward()

@@ -10,6 +10,7 @@ from leyden.model import ModelConfig
 from leyden.parallel.plan import Plan
 from leyden.parallel.planner.sizes import Module, layer_weights, outer_weights, stages
 from leyden.parallel.planner.step import StepShape
+from leyden.parallel.sequence.layout import balanced
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class Rank:
         step: the tokens of a step.
         at: the rank's coordinates.
         dtype: of the computation.
-        documents: [N + 1], the bounds of the documents of each row; None: sequences of ``step.seq_len``.
+        documents: [N + 1], the bounds of the documents of each row, if they are known: they decide which tokens a
+            context rank has in softmax layers.
     """
 
     model: ModelConfig
@@ -32,7 +34,7 @@ class Rank:
     dtype: torch.dtype = torch.bfloat16
     documents: tuple[int, ...] | None = None
 
-    @property
+    @functools.cached_property
     def wide(self) -> torch.dtype:
         """Of sums and states: float32, or float64 for a float64 model."""
         return torch.promote_types(self.dtype, torch.float32)
@@ -43,23 +45,23 @@ class Rank:
         name = self.plan.settings.reduce_dtype
         return self.dtype if name == "auto" else getattr(torch, name)
 
-    @property
+    @functools.cached_property
     def row(self) -> int:
         """Tokens of a row."""
         return self.step.row_tokens(self.plan)
 
-    @property
+    @functools.cached_property
     def bounds(self) -> tuple[int, ...]:
         """[cp + 1], of the context ranks' parts of a row (:meth:`leyden.parallel.ranks.StageRanks.part`)."""
         tp, cp = self.plan.tp, self.plan.cp
         return tuple(self.row // tp * index // cp * tp for index in range(cp + 1))
 
-    @property
+    @functools.cached_property
     def tokens(self) -> int:
         """Of this context rank's part: what attention meets."""
         return self.bounds[self.at["cp"] + 1] - self.bounds[self.at["cp"]]
 
-    @property
+    @functools.cached_property
     def own(self) -> int:
         """Of those, this tensor rank's: what norms, routers and experts meet."""
         return self.tokens // self.plan.tp
@@ -69,10 +71,13 @@ class Rank:
         """Over the ranks of the stage."""
         return self.row / (self.plan.cp * self.plan.tp)
 
-    @property
-    def row_documents(self) -> tuple[int, ...]:
-        """[N + 1] bounds."""
-        return self.documents or (*range(0, self.row, self.step.seq_len), self.row)
+    @functools.cached_property
+    def ring(self) -> list[int]:
+        """Tokens of every context rank in softmax layers; even where the documents are not known."""
+        cp = self.plan.cp
+        if self.documents is None:
+            return [self.row * (index + 1) // cp - self.row * index // cp for index in range(cp)]
+        return balanced(cp, self.documents).sizes
 
     @functools.cached_property
     def stages(self) -> list[tuple[int, range]]:

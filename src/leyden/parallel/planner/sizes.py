@@ -34,17 +34,17 @@ class Group:
     index: int
     shapes: tuple[Shape, ...]
 
-    @property
+    @functools.cached_property
     def numel(self) -> int:
         """Of the gathered weights."""
         return sum(map(math.prod, self.shapes))
 
-    @property
+    @functools.cached_property
     def padded(self) -> int:
         """Of the gathered weights as they travel, each filled up to equal shards."""
         return self.ranks * sum(math.prod(_chunk(shape, self.ranks)) for shape in self.shapes)
 
-    @property
+    @functools.cached_property
     def shard(self) -> int:
         """Of what this rank keeps."""
         return sum(math.prod(_chunk(shape, self.ranks, self.index)) for shape in self.shapes)

@@ -16,7 +16,6 @@ from leyden.parallel.pipeline import boundary
 from leyden.parallel.planner.rank import Rank
 from leyden.parallel.planner.schedule import gathers
 from leyden.parallel.planner.sizes import Module, layer_weights, outer_weights
-from leyden.parallel.sequence.layout import balanced
 
 Bytes = Counter[tuple[str, str]]
 """By (axis, operation)."""
@@ -139,7 +138,7 @@ def _softmax(rank: Rank) -> Passes:
     forward: Bytes = Counter()
     backward: Bytes = Counter()
     if cp > 1:
-        sizes = balanced(cp, rank.row_documents).sizes
+        sizes = rank.ring
         D, heads, shared = rank.model.head_dim, rank.model.num_attention_heads, rank.model.num_key_value_heads
         q, kv = heads // rank.plan.tp * D, 2 * (shared // rank.plan.tp) * D
         b, mine = rank.dtype.itemsize, sizes[index]

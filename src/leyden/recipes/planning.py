@@ -1,0 +1,191 @@
+"""``leyden plan`` and ``leyden info --gpus``: what a plan costs, said in words."""
+
+import io
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from leyden.core.config import dump_toml, override
+from leyden.core.errors import UserError
+from leyden.model import PRESETS, ModelConfig, preset
+from leyden.parallel.mesh import coordinates
+from leyden.parallel.plan import ParallelConfig, Plan
+from leyden.parallel.planner import StepShape, check_plan
+from leyden.parallel.planner.memory import Memory, predict_memory
+from leyden.parallel.planner.rank import Rank
+from leyden.parallel.planner.search import Candidate, search
+from leyden.parallel.planner.time import Machine, StepTime, predict_time
+from leyden.parallel.planner.traffic import by_axis, predict_traffic
+from leyden.recipes.loader import load_recipe
+
+
+def plan_text(
+    what: str,
+    settings: Sequence[str],
+    world: int,
+    machine: Machine,
+    *,
+    length: int | None = None,
+    batch_tokens: int | None = None,
+    micro_batch_tokens: int | None = None,
+    best: int = 5,
+) -> str:
+    """The best plans for ``world`` ranks, as a table and as TOML of the first.
+
+    Args:
+        what: a recipe or a preset.
+        settings: changes to it, as ``--set`` gives them.
+        world: the ranks.
+        machine: what a rank has.
+        length, batch_tokens, micro_batch_tokens: of a step; those of a recipe's longest stage where None.
+        best: how many plans.
+
+    Raises:
+        UserError: ``what`` is unknown, or no plan fits.
+    """
+    model, _ = read_model(what, settings)
+    step = step_of(what, settings, world, length, batch_tokens, micro_batch_tokens)
+    found = search(model, world, step, machine, best=best)
+    table = Table(box=box.SIMPLE_HEAD, title=f"{what} on {world:,} ranks, {step.tokens:,} tokens a step")
+    for name in ("plan", "recompute", "micro-batches", "GB a rank", "s a step", "MFU", "binds"):
+        table.add_column(name, no_wrap=name != "plan", justify="left" if name in ("plan", "recompute") else "right")
+    for candidate in found:
+        table.add_row(*_row(candidate))
+    chosen = found[0]
+    section = dump_toml({"parallel": _settings(chosen.plan)})
+    first = f"The first of them, with micro_batch_tokens = {chosen.step.micro_batch_tokens:,}:"
+    return f"{_rendered(table)}\n{first}\n\n{section}"
+
+
+def cost_text(
+    what: str,
+    settings: Sequence[str],
+    world: int,
+    machine: Machine,
+    *,
+    length: int | None = None,
+    batch_tokens: int | None = None,
+    micro_batch_tokens: int | None = None,
+) -> str:
+    """Memory of a rank and bytes of every axis in a step, under the plan that a recipe or ``--set parallel...`` gives.
+
+    Raises:
+        UserError: the plan cannot be; with all that is wrong, and the nearest plans that can be.
+    """
+    model, parallel = read_model(what, settings)
+    step = step_of(what, settings, world, length, batch_tokens, micro_batch_tokens)
+    plan = check_plan(parallel, world, model, step)
+    ranks = [Rank(model, plan, step, coordinates(plan, number)) for number in _one_of_each_stage(plan)]
+    memories = [predict_memory(rank) for rank in ranks]
+    most = max(range(len(ranks)), key=lambda index: memories[index].peak)
+    time = predict_time(ranks[most], machine)
+    where = f" (pipeline rank {ranks[most].at['pp']}, which needs most)" if plan.pp > 1 else ""
+    rows = [("plan", str(plan)), ("tokens a step", f"{step.tokens:,} in {step.num_micro_batches} micro-batches")]
+    rows += _memory_rows(memories[most], where)
+    rows += [
+        (f"sent over {axis}", f"{_size(n)} a rank and step")
+        for axis, n in by_axis(predict_traffic(ranks[most])).items()
+    ]
+    rows += _time_rows(time)
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def read_model(what: str, settings: Sequence[str]) -> tuple[ModelConfig, ParallelConfig]:
+    """The shape and the ``[parallel]`` section of a preset or a recipe.
+
+    Raises:
+        UserError: an unknown name or setting.
+    """
+    if what not in PRESETS:
+        recipe = load_recipe(what, settings)
+        return recipe.model, recipe.parallel
+    changes = override({"model": {}, "parallel": {}}, settings)
+    if set(changes) != {"model", "parallel"}:
+        raise UserError(f"--set on a preset changes model.FIELD or parallel.FIELD; given: {', '.join(settings)}.")
+    return preset(what, **changes["model"]), ParallelConfig.parse(changes["parallel"], "--set parallel")
+
+
+def step_of(
+    what: str,
+    settings: Sequence[str],
+    world: int,
+    length: int | None,
+    batch_tokens: int | None,
+    micro_batch_tokens: int | None,
+) -> StepShape:
+    """The tokens of a step: as given, else those of the recipe's stage with the longest sequences.
+
+    Of a preset: sequences of 8,192 tokens, one a rank, in one micro-batch.
+
+    Raises:
+        UserError: sizes that do not divide each other.
+    """
+    if what in PRESETS:
+        length = length or 8192
+        batch = batch_tokens or length * world
+        micro = micro_batch_tokens or batch
+    else:
+        stage = max(load_recipe(what, settings).stage, key=lambda stage: stage.seq_len)
+        length, batch = length or stage.seq_len, batch_tokens or stage.batch_tokens
+        micro = micro_batch_tokens or min(batch, max(stage.micro_batch, length))
+    if micro % length or batch % micro:
+        raise UserError(
+            f"a step of {batch:,} tokens in micro-batches of {micro:,} in sequences of {length:,}: each must be a "
+            "multiple of the next; change --batch-tokens, --micro-batch-tokens or --length."
+        )
+    return StepShape(length, micro, batch // micro)
+
+
+def _one_of_each_stage(plan: Plan) -> list[int]:
+    return [stage * plan.stage for stage in range(plan.pp)]
+
+
+def _memory_rows(memory: Memory, where: str) -> list[tuple[str, str]]:
+    parts = ", ".join(f"{kind} {_size(n)}" for kind, n in memory.at_peak.items() if n)
+    return [("memory a rank", f"{_size(memory.peak)}{where}"), ("  of it", parts)]
+
+
+def _time_rows(time: StepTime) -> list[tuple[str, str]]:
+    axes = ", ".join(f"{axis} {seconds:.3g} s" for axis, seconds in time.axis_seconds.items() if seconds >= 1e-3)
+    return [
+        ("step", f"{time.seconds:.3g} s, {time.mfu:.0%} MFU; {time.binds} binds"),
+        ("  of it", f"computing {time.compute_seconds:.3g} s" + (f"; {axes}, hidden or not" if axes else "")),
+    ]
+
+
+def _row(candidate: Candidate) -> tuple[str, ...]:
+    plan, time = candidate.plan, candidate.time
+    return (
+        str(plan),
+        plan.settings.activation_checkpointing,
+        f"{candidate.step.num_micro_batches:,}",
+        f"{candidate.memory.peak / 1e9:.1f}",
+        f"{time.seconds:.3g}",
+        f"{time.mfu:.0%}",
+        time.binds,
+    )
+
+
+def _settings(plan: Plan) -> dict[str, object]:
+    """What a recipe must say for this plan, defaults left out."""
+    plain, said = ParallelConfig(), plan.settings.model_dump(mode="json")
+    sizes = {name: getattr(plan, name) for name in ("pp", "dp_replicate", "dp_shard", "cp", "tp", "ep", "etp")}
+    return {name: n for name, n in sizes.items() if n > 1} | {
+        name: value for name, value in said.items() if name not in sizes and value != getattr(plain, name)
+    }
+
+
+def _rendered(table: Table) -> str:
+    text = io.StringIO()
+    Console(file=text, width=120).print(table)
+    return text.getvalue()
+
+
+def _size(num_bytes: float) -> str:
+    for scale, suffix in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "KB")):
+        if num_bytes >= scale:
+            return f"{num_bytes / scale:.3g} {suffix}"
+    return f"{num_bytes:.0f} bytes"
