@@ -95,7 +95,7 @@ def test_a_rank_that_hangs_is_named_within_the_timeout(ranks: Ranks) -> None:
 
 def test_a_rank_that_goes_on_is_left_alone(ranks: Ranks) -> None:
     def work(own: Team) -> None:
-        for step in range(30):
+        for step in range(24):
             own.at("forward", step)
             time.sleep(TIMEOUT_SECONDS / 20)
 
