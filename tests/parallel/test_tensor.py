@@ -11,7 +11,7 @@ from torch import nn
 
 from leyden.model import HybridLM
 from leyden.ops import IGNORE_INDEX, gated_rms_norm, linear_cross_entropy
-from leyden.parallel import Plan, tensor, vocabulary
+from leyden.parallel import Mesh, Plan, tensor, vocabulary
 from leyden.parallel.tensor import install_tensor
 from leyden.train.objective import Pretrain
 
@@ -19,10 +19,13 @@ _EXPERTS = {"shared_intermediate_size": 8}
 _DENSE = {"num_local_experts": 0, "postnorm": False, "tie_word_embeddings": True}
 
 
-def _compare(plan: Plan, changes: dict[str, Any], lengths: list[int]) -> None:
+def _compare(plan: Plan, changes: dict[str, Any], rows: list[list[int]]) -> None:
+    for seed, lengths in enumerate(rows):
+        _compare_row(mesh_of(plan), small_model(seed=seed, **changes), random_row(lengths, seed=seed))
+
+
+def _compare_row(mesh: Mesh, whole: HybridLM, row: Row) -> None:
     """A training micro-batch on these ranks and in one process."""
-    mesh = mesh_of(plan)
-    whole, row = small_model(**changes), random_row(lengths)
     model, parts = part_of_model(whole, mesh)
     install_tensor(model, mesh)
     hidden, sums = _run(model, row)
@@ -50,7 +53,7 @@ def _run(model: HybridLM, row: Row) -> tuple[torch.Tensor, Any]:
 def test_a_micro_batch_is_that_of_one_process(
     ranks: Callable[..., list[Any]], tp: int, changes: dict[str, Any]
 ) -> None:
-    ranks(tp, _compare, Plan(tp=tp), changes, [5, 1, 30, 8, 16])
+    ranks(tp, _compare, Plan(tp=tp), changes, [[5, 1, 30, 8, 16], [4], [1] * 8, [2, 33, 1]])
 
 
 def _cross_entropy(cases: list[tuple[int, int, int, int, float]]) -> None:
@@ -94,7 +97,7 @@ def _cross_entropy(cases: list[tuple[int, int, int, int, float]]) -> None:
 def test_divided_cross_entropy(ranks: Callable[..., list[Any]]) -> None:
     cases = [
         (101, 7, 12, 1 << 20, 0.01),  # unequal words, one chunk
-        (101, 7, 12, 51 * 7, 0.01),  # several chunks, the last one short, none at a rank's bound
+        (101, 7, 12, 7 * 50, 0.01),  # several chunks, which unequal words must not make unequal
         (2, 3, 1, 1, 0.0),  # one word and one token a rank, a chunk each
         (3, 1, 5, 2, 0.5),
     ]
