@@ -79,3 +79,14 @@ def routers(
     from leyden.bench.routers import run_routers
 
     run_routers(quick=quick, output=output)
+
+
+@app.command()
+def traffic(
+    quick: Annotated[bool, typer.Option(help="Two ranks and short rows: checks that all of it runs.")] = False,
+    output: Output = None,
+) -> None:
+    """Bytes that context ranks exchange in LASP+ and in ring attention: predicted beside counted, by length."""
+    from leyden.bench.traffic import run_traffic
+
+    run_traffic(quick=quick, output=output)

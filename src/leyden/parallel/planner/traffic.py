@@ -47,6 +47,12 @@ def predict_traffic(rank: Rank) -> Bytes:
     return Counter({key: num_bytes for key, num_bytes in total.items() if num_bytes})
 
 
+def predict_attention(rank: Rank, kind: str) -> Bytes:
+    """What the attention of one layer of ``kind`` hands over for a row, in its forward and backward, itself alone."""
+    passes = _lightning(rank) if kind == "linear_attention" else _softmax(rank)
+    return passes.forward + passes.backward
+
+
 def by_axis(traffic: Bytes) -> dict[str, int]:
     """Whole bytes of every axis that carries any."""
     total: Counter[str] = Counter()
