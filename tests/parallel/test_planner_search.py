@@ -9,6 +9,7 @@ from leyden.parallel.mesh import coordinates
 from leyden.parallel.planner import StepShape, problems_of
 from leyden.parallel.planner.rank import Rank
 from leyden.parallel.planner.search import search
+from leyden.parallel.planner.sizes import unevenness
 from leyden.parallel.planner.time import Machine, group_size, predict_time, spans_nodes
 
 TINY = preset("tiny")
@@ -53,6 +54,15 @@ def test_a_pipeline_idles_by_its_stages_and_micro_batches() -> None:
     machine = Machine(intra_bytes_per_second=1e15)
     shares = [predict_time(Rank(TINY, p, step, coordinates(p, 0)), machine) for p in plans]
     assert [t.idle_seconds / (t.seconds - t.idle_seconds) for t in shares] == pytest.approx([3 / 16, 3 / 32])
+
+
+def test_uneven_stages_cost_time() -> None:
+    even, uneven = (
+        unevenness(preset("tiny", num_hidden_layers=layers, vocab_size=1), pp, pp, 64)
+        for layers, pp in ((8, 1), (9, 8))
+    )
+    assert even == 1
+    assert uneven == pytest.approx(16 / 9, rel=0.1)  # one rank has two of nine layers
 
 
 def test_which_groups_leave_a_node() -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from leyden.model import HybridLM, ModelConfig
-from leyden.parallel.pipeline import split_layers
+from leyden.parallel.pipeline import layer_costs, split_layers
 from leyden.parallel.plan import Plan
 from leyden.parallel.shard import shard_dim
 from leyden.parallel.weights import kind_of, part_of
@@ -131,3 +131,12 @@ def _shapes(model: ModelConfig) -> dict[str, tuple[tuple[str, Shape], ...]]:
 def stages(model: ModelConfig, num_stages: int, seq_len: int) -> tuple[range, ...]:
     """The layers of each pipeline stage."""
     return tuple(split_layers(model, num_stages, seq_len)) if num_stages > 1 else (range(model.num_hidden_layers),)
+
+
+@functools.lru_cache(maxsize=256)
+def unevenness(model: ModelConfig, pp: int, num_stages: int, seq_len: int) -> float:
+    """How many times the mean the work of the pipeline rank with most of it is."""
+    costs = layer_costs(model, seq_len)
+    of_stage = [sum(costs[layers.start : layers.stop]) for layers in stages(model, num_stages, seq_len)]  # pyright: ignore[reportArgumentType]
+    of_rank = [sum(of_stage[rank::pp]) for rank in range(pp)]
+    return max(of_rank) * pp / sum(of_rank)

@@ -3,7 +3,8 @@
 The model is a roofline, meant to rank plans and to show which axis binds:
 
 - Computing takes the step's floating-point operations (three times the forward; with ``full`` recomputation four
-  times) over the rank's rate. FLOPs are those that the model needs, so the share of the rate that remains is its MFU.
+  times) over the rank's rate, on the pipeline rank whose stages cost most. MFU is the share of that rate which goes
+  into the operations that the model needs, recomputation left out.
 - A collective among n ranks takes what each rank sends over its link: (n - 1) / n of the bytes handed to a
   reduce-scatter or all-to-all, n - 1 times those handed to an all-gather, 2 (n - 1) / n of those of an all-reduce,
   all bytes of a send. Its link is that between nodes where its ranks are not all within one, else that within.
@@ -23,6 +24,7 @@ from functools import cached_property
 from leyden.model import count_model
 from leyden.parallel.plan import Plan
 from leyden.parallel.planner.rank import Rank
+from leyden.parallel.planner.sizes import unevenness
 from leyden.parallel.planner.traffic import predict_traffic
 
 _EXPOSED = {"tp", "stage", "dense", "world"}
@@ -69,11 +71,12 @@ class StepTime:
 
 
 def predict_time(rank: Rank, machine: Machine) -> StepTime:
-    """Of the rank's step; the ranks of the last stage of a pipeline have about the work of every other."""
+    """Of the rank's step; what it communicates stands for every other rank's."""
     plan, step = rank.plan, rank.step
     needed = count_model(rank.model).training_flops_per_token(step.seq_len) * step.tokens / plan.world
     again = 4 / 3 if plan.settings.activation_checkpointing == "full" else 1.0
-    compute = needed * again / machine.flops_per_second
+    uneven = unevenness(rank.model, plan.pp, plan.num_stages, step.seq_len)  # pyright: ignore[reportArgumentType]
+    compute = needed * again * uneven / machine.flops_per_second
     axes: Counter[str] = Counter()
     for (axis, operation), num_bytes in predict_traffic(rank).items():
         axes[axis] += num_bytes * _travels(plan, axis, operation) / _rate(plan, axis, machine)  # type: ignore[assignment]
