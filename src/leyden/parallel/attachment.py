@@ -1,8 +1,8 @@
 """A finished model on one process becomes a rank's part of it: everything that a plan changes, in one place.
 
 The order matters. Weights are cut first, so that everything after sees this rank's shapes; then the seams of the model
-are filled (tensor, sequence, expert parallelism); then its layers are dealt to pipeline stages; recomputation wraps
-what the layers then do; the compiler sees that; and FSDP comes last, since it replaces the parameters.
+are filled (tensor, sequence, expert parallelism); then its layers are dealt to pipeline stages; the compiler takes
+what the layers then do, and recomputation goes around that; FSDP comes last, since it replaces the parameters.
 """
 
 from dataclasses import dataclass, replace

@@ -29,7 +29,6 @@ _ALWAYS_KEPT = {
 }
 """Not gathers: what they make is as many times larger than what they take as there are ranks."""
 
-
 _SEAMS = {"scan": lightning.scan, "attend": softmax.attend, "compute": experts.compute, "drop": experts.drop}
 """The places that parallel axes fill, and what one process has there."""
 
@@ -41,11 +40,11 @@ def install_recompute(model: nn.Module, mode: Literal["none", "selective", "full
         model: with :class:`leyden.model.lm.DecoderLayer` inside.
         mode: ``full`` keeps a layer's input, and computes the layer again when its backward begins, exchanges between
             ranks included, in the order of the forward. ``selective`` also keeps the results of its projections, of
-            attention and experts in Triton, and of exchanges that leave a rank no more than it had. ``none`` does
-            nothing.
+            attention and experts in Triton, and of tensor ranks' reductions. ``none`` does nothing.
 
-    The bits of the loss and of its gradients do not change. On a CPU, ``selective`` keeps the results of projections
-    and exchanges alone: attention and experts are there autograd functions, whose insides it must not touch.
+    The bits of the loss and of its gradients do not change. Autograd functions are computed again as a whole, since
+    their insides must not be touched: those with which context and expert ranks exchange what they have, and on a CPU
+    attention and experts as such, where ``selective`` keeps projections and reductions alone.
     """
     if mode == "none":
         return
