@@ -112,3 +112,23 @@ def test_a_pipeline_of_two_ranks_is_one_process(recipe: Path, alone: Path, tmp_p
     assert ended.code == 0, ended.said
     ours, theirs = rank_runs.metrics(directory)[:6], rank_runs.metrics(alone)[:6]
     assert [r["loss"] for r in ours] == pytest.approx([r["loss"] for r in theirs], rel=2e-6)
+
+
+@pytest.mark.slow
+def test_minutes_become_as_many_steps_on_all_ranks(recipe: Path, tmp_path: Path) -> None:
+    """The first rank's clock decides; with everything on that a plan may ask for beside its sizes."""
+    directory, timed = tmp_path / "run", tmp_path / "timed.toml"
+    timed.write_text(recipe.read_text().replace("steps = 6", "minutes = 0.02").replace('"float32"', '"auto"'))
+    changes = (
+        "parallel.offload_optimizer=true",
+        "parallel.activation_checkpointing=full",
+        "train.async_checkpoint=true",
+    )
+    settings = [word for change in changes for word in ("--set", change)]
+    ended = rank_runs.torchrun("run", timed, "--dir", directory, *PLAN, *settings)
+    assert ended.code == 0, ended.said
+    settled = load_recipe(str(directory / "recipe.toml"))
+    steps = sum(stage.steps or 0 for stage in settled.stage)
+    assert [record["step"] for record in rank_runs.metrics(directory)] == list(range(1, steps + 1))
+    assert settled.train.dtype in ("bfloat16", "float32")
+    assert ended.said.count("steps fit 0.02 minutes") == 1
