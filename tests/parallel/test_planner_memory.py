@@ -70,9 +70,13 @@ def _step(plan: Plan, lengths: list[int], num_micro_batches: int) -> StepShape:
 
 
 def _check(found: list[Measured]) -> None:
+    """Where a rank's tokens go is planned as if it were even: rows that a rank has more, another has less."""
+    peaks, planned = ([get(rank) for rank in found] for get in (lambda r: r.peak, lambda r: r.memory.peak))
+    assert sum(peaks) == pytest.approx(sum(planned), rel=0.1)
+    is_routed = any(axis in ("ep", "etp") for rank in found for axis, _ in rank.counted)
+    assert peaks == pytest.approx(planned, rel=0.25 if is_routed else 0.1)
     for rank in found:
-        assert rank.peak == pytest.approx(rank.memory.peak, rel=0.1)
-        assert rank.held == pytest.approx(rank.memory.held, rel=0.05)
+        assert rank.held == pytest.approx(rank.memory.held, rel=0.1)
         assert sum(rank.memory.at_peak.values()) == pytest.approx(rank.memory.peak)
 
 
