@@ -22,9 +22,7 @@ class KeyValues:
         self._keys: torch.Tensor | None = None
         self._values: torch.Tensor | None = None
 
-    def append(
-        self, keys: torch.Tensor, values: torch.Tensor, length: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def append(self, keys: torch.Tensor, values: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Write after the first ``length`` positions and return all keys and values up to the new end.
 
         Args:

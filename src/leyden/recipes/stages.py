@@ -96,7 +96,7 @@ def _new_state(recipe: Recipe, team: Team) -> TrainState:
     dtype = getattr(torch, section.dtype)
     host = torch.device("cpu") if settings.offload_optimizer else None
     if team.mesh is None:
-        model = HybridLM(recipe.model, seed=section.seed).to(default_device(), dtype)
+        model = HybridLM(recipe.model, seed=section.seed).to(default_device())
         if settings.compile:
             install_compile(model, default_device())
         install_recompute(model, settings.activation_checkpointing)
@@ -104,10 +104,14 @@ def _new_state(recipe: Recipe, team: Team) -> TrainState:
     else:
         with torch.device("meta"):
             whole = HybridLM(recipe.model)
+        if host is not None:
+            whole.to(dtype)  # the masters are elsewhere
         longest = max(stage.seq_len for stage in recipe.stage)
         attached = parallel.attach(whole, team.mesh, dtype, seed=section.seed, row_tokens=longest)
         model, weights = attached.model, attached.weights
     optimizer = MasterAdamW(weights, section.optimizer, host)
+    if team.mesh is None:
+        model.to(dtype)  # now, so that the masters begin unrounded, as those of many ranks do
     return TrainState(model, optimizer, team, async_checkpoint=section.async_checkpoint)
 
 
