@@ -5,19 +5,30 @@ from typing import Any
 
 import pytest
 from gloo_ranks import RankPool
+from torch.utils._pytree import tree_leaves
+
+from leyden.parallel import Plan
+
+_PLANS = 5
+"""Meshes that ranks make before they are started anew: each has a dozen groups, and each of gloo's has a thread that
+wakes a hundred times a second."""
 
 
 @pytest.fixture(scope="session")
 def ranks() -> Iterator[Callable[..., list[Any]]]:
     """``ranks(world, function, *arguments)``: what each rank's call returned; see :mod:`gloo_ranks`."""
     pools: dict[int, RankPool] = {}
+    plans: dict[int, set[Plan]] = {}
 
     def run(world: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-        if world not in pools or not pools[world].alive:
-            pools[world] = RankPool(world)
+        asked = {value for value in tree_leaves(arguments) if isinstance(value, Plan)}
+        if world in pools and (not pools[world].alive or len(plans[world] | asked) > _PLANS):
+            pools.pop(world).close()
+        if world not in pools:
+            pools[world], plans[world] = RankPool(world), set()
+        plans[world] |= asked
         return pools[world].run(function, *arguments)
 
     yield run
     for pool in pools.values():
-        if pool.alive:
-            pool.close()
+        pool.close()
