@@ -20,19 +20,26 @@ def _settings(**values: Any) -> ParallelConfig:
     return ParallelConfig(**values)
 
 
-FOUR: list[tuple[Plan, dict[str, Any], int]] = [
+FOUR: list[Any] = [
     (Plan(dp_shard=4, settings=_settings(reshard_after_forward=False)), {}, 2),
-    (Plan(dp_replicate=2, dp_shard=2), {"shared_intermediate_size": 12}, 1),
+    pytest.param(Plan(dp_replicate=2, dp_shard=2), {"shared_intermediate_size": 12}, 1, marks=pytest.mark.slow),
     (Plan(cp=4), {"vocab_size": 101, "num_local_experts": 3}, 1),
-    (Plan(tp=4), {}, 1),
+    pytest.param(Plan(tp=4), {}, 1, marks=pytest.mark.slow),
     (Plan(tp=2, dp_shard=2), {"num_local_experts": 0, "tie_word_embeddings": True}, 2),
-    (Plan(pp=2, cp=2), {}, 3),
+    pytest.param(Plan(pp=2, cp=2), {}, 3, marks=pytest.mark.slow),
     (Plan(pp=2, tp=2, settings=_settings(pipeline_schedule="interleaved", stages_per_rank=2)), {}, 4),
     (Plan(dp_shard=4, ep=2, etp=2, settings=_settings(token_groups=3)), ROOMY, 1),
-    (Plan(cp=2, tp=2, ep=2, etp=2), ROOMY | {"token_drop": "position"}, 1),
+    pytest.param(Plan(cp=2, tp=2, ep=2, etp=2), ROOMY | {"token_drop": "position"}, 1, marks=pytest.mark.slow),
     (Plan(cp=2, tp=2, ep=2, settings=_settings(activation_checkpointing="full")), ROOMY, 1),
-    (Plan(cp=2, tp=2, etp=2, settings=_settings(activation_checkpointing="selective")), {}, 1),
-    (Plan(cp=2, tp=2, settings=_settings(activation_checkpointing="full")), {"num_local_experts": 0}, 1),
+    pytest.param(
+        Plan(cp=2, tp=2, etp=2, settings=_settings(activation_checkpointing="selective")), {}, 1, marks=pytest.mark.slow
+    ),
+    pytest.param(
+        Plan(cp=2, tp=2, settings=_settings(activation_checkpointing="full")),
+        {"num_local_experts": 0},
+        1,
+        marks=pytest.mark.slow,
+    ),
 ]
 EIGHT: list[tuple[Plan, dict[str, Any], int]] = [
     (Plan(pp=2, dp_shard=2, cp=2, ep=2, etp=2), ROOMY, 4),

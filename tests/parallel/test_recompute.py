@@ -90,6 +90,7 @@ class _Ops(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     torch.cuda.is_available() or not importlib.util.find_spec("triton"), reason="Triton's interpreter, for a CPU"
 )
