@@ -25,7 +25,7 @@ TOPICS = ("asyncio", "email")
 SHORT: dict[str, list[str]] = {
     "quickstart": ["--minutes", "0.01"],
     "run": ["--set", "stage.0.steps=1", "--set", "evaluate.sample_tokens=4"],
-    "generate": ["--max-tokens", "4"],
+    "generate": ["--max-tokens", "48"],
 }
 
 

@@ -56,9 +56,7 @@ def test_generate_refuses_before_it_loads() -> None:
         generate("no/such/model", "x", temperature=-1)
 
 
-def test_chat_over_a_pipe(
-    directory: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_chat_over_a_pipe(directory: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("\nhi\nmore\n/help\n/bogus\n/system Be kind.\nhi\n/exit\nnever\n"))
     chat(directory, max_tokens=6, seed=1)
     sampling = Sampling(max_tokens=6, top_p=0.95, seed=1)
@@ -74,7 +72,7 @@ def test_chat_over_a_pipe(
 def test_lines_typed_in_a_terminal() -> None:
     """A line, a paste of two lines, Ctrl-C, which drops the line begun, and Ctrl-D, which leaves."""
     with create_pipe_input() as keys, create_app_session(input=keys, output=DummyOutput()):
-        keys.send_text("hello\r" "\x1b[200~two\nlines\x1b[201~\r" "dropped\x03" "last\r" "\x04")
+        keys.send_text("hello\r\x1b[200~two\nlines\x1b[201~\rdropped\x03last\r\x04")
         assert list(chat_module._terminal_lines()) == ["hello", "two\nlines", "last"]
 
 
@@ -88,9 +86,7 @@ def test_ctrl_c_stops_the_answer_alone(capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().out == "so far [stopped]\n"
 
 
-def test_a_conversation_too_long_is_said_and_not_the_end(
-    directory: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_conversation_too_long_is_said_and_not_the_end(directory: str, capsys: pytest.CaptureFixture[str]) -> None:
     model, tokenizer = leyden.load(directory)
     short = HybridLM(model.config.model_copy(update={"max_position_embeddings": 40}))
     chat_module._answer(Chat(Engine(short, tokenizer)), "hi " * 40)

@@ -29,9 +29,7 @@ def slow_nats(model: HybridLM, tokenizer, text: str, context_tokens: int = 10**9
 @pytest.mark.parametrize("forward_tokens", [7, 50, 8192])
 @pytest.mark.parametrize("context_tokens", [None, 5, 64])
 def test_equals_a_slow_computation(model, tokenizer, forward_tokens, context_tokens):
-    found = bits_per_byte(
-        model, tokenizer, TEXTS, context_tokens=context_tokens, forward_tokens=forward_tokens
-    )
+    found = bits_per_byte(model, tokenizer, TEXTS, context_tokens=context_tokens, forward_tokens=forward_tokens)
     nats = sum(slow_nats(model, tokenizer, text, context_tokens or 10**9) for text in TEXTS)
     num_bytes = sum(len(text.encode()) for text in TEXTS)
     assert found.num_bytes == num_bytes

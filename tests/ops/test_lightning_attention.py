@@ -81,9 +81,7 @@ def check(bounds: list[int], dtype: torch.dtype, *, batch: int = 1, resumed: boo
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@given(
-    num_tokens=st.integers(1, 150), batch=st.integers(1, 3), resumed=st.booleans(), state_gradient=st.booleans()
-)
+@given(num_tokens=st.integers(1, 150), batch=st.integers(1, 3), resumed=st.booleans(), state_gradient=st.booleans())
 @examples(12)
 def test_rows_equal_the_recurrence(
     dtype: torch.dtype, num_tokens: int, batch: int, resumed: bool, state_gradient: bool
@@ -170,9 +168,7 @@ def test_steep_slopes_stay_finite() -> None:
     slopes = torch.tensor([0.0, 1e2, 1e10, torch.finfo(torch.float32).max / 1e4])
     q, k, v, state = draw([0, 130], torch.float32)
     results = with_gradients(lambda *x: lightning_attention(*x[:3], slopes, x[3]), [q, k, v, state])
-    exact = with_gradients(
-        lambda *x: lightning_attention(*x[:3], slopes, x[3], backend="reference"), [q, k, v, state]
-    )
+    exact = with_gradients(lambda *x: lightning_attention(*x[:3], slopes, x[3], backend="reference"), [q, k, v, state])
     for a, e in zip(results, exact, strict=True):
         torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-4)
 

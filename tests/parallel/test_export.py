@@ -25,9 +25,9 @@ FILE_BYTES = 60_000
 NOTES_BYTES = 30_000
 """What ranks tell each other of who holds what."""
 FOUR = [
-    Plan(dp_shard=4),
+    pytest.param(Plan(dp_shard=4), marks=pytest.mark.slow),
     Plan(cp=2, dp_shard=2, ep=2, etp=2),
-    Plan(dp_replicate=2, tp=2, ep=2),
+    pytest.param(Plan(dp_replicate=2, tp=2, ep=2), marks=pytest.mark.slow),
     Plan(pp=2, tp=2, etp=2),
 ]
 

@@ -60,6 +60,7 @@ def test_on_eight_ranks(
     _check(ranks(8, measure, plan, WIDE | changes, _step(plan, lengths, batches), lengths, torch.float32))
 
 
+@pytest.mark.slow
 def test_in_bfloat16(ranks: Callable[..., list[Any]]) -> None:
     plan = Plan(cp=2, dp_shard=2, ep=2)
     _check(ranks(4, measure, plan, WIDE, _step(plan, LONG, 1), LONG, torch.bfloat16))

@@ -150,6 +150,7 @@ def test_two_ranks_any_plan_to_any_other(ranks: Callable[..., list[Any]], tmp_pa
     _every_plan(TWO, ranks, tmp_path)
 
 
+@pytest.mark.slow
 def test_four_ranks_any_plan_to_any_other(ranks: Callable[..., list[Any]], tmp_path: Path) -> None:
     _every_plan(FOUR, ranks, tmp_path)
 

@@ -10,9 +10,7 @@ from leyden.model import Cache, HybridLM, NativeDecoder
 from leyden.ops import native
 from leyden.serve import Engine, Sampling
 
-needs_compiler = pytest.mark.skipif(
-    isinstance(native.load(), native.UnavailableError), reason="no C++ compiler here"
-)
+needs_compiler = pytest.mark.skipif(isinstance(native.load(), native.UnavailableError), reason="no C++ compiler here")
 
 SHAPES = [
     {},
@@ -101,9 +99,7 @@ def test_what_it_does_not_cover_is_said(
     assert len(Engine(model).generate([[1]], Sampling(max_tokens=3))[0].tokens) == 3
 
 
-@pytest.mark.parametrize(
-    ("compiler", "reason"), [("no-such-compiler", "no C.. compiler"), ("false", "false failed")]
-)
+@pytest.mark.parametrize(("compiler", "reason"), [("no-such-compiler", "no C.. compiler"), ("false", "false failed")])
 def test_a_machine_without_a_compiler_says_so_and_decodes_in_pytorch(
     model: HybridLM, monkeypatch: pytest.MonkeyPatch, compiler: str, reason: str
 ) -> None:
