@@ -6,10 +6,12 @@ from leyden.model.config import LayerType, ModelConfig
 from leyden.model.count import ModelCount, count_model, prefill_flops
 from leyden.model.decode import NativeDecoder
 from leyden.model.lm import Features, HybridLM, check_tokens
+from leyden.model.pools import PAGE, Pools, Rows
 from leyden.model.presets import PRESETS, preset
 from leyden.model.ranks import Ranks, RowPart
 
 __all__ = [
+    "PAGE",
     "PRESETS",
     "Cache",
     "Features",
@@ -20,10 +22,12 @@ __all__ = [
     "ModelConfig",
     "ModelCount",
     "NativeDecoder",
+    "Pools",
     "Ranks",
     "RouterLosses",
     "RouterSums",
     "RowPart",
+    "Rows",
     "check_tokens",
     "count_model",
     "prefill_flops",

@@ -3,10 +3,12 @@
 import torch
 from torch import nn
 
+from leyden.model.cache import LightningState
 from leyden.model.config import ModelConfig
 from leyden.model.float32 import Float32Module
 from leyden.model.norm import RMSNorm
-from leyden.model.sequence import Sequence
+from leyden.model.pools import PooledStates
+from leyden.model.sequence import Sequence, Wanted, take
 from leyden.ops import lightning_attention, lightning_attention_step, lightning_slopes, silu_split
 
 
@@ -50,24 +52,27 @@ class LightningAttention(nn.Module):
         """The recurrence; where ranks share a row, one that exchanges states."""
 
     def forward(
-        self, x: torch.Tensor, sequence: Sequence, state: torch.Tensor | None, last: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Attend within x, and to what ``state`` remembers.
+        self, x: torch.Tensor, sequence: Sequence, memory: LightningState | PooledStates | None, wanted: Wanted
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attend within x, and to what ``memory`` remembers.
 
         Args:
             x: [B, T, D].
             sequence: the packed documents, if any.
-            state: [B, H, K, K] float32, or None at the beginning.
-            last: how many positions' results are wanted.
+            memory: what was read before; None at the beginning.
+            wanted: which rows are asked for.
 
         Returns:
-            [B, last, D] and the new state.
+            [B, wanted rows, D] and the new state; None for that where the memory has changed its own.
         """
         B, T = x.shape[:2]
         q, k, v = silu_split(self.qkv_proj(x).view(B, T, self.num_heads, 3 * self.head_dim))
-        if T == 1 and state is not None:
+        state = memory.state if isinstance(memory, LightningState) else None
+        if isinstance(memory, PooledStates):
+            out = memory.scan(q, k, v, self.slopes.values)
+        elif T == 1 and state is not None:
             out, state = lightning_attention_step(q[:, 0], k[:, 0], v[:, 0], self.slopes.values, state)
         else:
             out, state = self.scan(q, k, v, self.slopes.values, state, sequence)
-        gate = self.output_gate(x[:, -last:])
-        return self.out_proj(self.norm.gated(out.reshape(B, T, -1)[:, -last:], gate)), state
+        gate = self.output_gate(take(x, wanted))
+        return self.out_proj(self.norm.gated(take(out.reshape(B, T, -1), wanted), gate)), state

@@ -14,10 +14,14 @@ from leyden.model.experts import DenseMLP, MixtureOfExperts
 from leyden.model.initialization import initialize
 from leyden.model.lightning import LightningAttention
 from leyden.model.norm import RMSNorm
+from leyden.model.pools import PooledKeyValues, Pools, PooledStates, Rows, pad_rows
 from leyden.model.ranks import Ranks
-from leyden.model.sequence import Sequence, lay_out
+from leyden.model.sequence import Sequence, Wanted, lay_out, take
 from leyden.model.softmax import SoftmaxAttention
-from leyden.ops import Routing, linear_cross_entropy
+from leyden.ops import Routing, linear_cross_entropy, rotary_angles
+
+
+Memory = LightningState | KeyValues | PooledStates | PooledKeyValues
 
 
 @dataclass(frozen=True)
@@ -48,21 +52,20 @@ class DecoderLayer(nn.Module):
         self.postnorm = config.postnorm
 
     def forward(
-        self, x: torch.Tensor, sequence: Sequence, memory: LightningState | KeyValues | None, last: int
+        self, x: torch.Tensor, sequence: Sequence, memory: Memory | None, wanted: Wanted
     ) -> tuple[torch.Tensor, torch.Tensor | None, Routing | None]:
-        """[B, T, D] to the ``last`` of its positions, with the new lightning state and the routing if it has them."""
+        """[B, T, D] to the ``wanted`` of its rows, with the new lightning state and the routing if it has them."""
         normed = self.input_layernorm(x)
         state = None
         if isinstance(self.self_attn, LightningAttention):
-            before = memory.state if isinstance(memory, LightningState) else None
-            attended, state = self.self_attn(normed, sequence, before, last)
+            attended, state = self.self_attn(normed, sequence, memory, wanted)
         else:
-            attended = self.self_attn(normed, sequence, memory, last)
+            attended = self.self_attn(normed, sequence, memory, wanted)
         if self.postnorm:
-            kept = self.post_attention_layernorm.of_residual(normed[:, -last:], attended, *self.attention_factors)
+            kept = self.post_attention_layernorm.of_residual(take(normed, wanted), attended, *self.attention_factors)
             normed = kept
         else:
-            kept = _residual(x[:, -last:], attended, *self.attention_factors)
+            kept = _residual(take(x, wanted), attended, *self.attention_factors)
             normed = self.post_attention_layernorm(kept)
         routing = None
         if isinstance(self.mlp, MixtureOfExperts):
@@ -176,7 +179,7 @@ class HybridLM(nn.Module):
         states: dict[int, torch.Tensor] = {}
         routings: list[Routing] = []
         for index, layer in enumerate(self.layers):
-            wanted = last if last and index == len(self.layers) - 1 else tokens.shape[1]
+            wanted = last if index == len(self.layers) - 1 else None
             x, state, routing = layer(x, sequence, None if cache is None else cache.layers[index], wanted)
             if state is not None and cache is not None:  # else nobody reads it, and it is large
                 states[index] = state
@@ -185,6 +188,25 @@ class HybridLM(nn.Module):
         if cache is not None:
             cache.advance(tokens.shape[1], states)
         return Features(self.norm(x), routings)
+
+    def read(self, tokens: torch.Tensor, rows: Rows, pools: Pools) -> torch.Tensor:
+        """Tokens of many sequences, which go on from what ``pools`` holds of them and are remembered there.
+
+        Args:
+            tokens: [T] int64, possibly with further ones behind those of ``rows``, which belong to nobody: a row's
+                result then comes from products of the same form whatever else is read with it.
+            rows: whose they are.
+            pools: what was read before; changed in place.
+
+        Returns:
+            [R, D], normed, for the rows that are wanted.
+        """
+        cos, sin = rotary_angles(pad_rows(rows.positions, len(tokens)), self.config.rotary_dim, self.config.rope_theta)
+        sequence = Sequence(0, None, cos, sin)
+        x = self.embed_tokens(tokens)[None]
+        for index, (layer, memory) in enumerate(zip(self.layers, pools.of_layers(rows), strict=True)):
+            x, _, _ = layer(x, sequence, memory, rows.wanted if index == len(self.layers) - 1 else None)
+        return self.norm(x)[0]
 
     def extra_repr(self) -> str:
         config = self.config

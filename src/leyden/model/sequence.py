@@ -9,6 +9,17 @@ from leyden.model.ranks import RowPart
 from leyden.ops import rotary_angles
 
 
+Wanted = int | torch.Tensor | None
+"""Which rows of a forward pass are asked for: the last so many, those with these indices, or all."""
+
+
+def take(x: torch.Tensor, wanted: Wanted) -> torch.Tensor:
+    """The wanted of x [B, T, ...]."""
+    if isinstance(wanted, torch.Tensor):
+        return x.index_select(1, wanted)
+    return x if wanted is None else x[:, -wanted:]
+
+
 @dataclass(frozen=True)
 class Sequence:
     """Facts about the tokens of one forward pass that every layer shares.

@@ -5,7 +5,8 @@ from torch import nn
 
 from leyden.model.cache import KeyValues
 from leyden.model.config import ModelConfig
-from leyden.model.sequence import Sequence
+from leyden.model.pools import PooledKeyValues
+from leyden.model.sequence import Sequence, Wanted, take
 from leyden.ops import apply_rotary, softmax_attention
 
 
@@ -28,24 +29,30 @@ class SoftmaxAttention(nn.Module):
         self.attend = attend
         """Attention itself; where ranks share a row, one that exchanges keys and values."""
 
-    def forward(self, x: torch.Tensor, sequence: Sequence, memory: KeyValues | None, last: int) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, sequence: Sequence, memory: KeyValues | PooledKeyValues | None, wanted: Wanted
+    ) -> torch.Tensor:
         """Attend within x, and to the keys and values in ``memory``, to which those of x are appended.
 
         Args:
             x: [B, T, D].
             sequence: the positions and the packed documents, if any.
             memory: keys and values of the tokens before, or None.
-            last: how many positions' results are wanted; all of them where documents are packed.
+            wanted: which rows are asked for; all of them where documents are packed.
 
         Returns:
-            [B, last, D].
+            [B, wanted rows, D].
         """
+        pooled = isinstance(memory, PooledKeyValues)
+        last = len(sequence.cos) if pooled or not isinstance(wanted, int) else wanted
         q, k, v = (
             proj(rows).unflatten(-1, (-1, self.head_dim))
             for proj, rows in ((self.q_proj, x[:, -last:]), (self.k_proj, x), (self.v_proj, x))
         )
         q = apply_rotary(q, sequence.cos[-last:], sequence.sin[-last:])
         k = apply_rotary(k, sequence.cos, sequence.sin)
+        if pooled:
+            return self.o_proj(take(memory.attend(q, k, v), wanted).flatten(2))
         if memory is not None:
             k, v = memory.append(k, v, sequence.start)
         return self.o_proj(self.attend(q, k, v, sequence).flatten(2))

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from leyden.ops.experts.portable import ALIGNMENT
+from leyden.ops.experts.portable import alignment
 from leyden.ops.native import call
 
 
@@ -35,12 +35,12 @@ class _Sorted:
     @classmethod
     def of(cls, experts: torch.Tensor, kept: torch.Tensor | None, num_experts: int) -> "_Sorted":
         count = experts.numel()
-        alignment = ALIGNMENT if count >= 4 * ALIGNMENT * num_experts else 1
+        grain = alignment(count, num_experts)
         row = torch.empty(count, dtype=torch.int32)
-        assignment = torch.empty(count + num_experts * (alignment - 1), dtype=torch.int32)
+        assignment = torch.empty(count + num_experts * (grain - 1), dtype=torch.int32)
         bounds = torch.empty(num_experts + 1, dtype=torch.int64)
         kept = None if kept is None else kept.contiguous()
-        call("leyden_experts_sort", experts.contiguous(), kept, count, num_experts, alignment, row, assignment, bounds)
+        call("leyden_experts_sort", experts.contiguous(), kept, count, num_experts, grain, row, assignment, bounds)
         ends = bounds.tolist()
         spans = {e: slice(a, b) for e, (a, b) in enumerate(zip(ends, ends[1:], strict=False)) if b > a}
         idle = [e for e in range(num_experts) if e not in spans]

@@ -10,7 +10,18 @@ from typing import Any
 import torch
 from torch.nn.functional import silu
 
-ALIGNMENT = 64
+_ALIGNMENT = 64
+_LEAST_ALIGNMENT = 16
+
+
+def alignment(num_assignments: int, num_experts: int) -> int:
+    """What an expert's rows are filled up to a multiple of.
+
+    A matrix library prepares a kernel for every new number of rows (0.6 ms on a CPU, which is more than the product
+    takes), so that few numbers should occur; and it takes a way of its own, with other roundings, for very few rows,
+    so that a token's result would depend on how many others chose its expert.
+    """
+    return _ALIGNMENT if num_assignments >= 4 * _ALIGNMENT * num_experts else _LEAST_ALIGNMENT
 
 
 def swiglu_experts_portable(
@@ -29,8 +40,7 @@ def swiglu_experts_portable(
 class _Sorted:
     """The M assignments of tokens to experts, in rows sorted by expert.
 
-    Each expert's rows are filled up to a multiple of a power of two with copies of token 0 of weight zero, since a
-    matrix library prepares a kernel for every new shape (0.6 ms on a CPU, which is more than the product takes).
+    Each expert's rows are filled up to a multiple of :func:`alignment` with copies of token 0 of weight zero.
 
     Attributes:
         order: [M] int64, the assignments (n * k + j) sorted by expert.
@@ -53,12 +63,12 @@ def _sort(experts: torch.Tensor, kept: torch.Tensor | None, num_experts: int) ->
     order = torch.argsort(flat, stable=True)
     counts = torch.bincount(flat, minlength=num_experts)[:num_experts].tolist()
     order = order[: sum(counts)]
-    alignment = ALIGNMENT if sum(counts) >= 4 * ALIGNMENT * num_experts else 1
+    grain = alignment(sum(counts), num_experts)
     spans, shifts, start = [], [], 0
     for expert, count in enumerate(counts):
         shifts.append(start - sum(counts[:expert]))
         if count:
-            end = start + -(-count // alignment) * alignment
+            end = start + -(-count // grain) * grain
             spans.append((expert, slice(start, end)))
             start = end
     row = torch.arange(len(order), device=order.device)

@@ -1,4 +1,7 @@
-"""Paged attention in plain PyTorch: the pages gathered, then ``scaled_dot_product_attention`` under a mask."""
+"""Paged attention in plain PyTorch: one sequence after the other, its pages gathered, ``scaled_dot_product_attention``.
+
+In one call for all, a sequence's bits would depend on how long the others are.
+"""
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -12,16 +15,12 @@ def paged_attention_portable(
     lengths: torch.Tensor,
 ) -> torch.Tensor:
     """See :func:`leyden.ops.paged_attention`."""
-    B, max_pages = block_table.shape
-    page, key_heads = key_pages.shape[1:3]
-    if B == 0 or max_pages == 0:
-        return torch.zeros_like(q_BHD)
-    token = torch.arange(max_pages * page, device=q_BHD.device)
-    there = token < lengths[:, None]
-    # Table entries and tokens behind a sequence's end may be anything: the first read page 0, the second zeros.
-    pages = block_table.masked_fill(~there[:, ::page], 0)
-    absent = ~there[:, :, None, None]
-    k, v = (x[pages].flatten(1, 2).masked_fill(absent, 0).transpose(1, 2) for x in (key_pages, value_pages))
-    mask = there[:, None, None]
-    out = scaled_dot_product_attention(q_BHD[:, :, None], k, v, attn_mask=mask, enable_gqa=q_BHD.shape[1] != key_heads)
-    return out.squeeze(2).masked_fill((lengths == 0)[:, None, None], 0)
+    page, grouped = key_pages.shape[1], q_BHD.shape[1] != key_pages.shape[2]
+    out = torch.zeros_like(q_BHD)
+    for b, length in enumerate(lengths.tolist()):
+        if length == 0:
+            continue
+        pages = block_table[b, : -(-length // page)]
+        k, v = (x[pages].flatten(0, 1)[:length].transpose(0, 1) for x in (key_pages, value_pages))
+        out[b] = scaled_dot_product_attention(q_BHD[b, :, None], k, v, enable_gqa=grouped)[:, 0]
+    return out

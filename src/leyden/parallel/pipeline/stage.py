@@ -94,7 +94,7 @@ class StageModel(nn.Module):
         x = self._embedded(batch.tokens.to(device)) if hidden is None else hidden
         routings = []
         for layer in self.layers.values():
-            x, _, routing = layer(x, sequence, None, length)
+            x, _, routing = layer(x, sequence, None, None)
             routings.append(routing)
         x = x if self.norm is None else self.norm(x)
         if not self.config.num_local_experts:

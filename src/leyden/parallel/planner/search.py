@@ -16,7 +16,7 @@ from leyden.parallel.planner.time import Machine, StepTime, predict_time
 _SPARE = 0.9
 """Of a rank's memory, what a plan may use: allocators waste some, and libraries take some."""
 _CONTEXT_TOKENS = 1024
-"""Of a sequence, what a context rank has at least: with less, other axes divide the work better."""
+"""Of a sequence, what a context rank has at least, wherever other axes can divide the work instead."""
 _MODES = ("none", "selective", "full")
 
 
@@ -45,12 +45,19 @@ def search(model: ModelConfig, world: int, step: StepShape, machine: Machine, *,
         best: how many plans are wanted.
 
     Raises:
-        UserError: nothing fits.
+        UserError: nothing divides the step among the ranks, or nothing fits.
     """
+    possible = list(_possible(model, world, step, machine, _CONTEXT_TOKENS))
+    possible = possible or list(_possible(model, world, step, machine, 1))
+    if not possible:
+        raise UserError(
+            f"no plan divides steps of {step.tokens // step.seq_len} sequences of {step.seq_len} tokens among {world} "
+            f"ranks ({machine.ranks_per_node} a node). Give another number of ranks, or more tokens a step."
+        )
     timed = [
         (predict_time(Rank(model, plan, own, coordinates(plan, 0)), machine), plan, own)
-        for possible, own in _possible(model, world, step, machine)
-        for plan in (_with_mode(possible, mode) for mode in _MODES)
+        for without, own in possible
+        for plan in (_with_mode(without, mode) for mode in _MODES)
     ]
     found: dict[str, Candidate] = {}
     least: tuple[float, Plan] | None = None
@@ -66,7 +73,8 @@ def search(model: ModelConfig, world: int, step: StepShape, machine: Machine, *,
             if len(found) == best:
                 break
     if not found:
-        closest = f"; the nearest is {least[1]} with {least[0] / 1e9:.0f} GB" if least else ""
+        assert least is not None, "at least one plan was looked at"
+        closest = f"; the nearest is {least[1]} with {least[0] / 1e9:.0f} GB"
         raise UserError(
             f"no plan of {world} ranks fits {_SPARE:.0%} of {machine.memory_bytes / 1e9:.0f} GB a rank{closest}. "
             "Give more ranks or memory, or a smaller micro-batch."
@@ -74,13 +82,15 @@ def search(model: ModelConfig, world: int, step: StepShape, machine: Machine, *,
     return list(found.values())
 
 
-def _possible(model: ModelConfig, world: int, step: StepShape, machine: Machine) -> Iterator[tuple[Plan, StepShape]]:
-    """Plans without problems, each with the step as it divides it."""
+def _possible(
+    model: ModelConfig, world: int, step: StepShape, machine: Machine, context_tokens: int
+) -> Iterator[tuple[Plan, StepShape]]:
+    """Plans without problems, each with the step as it divides it; a context rank has at least ``context_tokens``."""
     divisors = [d for d in range(1, world + 1) if world % d == 0]
     near = [d for d in divisors if d <= machine.ranks_per_node]
     for tp in near:
         for pp in (d for d in divisors if d <= model.num_hidden_layers):
-            for cp in (d for d in divisors if d <= max(1, step.seq_len // _CONTEXT_TOKENS)):
+            for cp in (d for d in divisors if d <= max(1, step.seq_len // context_tokens)):
                 if world % (tp * pp * cp):
                     continue
                 dp = world // (tp * pp * cp)

@@ -1,0 +1,205 @@
+"""Memory for many sequences at once, as a server keeps it: states in slots, keys and values in pages.
+
+A sequence has one slot and as many pages as its tokens fill. Which slot and which pages is for the caller to say, in
+:class:`Rows`; a slot or page that no row names is neither read nor written.
+"""
+
+from dataclasses import dataclass, field
+from typing import Self
+
+import torch
+
+from leyden.model.config import ModelConfig
+from leyden.ops import (
+    lightning_attention_decode,
+    lightning_attention_prefill,
+    paged_attention,
+    softmax_attention,
+)
+
+PAGE = 256
+"""Tokens of a page. Also the grid on which a text is read in parts with the same bits as whole: the longest block of
+lightning attention, and a multiple of the blocks of softmax attention."""
+
+
+GRAIN = 16
+"""Matrix libraries take other ways, with other roundings, for few rows: all products have a multiple of so many."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Whose tokens the rows of one forward pass are. Sequences that decode come first, then those that prefill.
+
+    A row that decodes is one token; several rows may follow each other in one sequence (a draft to be verified). They
+    are ordered in rounds: the first tokens of all sequences, the second ones of those that have two, and so on, and
+    each names the slot of the state before it and the slot that takes the state behind it.
+
+    Attributes:
+        positions: [T] int64, of each token in its sequence.
+        num_decodes: how many rows decode.
+        rounds: the bounds of the rounds among them, from 0 to ``num_decodes``.
+        cu_seqlens: bounds of the sequences that prefill, from 0, counted from the first row that prefills.
+        states_before, states_after: slots: one for each row that decodes, then one for each sequence that prefills,
+            for which both are the same.
+        tables: [rows that decode + sequences that prefill, max_pages] int32, the pages of each one's sequence, in
+            order; entries behind its last page are not looked at.
+        wanted: [R] int64, the rows whose hidden states are asked for. None: all.
+    """
+
+    positions: torch.Tensor
+    num_decodes: int
+    rounds: tuple[int, ...]
+    cu_seqlens: tuple[int, ...]
+    states_before: torch.Tensor
+    states_after: torch.Tensor
+    tables: torch.Tensor
+    wanted: torch.Tensor | None = None
+    places: torch.Tensor = field(init=False)
+    """[T] int64: where each token's keys and values lie, as ``page * PAGE + offset``."""
+
+    def __post_init__(self) -> None:
+        lengths = torch.tensor(self.cu_seqlens, device=self.positions.device).diff()
+        ones = lengths.new_ones(self.num_decodes)
+        owner = torch.arange(len(self.tables), device=self.positions.device)
+        owner = owner.repeat_interleave(torch.cat([ones, lengths]), output_size=len(self.positions))
+        pages = self.tables[owner, self.positions // PAGE].long()
+        object.__setattr__(self, "places", pages * PAGE + self.positions % PAGE)
+
+    def spans(self) -> list[tuple[int, int]]:
+        """The first row of each sequence that prefills, and the one behind its last."""
+        bounds = [self.num_decodes + bound for bound in self.cu_seqlens]
+        return list(zip(bounds, bounds[1:], strict=False))
+
+
+@dataclass(frozen=True)
+class PooledStates:
+    """The states of one lightning layer, and the rows that read and write them.
+
+    Attributes:
+        states: [S, H, K, K] float32.
+        rows: of the forward pass.
+    """
+
+    states: torch.Tensor
+    rows: Rows
+
+    def scan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, slopes: torch.Tensor) -> torch.Tensor:
+        """:func:`leyden.ops.lightning_attention` of q, k and v [1, T, H, K], each sequence from its own state."""
+        rows, out = self.rows, torch.empty_like(v)
+        for start, stop in zip(rows.rounds, rows.rounds[1:], strict=False):
+            before, after = rows.states_before[start:stop], rows.states_after[start:stop]
+            if not torch.equal(before, after):
+                self.states[after] = self.states[before]
+            part = (x[0, start:stop] for x in (q, k, v))
+            out[0, start:stop] = lightning_attention_decode(*part, slopes, self.states, after)
+        n = rows.num_decodes
+        if len(rows.cu_seqlens) > 1:
+            part = (x[:, n : len(rows.positions)] for x in (q, k, v))
+            cu_seqlens = torch.tensor(rows.cu_seqlens, dtype=torch.int32, device=q.device)
+            slots = rows.states_after[n:]
+            out[:, n : len(rows.positions)] = lightning_attention_prefill(*part, slopes, self.states, slots, cu_seqlens)
+        out[:, len(rows.positions) :] = 0
+        return out
+
+
+@dataclass(frozen=True)
+class PooledKeyValues:
+    """Keys and values of one softmax layer, and the rows that read and write them.
+
+    Attributes:
+        keys, values: [P, PAGE, Hkv, D].
+        rows: of the forward pass.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    rows: Rows
+
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Write k and v [1, T, Hkv, D] into the pages; attention of q [1, T, Hq, D] to its own sequence's."""
+        rows, out = self.rows, torch.empty_like(q)
+        n, num_rows = rows.num_decodes, len(rows.positions)
+        self.keys.flatten(0, 1)[rows.places] = k[0, :num_rows]
+        self.values.flatten(0, 1)[rows.places] = v[0, :num_rows]
+        if n:
+            lengths = (rows.positions[:n] + 1).int()
+            out[0, :n] = paged_attention(q[0, :n], self.keys, self.values, rows.tables[:n], lengths)
+        for table, (start, stop) in zip(rows.tables[n:], rows.spans(), strict=True):
+            length = int(rows.positions[stop - 1]) + 1
+            end = -(-length // GRAIN) * GRAIN
+            pages = table[: -(-length // PAGE)]
+            queries = pad_rows(q[0, start:stop], stop - start + end - length)
+            keys, values = (pad_rows(x[pages].flatten(0, 1)[:length], end) for x in (self.keys, self.values))
+            out[:, start:stop] = softmax_attention(queries[None], keys[None], values[None])[:, : stop - start]
+        out[:, num_rows:] = 0
+        return out
+
+
+def pad_rows(values: torch.Tensor, length: int) -> torch.Tensor:
+    """[T, ...] with zeros behind, up to ``length`` rows."""
+    if len(values) == length:
+        return values
+    return torch.cat([values, values.new_zeros(length - len(values), *values.shape[1:])])
+
+
+class Pools:
+    """Slots and pages of all layers.
+
+    Args:
+        config: the shape; of a rank's part of a model, with its heads.
+        num_states: slots.
+        num_pages: pages of keys and values in each softmax layer; page p of one layer goes with page p of all.
+        dtype: of keys and values.
+        device: of everything.
+
+    Attributes:
+        states: [lightning layers, S, H, K, K] float32.
+        keys, values: [softmax layers, P, PAGE, Hkv, D].
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        num_states: int,
+        num_pages: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.layer_types = config.layer_types
+        num_softmax = self.layer_types.count("full_attention")
+        heads, shared, width = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        lightning = (len(self.layer_types) - num_softmax, num_states, heads, width, width)
+        self.states = torch.zeros(lightning, dtype=torch.float32, device=device)
+        pages = (num_softmax, num_pages, PAGE, shared, width)
+        self.keys = torch.zeros(pages, dtype=dtype, device=device)
+        self.values = torch.zeros(pages, dtype=dtype, device=device)
+
+    def of_layers(self, rows: Rows) -> list[PooledStates | PooledKeyValues]:
+        """What each layer reads and writes in the forward pass of ``rows``."""
+        memories: list[PooledStates | PooledKeyValues] = []
+        lightning = softmax = 0
+        for kind in self.layer_types:
+            if kind == "linear_attention":
+                memories.append(PooledStates(self.states[lightning], rows))
+                lightning += 1
+            else:
+                memories.append(PooledKeyValues(self.keys[softmax], self.values[softmax], rows))
+                softmax += 1
+        return memories
+
+    @property
+    def num_states(self) -> int:
+        """Slots."""
+        return self.states.shape[1]
+
+    @property
+    def num_pages(self) -> int:
+        """Pages."""
+        return self.keys.shape[1]
+
+    @classmethod
+    def bytes_of(cls, config: ModelConfig, dtype: torch.dtype) -> tuple[int, int]:
+        """Bytes of one slot, and of one page, over all layers."""
+        one: Self = cls(config, 1, 1, dtype=dtype, device="meta")
+        return one.states.nbytes, one.keys.nbytes + one.values.nbytes
