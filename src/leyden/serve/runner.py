@@ -67,9 +67,7 @@ class Runner:
         after = [decodes[i].states[j + 1] for i, j in order] + [reading.states[0] for reading in prefills]
         cu_seqlens = [0]
         row_of = {place: row for row, place in enumerate(order)}
-        wanted = [
-            row_of[i, j] for i, r in enumerate(decodes) for j in range(len(r.tokens) - r.wanted, len(r.tokens))
-        ]
+        wanted = [row_of[i, j] for i, r in enumerate(decodes) for j in range(len(r.tokens) - r.wanted, len(r.tokens))]
         for reading in prefills:
             tokens += reading.tokens
             positions += range(reading.start, reading.stop)

@@ -149,7 +149,9 @@ def test_an_archive_cut_anywhere_is_reported(tmp_path, read, packed):
     assert read(path)[1] == []
 
 
-@pytest.mark.parametrize("data", [b"", b"junk" * 1000, b"WARC/1.0\r\n", gzip.compress(b"junk", mtime=0), b"\x1f\x8b\x08\0"])
+@pytest.mark.parametrize(
+    "data", [b"", b"junk" * 1000, b"WARC/1.0\r\n", gzip.compress(b"junk", mtime=0), b"\x1f\x8b\x08\0"]
+)
 def test_no_archive(tmp_path, read, data):
     (tmp_path / "a.warc.gz").write_bytes(data)
     documents, rejects = read(tmp_path)

@@ -28,9 +28,7 @@ def check_inputs(
         num_states = cu_seqlens.shape[0] - 1
     wanted = (num_states, q.shape[2], q.shape[3], v.shape[3])
     if initial_state is not None and initial_state.shape != wanted:
-        raise ValueError(
-            f"lightning_attention: initial_state {wanted} expected; given {tuple(initial_state.shape)}."
-        )
+        raise ValueError(f"lightning_attention: initial_state {wanted} expected; given {tuple(initial_state.shape)}.")
 
 
 def _check_bounds(cu_seqlens: torch.Tensor, num_tokens: int) -> None:
@@ -45,9 +43,7 @@ def _check_bounds(cu_seqlens: torch.Tensor, num_tokens: int) -> None:
         )
 
 
-def check_pool(
-    q: torch.Tensor, v: torch.Tensor, states: torch.Tensor, slots: torch.Tensor, num_sequences: int
-) -> None:
+def check_pool(q: torch.Tensor, v: torch.Tensor, states: torch.Tensor, slots: torch.Tensor, num_sequences: int) -> None:
     """Raise ValueError unless states [S, H, K, V] and slots fit q [.., T, H, K] and v [.., T, H, V]."""
     wanted = (q.shape[2], q.shape[3], v.shape[3])
     if states.shape[1:] != wanted or states.dtype != torch.float32 or not states.is_contiguous():

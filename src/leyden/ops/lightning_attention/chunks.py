@@ -103,9 +103,7 @@ class Decays:
         return scores
 
 
-def scan(
-    deltas: torch.Tensor, across: torch.Tensor, first: torch.Tensor, *, reverse: bool = False
-) -> torch.Tensor:
+def scan(deltas: torch.Tensor, across: torch.Tensor, first: torch.Tensor, *, reverse: bool = False) -> torch.Tensor:
     """``states[i + 1] = across[i] * states[i] + deltas[i]`` from ``states[0] = first``.
 
     Args:

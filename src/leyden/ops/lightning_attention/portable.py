@@ -66,8 +66,7 @@ def _each_document(
     pieces = zip(*(x.split(lengths, dim=1) for x in (q, k, v)), strict=True)
     states = [None] * len(lengths) if initial_state is None else initial_state.split(1)
     results = [
-        _LightningAttention.apply(*piece, slopes, state, None)
-        for piece, state in zip(pieces, states, strict=True)
+        _LightningAttention.apply(*piece, slopes, state, None) for piece, state in zip(pieces, states, strict=True)
     ]
     return torch.cat([out for out, _ in results], dim=1), torch.cat([state for _, state in results])
 

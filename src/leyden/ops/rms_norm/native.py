@@ -11,9 +11,7 @@ class NativeRMSNorm(torch.autograd.Function):
     """See :func:`leyden.ops.rms_norm`, and :func:`leyden.ops.gated_rms_norm` where there is a gate."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: torch.Tensor, gate: torch.Tensor | None, weight: torch.Tensor, eps: float
-    ) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, gate: torch.Tensor | None, weight: torch.Tensor, eps: float) -> torch.Tensor:
         x, gate = x.contiguous(), None if gate is None else gate.contiguous()
         y, rstd = torch.empty_like(x), x.new_empty(x.shape[:-1], dtype=torch.float32)
         call("leyden_rms_norm", x.dtype, x, gate, weight, eps, rstd.numel(), x.shape[-1], y, rstd)

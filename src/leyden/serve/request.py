@@ -1,0 +1,114 @@
+"""What an engine is asked, and what it answers."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from leyden.serve.sampling import Sampling
+
+FinishReason = Literal["stop", "length", "aborted", "error"]
+
+
+class QueueFullError(Exception):
+    """Too many requests wait already; the message says how many, and when to try again."""
+
+
+@dataclass(eq=False)
+class Request:
+    """A prompt and what is wanted of it.
+
+    Attributes:
+        tokens: the prompt, at least one token.
+        sampling: how to go on from it; ``n`` completions of it.
+        id: unique among those that the engine has.
+        priority: lower ones are admitted first; equal ones in order of arrival.
+        arrived: on :func:`time.perf_counter`'s clock.
+    """
+
+    tokens: Sequence[int]
+    sampling: Sampling
+    id: str
+    priority: int = 0
+    arrived: float = field(default_factory=time.perf_counter)
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """The log-probabilities (natural) of one token, and of the most probable ones in its place.
+
+    Attributes:
+        token: which it is.
+        logprob: its own.
+        top: pairs of token and log-probability, the most probable first.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class CacheUse:
+    """What of a prompt had been read before.
+
+    Attributes:
+        possible: tokens of its beginning that some earlier text shared, in whole pages.
+        used: tokens that were not read again.
+        lost: why the others were: tokens by reason (``"no_snapshot"``: keys and values were there, a state was not;
+            ``"evicted"``: both had made room for others).
+    """
+
+    possible: int = 0
+    used: int = 0
+    lost: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a request cost so far.
+
+    Attributes:
+        prompt_tokens: of the prompt.
+        completion_tokens: drawn, all completions together.
+        cache: what of the prompt was not read again.
+        queued_seconds: from arrival to admission.
+        prefill_seconds: from admission to the logits of the first token.
+        decode_seconds: from there on.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+    cache: CacheUse
+    queued_seconds: float
+    prefill_seconds: float
+    decode_seconds: float
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What one step brought for one completion of a request.
+
+    Attributes:
+        request: the id.
+        index: which of its ``n`` completions.
+        text: what became certain.
+        tokens: what was drawn, in order; several where guesses were right, none while the prompt is read.
+        logprobs: of ``tokens``, where asked for.
+        prompt_logprobs: of the prompt's tokens, None for the first, where asked for; once, with the first delta.
+        read_tokens: of the prompt, how many have been read.
+        finish_reason: None while it goes on.
+        usage: with every delta that ends a completion.
+        error: what went wrong, where the reason is ``"error"``; in the user's words.
+    """
+
+    request: str
+    index: int = 0
+    text: str = ""
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    read_tokens: int = 0
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+    error: str | None = None
