@@ -14,12 +14,11 @@ from leyden.model.experts import DenseMLP, MixtureOfExperts
 from leyden.model.initialization import initialize
 from leyden.model.lightning import LightningAttention
 from leyden.model.norm import RMSNorm
-from leyden.model.pools import PooledKeyValues, Pools, PooledStates, Rows, pad_rows
+from leyden.model.pools import PooledKeyValues, PooledStates, Pools, Rows, pad_rows
 from leyden.model.ranks import Ranks
 from leyden.model.sequence import Sequence, Wanted, lay_out, take
 from leyden.model.softmax import SoftmaxAttention
 from leyden.ops import Routing, linear_cross_entropy, rotary_angles
-
 
 Memory = LightningState | KeyValues | PooledStates | PooledKeyValues
 

@@ -90,15 +90,14 @@ class PooledStates:
             before, after = rows.states_before[start:stop], rows.states_after[start:stop]
             if not torch.equal(before, after):
                 self.states[after] = self.states[before]
-            part = (x[0, start:stop] for x in (q, k, v))
-            out[0, start:stop] = lightning_attention_decode(*part, slopes, self.states, after)
-        n = rows.num_decodes
-        if len(rows.cu_seqlens) > 1:
-            part = (x[:, n : len(rows.positions)] for x in (q, k, v))
-            cu_seqlens = torch.tensor(rows.cu_seqlens, dtype=torch.int32, device=q.device)
-            slots = rows.states_after[n:]
-            out[:, n : len(rows.positions)] = lightning_attention_prefill(*part, slopes, self.states, slots, cu_seqlens)
-        out[:, len(rows.positions) :] = 0
+            q_row, k_row, v_row = (x[0, start:stop] for x in (q, k, v))
+            out[0, start:stop] = lightning_attention_decode(q_row, k_row, v_row, slopes, self.states, after)
+        n, stop = rows.num_decodes, len(rows.positions)
+        if n < stop:
+            cu_seqlens, slots = torch.tensor(rows.cu_seqlens, dtype=torch.int32, device=q.device), rows.states_after[n:]
+            q_rows, k_rows, v_rows = (x[:, n:stop] for x in (q, k, v))
+            out[:, n:stop] = lightning_attention_prefill(q_rows, k_rows, v_rows, slopes, self.states, slots, cu_seqlens)
+        out[:, stop:] = 0
         return out
 
 

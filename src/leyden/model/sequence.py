@@ -8,7 +8,6 @@ from leyden.model.config import ModelConfig
 from leyden.model.ranks import RowPart
 from leyden.ops import rotary_angles
 
-
 Wanted = int | torch.Tensor | None
 """Which rows of a forward pass are asked for: the last so many, those with these indices, or all."""
 
