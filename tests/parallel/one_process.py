@@ -32,10 +32,23 @@ _SMALL = {
     "z_loss_coef": 0.001,
 }
 
+FOUR_LAYERS: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "layer_types": ("linear_attention", "full_attention", "linear_attention", "full_attention"),
+    "num_local_experts": 8,
+}
+"""Changes of the small model that let every axis have four ranks, and any two of them two each."""
+
+
+def small_config(**changes: Any) -> ModelConfig:
+    """The small hybrid's shape."""
+    return ModelConfig.parse({**_SMALL, **changes}, "test model")
+
 
 def small_model(dtype: torch.dtype = torch.float64, seed: int = 0, **changes: Any) -> HybridLM:
     """A small hybrid in training mode whose weights are large enough that a wrong line shows."""
-    model = HybridLM(ModelConfig.parse({**_SMALL, **changes}, "test model"))
+    model = HybridLM(small_config(**changes))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from gloo_ranks import mesh_of
-from one_process import random_row
+from one_process import FOUR_LAYERS, random_row, small_config
 
-from leyden.model import HybridLM, ModelConfig
+from leyden.model import HybridLM
 from leyden.parallel import Plan, Team, attach
 from leyden.parallel.live_memory import track_memory
 from leyden.parallel.mesh import coordinates
@@ -19,19 +19,6 @@ from leyden.parallel.planner.rank import Rank
 from leyden.parallel.planner.traffic import predict_traffic
 from leyden.parallel.traffic import count_traffic
 from leyden.train import MasterAdamW, Pretrain, TrainState, train_step
-
-SHAPE: dict[str, Any] = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "num_hidden_layers": 4,
-    "layer_types": ("linear_attention", "full_attention", "linear_attention", "full_attention"),
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 8,
-    "rotary_dim": 4,
-    "intermediate_size": 16,
-    "num_local_experts": 8,
-}
 
 
 @dataclass(frozen=True)
@@ -53,7 +40,7 @@ class Measured:
 
 def measure(plan: Plan, changes: dict[str, Any], step: StepShape, lengths: list[int], dtype: torch.dtype) -> Measured:
     """The second of two steps, on rows of documents of these ``lengths``: the first one makes what stays."""
-    model, mesh = ModelConfig.parse({**SHAPE, **changes}, "test"), mesh_of(plan)
+    model, mesh = small_config(**{**FOUR_LAYERS, **changes}), mesh_of(plan)
     with track_memory() as memory:
         attached = attach(HybridLM(model), mesh, dtype, row_tokens=step.seq_len)
         attached.model.train()

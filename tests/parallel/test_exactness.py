@@ -5,52 +5,23 @@ they report, the norm of the gradient, and each rank's part of every gradient mu
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from gloo_ranks import mesh_of
+from one_process import FOUR_LAYERS, Row, small_model
 
-from leyden.model import HybridLM, ModelConfig
+from leyden.model import HybridLM
 from leyden.parallel import ParallelConfig, Plan, Team, attach
 from leyden.train import LossSums, Pretrain
 
-SHAPE: dict[str, Any] = {
-    "vocab_size": 101,
-    "hidden_size": 32,
-    "num_hidden_layers": 4,
-    "layer_types": ("linear_attention", "full_attention", "linear_attention", "full_attention"),
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 8,
-    "rotary_dim": 4,
-    "intermediate_size": 16,
-    "num_local_experts": 8,
-    "router_aux_loss_coef": 0.3,
-    "router_z_loss_coef": 0.01,
-    "z_loss_coef": 0.01,
-}
-
-
-@dataclass(frozen=True)
-class Row:
-    """A packed batch."""
-
-    tokens: torch.Tensor
-    labels: torch.Tensor
-    cu_seqlens: torch.Tensor
+LOSSES = {"router_aux_loss_coef": 0.3, "router_z_loss_coef": 0.01, "z_loss_coef": 0.01}
 
 
 def build(changes: dict[str, Any]) -> HybridLM:
-    """A model whose weights are large enough that a wrong line shows."""
-    model = HybridLM(ModelConfig.parse({**SHAPE, **changes}, "test")).double()
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            values = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.copy_(1 + 0.3 * values if parameter.ndim == 1 else 0.25 * values)
-    return model.train()
+    """A model in which every loss counts."""
+    return small_model(seed=5, **{**FOUR_LAYERS, **LOSSES, **changes})
 
 
 def rows_of(plan: Plan, seed: int) -> list[Row]:
