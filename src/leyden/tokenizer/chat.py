@@ -76,6 +76,29 @@ class ChatTemplate:
             )
         return marked, mark
 
+    def render_open(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None, special: Sequence[str]
+    ) -> tuple[str, str]:
+        """As :meth:`render_marked`, up to the end of the last message's text, white space included.
+
+        Raises:
+            UserError: as :meth:`render_marked`; the last message's content is not a string; or the template leaves it
+                out.
+        """
+        check_messages(messages)
+        content = messages[-1].get("content")
+        if not isinstance(content, str):
+            raise UserError("Only a message whose content is a string can be continued.")
+        # Behind a character that is no white space, a template that trims has nothing to trim.
+        plain = self.render(messages, tools, add_generation_prompt=False)
+        end = next(chr(code) for code in _MARKS if chr(code) not in plain and chr(code) not in content)
+        open_messages = [*messages[:-1], {**messages[-1], "content": content + end}]
+        text, mark = self.render_marked(open_messages, tools, False, special)
+        before, found, _ = text.rpartition(end)
+        if not found:
+            raise UserError("The chat template leaves the last message out, so that it cannot be continued.")
+        return before, mark
+
 
 def check_messages(messages: Any) -> None:
     """Raise a UserError, which names the message, unless every message has the shape of one."""

@@ -128,7 +128,7 @@ class Tokenizer:
             )
         backend = assemble(training.merges)
         _make_special(backend, SPECIAL_TOKENS)
-        template = resources.files("leyden.tokenizer").joinpath("minimax.jinja").read_text(encoding="utf-8")
+        template = _minimax_template()
         others = tuple(token for token in SPECIAL_TOKENS if token not in _MINIMAX_NAMES.values())
         return cls(backend, TokenizerFiles(backend.to_str(), _MINIMAX_NAMES, others, template)), training
 
@@ -256,13 +256,23 @@ class Tokenizer:
         messages: Sequence[Message],
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        *,
+        continue_final_message: bool = False,
     ) -> list[int]:
         """The chat as ids, in which only what the template itself writes becomes a special token.
 
+        With ``continue_final_message`` they end with the text of the last message, which is left open for the model to
+        go on (and no answer is begun behind it).
+
         Raises:
-            UserError: no chat template, a malformed message, or one that the template refuses.
+            UserError: no chat template, a malformed message, or one that the template refuses or leaves out though it
+                is to be continued.
         """
-        text, mark = self._chat.render_marked(messages, tools, add_generation_prompt, list(self.special_tokens))
+        special = list(self.special_tokens)
+        if continue_final_message:
+            text, mark = self._chat.render_open(messages, tools, special)
+        else:
+            text, mark = self._chat.render_marked(messages, tools, add_generation_prompt, special)
         return self._encode_special(text, mark)
 
     def _encode_all(self, texts: list[str]) -> list[np.ndarray]:
@@ -328,9 +338,21 @@ class Tokenizer:
 
     @cached_property
     def _chat(self) -> ChatTemplate:
-        if self._files.chat_template is None:
+        source = self._files.chat_template
+        if source is None:
             raise UserError("This tokenizer has no chat template; add a chat_template.jinja to its directory.")
-        return ChatTemplate(self._files.chat_template, self._files.names)
+        if f"{BOS}ai name=assistant" in source and "tool_calls" not in source:
+            log_once(
+                __name__,
+                "The tokenizer's chat template is MiniMax's first, which knows content as lists of parts alone and no "
+                "tool calls; Leyden's own, of the same format with both, is taken in its place.",
+            )
+            source = _minimax_template()
+        return ChatTemplate(source, self._files.names)
+
+
+def _minimax_template() -> str:
+    return resources.files("leyden.tokenizer").joinpath("minimax.jinja").read_text(encoding="utf-8")
 
 
 def _counted(texts: Iterable[str]) -> Iterator[str]:

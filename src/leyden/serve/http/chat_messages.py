@@ -1,0 +1,210 @@
+"""OpenAI's messages of a chat: their shape, what may follow what, and the tokens that a model reads.
+
+The fields are those of OpenAI's chat completions. What only text can be is text here: an image, a sound or a file is
+refused, and so is an unknown field. Fields that a client sends back because an answer carried them (``refusal``,
+``annotations``) may be there, empty.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from leyden.core.errors import UserError
+from leyden.tokenizer import Tokenizer
+
+Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+"""Of a function or a speaker: templates write it without quotes, so that it must not hold anything else."""
+
+
+class Strict(BaseModel):
+    """Types are not converted and unknown fields are refused."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class TextPart(Strict):
+    """A piece of a message's text."""
+
+    type: Literal["text"]
+    text: str
+
+
+Text = str | Annotated[list[TextPart], Field(min_length=1)]
+
+
+class SystemMessage(Strict):
+    """What the model is told before the conversation (``developer`` is OpenAI's newer word for it)."""
+
+    role: Literal["system", "developer"]
+    content: Text
+    name: Name | None = None
+
+
+class UserMessage(Strict):
+    """What the user says."""
+
+    role: Literal["user"]
+    content: Text
+    name: Name | None = None
+
+
+class CalledFunction(Strict):
+    """Which function an answer called, and with what: JSON, as the model wrote it."""
+
+    name: Name
+    arguments: str
+
+
+class ToolCall(Strict):
+    """One call of a function by an answer."""
+
+    id: Annotated[str, Field(min_length=1, max_length=256)]
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class AssistantMessage(Strict):
+    """What the model answered: text, calls of functions, or both."""
+
+    role: Literal["assistant"]
+    content: Text | None = None
+    tool_calls: list[ToolCall] | None = None
+    name: Name | None = None
+    refusal: None = None
+    annotations: Annotated[list[None], Field(max_length=0)] | None = None
+    audio: None = None
+    function_call: None = None
+
+
+class ToolMessage(Strict):
+    """What a called function returned."""
+
+    role: Literal["tool"]
+    tool_call_id: Annotated[str, Field(min_length=1, max_length=256)]
+    content: Text
+    name: Name | None = None
+
+
+ChatMessage = Annotated[
+    SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role", title="ChatMessage")
+]
+
+
+def encode_messages(
+    tokenizer: Tokenizer,
+    messages: Sequence[ChatMessage],
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    add_generation_prompt: bool = True,
+    continue_final_message: bool = False,
+) -> list[int]:
+    """The tokens of a chat, by the tokenizer's template; text in messages never becomes a special token.
+
+    Args:
+        tokenizer: with a chat template.
+        messages: in order.
+        tools: the functions that may be called, as OpenAI's ``{"type": "function", "function": {...}}``.
+        add_generation_prompt: whether the tokens end where an answer begins.
+        continue_final_message: whether they end with the text of the last message instead, for the model to go on.
+
+    Raises:
+        UserError: an order that no conversation has, or what the template refuses.
+    """
+    check_order(messages)
+    if continue_final_message:
+        if add_generation_prompt:
+            raise UserError(
+                "continue_final_message goes on with the last message and add_generation_prompt begins another; set "
+                "one of them to false."
+            )
+        last = messages[-1]
+        if isinstance(last, AssistantMessage) and (last.tool_calls or not text_of(last.content)):
+            raise UserError("continue_final_message: the last message has no text to go on from, or ends with a call.")
+    template = tokenizer.chat_template or ""
+    return tokenizer.encode_chat(
+        [_for_template(message, template) for message in messages],
+        _tools_for_template(tools, template),
+        add_generation_prompt,
+        continue_final_message=continue_final_message,
+    )
+
+
+def text_of(content: str | Sequence[TextPart] | None) -> str:
+    """The text of a message, its parts joined."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    return "".join(part.text for part in content)
+
+
+def check_order(messages: Sequence[ChatMessage]) -> None:
+    """Raise a UserError unless every result answers a call, and every call that another turn follows has its result."""
+    if not messages:
+        raise UserError('"messages" is empty; a chat has at least one: [{"role": "user", "content": "..."}].')
+    open_calls: list[str] = []
+    for place, message in enumerate(messages):
+        if isinstance(message, ToolMessage):
+            if message.tool_call_id not in open_calls:
+                known = f"one of {', '.join(open_calls)}" if open_calls else "there is no call to answer"
+                raise UserError(
+                    f"messages[{place}] has tool_call_id {message.tool_call_id!r}; a message with the role tool "
+                    f"follows the assistant's tool_calls and answers one of them once ({known})."
+                )
+            open_calls.remove(message.tool_call_id)
+            continue
+        if open_calls:
+            raise UserError(
+                f"messages[{place}] comes before the results of the calls {', '.join(open_calls)}; add a message with "
+                "the role tool for each."
+            )
+        if isinstance(message, AssistantMessage):
+            open_calls = _call_ids(message, place)
+    if open_calls:
+        raise UserError(
+            f"the calls {', '.join(open_calls)} have no results; add a message with the role tool for each."
+        )
+
+
+def _call_ids(message: AssistantMessage, place: int) -> list[str]:
+    calls = message.tool_calls or []
+    if message.content is None and not calls:
+        raise UserError(f"messages[{place}] (assistant) has neither content nor tool_calls; give it one of them.")
+    ids = [call.id for call in calls]
+    if len(set(ids)) != len(ids):
+        raise UserError(f"messages[{place}] (assistant) has two tool_calls of the same id; ids are unique.")
+    return ids
+
+
+def _for_template(message: ChatMessage, template: str) -> dict[str, Any]:
+    """A message as templates know it: text as a string, and a system's role where they know no developer's."""
+    plain: dict[str, Any] = {"role": message.role, "content": text_of(message.content)}
+    if message.role == "developer" and "developer" not in template:
+        plain["role"] = "system"
+    if message.name is not None:
+        plain["name"] = message.name
+    if isinstance(message, ToolMessage):
+        plain["tool_call_id"] = message.tool_call_id
+    if isinstance(message, AssistantMessage) and message.tool_calls:
+        plain["tool_calls"] = [_call_for_template(call, template) for call in message.tool_calls]
+    return plain
+
+
+def _call_for_template(call: ToolCall, template: str) -> dict[str, Any]:
+    """A call with its arguments as the template wants them: most pass them through ``tojson``, which quotes a string.
+
+    A template that asks whether they are a string gets what the model wrote, character by character.
+    """
+    arguments: Any = call.function.arguments
+    if "arguments is string" not in template:
+        with suppress(ValueError, RecursionError):  # an earlier answer's slip is history: it is told as it was
+            arguments = json.loads(arguments)
+    return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
+
+
+def _tools_for_template(tools: Sequence[Mapping[str, Any]] | None, template: str) -> list[Any] | None:
+    """MiniMax's templates describe a function by itself, others in OpenAI's wrapper."""
+    if not tools:
+        return None
+    return [tool["function"] for tool in tools] if "function_setting=functions" in template else list(tools)

@@ -1,0 +1,65 @@
+"""``response_format`` of a chat request: which texts the answer may be."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, JsonValue
+
+from leyden.core.errors import UserError
+from leyden.serve.http.chat_messages import Name, Strict
+from leyden.serve.http.tools import ToolUse
+from leyden.serve.sampling import Grammar
+from leyden.tokenizer import Tokenizer
+
+
+class TextFormat(Strict):
+    """Any text."""
+
+    type: Literal["text"]
+
+
+class JsonObjectFormat(Strict):
+    """Any JSON object."""
+
+    type: Literal["json_object"]
+
+
+class JsonSchema(Strict):
+    """A schema with a name. Answers keep to it whether or not it says ``strict``."""
+
+    name: Name
+    description: str | None = None
+    schema_: dict[str, JsonValue] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class JsonSchemaFormat(Strict):
+    """A JSON value that fits a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
+
+
+def answer_grammar(
+    response_format: TextFormat | JsonObjectFormat | JsonSchemaFormat | None, tools: ToolUse, tokenizer: Tokenizer
+) -> Grammar | None:
+    """What an answer must be, of a request's format and its tools; None: anything.
+
+    Raises:
+        UserError: a schema out of bounds; or a format beside functions that the answer may call instead.
+    """
+    if response_format is None or isinstance(response_format, TextFormat):
+        return tools.grammar(tokenizer)
+    if tools.names:
+        raise UserError(
+            f'"response_format" of type {response_format.type} and "tools" want two things of one answer: leave one of '
+            'them out, or set "tool_choice" to "none".'
+        )
+    if isinstance(response_format, JsonObjectFormat):
+        return Grammar(json_object=True)
+    try:
+        return Grammar.model_validate({"json_schema": response_format.json_schema.schema_})
+    except UserError as error:
+        raise UserError(f"response_format: {error}") from None

@@ -1,0 +1,189 @@
+"""Functions that a model may call: how a request declares them, and what of it the engine has to see to."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, JsonValue
+
+from leyden.core.errors import UserError, suggest
+from leyden.serve.http.chat_messages import CalledFunction, Name, Strict, ToolCall
+from leyden.serve.http.tool_parser import CallDelta, ToolParser
+from leyden.serve.sampling import Grammar
+from leyden.tokenizer import Tokenizer
+
+_MAX_TOOLS = 128  # as OpenAI
+_MAX_WHITESPACE = 8  # a model that knows nothing better to write would write nothing else
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How calls are written: ``opening``, calls with ``separator`` between them, ``closing``."""
+
+    opening: str
+    begin: str
+    end: str
+    separator: str
+    closing: str
+
+
+_MINIMAX = _Form("<function_call>```typescript\n", "functions.%s(", ")", "\n", "\n```")
+_TAGGED = _Form("<tool_call>\n", '{"name": "%s", "arguments": ', "}\n</tool_call>", "\n<tool_call>\n", closing="")
+
+
+class FunctionDefinition(Strict):
+    """A function, its parameters as a JSON schema; ``strict`` is for OpenAI's sake: forced calls always keep to it."""
+
+    name: Name
+    description: str | None = None
+    parameters: dict[str, JsonValue] | None = None
+    strict: bool | None = None
+
+
+class FunctionTool(Strict):
+    """A function that the model may call."""
+
+    type: Literal["function"]
+    function: FunctionDefinition
+
+
+class NamedFunction(Strict):
+    """The function to call."""
+
+    name: Name
+
+
+class NamedToolChoice(Strict):
+    """The answer is to call this function."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+ToolChoice = Literal["none", "auto", "required"] | NamedToolChoice
+Tools = Annotated[list[FunctionTool], Field(max_length=_MAX_TOOLS)]
+
+
+@dataclass(frozen=True)
+class ToolUse:
+    """What a request's tools mean for the answer.
+
+    Attributes:
+        tools: for the chat template; None where the model is to know of none.
+        names: of the functions that the answer may call; none where it is read as text alone.
+        forced: of those, the ones of which the answer must call one, with their parameters' schemas.
+        parallel: whether it may call several.
+    """
+
+    tools: tuple[dict[str, Any], ...] | None = None
+    names: tuple[str, ...] = ()
+    forced: dict[str, Any] | None = None
+    parallel: bool = True
+
+    @classmethod
+    def of(cls, tools: Sequence[FunctionTool] | None, choice: ToolChoice | None, parallel: bool | None) -> "ToolUse":
+        """Read a request's ``tools``, ``tool_choice`` and ``parallel_tool_calls``; none of them need be there.
+
+        Raises:
+            UserError: two tools of one name, a choice without tools or of one that is not among them, a schema out of
+                bounds.
+        """
+        if not tools:
+            if choice not in (None, "none", "auto"):
+                raise UserError('"tool_choice" asks for a call, but "tools" is empty; list the functions there.')
+            return cls()
+        schemas = {tool.function.name: tool.function.parameters or {"type": "object"} for tool in tools}
+        if len(schemas) != len(tools):
+            raise UserError('two of "tools" have the same function.name; names are unique.')
+        for name, schema in schemas.items():
+            _check_schema(name, schema)
+        if choice == "none":
+            return cls()
+        forced = None
+        if choice == "required":
+            forced = schemas
+        elif isinstance(choice, NamedToolChoice):
+            name = choice.function.name
+            if name not in schemas:
+                raise UserError(f'"tool_choice" names the function {name!r}, not of "tools"{suggest(name, schemas)}')
+            forced = {name: schemas[name]}
+        shown = tuple(tool.model_dump(exclude_none=True) for tool in tools)
+        return cls(shown, tuple(forced or schemas), forced, parallel is not False)
+
+    def opening(self, tokenizer: Tokenizer) -> list[int]:
+        """Tokens behind the prompt with which a forced call has begun; none where the answer is free."""
+        return [] if self.forced is None else tokenizer.encode(_form(tokenizer).opening, allow_special=True)
+
+    def grammar(self, tokenizer: Tokenizer) -> Grammar | None:
+        """What the answer must be behind the opening; None: anything.
+
+        Raises:
+            UserError: xgrammar is not installed, or cannot turn a function's parameters into a grammar.
+        """
+        return None if self.forced is None else Grammar(ebnf=_ebnf(_form(tokenizer), self.forced, self.parallel))
+
+    def parser(self, tokenizer: Tokenizer) -> ToolParser | None:
+        """What takes the answer apart, the opening already taken in; None where there is nothing to call."""
+        if not self.names:
+            return None
+        parser = ToolParser(self.names, parallel=self.parallel)
+        if self.forced is not None:
+            parser.push(_form(tokenizer).opening)
+        return parser
+
+
+def gather(parts: Sequence[str | CallDelta]) -> tuple[str | None, list[ToolCall]]:
+    """The text and the calls of a whole answer, of all that a parser gave; no text is None where there are calls."""
+    text = "".join(part for part in parts if isinstance(part, str))
+    calls: list[ToolCall] = []
+    for part in parts:
+        if isinstance(part, str):
+            continue
+        if part.id is not None and part.name is not None:
+            calls.append(ToolCall(id=part.id, function=CalledFunction(name=part.name, arguments="")))
+        calls[part.index].function.arguments += part.arguments
+    return (None if calls and not text else text), calls
+
+
+def _check_schema(name: str, schema: dict[str, Any]) -> None:
+    try:
+        Grammar.model_validate({"json_schema": schema})
+    except UserError as error:
+        raise UserError(f"the parameters of the function {name!r} are out of bounds: {error}") from None
+
+
+def _form(tokenizer: Tokenizer) -> _Form:
+    """How the model writes calls, which its chat template tells."""
+    return _TAGGED if "<tool_call>" in (tokenizer.chat_template or "") else _MINIMAX
+
+
+def _ebnf(form: _Form, schemas: dict[str, Any], parallel: bool) -> str:
+    """A grammar of calls of these functions, the opening left out."""
+    try:
+        import xgrammar
+    except ImportError:
+        raise UserError(
+            'a "tool_choice" that forces a call needs xgrammar, which is not installed: pip install "leyden[grammar]".'
+        ) from None
+    tags = [
+        {
+            "type": "tag",
+            "begin": form.begin % name,
+            "content": {"type": "json_schema", "json_schema": schema, "max_whitespace_cnt": _MAX_WHITESPACE},
+            "end": form.end,
+        }
+        for name, schema in schemas.items()
+    ]
+    calls = {
+        "type": "tags_with_separator",
+        "tags": tags,
+        "separator": form.separator,
+        "at_least_one": True,
+        "stop_after_first": not parallel,
+    }
+    closing = [{"type": "const_string", "value": form.closing}] if form.closing else []
+    structure = {"type": "structural_tag", "format": {"type": "sequence", "elements": [calls, *closing]}}
+    try:
+        return str(xgrammar.Grammar.from_structural_tag(structure))
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"the parameters of a function cannot be turned into a grammar: {error}") from None

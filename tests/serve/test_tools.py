@@ -1,0 +1,325 @@
+"""Calls in an answer: found however it is cut into pieces, and what is none stays text."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
+
+from leyden.core.errors import UserError
+from leyden.serve.http.response_format import ResponseFormat, answer_grammar
+from leyden.serve.http.tool_parser import CallDelta, ToolParser
+from leyden.serve.http.tools import ToolChoice, Tools, ToolUse, gather
+from leyden.tokenizer import Tokenizer
+
+NAMES = ("get", "get_weather", "now")
+BLOCK = '<function_call>```typescript\nfunctions.get_weather({"city": "Leyden"})\n```'
+TAGGED = '<tool_call>\n{"name": "now", "arguments": {"zone": 1}}\n</tool_call>'
+
+
+def parts(pieces: Iterable[str], names: Iterable[str] = NAMES, **options: Any) -> list[str | CallDelta]:
+    numbers = iter(range(1000))
+    parser = ToolParser(tuple(names), new_id=lambda: f"call_{next(numbers)}", **options)
+    return [*(part for piece in pieces for part in parser.push(piece)), *parser.finish()]
+
+
+def read(pieces: Iterable[str], **options: Any) -> tuple[str | None, list[tuple[str, str]]]:
+    content, calls = gather(parts(pieces, **options))
+    assert [call.id for call in calls] == [f"call_{place}" for place in range(len(calls))]
+    return content, [(call.function.name, call.function.arguments) for call in calls]
+
+
+@pytest.mark.parametrize(
+    ("text", "content", "calls"),
+    [
+        ("", "", []),
+        (" \n", " \n", []),
+        ("No call.", "No call.", []),
+        (BLOCK, None, [("get_weather", '{"city": "Leyden"}')]),
+        ("\n" + BLOCK + "\n", None, [("get_weather", '{"city": "Leyden"}')]),
+        ("I see.\n" + BLOCK, "I see.\n", [("get_weather", '{"city": "Leyden"}')]),
+        (BLOCK + "\nDone.", "\nDone.", [("get_weather", '{"city": "Leyden"}')]),
+        # Without the special token, which is no text.
+        (BLOCK.removeprefix("<function_call>"), None, [("get_weather", '{"city": "Leyden"}')]),
+        # Two in one block, two blocks, no arguments.
+        (
+            "```typescript\nfunctions.get({})\nfunctions.now();\n```" + BLOCK,
+            None,
+            [("get", "{}"), ("now", "{}"), ("get_weather", '{"city": "Leyden"}')],
+        ),
+        (TAGGED + "\n" + TAGGED, None, [("now", '{"zone": 1}')] * 2),
+        ('<tool_call>{"name":"get","parameters":{}}</tool_call>', None, [("get", "{}")]),
+        # Brackets and quotes inside strings.
+        (
+            '```typescript\nfunctions.get({"a": "}\\")`\\\\", "b": [{}]})\n```',
+            None,
+            [("get", '{"a": "}\\")`\\\\", "b": [{}]}')],
+        ),
+        # Cut off, or closed by nothing.
+        ('```typescript\nfunctions.get({"a": [1, "\\', None, [("get", '{"a": [1, "\\')]),
+        ("```typescript\nfunctions.get({})", None, [("get", "{}")]),
+        ("```typescript\nfunctions.get({}) and so on", " and so on", [("get", "{}")]),
+        ('<tool_call>{"name": "now", "arguments": {}, "x": 1}</tool_call>', ', "x": 1}</tool_call>', [("now", "{}")]),
+        # Not JSON: what the model wrote is what it called with.
+        ("```typescript\nfunctions.get({a: 'b'})\n```", None, [("get", "{a: 'b'}")]),
+        # No calls: an unknown function, half a marker, other code, arguments that are none.
+        (BLOCK.replace("get_weather", "rm"), BLOCK.replace("get_weather", "rm"), []),
+        ("<function_call>```typescript\nfunctions.get(", "<function_call>```typescript\nfunctions.get(", []),
+        ("```typescript\nlet x = 1\n```", "```typescript\nlet x = 1\n```", []),
+        ("```typescript\nfunctions.get(3)\n```", "```typescript\nfunctions.get(3)\n```", []),
+        ('<tool_call>{"name": "now"}</tool_call>', '<tool_call>{"name": "now"}</tool_call>', []),
+        ("<tool_call>{broken", "<tool_call>{broken", []),
+    ],
+)
+def test_text_and_calls(text: str, content: str | None, calls: list[tuple[str, str]]) -> None:
+    assert read([text]) == (content, calls)
+    assert read(text) == (content, calls)
+
+
+FRAGMENTS = [
+    *(
+        "<function_call>",
+        "```typescript\n",
+        "functions.",
+        "get",
+        "get_weather",
+        "now",
+        "rm",
+        "(",
+        ")",
+        "{",
+        "}",
+        "[",
+        "]",
+    ),
+    *(
+        "<tool_call>",
+        "</tool_call>",
+        '"name": ',
+        '"arguments": ',
+        '"',
+        "\\",
+        ", ",
+        ";",
+        " ",
+        "\n",
+        "```",
+        "x",
+        BLOCK,
+        TAGGED,
+    ),
+    *('<tool_call>{"name": "get", "arguments": {', "```typescript\nfunctions.now({"),
+]
+
+
+@given(st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=3), max_size=12), st.data(), st.booleans())
+@example(["```typescript\nfunctions.now({", "\\"], None, True)
+def test_streamed_is_whole(fragments: list[str], data: st.DataObject | None, parallel: bool) -> None:
+    text = "".join(fragments)
+    whole = read([text], parallel=parallel)
+    assert read(text, parallel=parallel) == whole
+    assert read(fragments, parallel=parallel) == whole
+    if data is not None:
+        cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
+        assert (
+            read([text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)], parallel=parallel) == whole
+        )
+    if not whole[1]:
+        assert whole[0] == text
+
+
+def test_text_and_arguments_are_not_held_back() -> None:
+    parser = ToolParser(NAMES)
+    assert parser.push("I see. <") == ["I see. "]
+    assert parser.push("b> ") == ["<b> "]
+    assert parser.push("<tool_call>" + " " * 9) == ["<tool_call>" + " " * 9]
+    assert parser.push("```typescript\nfunctions.get_weather(") == []
+    head, arguments = parser.push('{"city')
+    assert isinstance(head, CallDelta) and (head.index, head.name, head.arguments) == (0, "get_weather", "")
+    assert head.id is not None and head.id.startswith("call_")
+    assert arguments == CallDelta(0, '{"city')
+    assert parser.push('": "Ley') == [CallDelta(0, '": "Ley')]
+    assert parser.push('den"})\n```') == [CallDelta(0, 'den"}')]
+    assert (parser.num_calls, parser.done) == (1, False)
+
+
+def test_one_call_at_most() -> None:
+    parser = ToolParser(NAMES, parallel=False)
+    assert len(parser.push(BLOCK + "\nAnd " + BLOCK)) == 2
+    assert (parser.num_calls, parser.done) == (1, True)
+    assert parser.push("more") == parser.finish() == []
+
+
+CITY = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+TOOLS = TypeAdapter(Tools).validate_python(
+    [
+        {
+            "type": "function",
+            "function": {"name": "get_weather", "description": "Sky", "parameters": CITY, "strict": True},
+        },
+        {"type": "function", "function": {"name": "now"}},
+    ]
+)
+
+
+def choice(value: Any) -> ToolChoice:
+    return TypeAdapter(ToolChoice).validate_python(value, strict=True)
+
+
+def named(name: str) -> ToolChoice:
+    return choice({"type": "function", "function": {"name": name}})
+
+
+def test_what_a_choice_means() -> None:
+    assert ToolUse.of(None, None, None) == ToolUse.of([], choice("auto"), True) == ToolUse()
+    assert ToolUse.of(TOOLS, choice("none"), None) == ToolUse()
+    free = ToolUse.of(TOOLS, None, None)
+    assert free == ToolUse.of(TOOLS, choice("auto"), True)
+    assert free.names == ("get_weather", "now") and free.forced is None and free.parallel
+    assert free.tools is not None
+    assert free.tools[1] == {"type": "function", "function": {"name": "now"}}
+    assert ToolUse.of(TOOLS, choice("required"), False).names == ("get_weather", "now")
+    assert not ToolUse.of(TOOLS, choice("required"), False).parallel
+    only = ToolUse.of(TOOLS, named("now"), None)
+    assert only.names == ("now",) and only.tools is not None and len(only.tools) == 2
+
+
+@pytest.mark.parametrize(
+    ("tools", "value", "message"),
+    [
+        ([], "required", '"tools" is empty'),
+        (TOOLS, {"type": "function", "function": {"name": "nov"}}, "'nov', not of \"tools\"; did you mean 'now'"),
+        ([TOOLS[0], TOOLS[0]], "auto", "names are unique"),
+    ],
+)
+def test_a_choice_that_cannot_be(tools: Any, value: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ToolUse.of(tools, choice(value), None)
+
+
+def test_schemas_are_bounded() -> None:
+    deep: Any = {}
+    for _ in range(200):
+        deep = {"items": deep}
+    tools = TypeAdapter(Tools).validate_python([{"type": "function", "function": {"name": "f", "parameters": deep}}])
+    with pytest.raises(UserError, match="function 'f' are out of bounds"):
+        ToolUse.of(tools, None, None)
+
+
+@pytest.mark.parametrize(
+    "tool",
+    [
+        {"type": "retrieval"},
+        {"type": "function", "function": {"name": "a b"}},
+        {"type": "function", "function": {"name": "f", "strict": 1}},
+        {"type": "function", "function": {"name": "f", "parameters": []}},
+        {"type": "function", "function": {"name": "f"}, "x": 1},
+    ],
+)
+def test_a_tool_of_another_shape_is_refused(tool: Any) -> None:
+    with pytest.raises(ValidationError):
+        TypeAdapter(Tools).validate_python([tool])
+
+
+def accepts(ebnf: str, text: str) -> bool:
+    xgrammar = pytest.importorskip("xgrammar")
+    vocabulary = xgrammar.TokenizerInfo([b"a", b"<end>"], stop_token_ids=[1])
+    compiled = xgrammar.GrammarCompiler(vocabulary).compile_grammar(xgrammar.Grammar.from_ebnf(ebnf))
+    matcher = xgrammar.GrammarMatcher(compiled)
+    return matcher.accept_string(text) and matcher.accept_token(1)
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+@pytest.mark.parametrize("template", ["minimax", "tagged"])
+def test_a_forced_call_is_one_that_the_parser_reads(
+    tokenizer: Tokenizer, tmp_path: Any, template: str, parallel: bool
+) -> None:
+    if template == "tagged":
+        tokenizer.save(tmp_path)
+        (tmp_path / "chat_template.jinja").write_text("<tool_call>")
+        tokenizer = Tokenizer.load(tmp_path)
+    use = ToolUse.of(TOOLS, choice("required"), parallel)
+    grammar = use.grammar(tokenizer)
+    assert grammar is not None and grammar.ebnf is not None
+    weather, now = (
+        ('get_weather({"city": "x"})', "now({})")
+        if template == "minimax"
+        else (
+            '"get_weather", "arguments": {"city": "x"}}\n</tool_call>',
+            '"now", "arguments": {}}\n</tool_call>',
+        )
+    )
+    begin, between, end = (
+        ("functions.", "\nfunctions.", "\n```")
+        if template == "minimax"
+        else (
+            '{"name": ',
+            '\n<tool_call>\n{"name": ',
+            "",
+        )
+    )
+    one, two = begin + weather + end, begin + weather + between + now + end
+    assert accepts(grammar.ebnf, one)
+    assert accepts(grammar.ebnf, two) == parallel
+    assert not accepts(grammar.ebnf, one.replace("city", "town"))
+    assert not accepts(grammar.ebnf, "Hello")
+    parser = use.parser(tokenizer)
+    assert parser is not None
+    content, calls = gather([*parser.push(two), *parser.finish()])
+    assert content is None
+    assert [call.function.name for call in calls] == (["get_weather", "now"] if parallel else ["get_weather"])
+    opening = tokenizer.decode(use.opening(tokenizer))
+    assert opening == ("<function_call>```typescript\n" if template == "minimax" else "<tool_call>\n")
+
+
+def test_nothing_is_forced_without_a_choice(tokenizer: Tokenizer) -> None:
+    free = ToolUse.of(TOOLS, None, None)
+    assert free.opening(tokenizer) == [] and free.grammar(tokenizer) is None and free.parser(tokenizer) is not None
+    assert ToolUse().parser(tokenizer) is None
+
+
+FORMAT: TypeAdapter[Any] = TypeAdapter(ResponseFormat)
+
+
+def test_formats_of_an_answer(tokenizer: Tokenizer) -> None:
+    assert answer_grammar(None, ToolUse(), tokenizer) is None
+    assert answer_grammar(FORMAT.validate_python({"type": "text"}), ToolUse(), tokenizer) is None
+    grammar = answer_grammar(FORMAT.validate_python({"type": "json_object"}), ToolUse(), tokenizer)
+    assert grammar is not None and grammar.json_object
+    schema = {"type": "json_schema", "json_schema": {"name": "city", "schema": CITY, "strict": True}}
+    grammar = answer_grammar(FORMAT.validate_python(schema), ToolUse(), tokenizer)
+    assert grammar is not None and grammar.json_schema is not None
+    with pytest.raises(UserError, match="two things of one answer"):
+        answer_grammar(FORMAT.validate_python(schema), ToolUse.of(TOOLS, None, None), tokenizer)
+    assert answer_grammar(FORMAT.validate_python(schema), ToolUse.of(TOOLS, "none", None), tokenizer) == grammar
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"type": "xml"},
+        {"type": "json_object", "x": 1},
+        {"type": "json_schema"},
+        {"type": "json_schema", "json_schema": {"name": "a"}},
+        {"type": "json_schema", "json_schema": {"name": "a", "schema": 3}},
+    ],
+)
+def test_a_format_of_another_shape_is_refused(value: Any) -> None:
+    with pytest.raises(ValidationError):
+        FORMAT.validate_python(value)
+
+
+def test_a_format_out_of_bounds(tokenizer: Tokenizer) -> None:
+    deep: Any = {}
+    for _ in range(100):
+        deep = {"items": deep}
+    form = FORMAT.validate_python({"type": "json_schema", "json_schema": {"name": "a", "schema": deep}})
+    with pytest.raises(UserError, match=r"response_format: .*levels"):
+        answer_grammar(form, ToolUse(), tokenizer)
