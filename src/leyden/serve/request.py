@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from leyden.serve.sampling import Sampling
+from leyden.serve.sampling import Sampling, TokenLogprobs
 
 FinishReason = Literal["stop", "length", "aborted", "error"]
 
@@ -31,21 +31,6 @@ class Request:
     id: str
     priority: int = 0
     arrived: float = field(default_factory=time.perf_counter)
-
-
-@dataclass(frozen=True)
-class TokenLogprobs:
-    """The log-probabilities (natural) of one token, and of the most probable ones in its place.
-
-    Attributes:
-        token: which it is.
-        logprob: its own.
-        top: pairs of token and log-probability, the most probable first.
-    """
-
-    token: int
-    logprob: float
-    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
