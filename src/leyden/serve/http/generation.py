@@ -1,0 +1,135 @@
+"""A request's prompts, run by the engine together, and what comes of them as it comes."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+
+from leyden.serve.http.errors import ApiError, unavailable
+from leyden.serve.http.protocol.common import PromptTokensDetails, Usage
+from leyden.serve.http.service import Loop
+from leyden.serve.request import Delta, QueueFullError, Request
+from leyden.serve.sampling import Sampling
+
+_RETRY_SECONDS = 0.05
+
+
+class Generation:
+    """Completions of several prompts, from the moment they were submitted.
+
+    More prompts than the engine's queue has room for wait here, and go in as room appears.
+
+    Args:
+        loop: of the engine.
+        name: the response's id; each prompt's request is named after it.
+        prompts: token ids.
+        sampling: of every prompt.
+
+    Raises:
+        QueueFullError: not even the first prompt could wait.
+        UserError: one can never be answered.
+    """
+
+    def __init__(self, loop: Loop, name: str, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
+        self.prompts = prompts
+        self._loop = loop
+        self._waiting = deque(
+            (place, Request(tokens, sampling, f"{name}-{place}")) for place, tokens in enumerate(prompts)
+        )
+        self._running: dict[int, AsyncGenerator[Delta, None]] = {}
+        self._drawn = 0
+        self._cached: dict[int, int] = {}
+        try:
+            self._submit()
+        except BaseException:
+            self._waiting.clear()
+            raise
+
+    def usage(self) -> Usage:
+        """What it cost so far; of a prompt, how much was cached is known at its end."""
+        read = sum(map(len, self.prompts))
+        cached = PromptTokensDetails(cached_tokens=sum(self._cached.values()))
+        return Usage(
+            prompt_tokens=read,
+            completion_tokens=self._drawn,
+            total_tokens=read + self._drawn,
+            prompt_tokens_details=cached,
+        )
+
+    async def deltas(self) -> AsyncGenerator[tuple[int, Delta], None]:
+        """What comes, with the place of its prompt.
+
+        Raises:
+            ApiError: the engine could not go on with one of them.
+        """
+        try:
+            if len(self.prompts) == 1:
+                async for delta in self._running[0]:
+                    yield 0, self._seen(0, delta)
+            else:
+                async for place, delta in self._merged():
+                    yield place, self._seen(place, delta)
+        finally:
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        """End what still runs."""
+        self._waiting.clear()
+        running, self._running = self._running, {}
+        for deltas in running.values():
+            await deltas.aclose()
+
+    def _submit(self) -> None:
+        while self._waiting:
+            place, request = self._waiting[0]
+            try:
+                self._running[place] = self._loop.submit(request)
+            except QueueFullError:
+                if place == 0:
+                    raise
+                return
+            self._waiting.popleft()
+
+    def _seen(self, place: int, delta: Delta) -> Delta:
+        if delta.finish_reason == "error":
+            raise ApiError(500, delta.error or "The engine could not go on.", code="generation_failed")
+        if delta.finish_reason == "aborted":
+            raise unavailable("The server is shutting down and ended this request.")
+        self._drawn += len(delta.tokens)
+        if delta.usage is not None:
+            self._cached[place] = delta.usage.cache.used
+        return delta
+
+    async def _merged(self) -> AsyncGenerator[tuple[int, Delta], None]:
+        """The prompts' deltas as they come, while further prompts go in."""
+        arrived: asyncio.Queue[tuple[int, Delta | Exception | None]] = asyncio.Queue()
+        pumps: dict[int, asyncio.Task[None]] = {}
+        try:
+            while self._waiting or self._running:
+                self._submit()
+                for place in self._running.keys() - pumps.keys():
+                    pumps[place] = asyncio.create_task(_pump(place, self._running[place], arrived))
+                if not self._running:  # others fill the queue
+                    await asyncio.sleep(_RETRY_SECONDS)
+                    continue
+                place, item = await arrived.get()
+                if isinstance(item, Exception):
+                    raise item
+                if item is None:
+                    del self._running[place]
+                else:
+                    yield place, item
+        finally:
+            for pump in pumps.values():
+                pump.cancel()
+            await asyncio.gather(*pumps.values(), return_exceptions=True)
+
+
+async def _pump(
+    place: int, deltas: AsyncGenerator[Delta, None], arrived: asyncio.Queue[tuple[int, Delta | Exception | None]]
+) -> None:
+    try:
+        async for delta in deltas:
+            arrived.put_nowait((place, delta))
+        arrived.put_nowait((place, None))
+    except Exception as error:
+        arrived.put_nowait((place, error))

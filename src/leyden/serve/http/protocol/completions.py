@@ -1,0 +1,83 @@
+"""``/v1/completions``: what is asked and answered."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Discriminator, Field, Tag
+
+from leyden.serve.http.protocol.common import EndReason, GenerationRequest, NotSupported, PromptLogprobs, TokenId, Usage
+from leyden.serve.sampling.config import MAX_TOP
+
+TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+
+
+def _kind(value: Any) -> str:
+    """Which kind of prompt ``value`` was meant to be, by its first item."""
+    if not isinstance(value, list):
+        return "text"
+    first = value[0] if value else ""
+    return "texts" if isinstance(first, str) else "token_lists" if isinstance(first, list) else "tokens"
+
+
+Prompt = Annotated[
+    Annotated[str, Tag("text")]
+    | Annotated[list[str], Field(min_length=1), Tag("texts")]
+    | Annotated[TokenIds, Tag("tokens")]
+    | Annotated[list[TokenIds], Field(min_length=1), Tag("token_lists")],
+    Discriminator(_kind),
+]
+
+
+class CompletionRequest(GenerationRequest):
+    """Prompts to go on from."""
+
+    prompt: Prompt
+    """A text, a list of texts, the ids of a text's tokens, or a list of such lists. A text begins with the token that
+    begins a document; ids are taken as they are."""
+    echo: bool | None = None
+    """Let the text begin with the prompt, and its log-probabilities with the prompt's."""
+    logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP)
+    """Tell the log-probability of each token, and so many of the most probable ones in its place."""
+    suffix: NotSupported = None
+    best_of: NotSupported = None
+
+    def prompts(self) -> list[str] | list[list[int]]:
+        """All of them, in a list."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if isinstance(self.prompt[0], int):
+            return [self.prompt]  # pyright: ignore[reportReturnType] - all of them are, then
+        return self.prompt  # pyright: ignore[reportReturnType]
+
+
+class CompletionLogprobs(BaseModel):
+    """Log-probabilities, token by token.
+
+    A token that is no whole text by itself (a part of a character) is told by its bytes, as in ``bytes:\\xe2\\x98``.
+    """
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class CompletionChoice(BaseModel):
+    """A completion, or a piece of one."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: EndReason | None
+    prompt_logprobs: PromptLogprobs | None = None
+
+
+class Completion(BaseModel):
+    """Completions, or, in a stream, a piece of one; the last one of a stream may have usage alone."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[CompletionChoice]
+    usage: Usage | None = None

@@ -1,0 +1,80 @@
+"""uvicorn around the application: the socket, the signals, and an end in which running requests finish."""
+
+import asyncio
+import math
+import socket
+from types import FrameType
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from leyden.core.errors import UserError
+from leyden.serve.http.connection import connections
+from leyden.serve.http.service import Loop
+from leyden.serve.http.settings import ServerSettings
+
+_BACKLOG = 1024
+_CANCEL_SECONDS = 2
+
+
+def listen(settings: ServerSettings) -> socket.socket:
+    """The bound socket, before anything expensive is done; its address has the port that was free.
+
+    Raises:
+        UserError: the address cannot be had.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host.strip("[]"), settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        raise UserError(
+            f"Cannot listen on {settings.host}, port {settings.port}: {error.strerror}. Give another --host or --port."
+        ) from None
+    return bound
+
+
+def url(bound: socket.socket) -> str:
+    """Where clients find it."""
+    host, port = bound.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which ends well on SIGTERM and Ctrl-C: no new connections, running requests finish, exit 0.
+
+    What still runs after ``drain_seconds`` ends with an error that says so; a second signal ends everything at once.
+    """
+
+    def __init__(self, app: ASGIApp, loop: Loop, settings: ServerSettings) -> None:
+        config = uvicorn.Config(
+            app,
+            http=connections(settings),
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            backlog=_BACKLOG,
+            timeout_keep_alive=math.ceil(settings.idle_seconds),
+            timeout_graceful_shutdown=math.ceil(settings.drain_seconds) + _CANCEL_SECONDS,
+        )
+        super().__init__(config)
+        self._loop = loop
+        self._drain_seconds = settings.drain_seconds
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to end; uvicorn would raise the signal anew when all is done, and so not exit with 0."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let what runs finish, while nothing new comes in."""
+        drained = asyncio.create_task(asyncio.to_thread(self._loop.drain, self._drain_seconds))
+        await super().shutdown(sockets)
+        if not self.force_exit:
+            await drained

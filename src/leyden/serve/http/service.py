@@ -1,0 +1,137 @@
+"""What every route works with: the engine's loop, the model it serves, and the server's settings."""
+
+import hashlib
+import time
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Protocol
+
+from leyden.core.errors import suggest
+from leyden.serve.http.errors import ApiError, unavailable
+from leyden.serve.http.settings import ServerSettings
+from leyden.serve.request import Delta, Request
+from leyden.serve.statistics import Statistics
+from leyden.tokenizer import Tokenizer
+
+
+class Loop(Protocol):
+    """The engine, as a server sees it (:class:`leyden.serve.loop.EngineLoop`)."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can still answer anything."""
+        ...
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes requests."""
+        ...
+
+    @property
+    def statistics(self) -> Statistics:
+        """What it has done and holds."""
+        ...
+
+    def submit(self, request: Request) -> AsyncGenerator[Delta, None]:
+        """Take a request; closing the iterator ends it.
+
+        Raises:
+            QueueFullError: at once.
+            UserError: at once; the request can never be answered.
+        """
+        ...
+
+    def drain(self, timeout: float) -> object:
+        """Take no more requests, and wait until all have ended; those that run after ``timeout`` seconds are ended."""
+        ...
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """The model, by its names and limits.
+
+    Attributes:
+        names: that clients may ask for it by, the first being its own.
+        tokenizer: of its texts.
+        context_tokens: of prompt and completion together, at most.
+        vocab_size: ids of tokens lie below.
+        root: the directory or hub id it came from.
+        created: when it was loaded, in seconds since 1970.
+        weights: what tells these weights and settings from others, for ``system_fingerprint``.
+    """
+
+    names: tuple[str, ...]
+    tokenizer: Tokenizer
+    context_tokens: int
+    vocab_size: int
+    root: str
+    created: int = field(default_factory=lambda: int(time.time()))
+    weights: str = ""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes with whatever changes answers: the weights, the tokenizer, the engine's settings."""
+        everything = f"{self.weights}\n{self.tokenizer.fingerprint}\n{self.context_tokens}"
+        return f"fp_{hashlib.sha256(everything.encode()).hexdigest()[:12]}"
+
+    def called(self, name: str | None) -> str:
+        """The name a response gives the model: as the request called it.
+
+        Raises:
+            ApiError: 404 for another model's name.
+        """
+        if name is None:
+            return self.names[0]
+        if name not in self.names:
+            message = f"There is no model {name[:100]!r} here{suggest(name[:100], self.names)}."
+            raise ApiError(404, message, param="model", code="model_not_found")
+        return name
+
+    def check(self, tokens: Sequence[int], max_tokens: int | None, param: str) -> None:
+        """Refuse a prompt that has another vocabulary's tokens, or that does not fit with its completion.
+
+        Args:
+            tokens: of the prompt.
+            max_tokens: asked for; None leaves it open, but at least one must fit.
+            param: the field that the prompt came in.
+        """
+        wrong = next((token for token in tokens if not 0 <= token < self.vocab_size), None)
+        if wrong is not None:
+            message = f"Token {wrong} is not in the vocabulary; ids lie in 0..{self.vocab_size - 1}."
+            raise ApiError(400, message, param=param, code="invalid_value")
+        if len(tokens) + (max_tokens or 1) > self.context_tokens:
+            asked = f" and {max_tokens} more were asked for" if max_tokens else ""
+            raise ApiError(
+                400,
+                f"The model's context is {self.context_tokens} tokens; the prompt has {len(tokens)}{asked}. "
+                "Shorten the prompt" + (" or ask for fewer." if max_tokens else "."),
+                param=param,
+                code="context_length_exceeded",
+            )
+
+
+@dataclass(frozen=True)
+class Service:
+    """What every route works with."""
+
+    loop: Loop
+    model: ServedModel
+    settings: ServerSettings
+
+    def require_alive(self) -> None:
+        """Raise an ApiError (503) where the engine is dead."""
+        if not self.loop.alive:
+            raise unavailable("The engine has stopped; the server must be started again.")
+
+    def require(self) -> None:
+        """Raise an ApiError (503) where the engine takes no requests now."""
+        self.require_alive()
+        if not self.loop.ready:
+            raise unavailable("The server takes no further requests; it is starting or shutting down.")
+
+
+def new_id(prefix: str) -> str:
+    """A name for a response that no other has."""
+    return f"{prefix}-{uuid.uuid4().hex}"

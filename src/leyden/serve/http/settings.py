@@ -1,0 +1,64 @@
+"""What a server is told besides its engine: where it listens, who may ask, and what a client may cost."""
+
+import ipaddress
+import re
+from typing import Self
+
+from pydantic import Field, field_validator, model_validator
+
+from leyden.core.config import Config
+
+_KEY = re.compile(r"[!-~]+")
+
+
+class ServerSettings(Config):
+    """The options of ``leyden serve`` that are not the engine's."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. One that other machines reach needs a key."""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one."""
+    api_keys: tuple[str, ...] = Field(default=(), repr=False)
+    """Any of these opens the API, as ``Authorization: Bearer KEY``. None: everybody on this machine may ask."""
+    max_body_bytes: int = Field(default=16 << 20, ge=1024)
+    """A larger body is refused with 413, before it has been read."""
+    max_connections: int = Field(default=2048, ge=1)
+    """Further connections are closed at once."""
+    request_seconds: float = Field(default=60, gt=0)
+    """A request must have arrived whole in this time, from the connection's start or its first byte."""
+    idle_seconds: float = Field(default=30, gt=0)
+    """A connection without a request is closed after this."""
+    stall_seconds: float = Field(default=30, gt=0)
+    """A client that takes nothing of its response for so long is cut off, and its request ended."""
+    keep_alive_seconds: float = Field(default=5, gt=0)
+    """While a stream has nothing to say (a long prompt, a queue), a comment goes out this often."""
+    stream_buffer: int = Field(default=1024, ge=1)
+    """Events that wait for a slow reader; when one more comes, the request ends."""
+    drain_seconds: float = Field(default=30, ge=0)
+    """After SIGTERM, running requests may finish in this time."""
+
+    @field_validator("api_keys")
+    @classmethod
+    def _printable(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(_KEY.fullmatch(key) for key in keys):
+            raise ValueError("an API key is one word of printable ASCII characters")
+        return keys
+
+    @model_validator(mode="after")
+    def _loopback_without_key(self) -> Self:
+        if not self.api_keys and not is_loopback(self.host):
+            raise ValueError(
+                f"without an API key the server listens on this machine alone (--host 127.0.0.1), not on {self.host}: "
+                "whoever reaches it could use it. Give a key with --api-key, --api-key-file or LEYDEN_API_KEY"
+            )
+        return self
+
+
+def is_loopback(host: str) -> bool:
+    """Whether ``host`` is this machine, by a name or address that cannot be another."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,124 @@
+"""Server-sent events, to clients that read fast, slowly, or not at all; and work that ends when its client goes."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable
+from typing import Any, TypeVar
+
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from leyden.serve.http.errors import ApiError
+from leyden.serve.http.settings import ServerSettings
+
+T = TypeVar("T")
+
+DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"
+
+
+def event(json: str) -> bytes:
+    """One event that carries ``json``, which has no line breaks."""
+    return b"data: " + json.encode() + b"\n\n"
+
+
+class EventStream(Response):
+    """Sends events as they come, and a comment now and then while none does.
+
+    The events' generator runs at its own pace; what the client has not taken yet waits in a bounded buffer. When the
+    client goes, or the buffer is full, the generator is closed; a slow client still gets what waits, and then an error.
+    One that takes nothing any more is cut off by its connection (:mod:`leyden.serve.http.connection`).
+
+    Args:
+        events: whole events; an exception it raises becomes an event, too.
+        settings: the server's, for the buffer and the pace of comments.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncGenerator[bytes, None], settings: ServerSettings) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._events = events
+        self._settings = settings
+        self._buffer: deque[bytes] = deque()
+        self._ended = False
+        self._news = asyncio.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send everything, or stop when the client has gone."""
+        fill = asyncio.create_task(self._fill())
+        work = {asyncio.create_task(self._send(send)), asyncio.create_task(_gone(receive))}
+        try:
+            done, _ = await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in (fill, *work):
+                task.cancel()
+            await asyncio.gather(fill, *work, return_exceptions=True)
+            await self._events.aclose()
+
+    async def _fill(self) -> None:
+        try:
+            async for piece in self._events:
+                self._put(piece)
+                if len(self._buffer) > self._settings.stream_buffer:
+                    raise ApiError(408, "This stream was read too slowly and has been ended.", code="slow_reader")
+        except Exception as error:
+            self._put(event(ApiError.of(error).body.model_dump_json()))
+            self._put(DONE)
+        finally:
+            await self._events.aclose()
+            self._ended = True
+            self._news.set()
+
+    def _put(self, piece: bytes) -> None:
+        self._buffer.append(piece)
+        self._news.set()
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        while self._buffer or not self._ended:
+            if not self._buffer:
+                await self._wait()
+            piece = b"".join(self._buffer) or KEEP_ALIVE
+            self._buffer.clear()
+            await send(_body(piece, more=True))
+        await send(_body(b"", more=False))
+
+    async def _wait(self) -> None:
+        """Until there is something to send, or it is time to say that there is nothing."""
+        self._news.clear()
+        try:
+            async with asyncio.timeout(self._settings.keep_alive_seconds):
+                await self._news.wait()
+        except TimeoutError:
+            pass
+
+
+def _body(piece: bytes, *, more: bool) -> Message:
+    return {"type": "http.response.body", "body": piece, "more_body": more}
+
+
+async def while_connected(receive: Receive, work: Awaitable[T]) -> T | None:
+    """The result of ``work``; None when the client went before, and the work was cancelled.
+
+    Args:
+        receive: of a request whose body has been read.
+        work: is awaited in a task of its own.
+    """
+    task: asyncio.Task[Any] = asyncio.ensure_future(work)  # pyright: ignore[reportAssignmentType]
+    gone = asyncio.create_task(_gone(receive))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
+    finally:
+        for each in (task, gone):
+            each.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

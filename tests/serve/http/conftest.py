@@ -1,0 +1,180 @@
+"""A scripted engine behind the real application, in process and behind a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator
+from dataclasses import dataclass, field
+
+import httpx
+import pytest
+
+from leyden.core.errors import UserError
+from leyden.serve.http import ServedModel, Server, ServerSettings, Service, create_app, listen, url
+from leyden.serve.request import CacheUse, Delta, QueueFullError, Request, Usage
+from leyden.serve.sampling import TokenLogprobs
+from leyden.serve.statistics import Statistics
+from leyden.serve.text import TextStream
+from leyden.tokenizer import Tokenizer
+
+_ANSWER = "The jar ☂ keeps the lightning. "
+CONTEXT = 512
+
+
+@dataclass
+class ScriptedLoop:
+    """Answers every request with the same words, over and over; speed and mishaps are set by the test.
+
+    Each completion says its index first, so that completions differ.
+    """
+
+    tokenizer: Tokenizer
+    alive: bool = True
+    ready: bool = True
+    statistics: Statistics = field(default_factory=Statistics)
+    step_seconds: float = 0
+    prefill_steps: int = 0
+    room: int = 1000
+    fail_after: int | None = None
+    requests: list[Request] = field(default_factory=list)
+    running: set[str] = field(default_factory=set)
+    aborted: list[str] = field(default_factory=list)
+    drained: bool = False
+
+    def submit(self, request: Request) -> ScriptedDeltas:
+        if len(self.running) >= self.room:
+            raise QueueFullError("1 request waits already; try again in a second.")
+        if request.sampling.seed == 666:
+            raise UserError("the number of the beast is refused")
+        self.requests.append(request)
+        self.running.add(request.id)
+        return ScriptedDeltas(self, request)
+
+    def drain(self, timeout: float) -> None:
+        self.ready = False
+        until = time.monotonic() + timeout
+        while self.running and time.monotonic() < until:
+            time.sleep(0.01)
+        self.drained = True
+
+    def words(self, request: Request, index: int) -> Iterator[int]:
+        sampling = request.sampling
+        script = self.tokenizer.encode(f"{index}: {_ANSWER}")
+        for count in range(sampling.max_tokens):
+            yield script[count % len(script)]
+
+    def logprobs(self, token: int, num_top: int) -> TokenLogprobs:
+        others = [other for other in range(num_top + 1) if other != token][:num_top]
+        return TokenLogprobs(token, -0.5, tuple((other, -1.0 - place) for place, other in enumerate(others)))
+
+
+class ScriptedDeltas:
+    """Deltas of one request; closing ends it, as the engine's own do."""
+
+    def __init__(self, loop: ScriptedLoop, request: Request) -> None:
+        self._loop = loop
+        self._request = request
+        self._deltas = self._run()
+
+    def __aiter__(self) -> ScriptedDeltas:
+        return self
+
+    async def __anext__(self) -> Delta:
+        return await self._deltas.__anext__()
+
+    async def aclose(self) -> None:
+        await self._deltas.aclose()
+        if self._request.id in self._loop.running:
+            self._loop.running.discard(self._request.id)
+            self._loop.aborted.append(self._request.id)
+
+    async def _run(self) -> AsyncGenerator[Delta, None]:
+        loop, request, sampling = self._loop, self._request, self._request.sampling
+        for step in range(loop.prefill_steps):
+            await asyncio.sleep(loop.step_seconds)
+            yield Delta(request.id, read_tokens=step)
+        drawn = 0
+        asked = sampling.prompt_logprobs
+        of_prompt = None
+        if asked is not None:
+            of_prompt = (None, *(loop.logprobs(token, asked) for token in request.tokens[1:]))
+        for index in range(sampling.n):
+            text = TextStream(loop.tokenizer, sampling.stop)
+            for count, token in enumerate(loop.words(request, index), start=1):
+                await asyncio.sleep(loop.step_seconds)
+                if loop.fail_after is not None and drawn >= loop.fail_after:
+                    loop.running.discard(request.id)
+                    yield Delta(request.id, index, finish_reason="error", error="out of memory, in this test")
+                    return
+                drawn += 1
+                piece = text.push(token)
+                reason = "stop" if text.stopped else "length" if count == sampling.max_tokens else None
+                if reason:
+                    piece += text.finish()
+                    if index == sampling.n - 1:
+                        loop.running.discard(request.id)
+                yield Delta(
+                    request.id,
+                    index,
+                    piece,
+                    (token,),
+                    (loop.logprobs(token, sampling.logprobs),) if sampling.logprobs is not None else (),
+                    of_prompt if drawn == 1 else None,
+                    len(request.tokens),
+                    reason,
+                    Usage(len(request.tokens), drawn, CacheUse(possible=3, used=2), 0, 0, 0) if reason else None,
+                )
+                if reason:
+                    break
+
+
+@pytest.fixture
+def loop(tokenizer: Tokenizer) -> ScriptedLoop:
+    return ScriptedLoop(tokenizer)
+
+
+@pytest.fixture
+def make_service(loop: ScriptedLoop, tokenizer: Tokenizer) -> Callable[..., Service]:
+    def make(**settings: object) -> Service:
+        served = ServedModel(("jar", "lightning"), tokenizer, CONTEXT, tokenizer.vocab_size, "models/jar", created=7)
+        return Service(loop, served, ServerSettings.parse({"port": 0, **settings}, "test"))
+
+    return make
+
+
+@pytest.fixture
+def client(make_service: Callable[..., Service]) -> Iterator[Callable[..., httpx.Response]]:
+    """Sends one request to the application in this process: ``client("POST", "/path", json=...)``."""
+
+    def send(method: str, path: str, *, settings: dict[str, object] | None = None, **options: object) -> httpx.Response:
+        async def run() -> httpx.Response:
+            transport = httpx.ASGITransport(create_app(make_service(**(settings or {}))), raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as session:
+                return await session.request(method, path, **options)  # pyright: ignore[reportArgumentType]
+
+        return asyncio.run(run())
+
+    return send
+
+
+@pytest.fixture
+def serve(make_service: Callable[..., Service]) -> Iterator[Callable[..., str]]:
+    """Starts a server on a free port in a thread; gives its URL. All end with the test."""
+    with contextlib.ExitStack() as ends:
+
+        def start(**settings: object) -> str:
+            service = make_service(**{"drain_seconds": 0.2, **settings})
+            bound = listen(service.settings)
+            server = Server(create_app(service), service.loop, service.settings)
+            thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+            thread.start()
+            ends.callback(thread.join, 10)
+            ends.callback(setattr, server, "should_exit", True)
+            while not server.started:
+                time.sleep(0.01)
+            return url(bound)
+
+        yield start
