@@ -16,7 +16,6 @@ import torch
 from leyden.core.errors import UserError
 from leyden.core.log import progress
 from leyden.model import Cache, HybridLM
-from leyden.ops import linear_cross_entropy
 from leyden.tokenizer import Tokenizer
 
 Part = TypeVar("Part")
@@ -163,4 +162,4 @@ def _in_pieces(model: HybridLM, window: _Window, forward_tokens: int) -> float:
 
 def _nats(model: HybridLM, hidden: torch.Tensor, labels: torch.Tensor) -> float:
     """hidden [1, T, D], labels [T]."""
-    return linear_cross_entropy(hidden[0], model.lm_head.weight, labels)[1].item()
+    return model.lm_head.cross_entropy(hidden[0], labels, 0.0)[1].item()

@@ -8,6 +8,13 @@ from leyden.model.decode import NativeDecoder
 from leyden.model.lm import Features, HybridLM, check_tokens
 from leyden.model.pools import PAGE, Pools, Rows
 from leyden.model.presets import PRESETS, preset
+from leyden.model.quantized import (
+    QuantizedEmbedding,
+    QuantizedExperts,
+    QuantizedLinear,
+    QuantizedOutputProjection,
+    quantize,
+)
 from leyden.model.ranks import Ranks, RowPart
 
 __all__ = [
@@ -23,6 +30,10 @@ __all__ = [
     "ModelCount",
     "NativeDecoder",
     "Pools",
+    "QuantizedEmbedding",
+    "QuantizedExperts",
+    "QuantizedLinear",
+    "QuantizedOutputProjection",
     "Ranks",
     "RouterLosses",
     "RouterSums",
@@ -32,6 +43,7 @@ __all__ = [
     "count_model",
     "prefill_flops",
     "preset",
+    "quantize",
     "router_losses",
     "router_sums",
     "total_router_losses",

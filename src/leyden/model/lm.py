@@ -130,6 +130,11 @@ class HybridLM(nn.Module):
         """
         return self.logits(self.features(tokens, cache=cache, cu_seqlens=cu_seqlens).hidden)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the hidden states, and so of keys and values."""
+        return getattr(self.embed_tokens, "dtype", self.embed_tokens.weight.dtype)
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[..., D] to [..., vocab] float32 (float64 for float64)."""
         logits = self.lm_head(hidden)

@@ -2,6 +2,7 @@
 
 from leyden.ops.cross_entropy import IGNORE_INDEX, linear_cross_entropy
 from leyden.ops.experts import swiglu_experts
+from leyden.ops.int8_linear import Int8Matrices, int8_linear, quantize_rows
 from leyden.ops.lightning_attention import (
     lightning_attention,
     lightning_attention_decode,
@@ -20,11 +21,13 @@ from leyden.ops.softmax_attention import softmax_attention
 
 __all__ = [
     "IGNORE_INDEX",
+    "Int8Matrices",
     "Routing",
     "apply_rotary",
     "drop_over_capacity",
     "expert_capacity",
     "gated_rms_norm",
+    "int8_linear",
     "lightning_attention",
     "lightning_attention_decode",
     "lightning_attention_mixed",
@@ -33,6 +36,7 @@ __all__ = [
     "lightning_slopes",
     "linear_cross_entropy",
     "paged_attention",
+    "quantize_rows",
     "ranged_attention",
     "ranged_attention_backward",
     "residual_rms_norm",

@@ -7,14 +7,15 @@ from leyden.ops.experts.grouped import stays_on_device
 from leyden.ops.experts.native import NativeExperts
 from leyden.ops.experts.portable import swiglu_experts_portable
 from leyden.ops.experts.reference import swiglu_experts_reference
+from leyden.ops.int8_linear import Int8Matrices
 
 __all__ = ["swiglu_experts"]
 
 
 def swiglu_experts(
     x: torch.Tensor,
-    gate_up: torch.Tensor,
-    down: torch.Tensor,
+    gate_up: torch.Tensor | Int8Matrices,
+    down: torch.Tensor | Int8Matrices,
     experts: torch.Tensor,
     weights: torch.Tensor,
     kept: torch.Tensor | None = None,
@@ -25,7 +26,8 @@ def swiglu_experts(
     Args:
         x: [N, D].
         gate_up: [E, 2F, D], the gate's rows before the up-projection's; dtype of x.
-        down: [E, D, F]; dtype of x.
+        down: [E, D, F]; dtype of x. Both may be held in 8 bits: of those, one expert at a time becomes floats, there
+            are no gradients, and Triton does not take them.
         experts: [N, k] int64.
         weights: [N, k] float32.
         kept: [N, k] bool; an assignment that is False costs nothing and adds nothing. All are kept where None.
@@ -38,6 +40,8 @@ def swiglu_experts(
     Raises:
         ValueError: a backend that cannot run here or, ``"triton"``, does not take these shapes.
     """
+    if isinstance(gate_up, Int8Matrices) or isinstance(down, Int8Matrices):
+        return _in_8_bits(x, gate_up, down, experts, weights, kept, backend)
     triton = x.dtype if backend != "auto" or stays_on_device(x, down) else None
     chosen = choose("swiglu_experts", backend, x.device, triton=triton, native=x.dtype)
     if chosen == "reference":
@@ -48,4 +52,25 @@ def swiglu_experts(
         from leyden.ops.experts.launch import swiglu_experts_triton  # triton, where it is used
 
         return swiglu_experts_triton(x, gate_up, down, experts, weights, kept)
+    return swiglu_experts_portable(x, gate_up, down, experts, weights, kept)
+
+
+def _in_8_bits(
+    x: torch.Tensor,
+    gate_up: torch.Tensor | Int8Matrices,
+    down: torch.Tensor | Int8Matrices,
+    experts: torch.Tensor,
+    weights: torch.Tensor,
+    kept: torch.Tensor | None,
+    backend: str,
+) -> torch.Tensor:
+    """The bodies that take one expert after another, which ask of a stack no more than its matrices."""
+    if torch.is_grad_enabled() and (x.requires_grad or weights.requires_grad):
+        raise ValueError("swiglu_experts: experts in 8 bits have no gradient; train in bfloat16.")
+    chosen = choose("swiglu_experts in 8 bits", backend, x.device, native=x.dtype)
+    if chosen == "reference":
+        gate_up, down = (part.to_float() if isinstance(part, Int8Matrices) else part for part in (gate_up, down))
+        return swiglu_experts_reference(x, gate_up, down, experts, weights, kept)
+    if chosen == "native":
+        return NativeExperts.apply(x, gate_up, down, experts, weights.float(), kept)
     return swiglu_experts_portable(x, gate_up, down, experts, weights, kept)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from leyden.ops.experts.portable import alignment
+from leyden.ops.int8_linear import Int8Matrices
 from leyden.ops.native import call
 
 
@@ -71,8 +72,8 @@ class NativeExperts(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: torch.Tensor,
-        gate_up: torch.Tensor,
-        down: torch.Tensor,
+        gate_up: torch.Tensor | Int8Matrices,
+        down: torch.Tensor | Int8Matrices,
         experts: torch.Tensor,
         weights: torch.Tensor,
         kept: torch.Tensor | None,

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch.nn.functional import silu
 
+from leyden.ops.int8_linear import Int8Matrices
+
 _ALIGNMENT = 64
 _LEAST_ALIGNMENT = 16
 
@@ -26,8 +28,8 @@ def alignment(num_assignments: int, num_experts: int) -> int:
 
 def swiglu_experts_portable(
     x: torch.Tensor,
-    gate_up: torch.Tensor,
-    down: torch.Tensor,
+    gate_up: torch.Tensor | Int8Matrices,
+    down: torch.Tensor | Int8Matrices,
     experts: torch.Tensor,
     weights: torch.Tensor,
     kept: torch.Tensor | None,
@@ -80,7 +82,12 @@ def _sort(experts: torch.Tensor, kept: torch.Tensor | None, num_experts: int) ->
 class _Experts(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, weights: torch.Tensor, sort: _Sorted
+        ctx: Any,
+        x: torch.Tensor,
+        gate_up: torch.Tensor | Int8Matrices,
+        down: torch.Tensor | Int8Matrices,
+        weights: torch.Tensor,
+        sort: _Sorted,
     ) -> torch.Tensor:
         rows = x.index_select(0, sort.token)
         projected = x.new_empty(rows.shape[0], gate_up.shape[1])
@@ -89,8 +96,9 @@ class _Experts(torch.autograd.Function):
             torch.mm(rows[span], gate_up[expert].t(), out=projected[span])
             gate, up = projected[span].chunk(2, dim=-1)
             torch.mm(silu(gate).mul_(up), down[expert].t(), out=y[span])
-        ctx.save_for_backward(x, gate_up, down, weights, projected, y)
-        ctx.sort = sort
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(x, gate_up, down, weights, projected, y)
+            ctx.sort = sort
         return _sum_by_token(y * _share(weights, sort, y.dtype), sort, x)
 
     @staticmethod

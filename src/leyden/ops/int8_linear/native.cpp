@@ -1,0 +1,32 @@
+// Rows of 8-bit integers become floats.
+
+#include "native.h"
+
+using namespace leyden;
+
+namespace {
+
+typedef int8_t Bytes __attribute__((vector_size(LANES)));
+
+template <class T>
+void widen_row(const int8_t *weight, float scale, int64_t dim, T *out) {
+    vectors(dim, [&](int64_t i, int n) {
+        Bytes bytes = {};
+        std::memcpy(&bytes, weight + i, n);
+        store(out + i, __builtin_convertvector(bytes, Vector) * scale, n);
+    });
+}
+
+}  // namespace
+
+// out [rows, dim] = weight [rows, dim] * scale [rows].
+extern "C" void leyden_int8_widen(int64_t bfloat16, const int8_t *weight, const float *scale, int64_t rows, int64_t dim,
+                                  void *out, int64_t threads) {
+    with_dtype(bfloat16, [&](auto type) {
+        auto *to = static_cast<decltype(type) *>(out);
+        share(rows, threads, [&](int64_t begin, int64_t end, int) {
+            for (int64_t row = begin; row < end; row++)
+                widen_row(weight + row * dim, scale[row], dim, to + row * dim);
+        });
+    });
+}
