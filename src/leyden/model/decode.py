@@ -1,79 +1,149 @@
-"""The native decoding step of a model: what it covers, and where its weights and its cache lie in memory."""
+"""The native decoding step of a model: what it covers, and where its weights and its pools lie in memory."""
+
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import nn
 
-from leyden.model.cache import Cache, LightningState
-from leyden.model.experts import DenseMLP, MixtureOfExperts
+from leyden.model.cache import Cache
+from leyden.model.decode_single import SingleDecoder
+from leyden.model.experts import MixtureOfExperts
 from leyden.model.lightning import LightningAttention
 from leyden.model.lm import DecoderLayer, HybridLM
-from leyden.ops.decode import LANES, LayerAddresses, ModelAddresses, UnavailableError, decode_step, library
+from leyden.model.pools import Pools
+from leyden.ops.decode import (
+    KINDS,
+    LANES,
+    Batch,
+    LayerAddresses,
+    MatrixAddress,
+    ModelAddresses,
+    UnavailableError,
+    decode_step,
+    library,
+)
+
+
+class Decode(Protocol):
+    """What one sequence reads in a step; :class:`leyden.serve.runner.Reading` says what each is."""
+
+    @property
+    def tokens(self) -> Sequence[int]: ...
+    @property
+    def start(self) -> int: ...
+    @property
+    def pages(self) -> Sequence[int]: ...
+    @property
+    def states(self) -> Sequence[int]: ...
+    @property
+    def wanted(self) -> int: ...
 
 
 class NativeDecoder:
-    """Reads single tokens as ``model(tokens, cache=cache)`` would, in one native call each.
+    """Reads the next tokens of many sequences as ``model.read`` would, in one native call.
 
-    Activations stay float32 between the layers of a bfloat16 model, so its logits are nearer to the float32 model's
-    than those of the plain forward. The weights are those at construction: make a new decoder after ``model.to``.
+    Activations are float32 between the products of a bfloat16 model, whose inputs alone are rounded, so its logits are
+    nearer to the float32 model's than those of the modules. The weights are those at construction: make a new decoder
+    after ``model.to`` or after other weights were put in.
+
+    Args:
+        model: float32 or bfloat16, its matrices possibly int8.
+        pools: of the sequences, in the dtype that the model computes in.
 
     Raises:
         UnavailableError: this model, or this machine, has no native step; the message says why.
     """
 
-    def __init__(self, model: HybridLM) -> None:
-        _check(model)
+    def __init__(self, model: HybridLM, pools: Pools | None = None) -> None:
+        if pools is None:
+            self._single = SingleDecoder(model)
+            return
+        self._pools = pools
+        self._kept: list[torch.Tensor] = []  # what the addresses point into
+        _check(model, pools)
         library()
         config = model.config
-        self._model = model
-        self._weights: list[torch.Tensor] = []  # what the addresses point into
         self._layers = (LayerAddresses * config.num_hidden_layers)()
+        lightning = softmax = 0
         for addresses, layer in zip(self._layers, model.layers, strict=True):
             assert isinstance(layer, DecoderLayer)
-            self._fill(addresses, layer)
-        self._addresses = ModelAddresses(
-            bfloat16=model.lm_head.weight.dtype == torch.bfloat16,
+            if isinstance(layer.self_attn, LightningAttention):
+                addresses.states = self._at(pools.states[lightning])
+                lightning += 1
+            else:
+                addresses.keys, addresses.values = self._at(pools.keys[softmax]), self._at(pools.values[softmax])
+                softmax += 1
+            self._attention(addresses, layer)
+            self._feed_forward(addresses, layer.mlp)
+        exponents = torch.arange(0, config.rotary_dim, 2, dtype=torch.float64) / max(config.rotary_dim, 1)
+        self._model = ModelAddresses(
+            bfloat16=pools.keys.dtype == torch.bfloat16,
             hidden=config.hidden_size,
             heads=config.num_attention_heads,
             kv_heads=config.num_key_value_heads,
             head_dim=config.head_dim,
             rotary_dim=config.rotary_dim,
-            intermediate=config.intermediate_size,
+            intermediate=config.intermediate_size if config.num_local_experts else 0,
             experts=config.num_local_experts,
-            top_k=config.num_experts_per_tok if config.num_local_experts else 1,
+            top_k=config.num_experts_per_tok if config.num_local_experts else 0,
+            shared=config.shared_intermediate_size if config.num_local_experts else config.intermediate_size,
             vocab=config.vocab_size,
             layers=config.num_hidden_layers,
             postnorm=config.postnorm,
             eps=config.rms_norm_eps,
             head_eps=config.lightning_norm_eps,
-            theta=config.rope_theta,
-            embedding=self._at(model.embed_tokens.weight),
+            expert_rows=2 * config.intermediate_size,
+            frequencies=self._at(config.rope_theta**-exponents),
+            embedding=self._matrix(model.embed_tokens),
             final_norm=self._at(model.norm.weight),
-            head=self._at(model.lm_head.weight),
+            head=self._matrix(model.lm_head),
             layer=self._layers,
         )
 
+    def run(self, decodes: Sequence[Decode]) -> torch.Tensor:
+        """Read them all; the logits [R, V] of the wanted tokens, in float32 and in order.
+
+        A token's logits are the same bits whatever is read beside it, and for every number of threads.
+
+        Args:
+            decodes: of tokens in the vocabulary, with slots and pages of the pools; nothing is checked.
+        """
+        batch = Batch()
+        rows, pages = batch.rows, batch.pages
+        for decode in decodes:
+            table, position, states = len(pages), decode.start, decode.states
+            pages.extend(decode.pages)
+            for i, token in enumerate(decode.tokens):
+                rows.extend((token, position + i, states[i], states[i + 1], table))
+            stop = batch.num_rows
+            batch.bounds.append(stop)
+            batch.wanted.extend(range(stop - decode.wanted, stop))
+        return decode_step(self._model, batch)
+
     def step(self, token: int, cache: Cache) -> torch.Tensor:
-        """Read one token after at least one that the model has read; the logits [V] of the next, in float32."""
-        for addresses, memory in zip(self._layers, cache.layers, strict=True):
-            if isinstance(memory, LightningState):
-                assert memory.state is not None, "the first token goes through the model"
-                memory.state = memory.state.contiguous()
-                addresses.state = memory.state.data_ptr()
-            else:
-                keys, values = memory.reserve(cache.length + 1)
-                addresses.keys, addresses.values = keys.data_ptr(), values.data_ptr()
-                addresses.capacity = keys.shape[1]
-        logits = decode_step(self._addresses, token, cache.length)
-        cache.advance(1, {})
-        return logits
+        """Read one token of one sequence, from a cache."""
+        return self._single.step(token, cache)
 
-    def _at(self, weight: torch.Tensor) -> int:
-        """The address of a weight, which is kept from now on."""
-        weight = weight.detach().contiguous()
-        self._weights.append(weight)
-        return weight.data_ptr()
+    def _at(self, values: torch.Tensor) -> int:
+        """The address of a tensor, which is kept from now on."""
+        values = values.detach().contiguous()
+        self._kept.append(values)
+        return values.data_ptr()
 
-    def _fill(self, addresses: LayerAddresses, layer: DecoderLayer) -> None:
+    def _matrix(self, module: nn.Module, weight: str = "weight", scale: str = "scale", row: int = 0) -> MatrixAddress:
+        """A weight [..., out, in] from row ``row`` on, with the scales [..., out] of an int8 one."""
+        values, scales = getattr(module, weight), getattr(module, scale, None)
+        dtypes = (torch.float32, torch.bfloat16) if scales is None else (torch.int8,)
+        if values.dtype not in dtypes or (values.dtype, self._pools.keys.dtype) == (torch.float32, torch.bfloat16):
+            raise UnavailableError(f"a weight is {values.dtype}, where the model computes in {self._pools.keys.dtype}")
+        if values.device.type != "cpu":
+            raise UnavailableError(f"the model is on {values.device.type}, not on the CPU")
+        first = row * values.shape[-1] * values.element_size()
+        scale_at = None if scales is None else self._at(scales) + row * scales.element_size()
+        return MatrixAddress(self._at(values) + first, scale_at, KINDS[values.dtype])
+
+    def _attention(self, addresses: LayerAddresses, layer: DecoderLayer) -> None:
         addresses.attention_alpha, addresses.attention_beta = layer.attention_factors
         addresses.mlp_alpha, addresses.mlp_beta = layer.mlp_factors
         addresses.input_norm = self._at(layer.input_layernorm.weight)
@@ -81,39 +151,40 @@ class NativeDecoder:
         attention = layer.self_attn
         if isinstance(attention, LightningAttention):
             addresses.lightning = 1
-            addresses.first, addresses.second = map(self._at, _weights(attention.qkv_proj, attention.output_gate))
-            addresses.out = self._at(attention.out_proj.weight)
+            addresses.first = self._matrix(attention.qkv_proj)
+            addresses.second = self._matrix(attention.output_gate)
+            addresses.out = self._matrix(attention.out_proj)
             addresses.head_norm = self._at(attention.norm.weight)
             addresses.slopes = self._at(attention.slopes.values)
         else:
-            projections = _weights(attention.q_proj, attention.k_proj, attention.v_proj)
-            addresses.first, addresses.second, addresses.third = map(self._at, projections)
-            addresses.out = self._at(attention.o_proj.weight)
-        mlp = layer.mlp
+            addresses.first = self._matrix(attention.q_proj)
+            addresses.second = self._matrix(attention.k_proj)
+            addresses.third = self._matrix(attention.v_proj)
+            addresses.out = self._matrix(attention.o_proj)
+
+    def _feed_forward(self, addresses: LayerAddresses, mlp: nn.Module) -> None:
+        shared = mlp
         if isinstance(mlp, MixtureOfExperts):
-            gate_up, down = mlp.experts.gate_up_proj, mlp.experts.down_proj
+            experts = mlp.experts
             addresses.router = self._at(mlp.gate.weight)
-            addresses.gate, addresses.down = self._at(gate_up), self._at(down)
-            addresses.up = addresses.gate + gate_up[0].numel() // 2 * gate_up.element_size()
-            addresses.up_stride, addresses.down_stride = gate_up[0].numel(), down[0].numel()
-        else:
-            assert isinstance(mlp, DenseMLP)
-            weights = _weights(mlp.gate_proj, mlp.up_proj, mlp.down_proj)
-            addresses.gate, addresses.up, addresses.down = map(self._at, weights)
+            addresses.gate = self._matrix(experts, "gate_up_proj", "gate_up_scale")
+            addresses.up = self._matrix(experts, "gate_up_proj", "gate_up_scale", row=mlp.config.intermediate_size)
+            addresses.down = self._matrix(experts, "down_proj", "down_scale")
+            if mlp.shared is None:
+                return
+            addresses.shared_coefficient = self._at(mlp.shared.coefficient.weight.float())
+            shared = mlp.shared.mlp
+        addresses.shared_gate = self._matrix(shared.get_submodule("gate_proj"))
+        addresses.shared_up = self._matrix(shared.get_submodule("up_proj"))
+        addresses.shared_down = self._matrix(shared.get_submodule("down_proj"))
 
 
-def _weights(*projections: nn.Linear) -> list[torch.Tensor]:
-    return [projection.weight for projection in projections]
-
-
-def _check(model: HybridLM) -> None:
-    config, weight = model.config, model.lm_head.weight
-    if weight.device.type != "cpu":
-        raise UnavailableError(f"the model is on {weight.device.type}, not on the CPU")
-    if weight.dtype not in (torch.float32, torch.bfloat16):
-        raise UnavailableError(f"the model is {weight.dtype}; float32 and bfloat16 have one")
-    if config.shared_intermediate_size:
-        raise UnavailableError("the model has a shared expert")
-    widths = (config.hidden_size, config.head_dim, config.intermediate_size)
+def _check(model: HybridLM, pools: Pools) -> None:
+    config = model.config
+    if pools.keys.device.type != "cpu":
+        raise UnavailableError(f"the model is on {pools.keys.device.type}, not on the CPU")
+    if pools.keys.dtype not in (torch.float32, torch.bfloat16):
+        raise UnavailableError(f"the model computes in {pools.keys.dtype}; float32 and bfloat16 have one")
+    widths = [config.hidden_size, config.head_dim, config.intermediate_size, config.shared_intermediate_size]
     if any(width % LANES for width in widths):
         raise UnavailableError(f"hidden, head and expert widths {widths} are not all multiples of {LANES}")

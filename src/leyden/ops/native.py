@@ -78,7 +78,7 @@ def _load() -> ctypes.CDLL:
     sources = sorted(_FOLDER.rglob("*.cpp"))
     # What the compiler predefines tells its version and the processor it compiles for.
     key = hashlib.sha256(_run(compiler, *_FLAGS, "-dM", "-E", "-x", "c++", os.devnull))
-    for path in (_FOLDER / "native.h", *sources):
+    for path in (*sorted(_FOLDER.rglob("*.h")), *sources):
         key.update(path.read_bytes())
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "leyden"
     built = cache / f"ops-{key.hexdigest()[:16]}.so"

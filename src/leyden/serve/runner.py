@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from leyden.model import HybridLM, Pools, Rows
+from leyden.model import HybridLM, NativeDecoder, Pools, Rows
 from leyden.model.pools import GRAIN, pad_rows
 
 
@@ -35,16 +35,18 @@ class Reading:
 
 
 class Runner:
-    """Runs the model's own modules, on any device; the twin of the native step.
+    """Runs the model's own modules, on any device, and the native step in their place where there is one.
 
     Args:
         model: in evaluation mode.
         pools: what the sequences' slots and pages lie in.
+        native: reads the tokens of those that decode, in the same pools. None: the modules do.
     """
 
-    def __init__(self, model: HybridLM, pools: Pools) -> None:
+    def __init__(self, model: HybridLM, pools: Pools, native: NativeDecoder | None = None) -> None:
         self.model = model
         self.pools = pools
+        self.native = native
 
     @torch.inference_mode()
     def run(self, decodes: Sequence[Reading], prefills: Sequence[Reading]) -> torch.Tensor:
@@ -58,6 +60,9 @@ class Runner:
         Returns:
             The logits [R, V] in float32 of the wanted tokens, in the order of ``decodes`` and then ``prefills``.
         """
+        if self.native is not None and decodes:
+            decoded = self.native.run(decodes)
+            return torch.cat([decoded, self.run([], prefills)]) if prefills else decoded
         device = self.pools.states.device
         rounds, order = _rounds(decodes)
         tokens = [decodes[i].tokens[j] for i, j in order]
@@ -87,6 +92,8 @@ class Runner:
         )
         ids = pad_rows(torch.tensor(tokens, device=device), _padded(len(tokens)))
         hidden = self.model.read(ids, rows, self.pools)
+        if not wanted:
+            return hidden.new_empty(0, self.model.config.vocab_size)
         return self.model.logits(hidden)[: len(wanted)]
 
 

@@ -1,4 +1,4 @@
-"""A whole decoding step in one native call: one token, one sequence, on a CPU.
+"""A whole decoding step in one native call: the next tokens of many sequences, on a CPU.
 
 The body is ``decode.cpp``, compiled at first use; its twin is the forward pass of ``leyden.model`` itself. The
 structures here mirror those of the C++ source field by field; they hold addresses, so whoever fills them keeps the
@@ -6,17 +6,38 @@ tensors.
 """
 
 import ctypes
+from array import array
+from dataclasses import dataclass, field
 
 import torch
 
 from leyden.ops.native import UnavailableError, library
 
-__all__ = ["LANES", "LayerAddresses", "ModelAddresses", "UnavailableError", "decode_step", "library"]
+__all__ = [
+    "KINDS",
+    "LANES",
+    "Batch",
+    "LayerAddresses",
+    "MatrixAddress",
+    "ModelAddresses",
+    "UnavailableError",
+    "decode_step",
+    "library",
+]
 
 LANES = 16
 """Every width that a vector runs along is a multiple of this."""
 
+KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+"""What the weights of a matrix can be; those of int8 have a float32 scale for each row."""
+
 _ADDRESS = ctypes.c_void_p
+
+
+class MatrixAddress(ctypes.Structure):
+    """One matrix [out, in], row-major."""
+
+    _fields_ = (("weight", _ADDRESS), ("scale", _ADDRESS), ("kind", ctypes.c_int64))
 
 
 class LayerAddresses(ctypes.Structure):
@@ -25,12 +46,11 @@ class LayerAddresses(ctypes.Structure):
     _fields_ = (
         ("lightning", ctypes.c_int32),
         *((name, ctypes.c_float) for name in ("attention_alpha", "attention_beta", "mlp_alpha", "mlp_beta")),
-        *((name, _ADDRESS) for name in ("input_norm", "post_norm", "first", "second", "third", "out")),
-        *((name, _ADDRESS) for name in ("head_norm", "slopes", "state", "keys", "values")),
-        ("capacity", ctypes.c_int64),
-        *((name, _ADDRESS) for name in ("router", "gate", "up", "down")),
-        ("up_stride", ctypes.c_int64),
-        ("down_stride", ctypes.c_int64),
+        *((name, _ADDRESS) for name in ("input_norm", "post_norm")),
+        *((name, MatrixAddress) for name in ("first", "second", "third", "out")),
+        *((name, _ADDRESS) for name in ("head_norm", "slopes", "states", "keys", "values", "router")),
+        *((name, MatrixAddress) for name in ("gate", "up", "down", "shared_gate", "shared_up", "shared_down")),
+        ("shared_coefficient", _ADDRESS),
     )
 
 
@@ -39,32 +59,72 @@ class ModelAddresses(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int32) for name in ("bfloat16", "hidden", "heads", "kv_heads", "head_dim", "rotary_dim")),
-        *((name, ctypes.c_int32) for name in ("intermediate", "experts", "top_k", "vocab", "layers", "postnorm")),
+        *((name, ctypes.c_int32) for name in ("intermediate", "experts", "top_k", "shared", "vocab", "layers")),
+        ("postnorm", ctypes.c_int32),
         ("eps", ctypes.c_float),
         ("head_eps", ctypes.c_float),
-        ("theta", ctypes.c_double),
-        *((name, _ADDRESS) for name in ("embedding", "final_norm", "head")),
+        ("expert_rows", ctypes.c_int32),
+        ("frequencies", _ADDRESS),
+        ("embedding", MatrixAddress),
+        ("final_norm", _ADDRESS),
+        ("head", MatrixAddress),
         ("layer", ctypes.POINTER(LayerAddresses)),
     )
 
 
-def decode_step(model: ModelAddresses, token: int, position: int) -> torch.Tensor:
-    """Read one token: the logits [V] of the next, in float32; states change in place, keys and values are appended.
+class _BatchAddresses(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("num_rows", "num_sequences", "num_wanted")),
+        *((name, _ADDRESS) for name in ("rows", "bounds", "wanted", "pages")),
+    )
+
+
+@dataclass
+class Batch:
+    """The tokens of one step, sequence by sequence.
+
+    Attributes:
+        rows: five numbers a token: its id, its position in the sequence, the slots of the state before it and behind
+            it, and where the sequence's pages begin in ``pages``.
+        bounds: of the sequences among the tokens, from 0.
+        wanted: the tokens whose logits are asked for.
+        pages: int32, of all sequences.
+    """
+
+    rows: "array[int]" = field(default_factory=lambda: array("q"))
+    bounds: "array[int]" = field(default_factory=lambda: array("q", [0]))
+    wanted: "array[int]" = field(default_factory=lambda: array("q"))
+    pages: "array[int]" = field(default_factory=lambda: array("i"))
+
+    @property
+    def num_rows(self) -> int:
+        """Tokens."""
+        return len(self.rows) // 5
+
+
+def decode_step(model: ModelAddresses, batch: Batch) -> torch.Tensor:
+    """Read the tokens of ``batch``: the logits [R, V] of those wanted, float32; states and pages change in place.
+
+    A token's logits are the same bits whatever else is in the batch, and for every number of threads.
 
     Args:
-        model: with room for ``position`` in the keys and values of every softmax layer.
-        token: its id.
-        position: how many tokens were read before it.
+        model: with its pools.
+        batch: whose slots and pages are of these pools, and whose ids are of the vocabulary; nothing is checked.
 
     Raises:
         UnavailableError: the native step cannot be had here.
     """
-    logits = torch.empty(model.vocab, dtype=torch.float32)
+    logits = torch.empty(len(batch.wanted), model.vocab, dtype=torch.float32)
+    addresses = _BatchAddresses(
+        batch.num_rows,
+        len(batch.bounds) - 1,
+        len(batch.wanted),
+        *(numbers.buffer_info()[0] for numbers in (batch.rows, batch.bounds, batch.wanted, batch.pages)),
+    )
     library().leyden_decode(
         ctypes.byref(model),
-        ctypes.c_int64(token),
-        ctypes.c_int64(position),
-        ctypes.c_int64(torch.get_num_threads()),
+        ctypes.byref(addresses),
         ctypes.c_void_p(logits.data_ptr()),
+        ctypes.c_int64(torch.get_num_threads()),
     )
     return logits

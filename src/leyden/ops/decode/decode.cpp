@@ -1,43 +1,74 @@
-// One token through the whole hybrid language model, on a CPU.
+// The next tokens of many sequences through the whole hybrid language model, on a CPU.
 //
-// A decoding step reads every active weight once and does little with it, so it is bound by memory; what an eager
-// framework adds is a dispatch for each of some 300 small operations, and matrix-vector products that run far below
-// the memory's rate. Here a team of threads walks through the layers together: each thread takes a share of the rows
-// of every matrix, and a barrier stands wherever one result needs all rows of the one before. What is small (norms,
-// the router) every thread computes for itself, which is cheaper than another barrier.
+// A decoding step reads every active weight once, whatever the number of rows (one row is one token), and for few rows
+// it is bound by that. What an eager framework adds is a dispatch for each of some 300 small operations. Here a team of
+// threads walks through the layers together: each takes a share of the rows of every matrix and computes it for all
+// rows of the batch (products.h), and a barrier stands wherever one result needs all of the one before.
 //
-// Weights are float32 or bfloat16; all arithmetic and every activation are float32. Vectors have 16 lanes by the
-// compilers' own vector types, so that the widths must be multiples of 16.
+// A row's bits depend on its own sequence alone: sums have one order for every batch and every number of threads.
+// Between the products everything is float32: the residual stream, norms, gates, states, softmax.
 
-#include "native.h"
+#include <atomic>
+#include <cstdlib>
+#include <memory>
+
+#include "attention.h"
+#include "products.h"
 
 extern "C" {
 
-// The mirror of the structures in __init__.py; matrices are row-major [out, in].
+// The mirror of the structures in __init__.py.
+
+enum Kind : int64_t { FLOAT32, BFLOAT16, INT8 };
+
+// Row-major [out, in]; of int8, w = value * scale of its row.
+struct Matrix {
+    const void *weight;
+    const float *scale;  // [out], or null
+    int64_t kind;
+};
+
 struct Layer {
     int32_t lightning;
     float attention_alpha, attention_beta, mlp_alpha, mlp_beta;
     const float *input_norm, *post_norm;  // [D]
-    const void *first, *second, *third;   // lightning: qkv [3HK, D], gate [HK, D]; softmax: q [HK, D], k, v [GK, D]
-    const void *out;                      // [D, HK]
+    Matrix first, second, third;          // lightning: qkv [3HK, D], gate [HK, D]; softmax: q [HK, D], k, v [GK, D]
+    Matrix out;                           // [D, HK]
     const float *head_norm, *slopes;      // lightning: [HK], [H]
-    float *state;                         // lightning: [H, K, K], changed in place
-    void *keys, *values;                  // softmax: [G, capacity, K], written at `position`
-    int64_t capacity;
+    float *states;                        // lightning: [slots, H, K, K]
+    void *keys, *values;                  // softmax: [pages, PAGE, G, K]
     const float *router;                  // [E, D]
-    const void *gate, *up, *down;         // [F, D], [F, D], [D, F] of expert 0
-    int64_t up_stride, down_stride;       // elements from one expert to the next
+    Matrix gate, up, down;                // [F, D], [F, D], [D, F] of expert 0
+    Matrix shared_gate, shared_up, shared_down;  // of the expert that takes every row; a dense layer has no other
+    const float *shared_coefficient;             // [D], or null where the shared expert has weight 1
 };
 
 struct Model {
-    int32_t bfloat16, hidden, heads, kv_heads, head_dim, rotary_dim, intermediate, experts, top_k, vocab, layers;
+    int32_t bfloat16;  // of activations, keys and values; weights have each a kind of their own
+    int32_t hidden, heads, kv_heads, head_dim, rotary_dim, intermediate, experts, top_k, shared, vocab, layers;
     int32_t postnorm;
     float eps, head_eps;
-    double theta;
-    const void *embedding;    // [vocab, D]
-    const float *final_norm;  // [D]
-    const void *head;         // [vocab, D]
+    int32_t expert_rows;             // of gate and up, from one expert to the next
+    const double *frequencies;       // [rotary_dim / 2]
+    Matrix embedding;                // [vocab, D]
+    const float *final_norm;         // [D]
+    Matrix head;                     // [vocab, D]
     const Layer *layer;
+};
+
+// One token. Rows of a sequence follow each other in the order of their positions.
+struct Row {
+    int64_t token, position;
+    int64_t before, after;  // slots of the state
+    int64_t table;          // where the sequence's pages begin in `pages`
+};
+
+struct Batch {
+    int64_t num_rows, num_sequences, num_wanted;
+    const Row *rows;
+    const int64_t *bounds;  // [num_sequences + 1], of their rows
+    const int64_t *wanted;  // [num_wanted], rows whose logits are asked for
+    const int32_t *pages;
 };
 }
 
@@ -45,269 +76,393 @@ namespace {
 
 using namespace leyden;
 
-constexpr int ROWS = 4;          // rows of a matrix read together
-constexpr int AHEAD = 2 * ROWS;  // rows fetched before their turn: the caches would otherwise wait at every page
-
-template <class W> inline float dot(const W *w, const float *x, int n) {
-    Vector total = {};
-    for (int i = 0; i < n; i += LANES) total += load(w + i) * load(x + i);
-    return sum(total);
-}
-
-// y[r] = w[r] . x for r from begin to end; ROWS rows at once keep enough loads in flight.
-template <class W> void product(const W *w, const float *x, int n, int begin, int end, float *y) {
-    int r = begin;
-    for (; r + ROWS <= end; r += ROWS) {
-        const W *rows = w + (int64_t)r * n;
-        Vector total[ROWS] = {};
-        for (int i = 0; i < n; i += LANES) {
-            const Vector xi = load(x + i);
-            for (int j = 0; j < ROWS; j++) {
-                __builtin_prefetch(rows + (int64_t)(j + AHEAD) * n + i);
-                total[j] += load(rows + (int64_t)j * n + i) * xi;
-            }
-        }
-        for (int j = 0; j < ROWS; j++) y[r + j] = sum(total[j]);
-    }
-    for (; r < end; r++) y[r] = dot(w + (int64_t)r * n, x, n);
-}
-
-inline float sigmoid(float x) { return 1 / (1 + std::exp(-x)); }
-
-void rms_norm(const float *x, const float *weight, float eps, int n, float *y) {
-    const float scale = 1 / std::sqrt(dot(x, x, n) / n + eps);
-    for (int i = 0; i < n; i++) y[i] = x[i] * scale * weight[i];
-}
-
-// What one thread does; the members named shared are written by all, each thread in its own rows.
-template <class W> class Worker {
+// Memory kept between steps, whose contents are whatever they were.
+template <class T> class Buffer {
   public:
-    struct Shared {
-        std::vector<float> x, projected, attended, active;
-    };
-
-    Worker(const Model &model, Shared &shared, int64_t position, int rank, int size)
-        : m(model), shared(shared), position(position), rank(rank), size(size), normed(m.hidden),
-          gated(m.heads * m.head_dim), scores(std::max(m.experts, 1)), chosen(m.top_k), share(m.top_k),
-          cosine(m.rotary_dim / 2), sine(m.rotary_dim / 2) {
-        for (int i = 0; i < m.rotary_dim / 2; i++) {
-            const double angle = position * std::pow(m.theta, -2.0 * i / m.rotary_dim);
-            cosine[i] = std::cos(angle), sine[i] = std::sin(angle);
-        }
+    void fit(int64_t count) {
+        if (count <= size) return;
+        memory.reset((T *)std::aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64));
+        size = count;
     }
+    T *operator+(int64_t i) const { return memory.get() + i; }
+    T &operator[](int64_t i) const { return memory.get()[i]; }
 
-    void run(int64_t token, float *logits) {
-        const W *row = (const W *)m.embedding + token * m.hidden;
-        if (rank == 0)
-            for (int i = 0; i < m.hidden; i += LANES) store(&shared.x[i], load(row + i));
+  private:
+    struct Free {
+        void operator()(T *p) const { std::free(p); }
+    };
+    std::unique_ptr<T, Free> memory;
+    int64_t size = 0;
+};
+
+// What all threads read and write, each in its own rows or columns. B rows, A = B * top_k assignments to experts.
+template <class X> struct Shared {
+    Buffer<float> x, normed;                  // [B, D]
+    Buffer<X> input;                          // [B, D], normed
+    Buffer<float> cosine, sine;               // [B, rotary_dim / 2]
+    Buffer<float> projected;                  // [B, 4HK] or [B, HK + 2GK]
+    Buffer<float> attended;                   // [B, HK]
+    Buffer<X> inner;                          // [B, HK]: queries, then what the heads yield
+    Buffer<float> parts;                      // [pieces of all rows, H, K + 2]
+    Buffer<float> share;                      // [A]
+    Buffer<float> coefficient;                // [B], of the shared expert
+    Buffer<int32_t> chosen;                   // [A]
+    Buffer<float> gate, up;                   // [A, F] and behind it [B, shared F]
+    Buffer<X> active;                         // the same
+    Buffer<float> added;                      // [A, D] and behind it [B, D]
+    std::vector<int64_t> first_piece;         // [B + 1]
+    std::atomic<int64_t> next{0};             // of the items that threads take as they come
+
+    void fit(const Model &m, const Batch &batch) {
+        const int64_t B = batch.num_rows, A = B * m.top_k, width = m.heads * m.head_dim;
+        x.fit(B * m.hidden), normed.fit(B * m.hidden), input.fit(B * m.hidden);
+        cosine.fit(B * m.rotary_dim / 2), sine.fit(B * m.rotary_dim / 2);
+        projected.fit(B * std::max<int64_t>(4 * width, width + 2 * m.kv_heads * m.head_dim));
+        attended.fit(B * width), inner.fit(B * width);
+        share.fit(A), chosen.fit(A), coefficient.fit(B);
+        const int64_t hidden = A * m.intermediate + B * m.shared;
+        gate.fit(hidden), up.fit(hidden), active.fit(hidden), added.fit((A + B) * m.hidden);
+        first_piece.assign(1, 0);
+        for (int64_t b = 0; b < B; b++)
+            first_piece.push_back(first_piece[b] + Pieces(batch.rows[b].position + 1).count);
+        parts.fit(first_piece[B] * m.heads * (m.head_dim + 2));
+        next = 0;
+    }
+};
+
+// S' = exp(-slope) S + k v^T;  o = S'^T q, for V vectors of columns. `from` may be `to`, or null for zeros.
+template <int V>
+inline void recur(const float *from, float *to, float decay, const float *q, const float *k, const float *v, int K,
+                  float *out) {
+    Vector value[V], total[V] = {};
+    for (int j = 0; j < V; j++) value[j] = load(v + j * LANES);
+    for (int i = 0; i < K; i++)
+        for (int j = 0; j < V; j++) {
+            Vector s = k[i] * value[j];
+            if (from) s += load(from + i * K + j * LANES) * decay;
+            store(to + i * K + j * LANES, s);
+            total[j] += q[i] * s;
+        }
+    for (int j = 0; j < V; j++) store(out + j * LANES, total[j]);
+}
+
+// One thread of the team.
+template <class T> class Worker {
+  public:
+    using X = Input<T>;
+
+    Worker(const Model &model, const Batch &batch, Shared<X> &shared, int rank, int size)
+        : m(model), batch(batch), at(shared), B((int)batch.num_rows), K(m.head_dim), width(m.heads * m.head_dim),
+          rank(rank), size(size), first(m.experts + 1), order(B * m.top_k), place(B * m.top_k) {}
+
+    void run(float *logits) {
+        of_rows(B, [&](int b) { embed(b); });
         barrier();
         for (int i = 0; i < m.layers; i++) {
             const Layer &layer = m.layer[i];
-            rms_norm(shared.x.data(), layer.input_norm, m.eps, m.hidden, normed.data());
+            of_rows(B, [&](int b) { norm(layer.input_norm, b, b); });
+            barrier();
             layer.lightning ? lightning(layer) : softmax(layer);
             barrier();
-            rms_norm(shared.x.data(), layer.post_norm, m.eps, m.hidden, normed.data());
+            of_rows(B, [&](int b) {
+                norm(layer.post_norm, b, b);
+                if (m.experts) route(layer, b);
+                if (layer.shared_coefficient)
+                    at.coefficient[b] = sigmoid(at.normed + b * m.hidden, layer.shared_coefficient, m.hidden);
+            });
+            barrier();
             feed_forward(layer);
             barrier();
         }
-        rms_norm(shared.x.data(), m.final_norm, m.eps, m.hidden, normed.data());
-        mine(m.vocab, [&](int begin, int end) {
-            product((const W *)m.head, normed.data(), m.hidden, begin, end, logits);
-        });
+        const int R = (int)batch.num_wanted;
+        of_rows(R, [&](int r) { norm(m.final_norm, (int)batch.wanted[r], r); });
+        barrier();
+        project(m.head, m.hidden, m.vocab, {at.input + 0, m.hidden, R}, logits, m.vocab);
     }
 
   private:
     const Model &m;
-    Shared &shared;
-    const int64_t position;
-    const int rank, size;
-    std::vector<float> normed, gated, scores;
-    std::vector<int> chosen;
-    std::vector<float> share, cosine, sine;
+    const Batch &batch;
+    Shared<X> &at;
+    const int B, K, width, rank, size;
+    std::vector<int32_t> first, order, place;  // of the assignments sorted by expert
 
     static void barrier() {
 #pragma omp barrier
     }
 
-    // This thread's share of `count` rows, in whole groups of ROWS where that goes evenly.
-    template <class F> void mine(int count, F &&work) const {
-        const int each = (count / size + ROWS - 1) / ROWS * ROWS;
-        const int begin = std::min(count, rank * each);
-        work(begin, rank == size - 1 ? count : std::min(count, begin + each));
+    template <class F> void of_rows(int count, F &&work) const {
+        for (int i = rank * count / size; i < (rank + 1) * count / size; i++) work(i);
     }
 
-    // x = kept * alpha + (w y) * beta, the residual of every half layer.
-    template <class F> void residual(float alpha, float beta, F &&added) {
-        const float *kept = m.postnorm ? normed.data() : shared.x.data();
-        mine(m.hidden, [&](int begin, int end) {
-            float *y = shared.attended.data() + m.heads * m.head_dim;
-            added(begin, end, y);
-            for (int r = begin; r < end; r++) shared.x[r] = kept[r] * alpha + y[r] * beta;
-        });
+    // This thread's columns, in whole vectors where the last thread does not take a rest.
+    std::pair<int, int> mine(int count) const {
+        const int64_t vectors = count / LANES;
+        return {(int)(vectors * rank / size * LANES), rank == size - 1 ? count : (int)(vectors * (rank + 1) / size * LANES)};
+    }
+
+    // work(i) for every item, by whichever thread comes first; ends with a barrier.
+    template <class F> void of_items(int64_t count, F &&work) const {
+        for (int64_t i; (i = at.next.fetch_add(1, std::memory_order_relaxed)) < count;) work(i);
+        barrier();
+        if (rank == 0) at.next = 0;
+    }
+
+    // y = x w^T for this thread's columns of y, for w of any kind.
+    void project(const Matrix &w, int n, int out, Rows<X> x, float *y, int64_t y_stride, int64_t row = 0) const {
+        const auto [begin, end] = mine(out);
+        if (begin < end) multiply(w, n, row, begin, end, x, y, y_stride);
+    }
+
+    // Of the matrix that begins `row` rows behind w.
+    static void multiply(const Matrix &w, int n, int64_t row, int begin, int end, Rows<X> x, float *y, int64_t stride) {
+        const float *scale = w.scale ? w.scale + row : nullptr;
+        if (w.kind == INT8)
+            product((const Int8 *)w.weight + row * n, n, scale, n, begin, end, x, y, stride);
+        else if (w.kind == BFLOAT16)
+            product((const BFloat16 *)w.weight + row * n, n, scale, n, begin, end, x, y, stride);
+        else if constexpr (std::is_same<X, float>::value)
+            product((const float *)w.weight + row * n, n, scale, n, begin, end, x, y, stride);
+    }
+
+    void embed(int b) {
+        const Matrix &w = m.embedding;
+        const int64_t token = batch.rows[b].token, begin = token * m.hidden;
+        const float scale = w.scale ? w.scale[token] : 1;
+        const auto copy = [&](auto *from) {
+            for (int i = 0; i < m.hidden; i += LANES) store(at.x + b * m.hidden + i, load(from + begin + i) * scale);
+        };
+        if (w.kind == INT8) copy((const Int8 *)w.weight);
+        else if (w.kind == BFLOAT16) copy((const BFloat16 *)w.weight);
+        else copy((const float *)w.weight);
+        const int half = m.rotary_dim / 2;
+        for (int i = 0; i < half; i++) {
+            const double angle = batch.rows[b].position * m.frequencies[i];
+            at.cosine[b * half + i] = std::cos(angle), at.sine[b * half + i] = std::sin(angle);
+        }
+    }
+
+    static float dot(const float *a, const float *b, int n) {
+        Vector total = {};
+        for (int i = 0; i < n; i += LANES) total += load(a + i) * load(b + i);
+        return sum(total);
+    }
+
+    static float sigmoid(const float *x, const float *w, int n) { return 1 / (1 + std::exp(-dot(x, w, n))); }
+
+    static float rms(const float *x, int n, float eps) { return 1 / std::sqrt(dot(x, x, n) / n + eps); }
+
+    void norm(const float *weight, int b, int to) const {
+        const float *x = at.x + b * m.hidden, scale = rms(x, m.hidden, m.eps);
+        for (int i = 0; i < m.hidden; i += LANES) {
+            const Vector y = load(x + i) * scale * load(weight + i);
+            store(at.normed + to * m.hidden + i, y);
+            store(at.input + to * m.hidden + i, y);
+        }
+    }
+
+    Rows<X> inputs() const { return {at.input + 0, m.hidden, B}; }
+
+    // x = kept * alpha + y * beta in this thread's columns; y: [B, D] in `added`.
+    void residual(float alpha, float beta) const {
+        const Buffer<float> &kept = m.postnorm ? at.normed : at.x;
+        const auto [begin, end] = mine(m.hidden);
+        for (int b = 0; b < B; b++)
+            for (int64_t i = b * m.hidden + begin; i < b * m.hidden + end; i += LANES)
+                store(at.x + i, load(kept + i) * alpha + load(at.added + i) * beta);
+    }
+
+    // From the heads to the residual stream.
+    void attended(const Layer &layer) const {
+        barrier();
+        project(layer.out, width, m.hidden, {at.inner + 0, width, B}, at.added + 0, m.hidden);
+        residual(layer.attention_alpha, layer.attention_beta);
     }
 
     void lightning(const Layer &layer) {
-        const int K = m.head_dim, width = m.heads * K;
-        float *qkv = shared.projected.data(), *gate = qkv + 3 * width;
-        mine(3 * width, [&](int begin, int end) {
-            product((const W *)layer.first, normed.data(), m.hidden, begin, end, qkv);
-            for (int r = begin; r < end; r++) qkv[r] *= sigmoid(qkv[r]);
-        });
-        mine(width, [&](int begin, int end) {
-            product((const W *)layer.second, normed.data(), m.hidden, begin, end, gate);
-            for (int r = begin; r < end; r++) gate[r] = sigmoid(gate[r]);
-        });
+        const int64_t stride = 4 * width;
+        project(layer.first, m.hidden, 3 * width, inputs(), at.projected + 0, stride);
+        project(layer.second, m.hidden, width, inputs(), at.projected + 3 * width, stride);
+        const auto [begin, end] = mine(3 * width);
+        const auto [gate_begin, gate_end] = mine(width);
+        for (int b = 0; b < B; b++) {
+            float *qkv = at.projected + b * stride, *gate = qkv + 3 * width;
+            for (int i = begin; i < end; i += LANES) {
+                const Vector v = load(qkv + i);
+                store(qkv + i, v * leyden::sigmoid(v));
+            }
+            for (int i = gate_begin; i < gate_end; i += LANES) store(gate + i, leyden::sigmoid(load(gate + i)));
+        }
         barrier();
-        for (int h = rank; h < m.heads; h += size) recur(layer, h, qkv + 3 * h * K);
-        barrier();
-        const float *attended = shared.attended.data();
-        rms_norm(attended, layer.head_norm, m.head_eps, width, gated.data());
-        for (int i = 0; i < width; i++) gated[i] *= gate[i];
-        residual(layer.attention_alpha, layer.attention_beta, [&](int begin, int end, float *y) {
-            product((const W *)layer.out, gated.data(), width, begin, end, y);
+        of_items(batch.num_sequences * m.heads, [&](int64_t item) {
+            const int64_t sequence = item / m.heads, h = item % m.heads;
+            for (int64_t b = batch.bounds[sequence]; b < batch.bounds[sequence + 1]; b++) recur(layer, b, h);
         });
+        of_rows(B, [&](int b) {
+            const float *x = at.attended + b * width, *gate = at.projected + b * stride + 3 * width;
+            const float scale = rms(x, width, m.head_eps);
+            for (int i = 0; i < width; i += LANES)
+                store(at.inner + b * width + i, load(x + i) * scale * load(layer.head_norm + i) * load(gate + i));
+        });
+        attended(layer);
     }
 
-    // S = exp(-slope) S + k v^T;  o = S^T q, for one head whose q, k and v follow each other.
-    void recur(const Layer &layer, int h, const float *qkv) {
-        const int K = m.head_dim;
-        const float *q = qkv, *k = qkv + K, *v = qkv + 2 * K;
+    // One row of one head, whose q, k and v follow each other.
+    void recur(const Layer &layer, int64_t b, int64_t h) const {
+        const Row &row = batch.rows[b];
+        const float *q = at.projected + b * 4 * width + 3 * h * K, *k = q + K, *v = k + K;
+        const auto state = [&](int64_t slot) { return layer.states + (slot * m.heads + h) * K * K; };
+        const float *from = row.position ? state(row.before) : nullptr;
+        float *to = state(row.after), *out = at.attended + b * width + h * K;
         const float decay = std::exp(-layer.slopes[h]);
-        float *state = layer.state + (int64_t)h * K * K, *out = shared.attended.data() + h * K;
-        std::fill(out, out + K, 0.0f);
-        for (int i = 0; i < K; i++)
-            for (int j = 0; j < K; j += LANES) {
-                const Vector s = load(state + i * K + j) * decay + k[i] * load(v + j);
-                store(state + i * K + j, s);
-                store(out + j, load(out + j) + q[i] * s);
-            }
+        int j = 0;
+        for (; j + 4 * LANES <= K; j += 4 * LANES)
+            ::recur<4>(from ? from + j : from, to + j, decay, q, k, v + j, K, out + j);
+        for (; j < K; j += LANES) ::recur<1>(from ? from + j : from, to + j, decay, q, k, v + j, K, out + j);
     }
 
     void softmax(const Layer &layer) {
-        const int K = m.head_dim, width = m.heads * K, narrow = m.kv_heads * K;
-        float *q = shared.projected.data(), *k = q + width, *v = k + narrow;
-        const auto project = [&](const void *w, int rows, float *y) {
-            mine(rows, [&](int begin, int end) { product((const W *)w, normed.data(), m.hidden, begin, end, y); });
-        };
-        project(layer.first, width, q), project(layer.second, narrow, k), project(layer.third, narrow, v);
+        const int G = m.kv_heads, group = m.heads / G, half = m.rotary_dim / 2;
+        const int64_t narrow = G * K, stride = width + 2 * narrow, part = K + 2;
+        float *projected = at.projected + 0;
+        project(layer.first, m.hidden, width, inputs(), projected, stride);
+        project(layer.second, m.hidden, narrow, inputs(), projected + width, stride);
+        project(layer.third, m.hidden, narrow, inputs(), projected + width + narrow, stride);
         barrier();
-        for (int g = rank; g < m.kv_heads; g += size) {
-            turn(k + g * K);
-            const int64_t place = (g * layer.capacity + position) * K;
-            for (int i = 0; i < K; i += LANES) {
-                store((W *)layer.keys + place + i, load(k + g * K + i));
-                store((W *)layer.values + place + i, load(v + g * K + i));
+        of_rows(B, [&](int b) {
+            const Row &row = batch.rows[b];
+            float *q = projected + b * stride, *k = q + width, *v = k + narrow;
+            for (int h = 0; h < m.heads + G; h++) turn(q + h * K, at.cosine + b * half, at.sine + b * half);
+            for (int i = 0; i < width; i += LANES) store(at.inner + b * width + i, load(q + i));
+            const int64_t place = (batch.pages[row.table + row.position / PAGE] * (int64_t)PAGE + row.position % PAGE);
+            for (int i = 0; i < narrow; i += LANES) {
+                store((T *)layer.keys + place * narrow + i, load(k + i));
+                store((T *)layer.values + place * narrow + i, load(v + i));
             }
-        }
-        barrier();
-        for (int h = rank; h < m.heads; h += size) {
-            turn(q + h * K);
-            attend(layer, h, q + h * K);
-        }
-        barrier();
-        residual(layer.attention_alpha, layer.attention_beta, [&](int begin, int end, float *y) {
-            product((const W *)layer.out, shared.attended.data(), width, begin, end, y);
         });
+        barrier();
+        of_items(at.first_piece[B] * G, [&](int64_t item) {
+            const int64_t piece = item / G, g = item % G;
+            const int64_t b = std::upper_bound(at.first_piece.begin(), at.first_piece.end(), piece) -
+                              at.first_piece.begin() - 1;
+            attend_piece((const T *)layer.keys + g * K, (const T *)layer.values + g * K, narrow,
+                         batch.pages + batch.rows[b].table, Pieces(batch.rows[b].position + 1),
+                         piece - at.first_piece[b], at.inner + b * width + g * group * K, group, K,
+                         at.parts + (piece * m.heads + g * group) * part);
+        });
+        of_rows(B * m.heads, [&](int i) {
+            const int64_t b = i / m.heads, h = i % m.heads, begin = at.first_piece[b];
+            join_pieces(at.parts + (begin * m.heads + h) * part, m.heads * part, at.first_piece[b + 1] - begin, K,
+                        at.inner + b * width + h * K);
+        });
+        attended(layer);
     }
 
-    void turn(float *head) const {
+    // Rotates the first dims of one head.
+    void turn(float *head, const float *cosine, const float *sine) const {
         const int half = m.rotary_dim / 2;
-        for (int i = 0; i < half; i++) {
-            const float a = head[i], b = head[i + half];
-            head[i] = a * cosine[i] - b * sine[i];
-            head[i + half] = b * cosine[i] + a * sine[i];
-        }
+        vectors(half, [&](int64_t i, int n) {
+            const Vector a = load(head + i, n), b = load(head + half + i, n);
+            const Vector c = load(cosine + i, n), s = load(sine + i, n);
+            store(head + i, a * c - b * s, n);
+            store(head + half + i, b * c + a * s, n);
+        });
     }
 
-    // softmax(q k^T / sqrt(K)) v over all positions up to this one, a block of keys at a time.
-    void attend(const Layer &layer, int h, const float *q) {
-        constexpr int BLOCK = 64;
-        const int K = m.head_dim;
-        const int64_t offset = h / (m.heads / m.kv_heads) * layer.capacity * K;
-        const W *keys = (const W *)layer.keys + offset, *values = (const W *)layer.values + offset;
-        float *out = shared.attended.data() + h * K;
-        std::fill(out, out + K, 0.0f);
-        const float scale = 1 / std::sqrt((float)K);
-        float largest = -INFINITY, total = 0, weight[BLOCK];
-        for (int64_t start = 0; start <= position; start += BLOCK) {
-            const int count = (int)std::min<int64_t>(BLOCK, position + 1 - start);
-            product(keys + start * K, q, K, 0, count, weight);
-            const float block_largest = *std::max_element(weight, weight + count) * scale;
-            if (block_largest > largest) {
-                const float shrink = std::exp(largest - block_largest);
-                for (int j = 0; j < K; j++) out[j] *= shrink;
-                total *= shrink, largest = block_largest;
-            }
-            for (int s = 0; s < count; s++) {
-                const float w = std::exp(weight[s] * scale - largest);
-                total += w;
-                const W *value = values + (start + s) * K;
-                for (int j = 0; j < K; j += LANES) store(out + j, load(out + j) + w * load(value + j));
-            }
-        }
-        for (int j = 0; j < K; j++) out[j] /= total;
-    }
-
-    // The top k of the router's softmax with weights that sum to 1; a dense layer is one expert of weight 1.
-    void route(const Layer &layer) {
-        if (m.experts == 0) {
-            chosen[0] = 0, share[0] = 1;
-            return;
-        }
-        product(layer.router, normed.data(), m.hidden, 0, m.experts, scores.data());
+    // The top k of the router's softmax, with weights that sum to 1.
+    void route(const Layer &layer, int b) const {
+        std::vector<float> scores(m.experts);
+        product(layer.router, m.hidden, nullptr, m.hidden, 0, m.experts,
+                Rows<float>{at.normed + b * m.hidden, m.hidden, 1}, scores.data(), m.experts);
         const float largest = *std::max_element(scores.begin(), scores.end());
-        float total = 0;
+        float total = 0, *share = at.share + b * m.top_k;
         for (int j = 0; j < m.top_k; j++) {
-            chosen[j] = (int)(std::max_element(scores.begin(), scores.end()) - scores.begin());
-            total += share[j] = std::exp(scores[chosen[j]] - largest);
-            scores[chosen[j]] = -INFINITY;
+            const auto best = std::max_element(scores.begin(), scores.end());
+            at.chosen[b * m.top_k + j] = (int)(best - scores.begin());
+            total += share[j] = std::exp(*best - largest);
+            *best = -INFINITY;
         }
-        for (float &s : share) s /= total;
+        for (int j = 0; j < m.top_k; j++) share[j] /= total;
     }
 
+    // order: the assignments sorted by expert; place: its inverse; first[e]: where those of expert e begin.
+    void sort() {
+        const int A = m.experts ? B * m.top_k : 0;
+        std::fill(first.begin(), first.end(), 0);
+        for (int a = 0; a < A; a++) first[at.chosen[a] + 1]++;
+        for (int e = 0; e < m.experts; e++) first[e + 1] += first[e];
+        std::vector<int32_t> next(first.begin(), first.end());
+        for (int a = 0; a < A; a++) {
+            place[a] = next[at.chosen[a]]++;
+            order[place[a]] = a / m.top_k;
+        }
+    }
+
+    // active = silu(gate) * up in this thread's columns of rows of width n.
+    void activate(const float *gate, const float *up, int count, int n, X *active) const {
+        const auto [begin, end] = mine(n);
+        for (int a = 0; a < count; a++)
+            for (int64_t i = (int64_t)a * n + begin; i < (int64_t)a * n + end; i += LANES) {
+                const Vector g = load(gate + i);
+                store(active + i, g * leyden::sigmoid(g) * load(up + i));
+            }
+    }
+
+    // The assignments to experts lie sorted in the buffers; behind them what the shared expert takes, which is all rows.
     void feed_forward(const Layer &layer) {
-        const int F = m.intermediate;
-        route(layer);
-        mine(m.top_k * F, [&](int begin, int end) {
-            for (int j = begin / F; j * F < end; j++) {  // the rows of expert j among those of this thread
-                const int first = std::max(begin - j * F, 0), last = std::min(end - j * F, F);
-                float *up = shared.projected.data() + j * F, *active = shared.active.data() + j * F;
-                const int64_t expert = chosen[j] * layer.up_stride;
-                product((const W *)layer.gate + expert, normed.data(), m.hidden, first, last, active);
-                product((const W *)layer.up + expert, normed.data(), m.hidden, first, last, up);
-                for (int r = first; r < last; r++) active[r] *= sigmoid(active[r]) * up[r] * share[j];
-            }
-        });
+        const int F = m.intermediate, E = m.experts, A = E ? B * m.top_k : 0, D = m.hidden;
+        sort();
+        for (int e = 0; e < E; e++) {
+            if (first[e] == first[e + 1]) continue;
+            const Rows<X> x{at.input + 0, D, first[e + 1] - first[e], &order[first[e]]};
+            const int64_t offset = (int64_t)first[e] * F, row = (int64_t)e * m.expert_rows;
+            project(layer.gate, D, F, x, at.gate + offset, F, row);
+            project(layer.up, D, F, x, at.up + offset, F, row);
+        }
+        activate(at.gate + 0, at.up + 0, A, F, at.active + 0);
+        const int64_t behind = (int64_t)A * F;
+        if (m.shared) {
+            project(layer.shared_gate, D, m.shared, inputs(), at.gate + behind, m.shared);
+            project(layer.shared_up, D, m.shared, inputs(), at.up + behind, m.shared);
+            activate(at.gate + behind, at.up + behind, B, m.shared, at.active + behind);
+        }
         barrier();
-        residual(layer.mlp_alpha, layer.mlp_beta, [&](int begin, int end, float *y) {
-            std::fill(y + begin, y + end, 0.0f);
-            for (int j = 0; j < m.top_k; j++) {
-                const W *down = (const W *)layer.down + chosen[j] * layer.down_stride;
-                float *part = shared.projected.data();
-                product(down, shared.active.data() + j * F, F, begin, end, part);
-                for (int r = begin; r < end; r++) y[r] += part[r];
-            }
-        });
+        for (int e = 0; e < E; e++) {
+            if (first[e] == first[e + 1]) continue;
+            const Rows<X> x{at.active + (int64_t)first[e] * F, F, first[e + 1] - first[e]};
+            project(layer.down, F, D, x, at.added + (int64_t)first[e] * D, D, (int64_t)e * D);
+        }
+        if (m.shared)
+            project(layer.shared_down, m.shared, D, {at.active + behind, m.shared, B}, at.added + (int64_t)A * D, D);
+        const auto [begin, end] = mine(D);
+        for (int b = 0; b < B; b++) mix(layer, b, begin, end, A);
+    }
+
+    // Columns of one row: the experts by their shares, the shared expert, the residual.
+    void mix(const Layer &layer, int b, int begin, int end, int64_t A) const {
+        const float *kept = (m.postnorm ? at.normed : at.x) + b * m.hidden;
+        const float c = layer.shared_coefficient ? at.coefficient[b] : m.experts ? 0 : 1;
+        for (int i = begin; i < end; i += LANES) {
+            Vector y = {};
+            for (int j = b * m.top_k; m.experts && j < (b + 1) * m.top_k; j++)
+                y += at.share[j] * load(at.added + (int64_t)place[j] * m.hidden + i);
+            if (m.shared) y = y * (1 - c) + load(at.added + (A + b) * m.hidden + i) * c;
+            store(at.x + b * m.hidden + i, load(kept + i) * layer.mlp_alpha + y * layer.mlp_beta);
+        }
     }
 };
 
-template <class W> void step(const Model &m, int64_t token, int64_t position, int threads, float *logits) {
-    const int width = m.heads * m.head_dim;
-    typename Worker<W>::Shared shared;
-    shared.x.resize(m.hidden);
-    const int softmax_width = width + 2 * m.kv_heads * m.head_dim;
-    shared.projected.resize(std::max({4 * width, softmax_width, m.top_k * m.intermediate, m.hidden}));
-    shared.attended.resize(width + m.hidden);
-    shared.active.resize(m.top_k * m.intermediate);
+template <class T> void step(const Model &model, const Batch &batch, int threads, float *logits) {
+    static thread_local Shared<Input<T>> kept;
+    Shared<Input<T>> &shared = kept;  // of this thread, for all of its team
+    shared.fit(model, batch);
 #pragma omp parallel num_threads(threads)
-    Worker<W>(m, shared, position, omp_get_thread_num(), omp_get_num_threads()).run(token, logits);
+    Worker<T>(model, batch, shared, omp_get_thread_num(), omp_get_num_threads()).run(logits);
 }
 
 }  // namespace
 
-extern "C" void leyden_decode(const Model *model, int64_t token, int64_t position, int64_t threads, float *logits) {
-    if (model->bfloat16)
-        step<BFloat16>(*model, token, position, threads, logits);
-    else
-        step<float>(*model, token, position, threads, logits);
+// logits: [num_wanted, vocab].
+extern "C" void leyden_decode(const Model *model, const Batch *batch, float *logits, int64_t threads) {
+    with_dtype(model->bfloat16, [&](auto type) { step<decltype(type)>(*model, *batch, (int)threads, logits); });
 }
