@@ -80,26 +80,6 @@ def test_a_stop_string_ends_the_text_before_it(engine: Engine) -> None:
     assert free.tokens[: len(cut.tokens)] == cut.tokens
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 7, 64])
-def test_a_prompt_in_chunks_is_the_prompt_whole(model: HybridLM, chunk: int) -> None:
-    prompt = torch.randint(0, 256, (50,), generator=torch.Generator().manual_seed(0)).tolist()
-    whole = Engine(model).context()
-    pieces = Engine(model, prefill_tokens=chunk).context()
-    torch.testing.assert_close(pieces.read(prompt), whole.read(prompt), rtol=1e-4, atol=1e-4)
-    assert pieces.tokens == whole.tokens == prompt
-
-
-def test_a_fork_reads_on_by_itself(model: HybridLM) -> None:
-    context = Engine(model).context()
-    context.read([1, 2, 3])
-    fork = context.fork()
-    first = context.read([4]).clone()
-    context.read([5])
-    torch.testing.assert_close(fork.read([4]), first, rtol=0, atol=0)
-    assert fork.tokens == [1, 2, 3, 4]
-    assert context.tokens == [1, 2, 3, 4, 5]
-
-
 def test_token_ids_without_a_tokenizer(model: HybridLM, tokenizer: Tokenizer) -> None:
     ids = [tokenizer.bos_id, *tokenizer.encode("The")]
     bare = Engine(model).generate([ids], GREEDY)[0]

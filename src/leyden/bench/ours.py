@@ -64,10 +64,7 @@ class Ours:
         """Seconds until the last position's logits, with a cache made on the way."""
         model = self._load(dtype)
         tokens = random_tokens(1, length, model.config.vocab_size)[0].tolist()
-        context = Engine(model).context()
-        started = time.perf_counter()
-        context.read(tokens)
-        return time.perf_counter() - started
+        return Engine(model).generate([tokens], Sampling(max_tokens=1, temperature=0.0))[0].prefill_seconds
 
     def decode(self, dtype: str, prompt_tokens: int, new_tokens: int) -> float:
         """Seconds of ``new_tokens`` greedy tokens after the first, which ends the prefill."""

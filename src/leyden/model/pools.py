@@ -169,10 +169,11 @@ class Pools:
         num_softmax = self.layer_types.count("full_attention")
         heads, shared, width = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         lightning = (len(self.layer_types) - num_softmax, num_states, heads, width, width)
-        self.states = torch.zeros(lightning, dtype=torch.float32, device=device)
+        # What nobody wrote is never read; and memory that is never written to is never taken.
+        self.states = torch.empty(lightning, dtype=torch.float32, device=device)
         pages = (num_softmax, num_pages, PAGE, shared, width)
-        self.keys = torch.zeros(pages, dtype=dtype, device=device)
-        self.values = torch.zeros(pages, dtype=dtype, device=device)
+        self.keys = torch.empty(pages, dtype=dtype, device=device)
+        self.values = torch.empty(pages, dtype=dtype, device=device)
 
     def of_layers(self, rows: Rows) -> list[PooledStates | PooledKeyValues]:
         """What each layer reads and writes in the forward pass of ``rows``."""

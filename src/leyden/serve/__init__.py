@@ -1,8 +1,24 @@
-"""Generation: an engine for single sequences, and conversations that keep their state."""
+"""Generation: an engine for many sequences at once, and conversations on top of it."""
 
 from leyden.serve.chat import Chat
-from leyden.serve.context import Context
-from leyden.serve.engine import Chunk, Completion, Engine
+from leyden.serve.completion import Chunk, Completion
+from leyden.serve.config import EngineConfig
+from leyden.serve.engine import Engine
+from leyden.serve.request import CacheUse, Delta, QueueFullError, Request, Usage
 from leyden.serve.sampling import Sampling
+from leyden.serve.statistics import Statistics
 
-__all__ = ["Chat", "Chunk", "Completion", "Context", "Engine", "Sampling"]
+__all__ = [
+    "CacheUse",
+    "Chat",
+    "Chunk",
+    "Completion",
+    "Delta",
+    "Engine",
+    "EngineConfig",
+    "QueueFullError",
+    "Request",
+    "Sampling",
+    "Statistics",
+    "Usage",
+]

@@ -1,0 +1,142 @@
+"""A sequence on its way through the engine: what is to be read of it, what it holds, and what is made of it."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from leyden.model import PAGE
+from leyden.serve.memory import Holding, Swapped
+from leyden.serve.request import CacheUse, Delta, FinishReason, Request, Usage
+from leyden.serve.sampling import Draw, Sampler, TokenLogprobs
+from leyden.serve.text import TextStream
+from leyden.tokenizer import Tokenizer
+
+
+@dataclass(eq=False)
+class Job:
+    """A text that is to be read.
+
+    Attributes:
+        tokens: all of it, as far as it is known.
+        goal: how many of its first tokens are read in parts, as prompts are; later ones are read one by one.
+        rank: the lower goes first: priority, time of arrival, and index among those that arrived together.
+        read: how many tokens have been read.
+        holding: the slots and pages it has, while it is running.
+        swapped: what it held, while it had to make room.
+    """
+
+    tokens: list[int]
+    goal: int
+    rank: tuple[int, float, int]
+    read: int = 0
+    holding: Holding | None = None
+    swapped: Swapped | None = None
+
+    @property
+    def decodes(self) -> bool:
+        """Whether all that is read in parts has been read."""
+        return self.read >= self.goal
+
+    def part(self, budget: int, cuts: Iterable[int]) -> int:
+        """Where a part of at most ``budget`` tokens ends: on the grid, at a cut, or with the prompt."""
+        left = self.goal - self.read
+        stop = self.goal if left <= budget else self.read + budget // PAGE * PAGE
+        return min((cut for cut in cuts if self.read < cut < stop), default=stop)
+
+
+class Generation(Job):
+    """One completion of a request.
+
+    Args:
+        request: what was asked.
+        index: which of its completions.
+        tokenizer: None where there is no text.
+        end_tokens: those that end a text of this model.
+        max_positions: tokens that prompt and completion may have together, the last one drawn not counted.
+
+    Attributes:
+        sampler: draws its tokens.
+        drawn: how many were drawn; the last ``drawn`` of ``tokens``.
+        finish_reason: None while it goes on.
+        siblings: the other completions, which take over what this one reads of the prompt.
+        cache: what of the prompt had been read before.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        index: int,
+        tokenizer: Tokenizer | None,
+        end_tokens: frozenset[int],
+        max_positions: int,
+    ) -> None:
+        super().__init__(list(request.tokens), len(request.tokens), (request.priority, request.arrived, index))
+        sampling = request.sampling
+        self.request, self.index = request, index
+        self.sampler = Sampler(sampling, request.tokens, index, end_tokens)
+        self.finish_reason: FinishReason | None = None
+        self.siblings: list[Generation] = []
+        self.cache = CacheUse()
+        self._text = TextStream(tokenizer, sampling.stop)
+        self._limit = min(sampling.max_tokens, max_positions - self.goal + 1)
+        self._admitted = self._prefilled = 0.0
+        self._told = self.goal
+        self._piece = ""
+        self._logprobs: list[TokenLogprobs] = []
+
+    @property
+    def drawn(self) -> int:
+        """How many of the tokens were drawn."""
+        return len(self.tokens) - self.goal
+
+    def admitted(self, cache: CacheUse) -> None:
+        """It has its memory, in which ``cache`` was found."""
+        self.cache, self._admitted = cache, time.perf_counter()
+
+    def take(self, draw: Draw) -> None:
+        """Its next token was drawn."""
+        token = draw.token
+        if not self.drawn:
+            self._prefilled = time.perf_counter()
+        self.tokens.append(token)
+        if draw.logprobs is not None:
+            self._logprobs.append(draw.logprobs)
+        ended = self.sampler.ends(token)
+        if not ended:
+            self._piece += self._text.push(token)
+        if ended or self._text.stopped:
+            self.finish_reason = "stop"
+        elif self.drawn == self._limit:
+            self.finish_reason = "length"
+
+    def delta(self, completion_tokens: int = 0, error: str | None = None) -> Delta:
+        """What is new since the last one; ``completion_tokens`` were drawn for the whole request."""
+        if self.finish_reason is not None:
+            self._piece += self._text.finish()
+        tokens, self._told = tuple(self.tokens[self._told :]), len(self.tokens)
+        text, self._piece = self._piece, ""
+        logprobs, self._logprobs = tuple(self._logprobs), []
+        return Delta(
+            request=self.request.id,
+            index=self.index,
+            text=text,
+            tokens=tokens,
+            logprobs=logprobs,
+            read_tokens=min(self.read, self.goal),
+            finish_reason=self.finish_reason,
+            usage=None if self.finish_reason is None else self._usage(completion_tokens),
+            error=error,
+        )
+
+    def _usage(self, completion_tokens: int) -> Usage:
+        now = time.perf_counter()
+        admitted = self._admitted or now
+        prefilled = self._prefilled or now
+        return Usage(
+            prompt_tokens=self.goal,
+            completion_tokens=completion_tokens,
+            cache=self.cache,
+            queued_seconds=admitted - self.request.arrived,
+            prefill_seconds=prefilled - admitted,
+            decode_seconds=now - prefilled,
+        )

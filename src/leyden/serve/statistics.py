@@ -1,0 +1,51 @@
+"""What an engine has done and what it holds, in plain numbers."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Statistics:
+    """Counters since the engine was made, and gauges of this moment.
+
+    Attributes:
+        queued, running, swapped: sequences that wait, that have memory, and that had to make room.
+        steps: of the engine.
+        prompt_tokens: of all prompts that were admitted.
+        prefill_tokens: read in parts; without what the cache had, and with what is read for its sake alone.
+        settled_tokens: of these, read for the cache's sake alone.
+        decode_tokens: drawn.
+        cache_possible_tokens, cache_used_tokens: of prompts, that an earlier text shared, and that were not read again.
+        cache_lost_tokens: the others, by reason.
+        states_used, states_total, pages_used, pages_total: slots and pages.
+        snapshot_bytes_used, snapshot_bytes_total: of the prefix cache.
+        evictions: from it.
+        preemptions: sequences that had to make room, each time.
+        finished: completions by reason.
+        refused: requests that found the queue full.
+        draft_tokens_proposed, draft_tokens_accepted: guesses, and right ones.
+    """
+
+    queued: int = 0
+    running: int = 0
+    swapped: int = 0
+    steps: int = 0
+    prompt_tokens: int = 0
+    prefill_tokens: int = 0
+    settled_tokens: int = 0
+    decode_tokens: int = 0
+    cache_possible_tokens: int = 0
+    cache_used_tokens: int = 0
+    cache_lost_tokens: Counter[str] = field(default_factory=Counter)
+    states_used: int = 0
+    states_total: int = 0
+    pages_used: int = 0
+    pages_total: int = 0
+    snapshot_bytes_used: int = 0
+    snapshot_bytes_total: int = 0
+    evictions: int = 0
+    preemptions: int = 0
+    finished: Counter[str] = field(default_factory=Counter)
+    refused: int = 0
+    draft_tokens_proposed: int = 0
+    draft_tokens_accepted: int = 0
