@@ -242,8 +242,10 @@ def test_a_conversation_in_a_browser(server: ThreadingHTTPServer, browser: Brows
     assert browser.run("document.querySelectorAll('.assistant img, .assistant script, .assistant b').length") == 0
     assert browser.run("document.title") == "jar-1b · Leyden"
     facts = browser.run("document.querySelector('.assistant .facts').textContent")
-    assert re.search(r"\d+ tokens, [\d,.]+ tokens/s · first after \d+\.\d\d s · 256 of 300 prompt tokens cached", facts)
-    assert re.fullmatch(r"\d+ of 4,096 tokens", browser.run("document.getElementById('tokens').textContent"))
+    assert re.search(
+        r"\d+ tokens, [\d,.]+ tokens/s · first token after \d+\.\d\d s · 256 of 300 prompt tokens cached", facts
+    )
+    assert re.fullmatch(r"\d+ / 4,096", browser.run("document.getElementById('tokens').textContent"))
 
     # The second turn sends the first one along, with the settings.
     browser.run("$('system').value = 'Shout.'; $('temperature').value = '0'; $('seed').value = '7'")

@@ -6,6 +6,8 @@ import re
 from functools import cache
 from importlib import resources
 
+from fastapi import APIRouter, Response
+
 
 @cache
 def chat_page() -> tuple[bytes, dict[str, str]]:
@@ -39,3 +41,15 @@ def _hash(content: bytes, tag: bytes) -> str:
     """How a policy names the text of the page's one element ``tag``."""
     (text,) = re.findall(b"<%s>(.*?)</%s>" % (tag, tag), content, re.DOTALL)
     return f"'sha256-{base64.b64encode(hashlib.sha256(text).digest()).decode()}'"
+
+
+def page_routes() -> APIRouter:
+    """The route of the page, which needs no key; the page asks for one."""
+    router = APIRouter()
+    content, headers = chat_page()
+
+    @router.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return Response(content, headers=headers)
+
+    return router
