@@ -146,12 +146,17 @@ def make_service(loop: ScriptedLoop, tokenizer: Tokenizer) -> Callable[..., Serv
 
 
 @pytest.fixture
-def client(make_service: Callable[..., Service]) -> Iterator[Callable[..., httpx.Response]]:
+def client(make_service: Callable[..., Service]) -> Callable[..., httpx.Response]:
     """Sends one request to the application in this process: ``client("POST", "/path", json=...)``."""
 
-    def send(method: str, path: str, *, settings: dict[str, object] | None = None, **options: object) -> httpx.Response:
+    apps = {}
+
+    def send(method: str, path: str, *, settings: tuple[tuple[str, object], ...] = (), **options: object):
+        if settings not in apps:
+            apps[settings] = create_app(make_service(**dict(settings)))
+
         async def run() -> httpx.Response:
-            transport = httpx.ASGITransport(create_app(make_service(**(settings or {}))), raise_app_exceptions=False)
+            transport = httpx.ASGITransport(apps[settings], raise_app_exceptions=False)
             async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as session:
                 return await session.request(method, path, **options)  # pyright: ignore[reportArgumentType]
 

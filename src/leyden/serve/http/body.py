@@ -25,7 +25,7 @@ class JsonRequest(Request):
         """
         if not hasattr(self, "_body"):
             self._check_type()
-            limit: int = self.app.state.max_body_bytes
+            limit: int = self.app.state.settings.max_body_bytes
             announced = self.headers.get("content-length", "")
             if announced.isdecimal() and int(announced) > limit:
                 raise _too_large(limit)

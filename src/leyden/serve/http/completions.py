@@ -2,20 +2,19 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
 from fastapi import APIRouter, Request, Response
 
+from leyden.serve.http.answer import Answer
 from leyden.serve.http.body import JsonRoute
 from leyden.serve.http.documentation import responses
-from leyden.serve.http.generation import Generation
 from leyden.serve.http.logprobs import CompletionLogprobsWriter, joined, prompt_logprobs
-from leyden.serve.http.protocol.common import EndReason
+from leyden.serve.http.protocol.common import EndReason, Usage
 from leyden.serve.http.protocol.completions import Completion, CompletionChoice, CompletionRequest
 from leyden.serve.http.service import Service, new_id
-from leyden.serve.http.streaming import DONE, EventStream, event, while_connected
 from leyden.serve.request import Delta
 from leyden.serve.sampling import Sampling, TokenLogprobs
 from leyden.tokenizer import Tokenizer
@@ -34,11 +33,8 @@ def completion_routes(service: Service) -> APIRouter:
         service.require()
         name = service.model.called(body.model)
         prompts = await asyncio.to_thread(_prompts, service, body)
-        work = _Completions(service, body, name, prompts)
-        if body.stream:
-            return EventStream(work.events(), service.settings)
-        whole = await while_connected(request.receive, work.whole())
-        return Response(whole, media_type="application/json")
+        answer = _CompletionAnswer(service, body, name, prompts)
+        return await answer.respond(request, body.stream, body.stream_options)
 
     return router
 
@@ -64,21 +60,22 @@ def _prompts(service: Service, body: CompletionRequest) -> list[_Prompt]:
     return prompts
 
 
-class _Completions:
+def _sampling(body: CompletionRequest) -> Sampling:
+    """For the engine, which draws one token even where the prompt alone is wanted."""
+    max_tokens = _DEFAULT_TOKENS if body.max_tokens is None else max(1, body.max_tokens)
+    of_prompt = [body.prompt_logprobs, body.logprobs if body.echo else None]
+    asked = [number for number in of_prompt if number is not None]
+    return body.sampling(max_tokens, logprobs=body.logprobs, prompt_logprobs=max(asked, default=None))
+
+
+class _CompletionAnswer(Answer[CompletionChoice]):
     """The completions of one request, which the engine has from here on.
 
     Raises:
         QueueFullError, UserError: from the engine, at once.
     """
 
-    def __init__(self, service: Service, body: CompletionRequest, name: str, prompts: list[_Prompt]) -> None:
-        self._options = body.stream_options
-        self._n = body.n or 1
-        self._writers = [
-            _Writer(service.model.tokenizer, body, prompt, place * self._n + index)
-            for place, prompt in enumerate(prompts)
-            for index in range(self._n)
-        ]
+    def __init__(self, service: Service, body: CompletionRequest, name: str, prompts: Sequence[_Prompt]) -> None:
         self._head = Completion(
             id=new_id("cmpl"),
             object="text_completion",
@@ -87,45 +84,36 @@ class _Completions:
             system_fingerprint=service.model.fingerprint,
             choices=[],
         )
-        tokens = [prompt.tokens for prompt in prompts]
-        self._generation = Generation(service.loop, self._head.id, tokens, _sampling(body))
+        self._body = body
+        self._n = body.n or 1
+        self._writers = [
+            _Writer(service.model.tokenizer, body, prompt, place * self._n + index)
+            for place, prompt in enumerate(prompts)
+            for index in range(self._n)
+        ]
+        self._of_prompts: dict[int, tuple[TokenLogprobs | None, ...]] = {}
+        generation = service.generate(self._head.id, [prompt.tokens for prompt in prompts], _sampling(body))
+        super().__init__(generation, len(self._writers))
 
-    async def whole(self) -> str:
-        """The response as JSON, once everything is there."""
-        pieces: list[list[CompletionChoice]] = [[] for _ in self._writers]
-        async for piece in self._pieces():
-            pieces[piece.index].append(piece)
-        return self._json(list(map(_whole, pieces)), usage=self._generation.usage())
+    def write(self, place: int, delta: Delta) -> CompletionChoice | None:
+        if delta.prompt_logprobs is not None:
+            self._of_prompts[place] = delta.prompt_logprobs
+        if not (delta.tokens or delta.text or delta.finish_reason):
+            return None
+        return self._writers[place * self._n + delta.index].write(delta, self._of_prompts.get(place, ()))
 
-    async def events(self) -> AsyncGenerator[bytes, None]:
-        """The response as server-sent events."""
-        with_usage = self._options is not None and self._options.include_usage
-        continuous = self._options is not None and self._options.continuous_usage_stats
-        async for piece in self._pieces():
-            usage = {"usage": self._generation.usage() if continuous else None} if with_usage else {}
-            yield event(self._json([piece], **usage))
-        if with_usage:
-            yield event(self._json([], usage=self._generation.usage()))
-        yield DONE
+    def usage(self) -> Usage:
+        """Where the prompt alone was asked for, the token that the engine drew does not count."""
+        usage = super().usage()
+        if self._body.max_tokens == 0:
+            return usage.model_copy(update={"completion_tokens": 0, "total_tokens": usage.prompt_tokens})
+        return usage
 
-    async def _pieces(self) -> AsyncGenerator[CompletionChoice, None]:
-        known: dict[int, tuple[TokenLogprobs | None, ...]] = {}
-        async for place, delta in self._generation.deltas():
-            if delta.prompt_logprobs is not None:
-                known[place] = delta.prompt_logprobs
-            if delta.tokens or delta.text or delta.finish_reason:
-                yield self._writers[place * self._n + delta.index].write(delta, known.get(place, ()))
+    def chunk(self, pieces: Sequence[CompletionChoice], **usage: Usage | None) -> Completion:
+        return self._head.model_copy(update={"choices": pieces, **usage})
 
-    def _json(self, choices: list[CompletionChoice], **more: object) -> str:
-        return self._head.model_copy(update={"choices": choices, **more}).model_dump_json(exclude_unset=True)
-
-
-def _sampling(body: CompletionRequest) -> Sampling:
-    """For the engine, which draws one token even where the prompt alone is wanted."""
-    max_tokens = _DEFAULT_TOKENS if body.max_tokens is None else max(1, body.max_tokens)
-    of_prompt = [body.prompt_logprobs, body.logprobs if body.echo else None]
-    asked = [number for number in of_prompt if number is not None]
-    return body.sampling(max_tokens, logprobs=body.logprobs, prompt_logprobs=max(asked, default=None))
+    def complete(self, choices: Sequence[Sequence[CompletionChoice]], usage: Usage) -> Completion:
+        return self._head.model_copy(update={"choices": [_whole(pieces) for pieces in choices], "usage": usage})
 
 
 class _Writer:
@@ -139,7 +127,7 @@ class _Writer:
         self._logprobs = CompletionLogprobsWriter(tokenizer, body.logprobs or 0)
         self._begun = False
 
-    def write(self, delta: Delta, of_prompt: tuple[TokenLogprobs | None, ...]) -> CompletionChoice:
+    def write(self, delta: Delta, of_prompt: Sequence[TokenLogprobs | None]) -> CompletionChoice:
         """The piece that ``delta`` makes; the first one tells of the prompt, too, where that is asked for."""
         text, tokens, places = delta.text, list(delta.tokens), list(delta.logprobs)
         if self._body.max_tokens == 0:
@@ -159,7 +147,7 @@ class _Writer:
         )
 
 
-def _whole(pieces: list[CompletionChoice]) -> CompletionChoice:
+def _whole(pieces: Sequence[CompletionChoice]) -> CompletionChoice:
     """The pieces of one completion, put together."""
     told = [piece.logprobs for piece in pieces if piece.logprobs is not None]
     return pieces[0].model_copy(

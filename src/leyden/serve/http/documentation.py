@@ -34,5 +34,10 @@ def responses(
     success: dict[str, Any] = {"model": model, "description": "Done."}
     if stream:
         success["content"] = {"text/event-stream": _STREAM}
-    failures = {status: {"model": ErrorResponse, "description": _ERRORS[status]} for status in errors}
-    return {200: success, **failures, "default": {"model": ErrorResponse, "description": "Any other error."}}
+    return {200: success, **failures(errors)}
+
+
+def failures(errors: tuple[int, ...]) -> dict[int | str, dict[str, Any]]:
+    """Responses in OpenAI's error shape, with these statuses and any other."""
+    described = {status: {"model": ErrorResponse, "description": _ERRORS[status]} for status in errors}
+    return {**described, "default": {"model": ErrorResponse, "description": "Any other error."}}

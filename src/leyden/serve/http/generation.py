@@ -5,8 +5,9 @@ from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 
 from leyden.serve.http.errors import ApiError, unavailable
+from leyden.serve.http.loop import Loop
+from leyden.serve.http.metrics import Metrics, Watch
 from leyden.serve.http.protocol.common import PromptTokensDetails, Usage
-from leyden.serve.http.service import Loop
 from leyden.serve.request import Delta, QueueFullError, Request
 from leyden.serve.sampling import Sampling
 
@@ -20,6 +21,7 @@ class Generation:
 
     Args:
         loop: of the engine.
+        metrics: what comes is measured there.
         name: the response's id; each prompt's request is named after it.
         prompts: token ids.
         sampling: of every prompt.
@@ -29,13 +31,16 @@ class Generation:
         UserError: one can never be answered.
     """
 
-    def __init__(self, loop: Loop, name: str, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
+    def __init__(
+        self, loop: Loop, metrics: Metrics, name: str, prompts: Sequence[Sequence[int]], sampling: Sampling
+    ) -> None:
         self.prompts = prompts
         self._loop = loop
         self._waiting = deque(
             (place, Request(tokens, sampling, f"{name}-{place}")) for place, tokens in enumerate(prompts)
         )
         self._running: dict[int, AsyncGenerator[Delta, None]] = {}
+        self._watches = [Watch(metrics) for _ in prompts]
         self._drawn = 0
         self._cached: dict[int, int] = {}
         try:
@@ -94,6 +99,7 @@ class Generation:
             raise ApiError(500, delta.error or "The engine could not go on.", code="generation_failed")
         if delta.finish_reason == "aborted":
             raise unavailable("The server is shutting down and ended this request.")
+        self._watches[place].saw(delta)
         self._drawn += len(delta.tokens)
         if delta.usage is not None:
             self._cached[place] = delta.usage.cache.used

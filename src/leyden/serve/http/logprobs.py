@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from leyden.serve.http.protocol.chat import ChatLogprob, TopLogprob
 from leyden.serve.http.protocol.common import PromptLogprob
 from leyden.serve.http.protocol.completions import CompletionLogprobs
 from leyden.serve.sampling import TokenLogprobs
@@ -85,3 +86,19 @@ def joined(pieces: Iterable[CompletionLogprobs]) -> CompletionLogprobs:
         whole.top_logprobs += piece.top_logprobs
         whole.text_offset += piece.text_offset
     return whole
+
+
+def chat_logprobs(tokenizer: Tokenizer, places: Iterable[TokenLogprobs], num_top: int) -> list[ChatLogprob]:
+    """The shape of a chat, where a token comes with its bytes."""
+
+    def told(token: int, logprob: float) -> TopLogprob:
+        data = tokenizer.token_bytes(token)
+        return TopLogprob(token=data.decode(errors="replace"), logprob=finite(logprob), bytes=list(data))
+
+    return [
+        ChatLogprob(
+            **told(place.token, place.logprob).model_dump(),
+            top_logprobs=[told(token, logprob) for token, logprob in place.top[:num_top]],
+        )
+        for place in places
+    ]

@@ -3,49 +3,18 @@
 import hashlib
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
 
 from leyden.core.errors import suggest
 from leyden.serve.http.errors import ApiError, unavailable
+from leyden.serve.http.generation import Generation
+from leyden.serve.http.loop import Loop
+from leyden.serve.http.metrics import Metrics
 from leyden.serve.http.settings import ServerSettings
-from leyden.serve.request import Delta, Request
-from leyden.serve.statistics import Statistics
+from leyden.serve.sampling import Sampling
 from leyden.tokenizer import Tokenizer
-
-
-class Loop(Protocol):
-    """The engine, as a server sees it (:class:`leyden.serve.loop.EngineLoop`)."""
-
-    @property
-    def alive(self) -> bool:
-        """Whether it can still answer anything."""
-        ...
-
-    @property
-    def ready(self) -> bool:
-        """Whether it takes requests."""
-        ...
-
-    @property
-    def statistics(self) -> Statistics:
-        """What it has done and holds."""
-        ...
-
-    def submit(self, request: Request) -> AsyncGenerator[Delta, None]:
-        """Take a request; closing the iterator ends it.
-
-        Raises:
-            QueueFullError: at once.
-            UserError: at once; the request can never be answered.
-        """
-        ...
-
-    def drain(self, timeout: float) -> object:
-        """Take no more requests, and wait until all have ended; those that run after ``timeout`` seconds are ended."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -89,6 +58,12 @@ class ServedModel:
             raise ApiError(404, message, param="model", code="model_not_found")
         return name
 
+    def check_vocabulary(self, tokens: Sequence[int], param: str) -> None:
+        """Raise an ApiError (400, about the field ``param``) unless the model has all ``tokens``."""
+        if tokens and max(tokens) >= self.vocab_size:
+            message = f"Token {max(tokens)} is not in the vocabulary; ids lie in 0..{self.vocab_size - 1}."
+            raise ApiError(400, message, param=param, code="invalid_value")
+
     def check(self, tokens: Sequence[int], max_tokens: int | None, param: str) -> None:
         """Refuse a prompt that has another vocabulary's tokens, or that does not fit with its completion.
 
@@ -97,10 +72,7 @@ class ServedModel:
             max_tokens: asked for; None leaves it open, but at least one must fit.
             param: the field that the prompt came in.
         """
-        wrong = next((token for token in tokens if not 0 <= token < self.vocab_size), None)
-        if wrong is not None:
-            message = f"Token {wrong} is not in the vocabulary; ids lie in 0..{self.vocab_size - 1}."
-            raise ApiError(400, message, param=param, code="invalid_value")
+        self.check_vocabulary(tokens, param)
         if len(tokens) + (max_tokens or 1) > self.context_tokens:
             asked = f" and {max_tokens} more were asked for" if max_tokens else ""
             raise ApiError(
@@ -120,6 +92,11 @@ class Service:
     model: ServedModel
     settings: ServerSettings
 
+    @cached_property
+    def metrics(self) -> Metrics:
+        """What is measured."""
+        return Metrics(self.loop, self.model.names[0])
+
     def require_alive(self) -> None:
         """Raise an ApiError (503) where the engine is dead."""
         if not self.loop.alive:
@@ -130,6 +107,15 @@ class Service:
         self.require_alive()
         if not self.loop.ready:
             raise unavailable("The server takes no further requests; it is starting or shutting down.")
+
+    def generate(self, name: str, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Generation:
+        """Give the engine the prompts of one request.
+
+        Raises:
+            QueueFullError: no room for the first of them.
+            UserError: one can never be answered.
+        """
+        return Generation(self.loop, self.metrics, name, prompts, sampling)
 
 
 def new_id(prefix: str) -> str:

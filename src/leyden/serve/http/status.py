@@ -1,11 +1,13 @@
-"""``/health`` and ``/ready``: whether the engine lives, and whether it takes requests."""
+"""``/health``, ``/ready`` and ``/metrics``: whether the engine lives, whether it takes requests, and what it does."""
 
 from typing import Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
+from fastapi.responses import PlainTextResponse
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
-from leyden.serve.http.documentation import responses
+from leyden.serve.http.documentation import failures, responses
 from leyden.serve.http.service import Service
 
 
@@ -16,7 +18,7 @@ class Status(BaseModel):
 
 
 def status_routes(service: Service) -> APIRouter:
-    """The routes; neither needs a key."""
+    """The routes; the first two need no key."""
     router = APIRouter()
 
     @router.get("/health", responses=responses(Status, errors=(403, 503)))
@@ -30,5 +32,10 @@ def status_routes(service: Service) -> APIRouter:
         """Whether requests are taken: 503 before the start, and while the server shuts down, too."""
         service.require()
         return Status()
+
+    @router.get("/metrics", responses=failures((401, 403)), response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        """Queue, speed, latencies, cache and memory, in Prometheus' text format."""
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     return router

@@ -1,0 +1,94 @@
+"""From the engine's deltas to a response: whole, or as server-sent events."""
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Sequence
+from typing import Generic, Protocol, TypeVar
+
+from fastapi import Request, Response
+from pydantic import BaseModel
+
+from leyden.serve.http.generation import Generation
+from leyden.serve.http.protocol.common import StreamOptions, Usage
+from leyden.serve.http.settings import ServerSettings
+from leyden.serve.http.streaming import DONE, EventStream, event, while_connected
+from leyden.serve.request import Delta
+
+
+class _Indexed(Protocol):
+    index: int
+
+
+Piece = TypeVar("Piece", bound=_Indexed)
+
+
+class Answer(ABC, Generic[Piece]):
+    """A response that grows by pieces of its choices.
+
+    Args:
+        generation: what the engine makes of the request's prompts.
+        num_choices: of all prompts together.
+    """
+
+    def __init__(self, generation: Generation, num_choices: int) -> None:
+        self._generation = generation
+        self._num_choices = num_choices
+
+    @abstractmethod
+    def write(self, place: int, delta: Delta) -> Piece | None:
+        """The piece that ``delta``, of the prompt in this place, makes; None where it tells nothing."""
+
+    @abstractmethod
+    def chunk(self, pieces: Sequence[Piece], **usage: Usage | None) -> BaseModel:
+        """An event that tells of ``pieces``."""
+
+    @abstractmethod
+    def complete(self, choices: Sequence[Sequence[Piece]], usage: Usage) -> BaseModel:
+        """The whole response, of all pieces of every choice."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing that may still come would be told."""
+        return False
+
+    def usage(self) -> Usage:
+        """What it cost so far."""
+        return self._generation.usage()
+
+    async def respond(self, request: Request, stream: bool | None, options: StreamOptions | None) -> Response:
+        """The response; when the client goes, so does the engine's work."""
+        settings: ServerSettings = request.app.state.settings
+        if stream:
+            return EventStream(self._events(options or StreamOptions()), settings)
+        whole = await while_connected(request.receive, self._whole())
+        return Response(whole, media_type="application/json")
+
+    async def _whole(self) -> str:
+        pieces: list[list[Piece]] = [[] for _ in range(self._num_choices)]
+        async for piece in self._pieces():
+            pieces[piece.index].append(piece)
+        return _json(self.complete(pieces, self.usage()))
+
+    async def _events(self, options: StreamOptions) -> AsyncGenerator[bytes, None]:
+        async for piece in self._pieces():
+            told = self.usage() if options.continuous_usage_stats else None
+            usage = {"usage": told} if options.include_usage else {}
+            yield event(_json(self.chunk([piece], **usage)))
+        if options.include_usage:
+            yield event(_json(self.chunk([], usage=self.usage())))
+        yield DONE
+
+    async def _pieces(self) -> AsyncGenerator[Piece, None]:
+        deltas = self._generation.deltas()
+        try:
+            async for place, delta in deltas:
+                if (piece := self.write(place, delta)) is not None:
+                    yield piece
+                if self.finished:
+                    return
+        finally:
+            await deltas.aclose()
+
+
+def _json(model: BaseModel) -> str:
+    """Fields that were not set are left out; those that are null were set."""
+    return model.model_dump_json(exclude_unset=True)

@@ -1,0 +1,198 @@
+"""``/v1/chat/completions``: conversations to answer, with calls of functions and formats of answers."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from leyden.serve.http.answer import Answer
+from leyden.serve.http.body import JsonRoute
+from leyden.serve.http.chat_messages import encode_messages
+from leyden.serve.http.documentation import responses
+from leyden.serve.http.logprobs import chat_logprobs, prompt_logprobs
+from leyden.serve.http.protocol.chat import (
+    AnswerMessage,
+    ChatChoice,
+    ChatChunk,
+    ChatCompletion,
+    ChatEnd,
+    ChatLogprobs,
+    ChatPiece,
+    ChatRequest,
+    FunctionDelta,
+    MessageDelta,
+    ToolCallDelta,
+)
+from leyden.serve.http.protocol.common import Usage
+from leyden.serve.http.response_format import answer_grammar
+from leyden.serve.http.service import Service, new_id
+from leyden.serve.http.tool_parser import CallDelta, ToolParser
+from leyden.serve.http.tools import ToolUse, gather
+from leyden.serve.request import Delta
+from leyden.serve.sampling import Sampling
+from leyden.tokenizer import Tokenizer
+
+
+def chat_routes(service: Service) -> APIRouter:
+    """The route."""
+    router = APIRouter(route_class=JsonRoute)
+
+    @router.post("/v1/chat/completions", responses=responses(ChatCompletion, stream=True))
+    async def chat(body: ChatRequest, request: Request) -> Response:
+        """Answer a conversation."""
+        service.require()
+        name = service.model.called(body.model)
+        prompt = await asyncio.to_thread(_prompt, service, body)
+        return await _ChatAnswer(service, body, name, prompt).respond(request, body.stream, body.stream_options)
+
+    return router
+
+
+@dataclass(frozen=True)
+class _ChatPrompt:
+    """A conversation as the engine takes it."""
+
+    tokens: list[int]
+    sampling: Sampling
+    tools: ToolUse
+
+
+def _prompt(service: Service, body: ChatRequest) -> _ChatPrompt:
+    model = service.model
+    tools = ToolUse.of(body.tools, body.tool_choice, body.parallel_tool_calls)
+    grammar = answer_grammar(body.response_format, tools, model.tokenizer)
+    goes_on = body.continue_final_message is True
+    begins = body.add_generation_prompt
+    tokens = encode_messages(
+        model.tokenizer,
+        body.messages,
+        tools=tools.tools,
+        add_generation_prompt=not goes_on if begins is None else begins,
+        continue_final_message=goes_on,
+    )
+    tokens += tools.opening(model.tokenizer)
+    model.check(tokens, body.limit, "messages")
+    limit = body.limit or model.context_tokens - len(tokens)
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    return _ChatPrompt(tokens, body.sampling(limit, logprobs=logprobs, grammar=grammar), tools)
+
+
+class _ChatAnswer(Answer[ChatPiece]):
+    """The answers to one request, which the engine has from here on.
+
+    Raises:
+        QueueFullError, UserError: from the engine, at once.
+    """
+
+    def __init__(self, service: Service, body: ChatRequest, name: str, prompt: _ChatPrompt) -> None:
+        self._head: dict[str, Any] = {
+            "id": new_id("chatcmpl"),
+            "created": int(time.time()),
+            "model": name,
+            "system_fingerprint": service.model.fingerprint,
+        }
+        tokenizer = service.model.tokenizer
+        self._writers = [
+            _Writer(tokenizer, body, index, prompt.tools.parser(tokenizer)) for index in range(body.n or 1)
+        ]
+        self._tokenizer = tokenizer
+        self._num_prompt_top = body.prompt_logprobs
+        self._of_prompt: dict[str, Any] = {}
+        generation = service.generate(self._head["id"], [prompt.tokens], prompt.sampling)
+        super().__init__(generation, len(self._writers))
+
+    @property
+    def finished(self) -> bool:
+        """All answers have made their one call; what the engine goes on to say is not told."""
+        return all(writer.ended for writer in self._writers)
+
+    def write(self, place: int, delta: Delta) -> ChatPiece | None:
+        if delta.prompt_logprobs is not None and self._num_prompt_top is not None:
+            told = prompt_logprobs(self._tokenizer, delta.prompt_logprobs, self._num_prompt_top)
+            self._of_prompt = {"prompt_logprobs": told}
+        return self._writers[delta.index].write(delta)
+
+    def chunk(self, pieces: Sequence[ChatPiece], **usage: Usage | None) -> ChatChunk:
+        of_prompt, self._of_prompt = self._of_prompt, {}  # the first chunk alone tells of the prompt
+        return ChatChunk(object="chat.completion.chunk", choices=list(pieces), **self._head, **usage, **of_prompt)
+
+    def complete(self, choices: Sequence[Sequence[ChatPiece]], usage: Usage) -> ChatCompletion:
+        whole = [writer.whole(pieces) for writer, pieces in zip(self._writers, choices, strict=True)]
+        return ChatCompletion(object="chat.completion", choices=whole, usage=usage, **self._head, **self._of_prompt)
+
+
+class _Writer:
+    """Writes one answer, piece by piece.
+
+    Attributes:
+        ended: whether it told why it ended.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, body: ChatRequest, index: int, parser: ToolParser | None) -> None:
+        self._tokenizer = tokenizer
+        self._num_top = (body.top_logprobs or 0) if body.logprobs else None
+        self._index = index
+        self._parser = parser
+        self._parts: list[str | CallDelta] = []
+        self._begun = False
+        self.ended = False
+
+    def write(self, delta: Delta) -> ChatPiece | None:
+        """The piece that ``delta`` makes."""
+        if self.ended or not (delta.tokens or delta.text or delta.finish_reason):
+            return None
+        parts = self._taken_apart(delta)
+        self._parts += parts
+        end = self._end(delta)
+        self.ended = end is not None
+        logprobs = None
+        if self._num_top is not None:
+            logprobs = ChatLogprobs(content=chat_logprobs(self._tokenizer, delta.logprobs, self._num_top), refusal=None)
+        return ChatPiece(index=self._index, delta=self._message(parts), logprobs=logprobs, finish_reason=end)
+
+    def whole(self, pieces: Sequence[ChatPiece]) -> ChatChoice:
+        """The answer, of all its pieces."""
+        text, calls = gather(self._parts)
+        told = [place for piece in pieces if piece.logprobs is not None for place in piece.logprobs.content]
+        message = {"tool_calls": calls} if calls else {}
+        end = pieces[-1].finish_reason
+        assert end is not None, "the last piece tells why"
+        return ChatChoice(
+            index=self._index,
+            message=AnswerMessage(role="assistant", content=text, refusal=None, **message),
+            logprobs=None if self._num_top is None else ChatLogprobs(content=told, refusal=None),
+            finish_reason=end,
+        )
+
+    def _taken_apart(self, delta: Delta) -> list[str | CallDelta]:
+        if self._parser is None:
+            return [delta.text] if delta.text else []
+        parts = self._parser.push(delta.text)
+        return parts + self._parser.finish() if delta.finish_reason is not None else parts
+
+    def _end(self, delta: Delta) -> ChatEnd | None:
+        if self._parser is not None and self._parser.num_calls and (self._parser.done or delta.finish_reason == "stop"):
+            return "tool_calls"
+        return "length" if delta.finish_reason == "length" else "stop" if delta.finish_reason else None
+
+    def _message(self, parts: Sequence[str | CallDelta]) -> MessageDelta:
+        message: dict[str, Any] = {} if self._begun else {"role": "assistant"}
+        self._begun = True
+        text = "".join(part for part in parts if isinstance(part, str))
+        calls = [_call_delta(part) for part in parts if isinstance(part, CallDelta)]
+        if calls:
+            message["tool_calls"] = calls
+        if text or not calls:
+            message["content"] = text
+        return MessageDelta(**message)
+
+
+def _call_delta(part: CallDelta) -> ToolCallDelta:
+    """OpenAI's shape: what a call is named comes once."""
+    if part.id is None:
+        return ToolCallDelta(index=part.index, function=FunctionDelta(arguments=part.arguments))
+    function = FunctionDelta(name=part.name, arguments=part.arguments)
+    return ToolCallDelta(index=part.index, id=part.id, type="function", function=function)

@@ -1,0 +1,39 @@
+"""The engine, as a server sees it."""
+
+from collections.abc import AsyncGenerator
+from typing import Protocol
+
+from leyden.serve.request import Delta, Request
+from leyden.serve.statistics import Statistics
+
+
+class Loop(Protocol):
+    """The engine, as a server sees it (:class:`leyden.serve.loop.EngineLoop`)."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can still answer anything."""
+        ...
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes requests."""
+        ...
+
+    @property
+    def statistics(self) -> Statistics:
+        """What it has done and holds."""
+        ...
+
+    def submit(self, request: Request) -> AsyncGenerator[Delta, None]:
+        """Take a request; closing the iterator ends it.
+
+        Raises:
+            QueueFullError: at once.
+            UserError: at once; the request can never be answered.
+        """
+        ...
+
+    def drain(self, timeout: float) -> object:
+        """Take no more requests, and wait until all have ended; those that run after ``timeout`` seconds are ended."""
+        ...

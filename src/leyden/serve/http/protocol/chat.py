@@ -1,0 +1,173 @@
+"""``/v1/chat/completions``: what is asked and answered."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, Field, model_validator
+
+from leyden.serve.http.chat_messages import ChatMessage, ToolCall
+from leyden.serve.http.protocol.common import GenerationRequest, NotSupported, PromptLogprobs, Usage
+from leyden.serve.http.response_format import ResponseFormat
+from leyden.serve.http.tools import ToolChoice, Tools
+from leyden.serve.sampling.config import MAX_TOP
+
+ShortText = Annotated[str, Field(max_length=512)]
+
+
+class ChatRequest(GenerationRequest):
+    """A conversation to answer."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    """The conversation so far."""
+    max_tokens: int | None = Field(default=None, ge=1, le=2**31 - 1)
+    """The older name of ``max_completion_tokens``."""
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=2**31 - 1)
+    """Tokens of an answer at most; what the model's context has room for where left out."""
+    logprobs: bool | None = None
+    """Tell the log-probability of each token."""
+    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP)
+    """With ``logprobs``: and so many of the most probable ones in its place."""
+    tools: Tools | None = None
+    """Functions that the answer may call."""
+    tool_choice: ToolChoice | None = None
+    """Whether it may (``auto``), must (``required``, or one function), or must not (``none``)."""
+    parallel_tool_calls: bool | None = None
+    """Whether it may call several; true where left out."""
+    response_format: ResponseFormat | None = None
+    """What the answer must be."""
+    add_generation_prompt: bool | None = None
+    """Whether the prompt ends where an answer begins; true where left out, unless the last message goes on."""
+    continue_final_message: bool | None = None
+    """Whether the answer goes on with the text of the last message."""
+    metadata: dict[ShortText, ShortText] | None = Field(default=None, max_length=16)
+    """Has no effect here."""
+    store: Literal[False] | None = None
+    """Nothing is stored."""
+    safety_identifier: ShortText | None = None
+    """Has no effect here."""
+    prompt_cache_key: ShortText | None = None
+    """Has no effect here: every prompt is looked up in the cache."""
+    service_tier: Literal["auto", "default"] | None = None
+    """Has no effect here."""
+    modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = None
+    """Answers are text."""
+    audio: NotSupported = None
+    function_call: NotSupported = None
+    functions: NotSupported = None
+    prediction: NotSupported = None
+    reasoning_effort: NotSupported = None
+    verbosity: NotSupported = None
+    web_search_options: NotSupported = None
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs to be true")
+        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
+            raise ValueError("max_tokens and max_completion_tokens are the same and differ; leave one of them out")
+        return self
+
+    @property
+    def limit(self) -> int | None:
+        """Tokens of an answer at most, as asked for."""
+        return self.max_completion_tokens or self.max_tokens
+
+
+class TopLogprob(BaseModel):
+    """A token, by itself: its text, with U+FFFD for a part of a character, and its bytes."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChatLogprob(TopLogprob):
+    """A token of an answer, and the most probable ones in its place."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(BaseModel):
+    """Log-probabilities, token by token."""
+
+    content: list[ChatLogprob]
+    refusal: None = None
+
+
+class AnswerMessage(BaseModel):
+    """What the model answered."""
+
+    role: Literal["assistant"]
+    content: str | None
+    refusal: None
+    tool_calls: list[ToolCall] | None = None
+
+
+ChatEnd = Literal["stop", "length", "tool_calls"]
+
+
+class ChatChoice(BaseModel):
+    """An answer."""
+
+    index: int
+    message: AnswerMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: ChatEnd
+
+
+class ChatCompletion(BaseModel):
+    """Answers."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChoice]
+    usage: Usage
+    prompt_logprobs: PromptLogprobs | None = None
+
+
+class FunctionDelta(BaseModel):
+    """A piece of a call."""
+
+    name: str | None = None
+    arguments: str
+
+
+class ToolCallDelta(BaseModel):
+    """A piece of a call; its id and type with the first piece alone."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: FunctionDelta
+
+
+class MessageDelta(BaseModel):
+    """A piece of an answer's message."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
+
+
+class ChatPiece(BaseModel):
+    """A piece of an answer."""
+
+    index: int
+    delta: MessageDelta
+    logprobs: ChatLogprobs | None
+    finish_reason: ChatEnd | None
+
+
+class ChatChunk(BaseModel):
+    """An event of a stream; the last one may have usage alone."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatPiece]
+    usage: Usage | None = None
+    prompt_logprobs: PromptLogprobs | None = None
