@@ -10,22 +10,17 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from leyden.core.errors import UserError
+from leyden.serve.http.protocol.common import Wire
 from leyden.tokenizer import Tokenizer
 
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 """Of a function or a speaker: templates write it without quotes, so that it must not hold anything else."""
 
 
-class Strict(BaseModel):
-    """Types are not converted and unknown fields are refused."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-
-class TextPart(Strict):
+class TextPart(Wire):
     """A piece of a message's text."""
 
     type: Literal["text"]
@@ -35,7 +30,7 @@ class TextPart(Strict):
 Text = str | Annotated[list[TextPart], Field(min_length=1)]
 
 
-class SystemMessage(Strict):
+class SystemMessage(Wire):
     """What the model is told before the conversation (``developer`` is OpenAI's newer word for it)."""
 
     role: Literal["system", "developer"]
@@ -43,7 +38,7 @@ class SystemMessage(Strict):
     name: Name | None = None
 
 
-class UserMessage(Strict):
+class UserMessage(Wire):
     """What the user says."""
 
     role: Literal["user"]
@@ -51,14 +46,14 @@ class UserMessage(Strict):
     name: Name | None = None
 
 
-class CalledFunction(Strict):
+class CalledFunction(Wire):
     """Which function an answer called, and with what: JSON, as the model wrote it."""
 
     name: Name
     arguments: str
 
 
-class ToolCall(Strict):
+class ToolCall(Wire):
     """One call of a function by an answer."""
 
     id: Annotated[str, Field(min_length=1, max_length=256)]
@@ -66,7 +61,7 @@ class ToolCall(Strict):
     function: CalledFunction
 
 
-class AssistantMessage(Strict):
+class AssistantMessage(Wire):
     """What the model answered: text, calls of functions, or both."""
 
     role: Literal["assistant"]
@@ -79,7 +74,7 @@ class AssistantMessage(Strict):
     function_call: None = None
 
 
-class ToolMessage(Strict):
+class ToolMessage(Wire):
     """What a called function returned."""
 
     role: Literal["tool"]

@@ -5,25 +5,26 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue
 
 from leyden.core.errors import UserError
-from leyden.serve.http.chat_messages import Name, Strict
+from leyden.serve.http.chat_messages import Name
+from leyden.serve.http.protocol.common import Wire
 from leyden.serve.http.tools import ToolUse
 from leyden.serve.sampling import Grammar
 from leyden.tokenizer import Tokenizer
 
 
-class TextFormat(Strict):
+class TextFormat(Wire):
     """Any text."""
 
     type: Literal["text"]
 
 
-class JsonObjectFormat(Strict):
+class JsonObjectFormat(Wire):
     """Any JSON object."""
 
     type: Literal["json_object"]
 
 
-class JsonSchema(Strict):
+class JsonSchema(Wire):
     """A schema with a name. Answers keep to it whether or not it says ``strict``."""
 
     name: Name
@@ -32,7 +33,7 @@ class JsonSchema(Strict):
     strict: bool | None = None
 
 
-class JsonSchemaFormat(Strict):
+class JsonSchemaFormat(Wire):
     """A JSON value that fits a schema."""
 
     type: Literal["json_schema"]

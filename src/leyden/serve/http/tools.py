@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, JsonValue
 
 from leyden.core.errors import UserError, suggest
-from leyden.serve.http.chat_messages import CalledFunction, Name, Strict, ToolCall
+from leyden.serve.http.chat_messages import CalledFunction, Name, ToolCall
+from leyden.serve.http.protocol.common import Wire
 from leyden.serve.http.tool_parser import CallDelta, ToolParser
 from leyden.serve.sampling import Grammar
 from leyden.tokenizer import Tokenizer
@@ -31,7 +32,7 @@ _MINIMAX = _Form("<function_call>```typescript\n", "functions.%s(", ")", "\n", "
 _TAGGED = _Form("<tool_call>\n", '{"name": "%s", "arguments": ', "}\n</tool_call>", "\n<tool_call>\n", closing="")
 
 
-class FunctionDefinition(Strict):
+class FunctionDefinition(Wire):
     """A function, its parameters as a JSON schema; ``strict`` is for OpenAI's sake: forced calls always keep to it."""
 
     name: Name
@@ -40,20 +41,20 @@ class FunctionDefinition(Strict):
     strict: bool | None = None
 
 
-class FunctionTool(Strict):
+class FunctionTool(Wire):
     """A function that the model may call."""
 
     type: Literal["function"]
     function: FunctionDefinition
 
 
-class NamedFunction(Strict):
+class NamedFunction(Wire):
     """The function to call."""
 
     name: Name
 
 
-class NamedToolChoice(Strict):
+class NamedToolChoice(Wire):
     """The answer is to call this function."""
 
     type: Literal["function"]
