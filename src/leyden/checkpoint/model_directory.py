@@ -5,23 +5,23 @@ memory-mapped, never unpickled, and written whole or not at all. Matrices keep t
 routers are float32 in the model whatever the file says.
 """
 
-import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from leyden.checkpoint.hub import find_model
 from leyden.checkpoint.layouts import Derived, Layout, layout_named, layout_of
 from leyden.checkpoint.rules import Binding, bind
+from leyden.checkpoint.stored_weights import StoredWeights, check_room, empty_model, fill
 from leyden.checkpoint.tensor_files import TensorFiles, read_json, write_json, write_tensors
 from leyden.core.errors import UserError
 from leyden.core.files import atomic_directory
 from leyden.model import HybridLM, ModelConfig
 from leyden.model.float32 import Float32Module
+from leyden.model.quantized import Int8
 from leyden.tokenizer import Tokenizer
 
 _TOKENIZER_FILE = "tokenizer.json"
@@ -29,7 +29,11 @@ _OURS_TO_REPLACE = ("*.json", "*.safetensors", "*.jinja")
 
 
 def load(
-    model: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    model: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    int8: Int8 = "none",
 ) -> tuple[HybridLM, Tokenizer | None]:
     """Open a model in any layout.
 
@@ -37,21 +41,22 @@ def load(
         model: a directory, or a hub id ``org/name``.
         dtype: cast the matrices; by default they stay as stored, memory-mapped.
         device: where to put it; by default the CPU.
+        int8: hold weights in 8 bits (:func:`leyden.model.quantize`), rounded while they are read, so that no more than
+            some MB of them ever exist in full: ``"layers"``, every projection and all experts; ``"all"``, the embedding
+            and the output projection as well.
 
     Returns:
         The model in evaluation mode, and its tokenizer, None where the directory has none.
 
     Raises:
-        UserError: nothing there, another kind of model, or tensors missing, unexpected, misshapen or truncated.
+        UserError: nothing there, another kind of model, tensors missing, unexpected, misshapen or truncated, or weights
+            that do not fit into the memory that is free.
     """
-    stored = _open(find_model(model))
-    with torch.device("meta"):
-        network = HybridLM(stored.config)
-    for name, tensor in stored.weights.items():
-        parent, _, leaf = name.rpartition(".")
-        setattr(network.get_submodule(parent), leaf, nn.Parameter(tensor))
-    if stored.config.tie_word_embeddings:
-        network.lm_head.weight = network.embed_tokens.weight
+    stored, device = _open(find_model(model)), torch.device(device or "cpu")
+    dtype = dtype or stored.weights.dtype
+    check_room(stored.config, dtype, int8, device)
+    network = empty_model(stored.config, dtype, int8)
+    fill(network, stored.weights, dtype, device)
     return network.to(device=device, dtype=dtype).eval(), stored.tokenizer
 
 
@@ -91,42 +96,12 @@ def convert(source: str | Path, target: str | Path, layout: str) -> None:
     _write(stored.config, stored.weights, stored.tokenizer, Path(target), kind)
 
 
-class _Weights(Mapping[str, torch.Tensor]):
-    """Our parameters, each made of the file's tensors when it is asked for.
-
-    The matrices come in one dtype, the widest that any is stored in; norms and routers in float32 or wider.
-    """
-
-    def __init__(self, files: TensorFiles, bindings: list[Binding], float32: set[str]) -> None:
-        self._files = files
-        self._bindings = {binding.ours: binding for binding in bindings}
-        stored = {b.ours: _widest(files.dtype(part) for part in b.theirs) for b in bindings}
-        matrices = _widest(dtype for name, dtype in stored.items() if name not in float32)
-        self._dtypes = {
-            name: _widest([dtype, torch.float32]) if name in float32 else matrices for name, dtype in stored.items()
-        }
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        binding = self._bindings[name]
-        return binding.join([self._files[part] for part in binding.theirs]).to(self._dtypes[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._bindings)
-
-    def __len__(self) -> int:
-        return len(self._bindings)
-
-
-def _widest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
-    return functools.reduce(torch.promote_types, dtypes)
-
-
 @dataclass(frozen=True)
 class _Stored:
     """A model on disk whose names and shapes have been checked."""
 
     config: ModelConfig
-    weights: _Weights
+    weights: StoredWeights
     tokenizer: Tokenizer | None
 
 
@@ -149,7 +124,7 @@ def _open(directory: Path) -> _Stored:
     has_tokenizer = (directory / _TOKENIZER_FILE).exists()
     tokenizer = Tokenizer.load(directory) if has_tokenizer else None
     check_fit(config, tokenizer, str(directory))
-    return _Stored(config, _Weights(files, bindings, float32), tokenizer)
+    return _Stored(config, StoredWeights(files, bindings, float32), tokenizer)
 
 
 def bindings_of(layout: Layout, config: ModelConfig) -> tuple[list[Binding], set[str]]:

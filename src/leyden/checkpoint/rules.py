@@ -66,17 +66,17 @@ class Binding:
     def join(self, parts: list[torch.Tensor]) -> torch.Tensor:
         """Make our parameter of the file's tensors; the inverse of :meth:`split`."""
         whole = parts[0] if len(parts) == 1 else torch.cat(parts).view(self.shape)
-        return whole if self.rows is None else _order_rows(whole, self.rows.argsort())
+        return whole if self.rows is None else order_rows(whole, self.rows.argsort())
 
     def split(self, whole: torch.Tensor) -> list[torch.Tensor]:
         """Make the file's tensors of our parameter; the inverse of :meth:`join`."""
         if self.rows is not None:
-            whole = _order_rows(whole, self.rows)
+            whole = order_rows(whole, self.rows)
         return [whole] if len(self.theirs) == 1 else list(whole.flatten(0, -2).chunk(len(self.theirs)))
 
 
-def _order_rows(matrix: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Reorder the rows of each head of a projection [H * head_dim, D]."""
+def order_rows(matrix: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Reorder the rows of each head of a projection [H * head_dim, ...]."""
     heads = matrix.unflatten(0, (-1, rows.numel()))
     return heads[:, rows.to(matrix.device)].flatten(0, 1)
 

@@ -4,8 +4,9 @@ Headers are read here, not by the safetensors library, so that a damaged or trun
 """
 
 import json
+import math
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ SHARD_BYTES = 5 * 10**9
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _MAX_HEADER_BYTES = 100 * 10**6  # the format's own limit
+_BLOCK_BYTES = 4 << 20  # of what is read at once
 _LISTED = 8  # how many names of one kind of problem an error prints
 
 
@@ -33,12 +35,14 @@ class StoredTensor:
         file: the file that holds it.
         dtype: the format's name of its dtype, as ``"BF16"``.
         shape: its shape.
+        start: the byte of the file at which its elements begin.
         complete: False where the file ends before the tensor does.
     """
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
+    start: int
     complete: bool
 
 
@@ -69,6 +73,35 @@ class TensorFiles(Mapping[str, torch.Tensor]):
     def dtype(self, name: str) -> torch.dtype:
         """The dtype of a tensor that :meth:`check` accepted."""
         return _DTYPES[self.stored[name].dtype]
+
+    def read_rows(self, name: str) -> Iterator[torch.Tensor]:
+        """The rows of a tensor, from the first to the last, some MB at a time.
+
+        Unlike a map, whose pages count as this process's memory once they were touched, this holds one block, which
+        the next one overwrites.
+
+        Yields:
+            [rows, columns] of its last dim, in the stored dtype.
+
+        Raises:
+            UserError: the file has become shorter since it was opened.
+        """
+        stored = self.stored[name]
+        *rows, columns = stored.shape
+        num_rows, dtype = math.prod(rows), self.dtype(name)
+        step = max(1, _BLOCK_BYTES // (max(1, columns) * dtype.itemsize))
+        buffer = torch.empty(min(step, num_rows), columns, dtype=dtype)
+        with stored.file.open("rb", buffering=0) as file:
+            file.seek(stored.start)
+            for first in range(0, num_rows, step):
+                block = buffer[: num_rows - first]
+                left = block.view(-1).view(torch.uint8).numpy().data
+                while left:
+                    count = file.readinto(left)
+                    if not count:
+                        raise UserError(f"{stored.file} ends within {name}; it was complete when it was opened.")
+                    left = left[count:]
+                yield block
 
     def check(self, wanted: Mapping[str, tuple[int, ...]]) -> None:
         """Compare with the names and shapes that there should be.
@@ -129,10 +162,12 @@ class TensorFiles(Mapping[str, torch.Tensor]):
                 header = json.loads(stream.read(length))
             data_bytes = file.stat().st_size - 8 - length
             header.pop("__metadata__", None)
-            tensors = {
-                name: StoredTensor(file, item["dtype"], tuple(item["shape"]), item["data_offsets"][1] <= data_bytes)
-                for name, item in header.items()
-            }
+            tensors = {}
+            for name, item in header.items():
+                first, last = item["data_offsets"]
+                tensors[name] = StoredTensor(
+                    file, item["dtype"], tuple(item["shape"]), 8 + length + first, complete=last <= data_bytes
+                )
             if all(tensor.complete for tensor in tensors.values()):
                 self._open[file] = safe_open(file, framework="pt", device="cpu")  # checks all else, and maps
         except FileNotFoundError:

@@ -8,6 +8,7 @@ import functools
 import statistics
 import sys
 import time
+from pathlib import Path
 
 import torch
 
@@ -39,6 +40,32 @@ def keep_freed_memory() -> bool:
         return False
     settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 64 << 20))
     return min(mallopt(name, value) for name, value in settings) == 1
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that can still be had: of a GPU, or of this machine and the control group that the process is in.
+
+    None where the system does not say (no Linux).
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return None
+    return int(min(available, _left_of_control_group()))
+
+
+def _left_of_control_group() -> float:
+    """Below the limit of a container (version 2); what is cached of files makes room by itself."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = int((group / "memory.max").read_text())
+        facts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return max(0, limit - int((group / "memory.current").read_text()) + int(facts.get("inactive_file", 0)))
+    except (OSError, ValueError):  # no such group, or "max": no limit
+        return float("inf")
 
 
 @functools.cache

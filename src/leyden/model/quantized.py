@@ -5,7 +5,7 @@ MiniMax-01 was served so on one machine of 8 GPUs (arXiv 2501.08313, section 2: 
 """
 
 from collections.abc import Callable
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from torch import nn
@@ -14,6 +14,9 @@ from leyden.model.experts import Experts, compute
 from leyden.model.float32 import Float32Module
 from leyden.model.lm import HybridLM, OutputProjection
 from leyden.ops import IGNORE_INDEX, Int8Matrices, Routing, int8_linear, quantize_rows
+
+Int8 = Literal["none", "layers", "all"]
+"""Which weights are held in 8 bits: none; every projection and all experts; the embedding and output projection too."""
 
 _LOGITS = 4 << 20
 """Of a loss, how many exist at once: 16 MB in float32."""
