@@ -15,6 +15,7 @@ text. (Marconi, arXiv 2411.19379, weighs recency and saved work by a sum with a 
 Blocks are compared as they are, not by a hash alone: they are the keys of dictionaries.
 """
 
+import heapq
 from collections.abc import Iterator, Sequence
 
 from leyden.model import PAGE
@@ -145,17 +146,16 @@ class PrefixTree:
         """
         if self.pages.free + self.pages.idle < num_pages:
             return False
-        for node in list(self._by_use):
-            if self.pages.free >= num_pages:
-                break
-            # Further snapshots need an inner one's pages too, and running sequences theirs.
-            while node.snapshot is not None and node.snapshots == 1 and self._is_idle(node):
-                above = _next_above(node)
-                self._evict(node)
-                if self.pages.free >= num_pages or above is None or above.used > node.used:
-                    break
-                node = above
-        return self.pages.free >= num_pages
+        # An inner snapshot frees no page: those further on need all pages before them.
+        ends = [(node.used, node) for node in self._by_use if self._frees_pages(node)]
+        heapq.heapify(ends)
+        while self.pages.free < num_pages:
+            _, node = heapq.heappop(ends)
+            above = _next_above(node)
+            self._evict(node)
+            if above is not None and self._frees_pages(above):
+                heapq.heappush(ends, (above.used, above))
+        return True
 
     def prune(self, node: Node) -> None:
         """Free the pages of ``node`` and of those above it, as far as nobody uses them and no snapshot needs them."""
@@ -168,8 +168,8 @@ class PrefixTree:
             gone.append(above)
         self._haunt(gone)
 
-    def _is_idle(self, node: Node) -> bool:
-        return node.page is not None and not self.pages.users(node.page)
+    def _frees_pages(self, node: Node) -> bool:
+        return node.snapshots == 1 and node.page is not None and not self.pages.users(node.page)
 
     def _least_worth(self) -> Node:
         oldest = [node for node, _ in zip(self._by_use, range(_CANDIDATES), strict=False)]
