@@ -41,7 +41,8 @@ class Chat:
             UserError: at once, where the conversation no longer fits into the model's positions.
         """
         messages = [*self.messages, {"role": "user", "content": text}]
-        return self._answer(messages, self._engine.stream(self._tokenizer.encode_chat(messages), self.sampling))
+        chunks = self._engine.stream(self._tokenizer.encode_chat(messages), self.sampling, settle=True)
+        return self._answer(messages, chunks)
 
     def _answer(self, messages: list[dict[str, str]], chunks: Iterator[Chunk]) -> Iterator[str]:
         answer = {"role": "assistant", "content": ""}

@@ -60,6 +60,8 @@ class Generation(Job):
         finish_reason: None while it goes on.
         siblings: the other completions, which take over what this one reads of the prompt.
         cache: what of the prompt had been read before.
+        scores_prompt: whether the prompt's own log-probabilities are asked for. All of it is read then.
+        awaits: another one, which is reading what this one begins with, and how far that goes.
     """
 
     def __init__(
@@ -77,21 +79,42 @@ class Generation(Job):
         self.finish_reason: FinishReason | None = None
         self.siblings: list[Generation] = []
         self.cache = CacheUse()
+        self.scores_prompt = sampling.prompt_logprobs is not None
+        self.awaits: tuple[Generation, int] | None = None
         self._text = TextStream(tokenizer, sampling.stop)
         self._limit = min(sampling.max_tokens, max_positions - self.goal + 1)
         self._admitted = self._prefilled = 0.0
         self._told = self.goal
         self._piece = ""
         self._logprobs: list[TokenLogprobs] = []
+        self._of_prompt: list[TokenLogprobs | None] = [None]
 
     @property
     def drawn(self) -> int:
         """How many of the tokens were drawn."""
         return len(self.tokens) - self.goal
 
-    def admitted(self, cache: CacheUse) -> None:
-        """It has its memory, in which ``cache`` was found."""
-        self.cache, self._admitted = cache, time.perf_counter()
+    @property
+    def was_aborted(self) -> bool:
+        """Whether it ended before its end."""
+        return self.finish_reason in ("aborted", "error")
+
+    def admitted(self, holding: Holding) -> None:
+        """It has its memory, with what the cache had of its prompt."""
+        self.holding, self._admitted = holding, time.perf_counter()
+        if self.scores_prompt:  # what is read again has the same bits, so shared pages may be written
+            self.read, self.cache = 0, CacheUse()
+        else:
+            self.read, self.cache = holding.length, holding.cache
+
+    def forked(self, other: "Generation", holding: Holding) -> None:
+        """It has its memory, with the whole prompt, which ``other`` has read."""
+        self.holding, self.read, self.cache = holding, other.read, other.cache
+        self._admitted = other._admitted
+
+    def score(self, logprobs: Iterable[TokenLogprobs]) -> None:
+        """The log-probabilities of its prompt's next tokens."""
+        self._of_prompt += logprobs
 
     def take(self, draw: Draw) -> None:
         """Its next token was drawn."""
@@ -116,12 +139,16 @@ class Generation(Job):
         tokens, self._told = tuple(self.tokens[self._told :]), len(self.tokens)
         text, self._piece = self._piece, ""
         logprobs, self._logprobs = tuple(self._logprobs), []
+        of_prompt = None
+        if self.scores_prompt and tokens and len(tokens) == self.drawn and not self.index:
+            of_prompt, self._of_prompt = tuple(self._of_prompt), []
         return Delta(
             request=self.request.id,
             index=self.index,
             text=text,
             tokens=tokens,
             logprobs=logprobs,
+            prompt_logprobs=of_prompt,
             read_tokens=min(self.read, self.goal),
             finish_reason=self.finish_reason,
             usage=None if self.finish_reason is None else self._usage(completion_tokens),

@@ -24,6 +24,8 @@ class Request:
         id: unique among those that the engine has.
         priority: lower ones are admitted first; equal ones in order of arrival.
         arrived: on :func:`time.perf_counter`'s clock.
+        settle: read the completion once more in parts when there is nothing else to do, for the prefix cache: the next
+            turn of a chat goes on from there. What decoding computed has other roundings, and is not kept.
     """
 
     tokens: Sequence[int]
@@ -31,6 +33,7 @@ class Request:
     id: str
     priority: int = 0
     arrived: float = field(default_factory=time.perf_counter)
+    settle: bool = True
 
 
 @dataclass(frozen=True)

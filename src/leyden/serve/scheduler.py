@@ -7,6 +7,7 @@ last makes room by moving to host memory, and comes back before anyone new is ad
 """
 
 from bisect import insort
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -23,13 +24,17 @@ class Plan:
     """The work of one step.
 
     Attributes:
+        admitted: sequences that got memory.
         decodes: sequences that read their last token.
         parts: sequences that read a part of their prompt, and where it ends.
+        settling: a text that is read for the cache alone, and where the part ends.
         failed: sequences for which there is no memory, and never will be while the others run.
     """
 
+    admitted: list[Generation] = field(default_factory=list)
     decodes: list[Generation] = field(default_factory=list)
     parts: list[tuple[Generation, int]] = field(default_factory=list)
+    settling: tuple[Job, int] | None = None
     failed: list[Generation] = field(default_factory=list)
 
 
@@ -51,14 +56,16 @@ class Scheduler:
         self.waiting: list[Generation] = []
         self.running: list[Generation] = []
         self.swapped: list[Generation] = []
-        self.settling: list[Job] = []
+        self.settling: deque[Job] = deque()
         self.preemptions = 0
         self._memory = memory
         self._max_sequences = max_sequences
         self._step_tokens = step_tokens
 
     def add(self, job: Generation) -> None:
-        """Let it wait for its turn."""
+        """Let it wait for its turn, without memory."""
+        self.remove(job)
+        job.read = 0
         insort(self.waiting, job, key=_rank)
 
     def start(self, job: Generation) -> None:
@@ -76,10 +83,27 @@ class Scheduler:
             job.swapped.discard()
         job.holding = job.swapped = None
 
+    def settle(self, tokens: list[int]) -> None:
+        """Read ``tokens`` up to the grid when there is time, so that the cache has them; old ones make room."""
+        if len(self.settling) == self._max_sequences:
+            self._forget(self.settling[0])
+        self.settling.append(Job(tokens, len(tokens) // PAGE * PAGE, (0, 0.0, 0)))
+
+    def abandon_settling(self) -> None:
+        """Nothing of it is to be relied on."""
+        for job in list(self.settling):
+            job.read = 0
+            self._forget(job)
+
+    def supersede(self, tokens: list[int]) -> None:
+        """A prompt will be read that begins with a text to be settled: that one need not be."""
+        for job in [job for job in self.settling if job.tokens[: job.goal] == tokens[: job.goal]]:
+            self._forget(job)
+
     @property
-    def busy(self) -> bool:
-        """Whether there is anything to do."""
-        return bool(self.waiting or self.running or self.swapped or self.settling)
+    def has_requests(self) -> bool:
+        """Whether any sequence of a request waits or runs."""
+        return bool(self.waiting or self.running or self.swapped)
 
     @property
     def room(self) -> int:
@@ -88,20 +112,19 @@ class Scheduler:
 
     def plan(self) -> Plan:
         """The next step; its sequences have the pages they need for it."""
-        before = self.preemptions
+        plan, before = Plan(), self.preemptions
         decodes = [job for job in list(self.running) if job.decodes and self._reserve(job, len(job.tokens))]
         if self.preemptions == before:
             decodes += [job for job in self._resume() if job.decodes and self._reserve(job, len(job.tokens))]
             if not self.swapped:
-                self._admit()
-        budget = max(PAGE, self._step_tokens - len(decodes))
-        parts = [(job, stop) for job, stop in self._parts(budget) if self._reserve(job, stop)]
-        plan = Plan(
-            [job for job in decodes if job.holding is not None],
-            [(job, stop) for job, stop in parts if job.holding is not None],
-        )
+                plan.admitted = self._admit()
+        parts = list(self._parts(max(PAGE, self._step_tokens - len(decodes))))
+        plan.decodes = [job for job in decodes if job.holding is not None]  # not those that made room since
+        plan.parts = [(job, stop) for job, stop in parts if job.holding is not None]
         if self.running and not (plan.decodes or plan.parts):
             plan.failed.append(self.running[-1])
+        if not self.has_requests:
+            plan.settling = self._settling()
         return plan
 
     def _reserve(self, job: Generation, stop: int) -> bool:
@@ -109,7 +132,7 @@ class Scheduler:
         while job.holding is not None:
             if self._memory.grow(job.holding, stop):
                 return True
-            if not self._preempt(self.running[-1]):
+            if not (self._interrupt_settling() or self._preempt(self.running[-1])):
                 return False
         return False
 
@@ -131,33 +154,100 @@ class Scheduler:
             assert job.swapped is not None
             job.holding = self._memory.swap_in(job.swapped)
             if job.holding is None:
+                if self._interrupt_settling():
+                    continue
                 break
             job.swapped = None
             self.start(self.swapped.pop(0))
             resumed.append(job)
         return resumed
 
-    def _admit(self) -> None:
-        while self.waiting and len(self.running) < self._max_sequences:
-            job = self.waiting[0]
-            holding = self._memory.admit(job.tokens)
+    def _admit(self) -> list[Generation]:
+        admitted: list[Generation] = []
+        for job in list(self.waiting):
+            if len(self.running) >= self._max_sequences:
+                break
+            if self._awaits(job):
+                continue
+            holding = self._memory.admit(job.tokens[: job.goal])
+            if holding is None and self._interrupt_settling():
+                holding = self._memory.admit(job.tokens[: job.goal])
             if holding is None:
-                return
-            job.holding, job.read = holding, holding.length
-            job.admitted(holding.cache)
-            self.start(self.waiting.pop(0))
+                break
+            self.waiting.remove(job)
+            job.admitted(holding)
+            self.start(job)
+            admitted.append(job)
+        return admitted
+
+    def _awaits(self, job: Generation) -> bool:
+        """Whether another sequence is just about to read what ``job`` begins with, so that the cache will have it."""
+        if job.scores_prompt:
+            return False
+        if job.awaits is not None:
+            other, position = job.awaits
+            if other.holding is not None and other.read < position:
+                return True
+        job.awaits = None
+        for other in self.running:
+            if other.holding is None or other.decodes or not self._memory.cuts(other.holding):
+                continue
+            position = _shared(job.tokens, other.tokens, min(job.goal - 1, other.goal))
+            if position > other.read:
+                # A state is kept there, though where they part was not known when the other came.
+                other.holding.cuts = tuple(sorted({*other.holding.cuts, position}))
+                job.awaits = other, position
+                return True
+        return False
 
     def _parts(self, budget: int) -> Iterator[tuple[Generation, int]]:
-        """Parts of prompts that together have at most ``budget`` tokens."""
+        """Parts of prompts that together have at most ``budget`` tokens, and pages for them."""
         reading = [job for job in self.running if not job.decodes]
         oldest = min(reading, key=lambda job: job.rank[1:], default=None)
+        rows = PAGE
         for job in sorted(reading, key=lambda job: job.goal - job.read):
             if job is oldest:
                 oldest = None
             kept = 0 if oldest is None else min(PAGE, oldest.goal - oldest.read)
             if job.holding is None:  # has just made room
                 continue
-            stop = job.part(budget - kept, self._memory.cuts(job.holding))
-            if stop > job.read:
+            room = min(budget - kept, rows) if job.scores_prompt else budget - kept
+            stop = job.part(room, self._memory.cuts(job.holding))
+            if stop > job.read and self._reserve(job, stop):
                 budget -= stop - job.read
+                rows -= (stop - job.read) * job.scores_prompt
                 yield job, stop
+
+    def _settling(self) -> tuple[Job, int] | None:
+        """The next part of what is to be settled: a page, since a request may come at any moment."""
+        while self.settling:
+            job = self.settling[0]
+            if job.holding is None:
+                job.holding = self._memory.admit(job.tokens)
+                job.read = 0 if job.holding is None else job.holding.length
+            if job.holding is not None and job.read < job.goal:
+                return job, job.part(PAGE, ())
+            self._forget(job)
+        return None
+
+    def _interrupt_settling(self) -> bool:
+        """Win the memory back that settling takes; whether it took any."""
+        holding = next((job for job in self.settling if job.holding is not None), None)
+        if holding is not None:
+            self._forget(holding)
+        return holding is not None
+
+    def _forget(self, job: Job) -> None:
+        self.settling.remove(job)
+        if job.holding is not None:
+            if job.holding.length < job.read < job.goal:  # so far it was worth it
+                job.holding.cuts = (*job.holding.cuts, job.read)
+                self._memory.settled(job.holding, job.read)
+            self._memory.release(job.holding)
+            job.holding = None
+
+
+def _shared(text: list[int], other: list[int], limit: int) -> int:
+    """How many of the first ``limit`` tokens of two texts are the same, in whole pages."""
+    stop = limit // PAGE * PAGE
+    return next((at for at in range(0, stop, PAGE) if text[at : at + PAGE] != other[at : at + PAGE]), stop)

@@ -3,6 +3,9 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
+from leyden.serve.memory import MemoryUsage
+from leyden.serve.request import CacheUse
+
 
 @dataclass
 class Statistics:
@@ -49,3 +52,17 @@ class Statistics:
     refused: int = 0
     draft_tokens_proposed: int = 0
     draft_tokens_accepted: int = 0
+
+    def admitted(self, prompt_tokens: int, cache: CacheUse) -> None:
+        """A prompt got memory, and this was found in the cache."""
+        self.prompt_tokens += prompt_tokens
+        self.cache_possible_tokens += cache.possible
+        self.cache_used_tokens += cache.used
+        self.cache_lost_tokens.update(cache.lost)
+
+    def measure(self, usage: MemoryUsage) -> None:
+        """The gauges of memory."""
+        self.states_used, self.states_total = usage.states_used, usage.states_total
+        self.pages_used, self.pages_total = usage.pages_used, usage.pages_total
+        self.snapshot_bytes_used, self.snapshot_bytes_total = usage.snapshot_bytes_used, usage.snapshot_bytes_total
+        self.evictions = usage.evictions
