@@ -120,7 +120,7 @@ def render(result: BenchResult) -> Group:
 def _goal(row: Row) -> Text:
     """Whether the goal was reached, and what must be reached and is aimed at."""
     suffix = "x" if row.judged == "ratio" else ""
-    parts = [] if row.at_least is None else [_number(row.at_least, suffix)]
+    parts = [] if row.at_least is None else [_number(row.at_least, suffix) + " at most" * row.at_most]
     if row.aim is not None:
         parts.append(f"aim {_number(row.aim, suffix)}" + " at most" * row.at_most)
     goal = ", ".join(parts)

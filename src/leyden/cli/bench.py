@@ -22,6 +22,21 @@ def cpu(
 
 
 @app.command()
+def serve(
+    llama: Annotated[
+        str | None,
+        typer.Option(metavar="PYTHON", help="An interpreter that has llama-cpp-python.", show_default=False),
+    ] = None,
+    quick: Annotated[bool, typer.Option(help="Small shapes and few repeats: checks that all of it runs.")] = False,
+    output: Output = None,
+) -> None:
+    """The engine on two CPU threads: many streams, chats, long contexts, int8; beside transformers and llama.cpp."""
+    from leyden.bench.serve import run_serve
+
+    run_serve(quick=quick, output=output, llama=llama)
+
+
+@app.command()
 def ops(
     only: Annotated[
         str | None,

@@ -1,0 +1,191 @@
+"""The rows of ``leyden bench serve`` beside other software: transformers' generate and server, llama.cpp."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from leyden.bench.result import Row
+from leyden.bench.serve_http import ServerProcess, rate_and_wait
+from leyden.bench.serve_llama import LlamaWorker
+from leyden.bench.serve_plan import prompts
+from leyden.bench.serve_rows import Bench
+from leyden.bench.worker import Worker
+
+_SHORT = {"float32": "f32", "bfloat16": "bf16"}
+
+
+def generate_rows(bench: Bench, theirs: Worker) -> list[Row]:
+    """A batch by transformers' generate: at least 4x the tokens/s, and a lower time to first token."""
+    plan, many, new = bench.plan, bench.plan.streams, bench.plan.new
+    work = (many, plan.prompt, new)
+    seconds = {}
+    for variant in theirs.call("variants"):
+        theirs.call("generate", variant, "bfloat16", 1, plan.prompt, 2, 0)
+        seconds[variant] = theirs.call("generate", variant, "bfloat16", *work, 0)[0]
+        bench.bar.advance(note=f"generate {variant}")
+    fastest = min(seconds, key=seconds.__getitem__)
+    slower = ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items() if name != fastest)
+    (their_whole, their_first), (our_whole, our_first) = bench.in_turn(
+        "generate",
+        plan.long_repeats,
+        lambda seed: theirs.call("generate", fastest, "bfloat16", *work, seed),
+        lambda seed: bench.ours.call("generate", "bfloat16", *work, seed),
+    )
+    name = f"{many} streams, {plan.prompt} tokens in, {new} out"
+    return [
+        Row(
+            work=f"{name}, bf16",
+            unit="tokens/s",
+            theirs=many * new / their_whole,
+            ours=many * new / our_whole,
+            ratio=their_whole / our_whole,
+            at_least=4,
+            how=f"from sending all prompts to the last token; theirs is generate() over one batch with '{fastest}' "
+            f"experts, the fastest (tried: {slower})",
+        ),
+        Row(
+            work=f"{name}, first token",
+            unit="ms",
+            theirs=1000 * their_first,
+            ours=1000 * our_first,
+            ratio=their_first / our_first,
+            at_least=1,
+            how="of the median stream; theirs come together",
+        ),
+    ]
+
+
+def server_rows(bench: Bench, theirs: ServerProcess, ours: ServerProcess, texts: Sequence[str]) -> list[Row]:
+    """The same requests over HTTP, by the same clients: at least 4x the tokens/s, and a lower time to first token.
+
+    Args:
+        bench: the plan.
+        theirs: ``transformers serve``.
+        ours: ``leyden serve``.
+        texts: at least ``http_streams`` for each of the rounds; none is sent twice, so that no cache helps.
+    """
+    plan, many = bench.plan, bench.plan.http_streams
+
+    def of(server: ServerProcess, number: int) -> tuple[float, float]:
+        return rate_and_wait(server.ask(list(texts[number * many : (number + 1) * many]), plan.new))
+
+    (their_rate, their_first), (our_rate, our_first) = bench.in_turn(
+        "servers", plan.long_repeats, lambda number: of(theirs, number), lambda number: of(ours, number)
+    )
+    name = f"HTTP, {many} streams, {plan.new} tokens out"
+    return [
+        Row(
+            work=f"{name}, bf16",
+            unit="tokens/s",
+            theirs=their_rate,
+            ours=our_rate,
+            ratio=our_rate / their_rate,
+            at_least=4,
+            how="/v1/completions, streamed, from sending all requests to the last token; theirs is transformers serve, "
+            "which runs one request after another (its continuous batching refuses layers of linear attention)",
+        ),
+        Row(
+            work=f"{name}, first token",
+            unit="ms",
+            theirs=1000 * their_first,
+            ours=1000 * our_first,
+            ratio=their_first / our_first,
+            at_least=1,
+            how="of the median stream",
+        ),
+    ]
+
+
+@dataclass(frozen=True)
+class Llama:
+    """llama.cpp's side: its process, and the model's files by the dtype of their matrices."""
+
+    worker: LlamaWorker
+    files: dict[str, str]
+
+
+def llama_rows(bench: Bench, llama: Llama) -> list[Row]:
+    """One stream by llama.cpp: decoding at least equal, prefill at least 3x."""
+    plan, vocabulary = bench.plan, bench.plan.model.vocab_size
+    lengths, prompt, new = plan.llama
+    rows = []
+    for dtype in ("bfloat16", "float32"):
+        file = llama.files[dtype]
+        for length in lengths:
+            text = prompts(1, length, vocabulary, 0)[0]
+            fastest, slower = _fastest(bench, llama, "prefill", file, text)
+            (theirs,), (ours,) = bench.in_turn(
+                f"llama.cpp, prefill {length}",
+                plan.long_repeats,
+                lambda seed, v=fastest, f=file, t=length: [
+                    llama.worker.call("prefill", v, f, prompts(1, t, vocabulary, seed)[0])
+                ],
+                lambda seed, d=dtype, t=length: [bench.ours.call("prefill", d, prompts(1, t, vocabulary, seed)[0])],
+            )
+            rows.append(
+                Row(
+                    work=f"llama.cpp, prefill 1x{length}, {_SHORT[dtype]}",
+                    unit="tokens/s",
+                    theirs=length / theirs,
+                    ours=length / ours,
+                    ratio=theirs / ours,
+                    at_least=3,
+                    how=f"theirs in graphs of '{fastest}' tokens, the fastest (tried: {slower}); ours by the engine",
+                )
+            )
+        text = prompts(1, prompt, vocabulary, 0)[0]
+        fastest, slower = _fastest(bench, llama, "decode", file, text, new)
+        (theirs,), (ours,) = bench.in_turn(
+            "llama.cpp, decode",
+            plan.repeats,
+            lambda seed, v=fastest, f=file: [
+                llama.worker.call("decode", v, f, prompts(1, prompt, vocabulary, seed)[0], new)
+            ],
+            lambda seed, d=dtype: [bench.ours.call("decode", d, prompts(1, prompt, vocabulary, seed)[0], new)],
+        )
+        rows.append(
+            Row(
+                work=f"llama.cpp, decode {new} after {prompt}, {_SHORT[dtype]}",
+                unit="tokens/s",
+                theirs=new / theirs,
+                ours=new / ours,
+                ratio=theirs / ours,
+                at_least=1,
+                how=f"theirs by llama_decode with '{fastest}' (tried: {slower}); ours by the engine",
+            )
+        )
+    return rows
+
+
+def _fastest(bench: Bench, llama: Llama, work: str, file: str, text: list[int], *arguments: int) -> tuple[str, str]:
+    """llama.cpp's soonest variant, of two tries the second; and the others with their milliseconds."""
+    seconds = {}
+    for variant in llama.worker.call("variants", work):
+        llama.worker.call(work, variant, file, text, *arguments)
+        seconds[variant] = llama.worker.call(work, variant, file, text, *arguments)
+    bench.bar.advance(note=f"llama.cpp's fastest way to {work}")
+    fastest = min(seconds, key=seconds.__getitem__)
+    return fastest, ", ".join(f"{v} {1000 * s:.0f} ms" for v, s in seconds.items() if v != fastest)
+
+
+def llama_difference(bench: Bench, llama: Llama) -> float:
+    """Largest difference of both sides' float32 logits behind 600 random tokens, as a share of the largest."""
+    tokens = prompts(1, 600, bench.plan.model.vocab_size, 0)[0]
+    expected = np.array(llama.worker.call("logits", "128", llama.files["float32"], tokens))
+    found = bench.ours.call("logits", tokens)[-1]
+    return float(np.abs(expected - found).max() / np.abs(expected).max())
+
+
+def greedy_agreement(bench: Bench, llama: Llama) -> float:
+    """Share of greedy tokens that both sides give in bfloat16, before the first in which they differ; of 8 prompts."""
+    vocabulary = bench.plan.model.vocab_size
+    _, prompt, new = bench.plan.llama
+    shares = []
+    for text in prompts(8, prompt, vocabulary, 0):
+        theirs = llama.worker.call("greedy", "512", llama.files["bfloat16"], text, new - 1)
+        ours = bench.ours.call("greedy", "bfloat16", text, new)
+        same = next((i for i, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b), new)
+        shares.append(same / new)
+    return statistics.median(shares)
