@@ -22,6 +22,7 @@ from leyden.core.files import atomic_directory
 from leyden.model import HybridLM, ModelConfig
 from leyden.model.float32 import Float32Module
 from leyden.model.quantized import Int8
+from leyden.parallel.mesh import Mesh
 from leyden.tokenizer import Tokenizer
 
 _TOKENIZER_FILE = "tokenizer.json"
@@ -34,6 +35,7 @@ def load(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     int8: Int8 = "none",
+    mesh: Mesh | None = None,
 ) -> tuple[HybridLM, Tokenizer | None]:
     """Open a model in any layout.
 
@@ -44,6 +46,8 @@ def load(
         int8: hold weights in 8 bits (:func:`leyden.model.quantize`), rounded while they are read, so that no more than
             some MB of them ever exist in full: ``"layers"``, every projection and all experts; ``"all"``, the embedding
             and the output projection as well.
+        mesh: of a plan by :func:`leyden.parallel.serving.serving_plan`: only this rank's part of the model, ready to
+            be served with the other ranks.
 
     Returns:
         The model in evaluation mode, and its tokenizer, None where the directory has none.
@@ -54,9 +58,9 @@ def load(
     """
     stored, device = _open(find_model(model)), torch.device(device or "cpu")
     dtype = dtype or stored.weights.dtype
-    check_room(stored.config, dtype, int8, device)
-    network = empty_model(stored.config, dtype, int8)
-    fill(network, stored.weights, dtype, device)
+    check_room(stored.config, dtype, int8, device, mesh)
+    network = empty_model(stored.config, dtype, int8, mesh)
+    fill(network, stored.weights, dtype, device, mesh)
     return network.to(device=device, dtype=dtype).eval(), stored.tokenizer
 
 

@@ -21,6 +21,10 @@ from leyden.core.errors import UserError
 from leyden.core.log import progress
 from leyden.model import HybridLM, ModelConfig, quantize
 from leyden.model.quantized import Int8, scale_of, tie
+from leyden.parallel.mesh import Mesh
+from leyden.parallel.part import Part
+from leyden.parallel.serving import divide
+from leyden.parallel.weights import part_of
 
 _MOST_THREADS = 8
 _SHOWN_BYTES = 1 << 30
@@ -85,31 +89,42 @@ def _widest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
     return functools.reduce(torch.promote_types, dtypes)
 
 
-def empty_model(config: ModelConfig, dtype: torch.dtype, int8: Int8) -> HybridLM:
-    """The model on the meta device, where it weighs nothing."""
+def empty_model(config: ModelConfig, dtype: torch.dtype, int8: Int8, mesh: Mesh | None = None) -> HybridLM:
+    """The model, or the part of it that a rank of ``mesh`` serves, on the meta device, where it weighs nothing.
+
+    Raises:
+        UserError: what ranks divide is to be in 8 bits and cannot.
+    """
     with torch.device("meta"):
         network = HybridLM(config).to(dtype)
+    if mesh is not None:
+        if int8 == "all":
+            raise UserError("ranks hold the embedding and output projection as they are; take int8='layers'.")
+        divide(network, mesh)
     return network if int8 == "none" else quantize(network, head=int8 == "all")
 
 
-def weight_bytes(config: ModelConfig, dtype: torch.dtype, int8: Int8 = "none") -> int:
+def weight_bytes(config: ModelConfig, dtype: torch.dtype, int8: Int8 = "none", mesh: Mesh | None = None) -> int:
     """What the weights of a model weigh in memory: matrices in ``dtype``, or such as ``int8`` names in 8 bits."""
-    network = empty_model(config, dtype, int8)
+    network = empty_model(config, dtype, int8, mesh)
     tensors = {id(tensor): tensor.nbytes for tensor in (*network.parameters(), *network.buffers())}
     return sum(tensors.values())
 
 
-def check_room(config: ModelConfig, dtype: torch.dtype, int8: Int8, device: torch.device) -> None:
-    """Refuse a model whose weights do not fit.
+def check_room(
+    config: ModelConfig, dtype: torch.dtype, int8: Int8, device: torch.device, mesh: Mesh | None = None
+) -> None:
+    """Refuse a model whose weights, or this rank's part of them, do not fit.
 
     Raises:
         UserError: what it needs, what there is, and what would help.
     """
-    needed, free = weight_bytes(config, dtype, int8), free_bytes(device)
+    needed, free = weight_bytes(config, dtype, int8, mesh), free_bytes(device)
     if free is None or needed <= free:
         return
     kind = f"in {str(dtype).removeprefix('torch.')}" + {"none": "", "layers": " and 8 bits", "all": " and 8 bits"}[int8]
-    smaller: dict[Int8, int] = {name: weight_bytes(config, dtype, name) for name in ("layers", "all")}
+    kinds: tuple[Int8, ...] = ("layers", "all") if mesh is None else ("layers",)
+    smaller = {name: weight_bytes(config, dtype, name, mesh) for name in kinds}
     fitting = [f"int8={name!r} needs {_gigabytes(size)}" for name, size in smaller.items() if size <= min(free, needed)]
     advice = f"in 8 bits it fits: {', '.join(fitting)}" if fitting else "take a machine with more, or several ranks"
     raise UserError(
@@ -122,7 +137,9 @@ def _gigabytes(count: int) -> str:
     return f"{count / 1e9:.3g} GB"
 
 
-def fill(network: HybridLM, weights: StoredWeights, dtype: torch.dtype, device: torch.device) -> None:
+def fill(
+    network: HybridLM, weights: StoredWeights, dtype: torch.dtype, device: torch.device, mesh: Mesh | None = None
+) -> None:
     """Give a model its weights, of which no more than a few exist twice at any moment.
 
     Args:
@@ -130,6 +147,8 @@ def fill(network: HybridLM, weights: StoredWeights, dtype: torch.dtype, device: 
         weights: what it gets.
         dtype: of the matrices that are not 8 bits.
         device: where they go.
+        mesh: of the ranks, where each gets its part. A row of 8 bits is rounded before it is cut, so that all parts
+            together are what one process has.
 
     Raises:
         UserError: a weight that 8 bits cannot hold, or a file that changes meanwhile.
@@ -137,9 +156,12 @@ def fill(network: HybridLM, weights: StoredWeights, dtype: torch.dtype, device: 
     in_8_bits = {name for name, buffer in network.named_buffers() if buffer.dtype == torch.int8}
 
     def make(name: str) -> tuple[str, torch.Tensor, torch.Tensor | None]:
+        shape = weights.bindings[name].shape
+        part = Part.whole(shape) if mesh is None else part_of(name, shape, mesh.plan, mesh.at)
         if name in in_8_bits:
-            return name, *read_in_8_bits(weights.files, weights.bindings[name], device)
-        return name, weights[name].to(device, weights.wanted_dtype(name, dtype)), None
+            weight, scale = read_in_8_bits(weights.files, weights.bindings[name], device)
+            return name, part.cut(weight), Part(shape[:-1], part.spans[:-1]).cut(scale)
+        return name, part.cut(weights[name]).to(device, weights.wanted_dtype(name, dtype)), None
 
     read = {name for name in weights if name in in_8_bits or device.type != "cpu" or not weights.is_mapped(name, dtype)}
     total = sum(map(weights.stored_bytes, read))

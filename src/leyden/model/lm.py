@@ -203,14 +203,17 @@ class HybridLM(nn.Module):
             pools: what was read before; changed in place.
 
         Returns:
-            [R, D], normed, for the rows that are wanted.
+            [R, D], normed, for the rows that are wanted; where tensor ranks divide the tokens, whose number is then a
+            multiple of theirs, the same on each of them.
         """
         cos, sin = rotary_angles(pad_rows(rows.positions, len(tokens)), self.config.rotary_dim, self.config.rope_theta)
         sequence = Sequence(0, None, cos, sin)
-        x = self.embed_tokens(tokens)[None]
+        x = self.embed_tokens(tokens[None])
+        last = None if self.ranks.divide_tokens else rows.wanted
         for index, (layer, memory) in enumerate(zip(self.layers, pools.of_layers(rows), strict=True)):
-            x, _, _ = layer(x, sequence, memory, rows.wanted if index == len(self.layers) - 1 else None)
-        return self.norm(x)[0]
+            x, _, _ = layer(x, sequence, memory, last if index == len(self.layers) - 1 else None)
+        hidden = self.ranks.whole(self.norm(x))
+        return (take(hidden, rows.wanted) if self.ranks.divide_tokens else hidden)[0]
 
     def extra_repr(self) -> str:
         config = self.config

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from leyden.model.config import ModelConfig
+
 
 @dataclass(frozen=True)
 class RowPart:
@@ -40,7 +42,13 @@ class RowPart:
 
 
 class Ranks:
-    """The processes that compute one micro-batch together."""
+    """The processes that compute one micro-batch together.
+
+    Attributes:
+        divide_tokens: whether the hidden states between the layers are those of this rank's own tokens alone.
+    """
+
+    divide_tokens = False
 
     def part(self, num_tokens: int, cu_seqlens: torch.Tensor | None) -> RowPart | None:
         """Which tokens of a row of ``num_tokens`` this rank computes; None: all of them, alone."""
@@ -57,3 +65,11 @@ class Ranks:
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """The sum of ``values`` over all ranks that compute this micro-batch; not differentiable."""
         return values
+
+    def whole(self, x: torch.Tensor) -> torch.Tensor:
+        """[1, T', D] of this rank's own tokens to [1, T, D] of the row's, on every rank; without a gradient."""
+        return x
+
+    def held(self, config: ModelConfig) -> ModelConfig:
+        """The shape of the states, keys and values that this rank holds of a model of shape ``config``."""
+        return config

@@ -3,7 +3,8 @@
 import torch
 import torch.distributed as dist
 
-from leyden.model import Ranks, RowPart
+from leyden.model import ModelConfig, Ranks, RowPart
+from leyden.parallel.collectives import gather_rows
 from leyden.parallel.mesh import Mesh
 
 
@@ -12,6 +13,7 @@ class StageRanks(Ranks):
 
     def __init__(self, mesh: Mesh) -> None:
         self._mesh = mesh
+        self.divide_tokens = mesh.plan.tp > 1
 
     def part(self, num_tokens: int, cu_seqlens: torch.Tensor | None) -> RowPart | None:
         """The context rank's tokens of a row; None where there is one context rank.
@@ -45,3 +47,14 @@ class StageRanks(Ranks):
         total = values.detach().clone()
         dist.all_reduce(total, group=group)
         return total
+
+    def whole(self, x: torch.Tensor) -> torch.Tensor:
+        """From the tensor ranks, which have as many tokens each."""
+        group = self._mesh.groups["tp"]
+        return x if group is None else gather_rows(x, 1, group)
+
+    def held(self, config: ModelConfig) -> ModelConfig:
+        """The tensor rank's heads."""
+        tp = self._mesh.plan.tp
+        heads = {name: getattr(config, name) // tp for name in ("num_attention_heads", "num_key_value_heads")}
+        return config.model_copy(update=heads)

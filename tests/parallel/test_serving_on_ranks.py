@@ -1,0 +1,136 @@
+"""Ranks that serve a model together: logits and greedy tokens are those of one process."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gloo_ranks import mesh_of
+from one_process import small_model
+
+from leyden.checkpoint import load, save
+from leyden.core.errors import UserError
+from leyden.model import PAGE, HybridLM, Pools, preset
+from leyden.model.quantized import Int8
+from leyden.parallel import ParallelConfig, Plan
+from leyden.parallel.announce import Announcer
+from leyden.parallel.serving import serving_plan
+from leyden.serve import Engine, Sampling
+from leyden.serve import ranks as ranks_module
+from leyden.serve.config import EngineConfig
+from leyden.serve.ranks import FollowingEngine, LeadingEngine
+from leyden.serve.runner import Reading, Runner
+
+_PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5] * 27, [7, 7, 2], list(range(40))]
+
+
+def _greedy(model: HybridLM) -> tuple[torch.Tensor, torch.Tensor]:
+    """Three prompts read in one step, one of them in two parts; five greedy tokens of each: tokens and all logits."""
+    pools = Pools(model.ranks.held(model.config), 4, 8, dtype=torch.float32)
+    runner = Runner(model.eval(), pools)
+    pages = [[0, 5], [1], [2]]
+    runner.run([], [Reading(_PROMPTS[0][:256], 0, pages[0], [0], wanted=0)])
+    starts = [256, 0, 0]
+    parts = [Reading(p[s:], s, g, [i]) for i, (p, s, g) in enumerate(zip(_PROMPTS, starts, pages, strict=True))]
+    seen = [runner.run([], parts)]
+    tokens = [seen[-1].argmax(-1)]
+    for step in range(5):
+        drawn = tokens[-1].tolist()
+        decodes = [Reading([drawn[i]], len(prompt) + step, pages[i], [i, i]) for i, prompt in enumerate(_PROMPTS)]
+        seen.append(runner.run(decodes, []))
+        tokens.append(seen[-1].argmax(-1))
+    return torch.stack(tokens), torch.stack(seen)
+
+
+def _compare(plan: Plan, directory: str, int8: Int8) -> float:
+    """How far the logits of these ranks lie from those of one process."""
+    whole, _ = load(directory, int8=int8)
+    model, _ = load(directory, int8=int8, mesh=mesh_of(plan))
+    held, everything = (sum(b.nbytes for b in (*m.parameters(), *m.buffers())) for m in (model, whole))
+    assert plan.ep * plan.etp == 1 or held < (1.2 / plan.world + 0.1) * everything
+    expected_tokens, expected = _greedy(whole)
+    tokens, logits = _greedy(model)
+    assert torch.equal(tokens, expected_tokens)
+    return float((logits - expected).abs().max() / expected.abs().max())
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> str:
+    directory = tmp_path_factory.mktemp("model")
+    save(small_model(torch.float32, shared_intermediate_size=8), None, directory, layout="minimax")
+    return str(directory)
+
+
+@pytest.mark.parametrize(
+    ("plan", "int8"),
+    [
+        (Plan(tp=2), "none"),
+        (Plan(tp=2, ep=2), "layers"),
+        (Plan(tp=2, etp=2), "none"),
+        (Plan(tp=4, ep=2, etp=2), "layers"),
+    ],
+    ids=str,
+)
+def test_tokens_are_those_of_one_process(ranks: Callable[..., list[Any]], plan: Plan, int8: Int8, saved: str) -> None:
+    assert max(ranks(plan.world, _compare, plan, saved, int8)) < 1e-5
+
+
+_CONFIG = EngineConfig(max_sequences=2, step_tokens=256, kv_gigabytes=0.001, cache_gigabytes=0.01, decoder="torch")
+
+
+def _generate(engine: Engine) -> list[tuple[int, ...]]:
+    """Greedy and drawn completions of more prompts than run at once, some with the same beginning."""
+    prompts = [*_PROMPTS, [*_PROMPTS[0], 8, 9], _PROMPTS[0][:200]]
+    found = engine.generate(prompts, Sampling(max_tokens=6, temperature=0))
+    found += engine.generate(prompts[1:], Sampling(max_tokens=6, seed=3, n=2))
+    stream = engine.stream(prompts[0], Sampling(max_tokens=50, temperature=0))
+    begun = next(stream).token
+    stream.close()  # is aborted, and the others learn of it
+    return [*(completion.tokens for completion in found), (begun,)]
+
+
+def _engines(plan: Plan, directory: str, store: str) -> list[tuple[int, ...]] | None:
+    """What the first rank's engine makes of some prompts; the others follow."""
+    mesh = mesh_of(plan)
+    announcer = Announcer(torch.distributed.FileStore(store, plan.world), plan.world)
+    model, _ = load(directory, mesh=mesh)
+    if mesh.rank:
+        FollowingEngine(model, None, announcer).follow()
+        return None
+    engine = LeadingEngine(model, None, _CONFIG, announcer, plan.world)
+    try:
+        return _generate(engine)
+    finally:
+        engine.stop()
+
+
+def test_an_engine_on_ranks_is_one_engine(ranks: Callable[..., list[Any]], saved: str, tmp_path: Path) -> None:
+    plan = Plan(tp=2, ep=2)
+    found, nothing = ranks(2, _engines, plan, saved, str(tmp_path / "store"))
+    assert nothing is None
+    assert found == _generate(Engine(load(saved)[0], None, _CONFIG))
+
+
+def test_an_engine_s_memory_is_the_same_on_all_ranks() -> None:
+    model = small_model(torch.float32)
+    settled = ranks_module._settled(model, EngineConfig(max_sequences=3), 2)
+    engine = Engine(model, None, settled)
+    assert settled.decoder == "torch" and settled.kv_gigabytes and settled.cache_gigabytes
+    assert 1 <= engine._pools.num_pages <= 3 * -(-model.config.max_position_embeddings // PAGE)
+
+
+def test_plans_that_cannot_serve_are_refused() -> None:
+    tiny = preset("tiny")
+    assert serving_plan(ParallelConfig(), 2, tiny) == Plan(tp=2, ep=2, settings=ParallelConfig())
+    assert serving_plan(ParallelConfig(etp=2), 2, tiny).ep == 1
+    assert serving_plan(ParallelConfig(), 2, preset("tiny", num_local_experts=5)).etp == 2
+    for config, world, words in (
+        (ParallelConfig(cp=2), 2, "cp = 2 is for training"),
+        (ParallelConfig(pp=2, tp=2), 4, "pp = 2 is for training"),
+        (ParallelConfig(), 3, "tp = 3 does not divide 16"),
+        (ParallelConfig(tp=2), 4, "there are 4"),
+        (ParallelConfig(ep=4), 2, "does not divide the"),
+    ):
+        with pytest.raises(UserError, match=words):
+            serving_plan(config, world, tiny)
