@@ -1,16 +1,19 @@
 """An engine in a thread of its own, and requests to it from asyncio."""
 
 import asyncio
+import concurrent.futures
 import contextlib
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
-from typing import Any
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any, TypeVar
 
 from leyden.core.log import logger
 from leyden.serve.engine import Engine
 from leyden.serve.request import Delta, QueueFullError, Request
 from leyden.serve.statistics import Statistics
+
+T = TypeVar("T")
 
 _END_SECONDS = 10
 """How long a drain waits for the last step to end."""
@@ -32,6 +35,7 @@ class EngineLoop:
         self.alive = True
         self.ready = False
         self._subscriptions: dict[str, Subscription] = {}
+        self._between: deque[Callable[[], None]] = deque()
         self._changed = threading.Condition()
         self._stopped = False
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
@@ -70,6 +74,29 @@ class EngineLoop:
             self._changed.notify_all()
         return subscription
 
+    def between_steps(self, work: Callable[[Engine], T]) -> Awaitable[T]:
+        """``work`` of the engine, in its thread while no step runs; awaited, it gives its result, or raises its error."""
+        outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+        def run() -> None:
+            if not outcome.set_running_or_notify_cancel():
+                return
+            try:
+                outcome.set_result(work(self.engine))
+            except Exception as error:
+                outcome.set_exception(error)
+
+        with self._changed:
+            if not self._stopped and self.alive:
+                self._between.append(run)
+                self._changed.notify_all()
+                return asyncio.wrap_future(outcome)
+        return asyncio.to_thread(self._after_all, work)
+
+    def _after_all(self, work: Callable[[Engine], T]) -> T:
+        self._thread.join()
+        return work(self.engine)
+
     def drain(self, timeout: float) -> None:
         """Take no more requests, wait until all have ended, and stop the thread.
 
@@ -94,18 +121,25 @@ class EngineLoop:
     def _work(self) -> None:
         try:
             while self._wait():
-                self._deliver(self.engine.step())
+                self._run_between()
+                if self.engine.busy:
+                    self._deliver(self.engine.step())
         except Exception as fault:
             logger(__name__).exception("the engine has stopped")
             self.alive = self.ready = False
             with self._changed:
                 self._end_all("error", f"the engine has stopped: {type(fault).__name__}")
                 self._changed.notify_all()
+        self._run_between()
+
+    def _run_between(self) -> None:
+        while self._between:
+            self._between.popleft()()
 
     def _wait(self) -> bool:
         """Sleep until there is something to do; False when there will be nothing any more."""
         with self._changed:
-            self._changed.wait_for(lambda: self._stopped or self.engine.busy)
+            self._changed.wait_for(lambda: self._stopped or self._between or self.engine.busy)
             return not self._stopped
 
     def _deliver(self, deltas: list[Delta]) -> None:
