@@ -6,7 +6,21 @@ import sys
 import typer
 from rich.logging import RichHandler
 
-from leyden.cli import bench, chat, convert, data, evaluate, generate, info, plan, quickstart, run, study, tokenizer
+from leyden.cli import (
+    bench,
+    chat,
+    convert,
+    data,
+    evaluate,
+    generate,
+    info,
+    plan,
+    quickstart,
+    run,
+    serve,
+    study,
+    tokenizer,
+)
 from leyden.core.errors import Interrupted, UserError
 from leyden.core.log import console, say
 
@@ -23,6 +37,7 @@ app.command()(info.info)
 app.command()(plan.plan)
 app.command()(generate.generate)
 app.command()(chat.chat)
+app.command()(serve.serve)
 app.command(name="eval")(evaluate.evaluate)
 app.command()(convert.convert)
 app.add_typer(tokenizer.app, name="tokenizer")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -43,6 +42,7 @@ class ScriptedLoop:
     running: set[str] = field(default_factory=set)
     aborted: list[str] = field(default_factory=list)
     drained: bool = False
+    ended: bool = False
 
     def submit(self, request: Request) -> ScriptedDeltas:
         if len(self.running) >= self.room:
@@ -58,6 +58,7 @@ class ScriptedLoop:
         until = time.monotonic() + timeout
         while self.running and time.monotonic() < until:
             time.sleep(0.01)
+        self.ended = True
         self.drained = True
 
     def words(self, request: Request, index: int) -> Iterator[int]:
@@ -105,6 +106,10 @@ class ScriptedDeltas:
             text = TextStream(loop.tokenizer, sampling.stop)
             for count, token in enumerate(loop.words(request, index), start=1):
                 await asyncio.sleep(loop.step_seconds)
+                if loop.ended:
+                    loop.running.discard(request.id)
+                    yield Delta(request.id, index, finish_reason="aborted")
+                    return
                 if loop.fail_after is not None and drawn >= loop.fail_after:
                     loop.running.discard(request.id)
                     yield Delta(request.id, index, finish_reason="error", error="out of memory, in this test")
@@ -165,21 +170,38 @@ def client(make_service: Callable[..., Service]) -> Callable[..., httpx.Response
     return send
 
 
+class Serve:
+    """Starts servers on free ports, each in a thread; calling gives a URL."""
+
+    def __init__(self, make_service: Callable[..., Service]) -> None:
+        self._make_service = make_service
+        self._servers: list[tuple[Server, threading.Thread]] = []
+
+    def __call__(self, **settings: object) -> str:
+        service = self._make_service(**{"drain_seconds": 0.2, **settings})
+        bound = listen(service.settings)
+        server = Server(create_app(service), service.loop, service.settings)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+        self._servers.append((server, thread))
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        return url(bound)
+
+    def end(self) -> None:
+        """As SIGTERM would."""
+        for server, _ in self._servers:
+            server.should_exit = True
+
+    def join(self) -> None:
+        self.end()
+        for _, thread in self._servers:
+            thread.join(20)
+            assert not thread.is_alive()
+
+
 @pytest.fixture
-def serve(make_service: Callable[..., Service]) -> Iterator[Callable[..., str]]:
-    """Starts a server on a free port in a thread; gives its URL. All end with the test."""
-    with contextlib.ExitStack() as ends:
-
-        def start(**settings: object) -> str:
-            service = make_service(**{"drain_seconds": 0.2, **settings})
-            bound = listen(service.settings)
-            server = Server(create_app(service), service.loop, service.settings)
-            thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
-            thread.start()
-            ends.callback(thread.join, 10)
-            ends.callback(setattr, server, "should_exit", True)
-            while not server.started:
-                time.sleep(0.01)
-            return url(bound)
-
-        yield start
+def serve(make_service: Callable[..., Service]) -> Iterator[Serve]:
+    servers = Serve(make_service)
+    yield servers
+    servers.join()

@@ -10,6 +10,7 @@ from leyden.serve.http.errors import add_error_handlers
 from leyden.serve.http.keys import Keys
 from leyden.serve.http.metrics import CountResponses
 from leyden.serve.http.models import model_routes
+from leyden.serve.http.page import page_routes
 from leyden.serve.http.service import Service
 from leyden.serve.http.status import status_routes
 from leyden.serve.http.tokenizer_routes import tokenizer_routes
@@ -19,10 +20,18 @@ _DESCRIPTION = "OpenAI's API for a hybrid model, with vLLM's routes for its toke
 
 def create_app(service: Service) -> FastAPI:
     """The application for one model; it has no pages of documentation, since those load code from elsewhere."""
-    app = FastAPI(title="Leyden", version=version("leyden"), description=_DESCRIPTION, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="Leyden",
+        version=version("leyden"),
+        description=_DESCRIPTION,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
     app.state.settings = service.settings
     for routes in (status_routes, model_routes, completion_routes, chat_routes, tokenizer_routes):
         app.include_router(routes(service))
+    app.include_router(page_routes())
     add_error_handlers(app)
     app.add_middleware(Keys, keys=service.settings.api_keys)
     app.add_middleware(CountResponses, metrics=service.metrics)

@@ -33,8 +33,8 @@ class ErrorResponse(BaseModel):
     error: ErrorDetail
 
 
-class ApiError(Exception):
-    """A request that gets an error for an answer.
+class ApiError(HTTPException):
+    """A request that gets an error for an answer; FastAPI lets this kind of exception through wherever it is raised.
 
     Args:
         status: of the response.
@@ -53,15 +53,13 @@ class ApiError(Exception):
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.headers = headers
+        super().__init__(status, message, dict(headers or {}))
         kind = _TYPES.get(status, "invalid_request_error")
         self.body = ErrorResponse(error=ErrorDetail(message=message, type=kind, param=param, code=code))
 
     def response(self) -> JSONResponse:
         """As an HTTP response."""
-        return JSONResponse(self.body.model_dump(), self.status, self.headers)
+        return JSONResponse(self.body.model_dump(), self.status_code, self.headers)
 
     @classmethod
     def of(cls, error: Exception) -> "ApiError":

@@ -1,0 +1,82 @@
+"""From a loaded model to a running server."""
+
+import hashlib
+import socket
+from collections.abc import Sequence
+
+from leyden.core.errors import UserError
+from leyden.core.log import say
+from leyden.model import PAGE, HybridLM, Pools
+from leyden.serve.config import EngineConfig
+from leyden.serve.engine import Engine
+from leyden.serve.http.app import create_app
+from leyden.serve.http.server import Server, url
+from leyden.serve.http.service import ServedModel, Service
+from leyden.serve.http.settings import ServerSettings
+from leyden.serve.loop import EngineLoop
+from leyden.tokenizer import Tokenizer
+
+_GIGABYTE = 1 << 30
+
+
+def run_server(
+    bound: socket.socket,
+    model: HybridLM,
+    tokenizer: Tokenizer | None,
+    *,
+    root: str,
+    names: Sequence[str],
+    config: EngineConfig,
+    settings: ServerSettings,
+) -> None:
+    """Serve until SIGTERM or Ctrl-C.
+
+    Args:
+        bound: from :func:`leyden.serve.http.listen`.
+        model: to serve.
+        tokenizer: of its texts.
+        root: where the model came from.
+        names: that clients ask for it by.
+        config: of the engine.
+        settings: of the server.
+
+    Raises:
+        UserError: there is no tokenizer, or no memory for what ``config`` asks.
+    """
+    if tokenizer is None:
+        raise UserError(f"{root} has no tokenizer, and a server needs one; add its tokenizer.json.")
+    engine = Engine(model, tokenizer, config)
+    loop = EngineLoop(engine)
+    loop.start()
+    served = ServedModel(
+        tuple(names),
+        tokenizer,
+        context_tokens=engine.max_positions,
+        vocab_size=model.config.vocab_size,
+        root=root,
+        weights=_mark(model),
+    )
+    app = create_app(Service(loop, served, settings))
+    say(f"{names[0]} is served at {url(bound)} ({_memory(engine)}); Ctrl-C ends it.")
+    Server(app, loop, settings).run(sockets=[bound])
+
+
+def _memory(engine: Engine) -> str:
+    """What the engine holds, in one clause."""
+    weights = sum(each.nbytes for each in (*engine.model.parameters(), *engine.model.buffers()))
+    held = engine.statistics
+    _, page_bytes = Pools.bytes_of(engine.model.config, engine.model.lm_head.weight.dtype)
+    return (
+        f"weights {weights / _GIGABYTE:.2f} GiB; {held.states_total} sequences at once; keys and values of "
+        f"{held.pages_total * PAGE:,} tokens, {held.pages_total * page_bytes / _GIGABYTE:.2f} GiB; snapshots "
+        f"{held.snapshot_bytes_total / _GIGABYTE:.2f} GiB; a context of {engine.max_positions:,} tokens"
+    )
+
+
+def _mark(model: HybridLM) -> str:
+    """Tells models apart: the shape, and the beginning of every tensor."""
+    digest = hashlib.sha256(model.config.model_dump_json().encode())
+    for name, tensor in model.state_dict().items():
+        beginning = tensor.flatten()[:64].float().cpu()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode() + beginning.numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,138 @@
+"""What keeps strangers and accidents out: keys, hosts, bodies, methods, paths."""
+
+import json
+from collections.abc import AsyncIterator, Callable
+
+import httpx
+import pytest
+
+from leyden.core.errors import UserError
+from leyden.serve.http import ServerSettings
+
+Client = Callable[..., httpx.Response]
+KEYS = (("api_keys", ("first-key", "second-key")),)
+JSON = {"content-type": "application/json"}
+
+
+def assert_error(response: httpx.Response, status: int) -> dict:
+    assert response.status_code == status, response.text
+    assert set(response.json()) == {"error"}
+    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+    assert "Traceback" not in response.text
+    return response.json()["error"]
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/ready", "/openapi.json"])
+def test_open_without_a_key(client: Client, path: str) -> None:
+    assert client("GET", path, settings=KEYS).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/metrics", "/tokenizer_info", "/nowhere", "/health/"])
+def test_closed_without_a_key(client: Client, path: str) -> None:
+    response = client("GET", path, settings=KEYS)
+    assert assert_error(response, 401)["code"] == "invalid_api_key"
+    assert response.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", "Bearer first-ke", "Bearer first-keyy", "Basic first-key"])
+def test_a_wrong_key(client: Client, header: str) -> None:
+    assert_error(client("GET", "/v1/models", settings=KEYS, headers={"authorization": header}), 401)
+
+
+@pytest.mark.parametrize("header", ["Bearer first-key", "bearer second-key", "Bearer  second-key"])
+def test_a_right_key(client: Client, header: str) -> None:
+    assert client("GET", "/v1/models", settings=KEYS, headers={"authorization": header}).status_code == 200
+
+
+def test_without_keys_another_name_of_this_machine_is_refused(client: Client) -> None:
+    for host in ("localhost:8000", "127.0.0.1:8000", "[::1]:80", "LOCALHOST"):
+        assert client("GET", "/v1/models", headers={"host": host}).status_code == 200
+    for host in ("evil.example", "127.0.0.1.evil.example:8000", "", "[::2]", "localhost.evil.example"):
+        assert_error(client("GET", "/v1/models", headers={"host": host}), 403)
+    assert client("GET", "/health", settings=KEYS, headers={"host": "evil.example"}).status_code == 200
+
+
+def test_without_keys_the_server_is_on_loopback_alone() -> None:
+    for host in ("0.0.0.0", "::", "192.168.1.2", "example.org", ""):
+        with pytest.raises(UserError, match="--api-key"):
+            ServerSettings.parse({"host": host}, "serve")
+        ServerSettings.parse({"host": host, "api_keys": ("k",)}, "serve")
+    for host in ("127.0.0.1", "127.1.2.3", "::1", "[::1]", "localhost"):
+        ServerSettings.parse({"host": host}, "serve")
+
+
+@pytest.mark.parametrize("key", ["", "two words", "ключ", "line\n"])
+def test_a_key_is_one_printable_word(key: str) -> None:
+    with pytest.raises(UserError, match="printable"):
+        ServerSettings.parse({"api_keys": (key,)}, "serve")
+
+
+MALFORMED = {
+    "nothing": b"",
+    "half": b'{"prompt": "x"',
+    "two": b'{"prompt": "x"} {}',
+    "a list": b"[]",
+    "a number": b"3",
+    "latin-1": '{"prompt": "é"}'.encode("latin-1"),
+    "overlong": b'{"prompt": "\xc0\xaf"}',
+    "surrogate": b'{"prompt": "\\ud83d"}',
+    "surrogate bytes": b'{"prompt": "\xed\xa0\xbd"}',
+    "not a number": b'{"prompt": "x", "temperature": NaN}',
+    "infinite": b'{"prompt": "x", "temperature": 1e999}',
+    "huge number": b'{"prompt": "x", "seed": ' + b"9" * 5000 + b"}",
+    "deep lists": b'{"prompt": ' + b"[" * 100_000,
+    "deep tables": b'{"a":' * 100_000,
+    "nul": b"\x00",
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/tokenize"])
+def test_what_is_not_a_json_object(client: Client, path: str, name: str) -> None:
+    assert_error(client("POST", path, content=MALFORMED[name], headers=JSON), 400)
+
+
+def test_a_message_of_a_lone_surrogate(client: Client) -> None:
+    body = json.dumps({"messages": [{"role": "user", "content": "\udc00"}]}).encode()
+    assert_error(client("POST", "/v1/chat/completions", content=body, headers=JSON), 400)
+
+
+def test_another_type_than_json(client: Client) -> None:
+    for kind in ({}, {"content-type": "text/plain"}, {"content-type": "application/x-www-form-urlencoded"}):
+        error = assert_error(client("POST", "/v1/completions", content=b'{"prompt": "x"}', headers=kind), 415)
+        assert error["code"] == "unsupported_media_type"
+    typed = {"content-type": "Application/JSON; charset=utf-8"}
+    assert client("POST", "/v1/completions", content=b'{"prompt": "x"}', headers=typed).status_code == 200
+
+
+def test_a_body_too_large_is_refused_unread(client: Client) -> None:
+    small = (("max_body_bytes", 2048),)
+    body = b'{"prompt": "' + b"x" * 2000
+    assert client("POST", "/v1/completions", settings=small, content=body + b'"}', headers=JSON).status_code == 400
+    announced = client("POST", "/v1/completions", settings=small, content=body + b"x" * 48, headers=JSON)
+    assert assert_error(announced, 413)["code"] == "body_too_large"
+    read = []
+
+    async def unannounced() -> AsyncIterator[bytes]:
+        for number in range(1000):
+            read.append(number)
+            yield b"x" * 1000
+
+    assert_error(client("POST", "/v1/completions", settings=small, content=unannounced(), headers=JSON), 413)
+    assert len(read) <= 1000  # httpx' own transport hands the body over whole; test_http_hostile has the socket
+
+
+def test_methods_and_paths(client: Client) -> None:
+    response = client("GET", "/v1/completions")
+    assert assert_error(response, 405)["code"] == "method_not_allowed"
+    assert response.headers["allow"] == "POST"
+    for path in ("/v1/nowhere", "/v1/completions/", "/docs", "/" + "x" * 5000):
+        assert assert_error(client("GET", path), 404)["code"]
+
+
+def test_models(client: Client) -> None:
+    cards = client("GET", "/v1/models").json()["data"]
+    assert [card["id"] for card in cards] == ["jar", "lightning"]
+    assert cards[0]["max_model_len"] == 512
+    assert client("GET", "/v1/models/lightning").json() == cards[1]
+    assert assert_error(client("GET", "/v1/models/org/name"), 404)["code"] == "model_not_found"
