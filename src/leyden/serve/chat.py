@@ -1,9 +1,12 @@
 """A conversation, of which each turn reads no more than what is new."""
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
 
 from leyden.core.errors import UserError
 from leyden.serve.completion import Chunk
+from leyden.serve.conversation import fingerprint, load_conversation, save_conversation
 from leyden.serve.engine import Engine
 from leyden.serve.sampling import Sampling
 
@@ -31,6 +34,31 @@ class Chat:
         self._engine = engine
         self._tokenizer = engine.tokenizer
 
+    @classmethod
+    def resume(cls, engine: Engine, path: Path, sampling: Sampling | None = None) -> Self:
+        """The conversation that :meth:`save` wrote, which goes on as it would have without an end in between.
+
+        Raises:
+            UserError: there is no such file, it is torn, or another model's.
+        """
+        chat = cls(engine, sampling=sampling)
+        saved = load_conversation(path, engine.memory, fingerprint(engine.model, engine.tokenizer))
+        chat.messages = saved.messages
+        return chat
+
+    def save(self, path: Path) -> int:
+        """Write the conversation to ``path``, with what the model has read of it.
+
+        Returns:
+            How many of its tokens will not be read again.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        tokens = self._tokenizer.encode_chat(self.messages, add_generation_prompt=False) if self.messages else []
+        mark = fingerprint(self._engine.model, self._tokenizer)
+        return save_conversation(path, self._engine.memory, tokens, mark, self.messages)
+
     def send(self, text: str) -> Iterator[str]:
         """Say ``text``; the answer, piece by piece.
 
@@ -41,8 +69,7 @@ class Chat:
             UserError: at once, where the conversation no longer fits into the model's positions.
         """
         messages = [*self.messages, {"role": "user", "content": text}]
-        chunks = self._engine.stream(self._tokenizer.encode_chat(messages), self.sampling, settle=True)
-        return self._answer(messages, chunks)
+        return self._answer(messages, self._engine.stream(self._tokenizer.encode_chat(messages), self.sampling))
 
     def _answer(self, messages: list[dict[str, str]], chunks: Iterator[Chunk]) -> Iterator[str]:
         answer = {"role": "assistant", "content": ""}
@@ -53,3 +80,6 @@ class Chat:
             answer["content"] += chunk.text
             if chunk.text:
                 yield chunk.text
+        # As the next turn will render it: its tokens need not be those that were drawn.
+        self._engine.read_ahead(self._tokenizer.encode_chat(self.messages, add_generation_prompt=False))
+        self._engine.rest()

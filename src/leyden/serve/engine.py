@@ -2,7 +2,8 @@
 
 import itertools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,13 +15,16 @@ from leyden.model import PAGE, HybridLM, NativeDecoder, Pools
 from leyden.ops.decode import UnavailableError
 from leyden.serve.completion import Chunk, Completion
 from leyden.serve.config import EngineConfig
+from leyden.serve.conversation import Conversation, fingerprint, load_conversation, save_conversation
 from leyden.serve.job import Generation, Job
 from leyden.serve.memory import Memory
+from leyden.serve.offline import Offline
 from leyden.serve.request import Delta, FinishReason, QueueFullError, Request
 from leyden.serve.runner import Reading, Runner
-from leyden.serve.sampling import Sampling, draw, token_logprobs
+from leyden.serve.sampling import Draw, Grammars, Sampler, Sampling, draw, token_logprobs
 from leyden.serve.scheduler import Scheduler
 from leyden.serve.sizes import plan_sizes
+from leyden.serve.speculation import Ask, DraftModel, Guesser, PromptLookup, verify
 from leyden.serve.statistics import Statistics
 from leyden.tokenizer import Tokenizer
 
@@ -38,6 +42,7 @@ class Engine:
         model: is put in evaluation mode.
         tokenizer: None for prompts of token ids alone; there is no text then, and no token that ends it.
         config: memory and work.
+        draft: the small model that guesses, where ``speculation`` is ``"draft"``.
         changes: single settings of ``config``.
 
     Attributes:
@@ -52,6 +57,8 @@ class Engine:
         model: HybridLM,
         tokenizer: Tokenizer | None = None,
         config: EngineConfig | None = None,
+        *,
+        draft: HybridLM | None = None,
         **changes: Any,
     ) -> None:
         keep_freed_memory()
@@ -64,13 +71,28 @@ class Engine:
         self._generations: dict[str, list[Generation]] = {}
         self._arrivals: deque[list[Generation]] = deque()
         self._aborts: deque[str] = deque()
-        self._boxes: dict[str, deque[Delta]] = {}
-        self._names = itertools.count()
+        self._lent: list[int] = []
+        self._offline = Offline(self)
+        self._grammars = None if tokenizer is None else Grammars(tokenizer, model.config.vocab_size)
         shape, device = model.ranks.held(model.config), model.norm.weight.device
         sizes = plan_sizes(shape, self.config, model.dtype, device)
         self._pools = Pools(shape, sizes.num_states, sizes.num_pages, dtype=model.dtype, device=device)
         self._limits = {"cache_bytes": sizes.cache_bytes, "swap_bytes": sizes.swap_bytes}
+        self._guesser = self._make_guesser(draft, sizes.draft_bytes)
         self._begin()
+
+    def _make_guesser(self, draft: HybridLM | None, kv_bytes: int) -> Guesser | None:
+        if (self.config.speculation == "draft") != (draft is not None):
+            raise UserError("speculation='draft' and a draft model belong together; give both or neither.")
+        if draft is None:
+            return PromptLookup() if self.config.speculation == "prompt" else None
+        return DraftModel(
+            draft.eval(),
+            self.model.config,
+            max_sequences=self.config.max_sequences,
+            draft_tokens=self.config.draft_tokens,
+            kv_bytes=kv_bytes,
+        )
 
     def _begin(self) -> None:
         """Empty memory, and the weights as they are now."""
@@ -98,11 +120,18 @@ class Engine:
         """Tokens that a prompt may have, by the model's positions and by the pages that there are."""
         return min(self.model.config.max_position_embeddings, self._memory.max_tokens)
 
+    @property
+    def memory(self) -> Memory:
+        """Who holds what of it, and what was read before; to be touched between two steps alone."""
+        return self._memory
+
     def check(self, tokens: Sequence[int], sampling: Sampling) -> None:
         """Raise the UserError that :meth:`add` would for such a request."""
         vocabulary, positions = self.model.config.vocab_size, self.model.config.max_position_embeddings
         if sampling.stop and self.tokenizer is None:
             raise UserError("this engine has no tokenizer and sees no text; leave out sampling's stop strings.")
+        if sampling.grammar is not None and self.tokenizer is None:
+            raise UserError("this engine has no tokenizer and sees no text; leave out sampling's grammar.")
         sampling.check_tokens(vocabulary)
         if not tokens:
             raise UserError("a prompt has at least one token; this one has none.")
@@ -131,28 +160,51 @@ class Engine:
         self.check(request.tokens, request.sampling)
         if request.id in self._generations:
             raise UserError(f"there is a request with the id {request.id!r} already; give each its own.")
-        if not self._has_room:
+        if not self.has_room:
             self.statistics.refused += 1
             raise QueueFullError(
                 f"{self.statistics.running} sequences run and {self.config.max_queue} requests wait, which is as many "
                 "as may (max_queue); try again in a while."
             )
-        made = [
-            Generation(request, index, self.tokenizer, self._end_tokens, self.max_positions)
-            for index in range(request.sampling.n)
-        ]
+        grammar, compiled = request.sampling.grammar, None
+        if grammar is not None and self._grammars is not None:
+            compiled = self._grammars.compile(grammar)
+        made = []
+        for index in range(request.sampling.n):
+            sampler = Sampler(request.sampling, request.tokens, index, self._end_tokens, compiled)
+            made.append(Generation(request, index, sampler, self.tokenizer, self.max_positions))
         made[0].siblings = made[1:]
         self._generations[request.id] = made
         self._arrivals.append(made)
 
     @property
-    def _has_room(self) -> bool:
+    def has_room(self) -> bool:
+        """Whether one more request may come."""
         waiting = len(self._arrivals) + len(self._scheduler.waiting)
         return waiting < self.config.max_queue + max(0, self._scheduler.room)
 
     def abort(self, id: str) -> None:
         """End a request before the next step; no further deltas come. One that has ended, or never was, is no error."""
         self._aborts.append(id)
+
+    def abort_now(self, ids: Iterable[str]) -> None:
+        """End requests at once, between two steps."""
+        self._aborts += ids
+        if self._aborts:
+            self._take_in()
+
+    def read_ahead(self, tokens: Sequence[int]) -> None:
+        """Let the prefix cache have a text, which is read when there is nothing else to do; between two steps.
+
+        Of one that is longer than a prompt may be, or shorter than a page, nothing is read.
+        """
+        if PAGE <= len(tokens) <= self.max_positions:
+            self._scheduler.settle(list(tokens))
+
+    def rest(self) -> None:
+        """Read what is left to be read for the prefix cache alone, unless there are requests."""
+        while self._scheduler.settling and not self._scheduler.has_requests:
+            self.step()
 
     @property
     def busy(self) -> bool:
@@ -203,24 +255,27 @@ class Engine:
                 if job.finish_reason is None:
                     job.finish_reason = "aborted"
                     self.statistics.finished["aborted"] += 1
-                    self._scheduler.remove(job)
+                    self._release(job)
 
     def _drop_all(self) -> None:
         """After a fault: end all there is. What was in the model may be torn; if it was elsewhere, so may the books."""
-        for made in self._generations.values():
-            for job in made:
-                if job.request.id in self._boxes and job.finish_reason is None:
-                    ended = Delta(job.request.id, job.index, finish_reason="error", error="the engine was interrupted")
-                    self._boxes[job.request.id].append(ended)
-                if self._in_model:
-                    self._scheduler.remove(job)
+        ended = [job for made in self._generations.values() for job in made if job.finish_reason is None]
         if self._in_model:
+            self._in_model = False
+            self._return_lent()
             self._scheduler.abandon_settling()
+            for job in ended:
+                self._release(job)
         else:
             self._begin()
-        self._in_model = False
         self._generations.clear()
         self._arrivals.clear()
+        self._offline.interrupted(ended)
+
+    def _release(self, job: Generation) -> None:
+        self._scheduler.remove(job)
+        if self._guesser is not None:
+            self._guesser.forget(job.name)
 
     def _read(self, decodes: list[Reading], prefills: list[Reading]) -> torch.Tensor:
         self._in_model = True
@@ -229,14 +284,59 @@ class Engine:
         return logits
 
     def _decode(self, jobs: list[Generation]) -> list[Delta]:
+        guesses = self._guess(jobs)
+        readings = [self._draft(job, guess) for job, guess in zip(jobs, guesses, strict=True)]
         try:
-            logits = self._read([_reading(job, len(job.tokens)) for job in jobs], [])
+            logits = self._read(readings, [])
         except (MemoryError, RuntimeError) as error:
             self._check_memory(error)  # the states of all of them may be torn
             return [self._end(job, "error", "the machine ran out of memory") for job in jobs]
-        for job in jobs:
-            job.read = len(job.tokens)
-        return self._draw(jobs, logits)
+        if not self._lent:
+            for job in jobs:
+                job.read = len(job.tokens)
+            return self._draw(jobs, logits)
+        draws = verify([job.sampler for job in jobs], guesses, logits)
+        for job, reading, drawn in zip(jobs, readings, draws, strict=True):
+            assert job.holding is not None
+            job.read = len(job.tokens) + len(drawn) - 1
+            state = reading.states[len(drawn)]
+            if state != job.holding.state:
+                self._lent.remove(state)
+                self._lent.append(job.holding.state)
+                job.holding.state = state
+            self.statistics.draft_tokens_proposed += len(reading.tokens) - 1
+            self.statistics.draft_tokens_accepted += len(drawn) - 1
+        self._return_lent()
+        return [self._advance(job, drawn) for job, drawn in zip(jobs, draws, strict=True)]
+
+    def _guess(self, jobs: list[Generation]) -> list[list[int]]:
+        """Guesses of what follows each sequence, as far as there are pages and slots to verify them."""
+        if self._guesser is None:
+            return [[]] * len(jobs)
+        most = self.config.draft_tokens
+        asks = [Ask(job.name, job.tokens, min(most, job.left - 1)) for job in jobs]
+        guesses = []
+        for job, guess in zip(jobs, self._guesser.propose(asks), strict=True):
+            assert job.holding is not None
+            if guess and not self._memory.grow(job.holding, len(job.tokens) + len(guess)):
+                guess = guess[: len(job.holding.pages) * PAGE - len(job.tokens)]
+            guesses.append(guess)
+        return guesses
+
+    def _draft(self, job: Generation, guess: list[int]) -> Reading:
+        """Read the last token, and ``guess`` behind it, of which each leaves its state in a slot of its own."""
+        assert job.holding is not None
+        spare = (self._memory.states(len(guess)) if guess else None) or []
+        if len(spare) < len(guess):
+            guess.clear()
+        self._lent += spare
+        tokens = [*job.tokens[job.read :], *guess]
+        states = [job.holding.state, job.holding.state, *spare]
+        return Reading(tokens, job.read, job.holding.pages, states, len(tokens))
+
+    def _return_lent(self) -> None:
+        self._memory.give_back(self._lent)
+        self._lent = []
 
     def _prefill(self, parts: list[tuple[Generation, int]]) -> list[Delta]:
         readings = [_reading(job, stop, _wanted(job, stop)) for job, stop in parts]
@@ -297,16 +397,21 @@ class Engine:
         """The next token of each of ``jobs``, from its row of logits [R, V]."""
         if not jobs:
             return []
-        deltas = []
-        for job, drawn in zip(jobs, draw([job.sampler for job in jobs], logits), strict=True):
+        draws = draw([job.sampler for job in jobs], logits)
+        return [self._advance(job, [drawn]) for job, drawn in zip(jobs, draws, strict=True)]
+
+    def _advance(self, job: Generation, draws: list[Draw]) -> Delta:
+        """Its next tokens were drawn."""
+        for drawn in draws:
             job.take(drawn)
-            deltas.append(job.delta() if job.finish_reason is None else self._end(job, job.finish_reason))
-        self.statistics.decode_tokens += len(jobs)
-        return deltas
+            self.statistics.decode_tokens += 1
+            if job.finish_reason is not None:
+                return self._end(job, job.finish_reason)
+        return job.delta()
 
     def _end(self, job: Generation, reason: FinishReason, error: str | None = None) -> Delta:
         job.finish_reason = reason
-        self._scheduler.remove(job)
+        self._release(job)
         self.statistics.finished[reason] += 1
         of_request = self._generations[job.request.id]
         if all(other.finish_reason is not None for other in of_request):
@@ -332,6 +437,7 @@ class Engine:
         if not isinstance(error, MemoryError) and "out of memory" not in told and "allocate memory" not in told:
             raise error
         self._in_model = False
+        self._return_lent()
         if self._pools.states.is_cuda:
             torch.cuda.empty_cache()
 
@@ -354,6 +460,20 @@ class Engine:
         statistics.swapped, statistics.preemptions = len(scheduler.swapped), scheduler.preemptions
         statistics.measure(self._memory.usage)
 
+    # Conversations on disk.
+
+    def save_conversation(self, path: Path, tokens: Sequence[int], messages: Sequence[Mapping[str, str]] = ()) -> int:
+        """Write what was read of ``tokens`` to a file (:func:`leyden.serve.conversation.save_conversation`)."""
+        return save_conversation(path, self._memory, tokens, self._fingerprint, messages)
+
+    def load_conversation(self, path: Path) -> Conversation:
+        """Put what a file holds into the prefix cache (:func:`leyden.serve.conversation.load_conversation`)."""
+        return load_conversation(path, self._memory, self._fingerprint)
+
+    @property
+    def _fingerprint(self) -> str:
+        return fingerprint(self.model, self.tokenizer)
+
     # Without a server.
 
     def generate(
@@ -375,87 +495,20 @@ class Engine:
         """
         if isinstance(prompts, str):
             raise UserError("generate takes a list of prompts; put the one prompt in a list, or use stream.")
-        requests = [self._request(prompt, sampling or Sampling(), settle=False) for prompt in prompts]
-        deltas: dict[tuple[str, int], list[Delta]] = {
-            (request.id, index): [] for request in requests for index in range(request.sampling.n)
-        }
-        for delta in self._run(requests):
-            deltas[delta.request, delta.index].append(delta)
-        return [Completion.of(parts) for parts in deltas.values()]
+        return self._offline.generate(prompts, sampling or Sampling())
 
-    def stream(
-        self, prompt: str | Sequence[int], sampling: Sampling | None = None, *, settle: bool = False
-    ) -> Iterator[Chunk]:
+    def stream(self, prompt: str | Sequence[int], sampling: Sampling | None = None) -> Iterator[Chunk]:
         """One completion of one prompt, token by token; the texts together are what :meth:`generate` gives.
-
-        Args:
-            prompt, sampling: as in :meth:`generate`.
-            settle: read the completion once more behind its end, for a prompt that will go on from it.
 
         Raises:
             UserError: at once, as :meth:`generate`; or several completions are asked for.
         """
-        request = self._request(prompt, sampling or Sampling(), settle)
-        if request.sampling.n != 1:
-            raise UserError(f"a stream is of one completion; given n={request.sampling.n}. Take generate for several.")
-        return self._chunks(request)
-
-    def _chunks(self, request: Request) -> Iterator[Chunk]:
-        deltas: list[Delta] = []
-        for delta in self._run([request]):
-            deltas.append(delta)
-            whole = None if delta.finish_reason is None else Completion.of(deltas)
-            for token in delta.tokens[:-1]:
-                yield Chunk("", token)
-            if delta.tokens:
-                yield Chunk(delta.text, delta.tokens[-1], whole)
-        while self._scheduler.settling and not self._scheduler.has_requests:
-            self.step()
-
-    def _run(self, requests: Sequence[Request]) -> Iterator[Delta]:
-        """The deltas of ``requests``. Where several callers take turns, each one's steps serve the others as well."""
-        box: deque[Delta] = deque()
-        unsent = deque(requests)
-        left = {request.id: request.sampling.n for request in requests}
-        self._boxes |= dict.fromkeys(left, box)
-        try:
-            while left:
-                while unsent and self._has_room:
-                    self.add(unsent.popleft())
-                if not box:
-                    for delta in self.step():
-                        if delta.request in self._boxes:
-                            self._boxes[delta.request].append(delta)
-                while box:
-                    delta = box.popleft()
-                    if delta.finish_reason is not None:
-                        left[delta.request] -= 1
-                        if not left[delta.request]:
-                            del left[delta.request]
-                    yield delta
-        finally:
-            for request in requests:
-                del self._boxes[request.id]
-            for id in left:
-                self.abort(id)
-            self._take_in()
-
-    def _request(self, prompt: str | Sequence[int], sampling: Sampling, settle: bool) -> Request:
-        """A text begins with the token that begins a document; token ids stand as they are."""
-        if isinstance(prompt, str) or not prompt:
-            if self.tokenizer is None:
-                raise UserError("this engine has no tokenizer; give prompts as lists of at least one token id.")
-            tokens = [self.tokenizer.bos_id, *(self.tokenizer.encode(prompt) if isinstance(prompt, str) else ())]
-        else:
-            tokens = list(prompt)
-        self.check(tokens, sampling)
-        return Request(tokens, sampling, f"offline-{next(self._names)}", settle=settle)
+        return self._offline.stream(prompt, sampling or Sampling())
 
 
-def _reading(job: Job, stop: int, wanted: int = 1) -> Reading:
+def _reading(job: Job, stop: int, wanted: int) -> Reading:
     assert job.holding is not None
-    states = [job.holding.state] * 2
-    return Reading(job.tokens[job.read : stop], job.read, job.holding.pages, states, wanted)
+    return Reading(job.tokens[job.read : stop], job.read, job.holding.pages, [job.holding.state], wanted)
 
 
 def _wanted(job: Generation, stop: int) -> int:

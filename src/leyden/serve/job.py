@@ -50,13 +50,13 @@ class Generation(Job):
     Args:
         request: what was asked.
         index: which of its completions.
+        sampler: draws its tokens.
         tokenizer: None where there is no text.
-        end_tokens: those that end a text of this model.
         max_positions: tokens that prompt and completion may have together, the last one drawn not counted.
 
     Attributes:
-        sampler: draws its tokens.
-        drawn: how many were drawn; the last ``drawn`` of ``tokens``.
+        sampler: as given.
+        name: the request's id and the index.
         finish_reason: None while it goes on.
         siblings: the other completions, which take over what this one reads of the prompt.
         cache: what of the prompt had been read before.
@@ -68,14 +68,14 @@ class Generation(Job):
         self,
         request: Request,
         index: int,
+        sampler: Sampler,
         tokenizer: Tokenizer | None,
-        end_tokens: frozenset[int],
         max_positions: int,
     ) -> None:
         super().__init__(list(request.tokens), len(request.tokens), (request.priority, request.arrived, index))
         sampling = request.sampling
-        self.request, self.index = request, index
-        self.sampler = Sampler(sampling, request.tokens, index, end_tokens)
+        self.request, self.index, self.sampler = request, index, sampler
+        self.name = f"{request.id} {index}"
         self.finish_reason: FinishReason | None = None
         self.siblings: list[Generation] = []
         self.cache = CacheUse()
@@ -95,9 +95,9 @@ class Generation(Job):
         return len(self.tokens) - self.goal
 
     @property
-    def was_aborted(self) -> bool:
-        """Whether it ended before its end."""
-        return self.finish_reason in ("aborted", "error")
+    def left(self) -> int:
+        """How many more may be drawn."""
+        return self._limit - self.drawn
 
     def admitted(self, holding: Holding) -> None:
         """It has its memory, with what the cache had of its prompt."""

@@ -75,7 +75,7 @@ class EngineLoop:
         return subscription
 
     def between_steps(self, work: Callable[[Engine], T]) -> Awaitable[T]:
-        """``work`` of the engine, in its thread while no step runs; awaited, it gives its result, or raises its error."""
+        """``work`` of the engine, in its thread while no step runs; awaited, it gives its result or raises."""
         outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
 
         def run() -> None:

@@ -93,7 +93,7 @@ class Runner:
         ids = pad_rows(torch.tensor(tokens, device=device), _padded(len(tokens)))
         hidden = self.model.read(ids, rows, self.pools)
         if not wanted:
-            return hidden.new_empty(0, self.model.config.vocab_size)
+            return hidden.new_empty(0, self.model.config.vocab_size, dtype=torch.float32)
         return self.model.logits(hidden)[: len(wanted)]
 
 

@@ -13,12 +13,13 @@ _GIGABYTE = 1 << 30
 
 @dataclass(frozen=True)
 class Sizes:
-    """What an engine takes: slots, pages, and bytes of snapshots and of swapped sequences."""
+    """What an engine takes: slots, pages, and bytes of snapshots, of swapped sequences and for a draft model."""
 
     num_states: int
     num_pages: int
     cache_bytes: int
     swap_bytes: int
+    draft_bytes: int
 
 
 def plan_sizes(shape: ModelConfig, config: EngineConfig, dtype: torch.dtype, device: torch.device) -> Sizes:
@@ -56,6 +57,7 @@ def plan_sizes(shape: ModelConfig, config: EngineConfig, dtype: torch.dtype, dev
         num_pages,
         free // 10 if config.cache_gigabytes is None else int(config.cache_gigabytes * _GIGABYTE),
         host // 10 if config.swap_gigabytes is None else int(config.swap_gigabytes * _GIGABYTE),
+        free // 10 if config.speculation == "draft" else 0,
     )
 
 
