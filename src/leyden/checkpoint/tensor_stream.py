@@ -4,8 +4,9 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Self
 
 import torch
@@ -33,10 +34,13 @@ class TensorStream:
     Args:
         path: of the file.
         tensors: in the order of their contents, wider dtypes first, so that each begins at a multiple of its width.
+        metadata: what else the header says.
     """
 
-    def __init__(self, path: Path, tensors: Iterable[Described]) -> None:
-        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    def __init__(
+        self, path: Path, tensors: Iterable[Described], metadata: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        header: dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}
         end = 0
         for name, dtype, shape in tensors:
             start, end = end, end + math.prod(shape) * dtype.itemsize
