@@ -1,6 +1,7 @@
 """Two servers under the same clients: ``leyden serve`` and ``transformers serve``, each a process of its own."""
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -88,21 +89,17 @@ class ServerProcess:
         head += f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
         started = time.perf_counter()
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port, limit=_STREAM_BYTES)
-        writer.write(head.encode() + content)
-        first, tokens = 0.0, 0
-        async for line in reader:
-            if not line.startswith(b"data: {"):
-                continue
-            event = json.loads(line[6:])
-            if "error" in event:
-                raise ServerError(f"a request failed: {event['error']}")
-            if not first and event["choices"] and event["choices"][0]["text"]:
-                first = time.perf_counter() - started
-            tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
-        writer.close()
+        try:
+            writer.write(head.encode() + content)
+            first, tokens = await _read(reader, started)
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
         if not tokens:
             raise ServerError(f"a stream ended without a count of its tokens: {self._last_words()}")
-        return Answer(first or time.perf_counter() - started, time.perf_counter() - started, tokens)
+        whole = time.perf_counter() - started
+        return Answer(first or whole, whole, tokens)
 
     def _wait(self) -> None:
         until = time.monotonic() + _START_SECONDS
@@ -132,6 +129,21 @@ class ServerProcess:
             self._process.kill()
             self._process.wait()
         self._log.close()
+
+
+async def _read(events: asyncio.StreamReader, started: float) -> tuple[float, int]:
+    """Seconds since ``started`` when the first text came (0 where none did), and the server's count of tokens."""
+    first, tokens = 0.0, 0
+    async for line in events:
+        if not line.startswith(b"data: {"):
+            continue
+        event = json.loads(line[6:])
+        if "error" in event:
+            raise ServerError(f"a request failed: {event['error']}")
+        if not first and event["choices"] and event["choices"][0]["text"]:
+            first = time.perf_counter() - started
+        tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
+    return first, tokens
 
 
 def our_server(directory: str, threads: int) -> ServerProcess:
