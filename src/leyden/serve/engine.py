@@ -98,6 +98,7 @@ class Engine:
         """Empty memory, and the weights as they are now."""
         self._weights = _versions(self.model)
         self._memory = Memory(self._pools, **self._limits)
+        self.statistics.measure(self._memory.usage)
         self._runner = Runner(self.model, self._pools, self._native_decoder())
         self._scheduler = Scheduler(self._memory, self.config.max_sequences, self.config.step_tokens)
         self._in_model = False
