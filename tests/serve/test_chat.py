@@ -57,6 +57,20 @@ def test_a_turn_reads_its_new_tokens_and_less_than_a_page(engine: Engine, tokeni
     assert engine.statistics.prefill_tokens - first == second - first // PAGE * PAGE
 
 
+def test_thirty_turns_read_what_is_new_and_less_than_a_page(engine: Engine, tokenizer: Tokenizer) -> None:
+    """Whatever was drawn, the conversation is read as the next turn will render it, while nobody waits."""
+    chat = Chat(engine, sampling=Sampling(max_tokens=60, seed=2))
+    statistics, said = engine.statistics, 0
+    for turn in range(30):
+        before = statistics.prefill_tokens - statistics.settled_tokens
+        list(chat.send(f"{turn} keeps the lightning in the jar and the tower"))
+        prompt = len(tokenizer.encode_chat(chat.messages[:-1]))
+        assert statistics.prefill_tokens - statistics.settled_tokens - before < prompt - said + PAGE
+        said = len(tokenizer.encode_chat(chat.messages, add_generation_prompt=False))
+    assert said > 8 * PAGE
+    assert statistics.prefill_tokens < said + 30 * 2 * PAGE
+
+
 def test_other_tokens_for_the_same_text_are_read_again(engine: Engine, tokenizer: Tokenizer) -> None:
     chat = Chat(engine, sampling=GREEDY)
     letters = [tokenizer.encode(letter)[0] for letter in "The"]

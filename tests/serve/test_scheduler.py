@@ -1,4 +1,4 @@
-"""Who runs when: no decode waits for a long prompt, no short prompt for a long one, and little memory changes nothing."""
+"""Who runs when: decodes do not wait for long prompts, nor short prompts for long ones; and little memory is enough."""
 
 from collections.abc import Callable, Iterator
 

@@ -31,6 +31,8 @@ class TextStream:
         return text + held
 
     def _release(self, new: str) -> str:
+        if not self._stop:
+            return new
         if self.stopped:
             return ""
         text = self._held + new
