@@ -43,7 +43,11 @@ def serve(
     ] = None,
     decoder: Annotated[str | None, _option("What reads single tokens: auto, native or torch.", _ENGINE)] = None,
     speculation: Annotated[str | None, _option("Where guesses come from: none, prompt or draft.", _ENGINE)] = None,
+    draft: Annotated[str | None, _option("The small model that guesses, for --speculation draft.", _ENGINE)] = None,
     draft_tokens: Annotated[int | None, _option("Tokens guessed at a time; 4.", _ENGINE)] = None,
+    conversations: Annotated[
+        Path | None, _option("Keep chats that name a conversation in this directory, over the server's end.")
+    ] = None,
     max_body_bytes: Annotated[int | None, _option("Larger requests are refused; 16 MiB.", _CLIENTS)] = None,
     max_connections: Annotated[int | None, _option("Further ones are closed; 2048.", _CLIENTS)] = None,
     request_seconds: Annotated[float | None, _option("In which a request must arrive; 60.", _CLIENTS)] = None,
@@ -71,7 +75,8 @@ def serve(
     bound = listen(settings)  # before the model is loaded, which may take long
     names = served_model_name or [Path(model).name or model]
     weights, tokenizer = load(model, int8=int8)
-    run_server(bound, weights, tokenizer, root=model, names=names, config=config, settings=settings)
+    guessing = None if draft is None else load(draft)[0]
+    run_server(bound, weights, tokenizer, root=model, names=names, config=config, settings=settings, draft=guessing)
 
 
 def _of(settings: Any, given: dict[str, Any]) -> dict[str, Any]:

@@ -152,7 +152,7 @@ NOT_HTTP = {
 
 @pytest.mark.parametrize("name", NOT_HTTP)
 def test_what_is_not_http(serve: Serve, connect, name: str) -> None:
-    url = serve(request_seconds=0.5)
+    url = serve(request_seconds=0.5, idle_seconds=1)
     client = connect(url)
     client.sendall(NOT_HTTP[name])
     answer = everything(client)

@@ -28,6 +28,7 @@ def run_server(
     names: Sequence[str],
     config: EngineConfig,
     settings: ServerSettings,
+    draft: HybridLM | None = None,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C.
 
@@ -39,13 +40,14 @@ def run_server(
         names: that clients ask for it by.
         config: of the engine.
         settings: of the server.
+        draft: the small model that guesses, where ``config`` asks for one.
 
     Raises:
         UserError: there is no tokenizer, or no memory for what ``config`` asks.
     """
     if tokenizer is None:
         raise UserError(f"{root} has no tokenizer, and a server needs one; add its tokenizer.json.")
-    engine = Engine(model, tokenizer, config)
+    engine = Engine(model, tokenizer, config, draft=draft)
     loop = EngineLoop(engine)
     loop.start()
     served = ServedModel(
