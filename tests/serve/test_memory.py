@@ -48,12 +48,12 @@ class Books(RuleBasedStateMachine):
 
     def write(self, holding: Holding, tokens: list[int], start: int, stop: int) -> None:
         places = torch.arange(start, stop)
-        pages = torch.tensor(holding.pages)[places // PAGE]
+        pages = torch.tensor(holding.pages, dtype=torch.int64)[places // PAGE]
         self.memory.pools.keys[0, pages, places % PAGE] = torch.tensor(tokens[start:stop])[:, None, None].float()
         self.memory.pools.states[:, holding.state] = sum(tokens[:stop])
 
     def pick(self, data: st.DataObject) -> Holding:
-        return data.draw(st.sampled_from(list(self.running)))
+        return list(self.running)[data.draw(st.integers(0, len(self.running) - 1))]
 
     @rule(blocks=st.lists(st.integers(1, 2), max_size=7), rest=st.integers(0, 3))
     def admit(self, blocks: list[int], rest: int) -> None:
@@ -136,7 +136,7 @@ class Books(RuleBasedStateMachine):
     @precondition(lambda self: self.swapped)
     @rule(data=st.data(), discard=st.booleans())
     def swap_in(self, data: st.DataObject, discard: bool) -> None:
-        swapped = data.draw(st.sampled_from(list(self.swapped)))
+        swapped = list(self.swapped)[data.draw(st.integers(0, len(self.swapped) - 1))]
         if discard:
             swapped.discard()
             del self.swapped[swapped]

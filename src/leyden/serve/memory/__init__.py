@@ -2,5 +2,6 @@
 
 from leyden.serve.memory.audit import audit
 from leyden.serve.memory.memory import Holding, Memory, MemoryUsage, Swapped
+from leyden.serve.memory.plan import MemoryPlan, plan_memory
 
-__all__ = ["Holding", "Memory", "MemoryUsage", "Swapped", "audit"]
+__all__ = ["Holding", "Memory", "MemoryPlan", "MemoryUsage", "Swapped", "audit", "plan_memory"]

@@ -280,6 +280,20 @@ class Memory:
         swapped.discard()
         return holding
 
+    def kept(self, tokens: Sequence[int]) -> tuple[list[int], torch.Tensor | None]:
+        """Of the longest beginning of ``tokens`` from which can be gone on, the pages, and a copy of the state.
+
+        The state [lightning layers, H, K, K] float32 lies on the host; None, and no pages, where there is none.
+        """
+        chain = self.tree.walk(_blocks(tokens))
+        end = next((node for node in reversed(chain) if node.snapshot is not None), None)
+        if end is None or end.snapshot is None:
+            return [], None
+        if self.pools.states.is_cuda:
+            torch.cuda.synchronize(self.pools.states.device)  # it may be on its way yet
+        pages = [node.page for node in chain[: end.depth] if node.page is not None]
+        return pages, self.snapshots.states[end.snapshot].clone()
+
     @property
     def usage(self) -> MemoryUsage:
         """How full everything is."""

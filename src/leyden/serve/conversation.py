@@ -1,0 +1,219 @@
+"""Conversations on disk: what a model has read of a text, in one file, to go on from after a restart.
+
+The file holds the tokens, and of their longest beginning from which the prefix cache could go on the keys and values
+and the lightning layers' state in float32, all as prefill computed them on the grid. Going on from the file hence
+gives the bits of going on without a restart. It is a safetensors file; its metadata name the format's version, the
+model, and the checksum of the whole file with zeros in the checksum's place.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from leyden.checkpoint.tensor_stream import TensorStream
+from leyden.core.errors import UserError
+from leyden.core.files import atomic_file
+from leyden.model import PAGE, HybridLM
+from leyden.serve.memory import Memory
+from leyden.serve.memory.snapshots import copy_pages
+from leyden.tokenizer import Tokenizer
+
+_VERSION = "1"
+_CHECKSUM = re.compile(rb'"checksum":"([0-9a-f]{64})"')
+_SAMPLED = 4096
+"""Elements of each tensor that a model's fingerprint looks at, or up to twice as many."""
+
+_CHUNK_BYTES = 1 << 22
+_PAGES_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What a file holds.
+
+    Attributes:
+        tokens: the text.
+        messages: its turns, where it is a chat.
+        restored_tokens: of its beginning, that need not be read again.
+    """
+
+    tokens: list[int]
+    messages: list[dict[str, str]]
+    restored_tokens: int
+
+
+def fingerprint(model: HybridLM, tokenizer: Tokenizer | None = None) -> str:
+    """What tells a model from others, so that no other goes on from its states.
+
+    It covers the shape, every tensor's name, dtype and shape, some 4096 elements of each, evenly spread, and the
+    tokenizer. Training changes nearly every weight, so models that were trained apart differ; that a few single weights
+    were edited goes unnoticed. All weights of the largest models would take minutes to hash.
+    """
+    digest = hashlib.blake2b(model.config.model_dump_json().encode(), digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().reshape(-1)
+        # An odd stride: an even one would stay in few columns of a matrix.
+        sample = flat[:: flat.numel() // _SAMPLED | 1].cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(sample.view(torch.uint8).numpy().data)
+    if tokenizer is not None:
+        digest.update(tokenizer.fingerprint.encode())
+    return digest.hexdigest()
+
+
+def save_conversation(
+    path: Path,
+    memory: Memory,
+    tokens: Sequence[int],
+    fingerprint: str,
+    messages: Sequence[Mapping[str, str]] = (),
+) -> int:
+    """Write a conversation to ``path``, whole or not at all.
+
+    Args:
+        path: what was there is replaced at the end.
+        memory: between two steps.
+        tokens: the text so far.
+        fingerprint: of the model, see :func:`fingerprint`.
+        messages: the turns, where it is a chat.
+
+    Returns:
+        How many of the tokens will not be read again.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    pages, state = memory.kept(tokens)
+    pools = memory.pools
+    contents: dict[str, Iterable[torch.Tensor]] = {"tokens": [torch.tensor(tokens, dtype=torch.int64)]}
+    described = [("tokens", torch.int64, (len(tokens),))]
+    if state is not None:
+        contents |= {"state": [state], "keys": _parts(pools.keys, pages), "values": _parts(pools.values, pages)}
+        described += [("state", state.dtype, tuple(state.shape))]
+        shape = (pools.keys.shape[0], len(pages), *pools.keys.shape[2:])
+        described += [(name, pools.keys.dtype, shape) for name in ("keys", "values")]
+    described.sort(key=lambda tensor: -tensor[1].itemsize)
+    metadata = {
+        "leyden_conversation": _VERSION,
+        "model": fingerprint,
+        "messages": json.dumps(list(messages)),
+        "checksum": "0" * 64,
+    }
+    with atomic_file(path) as part:
+        with TensorStream(part, described, metadata) as stream:
+            for name, _, _ in described:
+                for tensor in contents[name]:
+                    stream.append(tensor)
+        place, _ = _find_checksum(part)
+        checksum = _checksum(part, place)
+        with part.open("r+b") as file:
+            file.seek(place)
+            file.write(checksum)
+    return len(pages) * PAGE
+
+
+def load_conversation(path: Path, memory: Memory, fingerprint: str) -> Conversation:
+    """Read a conversation, and put what the model has read of it into the prefix cache.
+
+    Without room for any snapshot in ``memory`` the text is read again (``restored_tokens`` is 0).
+
+    Args:
+        path: as :func:`save_conversation` wrote it.
+        memory: between two steps.
+        fingerprint: of the model that is to go on, see :func:`fingerprint`.
+
+    Raises:
+        UserError: no such file, one that is torn, altered or something else, another model's or another version's, or
+            one that does not fit into ``memory``.
+    """
+    try:
+        place, written = _find_checksum(path)
+        whole = _checksum(path, place) == written
+    except FileNotFoundError:
+        raise UserError(f"there is no conversation at {path}.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+    if not whole:
+        raise UserError(f"{path} is torn or was altered (its checksum is wrong); start anew, or take a copy of it.")
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        if metadata["leyden_conversation"] != _VERSION:
+            raise UserError(
+                f"{path} has version {metadata['leyden_conversation']} of the format, and this Leyden reads version "
+                f"{_VERSION}; take the Leyden that wrote it."
+            )
+        if metadata["model"] != fingerprint:
+            raise UserError(
+                f"{path} was saved with another model (fingerprint {metadata['model']}; this one has {fingerprint}); "
+                "load the one it was saved with, or start anew."
+            )
+        contents = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dictionary
+    tokens = contents["tokens"].tolist()
+    restored = _restore(path, memory, tokens, contents) if "state" in contents else 0
+    return Conversation(tokens, json.loads(metadata["messages"]), restored)
+
+
+def _parts(pool: torch.Tensor, pages: list[int]) -> Iterator[torch.Tensor]:
+    """The contents of ``pages``, layer by layer, some at a time."""
+    for layer in pool:
+        for start in range(0, len(pages), _PAGES_AT_ONCE):
+            yield layer[pages[start : start + _PAGES_AT_ONCE]]
+
+
+def _restore(path: Path, memory: Memory, tokens: list[int], contents: dict[str, torch.Tensor]) -> int:
+    """As if the text's beginning had just been read by a sequence that then ended."""
+    pools, keys, values = memory.pools, contents["keys"], contents["values"]
+    num_pages = keys.shape[1]
+    for name, pool in (("keys", pools.keys), ("values", pools.values), ("state", pools.states)):
+        given = contents[name] if name == "state" else contents[name][:, 0]
+        if given.dtype != pool.dtype or given.shape != pool[:, 0].shape:
+            raise UserError(
+                f"{path}: {name} of {given.dtype} and shape {tuple(given.shape)}, where this engine's are of "
+                f"{pool.dtype} and shape {tuple(pool[:, 0].shape)}; load the model as it was when it was saved."
+            )
+    holding = memory.admit(tokens[: num_pages * PAGE])
+    if holding is None:
+        usage = memory.usage
+        raise UserError(
+            f"{path} needs {num_pages} pages and a state; of {usage.pages_total} pages {usage.pages_used} are in use, "
+            f"of {usage.states_total} states {usage.states_used}. Raise kv_gigabytes, or wait until there is room."
+        )
+    here = range(holding.length // PAGE, num_pages)  # the pages before are shared, and may be in use
+    copy_pages((pools.keys, pools.values), [holding.pages[page] for page in here], (keys, values), here)
+    pools.states[:, holding.state] = contents["state"].to(pools.states.device)
+    memory.settled(holding, num_pages * PAGE)
+    restored = num_pages * PAGE if memory.cuts(holding) else 0
+    memory.release(holding)
+    return restored
+
+
+def _find_checksum(path: Path) -> tuple[int, bytes]:
+    """Where in the file its checksum lies, and what it is.
+
+    Raises:
+        UserError: there is none.
+    """
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = stream.read(length) if length <= path.stat().st_size else b""
+    found = _CHECKSUM.search(header)
+    if found is None or len(header) < length:
+        raise UserError(f"{path} is torn, or not a conversation that Leyden has saved.")
+    return 8 + found.start(1), found[1]
+
+
+def _checksum(path: Path, place: int) -> bytes:
+    """Of the whole file, with zeros for the checksum at ``place``."""
+    digest = hashlib.blake2b(digest_size=32)
+    with path.open("rb") as stream:
+        digest.update(stream.read(place) + b"0" * 64)
+        stream.seek(place + 64)
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest().encode()

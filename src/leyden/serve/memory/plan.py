@@ -1,0 +1,101 @@
+"""How much memory the states, keys and values, snapshots and swapped sequences of an engine get."""
+
+from dataclasses import dataclass
+
+import torch
+
+from leyden.core.errors import UserError
+from leyden.model import PAGE, ModelConfig, Pools
+from leyden.serve.config import EngineConfig
+
+_GIGABYTE = 10**9
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """The sizes of :class:`leyden.model.Pools` and of :class:`leyden.serve.memory.Memory`.
+
+    Attributes:
+        num_states: slots: one a sequence, and where guesses are verified one for each guess.
+        num_pages: of keys and values.
+        cache_bytes: for snapshots.
+        swap_bytes: for sequences moved to the host.
+    """
+
+    num_states: int
+    num_pages: int
+    cache_bytes: int
+    swap_bytes: int
+
+
+def plan_memory(
+    config: EngineConfig,
+    model: ModelConfig,
+    dtype: torch.dtype,
+    *,
+    free_bytes: int,
+    host_bytes: int | None = None,
+) -> MemoryPlan:
+    """Divide what is free.
+
+    States come first, as ``max_sequences`` needs them. Keys and values get what the sequences need at the model's
+    positions, or half of what the device has left where that is less; snapshots and swapped sequences a tenth each of
+    what the host has left. The rest is for the forward pass and for others.
+
+    Args:
+        config: of the engine; its figures are taken as they are, or refused.
+        model: the shape; of a rank's part, with its heads.
+        dtype: of keys and values.
+        free_bytes: on the device, with the weights loaded.
+        host_bytes: in the host's own memory; None where that is the device.
+
+    Raises:
+        UserError: it does not fit; with the figures.
+    """
+    state_bytes, page_bytes = Pools.bytes_of(model, dtype)
+    guesses = 0 if config.speculation == "none" else config.draft_tokens
+    num_states = config.max_sequences * (1 + guesses)
+    states_bytes = num_states * state_bytes
+    left = max(0, free_bytes - states_bytes)
+    host_left = left if host_bytes is None else host_bytes
+    cache_bytes = _asked(config.cache_gigabytes, host_left // 10)
+    swap_bytes = _asked(config.swap_gigabytes, host_left // 10)
+    on_host = {
+        "snapshots of states (cache_gigabytes)": cache_bytes,
+        "sequences that make room (swap_gigabytes)": swap_bytes,
+    }
+    wanted = config.max_sequences * -(-model.max_position_embeddings // PAGE)
+    kv_bytes = _asked(config.kv_gigabytes, left // 2)
+    num_pages = min(wanted, kv_bytes // page_bytes) if page_bytes else wanted
+    on_device = {
+        f"{num_states} states for max_sequences = {config.max_sequences}": states_bytes,
+        f"{max(1, num_pages)} pages of {PAGE} keys and values (kv_gigabytes)": max(1, num_pages) * page_bytes,
+    }
+    if host_bytes is None:
+        _check({**on_device, **on_host}, free_bytes, "this machine")
+    else:
+        _check(on_device, free_bytes, "the device")
+        _check(on_host, host_bytes, "the host")
+    if num_pages < 1:
+        raise UserError(
+            f"one page of keys and values ({PAGE} tokens) takes {_megabytes(page_bytes)}, and they were given "
+            f"{_megabytes(kv_bytes)}; raise kv_gigabytes, or lower max_sequences."
+        )
+    return MemoryPlan(num_states, num_pages, cache_bytes, swap_bytes)
+
+
+def _asked(gigabytes: float | None, otherwise: int) -> int:
+    return otherwise if gigabytes is None else int(gigabytes * _GIGABYTE)
+
+
+def _check(parts: dict[str, int], free_bytes: int, where: str) -> None:
+    if sum(parts.values()) > free_bytes:
+        listed = ", ".join(f"{_megabytes(size)} for {name}" for name, size in parts.items() if size)
+        raise UserError(
+            f"the engine needs {_megabytes(sum(parts.values()))} beside the weights, and {where} has "
+            f"{_megabytes(free_bytes)} free: {listed}. Lower the largest of these."
+        )
+
+
+def _megabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:,.1f} MB"
