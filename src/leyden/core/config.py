@@ -40,9 +40,18 @@ def explain(cls: type[Config], data: Mapping[str, Any], error: ValidationError) 
             clauses.append(f"'{path}' is required")
         else:
             message = item["msg"].removeprefix("Value error, ")
-            given = "" if isinstance(item["input"], Mapping) or not path else f" (given: {item['input']!r})"
+            given = "" if isinstance(item["input"], Mapping) or not path else f" (given: {_shown(item['input'])})"
             clauses.append(f"'{path}': {message}{given}" if path else message)
     return "; ".join(clauses) + "."
+
+
+def _shown(value: Any) -> str:
+    """``value`` as Python writes it, cut short: it may be a stranger's."""
+    try:
+        text = repr(value)
+    except RecursionError:
+        return "something very deep"
+    return text if len(text) <= 300 else f"{text[:300]}..."
 
 
 def _fields_at(cls: type[BaseModel], location: Iterable[Any]) -> list[str]:

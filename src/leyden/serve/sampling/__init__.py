@@ -1,7 +1,18 @@
 """How the next token is chosen: what is asked for, and the draws."""
 
 from leyden.serve.sampling.config import Grammar, Sampling
+from leyden.serve.sampling.grammar import CompiledGrammar, Grammars
 from leyden.serve.sampling.logprobs import TokenLogprobs, token_logprobs
 from leyden.serve.sampling.sampler import Draw, Sampler, draw
 
-__all__ = ["Draw", "Grammar", "Sampler", "Sampling", "TokenLogprobs", "draw", "token_logprobs"]
+__all__ = [
+    "CompiledGrammar",
+    "Draw",
+    "Grammar",
+    "Grammars",
+    "Sampler",
+    "Sampling",
+    "TokenLogprobs",
+    "draw",
+    "token_logprobs",
+]

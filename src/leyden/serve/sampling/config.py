@@ -45,8 +45,10 @@ class Grammar(Config):
     @field_validator("json_schema", mode="before")
     @classmethod
     def _as_text(cls, value: Any) -> Any:
+        if isinstance(value, str) and len(value) > MAX_GRAMMAR_CHARACTERS:
+            return value  # refused below
         try:
-            schema = json.loads(value) if isinstance(value, str) and len(value) <= MAX_GRAMMAR_CHARACTERS else value
+            schema = json.loads(value) if isinstance(value, str) else value
             text = value if isinstance(value, str) else json.dumps(value)
         except (ValueError, TypeError):
             raise ValueError("give a schema as JSON") from None

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from leyden.serve.sampling.config import Sampling
+from leyden.serve.sampling.grammar import CompiledGrammar, forbid
 from leyden.serve.sampling.logprobs import TokenLogprobs, token_logprobs
 from leyden.serve.sampling.penalties import Adjustments, adjust
 from leyden.serve.sampling.uniform import Uniforms
@@ -39,11 +40,13 @@ class Sampler:
         prompt_tokens: what the repetition penalty counts beside the output.
         index: of the completion among the request's ``n``.
         end_tokens: those that end a text of this model.
+        grammar: of ``sampling``, compiled; the sampler follows it from the beginning.
 
     Attributes:
         sampling: as given.
         num_drawn: tokens so far, the position of the next one.
         adjustments: what changes the next token's logits; None for nothing.
+        matcher: which tokens may come next; None for all.
     """
 
     def __init__(
@@ -52,12 +55,14 @@ class Sampler:
         prompt_tokens: Sequence[int] = (),
         index: int = 0,
         end_tokens: Collection[int] = (),
+        grammar: CompiledGrammar | None = None,
     ) -> None:
         self.sampling = sampling
         self.num_drawn = 0
         self._ends = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else {*end_tokens})
         self._uniforms = Uniforms(sampling.seed, index)
         self.adjustments = Adjustments.of(sampling, prompt_tokens, self._ends)
+        self.matcher = None if grammar is None else grammar.matcher()
 
     def __call__(self, logits: torch.Tensor) -> Draw:
         """The next token, from logits [V] in float32."""
@@ -77,6 +82,8 @@ class Sampler:
         self.num_drawn += 1
         if self.adjustments is not None:
             self.adjustments.record(token)
+        if self.matcher is not None:
+            self.matcher.accept(token)
 
 
 def draw(samplers: Sequence[Sampler], logits: torch.Tensor) -> list[Draw]:
@@ -100,8 +107,12 @@ def draw(samplers: Sequence[Sampler], logits: torch.Tensor) -> list[Draw]:
 
 def _adjusted(samplers: Sequence[Sampler], logits: torch.Tensor) -> torch.Tensor:
     tables = [(row, own.adjustments) for row, own in enumerate(samplers) if own.adjustments is not None]
-    if tables:
+    matchers = [(row, own.matcher) for row, own in enumerate(samplers) if own.matcher is not None]
+    if tables or matchers:
         logits = logits.clone()
+    if matchers:
+        forbid(logits, matchers)
+    if tables:
         adjust(logits, tables)
     return logits
 

@@ -1,0 +1,231 @@
+"""Texts that must fit a grammar: compiled by xgrammar, once for each grammar, and followed token by token.
+
+xgrammar (Dong et al. 2024, arXiv:2411.15100) is the extra ``grammar``; it is imported with the first grammar.
+"""
+
+import contextlib
+import json
+import pickle
+import shlex
+import subprocess
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from leyden.core.errors import UserError
+from leyden.serve.sampling.compile_worker import is_json, json_tokens
+from leyden.serve.sampling.config import Grammar
+from leyden.serve.sampling.schema import check_schema
+from leyden.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import xgrammar
+
+_SECONDS = 5
+"""Of the processor's time, for one grammar."""
+_MAX_BYTES = 32 << 20
+"""Of a compiled grammar."""
+_MAX_KEPT = 128
+"""Grammars that are kept, with the errors of those that could not be compiled."""
+
+
+class Grammars:
+    """Compiles grammars for one vocabulary. May be used by several threads.
+
+    Args:
+        tokenizer: whose tokens the texts consist of.
+        vocab_size: of the model's logits, which may be more than the tokenizer's.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
+        self._ends = sorted({tokenizer.eos_id, tokenizer.eod_id})
+        self._kept: OrderedDict[Grammar, CompiledGrammar | str] = OrderedDict()
+        self._lock = threading.Lock()
+        self._infos: dict[bool, xgrammar.TokenizerInfo] = {}
+        self._worker: _Worker | None = None
+
+    def compile(self, grammar: Grammar) -> "CompiledGrammar":
+        """The grammar, ready to be followed; at once where it has been compiled before, else in up to seconds.
+
+        Raises:
+            UserError: it is not well-formed, asks what cannot be enforced, or takes too long to compile; or the extra
+                is not installed.
+        """
+        found = self._kept.get(grammar)
+        if found is None:
+            if find_spec("xgrammar") is None:
+                raise UserError(
+                    "a grammar (json_schema, regex, ...) needs the package xgrammar: pip install 'leyden[grammar]'."
+                )
+            with self._lock:
+                found = self._kept.get(grammar) or self._compile(grammar)
+                self._kept[grammar] = found
+                if len(self._kept) > _MAX_KEPT:
+                    self._kept.popitem(last=False)
+        if isinstance(found, str):
+            raise UserError(found)
+        return found
+
+    def close(self) -> None:
+        """End the process that compiles; the next grammar starts another."""
+        with self._lock:
+            if self._worker is not None:
+                self._worker.close()
+                self._worker = None
+
+    def _compile(self, grammar: Grammar) -> "CompiledGrammar | str":
+        kind, value = next((name, value) for name, value in grammar if value is not None)
+        try:
+            if kind == "json_schema":
+                check_schema(json.loads(value))
+        except UserError as error:
+            return str(error)
+        if kind == "choice":
+            kind, value = "ebnf", "root ::= " + " | ".join(map(_literal, value))
+        if self._worker is None:
+            self._worker = _Worker(self._tokens(), self._ends)
+        try:
+            fits, text = self._worker.compile(kind, value)
+        except EOFError:
+            self._worker = None
+            return f"grammar: this one takes more than {_SECONDS} s or 2 GB to compile; make it simpler."
+        if not fits:
+            return f"grammar: {_reason(text)}"
+        if len(text) > _MAX_BYTES:
+            return f"grammar: compiled, this one has {len(text)} bytes, more than {_MAX_BYTES}; make it simpler."
+        import xgrammar
+
+        of_json = is_json(kind)
+        if of_json not in self._infos:
+            tokens = json_tokens(self._tokens()) if of_json else self._tokens()
+            self._infos[of_json] = xgrammar.TokenizerInfo(tokens, xgrammar.VocabType.RAW, stop_token_ids=self._ends)
+        compiled = xgrammar.CompiledGrammar.deserialize_json(text, self._infos[of_json])
+        return CompiledGrammar(compiled, tuple(self._ends))
+
+    def _tokens(self) -> list[bytes]:
+        """What each token stands for; special tokens, whose spelling is no text, and missing ones for nothing."""
+        own = self._tokenizer
+        return [b"" if own.is_special(index) else own.token_bytes(index) for index in range(self._vocab_size)]
+
+
+class _Worker:
+    """The process that compiles; it limits its own time and memory, and is gone when it reaches them."""
+
+    def __init__(self, tokens: Sequence[bytes], ends: Sequence[int]) -> None:
+        command = [sys.executable, "-I", str(Path(__file__).with_name("compile_worker.py"))]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._input: IO[bytes] = self._process.stdin
+        self._output: IO[bytes] = self._process.stdout
+        self._send((tokens, ends))
+        try:
+            pickle.load(self._output)
+        except EOFError:
+            raise RuntimeError(f"the process that compiles grammars did not start ({shlex.join(command)})") from None
+
+    def compile(self, kind: str, text: str) -> tuple[bool, str]:
+        """Whether it could be compiled; the grammar as JSON, or what is wrong with it.
+
+        Raises:
+            EOFError: the process has ended.
+        """
+        self._send((kind, text, _SECONDS))
+        try:
+            return pickle.load(self._output)
+        except (EOFError, pickle.UnpicklingError):
+            self.close()
+            raise EOFError from None
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+        self._output.close()
+        with contextlib.suppress(BrokenPipeError):
+            self._input.close()
+
+    def _send(self, message: Any) -> None:
+        try:
+            pickle.dump(message, self._input)
+            self._input.flush()
+        except BrokenPipeError:
+            self.close()
+            raise EOFError from None
+
+
+@dataclass(frozen=True, eq=False)
+class CompiledGrammar:
+    """A grammar that is ready to be followed, by any number of texts.
+
+    Attributes:
+        compiled: xgrammar's.
+        end_tokens: which end a text that is complete.
+    """
+
+    compiled: "xgrammar.CompiledGrammar"
+    end_tokens: tuple[int, ...]
+
+    def matcher(self) -> "Matcher":
+        """At the beginning of a text."""
+        return Matcher(self)
+
+
+class Matcher:
+    """Follows one text, token by token."""
+
+    def __init__(self, grammar: CompiledGrammar) -> None:
+        import xgrammar
+
+        self._matcher = xgrammar.GrammarMatcher(grammar.compiled)
+        self._ends = grammar.end_tokens
+
+    def accept(self, token: int) -> None:
+        """``token`` is the next one of the text."""
+        if not self._matcher.is_terminated():
+            self._matcher.accept_token(token)
+
+    def allow(self, bits: torch.Tensor, row: int) -> None:
+        """Set the row of bits [R, V/32] int32 to the tokens that may come next; where none may, to the end tokens."""
+        if not self._matcher.is_terminated():
+            self._matcher.fill_next_token_bitmask(bits, row)
+            if bits[row].any():
+                return
+        flags = np.zeros(32 * bits.shape[1], np.uint8)
+        flags[list(self._ends)] = 1
+        bits[row] = torch.from_numpy(np.packbits(flags, bitorder="little").view(np.int32))
+
+
+def forbid(logits: torch.Tensor, matchers: Sequence[tuple[int, Matcher]]) -> None:
+    """Set to minus infinity, in rows (by their number) of logits [R, V], all tokens that may not come next."""
+    import xgrammar
+
+    rows = [row for row, _ in matchers]
+    part = logits[rows]
+    bits = xgrammar.allocate_token_bitmask(len(rows), logits.shape[1])
+    for index, (_, matcher) in enumerate(matchers):
+        matcher.allow(bits, index)
+    xgrammar.apply_token_bitmask_inplace(part, bits.to(logits.device))
+    logits[rows] = part
+
+
+def _literal(text: str) -> str:
+    """As a string of the grammar notation: any character by its code."""
+    return '"' + "".join(c if c.isascii() and c.isalnum() else f"\\U{ord(c):08x}" for c in text) + '"'
+
+
+def _reason(text: str) -> str:
+    """What xgrammar says, without where in its source it says so."""
+    _, _, said = text.splitlines()[0].rpartition(": ") if text.startswith("[") else ("", "", text)
+    return f"{(said or text).strip().rstrip('.')}."
