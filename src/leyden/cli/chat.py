@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 _HELP = """\
 /new            forget the conversation and start another
 /system TEXT    start another, in which the model is told TEXT first
+/save FILE      keep the conversation in FILE, now and when it ends; --resume FILE goes on with it
 /help           this list
 /exit           leave (so does Ctrl-D); Ctrl-C stops an answer"""
 
@@ -23,27 +25,79 @@ def chat(
     temperature: Annotated[float, typer.Option(help="0 takes the most probable token every time.")] = 1.0,
     top_p: Annotated[float, typer.Option(help="Draw among the tokens that hold this much probability.")] = 0.95,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same answers.", show_default=False)] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="Go on with the conversation in this file, and keep it there.", show_default=False),
+    ] = None,
 ) -> None:
     """Talk with a model; it keeps its state, so that each turn reads no more than what is new."""
     from leyden.checkpoint import load
+    from leyden.core.errors import UserError
+    from leyden.core.log import say
     from leyden.serve import Chat, Engine, Sampling
 
+    if resume is not None and system is not None:
+        raise UserError("--system begins a conversation and --resume goes on with one; leave one of them out.")
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
-    engine = Engine(*load(model))
-    conversation = Chat(engine, system=system, sampling=sampling)
-    for line in _terminal_lines() if sys.stdin.isatty() else sys.stdin:
-        command, _, argument = line.strip().partition(" ")
-        if command == "/exit":
+    engine = Engine(*load(model), max_sequences=1)
+
+    def begin(system: str | None) -> Chat:
+        return Chat(engine, system=system, sampling=sampling)
+
+    kept = _Kept(begin(system) if resume is None else Chat.resume(engine, resume, sampling), resume)
+    if resume is not None:
+        say(f"goes on with {resume}: {len(kept.conversation.messages)} messages")
+    try:
+        for line in _terminal_lines() if sys.stdin.isatty() else sys.stdin:
+            command, _, argument = line.strip().partition(" ")
+            argument = argument.strip()
+            if command == "/exit":
+                return
+            if command == "/help":
+                print(_HELP)
+            elif command == "/save":
+                kept.save(argument)
+            elif command in ("/new", "/system"):
+                kept.leave()
+                system = argument or (system if command == "/new" else None)
+                kept = _Kept(begin(system))
+            elif command.startswith("/"):
+                print(f"{command} is not a command; there are\n{_HELP}")
+            elif command:
+                _answer(kept.conversation, line.strip())
+    finally:
+        kept.leave()
+
+
+class _Kept:
+    """A conversation, and the file that it is kept in, if any."""
+
+    def __init__(self, conversation: "Chat", path: Path | None = None) -> None:
+        self.conversation = conversation
+        self._path = path
+        self._num_saved = len(conversation.messages)
+
+    def save(self, name: str) -> None:
+        """Keep it in the file ``name`` from now on, or in the one it has; that it cannot be kept is said."""
+        from leyden.core.errors import UserError
+        from leyden.core.log import say
+
+        path = Path(name) if name else self._path
+        if path is None:
+            say("/save needs the name of a file: /save FILE")
             return
-        if command == "/help":
-            print(_HELP)
-        elif command in ("/new", "/system"):
-            system = argument.strip() or (system if command == "/new" else None)
-            conversation = Chat(engine, system=system, sampling=sampling)
-        elif command.startswith("/"):
-            print(f"{command} is not a command; there are\n{_HELP}")
-        elif command:
-            _answer(conversation, line.strip())
+        try:
+            self.conversation.save(path)
+        except UserError as error:
+            say(str(error))
+            return
+        self._path, self._num_saved = path, len(self.conversation.messages)
+        say(f"saved to {path}")
+
+    def leave(self) -> None:
+        """Save what was said since it was last saved, where it has a file."""
+        if self._path is not None and len(self.conversation.messages) != self._num_saved:
+            self.save("")
 
 
 def _terminal_lines() -> Iterator[str]:

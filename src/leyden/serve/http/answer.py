@@ -50,6 +50,10 @@ class Answer(ABC, Generic[Piece]):
         """Whether nothing that may still come would be told."""
         return False
 
+    async def end(self) -> None:
+        """What is to be done once everything has been said, before the client hears that it has."""
+        return
+
     def usage(self) -> Usage:
         """What it cost so far."""
         return self._generation.usage()
@@ -66,6 +70,7 @@ class Answer(ABC, Generic[Piece]):
         pieces: list[list[Piece]] = [[] for _ in range(self._num_choices)]
         async for piece in self._pieces():
             pieces[piece.index].append(piece)
+        await self.end()
         return _json(self.complete(pieces, self.usage()))
 
     async def _events(self, options: StreamOptions) -> AsyncGenerator[bytes, None]:
@@ -75,6 +80,7 @@ class Answer(ABC, Generic[Piece]):
             yield event(_json(self.chunk([piece], **usage)))
         if options.include_usage:
             yield event(_json(self.chunk([], usage=self.usage())))
+        await self.end()
         yield DONE
 
     async def _pieces(self) -> AsyncGenerator[Piece, None]:

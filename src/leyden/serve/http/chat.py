@@ -10,8 +10,9 @@ from fastapi import APIRouter, Request, Response
 
 from leyden.serve.http.answer import Answer
 from leyden.serve.http.body import JsonRoute
-from leyden.serve.http.chat_messages import encode_messages
+from leyden.serve.http.chat_messages import encode_messages, text_of
 from leyden.serve.http.documentation import responses
+from leyden.serve.http.errors import ApiError
 from leyden.serve.http.logprobs import chat_logprobs, prompt_logprobs
 from leyden.serve.http.protocol.chat import (
     AnswerMessage,
@@ -46,6 +47,10 @@ def chat_routes(service: Service) -> APIRouter:
         service.require()
         name = service.model.called(body.model)
         prompt = await asyncio.to_thread(_prompt, service, body)
+        if body.conversation is not None:
+            if service.conversations is None:
+                raise ApiError(400, "This server keeps no conversations (--conversations).", param="conversation")
+            await service.conversations.open(body.conversation)
         return await _ChatAnswer(service, body, name, prompt).respond(request, body.stream, body.stream_options)
 
     return router
@@ -95,6 +100,9 @@ class _ChatAnswer(Answer[ChatPiece]):
             "system_fingerprint": service.model.fingerprint,
         }
         tokenizer = service.model.tokenizer
+        self._body = body
+        self._conversations = service.conversations
+        self._tokens = list(prompt.tokens)
         self._writers = [
             _Writer(tokenizer, body, index, prompt.tools.parser(tokenizer)) for index in range(body.n or 1)
         ]
@@ -113,7 +121,16 @@ class _ChatAnswer(Answer[ChatPiece]):
         if delta.prompt_logprobs is not None and self._num_prompt_top is not None:
             told = prompt_logprobs(self._tokenizer, delta.prompt_logprobs, self._num_prompt_top)
             self._of_prompt = {"prompt_logprobs": told}
+        if self._body.conversation is not None:
+            self._tokens += delta.tokens
         return self._writers[delta.index].write(delta)
+
+    async def end(self) -> None:
+        """Keep the conversation, where it has a name."""
+        if self._body.conversation is not None and self._conversations is not None:
+            turns = [{"role": each.role, "content": text_of(each.content)} for each in self._body.messages]
+            turns.append({"role": "assistant", "content": self._writers[0].text})
+            await self._conversations.save(self._body.conversation, self._tokens, turns)
 
     def chunk(self, pieces: Sequence[ChatPiece], **usage: Usage | None) -> ChatChunk:
         of_prompt, self._of_prompt = self._of_prompt, {}  # the first chunk alone tells of the prompt
@@ -152,6 +169,11 @@ class _Writer:
         if self._num_top is not None:
             logprobs = ChatLogprobs(content=chat_logprobs(self._tokenizer, delta.logprobs, self._num_top), refusal=None)
         return ChatPiece(index=self._index, delta=self._message(parts), logprobs=logprobs, finish_reason=end)
+
+    @property
+    def text(self) -> str:
+        """The answer's, so far."""
+        return "".join(part for part in self._parts if isinstance(part, str))
 
     def whole(self, pieces: Sequence[ChatPiece]) -> ChatChoice:
         """The answer, of all its pieces."""

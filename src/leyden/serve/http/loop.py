@@ -1,10 +1,13 @@
 """The engine, as a server sees it."""
 
-from collections.abc import AsyncGenerator
-from typing import Protocol
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Protocol, TypeVar
 
+from leyden.serve.engine import Engine
 from leyden.serve.request import Delta, Request
 from leyden.serve.statistics import Statistics
+
+T = TypeVar("T")
 
 
 class Loop(Protocol):
@@ -32,6 +35,10 @@ class Loop(Protocol):
             QueueFullError: at once.
             UserError: at once; the request can never be answered.
         """
+        ...
+
+    def between_steps(self, work: Callable[[Engine], T]) -> Awaitable[T]:
+        """``work`` of the engine while no step runs; awaited, it gives its result or raises."""
         ...
 
     def drain(self, timeout: float) -> object:

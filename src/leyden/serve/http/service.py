@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from leyden.core.errors import suggest
+from leyden.serve.http.conversations import Conversations
 from leyden.serve.http.errors import ApiError, unavailable
 from leyden.serve.http.generation import Generation
 from leyden.serve.http.loop import Loop
@@ -96,6 +97,12 @@ class Service:
     def metrics(self) -> Metrics:
         """What is measured."""
         return Metrics(self.loop, self.model.names[0])
+
+    @cached_property
+    def conversations(self) -> Conversations | None:
+        """Chats that are kept; None where none are."""
+        directory = self.settings.conversations
+        return None if directory is None else Conversations(directory, self.loop)
 
     def require_alive(self) -> None:
         """Raise an ApiError (503) where the engine is dead."""

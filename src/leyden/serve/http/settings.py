@@ -2,6 +2,7 @@
 
 import ipaddress
 import re
+from pathlib import Path
 from typing import Self
 
 from pydantic import Field, field_validator, model_validator
@@ -36,6 +37,8 @@ class ServerSettings(Config):
     """Events that wait for a slow reader; when one more comes, the request ends."""
     drain_seconds: float = Field(default=30, ge=0)
     """After SIGTERM, running requests may finish in this time."""
+    conversations: Path | None = None
+    """Directory in which chats that name a conversation are kept over the server's end. None: they are not."""
 
     @field_validator("api_keys")
     @classmethod

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
-from leyden.serve.http.chat_messages import ChatMessage, ToolCall
+from leyden.serve.http.chat_messages import ChatMessage, Name, ToolCall
 from leyden.serve.http.protocol.common import GenerationRequest, NotSupported, PromptLogprobs, Usage
 from leyden.serve.http.response_format import ResponseFormat
 from leyden.serve.http.tools import ToolChoice, Tools
@@ -38,6 +38,9 @@ class ChatRequest(GenerationRequest):
     """Whether the prompt ends where an answer begins; true where left out, unless the last message goes on."""
     continue_final_message: bool | None = None
     """Whether the answer goes on with the text of the last message."""
+    conversation: Name | None = None
+    """Keep what the model has read of this chat under this name, so that it need not be read again after the server's
+    next start (Leyden's own field; the messages are sent whole all the same)."""
     metadata: dict[ShortText, ShortText] | None = Field(default=None, max_length=16)
     """Has no effect here."""
     store: Literal[False] | None = None
@@ -62,6 +65,8 @@ class ChatRequest(GenerationRequest):
     def _agree(self) -> Self:
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs to be true")
+        if self.conversation is not None and (self.n or 1) > 1:
+            raise ValueError("a conversation goes on with one answer; leave n or conversation out")
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
             raise ValueError("max_tokens and max_completion_tokens are the same and differ; leave one of them out")
         return self
