@@ -28,6 +28,7 @@ def parts(pieces: Iterable[str], names: Iterable[str] = NAMES, **options: Any) -
 def read(pieces: Iterable[str], **options: Any) -> tuple[str | None, list[tuple[str, str]]]:
     content, calls = gather(parts(pieces, **options))
     assert [call.id for call in calls] == [f"call_{place}" for place in range(len(calls))]
+    assert all(call.model_dump(exclude_unset=True)["type"] == "function" for call in calls)
     return content, [(call.function.name, call.function.arguments) for call in calls]
 
 

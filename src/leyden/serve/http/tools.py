@@ -141,7 +141,8 @@ def gather(parts: Sequence[str | CallDelta]) -> tuple[str | None, list[ToolCall]
         if isinstance(part, str):
             continue
         if part.id is not None and part.name is not None:
-            calls.append(ToolCall(id=part.id, function=CalledFunction(name=part.name, arguments="")))
+            function = CalledFunction(name=part.name, arguments="")
+            calls.append(ToolCall(id=part.id, type="function", function=function))
         calls[part.index].function.arguments += part.arguments
     return (None if calls and not text else text), calls
 
