@@ -39,7 +39,7 @@ class Answer:
 
 
 class ServerProcess:
-    """A server of OpenAI's API on a free port of this machine, ended on leaving.
+    """A server of OpenAI's API on a free port of this machine, ended on leaving; its clients ask it from this process.
 
     Args:
         command: of the server, without its port.
@@ -68,6 +68,16 @@ class ServerProcess:
         except ServerError:
             self.__exit__()
             raise
+
+    @classmethod
+    def of_leyden(cls, arguments: list[str], model: str, *, threads: int) -> Self:
+        """``leyden ARGUMENTS`` as that server."""
+        return cls([sys.executable, "-m", "leyden", *arguments], model, threads=threads)
+
+    @property
+    def url(self) -> str:
+        """Where it answers."""
+        return f"http://127.0.0.1:{self._port}"
 
     def ask(self, texts: list[str], new: int) -> list[Answer]:
         """Complete all of ``texts`` at once, greedily, each over a connection of its own.
@@ -107,7 +117,7 @@ class ServerProcess:
             if self._process.poll() is not None:
                 raise ServerError(self._last_words())
             try:
-                with urlopen(f"http://127.0.0.1:{self._port}/health", timeout=5):
+                with urlopen(f"{self.url}/health", timeout=5):
                     return
             except (URLError, OSError):
                 time.sleep(0.2)
@@ -148,8 +158,7 @@ async def _read(events: asyncio.StreamReader, started: float) -> tuple[float, in
 
 def our_server(directory: str, threads: int) -> ServerProcess:
     """``leyden serve`` of the model there."""
-    command = [sys.executable, "-m", "leyden", "serve", directory, "--served-model-name", "bench"]
-    return ServerProcess(command, "bench", threads=threads)
+    return ServerProcess.of_leyden(["serve", directory, "--served-model-name", "bench"], "bench", threads=threads)
 
 
 def their_server(directory: str, threads: int) -> ServerProcess:
