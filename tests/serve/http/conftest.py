@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import httpx
 import pytest
@@ -171,14 +171,19 @@ def client(make_service: Callable[..., Service]) -> Callable[..., httpx.Response
 
 
 class Serve:
-    """Starts servers on free ports, each in a thread; calling gives a URL."""
+    """Starts servers on free ports, each in a thread; calling gives a URL.
 
-    def __init__(self, make_service: Callable[..., Service]) -> None:
+    Attributes:
+        loop: of the engine that answers; the scripted one unless the test sets another.
+    """
+
+    def __init__(self, make_service: Callable[..., Service], loop: ScriptedLoop) -> None:
+        self.loop = loop
         self._make_service = make_service
         self._servers: list[tuple[Server, threading.Thread]] = []
 
     def __call__(self, **settings: object) -> str:
-        service = self._make_service(**{"drain_seconds": 0.2, **settings})
+        service = replace(self._make_service(**{"drain_seconds": 0.2, **settings}), loop=self.loop)
         bound = listen(service.settings)
         server = Server(create_app(service), service.loop, service.settings)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
@@ -201,7 +206,7 @@ class Serve:
 
 
 @pytest.fixture
-def serve(make_service: Callable[..., Service]) -> Iterator[Serve]:
-    servers = Serve(make_service)
+def serve(make_service: Callable[..., Service], loop: ScriptedLoop) -> Iterator[Serve]:
+    servers = Serve(make_service, loop)
     yield servers
     servers.join()
