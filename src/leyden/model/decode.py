@@ -6,12 +6,11 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from leyden.model.cache import Cache
-from leyden.model.decode_single import SingleDecoder
 from leyden.model.experts import MixtureOfExperts
 from leyden.model.lightning import LightningAttention
 from leyden.model.lm import DecoderLayer, HybridLM
 from leyden.model.pools import Pools
+from leyden.model.ranks import Ranks
 from leyden.ops.decode import (
     KINDS,
     LANES,
@@ -55,14 +54,11 @@ class NativeDecoder:
         UnavailableError: this model, or this machine, has no native step; the message says why.
     """
 
-    def __init__(self, model: HybridLM, pools: Pools | None = None) -> None:
-        if pools is None:
-            self._single = SingleDecoder(model)
-            return
-        self._pools = pools
-        self._kept: list[torch.Tensor] = []  # what the addresses point into
+    def __init__(self, model: HybridLM, pools: Pools) -> None:
         _check(model, pools)
         library()
+        self._dtype = pools.keys.dtype
+        self._kept: list[torch.Tensor] = []  # what the addresses point into
         config = model.config
         self._layers = (LayerAddresses * config.num_hidden_layers)()
         lightning = softmax = 0
@@ -121,10 +117,6 @@ class NativeDecoder:
             batch.wanted.extend(range(stop - decode.wanted, stop))
         return decode_step(self._model, batch)
 
-    def step(self, token: int, cache: Cache) -> torch.Tensor:
-        """Read one token of one sequence, from a cache."""
-        return self._single.step(token, cache)
-
     def _at(self, values: torch.Tensor) -> int:
         """The address of a tensor, which is kept from now on."""
         values = values.detach().contiguous()
@@ -134,11 +126,9 @@ class NativeDecoder:
     def _matrix(self, module: nn.Module, weight: str = "weight", scale: str = "scale", row: int = 0) -> MatrixAddress:
         """A weight [..., out, in] from row ``row`` on, with the scales [..., out] of an int8 one."""
         values, scales = getattr(module, weight), getattr(module, scale, None)
-        dtypes = (torch.float32, torch.bfloat16) if scales is None else (torch.int8,)
-        if values.dtype not in dtypes or (values.dtype, self._pools.keys.dtype) == (torch.float32, torch.bfloat16):
-            raise UnavailableError(f"a weight is {values.dtype}, where the model computes in {self._pools.keys.dtype}")
-        if values.device.type != "cpu":
-            raise UnavailableError(f"the model is on {values.device.type}, not on the CPU")
+        dtypes = {self._dtype, torch.bfloat16} if scales is None else {torch.int8}
+        if values.dtype not in dtypes:
+            raise UnavailableError(f"a weight is {values.dtype}, where the model computes in {self._dtype}")
         first = row * values.shape[-1] * values.element_size()
         scale_at = None if scales is None else self._at(scales) + row * scales.element_size()
         return MatrixAddress(self._at(values) + first, scale_at, KINDS[values.dtype])
@@ -180,11 +170,13 @@ class NativeDecoder:
 
 
 def _check(model: HybridLM, pools: Pools) -> None:
-    config = model.config
-    if pools.keys.device.type != "cpu":
-        raise UnavailableError(f"the model is on {pools.keys.device.type}, not on the CPU")
-    if pools.keys.dtype not in (torch.float32, torch.bfloat16):
-        raise UnavailableError(f"the model computes in {pools.keys.dtype}; float32 and bfloat16 have one")
+    config, keys = model.config, pools.keys
+    if type(model.ranks) is not Ranks:
+        raise UnavailableError("several ranks compute the model together")
+    if keys.device.type != "cpu" or model.norm.weight.device.type != "cpu":
+        raise UnavailableError(f"the model is on {model.norm.weight.device.type}, not on the CPU")
+    if keys.dtype not in (torch.float32, torch.bfloat16):
+        raise UnavailableError(f"the model computes in {keys.dtype}; float32 and bfloat16 have one")
     widths = [config.hidden_size, config.head_dim, config.intermediate_size, config.shared_intermediate_size]
     if any(width % LANES for width in widths):
         raise UnavailableError(f"hidden, head and expert widths {widths} are not all multiples of {LANES}")

@@ -27,42 +27,45 @@ template <class T> using Input = float;
 constexpr int TILE = 4;           // rows of weights, and rows of input, that meet at once
 constexpr int AHEAD = 2 * TILE;   // rows of weights fetched before their turn: the caches would wait at every page
 
-inline Vector load(const Int8 *p, int count = LANES) {
-    typedef int8_t Bytes __attribute__((vector_size(LANES)));
-    Bytes bytes = {};
-    std::memcpy(&bytes, p, count);
-    return __builtin_convertvector(bytes, Vector);
+inline Vector load(const Int8 *p) {
+#ifdef __AVX512F__
+    return (Vector)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+#else
+    Vector v;
+    for (int i = 0; i < LANES; i++) v[i] = p[i].value;
+    return v;
+#endif
 }
 
-// One step along the width: what is loaded of a row, and how two of them are multiplied into a sum.
+// One step along the width: what is loaded of a row, `COUNT` elements of it, and how two of them are multiplied into a
+// sum.
 template <class X> struct Step {
     static constexpr int WIDTH = LANES;
     typedef Vector Part;
-    template <class W> static Part part(const W *p, int) { return load(p); }
-    static void multiply(Vector &total, Part w, Part x) { total += w * x; }
+    template <int COUNT, class W> static Part part(const W *p) { return load(p); }
+    static Vector multiply(Vector total, Part w, Part x) { return total + w * x; }
 };
 
 #ifdef __AVX512BF16__
 template <> struct Step<BFloat16> {
     static constexpr int WIDTH = 2 * LANES;
     typedef __m512bh Part;
-    // `count` elements, 16 or 32; zeros behind them.
-    static Part part(const BFloat16 *p, int count) {
-        if (count == WIDTH) return (Part)_mm512_loadu_si512(p);
+    template <int COUNT> static Part part(const BFloat16 *p) {
+        if (COUNT == WIDTH) return (Part)_mm512_loadu_si512(p);
         return (Part)_mm512_zextsi256_si512(_mm256_loadu_si256((const __m256i *)p));
     }
-    static Part part(const Int8 *p, int count) {  // exact: whole numbers up to 256 are
-        const Vector low = load(p), high = count == WIDTH ? load(p + LANES) : Vector{};
-        return _mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+    template <int COUNT> static Part part(const Int8 *p) {  // exact: bfloat16 holds whole numbers up to 256
+        return _mm512_cvtne2ps_pbh((__m512)(COUNT == WIDTH ? load(p + LANES) : Vector{}), (__m512)load(p));
     }
-    static void multiply(Vector &total, Part w, Part x) { total = (Vector)_mm512_dpbf16_ps((__m512)total, w, x); }
+    static Vector multiply(Vector total, Part w, Part x) { return (Vector)_mm512_dpbf16_ps((__m512)total, w, x); }
 };
 #endif
 
-// sums[b * TILE + j] = the sum of the lanes of total[j * TILE + b], each as sum() adds them.
-inline void sum_tile(const Vector *total, float *sums) {
+// sums[b][j] = the sum of the lanes of total[j * TILE + b], each as sum() adds them.
+inline __attribute__((always_inline)) void sum_tile(const Vector *total, Four *sums) {
 #ifdef __AVX512F__
     __m512 four[TILE];
+#pragma GCC unroll 4
     for (int j = 0; j < TILE; j++) {
         const __m512 *t = (const __m512 *)total + j * TILE;
         const __m512 a = _mm512_add_ps(_mm512_shuffle_f32x4(t[0], t[1], 0x44), _mm512_shuffle_f32x4(t[0], t[1], 0xee));
@@ -76,7 +79,7 @@ inline void sum_tile(const Vector *total, float *sums) {
     _mm512_storeu_ps(sums, _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd)));
 #else
     for (int j = 0; j < TILE; j++)
-        for (int b = 0; b < TILE; b++) sums[b * TILE + j] = sum(total[j * TILE + b]);
+        for (int b = 0; b < TILE; b++) sums[b][j] = sum(total[j * TILE + b]);
 #endif
 }
 
@@ -90,67 +93,75 @@ template <class X> struct Rows {
     const X *operator[](int i) const { return x + stride * (index ? index[i] : i); }
 };
 
-// sums[b * TILE + j] = w[j] . x[b] for B rows of input; `ahead` elements behind, weights are fetched.
-template <int B, class W, class X>
-inline void tile(const W *const *w, const X *const *x, int n, int64_t ahead, float *sums) {
+// sums[b][j] = w[j] . x[b] for B rows of input; `ahead` elements behind, weights are fetched.
+template <int B, bool FETCH, class W, class X>
+inline void tile(const W *const *w, const X *const *x, int n, int64_t ahead, Four *sums) {
     using S = Step<X>;
-    Vector total[TILE * TILE] = {};
-    const auto step = [&](int i, int count) __attribute__((always_inline)) {
+    Vector total[TILE * TILE];
+#pragma GCC unroll 16
+    for (int k = 0; k < TILE * TILE; k++) total[k] = Vector{};
+    const auto step = [&](int i, auto count) __attribute__((always_inline)) {
         typename S::Part part[TILE];
-        for (int j = 0; j < TILE; j++) part[j] = S::part(w[j] + i, count);
+#pragma GCC unroll 4
+        for (int j = 0; j < TILE; j++) {
+            if (FETCH) __builtin_prefetch(w[j] + ahead + i);
+            part[j] = S::template part<count>(w[j] + i);
+        }
+#pragma GCC unroll 4
         for (int b = 0; b < B; b++) {
-            const typename S::Part xb = S::part(x[b] + i, count);
-            for (int j = 0; j < TILE; j++) S::multiply(total[j * TILE + b], part[j], xb);
+            const typename S::Part xb = S::template part<count>(x[b] + i);
+#pragma GCC unroll 4
+            for (int j = 0; j < TILE; j++) total[j * TILE + b] = S::multiply(total[j * TILE + b], part[j], xb);
         }
     };
     int i = 0;
-    for (; i + S::WIDTH <= n; i += S::WIDTH) {
-        if (ahead)
-            for (int j = 0; j < TILE; j++) __builtin_prefetch(w[j] + ahead + i);
-        step(i, S::WIDTH);
-    }
-    if (i < n) step(i, LANES);
+    for (; i + S::WIDTH <= n; i += S::WIDTH) step(i, std::integral_constant<int, S::WIDTH>{});
+    if (i < n) step(i, std::integral_constant<int, LANES>{});
     sum_tile(total, sums);
 }
 
+// sums[b][j] of up to TILE rows of input.
+template <bool FETCH, class W, class X>
+inline void tile(int count, const W *const *w, const X *const *x, int n, int64_t ahead, Four *sums) {
+    if (count == 4) tile<4, FETCH>(w, x, n, ahead, sums);
+    else if (count == 3) tile<3, FETCH>(w, x, n, ahead, sums);
+    else if (count == 2) tile<2, FETCH>(w, x, n, ahead, sums);
+    else tile<1, FETCH>(w, x, n, ahead, sums);
+}
+
 // y[b][r] = scale[r] * (w[r] . x[b]) for weight rows r from begin to end and all rows of input; n is a multiple of 16.
+// A null scale is 1. Results leave in whole lines of the cache: rows of y lie powers of two apart, and would push each
+// other out of it line by line.
 template <class W, class X>
 void product(const W *w, int64_t stride, const float *scale, int n, int begin, int end, Rows<X> x, float *y,
              int64_t y_stride) {
-    // What is not of the input's type is turned into it once where it meets more than one tile.
-    const bool turn = !std::is_same<W, X>::value && x.count > TILE;
-    thread_local std::vector<X> turned;
-    if (turn && (int64_t)turned.size() < TILE * n) turned.resize(TILE * n);
-    for (int r = begin; r < end; r += TILE) {
-        const int rows = std::min(TILE, end - r);
-        const W *weights[TILE];
-        for (int j = 0; j < TILE; j++) weights[j] = w + stride * (r + std::min(j, rows - 1));
-        const auto meet = [&](auto *const *from, int b, int64_t ahead) {
-            const X *inputs[TILE];
-            const int count = std::min(TILE, x.count - b);
-            for (int k = 0; k < count; k++) inputs[k] = x[b + k];
-            float sums[TILE * TILE];
-            if (count == 4) tile<4>(from, inputs, n, ahead, sums);
-            else if (count == 3) tile<3>(from, inputs, n, ahead, sums);
-            else if (count == 2) tile<2>(from, inputs, n, ahead, sums);
-            else tile<1>(from, inputs, n, ahead, sums);
-            for (int k = 0; k < count; k++)
-                for (int j = 0; j < rows; j++)
-                    y[(b + k) * y_stride + r + j] = scale ? sums[k * TILE + j] * scale[r + j] : sums[k * TILE + j];
-        };
-        if (!turn) {
-            for (int b = 0; b < x.count; b += TILE) meet(weights, b, b ? 0 : AHEAD * stride);
-            continue;
-        }
-        const X *copies[TILE];
-        for (int j = 0; j < TILE; j++) {
-            for (int i = 0; i < n; i += LANES) {
-                __builtin_prefetch(weights[j] + AHEAD * stride + i);
-                store(turned.data() + j * n + i, load(weights[j] + i));
+    constexpr int BLOCK = 32;  // rows of input
+    alignas(64) float block[BLOCK][LANES];
+    for (int r = begin; r < end; r += LANES) {
+        const int columns = std::min(LANES, end - r);
+        for (int first = 0; first < x.count; first += BLOCK) {
+            const int rows = std::min(BLOCK, x.count - first);
+            for (int column = 0; column < columns; column += TILE) {
+                const int valid = std::min(TILE, columns - column);
+                const W *weights[TILE];
+                Four scales = Four{} + 1;
+                for (int j = 0; j < TILE; j++) weights[j] = w + stride * (r + column + std::min(j, valid - 1));
+                if (scale) std::memcpy(&scales, scale + r + column, valid * sizeof(float));
+                for (int b = 0; b < rows; b += TILE) {
+                    const int count = std::min(TILE, rows - b);
+                    const X *inputs[TILE];
+                    Four sums[TILE];
+                    for (int k = 0; k < count; k++) inputs[k] = x[first + b + k];
+                    if (first + b == 0) tile<true>(count, weights, inputs, n, AHEAD * stride, sums);
+                    else tile<false>(count, weights, inputs, n, 0, sums);
+                    for (int k = 0; k < count; k++) {
+                        const Four scaled = sums[k] * scales;
+                        std::memcpy(&block[b + k][column], &scaled, sizeof scaled);
+                    }
+                }
             }
-            copies[j] = turned.data() + j * n;
+            for (int b = 0; b < rows; b++) store(y + (first + b) * y_stride + r, load(block[b]), columns);
         }
-        for (int b = 0; b < x.count; b += TILE) meet(copies, b, 0);
     }
 }
 
