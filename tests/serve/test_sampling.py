@@ -18,9 +18,9 @@ PROBABILITIES = torch.tensor([0.125, 0.5, 0.0625, 0.25, 0.0625])
 
 
 def kept(logits: torch.Tensor, sampling: Sampling) -> set[int]:
-    weights = ((logits - logits.max()) / sampling.temperature).exp()[None]
-    filter_weights(weights, [sampling])
-    return set(weights[0].nonzero()[:, 0].tolist())
+    weights = ((logits - logits.max()) / sampling.temperature).exp()
+    filter_weights(weights, sampling)
+    return set(weights.nonzero()[:, 0].tolist())
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_filters_keep_the_most_probable(filters: dict[str, float], expected: set
 def test_filters_are_those_of_the_sorted_list(
     seed: int, temperature: float, top_k: int | None, top_p: float, min_p: float
 ) -> None:
-    """Against sorting everything; more tokens than the head that is looked at first."""
+    """Against the definition: of the sorted tokens, those before which the probabilities are less than p."""
     logits = torch.randn(600, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     weights = ((logits - logits.max()) / temperature).exp()
