@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
@@ -90,7 +91,7 @@ def test_a_reader_that_leaves_frees_its_memory(loop: EngineLoop) -> None:
                 await task
                 task = asyncio.create_task(anext(stream))
         await until(lambda: loop.statistics.states_used == 0 and not loop.engine.busy)
-        assert loop.statistics.finished == {"aborted": 1}
+        assert loop.statistics.finished == Counter(aborted=1)
         audit(loop.engine.memory)
         sleeping = loop.statistics.steps
         await asyncio.sleep(0.05)

@@ -1,5 +1,6 @@
 """Who runs when: decodes do not wait for long prompts, nor short prompts for long ones; and little memory is enough."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -135,7 +136,7 @@ def test_an_abort_frees_everything_within_a_step(model: HybridLM) -> None:
     assert engine.step() == []
     assert not engine.busy
     assert engine.statistics.states_used == engine.statistics.pages_used == 0
-    assert engine.statistics.finished == {"aborted": 12}
+    assert engine.statistics.finished == Counter(aborted=12)
     audit(engine.memory)
 
 

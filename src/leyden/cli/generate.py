@@ -24,7 +24,7 @@ def generate(
     sampling = Sampling(
         max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=tuple(stop or ())
     )
-    engine = Engine(*load(model))
+    engine = Engine(*load(model), max_sequences=1)
     for chunk in engine.stream(sys.stdin.read() if prompt is None else prompt, sampling):
         print(chunk.text, end="", flush=True)
         if chunk.completion is not None:

@@ -1,6 +1,5 @@
 """Many sequences at once: requests in, what each step brings for them out."""
 
-import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,22 +9,21 @@ import torch
 
 from leyden.core.device import keep_freed_memory
 from leyden.core.errors import UserError
-from leyden.core.log import log_once
-from leyden.model import PAGE, HybridLM, NativeDecoder, Pools
-from leyden.ops.decode import UnavailableError
+from leyden.model import PAGE, HybridLM, Pools
 from leyden.serve.completion import Chunk, Completion
 from leyden.serve.config import EngineConfig
 from leyden.serve.conversation import Conversation, fingerprint, load_conversation, save_conversation
+from leyden.serve.drafts import Drafts, make_guesser
 from leyden.serve.job import Generation, Job
 from leyden.serve.memory import Memory
 from leyden.serve.offline import Offline
-from leyden.serve.request import Delta, FinishReason, QueueFullError, Request
+from leyden.serve.request import Delta, FinishReason, QueueFullError, Request, check_request
 from leyden.serve.runner import Reading, Runner
 from leyden.serve.sampling import Draw, Grammars, Sampler, Sampling, draw, token_logprobs
 from leyden.serve.scheduler import Scheduler
 from leyden.serve.sizes import plan_sizes
-from leyden.serve.speculation import Ask, DraftModel, Guesser, PromptLookup, verify
 from leyden.serve.statistics import Statistics
+from leyden.serve.weights import native_decoder, versions
 from leyden.tokenizer import Tokenizer
 
 _SCORED_AT_ONCE = 64
@@ -71,48 +69,24 @@ class Engine:
         self._generations: dict[str, list[Generation]] = {}
         self._arrivals: deque[list[Generation]] = deque()
         self._aborts: deque[str] = deque()
-        self._lent: list[int] = []
         self._offline = Offline(self)
         self._grammars = None if tokenizer is None else Grammars(tokenizer, model.config.vocab_size)
         shape, device = model.ranks.held(model.config), model.norm.weight.device
         sizes = plan_sizes(shape, self.config, model.dtype, device)
         self._pools = Pools(shape, sizes.num_states, sizes.num_pages, dtype=model.dtype, device=device)
         self._limits = {"cache_bytes": sizes.cache_bytes, "swap_bytes": sizes.swap_bytes}
-        self._guesser = self._make_guesser(draft, sizes.draft_bytes)
+        self._guesser = make_guesser(self.config, model, draft, sizes.draft_bytes)
         self._begin()
-
-    def _make_guesser(self, draft: HybridLM | None, kv_bytes: int) -> Guesser | None:
-        if (self.config.speculation == "draft") != (draft is not None):
-            raise UserError("speculation='draft' and a draft model belong together; give both or neither.")
-        if draft is None:
-            return PromptLookup() if self.config.speculation == "prompt" else None
-        return DraftModel(
-            draft.eval(),
-            self.model.config,
-            max_sequences=self.config.max_sequences,
-            draft_tokens=self.config.draft_tokens,
-            kv_bytes=kv_bytes,
-        )
 
     def _begin(self) -> None:
         """Empty memory, and the weights as they are now."""
-        self._weights = _versions(self.model)
+        self._weights = versions(self.model)
         self._memory = Memory(self._pools, **self._limits)
         self.statistics.measure(self._memory.usage)
-        self._runner = Runner(self.model, self._pools, self._native_decoder())
+        self._runner = Runner(self.model, self._pools, native_decoder(self.model, self._pools, self.config.decoder))
         self._scheduler = Scheduler(self._memory, self.config.max_sequences, self.config.step_tokens)
+        self._drafts = Drafts(self._guesser, self._memory, self.config.draft_tokens, self.statistics)
         self._in_model = False
-
-    def _native_decoder(self) -> NativeDecoder | None:
-        if self.config.decoder == "torch":
-            return None
-        try:
-            return NativeDecoder(self.model, self._pools)
-        except UnavailableError as reason:
-            if self.config.decoder == "native":
-                raise UserError(f"decoder='native' cannot run: {reason}; take 'auto' or 'torch'.") from None
-            log_once(__name__, f"decoding in PyTorch, not natively: {reason}")
-            return None
 
     # Requests.
 
@@ -128,27 +102,7 @@ class Engine:
 
     def check(self, tokens: Sequence[int], sampling: Sampling) -> None:
         """Raise the UserError that :meth:`add` would for such a request."""
-        vocabulary, positions = self.model.config.vocab_size, self.model.config.max_position_embeddings
-        if sampling.stop and self.tokenizer is None:
-            raise UserError("this engine has no tokenizer and sees no text; leave out sampling's stop strings.")
-        if sampling.grammar is not None and self.tokenizer is None:
-            raise UserError("this engine has no tokenizer and sees no text; leave out sampling's grammar.")
-        sampling.check_tokens(vocabulary)
-        if not tokens:
-            raise UserError("a prompt has at least one token; this one has none.")
-        if len(tokens) > positions:
-            raise UserError(
-                f"the text has {len(tokens)} tokens and the model {positions} positions "
-                "(max_position_embeddings); shorten it, or take a model trained for longer contexts."
-            )
-        if len(tokens) > self.max_positions:
-            raise UserError(
-                f"the text has {len(tokens)} tokens, and this engine has pages of keys and values for "
-                f"{self.max_positions}; shorten it, or raise kv_gigabytes."
-            )
-        if not 0 <= min(tokens) <= max(tokens) < vocabulary:
-            wrong = next(token for token in tokens if not 0 <= token < vocabulary)
-            raise UserError(f"token {wrong} is not in the model's vocabulary; ids lie in 0..{vocabulary - 1}.")
+        check_request(self.model.config, self.tokenizer, self._memory.max_tokens, tokens, sampling)
 
     def add(self, request: Request) -> None:
         """Queue a request. The deltas of its completions come from :meth:`step`.
@@ -245,7 +199,7 @@ class Engine:
 
     def _take_in(self) -> None:
         """What was added and aborted since the last step."""
-        if self._arrivals and not self._scheduler.has_requests and self._weights != _versions(self.model):
+        if self._arrivals and not self._scheduler.has_requests and self._weights != versions(self.model):
             self._begin()
         while self._arrivals:
             first = self._arrivals.popleft()[0]
@@ -263,7 +217,7 @@ class Engine:
         ended = [job for made in self._generations.values() for job in made if job.finish_reason is None]
         if self._in_model:
             self._in_model = False
-            self._return_lent()
+            self._drafts.give_back()
             self._scheduler.abandon_settling()
             for job in ended:
                 self._release(job)
@@ -275,8 +229,7 @@ class Engine:
 
     def _release(self, job: Generation) -> None:
         self._scheduler.remove(job)
-        if self._guesser is not None:
-            self._guesser.forget(job.name)
+        self._drafts.forget(job)
 
     def _read(self, decodes: list[Reading], prefills: list[Reading]) -> torch.Tensor:
         self._in_model = True
@@ -285,59 +238,14 @@ class Engine:
         return logits
 
     def _decode(self, jobs: list[Generation]) -> list[Delta]:
-        guesses = self._guess(jobs)
-        readings = [self._draft(job, guess) for job, guess in zip(jobs, guesses, strict=True)]
+        readings = self._drafts.readings(jobs)
         try:
             logits = self._read(readings, [])
         except (MemoryError, RuntimeError) as error:
             self._check_memory(error)  # the states of all of them may be torn
             return [self._end(job, "error", "the machine ran out of memory") for job in jobs]
-        if not self._lent:
-            for job in jobs:
-                job.read = len(job.tokens)
-            return self._draw(jobs, logits)
-        draws = verify([job.sampler for job in jobs], guesses, logits)
-        for job, reading, drawn in zip(jobs, readings, draws, strict=True):
-            assert job.holding is not None
-            job.read = len(job.tokens) + len(drawn) - 1
-            state = reading.states[len(drawn)]
-            if state != job.holding.state:
-                self._lent.remove(state)
-                self._lent.append(job.holding.state)
-                job.holding.state = state
-            self.statistics.draft_tokens_proposed += len(reading.tokens) - 1
-            self.statistics.draft_tokens_accepted += len(drawn) - 1
-        self._return_lent()
+        draws = self._drafts.accept(jobs, readings, logits)
         return [self._advance(job, drawn) for job, drawn in zip(jobs, draws, strict=True)]
-
-    def _guess(self, jobs: list[Generation]) -> list[list[int]]:
-        """Guesses of what follows each sequence, as far as there are pages and slots to verify them."""
-        if self._guesser is None:
-            return [[]] * len(jobs)
-        most = self.config.draft_tokens
-        asks = [Ask(job.name, job.tokens, min(most, job.left - 1)) for job in jobs]
-        guesses = []
-        for job, guess in zip(jobs, self._guesser.propose(asks), strict=True):
-            assert job.holding is not None
-            if guess and not self._memory.grow(job.holding, len(job.tokens) + len(guess)):
-                guess = guess[: len(job.holding.pages) * PAGE - len(job.tokens)]
-            guesses.append(guess)
-        return guesses
-
-    def _draft(self, job: Generation, guess: list[int]) -> Reading:
-        """Read the last token, and ``guess`` behind it, of which each leaves its state in a slot of its own."""
-        assert job.holding is not None
-        spare = (self._memory.states(len(guess)) if guess else None) or []
-        if len(spare) < len(guess):
-            guess.clear()
-        self._lent += spare
-        tokens = [*job.tokens[job.read :], *guess]
-        states = [job.holding.state, job.holding.state, *spare]
-        return Reading(tokens, job.read, job.holding.pages, states, len(tokens))
-
-    def _return_lent(self) -> None:
-        self._memory.give_back(self._lent)
-        self._lent = []
 
     def _prefill(self, parts: list[tuple[Generation, int]]) -> list[Delta]:
         readings = [_reading(job, stop, _wanted(job, stop)) for job, stop in parts]
@@ -417,7 +325,8 @@ class Engine:
         of_request = self._generations[job.request.id]
         if all(other.finish_reason is not None for other in of_request):
             del self._generations[job.request.id]
-        if error is None and job.request.settle and job.goal // PAGE < len(job.tokens) // PAGE:
+        wanted = error is None and job.request.settle and len(of_request) == 1
+        if wanted and job.goal // PAGE < len(job.tokens) // PAGE:
             self._scheduler.settle(job.tokens)
         return job.delta(sum(other.drawn for other in of_request), error)
 
@@ -438,7 +347,7 @@ class Engine:
         if not isinstance(error, MemoryError) and "out of memory" not in told and "allocate memory" not in told:
             raise error
         self._in_model = False
-        self._return_lent()
+        self._drafts.give_back()
         if self._pools.states.is_cuda:
             torch.cuda.empty_cache()
 
@@ -515,9 +424,3 @@ def _reading(job: Job, stop: int, wanted: int) -> Reading:
 def _wanted(job: Generation, stop: int) -> int:
     """Of how many of the last tokens before ``stop`` the logits are asked for."""
     return stop - job.read if job.scores_prompt else int(stop == job.goal)
-
-
-def _versions(model: HybridLM) -> list[tuple[int, int]]:
-    """What changes whenever a weight does."""
-    tensors = itertools.chain(model.parameters(), model.buffers())
-    return [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]

@@ -102,6 +102,7 @@ class Generation(Job):
     def admitted(self, holding: Holding) -> None:
         """It has its memory, with what the cache had of its prompt."""
         self.holding, self._admitted = holding, time.perf_counter()
+        self._of_prompt = [None]
         if self.scores_prompt:  # what is read again has the same bits, so shared pages may be written
             self.read, self.cache = 0, CacheUse()
         else:

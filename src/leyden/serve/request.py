@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from leyden.core.errors import UserError
+from leyden.model import ModelConfig
 from leyden.serve.sampling import Sampling, TokenLogprobs
+from leyden.tokenizer import Tokenizer
 
 FinishReason = Literal["stop", "length", "aborted", "error"]
 
@@ -100,3 +103,39 @@ class Delta:
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     error: str | None = None
+
+
+def check_request(
+    shape: ModelConfig, tokenizer: Tokenizer | None, max_tokens: int, tokens: Sequence[int], sampling: Sampling
+) -> None:
+    """Refuse what an engine could never answer.
+
+    Args:
+        shape: of its model.
+        tokenizer: None where there is no text.
+        max_tokens: that one sequence has memory for.
+        tokens: of the prompt.
+        sampling: what is wanted.
+
+    Raises:
+        UserError: what is wrong, and what is allowed.
+    """
+    if tokenizer is None and (sampling.stop or sampling.grammar is not None):
+        what = "stop strings" if sampling.stop else "grammar"
+        raise UserError(f"this engine has no tokenizer and sees no text; leave out sampling's {what}.")
+    sampling.check_tokens(shape.vocab_size)
+    if not tokens:
+        raise UserError("a prompt has at least one token; this one has none.")
+    if len(tokens) > shape.max_position_embeddings:
+        raise UserError(
+            f"the text has {len(tokens)} tokens and the model {shape.max_position_embeddings} positions "
+            "(max_position_embeddings); shorten it, or take a model trained for longer contexts."
+        )
+    if len(tokens) > max_tokens:
+        raise UserError(
+            f"the text has {len(tokens)} tokens, and this engine has pages of keys and values for {max_tokens}; "
+            "shorten it, or raise kv_gigabytes."
+        )
+    if not 0 <= min(tokens) <= max(tokens) < shape.vocab_size:
+        wrong = next(token for token in tokens if not 0 <= token < shape.vocab_size)
+        raise UserError(f"token {wrong} is not in the model's vocabulary; ids lie in 0..{shape.vocab_size - 1}.")

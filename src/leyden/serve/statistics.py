@@ -1,4 +1,7 @@
-"""What an engine has done and what it holds, in plain numbers."""
+"""What an engine has done and what it holds, in plain numbers.
+
+Other threads may look at any time: no table grows.
+"""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -39,7 +42,7 @@ class Statistics:
     decode_tokens: int = 0
     cache_possible_tokens: int = 0
     cache_used_tokens: int = 0
-    cache_lost_tokens: Counter[str] = field(default_factory=Counter)
+    cache_lost_tokens: Counter[str] = field(default_factory=lambda: Counter(no_snapshot=0, evicted=0))
     states_used: int = 0
     states_total: int = 0
     pages_used: int = 0
@@ -48,7 +51,7 @@ class Statistics:
     snapshot_bytes_total: int = 0
     evictions: int = 0
     preemptions: int = 0
-    finished: Counter[str] = field(default_factory=Counter)
+    finished: Counter[str] = field(default_factory=lambda: Counter(stop=0, length=0, aborted=0, error=0))
     refused: int = 0
     draft_tokens_proposed: int = 0
     draft_tokens_accepted: int = 0
