@@ -166,7 +166,7 @@ def filter_weights(weights: torch.Tensor, sampling: Sampling) -> None:
         head, total = weights, weights.sum(dtype=torch.float64)
         if sampling.top_k is None:  # all tokens below this one together have less than 1 - p, so none of them is kept
             head = weights[weights > (1 - sampling.top_p) * total / (2 * len(weights))]
-        head = _falling(head)[: sampling.top_k]
+        head = _falling(head, sampling.top_k)
         if sampling.top_p < 1:
             below = head.cumsum(0, dtype=torch.float64)
             total = total if sampling.top_k is None else below[-1]
@@ -177,8 +177,12 @@ def filter_weights(weights: torch.Tensor, sampling: Sampling) -> None:
     weights.masked_fill_(weights < smallest, 0)
 
 
-def _falling(values: torch.Tensor) -> torch.Tensor:
-    """[V], the largest first. On a CPU numpy sorts forty times faster than torch."""
-    if values.device.type == "cpu":
-        return torch.from_numpy(np.sort(values.numpy())).flip(0)
-    return values.sort(descending=True).values
+def _falling(values: torch.Tensor, count: int | None) -> torch.Tensor:
+    """The largest ``count`` of [V], or all, in falling order. On a CPU numpy sorts forty times faster than torch."""
+    count = min(count or len(values), len(values))
+    if values.device.type != "cpu":
+        return values.topk(count).values
+    array = values.numpy()
+    if count < len(array):
+        array = np.partition(array, len(array) - count)[-count:]
+    return torch.from_numpy(np.sort(array)).flip(0)
