@@ -1,9 +1,14 @@
 """Ranks that serve a model together: logits and greedy tokens are those of one process."""
 
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 from gloo_ranks import mesh_of
@@ -21,6 +26,7 @@ from leyden.serve import ranks as ranks_module
 from leyden.serve.config import EngineConfig
 from leyden.serve.ranks import FollowingEngine, LeadingEngine
 from leyden.serve.runner import Reading, Runner
+from leyden.tokenizer import Tokenizer
 
 _PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5] * 27, [7, 7, 2], list(range(40))]
 
@@ -87,6 +93,8 @@ def _generate(engine: Engine) -> list[tuple[int, ...]]:
     stream = engine.stream(prompts[0], Sampling(max_tokens=50, temperature=0))
     begun = next(stream).token
     stream.close()  # is aborted, and the others learn of it
+    engine.read_ahead([*range(100)] * 3)
+    engine.rest()
     return [*(completion.tokens for completion in found), (begun,)]
 
 
@@ -100,6 +108,8 @@ def _engines(plan: Plan, directory: str, store: str) -> list[tuple[int, ...]] | 
         return None
     engine = LeadingEngine(model, None, _CONFIG, announcer, plan.world)
     try:
+        with pytest.raises(UserError, match="a part of a conversation each"):
+            engine.save_conversation(Path("chat"), [1, 2])
         return _generate(engine)
     finally:
         engine.stop()
@@ -134,3 +144,28 @@ def test_plans_that_cannot_serve_are_refused() -> None:
     ):
         with pytest.raises(UserError, match=words):
             serving_plan(config, world, tiny)
+
+
+def _serve(directory: Path, world: int) -> list[str]:
+    """Texts from ``leyden serve`` on so many ranks, started and ended as a user does."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"] if world > 1 else []
+    command = [sys.executable, *launcher, "-m", "leyden", "serve", str(directory), "--port", "0", "--int8", "layers"]
+    command += ["--kv-gigabytes", "0.01", "--decoder", "torch"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "COLUMNS": "200"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as server:
+        assert server.stderr is not None
+        try:
+            url = next(found[0] for line in server.stderr if (found := re.search(r"http://[\d.]+:\d+", line)))
+            ask = {"prompt": "a jar", "max_tokens": 8, "seed": 3, "temperature": 0.7}
+            answers = [httpx.post(f"{url}/v1/completions", json=ask | {"n": n}, timeout=60).json() for n in (1, 2)]
+        finally:
+            server.terminate()
+            server.communicate(timeout=60)
+    return [choice["text"] for answer in answers for choice in answer["choices"]]
+
+
+@pytest.mark.slow
+def test_torchrun_serves_what_one_process_does(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.train(["a jar keeps lightning, a jar keeps it"] * 3, vocab_size=265)
+    save(small_model(torch.float32, vocab_size=tokenizer.vocab_size), tokenizer, tmp_path)
+    assert _serve(tmp_path, 2) == _serve(tmp_path, 1)

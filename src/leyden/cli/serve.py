@@ -64,6 +64,8 @@ def serve(
 ) -> None:
     """Serve a model by OpenAI's API, with a chat page at /; without an API key, to this machine alone."""
     from leyden.checkpoint import load
+    from leyden.core.launch import launched
+    from leyden.serve import Engine
     from leyden.serve.config import EngineConfig
     from leyden.serve.http import ServerSettings, listen
     from leyden.serve.http.run import run_server
@@ -72,11 +74,38 @@ def serve(
     keys = [*(api_key or []), *(_keys(api_key_file) if api_key_file else [])]
     settings = ServerSettings.parse({**_of(ServerSettings, given), "api_keys": keys}, "serve")
     config = EngineConfig.parse(_of(EngineConfig, given), "serve")
+    shown = {"root": model, "names": served_model_name or [Path(model).name or model], "settings": settings}
+    if launched().world > 1:
+        _serve_on_ranks(model, int8, draft, config, shown)
+        return
     bound = listen(settings)  # before the model is loaded, which may take long
-    names = served_model_name or [Path(model).name or model]
     weights, tokenizer = load(model, int8=int8)
-    guessing = None if draft is None else load(draft)[0]
-    run_server(bound, weights, tokenizer, root=model, names=names, config=config, settings=settings, draft=guessing)
+    engine = Engine(weights, tokenizer, config, draft=None if draft is None else load(draft)[0])
+    run_server(bound, engine, **shown)
+
+
+def _serve_on_ranks(
+    model: str, int8: Literal["none", "layers", "all"], draft: str | None, config: Any, shown: dict[str, Any]
+) -> None:
+    """As many ranks as torchrun started have a part of the model each; the first one answers."""
+    from leyden.checkpoint import load, read_config
+    from leyden.core.errors import UserError
+    from leyden.core.launch import launched
+    from leyden.parallel import ParallelConfig, team_of
+    from leyden.parallel.serving import serving_plan
+    from leyden.serve.http import listen
+    from leyden.serve.http.run import run_server
+    from leyden.serve.ranks import engine_of
+
+    if draft is not None or config.speculation == "draft":
+        raise UserError("several ranks draft no guesses by a small model; leave out --draft, or serve with one rank.")
+    with team_of(serving_plan(ParallelConfig(), launched().world, read_config(model))) as team:
+        assert team.mesh is not None
+        bound = listen(shown["settings"]) if team.rank == 0 else None
+        weights, tokenizer = load(model, int8=int8, mesh=team.mesh, device=team.mesh.device)
+        with engine_of(team, weights, tokenizer, config) as engine:
+            if engine is not None and bound is not None:
+                run_server(bound, engine, **shown)
 
 
 def _of(settings: Any, given: dict[str, Any]) -> dict[str, Any]:

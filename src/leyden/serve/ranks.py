@@ -8,20 +8,27 @@ Where one rank alone fails, the others wait for it until their collectives give 
 """
 
 import secrets
+import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
+from leyden.core.errors import UserError
 from leyden.model import HybridLM, Pools
+from leyden.parallel import Team
 from leyden.parallel.announce import Announcer
 from leyden.serve.config import EngineConfig
+from leyden.serve.conversation import Conversation
 from leyden.serve.engine import Engine
 from leyden.serve.request import Request
 from leyden.serve.sizes import plan_sizes
 from leyden.tokenizer import Tokenizer
 
-Order = Literal["step", "take in", "stop"]
-"""What a rank is told to do; with the first two follow the requests and the ids that were aborted."""
+Order = Literal["step", "take in", "read ahead", "stop"]
+"""What a rank is told to do. Behind the first two come the requests and the ids that were aborted, behind the third the
+tokens."""
 
 
 class LeadingEngine(Engine):
@@ -64,6 +71,20 @@ class LeadingEngine(Engine):
         finally:
             self._stepping = False
 
+    def read_ahead(self, tokens: Sequence[int]) -> None:
+        """As :meth:`Engine.read_ahead`."""
+        self._announcer.tell("read ahead")
+        self._announcer.tell(list(tokens))
+        super().read_ahead(tokens)
+
+    def save_conversation(self, path: Path, tokens: Sequence[int], messages: Sequence[Mapping[str, str]] = ()) -> int:
+        """Refused: a file would hold this rank's heads alone."""
+        raise UserError(f"{path} is not written: several ranks hold a part of a conversation each; serve with one.")
+
+    def load_conversation(self, path: Path) -> Conversation:
+        """Refused: a file holds the heads of all ranks."""
+        raise UserError(f"{path} is not read: several ranks hold a part of a conversation each; serve with one.")
+
     def stop(self) -> None:
         """Let the other ranks end."""
         self._announcer.tell("stop")
@@ -96,6 +117,8 @@ class FollowingEngine(Engine):
                 return
             if order == "step":
                 self.step()
+            elif order == "read ahead":
+                self.read_ahead(self._announcer.hear())
             else:
                 self._take_in()
 
@@ -108,9 +131,38 @@ class FollowingEngine(Engine):
         super()._take_in()
 
     @property
-    def _has_room(self) -> bool:
+    def has_room(self) -> bool:
         """The first rank has found room for what it tells."""
         return True
+
+
+@contextmanager
+def engine_of(
+    team: Team, model: HybridLM, tokenizer: Tokenizer | None, config: EngineConfig
+) -> Iterator[LeadingEngine | None]:
+    """The first rank's engine, with which the others go along until the end of the ``with``.
+
+    Args:
+        team: of a plan by :func:`leyden.parallel.serving.serving_plan`, with more than one rank.
+        model, tokenizer, config: as of :class:`LeadingEngine`.
+
+    Yields:
+        On the other ranks None, when all is over. They leave signals to the first rank, which ends in order.
+    """
+    assert team.mesh is not None and team.mesh.store is not None, "there are several ranks, and they have a store"
+    world = team.mesh.plan.world
+    announcer = Announcer(team.mesh.store, world)
+    if team.rank > 0:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        FollowingEngine(model, tokenizer, announcer).follow()
+        yield None
+        return
+    engine = LeadingEngine(model, tokenizer, config, announcer, world)
+    try:
+        yield engine
+    finally:
+        engine.stop()
 
 
 def _settled(model: HybridLM, config: EngineConfig, world: int) -> EngineConfig:

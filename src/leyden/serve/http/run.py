@@ -7,47 +7,34 @@ from collections.abc import Sequence
 from leyden.core.errors import UserError
 from leyden.core.log import say
 from leyden.model import PAGE, HybridLM, Pools
-from leyden.serve.config import EngineConfig
 from leyden.serve.engine import Engine
 from leyden.serve.http.app import create_app
 from leyden.serve.http.server import Server, url
 from leyden.serve.http.service import ServedModel, Service
 from leyden.serve.http.settings import ServerSettings
 from leyden.serve.loop import EngineLoop
-from leyden.tokenizer import Tokenizer
 
 _GIGABYTE = 1 << 30
 
 
 def run_server(
-    bound: socket.socket,
-    model: HybridLM,
-    tokenizer: Tokenizer | None,
-    *,
-    root: str,
-    names: Sequence[str],
-    config: EngineConfig,
-    settings: ServerSettings,
-    draft: HybridLM | None = None,
+    bound: socket.socket, engine: Engine, *, root: str, names: Sequence[str], settings: ServerSettings
 ) -> None:
     """Serve until SIGTERM or Ctrl-C.
 
     Args:
         bound: from :func:`leyden.serve.http.listen`.
-        model: to serve.
-        tokenizer: of its texts.
+        engine: of the model to serve.
         root: where the model came from.
         names: that clients ask for it by.
-        config: of the engine.
         settings: of the server.
-        draft: the small model that guesses, where ``config`` asks for one.
 
     Raises:
-        UserError: there is no tokenizer, or no memory for what ``config`` asks.
+        UserError: there is no tokenizer.
     """
+    model, tokenizer = engine.model, engine.tokenizer
     if tokenizer is None:
         raise UserError(f"{root} has no tokenizer, and a server needs one; add its tokenizer.json.")
-    engine = Engine(model, tokenizer, config, draft=draft)
     loop = EngineLoop(engine)
     loop.start()
     served = ServedModel(
@@ -67,7 +54,8 @@ def _memory(engine: Engine) -> str:
     """What the engine holds, in one clause."""
     weights = sum(each.nbytes for each in (*engine.model.parameters(), *engine.model.buffers()))
     held = engine.statistics
-    _, page_bytes = Pools.bytes_of(engine.model.config, engine.model.lm_head.weight.dtype)
+    shape = engine.model.ranks.held(engine.model.config)
+    _, page_bytes = Pools.bytes_of(shape, engine.model.dtype)
     return (
         f"weights {weights / _GIGABYTE:.2f} GiB; {held.states_total} sequences at once; keys and values of "
         f"{held.pages_total * PAGE:,} tokens, {held.pages_total * page_bytes / _GIGABYTE:.2f} GiB; snapshots "
