@@ -1,5 +1,6 @@
 """States kept in host memory, and how states and pages are copied between there and the device."""
 
+import weakref
 from collections.abc import Sequence
 
 import torch
@@ -33,10 +34,20 @@ class Snapshots:
         # Memory that is never written to is never taken either: a large block costs nothing at first.
         self.states = torch.empty(min(fitting, pools.num_pages), layers, *shape)
         if pools.states.is_cuda and self.states.nbytes:
-            # Registered, not allocated as pinned: the allocator of pinned memory rounds up to a power of two.
-            cudart = torch.cuda.cudart()
-            assert cudart is not None
-            torch.cuda.check_error(cudart.cudaHostRegister(self.states.data_ptr(), self.states.nbytes, 0))
+            self._pin()
+
+    def _pin(self) -> None:
+        """Register the block, since the allocator of pinned memory would round it up to a power of two."""
+        cudart = torch.cuda.cudart()
+        assert cudart is not None
+        place = self.states.data_ptr()
+        torch.cuda.check_error(cudart.cudaHostRegister(place, self.states.nbytes, 0))
+
+        def free() -> None:  # called before the block itself is freed
+            torch.cuda.synchronize()
+            cudart.cudaHostUnregister(place)
+
+        weakref.finalize(self, free).atexit = False
 
     def __len__(self) -> int:
         return len(self.states)

@@ -144,6 +144,8 @@ class PrefixTree:
         Returns:
             Whether they are. Where they cannot be, nothing is let go.
         """
+        if self.pages.free >= num_pages:
+            return True
         if self.pages.free + self.pages.idle < num_pages:
             return False
         # An inner snapshot frees no page: those further on need all pages before them.
