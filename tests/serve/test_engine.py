@@ -103,6 +103,32 @@ def test_positions_bound_the_prompt_and_the_completion(
     assert all(c.finish_reason == "length" for c in full)
 
 
+def test_each_prompt_may_have_its_own_sampling(engine: Engine) -> None:
+    samplings = [Sampling(max_tokens=length, seed=length) for length in (3, 9, 5, 1)]
+    together = engine.generate(PROMPTS, samplings)
+    alone = [engine.generate([prompt], own)[0] for prompt, own in zip(PROMPTS, samplings, strict=True)]
+    assert [c.tokens for c in together] == [c.tokens for c in alone]
+    with pytest.raises(UserError, match="2 for 4"):
+        engine.generate(PROMPTS, samplings[:2])
+
+
+def test_streams_take_turns(engine: Engine) -> None:
+    """A step that one asks for serves the other; one that is left frees its memory."""
+    expected = [completion.tokens for completion in engine.generate(PROMPTS[:2], GREEDY)]
+    streams = [engine.stream(prompt, GREEDY) for prompt in PROMPTS[:2]]
+    found = [[], []]
+    for _ in range(24):
+        for tokens, stream in zip(found, streams, strict=True):
+            tokens.append(next(stream).token)
+    assert [tuple(tokens) for tokens in found] == expected
+    left = engine.stream(PROMPTS[0], GREEDY)
+    next(left)
+    left.close()
+    assert not engine.busy
+    with pytest.raises(UserError, match="n=2"):
+        engine.stream("The", Sampling(n=2))
+
+
 def test_what_is_not_a_list_of_prompts_is_refused(engine: Engine) -> None:
     with pytest.raises(UserError, match="list of prompts"):
         engine.generate("The", GREEDY)

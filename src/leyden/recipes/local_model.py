@@ -10,9 +10,12 @@ from leyden.core.errors import UserError
 from leyden.data.label.language_model import Answer, Request
 from leyden.serve import Engine, Sampling
 
+_AT_ONCE = 64
+"""Requests that are answered together, before the first of their answers is given out."""
+
 
 class LocalModel:
-    """Answers requests one after another (:class:`leyden.data.label.language_model.LanguageModel`).
+    """Answers requests (:class:`leyden.data.label.language_model.LanguageModel`).
 
     Args:
         directory: of a model with a tokenizer that has a chat template.
@@ -35,16 +38,29 @@ class LocalModel:
 
     def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
         """Each request's index and answer, in order; one longer than the model's positions is refused."""
-        for index, request in enumerate(requests):
-            messages: list[Any] = [{"role": turn.role, "content": turn.content} for turn in request.messages]
-            tokens = self._tokenizer.encode_chat(messages)
-            sampling = Sampling(max_tokens=request.max_tokens, temperature=request.temperature, seed=request.seed)
-            limit = self._engine.model.config.max_position_embeddings
-            if len(tokens) >= limit:
-                yield index, Answer(f"{len(tokens)} tokens, and the model has {limit} positions", "refused")
-                continue
-            done = self._engine.generate([tokens], sampling)[0]
-            yield index, Answer(done.text, done.finish_reason)
+        for start in range(0, len(requests), _AT_ONCE):
+            answers = self._answer(requests[start : start + _AT_ONCE])
+            yield from enumerate(answers, start)
+
+    def _answer(self, requests: Sequence[Request]) -> list[Answer]:
+        limit = self._engine.model.config.max_position_embeddings
+        prompts = [self._tokenizer.encode_chat(_messages(request)) for request in requests]
+        answers = [
+            Answer(f"{len(tokens)} tokens, and the model has {limit} positions", "refused") for tokens in prompts
+        ]
+        fitting = [index for index, tokens in enumerate(prompts) if len(tokens) < limit]
+        samplings = [
+            Sampling(max_tokens=request.max_tokens, temperature=request.temperature, seed=request.seed)
+            for request in (requests[index] for index in fitting)
+        ]
+        done = self._engine.generate([prompts[index] for index in fitting], samplings)
+        for index, completion in zip(fitting, done, strict=True):
+            answers[index] = Answer(completion.text, completion.finish_reason)
+        return answers
+
+
+def _messages(request: Request) -> list[Any]:
+    return [{"role": turn.role, "content": turn.content} for turn in request.messages]
 
 
 def _digest(directory: Path) -> str:

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
 from leyden.core.errors import UserError
-from leyden.serve.request import Delta, FinishReason
+from leyden.serve.request import Delta
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Completion:
 
     text: str
     tokens: tuple[int, ...]
-    finish_reason: FinishReason
+    finish_reason: Literal["stop", "length"]
     prompt_tokens: int
     prefill_seconds: float
     decode_seconds: float
@@ -37,7 +37,7 @@ class Completion:
             UserError: it ended with an error.
         """
         last = deltas[-1]
-        if last.error is not None or last.finish_reason is None or last.usage is None:
+        if last.usage is None or (last.finish_reason != "stop" and last.finish_reason != "length"):
             raise UserError(f"a completion failed: {last.error}.")
         return cls(
             "".join(delta.text for delta in deltas),

@@ -187,7 +187,7 @@ class Engine:
         plan = self._scheduler.plan()
         for job in plan.admitted:
             self.statistics.admitted(job.goal, job.cache)
-        deltas = [self._end(job, "error", "the memory for keys and values is full") for job in plan.failed]
+        deltas = [delta for job in plan.failed for delta in self._fail(job, "the memory for keys and values is full")]
         if plan.decodes:
             deltas += self._decode(plan.decodes)
         if plan.parts:
@@ -214,7 +214,7 @@ class Engine:
 
     def _drop_all(self) -> None:
         """After a fault: end all there is. What was in the model may be torn; if it was elsewhere, so may the books."""
-        ended = [job for made in self._generations.values() for job in made if job.finish_reason is None]
+        ended = [job for made in list(self._generations.values()) for job in made if job.finish_reason is None]
         if self._in_model:
             self._in_model = False
             self._drafts.give_back()
@@ -243,7 +243,7 @@ class Engine:
             logits = self._read(readings, [])
         except (MemoryError, RuntimeError) as error:
             self._check_memory(error)  # the states of all of them may be torn
-            return [self._end(job, "error", "the machine ran out of memory") for job in jobs]
+            return [delta for job in jobs for delta in self._fail(job, "the machine ran out of memory")]
         draws = self._drafts.accept(jobs, readings, logits)
         return [self._advance(job, drawn) for job, drawn in zip(jobs, draws, strict=True)]
 
@@ -330,6 +330,10 @@ class Engine:
             self._scheduler.settle(job.tokens)
         return job.delta(sum(other.drawn for other in of_request), error)
 
+    def _fail(self, job: Generation, error: str) -> list[Delta]:
+        """It cannot go on, nor can those that would have gone on from the prompt it reads."""
+        return [self._end(failed, "error", error) for failed in (job, *job.siblings)]
+
     def _settle(self, job: Job, stop: int) -> None:
         """Read a part of a text for the cache alone."""
         try:
@@ -361,7 +365,7 @@ class Engine:
             if job is not largest:
                 self._scheduler.add(job)
         error = f"the machine ran out of memory while it read the prompt of {largest.goal} tokens"
-        return [self._end(job, "error", error) for job in (largest, *largest.siblings)]
+        return self._fail(largest, error)
 
     def _count(self) -> None:
         statistics, scheduler = self.statistics, self._scheduler
@@ -387,14 +391,16 @@ class Engine:
     # Without a server.
 
     def generate(
-        self, prompts: Sequence[str] | Sequence[Sequence[int]], sampling: Sampling | None = None
+        self,
+        prompts: Sequence[str] | Sequence[Sequence[int]],
+        sampling: Sampling | Sequence[Sampling] | None = None,
     ) -> list[Completion]:
         """Complete each prompt by itself, all of them at once; a completion does not depend on the other prompts.
 
         Args:
             prompts: texts, which start a document, or token ids, which are taken as they are; an empty one starts
                 from the token that begins a document.
-            sampling: :class:`Sampling`'s defaults where None.
+            sampling: of all of them, or of each its own; :class:`Sampling`'s defaults where None.
 
         Returns:
             In the prompts' order; of each prompt its ``n`` completions.

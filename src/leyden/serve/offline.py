@@ -27,9 +27,16 @@ class Offline:
         self._boxes: dict[str, deque[Delta]] = {}
         self._names = itertools.count()
 
-    def generate(self, prompts: Sequence[str] | Sequence[Sequence[int]], sampling: Sampling) -> list[Completion]:
+    def generate(
+        self, prompts: Sequence[str] | Sequence[Sequence[int]], sampling: Sampling | Sequence[Sampling]
+    ) -> list[Completion]:
         """See :meth:`Engine.generate`."""
-        requests = [self._request(prompt, sampling) for prompt in prompts]
+        each = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
+        if len(each) != len(prompts):
+            raise UserError(
+                f"generate takes one sampling, or one for each prompt; given {len(each)} for {len(prompts)}."
+            )
+        requests = [self._request(prompt, own) for prompt, own in zip(prompts, each, strict=True)]
         deltas: dict[tuple[str, int], list[Delta]] = {
             (request.id, index): [] for request in requests for index in range(request.sampling.n)
         }

@@ -97,7 +97,7 @@ class Scheduler:
 
     def supersede(self, tokens: list[int]) -> None:
         """A prompt will be read that begins with a text to be settled: that one need not be."""
-        for job in [job for job in self.settling if job.tokens[: job.goal] == tokens[: job.goal]]:
+        for job in [job for job in self.settling if _shared(tokens, job.tokens, job.goal) == job.goal]:
             self._forget(job)
 
     @property
