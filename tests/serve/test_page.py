@@ -243,7 +243,7 @@ def test_a_conversation_in_a_browser(server: ThreadingHTTPServer, browser: Brows
     assert browser.run("document.title") == "jar-1b · Leyden"
     facts = browser.run("document.querySelector('.assistant .facts').textContent")
     assert re.search(
-        r"\d+ tokens, [\d,.]+ tokens/s · first token after \d+\.\d\d s · 256 of 300 prompt tokens cached", facts
+        r"\d+ tokens, [\d,.]+ tokens/s · first token \d+\.\d\d s · 256 of 300 prompt tokens cached", facts
     )
     assert re.fullmatch(r"\d+ / 4,096", browser.run("document.getElementById('tokens').textContent"))
 
