@@ -72,6 +72,8 @@ class Served(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/":
             self._send(200, PAGE, HEADERS)
+        elif self.headers.get("Authorization") == "Bearer wrong":
+            self._send(401, b'{"error": {"message": "no such key"}}', {"Content-Type": "application/json"})
         else:
             models = {"object": "list", "data": [{"id": "jar-1b", "object": "model", "max_model_len": 4096}]}
             self._send(200, json.dumps(models).encode(), {"Content-Type": "application/json"})
@@ -242,9 +244,7 @@ def test_a_conversation_in_a_browser(server: ThreadingHTTPServer, browser: Brows
     assert browser.run("document.querySelectorAll('.assistant img, .assistant script, .assistant b').length") == 0
     assert browser.run("document.title") == "jar-1b · Leyden"
     facts = browser.run("document.querySelector('.assistant .facts').textContent")
-    assert re.search(
-        r"\d+ tokens, [\d,.]+ tokens/s · first token \d+\.\d\d s · 256 of 300 prompt tokens cached", facts
-    )
+    assert re.search(r"\d+ tokens, [\d,.]+ tokens/s · first token \d+\.\d\d s · 256 of 300 prompt tokens cached", facts)
     assert re.fullmatch(r"\d+ / 4,096", browser.run("document.getElementById('tokens').textContent"))
 
     # The second turn sends the first one along, with the settings.
@@ -280,5 +280,11 @@ def test_a_conversation_in_a_browser(server: ThreadingHTTPServer, browser: Brows
     browser.wait("document.title === 'jar-1b · Leyden' && document.querySelectorAll('article').length === 8")
     browser.run("$('new').click()")
     assert browser.run("messages.length + document.querySelectorAll('article').length") == 0
-    problems = [text for text in browser.complaints() if "400" not in text]
+
+    # A key is kept in the tab alone; a wrong one is told.
+    browser.run("$('open').click(); $('key').value = 'wrong'; $('done').click()")
+    assert "API key" in browser.wait("about.textContent.includes('key') && about.textContent")
+    assert browser.run("sessionStorage.getItem('key')") == "wrong"
+    assert "wrong" not in browser.run("JSON.stringify(localStorage)")
+    problems = [text for text in browser.complaints() if "400" not in text and "401" not in text]
     assert problems == []

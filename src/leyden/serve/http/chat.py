@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from leyden.core.errors import UserError
 from leyden.serve.http.answer import Answer
 from leyden.serve.http.body import JsonRoute
 from leyden.serve.http.chat_messages import encode_messages, text_of
@@ -86,11 +87,7 @@ def _prompt(service: Service, body: ChatRequest) -> _ChatPrompt:
 
 
 class _ChatAnswer(Answer[ChatPiece]):
-    """The answers to one request, which the engine has from here on.
-
-    Raises:
-        QueueFullError, UserError: from the engine, at once.
-    """
+    """The answers to one request."""
 
     def __init__(self, service: Service, body: ChatRequest, name: str, prompt: _ChatPrompt) -> None:
         self._head: dict[str, Any] = {
@@ -128,9 +125,16 @@ class _ChatAnswer(Answer[ChatPiece]):
     async def end(self) -> None:
         """Keep the conversation, where it has a name."""
         if self._body.conversation is not None and self._conversations is not None:
-            turns = [{"role": each.role, "content": text_of(each.content)} for each in self._body.messages]
+            roles = {"developer": "system"}  # templates know no other
+            turns = [
+                {"role": roles.get(each.role, each.role), "content": text_of(each.content)}
+                for each in self._body.messages
+            ]
             turns.append({"role": "assistant", "content": self._writers[0].text})
-            await self._conversations.save(self._body.conversation, self._tokens, turns)
+            try:
+                await self._conversations.save(self._body.conversation, self._tokens, turns)
+            except UserError as error:
+                raise ApiError(500, f"The conversation was not saved: {error}", code="conversation_not_saved") from None
 
     def chunk(self, pieces: Sequence[ChatPiece], **usage: Usage | None) -> ChatChunk:
         of_prompt, self._of_prompt = self._of_prompt, {}  # the first chunk alone tells of the prompt
