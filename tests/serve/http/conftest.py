@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -196,11 +197,11 @@ class Serve:
     def end(self) -> None:
         """As SIGTERM would."""
         for server, _ in self._servers:
-            server.should_exit = True
+            server.handle_exit(signal.SIGTERM, None)
 
     def join(self) -> None:
-        self.end()
-        for _, thread in self._servers:
+        for server, thread in self._servers:
+            server.should_exit = True
             thread.join(20)
             assert not thread.is_alive()
 

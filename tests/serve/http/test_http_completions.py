@@ -6,6 +6,7 @@ from collections.abc import Callable
 import httpx
 import pytest
 
+from leyden.core.errors import UserError
 from leyden.serve.http.protocol.completions import Completion
 from leyden.tokenizer import Tokenizer
 
@@ -162,6 +163,7 @@ REFUSED = [
     ("logprobs", True),
     ("stream", "yes"),
     ("stream_options", {"include_usage": True, "colour": "red"}),
+    ("prompt", ["x"] * 1025),
     ("prompt", []),
     ("prompt", [[]]),
     ("prompt", ["x", 1]),
@@ -190,6 +192,8 @@ def test_unsupported_is_another_code_than_wrong(client: Client) -> None:
 
 
 def test_fields_that_contradict_each_other(client: Client) -> None:
+    assert "stream" in refused(client, stream_options={"include_usage": True})["message"]
+    assert "4096" in refused(client, prompt=["x"] * 64, n=65)["message"]
     assert "min_tokens" in refused(client, min_tokens=5, max_tokens=3)["message"]
 
 
@@ -227,6 +231,21 @@ def test_more_prompts_than_the_queue_has_room_for(client: Client, loop) -> None:
 
 def test_what_the_engine_refuses(client: Client) -> None:
     assert "beast" in refused(client, seed=666)["message"]
+
+
+def test_of_several_prompts_one_is_refused(client: Client, loop, tokenizer: Tokenizer) -> None:
+    """None of the others goes on."""
+    submit = loop.submit
+
+    def picky(request):
+        if len(request.tokens) == 1:
+            raise UserError("too short for this engine")
+        return submit(request)
+
+    loop.submit = picky
+    assert "too short" in refused(client, prompt=[[5, 6], [5, 7], [5]])["message"]
+    assert len(loop.requests) == 2
+    assert not loop.running
 
 
 def test_what_the_engine_cannot_finish(client: Client, loop) -> None:

@@ -203,3 +203,15 @@ def test_what_does_not_finish_in_time_is_told(serve: Serve, loop) -> None:
         *_, error, last = [line for line in lines if line]
     assert last == "data: [DONE]"
     assert json.loads(error.removeprefix("data: "))["error"]["type"] == "service_unavailable"
+
+
+def test_a_second_signal_ends_everything_at_once(serve: Serve, loop) -> None:
+    loop.step_seconds = 0.05
+    url = serve(drain_seconds=60)
+    with httpx.stream("POST", f"{url}/v1/completions", json=STREAM) as stream:
+        next(stream.iter_lines())
+        serve.end()
+        serve.end()
+        began = time.monotonic()
+        serve.join()
+    assert time.monotonic() - began < 10

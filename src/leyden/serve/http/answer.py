@@ -59,11 +59,20 @@ class Answer(ABC, Generic[Piece]):
         return self._generation.usage()
 
     async def respond(self, request: Request, stream: bool | None, options: StreamOptions | None) -> Response:
-        """The response; when the client goes, so does the engine's work."""
+        """Let the engine begin, and respond; when the client goes, so does the engine's work.
+
+        Raises:
+            QueueFullError, UserError: from the engine, before anything has been sent.
+        """
         settings: ServerSettings = request.app.state.settings
+        await self._generation.start()
         if stream:
-            return EventStream(self._events(options or StreamOptions()), settings)
-        whole = await while_connected(request.receive, self._whole())
+            events = self._events(options or StreamOptions())
+            return EventStream(events, close=self._generation.aclose, settings=settings)
+        try:
+            whole = await while_connected(request.receive, self._whole())
+        finally:
+            await self._generation.aclose()
         return Response(whole, media_type="application/json")
 
     async def _whole(self) -> str:

@@ -69,11 +69,7 @@ def _sampling(body: CompletionRequest) -> Sampling:
 
 
 class _CompletionAnswer(Answer[CompletionChoice]):
-    """The completions of one request, which the engine has from here on.
-
-    Raises:
-        QueueFullError, UserError: from the engine, at once.
-    """
+    """The completions of one request."""
 
     def __init__(self, service: Service, body: CompletionRequest, name: str, prompts: Sequence[_Prompt]) -> None:
         self._head = Completion(

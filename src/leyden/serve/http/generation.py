@@ -15,7 +15,7 @@ _RETRY_SECONDS = 0.05
 
 
 class Generation:
-    """Completions of several prompts, from the moment they were submitted.
+    """Completions of several prompts; :meth:`start` gives them to the engine, and whoever did must close it.
 
     More prompts than the engine's queue has room for wait here, and go in as room appears.
 
@@ -25,10 +25,6 @@ class Generation:
         name: the response's id; each prompt's request is named after it.
         prompts: token ids.
         sampling: of every prompt.
-
-    Raises:
-        QueueFullError: not even the first prompt could wait.
-        UserError: one can never be answered.
     """
 
     def __init__(
@@ -43,10 +39,18 @@ class Generation:
         self._watches = [Watch(metrics) for _ in prompts]
         self._drawn = 0
         self._cached: dict[int, int] = {}
+
+    async def start(self) -> None:
+        """Submit the prompts.
+
+        Raises:
+            QueueFullError: not even the first one could wait.
+            UserError: one can never be answered; then none is.
+        """
         try:
             self._submit()
         except BaseException:
-            self._waiting.clear()
+            await self.aclose()
             raise
 
     def usage(self) -> Usage:

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import resource
 import socket
 from types import FrameType
 
@@ -15,14 +16,18 @@ from leyden.serve.http.settings import ServerSettings
 
 _BACKLOG = 1024
 _CANCEL_SECONDS = 2
+_OTHER_FILES = 256
 
 
 def listen(settings: ServerSettings) -> socket.socket:
     """The bound socket, before anything expensive is done; its address has the port that was free.
 
+    The process may then hold as many open files as connections are allowed, if the system lets it.
+
     Raises:
         UserError: the address cannot be had.
     """
+    _allow_files(settings.max_connections + _OTHER_FILES)
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             settings.host.strip("[]"), settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -35,6 +40,13 @@ def listen(settings: ServerSettings) -> socket.socket:
             f"Cannot listen on {settings.host}, port {settings.port}: {error.strerror}. Give another --host or --port."
         ) from None
     return bound
+
+
+def _allow_files(wanted: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
 def url(bound: socket.socket) -> str:
@@ -76,5 +88,6 @@ class Server(uvicorn.Server):
         """Let what runs finish, while nothing new comes in."""
         drained = asyncio.create_task(asyncio.to_thread(self._loop.drain, self._drain_seconds))
         await super().shutdown(sockets)
-        if not self.force_exit:
-            await drained
+        if self.force_exit:
+            self._loop.drain(0)
+        await drained

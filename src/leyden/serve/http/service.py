@@ -116,12 +116,7 @@ class Service:
             raise unavailable("The server takes no further requests; it is starting or shutting down.")
 
     def generate(self, name: str, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Generation:
-        """Give the engine the prompts of one request.
-
-        Raises:
-            QueueFullError: no room for the first of them.
-            UserError: one can never be answered.
-        """
+        """The completions of one request's prompts, which the engine does not have yet."""
         return Generation(self.loop, self.metrics, name, prompts, sampling)
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, TypeVar
 
 from starlette.responses import Response
@@ -31,15 +31,19 @@ class EventStream(Response):
 
     Args:
         events: whole events; an exception it raises becomes an event, too.
+        close: is called in the end, even where ``events`` never began.
         settings: the server's, for the buffer and the pace of comments.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes, None], settings: ServerSettings) -> None:
+    def __init__(
+        self, events: AsyncGenerator[bytes, None], *, close: Callable[[], Awaitable[None]], settings: ServerSettings
+    ) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._events = events
+        self._close = close
         self._settings = settings
         self._buffer: deque[bytes] = deque()
         self._ended = False
@@ -57,7 +61,7 @@ class EventStream(Response):
             for task in (fill, *work):
                 task.cancel()
             await asyncio.gather(fill, *work, return_exceptions=True)
-            await self._events.aclose()
+            await self._close()
 
     async def _fill(self) -> None:
         try:

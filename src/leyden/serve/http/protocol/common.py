@@ -4,9 +4,9 @@ Fields are OpenAI's, and of vLLM's further ones those that change what is drawn.
 result (``user``) is accepted, one that would do something but is not supported takes null alone, any other is refused.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from leyden.serve.sampling import Sampling
 from leyden.serve.sampling.config import MAX_TOP
@@ -75,9 +75,15 @@ class GenerationRequest(Wire):
     stream: bool | None = None
     """Send the completion piece by piece, as server-sent events."""
     stream_options: StreamOptions | None = None
-    """What the stream tells besides."""
+    """What the stream tells besides; with ``stream`` alone."""
     user: str | None = Field(default=None, max_length=4096)
     """Has no effect here."""
+
+    @model_validator(mode="after")
+    def _options_of_a_stream(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options is for a stream; set stream to true, or leave it out")
+        return self
 
     def sampling(self, max_tokens: int, **more: Any) -> Sampling:
         """The same for the engine; ``more`` of its fields go before those given here.

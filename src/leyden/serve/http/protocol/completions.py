@@ -1,12 +1,14 @@
 """``/v1/completions``: what is asked and answered."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Discriminator, Field, Tag
+from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
 from leyden.serve.http.protocol.common import EndReason, GenerationRequest, NotSupported, PromptLogprobs, TokenId, Usage
 from leyden.serve.sampling.config import MAX_TOP
 
+MAX_PROMPTS = 1024
+MAX_CHOICES = 4096
 TokenIds = Annotated[list[TokenId], Field(min_length=1)]
 
 
@@ -20,9 +22,9 @@ def _kind(value: Any) -> str:
 
 Prompt = Annotated[
     Annotated[str, Tag("text")]
-    | Annotated[list[str], Field(min_length=1), Tag("texts")]
+    | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS), Tag("texts")]
     | Annotated[TokenIds, Tag("tokens")]
-    | Annotated[list[TokenIds], Field(min_length=1), Tag("token_lists")],
+    | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS), Tag("token_lists")],
     Discriminator(_kind),
 ]
 
@@ -39,6 +41,12 @@ class CompletionRequest(GenerationRequest):
     """Tell the log-probability of each token, and so many of the most probable ones in its place."""
     suffix: NotSupported = None
     best_of: NotSupported = None
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if len(self.prompts()) * (self.n or 1) > MAX_CHOICES:
+            raise ValueError(f"the prompts times n are more than {MAX_CHOICES} completions; ask for fewer at once")
+        return self
 
     def prompts(self) -> list[str] | list[list[int]]:
         """All of them, in a list."""
