@@ -8,10 +8,11 @@ import subprocess
 import sys
 import sysconfig
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from leyden.recipes import stages
@@ -53,6 +54,21 @@ def place(tmp_path_factory: pytest.TempPathFactory, leyden_cli: Callable[..., An
         outcome = leyden_cli("quickstart", "--text", "notes", *SHORT["quickstart"])
     assert outcome.code == 0, outcome.err
     return folder
+
+
+@pytest.fixture(scope="module")
+def served(place: Path) -> Iterator[str]:
+    """The address at which ``leyden serve`` serves the reader's model."""
+    command = [sys.executable, "-m", "leyden", "serve", "runs/quickstart/final", "--port", "0"]
+    with subprocess.Popen(command, cwd=place, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stderr is not None
+            found = next(found for line in server.stderr if (found := re.search(r"http://[\d.]+:\d+", line)))
+            yield found[0]
+        finally:
+            server.terminate()
+            server.communicate(timeout=60)
+    assert server.returncode == 0
 
 
 def run_leyden(arguments: list[str], leyden_cli: Callable[..., Any]) -> None:
@@ -97,13 +113,20 @@ def run_torchrun(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
 def test_the_command_runs(
-    command: list[str], place: Path, leyden_cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    command: list[str],
+    place: Path,
+    leyden_cli: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
     monkeypatch.chdir(place)
     monkeypatch.setattr(stages, "_WARM_STEPS", 0)
     monkeypatch.setattr(stages, "_TIMED_STEPS", 1)
     program, *arguments = command
-    if program == "leyden":
+    if program == "leyden" and arguments[0] == "serve":
+        assert arguments[1:] == ["runs/quickstart/final"]
+        assert httpx.get(f"{request.getfixturevalue('served')}/ready").status_code == 200
+    elif program == "leyden":
         run_leyden(arguments, leyden_cli)
     elif program == "make":
         check_make(arguments)
@@ -117,9 +140,15 @@ def test_the_command_runs(
 
 @pytest.mark.parametrize("example", blocks("python"), ids=lambda text: text.splitlines()[-1])
 def test_the_example_runs(
-    example: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    example: str,
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
     monkeypatch.chdir(place)
+    if "http://127.0.0.1:8000" in example:
+        example = example.replace("http://127.0.0.1:8000", request.getfixturevalue("served"))
     exec(compile(example, "README.md", "exec"), {})
     assert "print(" not in example or capsys.readouterr().out
 
