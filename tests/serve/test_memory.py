@@ -205,13 +205,13 @@ def _read(memory: Memory, tokens: list[int]) -> int:
 
 
 def test_dense_snapshots_go_first() -> None:
-    """A long chat has one behind every turn; the only one of another text outlives those, though it is older."""
+    """A chat has one behind every turn; its first ones go before the only one of a longer text, which is older."""
     memory = _memory(pages=40, snapshots=4)
-    other = [7] * (4 * PAGE) + [1]
+    other = [7] * (5 * PAGE) + [1]
     _read(memory, other)
-    for turn in range(1, 9):
+    for turn in range(1, 6):
         assert _read(memory, [5] * (turn * PAGE) + [1]) == (turn - 1) * PAGE
-    assert _read(memory, other) == 4 * PAGE
+    assert _read(memory, other) == 5 * PAGE
 
 
 def test_pages_come_from_what_was_used_longest_ago() -> None:

@@ -37,24 +37,24 @@ def test_or_half_of_what_is_left() -> None:
 
 
 def test_what_is_asked_for_is_taken() -> None:
-    config = EngineConfig(max_sequences=3, kv_gigabytes=5 * _PAGE_BYTES / 1e9, cache_gigabytes=0, swap_gigabytes=1)
-    plan = plan_memory(config, _MODEL, torch.bfloat16, free_bytes=1 << 40, host_bytes=1 << 30)
-    assert (plan.num_pages, plan.cache_bytes, plan.swap_bytes) == (5, 0, 10**9)
+    config = EngineConfig(max_sequences=3, kv_gigabytes=5 * _PAGE_BYTES / 2**30, cache_gigabytes=0, swap_gigabytes=1)
+    plan = plan_memory(config, _MODEL, torch.bfloat16, free_bytes=1 << 40, host_bytes=1 << 31)
+    assert (plan.num_pages, plan.cache_bytes, plan.swap_bytes) == (5, 0, 1 << 30)
 
 
 @pytest.mark.parametrize(
     ("settings", "free_bytes", "host_bytes", "message"),
     [
-        ({"max_sequences": 32}, 4 << 30, None, r"9,395\.2 MB for 32 states for max_sequences = 32"),
+        ({"max_sequences": 32}, 4 << 30, None, r"8,960\.0 MB for 32 states for max_sequences = 32"),
         (
             {"kv_gigabytes": 30, "max_sequences": 1},
             1 << 34,
             1 << 34,
-            r"device has 17,179\.9 MB .* 29,999\.8 MB for 2861 pages",
+            r"device has 16,384\.0 MB .* 30,720\.0 MB for 3072 pages",
         ),
-        ({"cache_gigabytes": 9, "max_sequences": 1}, 1 << 40, 1 << 33, r"the host has .* 9,000\.0 MB for snapshots"),
-        ({"swap_gigabytes": 9, "max_sequences": 1}, 1 << 33, None, r"this machine has .* 9,000\.0 MB for sequences"),
-        ({"kv_gigabytes": 0.001, "max_sequences": 1}, 1 << 33, None, r"takes 10\.5 MB, and they were given 1\.0 MB"),
+        ({"cache_gigabytes": 9, "max_sequences": 1}, 1 << 40, 1 << 33, r"the host has .* 9,216\.0 MB for snapshots"),
+        ({"swap_gigabytes": 9, "max_sequences": 1}, 1 << 33, None, r"this machine has .* 9,216\.0 MB for sequences"),
+        ({"kv_gigabytes": 0.001, "max_sequences": 1}, 1 << 33, None, r"takes 10\.0 MB, and they were given 1\.0 MB"),
     ],
     ids=["states", "pages", "snapshots", "swapped", "no page"],
 )

@@ -8,7 +8,7 @@ from leyden.core.errors import UserError
 from leyden.model import PAGE, ModelConfig, Pools
 from leyden.serve.config import EngineConfig
 
-_GIGABYTE = 10**9
+_GIGABYTE = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,14 @@ class MemoryPlan:
         num_pages: of keys and values.
         cache_bytes: for snapshots.
         swap_bytes: for sequences moved to the host.
+        draft_bytes: for what a smaller model that guesses remembers; 0 without one.
     """
 
     num_states: int
     num_pages: int
     cache_bytes: int
     swap_bytes: int
+    draft_bytes: int
 
 
 def plan_memory(
@@ -39,8 +41,9 @@ def plan_memory(
     """Divide what is free.
 
     States come first, as ``max_sequences`` needs them. Keys and values get what the sequences need at the model's
-    positions, or half of what the device has left where that is less; snapshots and swapped sequences a tenth each of
-    what the host has left. The rest is for the forward pass and for others.
+    positions, or half of what the device has left where that is less; a smaller model that guesses gets a tenth of it,
+    and snapshots and swapped sequences a tenth each of what the host has left. The rest is for the forward pass and for
+    others.
 
     Args:
         config: of the engine; its figures are taken as they are, or refused.
@@ -65,11 +68,13 @@ def plan_memory(
         "sequences that make room (swap_gigabytes)": swap_bytes,
     }
     wanted = config.max_sequences * -(-model.max_position_embeddings // PAGE)
+    draft_bytes = left // 10 if config.speculation == "draft" else 0
     kv_bytes = _asked(config.kv_gigabytes, left // 2)
     num_pages = min(wanted, kv_bytes // page_bytes) if page_bytes else wanted
     on_device = {
         f"{num_states} states for max_sequences = {config.max_sequences}": states_bytes,
         f"{max(1, num_pages)} pages of {PAGE} keys and values (kv_gigabytes)": max(1, num_pages) * page_bytes,
+        "the smaller model's memory (speculation)": draft_bytes,
     }
     if host_bytes is None:
         _check({**on_device, **on_host}, free_bytes, "this machine")
@@ -81,7 +86,7 @@ def plan_memory(
             f"one page of keys and values ({PAGE} tokens) takes {_megabytes(page_bytes)}, and they were given "
             f"{_megabytes(kv_bytes)}; raise kv_gigabytes, or lower max_sequences."
         )
-    return MemoryPlan(num_states, num_pages, cache_bytes, swap_bytes)
+    return MemoryPlan(num_states, num_pages, cache_bytes, swap_bytes, draft_bytes)
 
 
 def _asked(gigabytes: float | None, otherwise: int) -> int:
@@ -98,4 +103,4 @@ def _check(parts: dict[str, int], free_bytes: int, where: str) -> None:
 
 
 def _megabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 1e6:,.1f} MB"
+    return f"{num_bytes / 2**20:,.1f} MB"
