@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from leyden.core.errors import UserError
 from leyden.model import HybridLM
+from leyden.serve import Engine
 from leyden.serve.sampling import CompiledGrammar, Grammar, Grammars, Sampler, Sampling, draw, grammar
 from leyden.serve.sampling.schema import check_schema
 from leyden.serve.speculation import verify
@@ -163,6 +164,46 @@ def test_a_grammar_that_takes_too_long_is_given_up(grammars: Grammars, monkeypat
         with pytest.raises(UserError, match="takes more than 0 s"):
             grammars.compile(Grammar(json_schema=wide))  # pyright: ignore[reportArgumentType]
     assert grammars.compile(Grammar(regex="[a-c]{7}")).matcher()
+
+
+def test_a_grammar_that_takes_too_long_to_follow_ends_its_text_alone(
+    grammars: Grammars, tokenizer: Tokenizer, ends: frozenset[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The company of such a completion gets the tokens that it has alone."""
+    asked = Grammar(ebnf='root ::= s\ns ::= s s s | s s | "a" | ""')
+    compiled, logits = grammars.compile(asked), torch.zeros(2, tokenizer.vocab_size + 40)
+    monkeypatch.setattr(grammar, "_FIRST_SECONDS", 0.01)
+    monkeypatch.setattr(grammar, "_SECONDS_PER_TOKEN", 0.0)
+    sampling = Sampling(grammar=asked, seed=0, logit_bias=dict.fromkeys(ends, -50.0))
+    slow, other, alone = (
+        Sampler(sampling, end_tokens=ends, grammar=compiled),
+        Sampler(Sampling(seed=1)),
+        Sampler(Sampling(seed=1)),
+    )
+    for _ in range(400):
+        drawn = draw([slow, other], logits)
+        assert drawn[1] == alone(logits[1])
+        if slow.ends(drawn[0].token):
+            break
+    assert slow.ends(drawn[0].token)
+    assert slow.failure is not None and "takes too long to follow" in slow.failure
+    assert other.failure is None
+
+
+def test_an_engine_writes_what_was_asked_for(model: HybridLM, tokenizer: Tokenizer) -> None:
+    """Several completions in company, finished or cut; with guesses and without, the same."""
+    asked = Grammar(regex="(ab|ba){3,9}[.]")
+    sampling = Sampling(grammar=asked, seed=2, n=3, max_tokens=24, temperature=0.7)
+    memory = {"max_sequences": 4, "kv_gigabytes": 0.01, "cache_gigabytes": 0}
+    plain, guessed = (
+        Engine(model, tokenizer, speculation=source, **memory).generate(["The tower"], sampling)
+        for source in ("none", "prompt")
+    )
+    assert [one.tokens for one in plain] == [one.tokens for one in guessed]
+    assert len({one.tokens for one in plain}) > 1
+    for completion in plain:
+        assert re.fullmatch("(ab|ba){0,9}[ab]?[.]?", completion.text)
+        assert completion.finish_reason == "length" or re.fullmatch(asked.regex or "", completion.text)
 
 
 def test_without_the_package_the_extra_is_named(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:

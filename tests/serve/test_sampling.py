@@ -286,6 +286,10 @@ def test_no_logprobs_unless_asked_for() -> None:
         ("logit_bias.1", {1: True}),
         ("stop", ("",)),
         ("stop", "text"),
+        ("stop", ("a",) * 65),
+        ("stop", ("a" * 1025,)),
+        ("stop_token_ids", (1,) * 4097),
+        ("logit_bias", dict.fromkeys(range(4097), 1.0)),
         ("stop.0", (1,)),
         ("stop_token_ids.0", (-1,)),
         ("stop_token_ids.0", (True,)),
@@ -304,6 +308,7 @@ def test_a_bad_value_names_its_field(field: str, value: object) -> None:
     with pytest.raises(UserError) as caught:
         Sampling(**{field.split(".")[0]: value})  # pyright: ignore[reportArgumentType]
     assert f"'{field}'" in str(caught.value)
+    assert len(str(caught.value)) < 1000
     assert str(caught.value).startswith("sampling: ")
 
 

@@ -16,6 +16,11 @@ MAX_GRAMMAR_CHARACTERS = 65_536
 MAX_SCHEMA_DEPTH = 32
 """Lists and tables inside each other in a schema."""
 MAX_CHOICES = 1024
+MAX_STOPS = 64
+"""Stop strings, each looked for with every token."""
+MAX_STOP_CHARACTERS = 1024
+MAX_NAMED_TOKENS = 4096
+"""In ``logit_bias``, and in ``stop_token_ids``; OpenAI takes 300."""
 
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Token = Annotated[int, Field(ge=0)]
@@ -134,13 +139,15 @@ class Sampling(Config):
     """Subtracted from the logits of tokens that the output holds."""
     frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
     """Subtracted from the logit of a token as often as the output holds it."""
-    logit_bias: dict[Annotated[Token, Field(strict=False)], Bias] = Field(default_factory=dict)
+    logit_bias: dict[Annotated[Token, Field(strict=False)], Bias] = Field(
+        default_factory=dict, max_length=MAX_NAMED_TOKENS
+    )
     """Added to the logits of these tokens, by their ids (digits, where the format has but texts for keys)."""
     seed: Seed | None = None
     """The same seed and prompt give the same tokens, whatever else is asked for. None: drawn from the system."""
-    stop: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    stop: Annotated[tuple[str, ...], Field(strict=False, max_length=MAX_STOPS)] = ()
     """The text ends before the first of these that appears."""
-    stop_token_ids: Annotated[tuple[Token, ...], Field(strict=False)] = ()
+    stop_token_ids: Annotated[tuple[Token, ...], Field(strict=False, max_length=MAX_NAMED_TOKENS)] = ()
     """The text ends before the first of these tokens."""
     ignore_eos: bool = False
     """Go on after the tokens that end a turn or a document."""
@@ -156,6 +163,8 @@ class Sampling(Config):
     def _not_empty(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if "" in value:
             raise ValueError("an empty stop string would end every text at once; leave it out")
+        if max(map(len, value), default=0) > MAX_STOP_CHARACTERS:
+            raise ValueError(f"a stop string can have {MAX_STOP_CHARACTERS} characters at most")
         return value
 
     @model_validator(mode="after")

@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 _SECONDS = 5
 """Of the processor's time, for one grammar."""
+_FIRST_SECONDS = 0.25
+_SECONDS_PER_TOKEN = 0.005
+"""Of the processor's time, to follow a grammar: so much for the text, and twice so much for each of its tokens."""
 _MAX_BYTES = 32 << 20
 """Of a compiled grammar."""
 _MAX_KEPT = 128
@@ -183,28 +187,50 @@ class CompiledGrammar:
 
 
 class Matcher:
-    """Follows one text, token by token."""
+    """Follows one text, token by token.
+
+    An ambiguous grammar can take time that grows with the cube of the text's length, in the thread of the engine and
+    so at the cost of all. One that takes more than its share is followed no further: only the end may come next.
+
+    Attributes:
+        failure: why the text could not be followed to its end, in the user's words; None while it can.
+    """
 
     def __init__(self, grammar: CompiledGrammar) -> None:
         import xgrammar
 
+        self.failure: str | None = None
         self._matcher = xgrammar.GrammarMatcher(grammar.compiled)
         self._ends = grammar.end_tokens
+        self._seconds_left = _FIRST_SECONDS
 
     def accept(self, token: int) -> None:
         """``token`` is the next one of the text."""
-        if not self._matcher.is_terminated():
+        if self._going:
+            started = time.thread_time()
             self._matcher.accept_token(token)
+            self._spend(started)
 
     def allow(self, bits: torch.Tensor, row: int) -> None:
         """Set the row of bits [R, V/32] int32 to the tokens that may come next; where none may, to the end tokens."""
-        if not self._matcher.is_terminated():
+        if self._going:
+            started = time.thread_time()
             self._matcher.fill_next_token_bitmask(bits, row)
+            self._spend(started)
             if bits[row].any():
                 return
         flags = np.zeros(32 * bits.shape[1], np.uint8)
         flags[list(self._ends)] = 1
         bits[row] = torch.from_numpy(np.packbits(flags, bitorder="little").view(np.int32))
+
+    @property
+    def _going(self) -> bool:
+        return self.failure is None and not self._matcher.is_terminated()
+
+    def _spend(self, started: float) -> None:
+        self._seconds_left += _SECONDS_PER_TOKEN - (time.thread_time() - started)
+        if self._seconds_left < 0:
+            self.failure = "its grammar takes too long to follow; make it less ambiguous."
 
 
 def forbid(logits: torch.Tensor, matchers: Sequence[tuple[int, Matcher]]) -> None:

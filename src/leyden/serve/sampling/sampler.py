@@ -71,6 +71,11 @@ class Sampler:
         return token in self._ends
 
     @property
+    def failure(self) -> str | None:
+        """Why the text cannot be what was asked for, in the user's words; None as long as it can."""
+        return None if self.matcher is None else self.matcher.failure
+
+    @property
     def uniform(self) -> float:
         """The number that decides the next token."""
         return self._uniforms(self.num_drawn)
