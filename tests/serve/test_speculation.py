@@ -229,6 +229,15 @@ def test_a_draft_model_catches_up_with_a_long_text(model: HybridLM) -> None:
     assert guesser.propose([Ask("a", [*tokens, guess[0], guess[1]], 0)]) == [[]]
 
 
+def test_a_draft_model_goes_on_where_fewer_were_verified(model: HybridLM) -> None:
+    """Of right guesses one alone came, since there was no memory to verify the others."""
+    small = {"max_sequences": 1, "draft_tokens": 3, "kv_bytes": 1 << 26}
+    guesser = DraftModel(model, model.config, **small)
+    (guess,) = guesser.propose([Ask("a", [1, 2, 3], 3)])
+    (again,) = guesser.propose([Ask("a", [1, 2, 3, guess[0]], 2)])
+    assert again == guess[1:]
+
+
 def test_a_draft_model_of_another_vocabulary_is_refused(model: HybridLM, make_model: Callable[..., HybridLM]) -> None:
     other = make_model(vocab_size=999)
     with pytest.raises(UserError, match=r"999 tokens and the model one of \d+"):

@@ -9,6 +9,7 @@ from leyden.core.errors import UserError
 from leyden.model import PAGE, HybridLM, ModelConfig, Pools
 from leyden.serve.runner import Reading, Runner
 from leyden.serve.speculation.guesser import Ask, Guesser
+from leyden.serve.weights import native_decoder
 
 _PART = 8 * PAGE
 """Tokens of a text that are read in one go; a long prompt is caught up with over several steps, without guesses."""
@@ -33,8 +34,11 @@ class _Text:
     guessed: list[int] = field(default_factory=list)
 
     def settle(self, tokens: Sequence[int]) -> None:
-        """Stand behind those guesses that came true: a state once passed cannot be computed back, so each was kept."""
-        came = tokens[self.read : self.read + len(self.guessed)]
+        """Stand behind those guesses that came true: a state once passed cannot be computed back, so each was kept.
+
+        Before the last token at most, which is to be read: not all that was guessed need have been verified.
+        """
+        came = tokens[self.read : min(self.read + len(self.guessed), len(tokens) - 1)]
         right = next((i for i, (a, b) in enumerate(zip(self.guessed, came, strict=False)) if a != b), len(came))
         self.slots[0], self.slots[right] = self.slots[right], self.slots[0]
         self.read += right
@@ -73,7 +77,7 @@ class DraftModel(Guesser):
         if num_pages < 1:
             raise UserError(f"a page of the draft model takes {page_bytes:,} bytes; only {kv_bytes:,} are given to it.")
         pools = Pools(model.config, max_sequences * draft_tokens, num_pages, dtype=weight.dtype, device=weight.device)
-        self._runner = Runner(model, pools)
+        self._runner = Runner(model, pools, native_decoder(model, pools, "auto"))
         self._longest = longest
         self._draft_tokens = draft_tokens
         self._free_slots = list(range(pools.num_states))
