@@ -15,13 +15,12 @@ from leyden.serve.config import EngineConfig
 from leyden.serve.conversation import Conversation, fingerprint, load_conversation, save_conversation
 from leyden.serve.drafts import Drafts, make_guesser
 from leyden.serve.job import Generation, Job
-from leyden.serve.memory import Memory
+from leyden.serve.memory import Memory, plan_memory
 from leyden.serve.offline import Offline
 from leyden.serve.request import Delta, FinishReason, QueueFullError, Request, check_request
 from leyden.serve.runner import Reading, Runner
 from leyden.serve.sampling import Draw, Grammars, Sampler, Sampling, draw, token_logprobs
 from leyden.serve.scheduler import Scheduler
-from leyden.serve.sizes import plan_sizes
 from leyden.serve.statistics import Statistics
 from leyden.serve.weights import native_decoder, versions
 from leyden.tokenizer import Tokenizer
@@ -72,7 +71,7 @@ class Engine:
         self._offline = Offline(self)
         self._grammars = None if tokenizer is None else Grammars(tokenizer, model.config.vocab_size)
         shape, device = model.ranks.held(model.config), model.norm.weight.device
-        sizes = plan_sizes(shape, self.config, model.dtype, device)
+        sizes = plan_memory(self.config, shape, model.dtype, device)
         self._pools = Pools(shape, sizes.num_states, sizes.num_pages, dtype=model.dtype, device=device)
         self._limits = {"cache_bytes": sizes.cache_bytes, "swap_bytes": sizes.swap_bytes}
         self._guesser = make_guesser(self.config, model, draft, sizes.draft_bytes)

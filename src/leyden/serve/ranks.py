@@ -22,8 +22,8 @@ from leyden.parallel.announce import Announcer
 from leyden.serve.config import EngineConfig
 from leyden.serve.conversation import Conversation
 from leyden.serve.engine import Engine
+from leyden.serve.memory import plan_memory
 from leyden.serve.request import Request
-from leyden.serve.sizes import plan_sizes
 from leyden.tokenizer import Tokenizer
 
 Order = Literal["step", "take in", "read ahead", "stop"]
@@ -168,7 +168,7 @@ def engine_of(
 def _settled(model: HybridLM, config: EngineConfig, world: int) -> EngineConfig:
     """``config`` with memory in figures, so that all ranks have the same."""
     shape, device = model.ranks.held(model.config), model.norm.weight.device
-    sizes, page = plan_sizes(shape, config, model.dtype, device), Pools.bytes_of(shape, model.dtype)[1]
+    sizes, page = plan_memory(config, shape, model.dtype, device), Pools.bytes_of(shape, model.dtype)[1]
     share = world if device.type == "cpu" else 1  # of a memory that all ranks are in
     found = {
         "kv_gigabytes": (max(1, sizes.num_pages // share) + 0.5) * max(1, page) / 2**30,

@@ -2,6 +2,6 @@
 
 from leyden.serve.memory.audit import audit
 from leyden.serve.memory.memory import Holding, Memory, MemoryUsage, Swapped
-from leyden.serve.memory.plan import MemoryPlan, plan_memory
+from leyden.serve.memory.plan import MemoryPlan, divide_memory, plan_memory
 
-__all__ = ["Holding", "Memory", "MemoryPlan", "MemoryUsage", "Swapped", "audit", "plan_memory"]
+__all__ = ["Holding", "Memory", "MemoryPlan", "MemoryUsage", "Swapped", "audit", "divide_memory", "plan_memory"]

@@ -4,11 +4,15 @@ from dataclasses import dataclass
 
 import torch
 
+from leyden.core.device import free_bytes
 from leyden.core.errors import UserError
 from leyden.model import PAGE, ModelConfig, Pools
 from leyden.serve.config import EngineConfig
 
 _GIGABYTE = 1 << 30
+
+_UNKNOWN_BYTES = 4 * _GIGABYTE
+"""Taken to be free where the system does not say."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +34,20 @@ class MemoryPlan:
     draft_bytes: int
 
 
-def plan_memory(
+def plan_memory(config: EngineConfig, model: ModelConfig, dtype: torch.dtype, device: torch.device) -> MemoryPlan:
+    """:func:`divide_memory` of what is free on ``device``, and for a GPU on its host, as long as nobody takes it."""
+    host = free_bytes(torch.device("cpu")) or _UNKNOWN_BYTES
+    if device.type == "cpu":
+        return divide_memory(config, model, dtype, device_bytes=host)
+    return divide_memory(config, model, dtype, device_bytes=free_bytes(device) or _UNKNOWN_BYTES, host_bytes=host)
+
+
+def divide_memory(
     config: EngineConfig,
     model: ModelConfig,
     dtype: torch.dtype,
     *,
-    free_bytes: int,
+    device_bytes: int,
     host_bytes: int | None = None,
 ) -> MemoryPlan:
     """Divide what is free.
@@ -49,8 +61,8 @@ def plan_memory(
         config: of the engine; its figures are taken as they are, or refused.
         model: the shape; of a rank's part, with its heads.
         dtype: of keys and values.
-        free_bytes: on the device, with the weights loaded.
-        host_bytes: in the host's own memory; None where that is the device.
+        device_bytes: free on the device, with the weights loaded.
+        host_bytes: free on the host; None where that is the device.
 
     Raises:
         UserError: it does not fit; with the figures.
@@ -59,7 +71,7 @@ def plan_memory(
     guesses = 0 if config.speculation == "none" else config.draft_tokens
     num_states = config.max_sequences * (1 + guesses)
     states_bytes = num_states * state_bytes
-    left = max(0, free_bytes - states_bytes)
+    left = max(0, device_bytes - states_bytes)
     host_left = left if host_bytes is None else host_bytes
     cache_bytes = _asked(config.cache_gigabytes, host_left // 10)
     swap_bytes = _asked(config.swap_gigabytes, host_left // 10)
@@ -77,9 +89,9 @@ def plan_memory(
         "the smaller model's memory (speculation)": draft_bytes,
     }
     if host_bytes is None:
-        _check({**on_device, **on_host}, free_bytes, "this machine")
+        _check({**on_device, **on_host}, device_bytes, "this machine")
     else:
-        _check(on_device, free_bytes, "the device")
+        _check(on_device, device_bytes, "the device")
         _check(on_host, host_bytes, "the host")
     if num_pages < 1:
         raise UserError(
@@ -93,12 +105,12 @@ def _asked(gigabytes: float | None, otherwise: int) -> int:
     return otherwise if gigabytes is None else int(gigabytes * _GIGABYTE)
 
 
-def _check(parts: dict[str, int], free_bytes: int, where: str) -> None:
-    if sum(parts.values()) > free_bytes:
+def _check(parts: dict[str, int], free: int, where: str) -> None:
+    if sum(parts.values()) > free:
         listed = ", ".join(f"{_megabytes(size)} for {name}" for name, size in parts.items() if size)
         raise UserError(
             f"the engine needs {_megabytes(sum(parts.values()))} beside the weights, and {where} has "
-            f"{_megabytes(free_bytes)} free: {listed}. Lower the largest of these."
+            f"{_megabytes(free)} free: {listed}. Lower the largest of these."
         )
 
 
