@@ -8,9 +8,11 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from leyden.core.errors import UserError
 from leyden.serve.http import ServedModel, Server, ServerSettings, Service, create_app, listen, url
@@ -151,15 +153,34 @@ def make_service(loop: ScriptedLoop, tokenizer: Tokenizer) -> Callable[..., Serv
     return make
 
 
-@pytest.fixture
-def client(make_service: Callable[..., Service]) -> Callable[..., httpx.Response]:
-    """Sends one request to the application in this process: ``client("POST", "/path", json=...)``."""
+class CurrentLoop:
+    """Whatever loop the running test uses: making an application takes a tenth of a second, so tests share them."""
 
-    apps = {}
+    def __init__(self) -> None:
+        self.loop: Any = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loop, name)
+
+
+@pytest.fixture(scope="session")
+def applications() -> tuple[CurrentLoop, dict[object, FastAPI]]:
+    return CurrentLoop(), {}
+
+
+@pytest.fixture
+def client(
+    make_service: Callable[..., Service],
+    loop: ScriptedLoop,
+    applications: tuple[CurrentLoop, dict[object, FastAPI]],
+) -> Callable[..., httpx.Response]:
+    """Sends one request to an application in this process: ``client("POST", "/path", json=...)``."""
+    current, apps = applications
+    current.loop = loop
 
     def send(method: str, path: str, *, settings: tuple[tuple[str, object], ...] = (), **options: object):
         if settings not in apps:
-            apps[settings] = create_app(make_service(**dict(settings)))
+            apps[settings] = create_app(replace(make_service(**dict(settings)), loop=current))
 
         async def run() -> httpx.Response:
             transport = httpx.ASGITransport(apps[settings], raise_app_exceptions=False)

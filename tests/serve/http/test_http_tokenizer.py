@@ -66,12 +66,13 @@ def test_what_is_wrong(client: Client, path: str, body: dict) -> None:
 
 
 def test_metrics(client: Client, loop) -> None:
+    own = (("max_connections", 77),)  # an application that no other test has asked anything
     loop.statistics = Statistics(queued=3, running=2, pages_used=5, pages_total=9, decode_tokens=77)
     loop.statistics.cache_lost_tokens.update(no_snapshot=11, evicted=4)
     loop.statistics.finished["stop"] = 6
-    client("POST", "/v1/completions", json={"prompt": ["a", "b"], "max_tokens": 4, "n": 2})
-    client("GET", "/nowhere")
-    response = client("GET", "/metrics")
+    client("POST", "/v1/completions", settings=own, json={"prompt": ["a", "b"], "max_tokens": 4, "n": 2})
+    client("GET", "/nowhere", settings=own)
+    response = client("GET", "/metrics", settings=own)
     assert response.headers["content-type"].startswith("text/plain")
     samples = {
         (sample.name, *sorted(sample.labels.values())): sample.value
