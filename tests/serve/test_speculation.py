@@ -158,7 +158,7 @@ def generate(
         own.tokens.append(own.sampler(row).token)
     going = list(sequences)
     while going:
-        asks = [Ask(own.id, own.tokens, min(4, num_tokens - own.sampler.num_drawn - 1)) for own in going]
+        asks = [Ask(own.id, own.tokens, min(4, num_tokens - own.sampler.num_drawn - 1), own.sampler) for own in going]
         guesses = [[] for _ in going] if guesser is None else guesser.propose(asks)
         readings = []
         for own, guess in zip(going, guesses, strict=True):
@@ -201,8 +201,8 @@ def test_a_model_writes_the_same_with_guesses(
     found, steps = generate(*started(model, sampling), guesser, 24)
     assert found == plain
     assert steps <= plain_steps
-    if source == "itself" and temperature == 0:
-        assert steps < plain_steps // 2  # its own guesses are right
+    if source == "itself":
+        assert steps < plain_steps // 2  # its own guesses are right, drawn ones as well
         assert guesser.accepted > 0.9 * guesser.proposed > 0
 
 

@@ -80,6 +80,16 @@ class Sampler:
         """The number that decides the next token."""
         return self._uniforms(self.num_drawn)
 
+    def foresee(self, logits: torch.Tensor, ahead: int) -> int:
+        """What it would draw from logits [V], ``ahead`` tokens later, by penalties and grammar unchanged.
+
+        From the logits of a model like the sequence's own, this is a better guess of the draw than the most probable
+        token: both invert their distribution function at the same number.
+        """
+        own = self.sampling
+        uniform = self._uniforms(self.num_drawn + ahead)
+        return int(_argmax(logits) if own.greedy else invert(logits, own, uniform))
+
     def record(self, token: int) -> None:
         """``token`` is the next one."""
         self.num_drawn += 1

@@ -46,7 +46,7 @@ class _Text:
 
 
 class DraftModel(Guesser):
-    """Runs a small model over the same sequences, in memory of its own, and guesses what it finds most probable.
+    """Runs a small model over the same sequences, in memory of its own, and guesses what would be drawn from it.
 
     Args:
         model: in evaluation mode.
@@ -98,8 +98,8 @@ class DraftModel(Guesser):
         going = [index for index, limit in enumerate(limits) if limit > 0 and self._follow(asks[index], limit)]
         going, logits = self._catch_up(asks, going)
         while going:
-            for index, token in zip(going, logits.argmax(-1).tolist(), strict=True):
-                guesses[index].append(token)
+            for index, row in zip(going, logits, strict=True):
+                guesses[index].append(_foretell(asks[index], row, len(guesses[index])))
             going = [index for index in going if len(guesses[index]) < limits[index]]
             if going:
                 logits = self._runner.run([self._next(asks[index], guesses[index]) for index in going], [])
@@ -145,3 +145,8 @@ class DraftModel(Guesser):
         text.guessed.append(guess[-1])
         place = len(text.guessed)
         return Reading(guess[-1:], text.read + place - 1, text.pages, text.slots[place - 1 : place + 1])
+
+
+def _foretell(ask: Ask, logits: torch.Tensor, ahead: int) -> int:
+    """The token that the small model's logits [V] give, ``ahead`` places behind the sequence's next."""
+    return int(logits.argmax()) if ask.sampler is None else ask.sampler.foresee(logits, ahead)

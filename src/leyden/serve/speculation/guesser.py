@@ -2,7 +2,9 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+from leyden.serve.sampling import Sampler
 
 _LONGEST_REST = 32
 """Steps after which guesses are tried again, however often they failed."""
@@ -16,11 +18,13 @@ class Ask:
         id: of the sequence; unique among those not yet forgotten.
         tokens: all of it, prompt and output. It only ever grows from one ask to the next.
         limit: guesses that there is use for.
+        sampler: which will draw the tokens. None: the most probable ones are taken.
     """
 
     id: str
     tokens: Sequence[int]
     limit: int
+    sampler: Sampler | None = None
 
 
 @dataclass
@@ -77,7 +81,7 @@ class Guesser(ABC):
             proposed, right = pace.judge(ask.tokens)
             self.proposed += proposed
             self.accepted += right
-            limited.append(Ask(ask.id, ask.tokens, pace.limit(ask.limit)))
+            limited.append(replace(ask, limit=pace.limit(ask.limit)))
         guesses = self._guess(limited)
         for ask, guess in zip(asks, guesses, strict=True):
             pace = self._paces[ask.id]
