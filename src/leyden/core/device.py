@@ -68,6 +68,12 @@ def _left_of_control_group() -> float:
         return float("inf")
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether it says that there is no memory, on a GPU or on the host (where torch raises a plain RuntimeError)."""
+    told = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in told or "allocate memory" in told
+
+
 @functools.cache
 def matmul_flops_per_second(dtype: torch.dtype, device_type: str = "cpu", size: int = 1024) -> float:
     """Measured rate of a square matrix product, in floating-point operations per second (median of 9).

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from leyden.core.device import keep_freed_memory
+from leyden.core.device import is_out_of_memory, keep_freed_memory
 from leyden.core.errors import UserError
 from leyden.model import PAGE, HybridLM, Pools
 from leyden.serve.completion import Chunk, Completion
@@ -19,14 +19,11 @@ from leyden.serve.memory import Memory, plan_memory
 from leyden.serve.offline import Offline
 from leyden.serve.request import Delta, FinishReason, QueueFullError, Request, check_request
 from leyden.serve.runner import Reading, Runner
-from leyden.serve.sampling import Draw, Grammars, Sampler, Sampling, draw, token_logprobs
+from leyden.serve.sampling import Draw, Grammars, Sampler, Sampling, draw
 from leyden.serve.scheduler import Scheduler
 from leyden.serve.statistics import Statistics
 from leyden.serve.weights import native_decoder, versions
 from leyden.tokenizer import Tokenizer
-
-_SCORED_AT_ONCE = 64
-"""Rows of logits whose log-probabilities are computed together; bounds memory."""
 
 
 class Engine:
@@ -214,12 +211,14 @@ class Engine:
     def _drop_all(self) -> None:
         """After a fault: end all there is. What was in the model may be torn; if it was elsewhere, so may the books."""
         ended = [job for made in list(self._generations.values()) for job in made if job.finish_reason is None]
-        if self._in_model:
-            self._in_model = False
+        in_model, self._in_model = self._in_model, False
+        for job in ended:
+            self._drafts.forget(job)
+        if in_model:
             self._drafts.give_back()
             self._scheduler.abandon_settling()
             for job in ended:
-                self._release(job)
+                self._scheduler.remove(job)
         else:
             self._begin()
         self._generations.clear()
@@ -247,7 +246,7 @@ class Engine:
         return [self._advance(job, drawn) for job, drawn in zip(jobs, draws, strict=True)]
 
     def _prefill(self, parts: list[tuple[Generation, int]]) -> list[Delta]:
-        readings = [_reading(job, stop, _wanted(job, stop)) for job, stop in parts]
+        readings = [job.reading(stop) for job, stop in parts]
         try:
             logits = self._read([], readings)
         except (MemoryError, RuntimeError) as error:
@@ -261,7 +260,7 @@ class Engine:
             end += reading.wanted
             self._was_read(job, stop)
             if job.scores_prompt:
-                self._score(job, reading, logits[end - reading.wanted : end])
+                job.score(reading, logits[end - reading.wanted : end])
             if job.decodes:
                 together = [job, *self._fork(job)]
                 ready += together
@@ -277,14 +276,6 @@ class Engine:
         job.read = stop
         if stop % PAGE == 0 and stop > job.holding.length:
             self._memory.settled(job.holding, stop)
-
-    def _score(self, job: Generation, reading: Reading, logits: torch.Tensor) -> None:
-        """The log-probabilities of the prompt's tokens behind those of ``reading``, by the logits [R, V] of these."""
-        following = job.tokens[reading.start + 1 : min(reading.stop + 1, job.goal)]
-        top = job.request.sampling.prompt_logprobs or 0
-        for start in range(0, len(following), _SCORED_AT_ONCE):
-            some = following[start : start + _SCORED_AT_ONCE]
-            job.score(token_logprobs(logits[start : start + len(some)], some, [top] * len(some)))
 
     def _fork(self, job: Generation) -> list[Generation]:
         """The siblings of a completion whose prompt has just been read: those that find room go on from there."""
@@ -313,6 +304,8 @@ class Engine:
         for drawn in draws:
             job.take(drawn)
             self.statistics.decode_tokens += 1
+            if job.sampler.failure is not None:
+                return self._end(job, "error", job.sampler.failure)
             if job.finish_reason is not None:
                 return self._end(job, job.finish_reason)
         return job.delta()
@@ -336,7 +329,7 @@ class Engine:
     def _settle(self, job: Job, stop: int) -> None:
         """Read a part of a text for the cache alone."""
         try:
-            self._read([], [_reading(job, stop, wanted=0)])
+            self._read([], [job.reading(stop)])
         except (MemoryError, RuntimeError) as error:
             self._check_memory(error)
             self._scheduler.abandon_settling()
@@ -346,8 +339,7 @@ class Engine:
 
     def _check_memory(self, error: MemoryError | RuntimeError) -> None:
         """Raise ``error`` again unless it says that there is no memory."""
-        told = str(error).lower()
-        if not isinstance(error, MemoryError) and "out of memory" not in told and "allocate memory" not in told:
+        if not is_out_of_memory(error):
             raise error
         self._in_model = False
         self._drafts.give_back()
@@ -419,13 +411,3 @@ class Engine:
             UserError: at once, as :meth:`generate`; or several completions are asked for.
         """
         return self._offline.stream(prompt, sampling or Sampling())
-
-
-def _reading(job: Job, stop: int, wanted: int) -> Reading:
-    assert job.holding is not None
-    return Reading(job.tokens[job.read : stop], job.read, job.holding.pages, [job.holding.state], wanted)
-
-
-def _wanted(job: Generation, stop: int) -> int:
-    """Of how many of the last tokens before ``stop`` the logits are asked for."""
-    return stop - job.read if job.scores_prompt else int(stop == job.goal)

@@ -4,12 +4,18 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
+
 from leyden.model import PAGE
 from leyden.serve.memory import Holding, Swapped
 from leyden.serve.request import CacheUse, Delta, FinishReason, Request, Usage
-from leyden.serve.sampling import Draw, Sampler, TokenLogprobs
+from leyden.serve.runner import Reading
+from leyden.serve.sampling import Draw, Sampler, TokenLogprobs, token_logprobs
 from leyden.serve.text import TextStream
 from leyden.tokenizer import Tokenizer
+
+_SCORED_AT_ONCE = 64
+"""Rows of logits whose log-probabilities are computed together; bounds memory."""
 
 
 @dataclass(eq=False)
@@ -42,6 +48,16 @@ class Job:
         left = self.goal - self.read
         stop = self.goal if left <= budget else self.read + budget // PAGE * PAGE
         return min((cut for cut in cuts if self.read < cut < stop), default=stop)
+
+    def wanted(self, stop: int) -> int:
+        """Of how many of the tokens up to ``stop``, from those already read, the logits are asked for."""
+        return 0
+
+    def reading(self, stop: int) -> Reading:
+        """Read the part that ends at ``stop``."""
+        assert self.holding is not None
+        states = [self.holding.state]
+        return Reading(self.tokens[self.read : stop], self.read, self.holding.pages, states, self.wanted(stop))
 
 
 class Generation(Job):
@@ -113,9 +129,17 @@ class Generation(Job):
         self.holding, self.read, self.cache = holding, other.read, other.cache
         self._admitted = other._admitted
 
-    def score(self, logprobs: Iterable[TokenLogprobs]) -> None:
-        """The log-probabilities of its prompt's next tokens."""
-        self._of_prompt += logprobs
+    def wanted(self, stop: int) -> int:
+        """All where the prompt is scored; else of its end alone."""
+        return stop - self.read if self.scores_prompt else int(stop == self.goal)
+
+    def score(self, part: Reading, logits: torch.Tensor) -> None:
+        """Score the prompt's tokens that follow those of ``part``, by the logits [R, V] behind these."""
+        following = self.tokens[part.start + 1 : min(part.stop + 1, self.goal)]
+        top = self.request.sampling.prompt_logprobs or 0
+        for start in range(0, len(following), _SCORED_AT_ONCE):
+            some = following[start : start + _SCORED_AT_ONCE]
+            self._of_prompt += token_logprobs(logits[start : start + len(some)], some, [top] * len(some))
 
     def take(self, draw: Draw) -> None:
         """Its next token was drawn."""
