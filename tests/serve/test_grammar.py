@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from leyden.core.errors import UserError
 from leyden.model import HybridLM
 from leyden.serve import Engine
+from leyden.serve.request import Request
 from leyden.serve.sampling import CompiledGrammar, Grammar, Grammars, Sampler, Sampling, draw, grammar
 from leyden.serve.sampling.schema import check_schema
 from leyden.serve.speculation import verify
@@ -204,6 +205,23 @@ def test_an_engine_writes_what_was_asked_for(model: HybridLM, tokenizer: Tokeniz
     for completion in plain:
         assert re.fullmatch("(ab|ba){0,9}[ab]?[.]?", completion.text)
         assert completion.finish_reason == "length" or re.fullmatch(asked.regex or "", completion.text)
+
+
+def test_an_engine_ends_a_text_whose_grammar_takes_too_long(
+    model: HybridLM, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grammar, "_FIRST_SECONDS", 0.0)
+    monkeypatch.setattr(grammar, "_SECONDS_PER_TOKEN", 0.0)
+    engine = Engine(model, tokenizer, max_sequences=2, kv_gigabytes=0.01, cache_gigabytes=0)
+    tokens = tokenizer.encode("The tower")
+    engine.add(Request(tokens, Sampling(grammar=Grammar(regex="a+"), max_tokens=9), "slow"))
+    engine.add(Request(tokens, Sampling(max_tokens=3, ignore_eos=True), "other"))
+    last = {}
+    while engine.busy:
+        last |= {delta.request: delta for delta in engine.step()}
+    assert last["slow"].finish_reason == "error"
+    assert last["slow"].error == "its grammar takes too long to follow; make it less ambiguous."
+    assert last["other"].finish_reason == "length"
 
 
 def test_without_the_package_the_extra_is_named(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:

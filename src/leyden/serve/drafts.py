@@ -83,7 +83,7 @@ class Drafts:
             self._guesser.forget(job.name)
 
     def _ask(self, job: Generation) -> Ask:
-        return Ask(job.name, job.tokens, min(self._draft_tokens, job.left - 1))
+        return Ask(job.name, job.tokens, min(self._draft_tokens, job.left - 1), job.sampler)
 
     def _reading(self, job: Generation, guess: Sequence[int]) -> Reading:
         assert job.holding is not None
