@@ -45,6 +45,12 @@ def test_the_document(client: Client) -> None:
     assert "HTTPValidationError" not in document["components"]["schemas"]
 
 
+def test_the_document_says_which_routes_need_a_key(client: Client) -> None:
+    document = client("GET", "/openapi.json", settings=(("api_keys", ("k",)),)).json()
+    needing = {path for path, found in document["paths"].items() if any("security" in each for each in found.values())}
+    assert set(document["paths"]) - needing == {"/health", "/ready"}
+
+
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
 def test_whatever_is_asked_is_answered_as_documented(make_service: Callable[..., Any], mode: GenerationMode) -> None:
     app = create_app(make_service())

@@ -2,7 +2,8 @@
 
 from importlib.metadata import version
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Security
+from fastapi.security import HTTPBearer
 
 from leyden.serve.http.chat import chat_routes
 from leyden.serve.http.completions import completion_routes
@@ -12,9 +13,11 @@ from leyden.serve.http.metrics import CountResponses
 from leyden.serve.http.models import model_routes
 from leyden.serve.http.page import page_routes
 from leyden.serve.http.service import Service
-from leyden.serve.http.status import status_routes
+from leyden.serve.http.status import metrics_routes, status_routes
 from leyden.serve.http.tokenizer_routes import tokenizer_routes
 
+_KEY = HTTPBearer(auto_error=False, description="One of the server's API keys.")
+"""For the document alone; :class:`Keys` looks at keys before anything else is done."""
 _DESCRIPTION = "OpenAI's API for a hybrid model, with vLLM's routes for its tokenizer."
 
 
@@ -29,8 +32,9 @@ def create_app(service: Service) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.settings = service.settings
-    for routes in (status_routes, model_routes, completion_routes, chat_routes, tokenizer_routes):
-        app.include_router(routes(service))
+    app.include_router(status_routes(service))
+    for routes in (model_routes, completion_routes, chat_routes, tokenizer_routes, metrics_routes):
+        app.include_router(routes(service), dependencies=[Security(_KEY)] if service.settings.api_keys else [])
     app.include_router(page_routes())
     add_error_handlers(app)
     app.add_middleware(Keys, keys=service.settings.api_keys)

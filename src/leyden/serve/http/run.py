@@ -1,12 +1,12 @@
 """From a loaded model to a running server."""
 
-import hashlib
 import socket
 from collections.abc import Sequence
 
 from leyden.core.errors import UserError
 from leyden.core.log import say
-from leyden.model import PAGE, HybridLM, Pools
+from leyden.model import PAGE, Pools
+from leyden.serve.conversation import fingerprint
 from leyden.serve.engine import Engine
 from leyden.serve.http.app import create_app
 from leyden.serve.http.server import Server, url
@@ -43,7 +43,7 @@ def run_server(
         context_tokens=engine.max_positions,
         vocab_size=model.config.vocab_size,
         root=root,
-        weights=_mark(model),
+        weights=fingerprint(model),
     )
     app = create_app(Service(loop, served, settings))
     say(f"{names[0]} is served at {url(bound)} ({_memory(engine)}); Ctrl-C ends it.")
@@ -61,12 +61,3 @@ def _memory(engine: Engine) -> str:
         f"{held.pages_total * PAGE:,} tokens, {held.pages_total * page_bytes / _GIGABYTE:.2f} GiB; snapshots "
         f"{held.snapshot_bytes_total / _GIGABYTE:.2f} GiB; a context of {engine.max_positions:,} tokens"
     )
-
-
-def _mark(model: HybridLM) -> str:
-    """Tells models apart: the shape, and the beginning of every tensor."""
-    digest = hashlib.sha256(model.config.model_dump_json().encode())
-    for name, tensor in model.state_dict().items():
-        beginning = tensor.flatten()[:64].float().cpu()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode() + beginning.numpy().tobytes())
-    return digest.hexdigest()

@@ -18,7 +18,7 @@ class Status(BaseModel):
 
 
 def status_routes(service: Service) -> APIRouter:
-    """The routes; the first two need no key."""
+    """The two routes that tell how the server is; they need no key."""
     router = APIRouter()
 
     @router.get("/health", responses=responses(Status, errors=(403, 503)))
@@ -32,6 +32,13 @@ def status_routes(service: Service) -> APIRouter:
         """Whether requests are taken: 503 before the start, and while the server shuts down, too."""
         service.require()
         return Status()
+
+    return router
+
+
+def metrics_routes(service: Service) -> APIRouter:
+    """The route for Prometheus."""
+    router = APIRouter()
 
     @router.get("/metrics", responses=failures((401, 403)), response_class=PlainTextResponse)
     async def metrics() -> Response:
