@@ -229,10 +229,10 @@ def test_a_tool_of_another_shape_is_refused(tool: Any) -> None:
         TypeAdapter(Tools).validate_python([tool])
 
 
-def accepts(ebnf: str, text: str) -> bool:
+def accepts(structure: str, text: str) -> bool:
     xgrammar = pytest.importorskip("xgrammar")
     vocabulary = xgrammar.TokenizerInfo([b"a", b"<end>"], stop_token_ids=[1])
-    compiled = xgrammar.GrammarCompiler(vocabulary).compile_grammar(xgrammar.Grammar.from_ebnf(ebnf))
+    compiled = xgrammar.GrammarCompiler(vocabulary).compile_structural_tag(structure)
     matcher = xgrammar.GrammarMatcher(compiled)
     return matcher.accept_string(text) and matcher.accept_token(1)
 
@@ -248,7 +248,7 @@ def test_a_forced_call_is_one_that_the_parser_reads(
         tokenizer = Tokenizer.load(tmp_path)
     use = ToolUse.of(TOOLS, choice("required"), parallel)
     grammar = use.grammar(tokenizer)
-    assert grammar is not None and grammar.ebnf is not None
+    assert grammar is not None and grammar.structure is not None
     weather, now = (
         ('get_weather({"city": "x"})', "now({})")
         if template == "minimax"
@@ -267,10 +267,10 @@ def test_a_forced_call_is_one_that_the_parser_reads(
         )
     )
     one, two = begin + weather + end, begin + weather + between + now + end
-    assert accepts(grammar.ebnf, one)
-    assert accepts(grammar.ebnf, two) == parallel
-    assert not accepts(grammar.ebnf, one.replace("city", "town"))
-    assert not accepts(grammar.ebnf, "Hello")
+    assert accepts(grammar.structure, one)
+    assert accepts(grammar.structure, two) == parallel
+    assert not accepts(grammar.structure, one.replace("city", "town"))
+    assert not accepts(grammar.structure, "Hello")
     parser = use.parser(tokenizer)
     assert parser is not None
     content, calls = gather([*parser.push(two), *parser.finish()])
@@ -278,6 +278,14 @@ def test_a_forced_call_is_one_that_the_parser_reads(
     assert [call.function.name for call in calls] == (["get_weather", "now"] if parallel else ["get_weather"])
     opening = tokenizer.decode(use.opening(tokenizer))
     assert opening == ("<function_call>```typescript\n" if template == "minimax" else "<tool_call>\n")
+
+
+def test_parameters_that_cannot_be_enforced(tokenizer: Tokenizer) -> None:
+    function = {"name": "f", "parameters": {"type": "object", "not": {}}}
+    tools = TypeAdapter(Tools).validate_python([{"type": "function", "function": function}])
+    assert ToolUse.of(tools, "auto", None).grammar(tokenizer) is None
+    with pytest.raises(UserError, match=r"the function 'f': .*'not' cannot be enforced"):
+        ToolUse.of(tools, "required", None).grammar(tokenizer)
 
 
 def test_nothing_is_forced_without_a_choice(tokenizer: Tokenizer) -> None:

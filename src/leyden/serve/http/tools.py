@@ -1,5 +1,6 @@
 """Functions that a model may call: how a request declares them, and what of it the engine has to see to."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -11,6 +12,7 @@ from leyden.serve.http.chat_messages import CalledFunction, Name, ToolCall
 from leyden.serve.http.protocol.common import Wire
 from leyden.serve.http.tool_parser import CallDelta, ToolParser
 from leyden.serve.sampling import Grammar
+from leyden.serve.sampling.schema import check_schema
 from leyden.tokenizer import Tokenizer
 
 _MAX_TOOLS = 128  # as OpenAI
@@ -119,9 +121,16 @@ class ToolUse:
         """What the answer must be behind the opening; None: anything.
 
         Raises:
-            UserError: xgrammar is not installed, or cannot turn a function's parameters into a grammar.
+            UserError: a function's parameters have a rule that cannot be enforced.
         """
-        return None if self.forced is None else Grammar(ebnf=_ebnf(_form(tokenizer), self.forced, self.parallel))
+        if self.forced is None:
+            return None
+        for name, schema in self.forced.items():
+            try:
+                check_schema(schema)
+            except UserError as error:
+                raise UserError(f"the parameters of the function {name!r}: {error}") from None
+        return Grammar(structure=_structure(_form(tokenizer), self.forced, self.parallel))
 
     def parser(self, tokenizer: Tokenizer) -> ToolParser | None:
         """What takes the answer apart, the opening already taken in; None where there is nothing to call."""
@@ -159,14 +168,8 @@ def _form(tokenizer: Tokenizer) -> _Form:
     return _TAGGED if "<tool_call>" in (tokenizer.chat_template or "") else _MINIMAX
 
 
-def _ebnf(form: _Form, schemas: dict[str, Any], parallel: bool) -> str:
-    """A grammar of calls of these functions, the opening left out."""
-    try:
-        import xgrammar
-    except ImportError:
-        raise UserError(
-            'a "tool_choice" that forces a call needs xgrammar, which is not installed: pip install "leyden[grammar]".'
-        ) from None
+def _structure(form: _Form, schemas: dict[str, Any], parallel: bool) -> str:
+    """Calls of these functions, the opening left out, as a structural tag of xgrammar."""
     tags = [
         {
             "type": "tag",
@@ -184,8 +187,4 @@ def _ebnf(form: _Form, schemas: dict[str, Any], parallel: bool) -> str:
         "stop_after_first": not parallel,
     }
     closing = [{"type": "const_string", "value": form.closing}] if form.closing else []
-    structure = {"type": "structural_tag", "format": {"type": "sequence", "elements": [calls, *closing]}}
-    try:
-        return str(xgrammar.Grammar.from_structural_tag(structure))
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"the parameters of a function cannot be turned into a grammar: {error}") from None
+    return json.dumps({"type": "structural_tag", "format": {"type": "sequence", "elements": [calls, *closing]}})

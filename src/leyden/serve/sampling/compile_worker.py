@@ -52,7 +52,7 @@ def main() -> None:
 
 def is_json(kind: str) -> bool:
     """Whether the texts of a grammar are JSON, and consist of :func:`json_tokens`."""
-    return kind.startswith("json")
+    return kind.startswith("json") or kind == "structure"
 
 
 def json_tokens(tokens: Sequence[bytes]) -> list[bytes]:
@@ -72,6 +72,8 @@ def compile_grammar(compiler: Any, kind: str, text: Any) -> Any:
         return compiler.compile_json_schema('{"type": "object"}', any_whitespace=True, max_whitespace_cnt=32)
     if kind == "regex":
         return compiler.compile_regex(text)
+    if kind == "structure":
+        return compiler.compile_structural_tag(text)
     return compiler.compile_grammar(text)
 
 

@@ -46,6 +46,8 @@ class Grammar(Config):
     """A text of this grammar, in GBNF notation, whose first rule is ``root``."""
     choice: Annotated[tuple[str, ...], Field(strict=False, min_length=1, max_length=MAX_CHOICES)] | None = None
     """One of these texts."""
+    structure: str | None = None
+    """JSON schemas with given text around them: a structural tag of xgrammar (JSON text)."""
 
     @field_validator("json_schema", mode="before")
     @classmethod
@@ -73,7 +75,7 @@ class Grammar(Config):
             raise ValueError(f"give exactly one of {fields}; given {' and '.join(map(repr, given)) or 'none'}")
         if self.json_object is False:
             raise ValueError("'json_object' can only be true; leave the grammar out for any text")
-        for text in (self.json_schema, self.regex, self.ebnf, "".join(self.choice or ())):
+        for text in (self.json_schema, self.regex, self.ebnf, self.structure, "".join(self.choice or ())):
             if text is not None and len(text) > MAX_GRAMMAR_CHARACTERS:
                 raise ValueError(
                     f"'{given[0]}' has {len(text)} characters; at most {MAX_GRAMMAR_CHARACTERS} are allowed"
