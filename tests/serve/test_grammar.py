@@ -111,9 +111,7 @@ def test_special_tokens_are_no_text(grammars: Grammars, tokenizer: Tokenizer, en
     assert re.fullmatch(asked.regex or "", tokenizer.decode(tokens))
 
 
-def test_a_batch_and_guesses_change_nothing(
-    grammars: Grammars, tokenizer: Tokenizer, ends: frozenset[int], model: HybridLM
-) -> None:
+def test_a_batch_and_guesses_change_nothing(grammars: Grammars, tokenizer: Tokenizer, ends: frozenset[int]) -> None:
     """Beside a completion without grammar; wrong guesses leave the grammar where it was."""
     vocab, asked = tokenizer.vocab_size + 40, Grammar(regex="(ab|cd){1,9}")
     compiled = grammars.compile(asked)
@@ -191,15 +189,27 @@ def test_a_grammar_that_takes_too_long_to_follow_ends_its_text_alone(
     assert other.failure is None
 
 
-def test_an_engine_writes_what_was_asked_for(model: HybridLM, tokenizer: Tokenizer) -> None:
+@pytest.fixture(scope="module")
+def make_engine(
+    make_model: Callable[..., HybridLM], tokenizer: Tokenizer, grammars: Grammars
+) -> Callable[[str], Engine]:
+    model = make_model(vocab_size=tokenizer.vocab_size + 40)
+
+    def make(speculation: str) -> Engine:
+        engine = Engine(
+            model, tokenizer, max_sequences=4, speculation=speculation, kv_gigabytes=0.01, cache_gigabytes=0
+        )
+        engine._grammars = grammars  # one process that compiles for all
+        return engine
+
+    return make
+
+
+def test_an_engine_writes_what_was_asked_for(make_engine: Callable[[str], Engine]) -> None:
     """Several completions in company, finished or cut; with guesses and without, the same."""
     asked = Grammar(regex="(ab|ba){3,9}[.]")
     sampling = Sampling(grammar=asked, seed=2, n=3, max_tokens=24, temperature=0.7)
-    memory = {"max_sequences": 4, "kv_gigabytes": 0.01, "cache_gigabytes": 0}
-    plain, guessed = (
-        Engine(model, tokenizer, speculation=source, **memory).generate(["The tower"], sampling)
-        for source in ("none", "prompt")
-    )
+    plain, guessed = (make_engine(source).generate(["The tower"], sampling) for source in ("none", "prompt"))
     assert [one.tokens for one in plain] == [one.tokens for one in guessed]
     assert len({one.tokens for one in plain}) > 1
     for completion in plain:
@@ -208,12 +218,11 @@ def test_an_engine_writes_what_was_asked_for(model: HybridLM, tokenizer: Tokeniz
 
 
 def test_an_engine_ends_a_text_whose_grammar_takes_too_long(
-    model: HybridLM, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+    make_engine: Callable[[str], Engine], tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(grammar, "_FIRST_SECONDS", 0.0)
     monkeypatch.setattr(grammar, "_SECONDS_PER_TOKEN", 0.0)
-    engine = Engine(model, tokenizer, max_sequences=2, kv_gigabytes=0.01, cache_gigabytes=0)
-    tokens = tokenizer.encode("The tower")
+    engine, tokens = make_engine("none"), tokenizer.encode("The tower")
     engine.add(Request(tokens, Sampling(grammar=Grammar(regex="a+"), max_tokens=9), "slow"))
     engine.add(Request(tokens, Sampling(max_tokens=3, ignore_eos=True), "other"))
     last = {}

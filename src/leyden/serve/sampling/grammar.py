@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -123,7 +124,11 @@ class Grammars:
 
 
 class _Worker:
-    """The process that compiles; it limits its own time and memory, and is gone when it reaches them."""
+    """The process that compiles; it limits its own time and memory, and is gone when it reaches them.
+
+    Attributes:
+        close: ends the process, as the end of this object does.
+    """
 
     def __init__(self, tokens: Sequence[bytes], ends: Sequence[int]) -> None:
         command = [sys.executable, "-I", str(Path(__file__).with_name("compile_worker.py"))]
@@ -133,6 +138,7 @@ class _Worker:
         assert self._process.stdin is not None and self._process.stdout is not None
         self._input: IO[bytes] = self._process.stdin
         self._output: IO[bytes] = self._process.stdout
+        self.close = weakref.finalize(self, _end, self._process, self._input, self._output)
         self._send((tokens, ends))
         try:
             pickle.load(self._output)
@@ -152,14 +158,6 @@ class _Worker:
             self.close()
             raise EOFError from None
 
-    def close(self) -> None:
-        """End the process."""
-        self._process.kill()
-        self._process.wait()
-        self._output.close()
-        with contextlib.suppress(BrokenPipeError):
-            self._input.close()
-
     def _send(self, message: Any) -> None:
         try:
             pickle.dump(message, self._input)
@@ -167,6 +165,14 @@ class _Worker:
         except BrokenPipeError:
             self.close()
             raise EOFError from None
+
+
+def _end(process: subprocess.Popen[bytes], *pipes: IO[bytes]) -> None:
+    process.kill()
+    process.wait()
+    for pipe in pipes:
+        with contextlib.suppress(BrokenPipeError):
+            pipe.close()
 
 
 @dataclass(frozen=True, eq=False)
