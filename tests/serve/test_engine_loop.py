@@ -137,6 +137,7 @@ def test_a_drain_lets_requests_end_and_takes_no_more(model: HybridLM) -> None:
         assert [delta.finish_reason for delta in (await short)][-1] == "length"
         assert (await long)[-1].finish_reason == "aborted"
         assert loop.alive and not loop.ready
+        assert loop.engine.memory.usage.states_used == 0
         with pytest.raises(QueueFullError):
             loop.submit(Request([1], SHORT, "late"))
 

@@ -19,7 +19,7 @@ from leyden.serve.memory import Memory, plan_memory
 from leyden.serve.offline import Offline
 from leyden.serve.request import Delta, FinishReason, QueueFullError, Request, check_request
 from leyden.serve.runner import Reading, Runner
-from leyden.serve.sampling import Draw, Grammars, Sampler, Sampling, draw
+from leyden.serve.sampling import CompiledGrammar, Draw, Grammars, Sampler, Sampling, draw
 from leyden.serve.scheduler import Scheduler
 from leyden.serve.statistics import Statistics
 from leyden.serve.weights import native_decoder, versions
@@ -29,7 +29,7 @@ from leyden.tokenizer import Tokenizer
 class Engine:
     """Generates from a model, for many sequences at once; what one gets does not depend on the others.
 
-    :meth:`add` and :meth:`abort` may be called from any thread; all else belongs to the one that calls :meth:`step`.
+    Any thread may call :meth:`add`, :meth:`prepare` and :meth:`abort`; all else belongs to the one that steps.
     New weights count from the next request on that finds the engine without any.
 
     Args:
@@ -117,16 +117,24 @@ class Engine:
                 f"{self.statistics.running} sequences run and {self.config.max_queue} requests wait, which is as many "
                 "as may (max_queue); try again in a while."
             )
-        grammar, compiled = request.sampling.grammar, None
-        if grammar is not None and self._grammars is not None:
-            compiled = self._grammars.compile(grammar)
+        grammar = self.prepare(request.sampling)
         made = []
         for index in range(request.sampling.n):
-            sampler = Sampler(request.sampling, request.tokens, index, self._end_tokens, compiled)
+            sampler = Sampler(request.sampling, request.tokens, index, self._end_tokens, grammar)
             made.append(Generation(request, index, sampler, self.tokenizer, self.max_positions))
         made[0].siblings = made[1:]
         self._generations[request.id] = made
         self._arrivals.append(made)
+
+    def prepare(self, sampling: Sampling) -> CompiledGrammar | None:
+        """Compile the grammar of a request to come: that takes up to seconds, and adding the request no time then.
+
+        Raises:
+            UserError: it cannot be compiled.
+        """
+        if sampling.grammar is None or self._grammars is None:
+            return None
+        return self._grammars.compile(sampling.grammar)
 
     @property
     def has_room(self) -> bool:

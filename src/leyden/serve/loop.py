@@ -60,15 +60,17 @@ class EngineLoop:
             QueueFullError: too many wait, or none are taken at the moment.
             UserError: it can never be answered.
         """
-        if not self.ready:
-            raise QueueFullError("no requests are taken: the engine is not running, or about to end.")
         subscription = Subscription(request, asyncio.get_running_loop(), self._leave)
-        self._subscriptions.setdefault(request.id, subscription)  # its deltas may come before add returns
+        with self._changed:
+            if not self.ready:
+                raise QueueFullError("no requests are taken: the engine is not running, or about to end.")
+            # Before it is added: a step may be quicker than this thread, and a fault ends all that is known.
+            known = self._subscriptions.setdefault(request.id, subscription)
         try:
             self.engine.add(request)
         except BaseException:
-            if self._subscriptions.get(request.id) is subscription:
-                del self._subscriptions[request.id]
+            if known is subscription:
+                self._subscriptions.pop(request.id, None)
             raise
         with self._changed:
             self._changed.notify_all()
@@ -124,6 +126,7 @@ class EngineLoop:
                 self._run_between()
                 if self.engine.busy:
                     self._deliver(self.engine.step())
+            self.engine.abort_now(())  # those that the drain has ended
         except Exception as fault:
             logger(__name__).exception("the engine has stopped")
             self.alive = self.ready = False
