@@ -173,5 +173,5 @@ def _checked(name: str, difference: float) -> float:
 def _turns(plan: ServePlan, llama: bool) -> int:
     """How often the bar moves: once a round of measurement, once a choice of variant."""
     short, long = plan.repeats + 1, plan.long_repeats + 1
-    beside_llama = 2 * (len(plan.llama[0]) * (1 + long) + 1 + short)
-    return short + (3 + long) + long + llama * beside_llama + long + 3 * long + 2 * long
+    beside_llama = (len(plan.llama[0]) + 1) * (1 + long) + 2 * (1 + short)
+    return short + (2 + long) + long + llama * beside_llama + long + 3 * long + 2 * long
