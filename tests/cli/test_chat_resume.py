@@ -37,9 +37,10 @@ def say(directory: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     """Runs the verb over these lines; what it prints on standard output and error."""
 
     def run(*lines: str, resume: Path | None = None, system: str | None = SYSTEM) -> tuple[str, str]:
+        system = None if resume and resume.exists() else system
         monkeypatch.setattr("sys.stdin", io.StringIO("".join(line + "\n" for line in lines)))
         capsys.readouterr()
-        chat(directory, system=None if resume else system, max_tokens=20, temperature=1.0, seed=5, resume=resume)
+        chat(directory, system=system, max_tokens=20, temperature=1.0, seed=5, resume=resume)
         printed = capsys.readouterr()
         return printed.out, printed.err
 
@@ -49,8 +50,8 @@ def say(directory: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 def test_a_conversation_goes_on_after_a_restart(say, tmp_path: Path) -> None:
     path = tmp_path / "talk"
     straight, _ = say("The tower?", "And the jar?", "Why?")
-    first, told = say("The tower?", f"/save {path}")
-    assert f"saved to {path}" in told
+    first, told = say("The tower?", resume=path)  # begins it
+    assert f"saved to {path}" in told and "goes on" not in told
     second, told = say("And the jar?", resume=path)
     assert f"goes on with {path}: 3 messages" in told and f"saved to {path}" in told
     third, _ = say("Why?", resume=path)
@@ -95,8 +96,10 @@ def test_saving_that_fails_is_no_end(say, tmp_path: Path) -> None:
 def test_what_cannot_be_resumed_is_refused(say, directory: str, tmp_path: Path) -> None:
     path = tmp_path / "talk"
     say("The tower?", f"/save {path}")
-    with pytest.raises(UserError, match="no conversation at"):
-        say("hi", resume=tmp_path / "missing")
+    with pytest.raises(UserError, match="no directory"):
+        say("hi", resume=tmp_path / "no" / "file")
+    with pytest.raises(UserError, match="torn, or not a conversation"):
+        say("hi", resume=Path(directory) / "config.json")
     empty = tmp_path / "empty"
     assert f"saved to {empty}" in say(f"/save {empty}", system=None)[1]
     assert "0 messages" in say(resume=empty)[1]
@@ -113,7 +116,9 @@ def test_what_cannot_be_resumed_is_refused(say, directory: str, tmp_path: Path) 
 
 @pytest.mark.slow
 def test_the_command_line_ends_with_2(directory: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "leyden", "chat", directory, "--resume", str(tmp_path / "missing")]
+    torn = tmp_path / "torn"
+    torn.write_bytes(b"\0" * 500)
+    command = [sys.executable, "-m", "leyden", "chat", directory, "--resume", str(torn)]
     ended = subprocess.run(command, input="hi\n", capture_output=True, text=True, timeout=100)
     assert ended.returncode == 2
-    assert "no conversation at" in ended.stderr and "Traceback" not in ended.stderr
+    assert "torn" in ended.stderr and "Traceback" not in ended.stderr

@@ -27,7 +27,9 @@ def chat(
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same answers.", show_default=False)] = None,
     resume: Annotated[
         Path | None,
-        typer.Option(help="Go on with the conversation in this file, and keep it there.", show_default=False),
+        typer.Option(
+            help="Go on with the conversation in this file, or begin it; it is kept there.", show_default=False
+        ),
     ] = None,
 ) -> None:
     """Talk with a model; it keeps its state, so that each turn reads no more than what is new."""
@@ -36,17 +38,20 @@ def chat(
     from leyden.core.log import say
     from leyden.serve import Chat, Engine, Sampling
 
-    if resume is not None and system is not None:
-        raise UserError("--system begins a conversation and --resume goes on with one; leave one of them out.")
+    saved = resume if resume is not None and resume.exists() else None
+    if saved is not None and system is not None:
+        raise UserError(f"--system begins a conversation and {saved} holds one; leave one of them out.")
+    if resume is not None and not resume.parent.is_dir():
+        raise UserError(f"--resume {resume}: there is no directory {resume.parent} to keep the conversation in.")
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
     engine = Engine(*load(model), max_sequences=1)
 
     def begin(system: str | None) -> Chat:
         return Chat(engine, system=system, sampling=sampling)
 
-    kept = _Kept(begin(system) if resume is None else Chat.resume(engine, resume, sampling), resume)
-    if resume is not None:
-        say(f"goes on with {resume}: {len(kept.conversation.messages)} messages")
+    kept = _Kept(begin(system) if saved is None else Chat.resume(engine, saved, sampling), resume)
+    if saved is not None:
+        say(f"goes on with {saved}: {len(kept.conversation.messages)} messages")
     try:
         for line in _terminal_lines() if sys.stdin.isatty() else sys.stdin:
             command, _, argument = line.strip().partition(" ")
