@@ -26,6 +26,7 @@ _TYPES = {
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
     torch.float32: "*fp32",
+    torch.int8: "*i8",
     torch.int32: "*i32",
     torch.int64: "*i64",
     torch.bool: "*i1",
@@ -200,6 +201,12 @@ def experts(dtype: torch.dtype, width: int) -> Iterator[Launch]:
     yield from record("leyden.ops.experts.launch", call)
 
 
+def int8_linear(dtype: torch.dtype, width: int) -> Iterator[Launch]:
+    """To three hundred outputs."""
+    x, weight, scale = torch.zeros(70, width, dtype=dtype), torch.zeros(300, width, dtype=torch.int8), torch.zeros(300)
+    yield from record("leyden.ops.int8_linear.launch", lambda module: module._int8_linear(x, weight, scale))
+
+
 def routing(_: torch.dtype, width: int) -> Iterator[Launch]:
     """Two of ``width`` experts, with gradients of the weights, of the probabilities, and of both; in float32 alone."""
     logits = torch.zeros(3, width)
@@ -222,6 +229,7 @@ OPS = {
     "rotary": rotary,
     "silu_split": silu_split,
     "experts": experts,
+    "int8_linear": int8_linear,
     "routing": routing,
 }
 

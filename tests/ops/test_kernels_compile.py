@@ -34,7 +34,7 @@ def test_lightning_attention_on_hopper(tmp_path: Path) -> None:
 
 def test_the_other_ops_on_hopper(tmp_path: Path) -> None:
     around = "rms_norm:8192,rotary:128,silu_split:128,routing:32,experts:2048,cross_entropy:200,paged_attention:128"
-    found = compiled(tmp_path, f"{around},ranged_attention:128", "bfloat16", HOPPER)
+    found = compiled(tmp_path, f"{around},ranged_attention:128,int8_linear:6144", "bfloat16", HOPPER)
     assert {facts["kernel"] for facts in found} == {
         *("normalise", "differentiate"),
         "turn",
@@ -44,6 +44,7 @@ def test_the_other_ops_on_hopper(tmp_path: Path) -> None:
         "losses",
         *("attend", "combine"),
         *("differentiate_queries", "differentiate_keys"),
+        "multiply",
     }
     for facts in found:
         assert facts["spilled"] == 0, facts
@@ -53,7 +54,7 @@ def test_the_other_ops_on_hopper(tmp_path: Path) -> None:
 @pytest.mark.parametrize("architecture", [AMPERE, HOPPER, BLACKWELL])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_the_other_ops_everywhere(tmp_path: Path, architecture: int, dtype: str) -> None:
-    around = "rms_norm:33,rms_norm:6144,rotary:20,silu_split:5,routing:5,experts:48"
+    around = "rms_norm:33,rms_norm:6144,rotary:20,silu_split:5,routing:5,experts:48,int8_linear:33"
     attention = "paged_attention:80,paged_attention:256,ranged_attention:80"
     assert compiled(tmp_path, f"{around},cross_entropy:1,{attention}", dtype, architecture)
 

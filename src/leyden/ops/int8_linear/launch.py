@@ -9,9 +9,9 @@ from leyden.ops.launching import blocks, last_dim_contiguous, products
 
 kernels: Any = jitted  # launching is beyond types
 
-_FEW = 16
-_ROWS = 64
-"""Rows of a tile: as many as few sequences decode, or as a prompt has. Both sum in the same order."""
+_TILE = 64
+"""Rows and columns of a program, however few rows there are: reading the weight takes the time then, and other tiles
+would be other instructions, with other roundings."""
 
 
 @torch.library.custom_op("leyden::int8_linear", mutates_args=())
@@ -21,10 +21,10 @@ def _int8_linear(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> 
     out = x.new_empty(N, F)
     if N and F:
         product, precision = products(x.dtype)
-        rows = _FEW if N <= _FEW else _ROWS
-        kernels.multiply[(blocks(F, 64), blocks(N, rows))](
+        dims = 64 if x.dtype == torch.bfloat16 else 16  # products in float32 take four times the registers
+        kernels.multiply[(blocks(F, _TILE), blocks(N, _TILE))](
             x, weight, scale, out, N, F, x.stride(0),
-            D=D, BM=rows, BN=64, BK=64, PRODUCT=product, PRECISION=precision, num_warps=4, num_stages=3,
+            D=D, BM=_TILE, BN=_TILE, BK=dims, PRODUCT=product, PRECISION=precision, num_warps=4, num_stages=3,
         )  # fmt: skip
     return out
 
