@@ -15,6 +15,7 @@ T = TypeVar("T")
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
+_PATIENCE_SECONDS = 0.02
 
 
 def event(json: str) -> bytes:
@@ -67,7 +68,9 @@ class EventStream(Response):
         try:
             async for piece in self._events:
                 self._put(piece)
-                if len(self._buffer) > self._settings.stream_buffer:
+                if self._is_full():
+                    await asyncio.sleep(_PATIENCE_SECONDS)  # many events may have come at once: let them be sent
+                if self._is_full():
                     raise ApiError(408, "This stream was read too slowly and has been ended.", code="slow_reader")
         except Exception as error:
             self._put(event(ApiError.of(error).body.model_dump_json()))
@@ -77,6 +80,9 @@ class EventStream(Response):
             self._ended = True
             self._news.set()
 
+    def _is_full(self) -> bool:
+        return len(self._buffer) > self._settings.stream_buffer
+
     def _put(self, piece: bytes) -> None:
         self._buffer.append(piece)
         self._news.set()
@@ -84,21 +90,22 @@ class EventStream(Response):
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         while self._buffer or not self._ended:
-            if not self._buffer:
-                await self._wait()
-            piece = b"".join(self._buffer) or KEEP_ALIVE
+            silent = not self._buffer and await self._is_silent()
+            piece = b"".join(self._buffer) or (KEEP_ALIVE if silent else b"")
             self._buffer.clear()
-            await send(_body(piece, more=True))
+            if piece:
+                await send(_body(piece, more=True))
         await send(_body(b"", more=False))
 
-    async def _wait(self) -> None:
-        """Until there is something to send, or it is time to say that there is nothing."""
+    async def _is_silent(self) -> bool:
+        """Wait for something to send; True when it is time to say that there is nothing."""
         self._news.clear()
         try:
             async with asyncio.timeout(self._settings.keep_alive_seconds):
                 await self._news.wait()
         except TimeoutError:
-            pass
+            return True
+        return False
 
 
 def _body(piece: bytes, *, more: bool) -> Message:
