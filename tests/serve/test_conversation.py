@@ -165,27 +165,23 @@ config = ModelConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, head_dim=
 memory = Memory(Pools(config, 1, 1, dtype=torch.float32), cache_bytes=0, swap_bytes=0)
 path = Path(sys.argv[1])
 random.seed(1)
-seen = set()
-for attempt in range(12):
+save_conversation(path, memory, [0, 0] * 50_000, "model")
+for attempt in range(8):
     if not (child := os.fork()):
         for number in range(1000):
             save_conversation(path, memory, [attempt, number % 8] * 50_000, "model")
-    time.sleep(random.uniform(0.002, 0.2))
+    time.sleep(random.uniform(0.002, 0.1))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    if path.exists():
-        tokens = load_conversation(path, memory, "model").tokens
-        assert tokens == tokens[:2] * 50_000
-        seen.add(tokens[0])
-print(len(seen))
+    tokens = load_conversation(path, memory, "model").tokens
+    assert tokens == tokens[:2] * 50_000
 """
 
 
 def test_killed_while_saving(tmp_path: Path) -> None:
     path = tmp_path / "talk"
     done = subprocess.run(
-        [sys.executable, "-c", _KILLED, str(path)], capture_output=True, text=True, timeout=240, check=False
+        [sys.executable, "-c", _KILLED, str(path)], stderr=subprocess.PIPE, text=True, timeout=240, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) >= 1
     assert {file.name for file in tmp_path.iterdir()} <= {"talk", ".talk.part"}
