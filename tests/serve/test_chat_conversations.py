@@ -94,6 +94,10 @@ def test_what_cannot_go_on_is_refused(
         for name in ("../jars", "a/b", "", "a" * 65, "a.b"):
             await refused("conversation", conversation=name)
         await refused("one answer", n=2)
+        (tmp_path / "file").touch()
+        async with serving(directory=tmp_path / "file") as client:
+            response = await ask(client, messages, conversation="jars")
+        assert response.status_code == 500 and "was not saved" in response.text
         async with serving(directory=None) as client:
             response = await ask(client, messages, conversation="jars")
         assert response.status_code == 400 and "keeps no conversations" in response.text

@@ -6,7 +6,6 @@ from typing import Self
 
 from leyden.core.errors import UserError
 from leyden.serve.completion import Chunk
-from leyden.serve.conversation import fingerprint, load_conversation, save_conversation
 from leyden.serve.engine import Engine
 from leyden.serve.sampling import Sampling
 
@@ -42,8 +41,7 @@ class Chat:
             UserError: there is no such file, it is torn, or another model's.
         """
         chat = cls(engine, sampling=sampling)
-        saved = load_conversation(path, engine.memory, fingerprint(engine.model, engine.tokenizer))
-        chat.messages = saved.messages
+        chat.messages = engine.load_conversation(path).messages
         return chat
 
     def save(self, path: Path) -> int:
@@ -56,8 +54,7 @@ class Chat:
             UserError: the file cannot be written.
         """
         tokens = self._tokenizer.encode_chat(self.messages, add_generation_prompt=False) if self.messages else []
-        mark = fingerprint(self._engine.model, self._tokenizer)
-        return save_conversation(path, self._engine.memory, tokens, mark, self.messages)
+        return self._engine.save_conversation(path, tokens, self.messages)
 
     def send(self, text: str) -> Iterator[str]:
         """Say ``text``; the answer, piece by piece.

@@ -10,8 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from leyden.serve.conversation import fingerprint, load_conversation, save_conversation
-from leyden.serve.engine import Engine
+from leyden.core.errors import UserError
 from leyden.serve.http.loop import Loop
 
 
@@ -26,7 +25,6 @@ class Conversations:
     def __init__(self, directory: Path, loop: Loop) -> None:
         self._directory = directory
         self._loop = loop
-        self._fingerprint = ""
         self._opened: set[str] = set()
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
@@ -44,30 +42,23 @@ class Conversations:
                 return
             path = self._path(name)
             if path.exists():
-                await self._loop.between_steps(
-                    lambda engine: load_conversation(path, engine.memory, self._mark(engine))
-                )
+                await self._loop.between_steps(lambda engine: engine.load_conversation(path))
             self._opened.add(name)
 
     async def save(self, name: str, tokens: Sequence[int], messages: Sequence[dict[str, str]]) -> None:
         """Keep what the model has read of ``tokens``.
 
         Raises:
-            UserError: the disk is full.
+            UserError: the file cannot be written.
         """
         async with self._locks[name]:
-            self._directory.mkdir(parents=True, exist_ok=True)
+            try:
+                self._directory.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"{self._directory} cannot be made: {error.strerror}.") from None
             path = self._path(name)
-            await self._loop.between_steps(
-                lambda engine: save_conversation(path, engine.memory, tokens, self._mark(engine), messages)
-            )
+            await self._loop.between_steps(lambda engine: engine.save_conversation(path, tokens, messages))
             self._opened.add(name)
-
-    def _mark(self, engine: Engine) -> str:
-        """The model's fingerprint; a server's never changes."""
-        if not self._fingerprint:
-            self._fingerprint = fingerprint(engine.model, engine.tokenizer)
-        return self._fingerprint
 
     def _path(self, name: str) -> Path:
         return self._directory / f"{name}.leyden"
