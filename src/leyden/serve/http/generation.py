@@ -122,12 +122,12 @@ class Generation:
                     await asyncio.sleep(_RETRY_SECONDS)
                     continue
                 place, item = await arrived.get()
-                if isinstance(item, Exception):
-                    raise item
-                if item is None:
-                    del self._running[place]
-                else:
+                while item is not None:  # until one has ended, and there may be room for another
+                    if isinstance(item, Exception):
+                        raise item
                     yield place, item
+                    place, item = await arrived.get()
+                del self._running[place]
         finally:
             for pump in pumps.values():
                 pump.cancel()
