@@ -260,6 +260,31 @@ KEPT = [
     ({"oneOf": [{"type": "integer"}, {"type": "string"}]}, 3, None),
     ({"$defs": {"a": {"type": "integer"}}, "$ref": "#/$defs/a"}, 1, "a"),
     ({"type": "string", "format": "date"}, "2024-01-02", "x"),
+    ({"properties": {"a": {"type": "integer"}}, "required": ["a"]}, {"a": 1}, {}),
+    ({"properties": {"a": {"type": "integer"}}, "required": ["a"]}, {"a": 1}, 1),
+    ({"additionalProperties": {"type": "integer"}, "minProperties": 1}, {"a": 1}, {}),
+    ({"prefixItems": [{"type": "integer"}], "minItems": 1}, [1], []),
+    ({"type": "object", "propertyNames": {"pattern": "^a+$"}}, {"aa": 1}, {"b": 1}),
+    ({"type": "integer", "minimum": -5, "maximum": 1000}, 999, 1001),
+    ({"type": ["integer", "null"], "minimum": 5}, 5, 4),
+    ({"type": ["array", "null"], "items": {"type": "integer"}, "maxItems": 1}, [1], [1, 2]),
+    ({"type": "object", "properties": {"雷": {"const": 'a"\n'}}, "required": ["雷"]}, {"雷": 'a"\n'}, {"雷": "a"}),
+    ({"enum": [1, "1", True, None, [1], {"a": 1}]}, "1", 2),
+    ({"type": "array", "items": {"type": "string", "maxLength": 2}}, ["ab", "雷é"], ["abc"]),
+    (
+        {
+            "$defs": {
+                "node": {
+                    "type": "object",
+                    "properties": {"next": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]}},
+                    "required": ["next"],
+                }
+            },
+            "$ref": "#/$defs/node",
+        },
+        {"next": {"next": None}},
+        {"next": {"next": 1}},
+    ),
 ]
 
 
@@ -268,8 +293,8 @@ def test_keywords_that_are_allowed_are_kept(
     grammars: Grammars, tokenizer: Tokenizer, schema: dict[str, Any], good: Any, bad: Any
 ) -> None:
     compiled = grammars.compile(Grammar(json_schema=schema))  # pyright: ignore[reportArgumentType]
-    assert fits(compiled, tokenizer, json.dumps(good))
-    assert not fits(compiled, tokenizer, json.dumps(bad))
+    assert fits(compiled, tokenizer, json.dumps(good, ensure_ascii=False))
+    assert not fits(compiled, tokenizer, json.dumps(bad, ensure_ascii=False))
 
 
 def fits(compiled: CompiledGrammar, tokenizer: Tokenizer, text: str) -> bool:

@@ -37,7 +37,7 @@ class Grammar(Config):
     model_config = ConfigDict(strict=True)
 
     json_schema: str | None = None
-    """A JSON value that fits this schema (JSON text)."""
+    """A JSON value that fits this schema (JSON text). Strings with a length or a pattern have no escapes in them."""
     json_object: bool | None = None
     """Any JSON object, where true."""
     regex: str | None = None

@@ -39,6 +39,7 @@ _SECONDS_PER_TOKEN = 0.005
 _MAX_BYTES = 32 << 20
 """Of a compiled grammar."""
 _MAX_KEPT = 128
+_MAX_KEPT_BYTES = 256 << 20
 """Grammars that are kept, with the errors of those that could not be compiled."""
 
 
@@ -75,7 +76,7 @@ class Grammars:
             with self._lock:
                 found = self._kept.get(grammar) or self._compile(grammar)
                 self._kept[grammar] = found
-                if len(self._kept) > _MAX_KEPT:
+                while len(self._kept) > _MAX_KEPT or sum(map(_bytes_of, self._kept.values())) > _MAX_KEPT_BYTES:
                     self._kept.popitem(last=False)
         if isinstance(found, str):
             raise UserError(found)
@@ -250,6 +251,10 @@ def forbid(logits: torch.Tensor, matchers: Sequence[tuple[int, Matcher]]) -> Non
         matcher.allow(bits, index)
     xgrammar.apply_token_bitmask_inplace(part, bits.to(logits.device))
     logits[rows] = part
+
+
+def _bytes_of(kept: CompiledGrammar | str) -> int:
+    return len(kept) if isinstance(kept, str) else kept.compiled.memory_size_bytes
 
 
 def _literal(text: str) -> str:

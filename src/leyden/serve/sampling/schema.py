@@ -51,8 +51,10 @@ def _tables(schema: Any, place: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
         if isinstance(schema.get(key), Mapping):
             for name, inner in schema[key].items():
                 yield from _tables(inner, f"{place}/{key}/{name}")
-    for key in ("items", "additionalProperties", "propertyNames"):
+    for key in ("items", "additionalProperties"):
         yield from _tables(schema.get(key), f"{place}/{key}")
+    if isinstance(schema.get("propertyNames"), Mapping):
+        yield from _tables({"type": "string", **schema["propertyNames"]}, f"{place}/propertyNames")
     for key in ("prefixItems", "anyOf", "oneOf", "allOf"):
         if isinstance(schema.get(key), list):
             for index, inner in enumerate(schema[key]):
@@ -60,7 +62,7 @@ def _tables(schema: Any, place: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _reasons(table: Mapping[str, Any], root: Any) -> Iterator[str]:
-    for key in _UNKEPT & table.keys():
+    for key in sorted(_UNKEPT & table.keys()):
         yield f"'{key}' cannot be enforced; leave it out"
     if table.get("uniqueItems"):
         yield "'uniqueItems' cannot be enforced; leave it out"
