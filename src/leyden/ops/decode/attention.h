@@ -23,7 +23,8 @@ struct Pieces {
 
 // out[h] += weight[h] v for `count` keys and H heads, V vectors of each; weights lie PAGE apart.
 template <int H, int V, class T>
-inline void add_values(const T *values, int64_t stride, int count, const float *weight, float *out, int64_t out_stride) {
+inline void add_values(const T *values, int64_t stride, int count, const float *weight, float *out,
+                       int64_t out_stride) {
     Vector total[H][V];
     for (int h = 0; h < H; h++)
         for (int j = 0; j < V; j++) total[h][j] = load(out + h * out_stride + j * LANES);

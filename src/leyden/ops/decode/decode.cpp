@@ -198,7 +198,8 @@ template <class T> class Worker {
     // This thread's columns, in whole vectors where the last thread does not take a rest.
     std::pair<int, int> mine(int count) const {
         const int64_t vectors = count / LANES;
-        return {(int)(vectors * rank / size * LANES), rank == size - 1 ? count : (int)(vectors * (rank + 1) / size * LANES)};
+        const int64_t begin = vectors * rank / size * LANES, end = vectors * (rank + 1) / size * LANES;
+        return {(int)begin, rank == size - 1 ? count : (int)end};
     }
 
     // work(i) for every item, by whichever thread comes first; ends with a barrier.
@@ -408,7 +409,7 @@ template <class T> class Worker {
             }
     }
 
-    // The assignments to experts lie sorted in the buffers; behind them what the shared expert takes, which is all rows.
+    // The assignments to experts lie sorted in the buffers; behind them all rows, which the shared expert takes.
     void feed_forward(const Layer &layer) {
         const int F = m.intermediate, E = m.experts, A = E ? B * m.top_k : 0, D = m.hidden;
         sort();
