@@ -126,6 +126,18 @@ def test_a_prompt_waits_for_another_that_begins_alike(model: HybridLM) -> None:
     assert [answers[f"{number}"] for number in range(3)] == [alone(model, prompt) for prompt in prompts]
 
 
+def test_who_waits_for_a_long_prompt_need_not_wait_for_all_of_it(model: HybridLM) -> None:
+    """What others wait for counts as theirs, so that it goes before a prompt of middle length."""
+    engine, long = Engine(model, step_tokens=2 * PAGE), text(7 * PAGE, 2)
+    for id, tokens in (("oldest", text(7 * PAGE, 1)), ("long", long), ("middle", text(4 * PAGE, 3))):
+        engine.add(request(id, tokens))
+    engine.step()
+    engine.add(request("waits", [*long[: 2 * PAGE], *text(10, 4)]))
+    found = first_tokens(engine)
+    assert found["waits"] == 3  # two pages of the long one, and its own rest
+    assert found["waits"] < min(found[id] for id in ("oldest", "long", "middle"))
+
+
 def test_an_abort_frees_everything_within_a_step(model: HybridLM) -> None:
     engine = Engine(model, max_sequences=3)
     for number in range(6):

@@ -78,6 +78,7 @@ class Generation(Job):
         cache: what of the prompt had been read before.
         scores_prompt: whether the prompt's own log-probabilities are asked for. All of it is read then.
         awaits: another one, which is reading what this one begins with, and how far that goes.
+        awaited: how far others wait for this one to read.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Generation(Job):
         self.cache = CacheUse()
         self.scores_prompt = sampling.prompt_logprobs is not None
         self.awaits: tuple[Generation, int] | None = None
+        self.awaited = 0
         self._text = TextStream(tokenizer, sampling.stop)
         self._limit = min(sampling.max_tokens, max_positions - self.goal + 1)
         self._admitted = self._prefilled = 0.0
@@ -109,6 +111,11 @@ class Generation(Job):
     def drawn(self) -> int:
         """How many of the tokens were drawn."""
         return len(self.tokens) - self.goal
+
+    @property
+    def ahead(self) -> int:
+        """Tokens of the prompt until it, or another that waits for it, can go on."""
+        return (self.awaited if self.read < self.awaited else self.goal) - self.read
 
     @property
     def left(self) -> int:

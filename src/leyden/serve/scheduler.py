@@ -196,7 +196,7 @@ class Scheduler:
             if position > other.read:
                 # A state is kept there, though where they part was not known when the other came.
                 other.holding.cuts = tuple(sorted({*other.holding.cuts, position}))
-                job.awaits = other, position
+                job.awaits, other.awaited = (other, position), position
                 return True
         return False
 
@@ -205,7 +205,7 @@ class Scheduler:
         reading = [job for job in self.running if not job.decodes]
         oldest = min(reading, key=lambda job: job.rank[1:], default=None)
         rows = PAGE
-        for job in sorted(reading, key=lambda job: job.goal - job.read):
+        for job in sorted(reading, key=lambda job: job.ahead):
             if job is oldest:
                 oldest = None
             kept = 0 if oldest is None else min(PAGE, oldest.goal - oldest.read)
