@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 
 from leyden.core.errors import UserError
 from leyden.model import HybridLM, ModelConfig
+from leyden.model.pools import GRAIN
 from leyden.parallel.collectives import gather_rows
 from leyden.parallel.experts import install_experts
 from leyden.parallel.mesh import Mesh
@@ -21,9 +22,6 @@ from leyden.parallel.ranks import StageRanks
 from leyden.parallel.tensor import install_tensor
 from leyden.parallel.vocabulary import VocabularyProjection
 from leyden.parallel.weights import cut_weights
-
-GRAIN = 16
-"""Rows of a step are a multiple of so many (:data:`leyden.model.pools.GRAIN`), which tensor ranks divide evenly."""
 
 
 def serving_plan(config: ParallelConfig, world: int, model: ModelConfig) -> Plan:
@@ -45,7 +43,7 @@ def serving_plan(config: ParallelConfig, world: int, model: ModelConfig) -> Plan
         for axis in ("pp", "dp_replicate", "dp_shard", "cp")
         if (getattr(config, axis) or 1) > 1
     ]
-    if GRAIN % tp:
+    if GRAIN % tp:  # the rows of a step, which tensor ranks divide evenly
         problems.append(f"tp = {tp} does not divide {GRAIN}, of which the rows of a step are a multiple.")
     problems += problems_of(plan, world, model)
     if problems:
