@@ -126,6 +126,7 @@ def _soak(model: HybridLM, tokenizer: Tokenizer, count: int, seed: int) -> None:
     assert len(answered) + load.cancelled == count
     assert load.cancelled > count / 5
     assert statistics.preemptions > 0 and usage.evictions > 0 and statistics.refused > 0  # else it was no load
+    assert statistics.cache_used_tokens > 0
     alone = Engine(model, tokenizer, max_sequences=3, cache_gigabytes=0, kv_gigabytes=0.01)
     for request in answered:
         expected = alone.generate([request.tokens], request.sampling)
