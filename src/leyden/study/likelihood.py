@@ -85,15 +85,15 @@ def _choices(tokenizer: Tokenizer, item: Item) -> Iterator[_Choice]:
 
 def _packed(model: HybridLM, row: Sequence[_Choice]) -> torch.Tensor:
     """[N] float64, the nats of N choices, by one forward pass."""
-    weight = model.lm_head.weight
+    device = model.norm.weight.device
     ends = np.cumsum([len(choice.inputs) for choice in row])
     places = np.concatenate([np.arange(end - len(c.targets), end) for c, end in zip(row, ends, strict=True)])
     owners = np.repeat(np.arange(len(row)), [len(choice.targets) for choice in row])
     tokens, targets = (
-        torch.from_numpy(np.concatenate(parts)).to(weight.device)
+        torch.from_numpy(np.concatenate(parts)).to(device)
         for parts in ([choice.inputs for choice in row], [choice.targets for choice in row])
     )
     bounds = torch.tensor([0, *ends.tolist()], dtype=torch.int32)
-    hidden = model.features(tokens[None], cu_seqlens=bounds).hidden[0, torch.from_numpy(places).to(weight.device)]
-    log_p = torch.log_softmax((hidden @ weight.T).float(), dim=-1).gather(1, targets[:, None])[:, 0]
+    hidden = model.features(tokens[None], cu_seqlens=bounds).hidden[0, torch.from_numpy(places).to(device)]
+    log_p = torch.log_softmax(model.logits(hidden), dim=-1).gather(1, targets[:, None])[:, 0]
     return torch.zeros(len(row), dtype=torch.float64).index_add_(0, torch.from_numpy(owners), log_p.double().cpu())

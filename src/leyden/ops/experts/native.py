@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from leyden.ops.experts.portable import alignment
+from leyden.ops.experts.portable import alignment, is_differentiated
 from leyden.ops.int8_linear import Int8Matrices
 from leyden.ops.native import call
 
@@ -79,7 +79,7 @@ class NativeExperts(torch.autograd.Function):
         kept: torch.Tensor | None,
     ) -> torch.Tensor:
         sort = _Sorted.of(experts, kept, gate_up.shape[0])
-        weights, width, keep = weights.contiguous(), down.shape[2], any(ctx.needs_input_grad)
+        weights, width, keep = weights.contiguous(), down.shape[2], is_differentiated(ctx)
         rows = sort.gather(x.contiguous())
         # The projections are kept for the backward, or else lie in one buffer that stays in the cache.
         projected = x.new_empty(len(rows) if keep else sort.longest, 2 * width)

@@ -79,6 +79,11 @@ def _sort(experts: torch.Tensor, kept: torch.Tensor | None, num_experts: int) ->
     return _Sorted(order, row, token, spans)
 
 
+def is_differentiated(ctx: Any) -> bool:
+    """Whether a backward may follow; weights want gradients in inference mode too, and get none."""
+    return any(ctx.needs_input_grad) and not torch.is_inference_mode_enabled()
+
+
 class _Experts(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -96,7 +101,7 @@ class _Experts(torch.autograd.Function):
             torch.mm(rows[span], gate_up[expert].t(), out=projected[span])
             gate, up = projected[span].chunk(2, dim=-1)
             torch.mm(silu(gate).mul_(up), down[expert].t(), out=y[span])
-        if any(ctx.needs_input_grad):
+        if is_differentiated(ctx):
             ctx.save_for_backward(x, gate_up, down, weights, projected, y)
             ctx.sort = sort
         return _sum_by_token(y * _share(weights, sort, y.dtype), sort, x)
