@@ -8,6 +8,7 @@ import pytest
 from leyden.bench.routers import run_routers
 
 
+@pytest.mark.slow
 def test_every_row_is_measured_and_held_to_one_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "routers.json"
     result = run_routers(quick=True, output=path)

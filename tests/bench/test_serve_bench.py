@@ -35,6 +35,7 @@ http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[-1])), Handler).serve
 """
 
 
+@pytest.mark.slow
 def test_quick_form_measures_every_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("transformers")
     result = serve.run_serve(quick=True, output=tmp_path / "serve.json")

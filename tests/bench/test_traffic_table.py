@@ -8,6 +8,7 @@ import pytest
 from leyden.bench.traffic import run_traffic
 
 
+@pytest.mark.slow
 def test_predicted_bytes_are_those_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "traffic.json"
     rows = run_traffic(quick=True, output=path)

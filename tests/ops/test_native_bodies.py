@@ -59,10 +59,10 @@ def test_a_gate_wide_open_or_shut(dtype: torch.dtype) -> None:
 
 @BOTH
 @pytest.mark.parametrize(
-    ("num_tokens", "num_experts", "top_k", "capacity"), [(3, 1, 1, 2), (37, 5, 2, 9), (300, 2, 2, 250)]
+    ("num_tokens", "num_experts", "top_k", "capacity"), [(24, 1, 1, 15), (37, 5, 2, 9), (300, 2, 2, 250)]
 )
 def test_experts(dtype: torch.dtype, num_tokens: int, num_experts: int, top_k: int, capacity: int) -> None:
-    """The last shape is long enough for rows that only fill up."""
+    """All have rows that only fill up; of fewer tokens the weights' gradient is too few numbers to tell noise by."""
     D, F = 21, 18
     routing = route(random(num_tokens, num_experts, seed=5), top_k)
     inputs = [

@@ -219,6 +219,7 @@ def _all_axes(plan: Plan) -> None:
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), mode
 
 
+@pytest.mark.slow
 def test_all_axes_recompute_together(ranks: Callable[..., list[Any]]) -> None:
     ranks(4, _all_axes, Plan(cp=2, tp=2, ep=2, etp=2))
 

@@ -54,6 +54,7 @@ def test_steps_are_those_of_one_process(ranks: Callable[..., list[Any]], plan: P
         torch.testing.assert_close(torch.tensor(found), torch.tensor(alone), rtol=1e-6, atol=0)  # masters are float64
 
 
+@pytest.mark.slow
 def test_bfloat16_is_as_far_from_float64_as_one_process_is(ranks: Callable[..., list[Any]]) -> None:
     exact = torch.tensor(losses(Plan(), {}, torch.float64))
     alone = torch.tensor(losses(Plan(), {}, torch.bfloat16))

@@ -101,6 +101,7 @@ def _soak(model: HybridLM, tokenizer: Tokenizer, directory: Path, count: int) ->
         assert text == alone.generate([body["prompt"]], sampling)[0].text
 
 
+@pytest.mark.slow
 def test_clients_that_leave(model: HybridLM, tokenizer: Tokenizer, tmp_path: Path) -> None:
     _soak(model, tokenizer, tmp_path / "model", 40)
 

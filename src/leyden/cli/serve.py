@@ -99,6 +99,10 @@ def _serve_on_ranks(
 
     if draft is not None or config.speculation == "draft":
         raise UserError("several ranks draft no guesses by a small model; leave out --draft, or serve with one rank.")
+    if shown["settings"].conversations is not None:
+        raise UserError(
+            "several ranks keep no conversations on disk; leave out --conversations, or serve with one rank."
+        )
     with team_of(serving_plan(ParallelConfig(), launched().world, read_config(model))) as team:
         assert team.mesh is not None
         bound = listen(shown["settings"]) if team.rank == 0 else None

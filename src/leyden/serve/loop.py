@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from leyden.core.log import logger
 from leyden.serve.engine import Engine
 from leyden.serve.request import Delta, QueueFullError, Request
+from leyden.serve.sampling import Sampling
 from leyden.serve.statistics import Statistics
 
 T = TypeVar("T")
@@ -49,6 +50,14 @@ class EngineLoop:
         """Begin to work."""
         self.ready = True
         self._thread.start()
+
+    def prepare(self, sampling: Sampling) -> None:
+        """See to what takes up to seconds before a request can be taken: its grammar. From any thread.
+
+        Raises:
+            UserError: it cannot be compiled.
+        """
+        self.engine.prepare(sampling)
 
     def submit(self, request: Request) -> "Subscription":
         """Take a request; from a coroutine, whose event loop gets the deltas.

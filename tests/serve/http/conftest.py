@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from leyden.core.errors import UserError
 from leyden.serve.http import ServedModel, Server, ServerSettings, Service, create_app, listen, url
 from leyden.serve.request import CacheUse, Delta, QueueFullError, Request, Usage
-from leyden.serve.sampling import TokenLogprobs
+from leyden.serve.sampling import Sampling, TokenLogprobs
 from leyden.serve.statistics import Statistics
 from leyden.serve.text import TextStream
 from leyden.tokenizer import Tokenizer
@@ -46,6 +46,9 @@ class ScriptedLoop:
     aborted: list[str] = field(default_factory=list)
     drained: bool = False
     ended: bool = False
+
+    def prepare(self, sampling: Sampling) -> None:
+        """Nothing takes long here."""
 
     def submit(self, request: Request) -> ScriptedDeltas:
         if len(self.running) >= self.room:

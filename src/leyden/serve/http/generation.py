@@ -48,6 +48,9 @@ class Generation:
             UserError: one can never be answered; then none is.
         """
         try:
+            sampling = self._waiting[0][1].sampling
+            if sampling.grammar is not None:
+                await asyncio.to_thread(self._loop.prepare, sampling)
             self._submit()
         except BaseException:
             await self.aclose()

@@ -5,6 +5,7 @@ from typing import Protocol, TypeVar
 
 from leyden.serve.engine import Engine
 from leyden.serve.request import Delta, Request
+from leyden.serve.sampling import Sampling
 from leyden.serve.statistics import Statistics
 
 T = TypeVar("T")
@@ -26,6 +27,14 @@ class Loop(Protocol):
     @property
     def statistics(self) -> Statistics:
         """What it has done and holds."""
+        ...
+
+    def prepare(self, sampling: Sampling) -> object:
+        """See to what takes up to seconds before a request can be taken; from any thread.
+
+        Raises:
+            UserError: the request can never be answered.
+        """
         ...
 
     def submit(self, request: Request) -> AsyncGenerator[Delta, None]:
