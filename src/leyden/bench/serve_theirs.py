@@ -7,23 +7,10 @@ import numpy as np
 import torch
 import transformers
 from transformers import MiniMaxForCausalLM
-from transformers.generation.streamers import BaseStreamer
 
 from leyden.bench.serve_plan import prompts
+from leyden.bench.theirs import Clock
 from leyden.bench.work import DTYPES
-
-
-class _Clock(BaseStreamer):
-    """Notes when each step of ``generate`` comes out; the first entry is the prompt."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def put(self, value: torch.Tensor) -> None:
-        self.times.append(time.perf_counter())
-
-    def end(self) -> None:
-        """Nothing is left to print."""
 
 
 class ServeTheirs:
@@ -56,7 +43,7 @@ class ServeTheirs:
     def generate(self, variant: str, dtype: str, streams: int, prompt: int, new: int, seed: int) -> tuple[float, float]:
         """Seconds from the call to the last token of all streams, and to the first."""
         model = self._load(variant, dtype)
-        tokens, clock = torch.tensor(prompts(streams, prompt, model.config.vocab_size, seed)), _Clock()
+        tokens, clock = torch.tensor(prompts(streams, prompt, model.config.vocab_size, seed)), Clock()
         started = time.perf_counter()
         model.generate(
             tokens,

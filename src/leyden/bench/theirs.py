@@ -15,7 +15,7 @@ from leyden.bench.memory import peak_bytes, reset_peak, resident_bytes
 from leyden.bench.work import DTYPES, AttentionShape, attention_inputs, random_tokens
 
 
-class _Clock(BaseStreamer):
+class Clock(BaseStreamer):
     """Notes when each token comes out of ``generate``; the first entry is the prompt."""
 
     def __init__(self) -> None:
@@ -100,7 +100,7 @@ class Theirs:
     def decode(self, variant: str, dtype: str, prompt_tokens: int, new_tokens: int) -> float:
         """Seconds of ``new_tokens`` greedy tokens by ``generate``, after the first, which ends the prefill."""
         model = self._load(variant, DTYPES[dtype]).eval()
-        tokens, clock = random_tokens(1, prompt_tokens, model.config.vocab_size), _Clock()
+        tokens, clock = random_tokens(1, prompt_tokens, model.config.vocab_size), Clock()
         model.generate(
             tokens,
             max_new_tokens=new_tokens + 1,
