@@ -1,6 +1,9 @@
 """When the native bodies run, and what is said when they cannot."""
 
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,5 +65,27 @@ def test_the_library_is_compiled_once_and_kept(
             native.load.cache_clear()
             native.library()
     native.load.cache_clear()
-    assert [path.suffix for path in (tmp_path / "leyden").iterdir()] == [".so"]
+    assert {path.suffix for path in (tmp_path / "leyden").iterdir()} <= {".so", ".lock"}
     assert len(caplog.records) == 1
+
+
+_COMPILER = """#!/bin/sh
+case "$*" in *-dM*) exec c++ "$@";; esac
+echo compiled >> "$(dirname "$0")/log"
+sleep 1
+for last; do :; done
+cp "$COMPILED" "$last"
+"""
+
+
+@pytest.mark.skipif(isinstance(native.load(), native.UnavailableError), reason="no C++ compiler here")
+def test_processes_that_start_together_compile_once(tmp_path: Path) -> None:
+    """The compiler here takes a while, and has the result already."""
+    compiler = tmp_path / "c++"
+    compiler.write_text(_COMPILER)
+    compiler.chmod(0o700)
+    environment = {"CXX": str(compiler), "XDG_CACHE_HOME": str(tmp_path), "COMPILED": native.library()._name}
+    command = [sys.executable, "-c", "from leyden.ops import native; native.library()"]
+    together = [subprocess.Popen(command, env={**os.environ, **environment}) for _ in range(2)]
+    assert [process.wait(120) for process in together] == [0, 0]
+    assert (tmp_path / "log").read_text() == "compiled\n"

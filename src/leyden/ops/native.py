@@ -15,13 +15,15 @@ import tempfile
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 
 DTYPES = (torch.bfloat16, torch.float32)
 """What the native bodies compute on."""
 
 _FOLDER = Path(__file__).parent
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fno-math-errno", "-shared", "-fPIC", f"-I{_FOLDER}")
-_TIMEOUT_SECONDS = 120
+_TIMEOUT_SECONDS = 900
+"""Of a compilation, and of waiting for that of another process; ten seconds are usual, on an idle machine."""
 
 
 class UnavailableError(Exception):
@@ -84,16 +86,23 @@ def _load() -> ctypes.CDLL:
     built = cache / f"ops-{key.hexdigest()[:16]}.so"
     try:
         if not built.exists():
-            _compile(compiler, sources, built)
+            _compile_once(compiler, sources, built)
         return ctypes.CDLL(str(built))
     except OSError as error:
         raise UnavailableError(f"{built} cannot be written or loaded ({error})") from None
 
 
+def _compile_once(compiler: str, sources: list[Path], built: Path) -> None:
+    """Of processes that need ``built`` at the same time one compiles it, and the others wait for that."""
+    built.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with FileLock(built.parent / "ops.lock", timeout=_TIMEOUT_SECONDS):
+        if not built.exists():
+            _compile(compiler, sources, built)
+
+
 def _compile(compiler: str, sources: list[Path], built: Path) -> None:
     """Compile beside ``built``, then rename, so that another process never loads half a file."""
     logging.getLogger(__name__).info("compiling the native ops for this processor (once, some seconds)")
-    built.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=built.parent) as scratch:
         part = Path(scratch) / built.name
         _run(compiler, *_FLAGS, *map(str, sources), "-o", str(part))
