@@ -92,7 +92,10 @@ class Served(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
-        self.wfile.write(b": keep-alive\n\n")
+        self.wfile.write(b": keep-alive\n\n: 40 of 300 tokens read\n\n")
+        for _ in range(20 if said == "long" else 0):
+            time.sleep(0.1)
+            self.wfile.write(b": 150 of 300 tokens read\n\n")
         for drawn, piece in enumerate(pieces, start=1):
             usage = {"prompt_tokens": 300, "completion_tokens": drawn, "prompt_tokens_details": {"cached_tokens": 256}}
             choice = {"index": 0, "delta": {"content": piece}, "finish_reason": None}
@@ -275,9 +278,14 @@ def test_a_conversation_in_a_browser(server: ThreadingHTTPServer, browser: Brows
     browser.wait("!running && $('send').textContent === 'Send'")
     assert browser.run("messages.at(-1).content") == "FOREVER"
 
+    # How much of a long prompt was read is told until the answer begins.
+    browser.type("long", "Enter")
+    browser.wait("/^Reading 50 %, [0-9.]+ s$/.test(document.querySelector('.waiting')?.textContent)")
+    browser.wait("!running && !document.querySelector('.waiting')")
+
     # A reload keeps the conversation and forgets nothing but what was closed.
     browser("Page.reload")
-    browser.wait("document.title === 'jar-1b · Leyden' && document.querySelectorAll('article').length === 8")
+    browser.wait("document.title === 'jar-1b · Leyden' && document.querySelectorAll('article').length === 10")
     browser.run("$('new').click()")
     assert browser.run("messages.length + document.querySelectorAll('article').length") == 0
 

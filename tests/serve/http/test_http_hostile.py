@@ -85,10 +85,13 @@ def test_a_slow_reader_is_told(serve: Serve, connect, loop) -> None:
 
 
 def test_comments_keep_a_silent_stream_alive(serve: Serve, loop) -> None:
-    loop.step_seconds, loop.prefill_steps = 0.1, 3
-    body = {**STREAM, "max_tokens": 1}
-    lines = httpx.post(f"{serve(keep_alive_seconds=0.05)}/v1/completions", json=body).text.split("\n\n")
-    assert lines[0] == ": keep-alive"
+    loop.step_seconds, loop.prefill_steps = 0.1, 4
+    body = {**STREAM, "prompt": [5, 6, 7], "max_tokens": 2}
+    lines = httpx.post(f"{serve(keep_alive_seconds=0.04)}/v1/completions", json=body).text.split("\n\n")
+    told = [line for line in dict.fromkeys(lines) if line.startswith(":")]
+    expected = [*(f": {read} of 3 tokens read" for read in range(3)), ": keep-alive"]
+    assert (told[0], told[-1]) == (expected[0], expected[-1])
+    assert set(told) <= set(expected)
     assert lines[-2:] == ["data: [DONE]", ""]
 
 

@@ -8,8 +8,9 @@ from collections.abc import AsyncGenerator, Callable
 import pytest
 
 from leyden.serve.http import ServerSettings
-from leyden.serve.http.streaming import DONE, KEEP_ALIVE, EventStream, while_connected
+from leyden.serve.http.streaming import DONE, EventStream, comment, while_connected
 
+KEEP_ALIVE = comment("keep-alive")
 SETTINGS = ServerSettings(keep_alive_seconds=0.05, stream_buffer=4)
 
 

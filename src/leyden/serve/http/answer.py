@@ -68,7 +68,8 @@ class Answer(ABC, Generic[Piece]):
         await self._generation.start()
         if stream:
             events = self._events(options or StreamOptions())
-            return EventStream(events, close=self._generation.aclose, settings=settings)
+            generation = self._generation
+            return EventStream(events, close=generation.aclose, settings=settings, silence=generation.progress)
         try:
             whole = await while_connected(request.receive, self._whole())
         finally:

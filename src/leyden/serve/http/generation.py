@@ -8,6 +8,7 @@ from leyden.serve.http.errors import ApiError, unavailable
 from leyden.serve.http.loop import Loop
 from leyden.serve.http.metrics import Metrics, Watch
 from leyden.serve.http.protocol.common import PromptTokensDetails, Usage
+from leyden.serve.http.streaming import KEEP_ALIVE
 from leyden.serve.request import Delta, QueueFullError, Request
 from leyden.serve.sampling import Sampling
 
@@ -37,6 +38,7 @@ class Generation:
         )
         self._running: dict[int, AsyncGenerator[Delta, None]] = {}
         self._watches = [Watch(metrics) for _ in prompts]
+        self._read = [0] * len(prompts)
         self._drawn = 0
         self._cached: dict[int, int] = {}
 
@@ -66,6 +68,11 @@ class Generation:
             total_tokens=read + self._drawn,
             prompt_tokens_details=cached,
         )
+
+    def progress(self) -> str:
+        """What a client that waits is told: how much of the prompts was read, until all is."""
+        read, whole = sum(self._read), sum(map(len, self.prompts))
+        return f"{read} of {whole} tokens read" if read < whole else KEEP_ALIVE
 
     async def deltas(self) -> AsyncGenerator[tuple[int, Delta], None]:
         """What comes, with the place of its prompt.
@@ -107,6 +114,7 @@ class Generation:
         if delta.finish_reason == "aborted":
             raise unavailable("The server is shutting down and ended this request.")
         self._watches[place].saw(delta)
+        self._read[place] = max(self._read[place], delta.read_tokens)
         self._drawn += len(delta.tokens)
         if delta.usage is not None:
             self._cached[place] = delta.usage.cache.used

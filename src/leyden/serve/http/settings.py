@@ -32,7 +32,8 @@ class ServerSettings(Config):
     stall_seconds: float = Field(default=30, gt=0)
     """A client that takes nothing of its response for so long is cut off, and its request ended."""
     keep_alive_seconds: float = Field(default=5, gt=0)
-    """While a stream has nothing to say (a long prompt, a queue), a comment goes out this often."""
+    """While a stream has nothing to say (a long prompt, a queue), a comment goes out this often; it tells how many
+    tokens of the prompt were read."""
     stream_buffer: int = Field(default=1024, ge=1)
     """Events that wait for a slow reader; when one more comes, the request ends."""
     drain_seconds: float = Field(default=30, ge=0)

@@ -14,13 +14,18 @@ from leyden.serve.http.settings import ServerSettings
 T = TypeVar("T")
 
 DONE = b"data: [DONE]\n\n"
-KEEP_ALIVE = b": keep-alive\n\n"
+KEEP_ALIVE = "keep-alive"
 _PATIENCE_SECONDS = 0.02
 
 
 def event(json: str) -> bytes:
     """One event that carries ``json``, which has no line breaks."""
     return b"data: " + json.encode() + b"\n\n"
+
+
+def comment(text: str) -> bytes:
+    """What clients pass over, in the stream of events; ``text`` has no line breaks."""
+    return b": " + text.encode() + b"\n\n"
 
 
 class EventStream(Response):
@@ -34,18 +39,25 @@ class EventStream(Response):
         events: whole events; an exception it raises becomes an event, too.
         close: is called in the end, even where ``events`` never began.
         settings: the server's, for the buffer and the pace of comments.
+        silence: what a comment says.
     """
 
     media_type = "text/event-stream"
 
     def __init__(
-        self, events: AsyncGenerator[bytes, None], *, close: Callable[[], Awaitable[None]], settings: ServerSettings
+        self,
+        events: AsyncGenerator[bytes, None],
+        *,
+        close: Callable[[], Awaitable[None]],
+        settings: ServerSettings,
+        silence: Callable[[], str] = lambda: KEEP_ALIVE,
     ) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._events = events
         self._close = close
         self._settings = settings
+        self._silence = silence
         self._buffer: deque[bytes] = deque()
         self._ended = False
         self._news = asyncio.Event()
@@ -91,7 +103,7 @@ class EventStream(Response):
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         while self._buffer or not self._ended:
             silent = not self._buffer and await self._is_silent()
-            piece = b"".join(self._buffer) or (KEEP_ALIVE if silent else b"")
+            piece = b"".join(self._buffer) or (comment(self._silence()) if silent else b"")
             self._buffer.clear()
             if piece:
                 await send(_body(piece, more=True))
