@@ -44,6 +44,10 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("--step-tokens", "1"), "256"),
         (("--max-sequences", "0"), "max_sequences"),
         (("--decoder", "magic"), "decoder"),
+        (("--device", "abacus"), "--device abacus: this machine has cpu"),
+        (("--tp", "0"), "--tp"),
+        (("--tp", "2"), "torchrun --nproc-per-node 2 -m leyden serve no/such/model --tp 2"),
+        (("--ep", "2", "--etp", "4"), "torchrun --nproc-per-node 8 -m leyden serve no/such/model --ep 2 --etp 4"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
@@ -51,6 +55,16 @@ def test_what_it_refuses(leyden_cli: Callable, options: tuple[str, ...], message
     ended = leyden_cli("serve", "no/such/model", *options)
     assert ended.code == 2
     assert message in ended.err
+
+
+def test_what_several_ranks_refuse(leyden_cli: Callable, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before they look for one another."""
+    for name, value in {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    for options, message in ((("--tp", 4), "there are 2"), (("--ep", 3), "ep"), (("--device", "cpu"), "--device")):
+        ended = leyden_cli("serve", directory, *options)
+        assert ended.code == 2
+        assert message in ended.err
 
 
 def test_a_port_that_is_taken(leyden_cli: Callable) -> None:

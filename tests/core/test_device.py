@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from leyden.core import device
-from leyden.core.device import compute_dtype, default_device, keep_freed_memory, matmul_flops_per_second
+from leyden.core.device import (
+    compute_dtype,
+    default_device,
+    find_device,
+    keep_freed_memory,
+    matmul_flops_per_second,
+)
+from leyden.core.errors import UserError
 
 CPU = torch.device("cpu")
 
@@ -65,3 +72,19 @@ def test_keeping_freed_memory_says_whether_it_does(monkeypatch: pytest.MonkeyPat
     assert len(asked) == 3
     monkeypatch.setattr(device.sys, "platform", "darwin")
     assert keep() is False
+
+
+def test_a_device_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert find_device("cpu") == CPU
+    assert find_device("cuda:1") == torch.device("cuda", 1)
+    assert chosen == [torch.device("cuda", 1)]
+    assert find_device(None) == default_device()
+    for wrong in ("cuda:2", "tpu", "", "meta", "cuda:x"):
+        with pytest.raises(UserError, match="this machine has cpu, cuda, cuda:0, cuda:1"):
+            find_device(wrong)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(UserError, match=r"--device cuda: this machine has cpu\."):
+        find_device("cuda")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from leyden.cli.options import Device
+
 if TYPE_CHECKING:
     from leyden.serve import Chat
 
@@ -31,9 +33,11 @@ def chat(
             help="Go on with the conversation in this file, or begin it; it is kept there.", show_default=False
         ),
     ] = None,
+    device: Device = None,
 ) -> None:
     """Talk with a model; it keeps its state, so that each turn reads no more than what is new."""
     from leyden.checkpoint import load
+    from leyden.core.device import find_device
     from leyden.core.errors import UserError
     from leyden.core.log import say
     from leyden.serve import Chat, Engine, Sampling
@@ -44,7 +48,7 @@ def chat(
     if resume is not None and not resume.parent.is_dir():
         raise UserError(f"--resume {resume}: there is no directory {resume.parent} to keep the conversation in.")
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
-    engine = Engine(*load(model), max_sequences=1)
+    engine = Engine(*load(model, device=find_device(device)), max_sequences=1)
 
     def begin(system: str | None) -> Chat:
         return Chat(engine, system=system, sampling=sampling)

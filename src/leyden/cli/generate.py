@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from leyden.cli.options import Device
+
 
 def generate(
     model: Annotated[str, typer.Argument(help="A model's directory in any layout, or a hub id.")],
@@ -15,16 +17,18 @@ def generate(
     top_p: Annotated[float, typer.Option(help="Draw among the tokens that hold this much probability.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="The same seed, the same text.", show_default=False)] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text appears.", show_default=False)] = None,
+    device: Device = None,
 ) -> None:
     """Continue a text; the continuation goes to standard output, a line about speed to standard error."""
     from leyden.checkpoint import load
+    from leyden.core.device import find_device
     from leyden.core.log import console
     from leyden.serve import Engine, Sampling
 
     sampling = Sampling(
         max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=tuple(stop or ())
     )
-    engine = Engine(*load(model), max_sequences=1)
+    engine = Engine(*load(model, device=find_device(device)), max_sequences=1)
     for chunk in engine.stream(sys.stdin.read() if prompt is None else prompt, sampling):
         print(chunk.text, end="", flush=True)
         if chunk.completion is not None:

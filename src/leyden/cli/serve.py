@@ -5,8 +5,11 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from leyden.cli.options import Device
+
 _ENGINE = "Engine"
 _CLIENTS = "Clients"
+_RANKS = "Several ranks, under torchrun"
 
 
 def _option(help: str, panel: str | None = None, **more: Any) -> Any:
@@ -29,6 +32,7 @@ def serve(
     int8: Annotated[
         Literal["none", "layers", "all"], typer.Option(help="Weights in 8 bits: of the layers, or of everything.")
     ] = "none",
+    device: Device = None,
     max_sequences: Annotated[int | None, _option("Sequences read or generated at once; 32.", _ENGINE)] = None,
     step_tokens: Annotated[int | None, _option("Tokens that one step reads at most; 2048.", _ENGINE)] = None,
     max_queue: Annotated[int | None, _option("Requests that wait at most; 256.", _ENGINE)] = None,
@@ -61,9 +65,18 @@ def serve(
     drain_seconds: Annotated[
         float | None, _option("For running requests to finish after SIGTERM; 30.", _CLIENTS)
     ] = None,
+    tp: Annotated[int | None, _option("Ranks that share heads and vocabulary; all of them.", _RANKS, min=1)] = None,
+    ep: Annotated[
+        int | None, _option("Ranks that have experts of their own; all, where that goes evenly.", _RANKS, min=1)
+    ] = None,
+    etp: Annotated[
+        int | None, _option("Ranks that share each expert; all, where ep does not go.", _RANKS, min=1)
+    ] = None,
 ) -> None:
     """Serve a model by OpenAI's API, with a chat page at /; without an API key, to this machine alone."""
     from leyden.checkpoint import load
+    from leyden.core.device import find_device
+    from leyden.core.errors import UserError
     from leyden.core.launch import launched
     from leyden.serve import Engine
     from leyden.serve.config import EngineConfig
@@ -75,17 +88,39 @@ def serve(
     settings = ServerSettings.parse({**_of(ServerSettings, given), "api_keys": keys}, "serve")
     config = EngineConfig.parse(_of(EngineConfig, given), "serve")
     shown = {"root": model, "names": served_model_name or [Path(model).name or model], "settings": settings}
+    axes = {name: given[name] for name in ("tp", "ep", "etp") if name in given}
     if launched().world > 1:
-        _serve_on_ranks(model, int8, draft, config, shown)
+        if device is not None:
+            raise UserError("each of several ranks takes the GPU of its number, or the CPU; leave out --device.")
+        _serve_on_ranks(model, int8, draft, config, shown, axes)
         return
+    _check_alone(model, axes)
+    where = find_device(device)
     bound = listen(settings)  # before the model is loaded, which may take long
-    weights, tokenizer = load(model, int8=int8)
-    engine = Engine(weights, tokenizer, config, draft=None if draft is None else load(draft)[0])
+    weights, tokenizer = load(model, int8=int8, device=where)
+    engine = Engine(weights, tokenizer, config, draft=None if draft is None else load(draft, device=where)[0])
     run_server(bound, engine, **shown)
 
 
+def _check_alone(model: str, axes: dict[str, int]) -> None:
+    """Refuse ``axes`` of several ranks where one process was started, with the command that starts them."""
+    from leyden.core.errors import UserError
+    from leyden.core.launch import Launch
+
+    world = max(axes.get("tp", 1), axes.get("ep", 1) * axes.get("etp", 1))
+    if world > 1:
+        options = " ".join(f"--{name} {size}" for name, size in axes.items())
+        command = Launch(world=world, local_world=world).command(f"serve {model} {options}")
+        raise UserError(f"{options} is for {world} ranks, and this is one process; start them: {command}")
+
+
 def _serve_on_ranks(
-    model: str, int8: Literal["none", "layers", "all"], draft: str | None, config: Any, shown: dict[str, Any]
+    model: str,
+    int8: Literal["none", "layers", "all"],
+    draft: str | None,
+    config: Any,
+    shown: dict[str, Any],
+    axes: dict[str, int],
 ) -> None:
     """As many ranks as torchrun started have a part of the model each; the first one answers."""
     from leyden.checkpoint import load, read_config
@@ -103,7 +138,7 @@ def _serve_on_ranks(
         raise UserError(
             "several ranks keep no conversations on disk; leave out --conversations, or serve with one rank."
         )
-    with team_of(serving_plan(ParallelConfig(), launched().world, read_config(model))) as team:
+    with team_of(serving_plan(ParallelConfig.parse(axes, "serve"), launched().world, read_config(model))) as team:
         assert team.mesh is not None
         bound = listen(shown["settings"]) if team.rank == 0 else None
         weights, tokenizer = load(model, int8=int8, mesh=team.mesh, device=team.mesh.device)

@@ -1,6 +1,6 @@
 """What the machine is: devices, threads, memory, and how fast it multiplies matrices.
 
-Imports torch alone, so that ``leyden.ops`` can use it on a bare machine.
+Of other packages it imports torch alone, so that ``leyden.ops`` can use it on a bare machine.
 """
 
 import ctypes
@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from leyden.core.errors import UserError
+
 # From glibc's malloc.h: the number of a setting that mallopt() takes.
 _M_TRIM_THRESHOLD = -1
 _M_TOP_PAD = -2
@@ -21,6 +23,22 @@ _M_MMAP_MAX = -4
 def default_device() -> torch.device:
     """The current CUDA device where there is one, else the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def find_device(name: str | None) -> torch.device:
+    """The device that a user named (``cpu``, ``cuda``, ``cuda:1``), or the default one; a GPU becomes the current one.
+
+    Raises:
+        UserError: this machine has no such device.
+    """
+    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    allowed = ["cpu", *(["cuda"] if gpus else []), *gpus]
+    if name is not None and name not in allowed:
+        raise UserError(f"--device {name}: this machine has {', '.join(allowed)}.")
+    device = default_device() if name is None or name == "cuda" else torch.device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
 
 
 @functools.cache

@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, TypeVar
 
+import torch
+
 from leyden.core.log import logger
 from leyden.serve.engine import Engine
 from leyden.serve.request import Delta, QueueFullError, Request
@@ -109,7 +111,7 @@ class EngineLoop:
         return work(self.engine)
 
     def drain(self, timeout: float) -> None:
-        """Take no more requests, wait until all have ended, and stop the thread.
+        """Take no more requests, wait until all have ended, stop the thread, and close the engine.
 
         Args:
             timeout: in seconds; requests that have not ended by then are, with the reason ``"aborted"``.
@@ -122,6 +124,7 @@ class EngineLoop:
             self._changed.notify_all()
         if self._thread.is_alive():
             self._thread.join(_END_SECONDS)
+        self.engine.close()
 
     def _leave(self, request: Request) -> None:
         with self._changed:
@@ -131,11 +134,12 @@ class EngineLoop:
 
     def _work(self) -> None:
         try:
-            while self._wait():
-                self._run_between()
-                if self.engine.busy:
-                    self._deliver(self.engine.step())
-            self.engine.abort_now(())  # those that the drain has ended
+            with torch.cuda.device_of(self.engine.model.norm.weight):  # each thread has a current GPU of its own
+                while self._wait():
+                    self._run_between()
+                    if self.engine.busy:
+                        self._deliver(self.engine.step())
+                self.engine.abort_now(())  # those that the drain has ended
         except Exception as fault:
             logger(__name__).exception("the engine has stopped")
             self.alive = self.ready = False
