@@ -127,7 +127,7 @@ def test_an_engine_s_memory_is_the_same_on_all_ranks() -> None:
     settled = ranks_module._settled(model, EngineConfig(max_sequences=3), 2)
     engine = Engine(model, None, settled)
     assert settled.decoder == "torch" and settled.kv_gigabytes and settled.cache_gigabytes
-    assert 1 <= engine._pools.num_pages <= 3 * -(-model.config.max_position_embeddings // PAGE)
+    assert 1 <= engine.memory.pools.num_pages <= 3 * -(-model.config.max_position_embeddings // PAGE)
 
 
 def test_plans_that_cannot_serve_are_refused() -> None:

@@ -154,7 +154,7 @@ def test_a_fault_ends_every_request_and_is_seen(model: HybridLM, monkeypatch: py
         def fails(decodes: list, prefills: list) -> torch.Tensor:
             raise RuntimeError("a wrong index")
 
-        monkeypatch.setattr(loop.engine._runner, "run", fails)
+        monkeypatch.setattr(loop.engine._steps._runner, "run", fails)
         last = [delta async for delta in stream][-1]
         assert last.finish_reason == "error"
         assert last.error is not None and "the engine has stopped" in last.error

@@ -233,6 +233,20 @@ def test_an_engine_ends_a_text_whose_grammar_takes_too_long(
     assert last["other"].finish_reason == "length"
 
 
+def test_the_end_of_an_engine_ends_the_process_that_compiles(model: HybridLM, tokenizer: Tokenizer) -> None:
+    """And one that is used all the same starts another."""
+    asked = Sampling(grammar=Grammar(regex="a+"), max_tokens=4)
+    with Engine(model, tokenizer, kv_gigabytes=0.01, cache_gigabytes=0, max_sequences=1) as engine:
+        engine.close()  # there is none yet
+        engine.prepare(asked)
+        assert engine._grammars is not None
+        worker = engine._grammars._worker
+        assert worker is not None and worker._process.poll() is None
+    assert worker._process.poll() is not None
+    engine.close()
+    assert re.fullmatch("a*", engine.generate(["The"], asked)[0].text)
+
+
 def test_without_the_package_the_extra_is_named(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grammar, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=re.escape("pip install 'leyden[grammar]'")):

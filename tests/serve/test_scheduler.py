@@ -217,7 +217,7 @@ def test_out_of_memory_ends_one_request(model: HybridLM, monkeypatch: pytest.Mon
     prompts = {"decodes": text(30, 1), "short": text(300, 2), "long": text(700, 3)}
     tokens: dict[str, tuple[int, ...]] = dict.fromkeys(prompts, ())
     errors: dict[str, str] = {}
-    run, calls = engine._runner.run, 0
+    run, calls = engine._steps._runner.run, 0
 
     def fails_once(decodes: list, prefills: list) -> torch.Tensor:
         nonlocal calls
@@ -228,7 +228,7 @@ def test_out_of_memory_ends_one_request(model: HybridLM, monkeypatch: pytest.Mon
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.")
         return logits
 
-    monkeypatch.setattr(engine._runner, "run", fails_once)
+    monkeypatch.setattr(engine._steps._runner, "run", fails_once)
     engine.add(request("decodes", prompts["decodes"]))
     engine.step()
     engine.add(request("short", prompts["short"]))
@@ -248,21 +248,44 @@ def test_other_faults_end_everything_and_leave_the_engine_usable(
     model: HybridLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = Engine(model)
-    run = engine._runner.run
+    run = engine._steps._runner.run
 
     def fails(decodes: list, prefills: list) -> torch.Tensor:
         raise RuntimeError("a wrong index")
 
     engine.add(request("a", text(30, 1)))
     engine.step()
-    monkeypatch.setattr(engine._runner, "run", fails)
+    monkeypatch.setattr(engine._steps._runner, "run", fails)
     with pytest.raises(RuntimeError, match="wrong index"):
         engine.step()
     assert not engine.busy
-    monkeypatch.setattr(engine._runner, "run", run)
+    monkeypatch.setattr(engine._steps._runner, "run", run)
     audit(engine.memory)
     assert engine.generate([text(30, 1)], GREEDY)[0].tokens == alone(model, text(30, 1))
     assert engine.statistics.states_used == 0
+
+
+def test_a_fault_outside_the_model_empties_the_memory(model: HybridLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its books may be torn; the block of host memory that snapshots lie in is not taken a second time."""
+    engine, prompt = Engine(model), text(600, 1)
+    engine.generate([prompt], GREEDY)
+    engine.add(request("a", prompt))
+    engine.step()
+    block = engine.memory.snapshots.states
+    assert engine.statistics.cache_used_tokens and engine.memory.usage.pages_kept == 0
+
+    def fails() -> None:
+        raise RuntimeError("a wrong index")
+
+    monkeypatch.setattr(engine._steps.scheduler, "plan", fails)
+    with pytest.raises(RuntimeError, match="wrong index"):
+        engine.step()
+    assert not engine.busy
+    usage = engine.memory.usage
+    assert (usage.states_used, usage.pages_used, usage.pages_kept, usage.snapshots) == (0, 0, 0, 0)
+    assert engine.memory.snapshots.states is block
+    assert engine.generate([prompt], GREEDY)[0].tokens == alone(model, prompt)
+    audit(engine.memory)
 
 
 @pytest.mark.parametrize("speculation", ["prompt", "draft"])

@@ -59,7 +59,7 @@ class Load:
                 self._take(delta.request, deltas)
             steps += 1
             if steps % 20 == 0:
-                audit(self.engine._memory)
+                audit(self.engine.memory)
         while self.engine.busy:
             self.engine.step()
         return [request for request in requests if request.id in self.answers]
@@ -120,8 +120,8 @@ def _soak(model: HybridLM, tokenizer: Tokenizer, count: int, seed: int) -> None:
     engine = Engine(model, tokenizer, max_sequences=_SEQUENCES, max_queue=8, step_tokens=512, **_gigabytes(model))
     load = Load(engine, count, seed)
     answered = load.run()
-    audit(engine._memory)
-    usage, statistics = engine._memory.usage, engine.statistics
+    audit(engine.memory)
+    usage, statistics = engine.memory.usage, engine.statistics
     assert (usage.states_used, usage.pages_used, usage.swap_bytes_used) == (0, 0, 0)
     assert len(answered) + load.cancelled == count
     assert load.cancelled > count / 5

@@ -1,7 +1,7 @@
 """A sequence on its way through the engine: what is to be read of it, what it holds, and what is made of it."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from leyden.model import PAGE
 from leyden.serve.memory import Holding, Swapped
 from leyden.serve.request import CacheUse, Delta, FinishReason, Request, Usage
 from leyden.serve.runner import Reading
-from leyden.serve.sampling import Draw, Sampler, TokenLogprobs, token_logprobs
+from leyden.serve.sampling import CompiledGrammar, Draw, Sampler, TokenLogprobs, token_logprobs
 from leyden.serve.text import TextStream
 from leyden.tokenizer import Tokenizer
 
@@ -60,6 +60,17 @@ class Job:
         return Reading(self.tokens[self.read : stop], self.read, self.holding.pages, states, self.wanted(stop))
 
 
+@dataclass
+class Tally:
+    """What the completions of one request count together.
+
+    Attributes:
+        drawn: tokens, of all of them together.
+    """
+
+    drawn: int = 0
+
+
 class Generation(Job):
     """One completion of a request.
 
@@ -69,6 +80,7 @@ class Generation(Job):
         sampler: draws its tokens.
         tokenizer: None where there is no text.
         max_positions: tokens that prompt and completion may have together, the last one drawn not counted.
+        tally: that of the request.
 
     Attributes:
         sampler: as given.
@@ -88,6 +100,7 @@ class Generation(Job):
         sampler: Sampler,
         tokenizer: Tokenizer | None,
         max_positions: int,
+        tally: Tally,
     ) -> None:
         super().__init__(list(request.tokens), len(request.tokens), (request.priority, request.arrived, index))
         sampling = request.sampling
@@ -99,6 +112,7 @@ class Generation(Job):
         self.scores_prompt = sampling.prompt_logprobs is not None
         self.awaits: tuple[Generation, int] | None = None
         self.awaited = 0
+        self._tally = tally
         self._text = TextStream(tokenizer, sampling.stop)
         self._limit = min(sampling.max_tokens, max_positions - self.goal + 1)
         self._admitted = self._prefilled = 0.0
@@ -154,6 +168,7 @@ class Generation(Job):
         if not self.drawn:
             self._prefilled = time.perf_counter()
         self.tokens.append(token)
+        self._tally.drawn += 1
         if draw.logprobs is not None:
             self._logprobs.append(draw.logprobs)
         ended = self.sampler.ends(token)
@@ -164,8 +179,8 @@ class Generation(Job):
         elif self.drawn == self._limit:
             self.finish_reason = "length"
 
-    def delta(self, completion_tokens: int = 0, error: str | None = None) -> Delta:
-        """What is new since the last one; ``completion_tokens`` were drawn for the whole request."""
+    def delta(self, error: str | None = None) -> Delta:
+        """What is new since the last one; ``error`` is what it ended with."""
         if self.finish_reason is not None:
             self._piece += self._text.finish()
         tokens, self._told = tuple(self.tokens[self._told :]), len(self.tokens)
@@ -183,19 +198,43 @@ class Generation(Job):
             prompt_logprobs=of_prompt,
             read_tokens=min(self.read, self.goal),
             finish_reason=self.finish_reason,
-            usage=None if self.finish_reason is None else self._usage(completion_tokens),
+            usage=None if self.finish_reason is None else self._usage(),
             error=error,
         )
 
-    def _usage(self, completion_tokens: int) -> Usage:
+    def _usage(self) -> Usage:
         now = time.perf_counter()
         admitted = self._admitted or now
         prefilled = self._prefilled or now
         return Usage(
             prompt_tokens=self.goal,
-            completion_tokens=completion_tokens,
+            completion_tokens=self._tally.drawn,
             cache=self.cache,
             queued_seconds=admitted - self.request.arrived,
             prefill_seconds=prefilled - admitted,
             decode_seconds=now - prefilled,
         )
+
+
+def generations(
+    request: Request,
+    tokenizer: Tokenizer | None,
+    max_positions: int,
+    *,
+    end_tokens: Collection[int],
+    grammar: CompiledGrammar | None,
+) -> list[Generation]:
+    """The completions of a request. The first reads the prompt, and the others go on from there.
+
+    Args:
+        request: what was asked.
+        tokenizer, max_positions: as of :class:`Generation`.
+        end_tokens, grammar: as of :class:`leyden.serve.sampling.Sampler`.
+    """
+    tally = Tally()
+    made = []
+    for index in range(request.sampling.n):
+        sampler = Sampler(request.sampling, request.tokens, index, end_tokens, grammar)
+        made.append(Generation(request, index, sampler, tokenizer, max_positions, tally))
+    made[0].siblings = made[1:]
+    return made

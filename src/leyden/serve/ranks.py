@@ -93,7 +93,7 @@ class LeadingEngine(Engine):
         if not self._stepping:
             self._announcer.tell("take in")
         with self._together:  # what comes meanwhile is for the next time
-            self._announcer.tell(([made[0].request for made in self._arrivals], list(self._aborts)))
+            self._announcer.tell(([first.request for first in self._arrivals], list(self._aborts)))
             super()._take_in()
 
 
@@ -155,14 +155,15 @@ def engine_of(
     if team.rank > 0:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
-        FollowingEngine(model, tokenizer, announcer).follow()
+        with FollowingEngine(model, tokenizer, announcer) as engine:
+            engine.follow()
         yield None
         return
-    engine = LeadingEngine(model, tokenizer, config, announcer, world)
-    try:
-        yield engine
-    finally:
-        engine.stop()
+    with LeadingEngine(model, tokenizer, config, announcer, world) as engine:
+        try:
+            yield engine
+        finally:
+            engine.stop()
 
 
 def _settled(model: HybridLM, config: EngineConfig, world: int) -> EngineConfig:

@@ -116,12 +116,16 @@ class Memory:
 
     def __init__(self, pools: Pools, *, cache_bytes: int, swap_bytes: int) -> None:
         self.pools = pools
+        self.swap_bytes = swap_bytes
+        self.snapshots = Snapshots(pools, cache_bytes)
+        self.clear()
+
+    def clear(self) -> None:
+        """Nobody holds anything any more, and nothing is kept of what was read."""
         self.holdings: dict[Holding, None] = {}
         self.swapped: dict[Swapped, None] = {}
-        self.swap_bytes = swap_bytes
-        self.slots = Slots(pools.num_states)
-        self.pages = Pages(pools.num_pages)
-        self.snapshots = Snapshots(pools, cache_bytes)
+        self.slots = Slots(self.pools.num_states)
+        self.pages = Pages(self.pools.num_pages)
         self.tree = PrefixTree(self.pages, len(self.snapshots))
 
     @property

@@ -1,0 +1,228 @@
+"""What an engine does in its steps: plan, read, draw, and say what that brings."""
+
+from collections.abc import Iterable
+
+import torch
+
+from leyden.core.device import is_out_of_memory
+from leyden.model import PAGE, HybridLM
+from leyden.serve.config import EngineConfig
+from leyden.serve.drafts import Drafts
+from leyden.serve.job import Generation, Job
+from leyden.serve.memory import Memory
+from leyden.serve.request import Delta, FinishReason
+from leyden.serve.runner import Reading, Runner
+from leyden.serve.sampling import Draw, draw
+from leyden.serve.scheduler import Scheduler
+from leyden.serve.speculation import Guesser
+from leyden.serve.statistics import Statistics
+from leyden.serve.weights import native_decoder
+
+
+class Steps:
+    """Steps with one state of the weights, from an empty memory on. For one thread.
+
+    Args:
+        model: with the weights as they are now.
+        memory: of the sequences; empty.
+        guesser: of tokens to come; None for none.
+        config: of the engine.
+        statistics: where all is counted.
+
+    Attributes:
+        scheduler: of the sequences, and of what is read for the prefix cache alone.
+    """
+
+    def __init__(
+        self, model: HybridLM, memory: Memory, guesser: Guesser | None, config: EngineConfig, statistics: Statistics
+    ) -> None:
+        self.scheduler = Scheduler(memory, config.max_sequences, config.step_tokens)
+        self._memory = memory
+        self._runner = Runner(model, memory.pools, native_decoder(model, memory.pools, config.decoder))
+        self._drafts = Drafts(guesser, memory, config.draft_tokens, statistics)
+        self._statistics = statistics
+        self._in_model = False
+
+    def add(self, job: Generation) -> None:
+        """Let a completion wait for its turn; its siblings come with it."""
+        self.scheduler.supersede(job.tokens)
+        self.scheduler.add(job)
+
+    def abort(self, job: Generation) -> None:
+        """End a completion, if it has not ended, without a further delta."""
+        if job.finish_reason is None:
+            self._finish(job, "aborted")
+
+    def step(self) -> list[Delta]:
+        """As :meth:`leyden.serve.Engine.step`; where it raises, :meth:`recover` comes next."""
+        plan = self.scheduler.plan()
+        for job in plan.admitted:
+            self._statistics.admitted(job.goal, job.cache)
+        deltas = [delta for job in plan.failed for delta in self._fail(job, "the memory for keys and values is full")]
+        if plan.decodes:
+            deltas += self._decode(plan.decodes)
+        if plan.parts:
+            deltas += self._prefill(plan.parts)
+        if plan.settling is not None:
+            self._settle(*plan.settling)
+        self._count()
+        return deltas
+
+    def recover(self, jobs: Iterable[Generation]) -> bool:
+        """After a step that raised: end ``jobs``, which are all that go on, and what is read for the cache alone.
+
+        Returns:
+            False where it was not the model that raised: then the books may be torn, and this must not be used again.
+        """
+        in_model, self._in_model = self._in_model, False
+        for job in jobs:
+            self._drafts.forget(job)
+            if in_model:
+                self.scheduler.remove(job)
+        if in_model:
+            self._drafts.give_back()
+            self.scheduler.abandon_settling()
+        return in_model
+
+    # Reading.
+
+    def _read(self, decodes: list[Reading], prefills: list[Reading]) -> torch.Tensor:
+        self._in_model = True
+        logits = self._runner.run(decodes, prefills)
+        self._in_model = False
+        return logits
+
+    def _decode(self, jobs: list[Generation]) -> list[Delta]:
+        readings = self._drafts.readings(jobs)
+        try:
+            logits = self._read(readings, [])
+        except (MemoryError, RuntimeError) as error:
+            self._check_memory(error)  # the states of all of them may be torn
+            return [delta for job in jobs for delta in self._fail(job, "the machine ran out of memory")]
+        draws = self._drafts.accept(jobs, readings, logits)
+        return [self._advance(job, drawn) for job, drawn in zip(jobs, draws, strict=True)]
+
+    def _prefill(self, parts: list[tuple[Generation, int]]) -> list[Delta]:
+        readings = [job.reading(stop) for job, stop in parts]
+        try:
+            logits = self._read([], readings)
+        except (MemoryError, RuntimeError) as error:
+            self._check_memory(error)
+            return self._make_do(parts)
+        ready: list[Generation] = []
+        rows: list[int] = []
+        deltas: list[Delta] = []
+        end = 0
+        for (job, stop), reading in zip(parts, readings, strict=True):
+            end += reading.wanted
+            self._was_read(job, stop)
+            if job.scores_prompt:
+                job.score(reading, logits[end - reading.wanted : end])
+            if job.decodes:
+                together = [job, *self._fork(job)]
+                ready += together
+                rows += [end - 1] * len(together)
+            else:
+                deltas.append(job.delta())
+        return deltas + self._draw(ready, logits[rows])
+
+    def _settle(self, job: Job, stop: int) -> None:
+        """Read a part of a text for the cache alone."""
+        try:
+            self._read([], [job.reading(stop)])
+        except (MemoryError, RuntimeError) as error:
+            self._check_memory(error)
+            self.scheduler.abandon_settling()
+            return
+        self._statistics.settled_tokens += stop - job.read
+        self._was_read(job, stop)
+
+    def _was_read(self, job: Job, stop: int) -> None:
+        """The cache takes what it wants of it."""
+        assert job.holding is not None
+        self._statistics.prefill_tokens += stop - job.read
+        job.read = stop
+        if stop % PAGE == 0 and stop > job.holding.length:
+            self._memory.settled(job.holding, stop)
+
+    def _fork(self, job: Generation) -> list[Generation]:
+        """The siblings of a completion whose prompt has just been read: those that find room go on from there."""
+        assert job.holding is not None
+        forked: list[Generation] = []
+        for sibling in job.siblings:
+            holding = self._memory.fork(job.holding, job.goal) if self.scheduler.room > 0 else None
+            if holding is None:
+                self.scheduler.add(sibling)
+                continue
+            sibling.forked(job, holding)
+            self.scheduler.start(sibling)
+            forked.append(sibling)
+        job.siblings = []
+        return forked
+
+    # Drawing.
+
+    def _draw(self, jobs: list[Generation], logits: torch.Tensor) -> list[Delta]:
+        """The next token of each of ``jobs``, from its row of logits [R, V]."""
+        if not jobs:
+            return []
+        draws = draw([job.sampler for job in jobs], logits)
+        return [self._advance(job, [drawn]) for job, drawn in zip(jobs, draws, strict=True)]
+
+    def _advance(self, job: Generation, draws: list[Draw]) -> Delta:
+        """Its next tokens were drawn."""
+        for drawn in draws:
+            job.take(drawn)
+            self._statistics.decode_tokens += 1
+            if job.sampler.failure is not None:
+                return self._end(job, "error", job.sampler.failure)
+            if job.finish_reason is not None:
+                return self._end(job, job.finish_reason)
+        return job.delta()
+
+    # Ends.
+
+    def _end(self, job: Generation, reason: FinishReason, error: str | None = None) -> Delta:
+        self._finish(job, reason)
+        wanted = error is None and job.request.settle and job.request.sampling.n == 1
+        if wanted and job.goal // PAGE < len(job.tokens) // PAGE:
+            self.scheduler.settle(job.tokens)
+        return job.delta(error)
+
+    def _finish(self, job: Generation, reason: FinishReason) -> None:
+        job.finish_reason = reason
+        self._statistics.finished[reason] += 1
+        self.scheduler.remove(job)
+        self._drafts.forget(job)
+
+    def _fail(self, job: Generation, error: str) -> list[Delta]:
+        """It cannot go on, nor can those that would have gone on from the prompt it reads."""
+        return [self._end(failed, "error", error) for failed in (job, *job.siblings)]
+
+    def _make_do(self, parts: list[tuple[Generation, int]]) -> list[Delta]:
+        """After a step that ran out of memory: end what read most in it; the others begin anew.
+
+        Their states may be torn; nothing of them was drawn yet.
+        """
+        largest, _ = max(parts, key=lambda part: (part[1] - part[0].read, part[0].rank))
+        for job, _ in parts:
+            if job is not largest:
+                self.scheduler.add(job)
+        error = f"the machine ran out of memory while it read the prompt of {largest.goal} tokens"
+        return self._fail(largest, error)
+
+    def _check_memory(self, error: MemoryError | RuntimeError) -> None:
+        """Raise ``error`` again unless it says that there is no memory."""
+        if not is_out_of_memory(error):
+            raise error
+        self._in_model = False
+        self._drafts.give_back()
+        if self._memory.pools.states.is_cuda:
+            torch.cuda.empty_cache()
+
+    def _count(self) -> None:
+        statistics, scheduler = self._statistics, self.scheduler
+        statistics.steps += 1
+        statistics.queued, statistics.running = len(scheduler.waiting), len(scheduler.running)
+        statistics.swapped, statistics.preemptions = len(scheduler.swapped), scheduler.preemptions
+        statistics.measure(self._memory.usage)
