@@ -80,3 +80,11 @@ def test_log_once_logs_once(caplog: pytest.LogCaptureFixture) -> None:
 )
 def test_rates_read_well(speed: float | None, text: str) -> None:
     assert log._rate(speed, "tokens") == text
+
+
+def test_a_record_is_one_line_wherever_it_goes(capsys: pytest.CaptureFixture[str], terminal: io.StringIO) -> None:
+    record = logging.LogRecord("leyden", logging.INFO, "", 0, "[bold] %s", ("a long line stays one " * 10,), None)
+    handler = log.LineHandler()
+    handler.emit(record)
+    assert "INFO" in terminal.getvalue()
+    assert "[bold] " + "a long line stays one " * 10 in terminal.getvalue().splitlines()[0]

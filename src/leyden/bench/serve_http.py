@@ -158,7 +158,9 @@ async def _read(events: asyncio.StreamReader, started: float) -> tuple[float, in
 
 def our_server(directory: str, threads: int) -> ServerProcess:
     """``leyden serve`` of the model there."""
-    return ServerProcess.of_leyden(["serve", directory, "--served-model-name", "bench"], "bench", threads=threads)
+    return ServerProcess.of_leyden(
+        ["serve", directory, "--device", "cpu", "--served-model-name", "bench"], "bench", threads=threads
+    )
 
 
 def their_server(directory: str, threads: int) -> ServerProcess:

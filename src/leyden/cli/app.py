@@ -4,7 +4,6 @@ import logging
 import sys
 
 import typer
-from rich.logging import RichHandler
 
 from leyden.cli import (
     bench,
@@ -22,7 +21,7 @@ from leyden.cli import (
     tokenizer,
 )
 from leyden.core.errors import Interrupted, UserError
-from leyden.core.log import console, say
+from leyden.core.log import LineHandler, console, say
 
 app = typer.Typer(
     name="leyden",
@@ -48,8 +47,7 @@ app.add_typer(bench.app, name="bench")
 
 @app.callback()
 def _options(verbose: bool = typer.Option(False, "--verbose", "-v", help="Log every detail.")) -> None:
-    handler = RichHandler(console=console, show_path=False, show_time=False, markup=False)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[LineHandler()])
     logging.getLogger("leyden").setLevel(logging.DEBUG if verbose else logging.INFO)
 
 

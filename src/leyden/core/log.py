@@ -16,6 +16,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from leyden.core.launch import launched
 
@@ -40,6 +41,18 @@ def log_once(name: str, message: str) -> None:
 def say(text: str) -> None:
     """Print one line for the user to standard error, as it is: no markup, no wrapping."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class LineHandler(logging.Handler):
+    """Puts records on the console, a line each; rich's own handler folds them to a terminal's width, in files too."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record."""
+        try:
+            level = (f"{record.levelname:<8} ", f"logging.level.{record.levelname.lower()}")
+            console.print(Text.assemble(level, self.format(record)), highlight=False, soft_wrap=True)
+        except Exception:
+            self.handleError(record)
 
 
 def speak_up() -> None:

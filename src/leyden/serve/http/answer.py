@@ -65,6 +65,7 @@ class Answer(ABC, Generic[Piece]):
             QueueFullError, UserError: from the engine, before anything has been sent.
         """
         settings: ServerSettings = request.app.state.settings
+        request.state.generation = self._generation
         await self._generation.start()
         if stream:
             events = self._events(options or StreamOptions())

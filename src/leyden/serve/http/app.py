@@ -12,6 +12,7 @@ from leyden.serve.http.keys import Keys
 from leyden.serve.http.metrics import CountResponses
 from leyden.serve.http.models import model_routes
 from leyden.serve.http.page import page_routes
+from leyden.serve.http.request_log import RequestLog
 from leyden.serve.http.service import Service
 from leyden.serve.http.status import metrics_routes, status_routes
 from leyden.serve.http.tokenizer_routes import tokenizer_routes
@@ -39,4 +40,6 @@ def create_app(service: Service) -> FastAPI:
     add_error_handlers(app)
     app.add_middleware(Keys, keys=service.settings.api_keys)
     app.add_middleware(CountResponses, metrics=service.metrics)
+    if service.settings.request_log:
+        app.add_middleware(RequestLog)
     return app

@@ -1,6 +1,7 @@
 """A request's prompts, run by the engine together, and what comes of them as it comes."""
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 
@@ -9,7 +10,7 @@ from leyden.serve.http.loop import Loop
 from leyden.serve.http.metrics import Metrics, Watch
 from leyden.serve.http.protocol.common import PromptTokensDetails, Usage
 from leyden.serve.http.streaming import KEEP_ALIVE
-from leyden.serve.request import Delta, QueueFullError, Request
+from leyden.serve.request import Delta, FinishReason, QueueFullError, Request
 from leyden.serve.sampling import Sampling
 
 _RETRY_SECONDS = 0.05
@@ -26,12 +27,19 @@ class Generation:
         name: the response's id; each prompt's request is named after it.
         prompts: token ids.
         sampling: of every prompt.
+
+    Attributes:
+        name, prompts: as given.
+        first: when the first token came, on :func:`time.perf_counter`'s clock.
+        ends: why completions ended, as they did.
     """
 
     def __init__(
         self, loop: Loop, metrics: Metrics, name: str, prompts: Sequence[Sequence[int]], sampling: Sampling
     ) -> None:
-        self.prompts = prompts
+        self.name, self.prompts = name, prompts
+        self.first: float | None = None
+        self.ends: list[FinishReason] = []
         self._loop = loop
         self._waiting = deque(
             (place, Request(tokens, sampling, f"{name}-{place}")) for place, tokens in enumerate(prompts)
@@ -109,6 +117,10 @@ class Generation:
             self._waiting.popleft()
 
     def _seen(self, place: int, delta: Delta) -> Delta:
+        if delta.finish_reason is not None:
+            self.ends.append(delta.finish_reason)
+        if delta.tokens and self.first is None:
+            self.first = time.perf_counter()
         if delta.finish_reason == "error":
             raise ApiError(500, delta.error or "The engine could not go on.", code="generation_failed")
         if delta.finish_reason == "aborted":

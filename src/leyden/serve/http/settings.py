@@ -38,6 +38,8 @@ class ServerSettings(Config):
     """Events that wait for a slow reader; when one more comes, the request ends."""
     drain_seconds: float = Field(default=30, ge=0)
     """After SIGTERM, running requests may finish in this time."""
+    request_log: bool = True
+    """Log a line for each request that has ended; what was asked and answered is not in it."""
     conversations: Path | None = None
     """Directory in which chats that name a conversation are kept over the server's end. None: they are not."""
 
