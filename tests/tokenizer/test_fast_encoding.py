@@ -43,7 +43,7 @@ def encoder(backend) -> FastEncoder:
 @pytest.fixture
 def fast(directory, monkeypatch) -> Tokenizer:
     """The tokenizer with the fast encoder in use from the first byte on."""
-    monkeypatch.setattr("leyden.tokenizer.tokenizer._FAST_FROM_BYTES", 0)
+    monkeypatch.setattr("leyden.tokenizer.encoder._FAST_FROM_BYTES", 0)
     return Tokenizer.load(directory)
 
 
@@ -76,13 +76,13 @@ def test_every_character_has_the_same_classes_in_both():
 
 
 def test_texts_are_encoded_by_it_once_there_is_much_of_them(directory, texts, monkeypatch):
-    monkeypatch.setattr("leyden.tokenizer.tokenizer._FAST_FROM_BYTES", 1000)
-    monkeypatch.setattr("leyden.tokenizer.tokenizer._BYTES_PER_THREAD", 1000)
+    monkeypatch.setattr("leyden.tokenizer.encoder._FAST_FROM_BYTES", 1000)
+    monkeypatch.setattr("leyden.tokenizer.encoder._BYTES_PER_THREAD", 1000)
     tokenizer = Tokenizer.load(directory)
     tokenizer.encode("short")
-    assert "_fast" not in vars(tokenizer)
+    assert "_fast" not in vars(tokenizer._encoder)
     batch = tokenizer.encode_batch([*texts, "", SPECIAL[0]])
-    assert isinstance(vars(tokenizer)["_fast"], FastEncoder)
+    assert isinstance(vars(tokenizer._encoder)["_fast"], FastEncoder)
     assert [ids.tolist() for ids in batch] == [slow_ids(tokenizer._backend, text) for text in [*texts, "", SPECIAL[0]]]
     assert {ids.dtype for ids in batch} == {np.dtype(np.int32)}
     assert tokenizer.encode(texts[0]) == batch[0].tolist()
@@ -157,7 +157,7 @@ def test_what_it_cannot_match_is_left_to_tokenizers(backend, change, reason):
 
 
 def test_a_tokenizer_without_it_says_so_once_and_works(directory, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("leyden.tokenizer.tokenizer._FAST_FROM_BYTES", 0)
+    monkeypatch.setattr("leyden.tokenizer.encoder._FAST_FROM_BYTES", 0)
     backend = changed(Backend.from_file(str(directory / "tokenizer.json")), _swap_merges)
     backend.save(str(tmp_path / "tokenizer.json"))
     tokenizer = Tokenizer.load(tmp_path)

@@ -5,10 +5,8 @@ does not become that token, unless the caller asks.
 """
 
 import hashlib
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
@@ -24,9 +22,9 @@ from leyden.core.log import log_once, progress
 from leyden.tokenizer.bpe import assemble, byte_spelling
 from leyden.tokenizer.chat import ChatTemplate, Message
 from leyden.tokenizer.directory import TokenizerFiles, read_files, write_files
-from leyden.tokenizer.fast import FastEncoder, fast_encoder
+from leyden.tokenizer.encoder import Encoder
 from leyden.tokenizer.training import Training, text_needed, train
-from leyden.tokenizer.words import WordCounts, num_bytes
+from leyden.tokenizer.words import WordCounts
 
 BOS = "<beginning_of_sentence>"
 EOS = "<end_of_sentence>"
@@ -36,9 +34,6 @@ SPECIAL_TOKENS = (BOS, EOS, EOD, "<function_call>", "<image>")
 _MINIMAX_NAMES = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOD}
 
 _BYTES = byte_spelling()
-_FAST_FROM_BYTES = 1_000_000
-"""Once so much text has been encoded, making the fast encoder (about a second at 200K tokens) pays."""
-_BYTES_PER_THREAD = 100_000
 
 
 @dataclass(frozen=True)
@@ -74,8 +69,8 @@ class Tokenizer:
         self._files = files
         self._ids = _find_ids(backend, files.names)
         added = backend.get_added_tokens_decoder()
-        self._encoded_bytes = 0
         self._special = {index: token for index, token in added.items() if token.special}
+        self._encoder = Encoder(backend, self._special)
 
     @classmethod
     def train(cls, texts: Iterable[str], *, vocab_size: int, allow_smaller: bool = False) -> Self:
@@ -202,8 +197,8 @@ class Tokenizer:
             UserError: ``text`` holds a lone surrogate, which is no character.
         """
         if allow_special:
-            return self._encode_special(text, mark="")
-        return self._encode_all([text])[0].tolist()
+            return self._encoder.encode_special(text)
+        return self._encoder.encode([text])[0].tolist()
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The ids of each text as an int32 array [num_tokens], on all cores; special tokens in them stay text.
@@ -211,7 +206,7 @@ class Tokenizer:
         Raises:
             UserError: one of them holds a lone surrogate.
         """
-        return self._encode_all(list(texts))
+        return self._encoder.encode(list(texts))
 
     def encode_bytes(self, data: bytes) -> list[int]:
         """The ids of any bytes: as :meth:`encode` where they are UTF-8, one token a byte where they are not."""
@@ -273,55 +268,7 @@ class Tokenizer:
             text, mark = self._chat.render_open(messages, tools, special)
         else:
             text, mark = self._chat.render_marked(messages, tools, add_generation_prompt, special)
-        return self._encode_special(text, mark)
-
-    def _encode_all(self, texts: list[str]) -> list[np.ndarray]:
-        sizes = [_num_bytes(text) for text in texts]
-        self._encoded_bytes += sum(sizes)
-        if self._encoded_bytes < _FAST_FROM_BYTES or self._fast is None:
-            return self._encode_slowly(texts)
-        if len(texts) > 1 and sum(sizes) > _BYTES_PER_THREAD:
-            with ThreadPoolExecutor(_num_threads()) as threads:
-                found = list(threads.map(self._fast.encode, texts, sizes))
-        else:
-            found = list(map(self._fast.encode, texts, sizes))
-        missing = [index for index, ids in enumerate(found) if ids is None]
-        others = dict(zip(missing, self._encode_slowly([texts[index] for index in missing]), strict=True))
-        return [others[index] if ids is None else ids for index, ids in enumerate(found)]
-
-    def _encode_slowly(self, texts: list[str]) -> list[np.ndarray]:
-        """By ``tokenizers``; "fast" leaves out where in the text each token stood, long texts take half the time."""
-        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
-        return [np.array(encoding.ids, np.int32) for encoding in encodings]
-
-    @cached_property
-    def _fast(self) -> FastEncoder | None:
-        encoder = fast_encoder(self._backend)
-        if isinstance(encoder, str):
-            log_once(__name__, f"Text is encoded by tokenizers, not by the several times faster tiktoken: {encoder}.")
-            return None
-        return encoder
-
-    def _encode_special(self, text: str, mark: str) -> list[int]:
-        """Encode ``text`` with its special tokens; ``mark`` is taken out of what lies between them."""
-        special = self.special_tokens
-        ids: list[int] = []
-        start = 0
-        for match in self._special_pattern.finditer(text):
-            ids += self.encode(_without(text[start : match.start()], mark))
-            ids.append(special[match[match.lastindex or 0]])
-            start = match.end()
-        return ids + self.encode(_without(text[start:], mark))
-
-    @cached_property
-    def _special_pattern(self) -> re.Pattern[str]:
-        """Matches a special token, the longest that fits, and the white space that it swallows."""
-        longest_first = sorted(self._special.values(), key=lambda token: -len(token.content))
-        alternatives = [
-            (r"\s*" if token.lstrip else "") + f"({re.escape(token.content)})" + (r"\s*" if token.rstrip else "")
-            for token in longest_first
-        ]
-        return re.compile("|".join(alternatives))
+        return self._encoder.encode_special(text, mark)
 
     @cached_property
     def _tokens(self) -> dict[int, bytes]:
@@ -384,19 +331,3 @@ def _find_ids(backend: Backend, names: Mapping[str, str]) -> _Ids:
     bos = backend.token_to_id(names.get("bos_token", BOS))
     eod = backend.token_to_id(EOD)
     return _Ids(bos=eos if bos is None else bos, eos=eos, eod=eos if eod is None else eod)
-
-
-def _without(text: str, mark: str) -> str:
-    return text.replace(mark, "") if mark else text
-
-
-def _num_bytes(text: Any) -> int:
-    """UTF-8 bytes of ``text``."""
-    if not isinstance(text, str):
-        raise UserError(f"Only text can be encoded, not {type(text).__name__}.")
-    return num_bytes(text)
-
-
-def _num_threads() -> int:
-    """As many as ``tokenizers`` takes."""
-    return int(os.environ.get("RAYON_NUM_THREADS", "0")) or os.cpu_count() or 1
