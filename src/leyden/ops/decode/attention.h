@@ -41,14 +41,11 @@ inline void add_values(const T *values, int64_t stride, int count, const float *
 template <int V, class T>
 inline void add_values(int heads, const T *values, int64_t stride, int count, const float *weight, float *out,
                        int64_t out_stride) {
-    for (int h = 0; h < heads; h += TILE) {
+    constexpr int MOST = 4;
+    for (int h = 0; h < heads; h += MOST) {
         const float *w = weight + h * PAGE;
         float *o = out + h * out_stride;
-        const int left = std::min(TILE, heads - h);
-        if (left == 4) add_values<4, V>(values, stride, count, w, o, out_stride);
-        else if (left == 3) add_values<3, V>(values, stride, count, w, o, out_stride);
-        else if (left == 2) add_values<2, V>(values, stride, count, w, o, out_stride);
-        else add_values<1, V>(values, stride, count, w, o, out_stride);
+        with_number<MOST>(heads - h, [&](auto left) { add_values<left, V>(values, stride, count, w, o, out_stride); });
     }
 }
 

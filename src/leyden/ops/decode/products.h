@@ -1,8 +1,9 @@
 // Products of a matrix with many rows at once, such that a row's result never depends on the rows beside it.
 //
-// Four rows of the weights meet four rows of the input in registers: 16 sums, each a vector whose lanes run along the
-// width and meet at the end. A sum has the same terms in the same order in whatever tile it lands, so that its bits are
-// the same for every batch and every number of threads.
+// Four rows of the input lie in a vector together, a quarter of its lanes each; a quarter of a vector's worth of one row
+// of the weights is spread over all four quarters and multiplied with them. A sum is thus four partial sums along the
+// width that meet at the end, in one order wherever in a tile it lands: its bits are the same for every batch and every
+// number of threads.
 //
 // The input is float32, or bfloat16 where the model computes in bfloat16 and the processor multiplies pairs of it
 // (AVX512_BF16): inputs of products are then rounded as the model's own modules round them; sums are float32 always.
@@ -24,8 +25,14 @@ template <class T> using Input = T;
 template <class T> using Input = float;
 #endif
 
-constexpr int TILE = 4;           // rows of weights, and rows of input, that meet at once
-constexpr int AHEAD = 2 * TILE;   // rows of weights fetched before their turn: the caches would wait at every page
+constexpr int AHEAD = 2;  // tiles whose weights are fetched before their turn: the caches would wait at every page
+
+// What meets in registers: rows of weights, and fours of input rows. Where there is one four, more of the weights.
+#ifdef __AVX512F__
+constexpr int TILE = 8, FOURS = 3, TALL = 16;
+#else
+constexpr int TILE = 4, FOURS = 1, TALL = 4;
+#endif
 
 inline Vector load(const Int8 *p) {
 #ifdef __AVX512F__
@@ -37,50 +44,54 @@ inline Vector load(const Int8 *p) {
 #endif
 }
 
-// One step along the width: what is loaded of a row, `COUNT` elements of it, and how two of them are multiplied into a
-// sum.
-template <class X> struct Step {
-    static constexpr int WIDTH = LANES;
-    typedef Vector Part;
-    template <int COUNT, class W> static Part part(const W *p) { return load(p); }
-    static Vector multiply(Vector total, Part w, Part x) { return total + w * x; }
+// A quarter of a vector: how many elements it holds, how one is spread, how two vectors are multiplied into sums.
+template <class X> struct Quarter;
+
+template <> struct Quarter<float> {
+    static constexpr int SIZE = 4;
+    typedef Vector Whole;
+    static Whole spread(const float *p) {
+#ifdef __AVX512F__
+        return (Vector)_mm512_broadcast_f32x4(_mm_loadu_ps(p));
+#else
+        Vector v;
+        for (int i = 0; i < 4; i++) std::memcpy((float *)&v + 4 * i, p, 16);
+        return v;
+#endif
+    }
+    static Whole whole(const float *p) { return load(p); }
+    static Vector multiply(Vector total, Whole w, Whole x) { return total + w * x; }
 };
 
 #ifdef __AVX512BF16__
-template <> struct Step<BFloat16> {
-    static constexpr int WIDTH = 2 * LANES;
-    typedef __m512bh Part;
-    template <int COUNT> static Part part(const BFloat16 *p) {
-        if (COUNT == WIDTH) return (Part)_mm512_loadu_si512(p);
-        return (Part)_mm512_zextsi256_si512(_mm256_loadu_si256((const __m256i *)p));
-    }
-    template <int COUNT> static Part part(const Int8 *p) {  // exact: bfloat16 holds whole numbers up to 256
-        return _mm512_cvtne2ps_pbh((__m512)(COUNT == WIDTH ? load(p + LANES) : Vector{}), (__m512)load(p));
-    }
-    static Vector multiply(Vector total, Part w, Part x) { return (Vector)_mm512_dpbf16_ps((__m512)total, w, x); }
+template <> struct Quarter<BFloat16> {
+    static constexpr int SIZE = 8;
+    typedef __m512bh Whole;
+    static Whole spread(const BFloat16 *p) { return (Whole)_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)p)); }
+    static Whole whole(const BFloat16 *p) { return (Whole)_mm512_loadu_si512(p); }
+    static Vector multiply(Vector total, Whole w, Whole x) { return (Vector)_mm512_dpbf16_ps((__m512)total, w, x); }
 };
 #endif
 
-// sums[b][j] = the sum of the lanes of total[j * TILE + b], each as sum() adds them.
-inline __attribute__((always_inline)) void sum_tile(const Vector *total, Four *sums) {
+// The four lanes of each quarter meet, of four vectors at once: lane 4 i + j is the sum of quarter i of vector j.
+inline Vector meet(const Vector *v) {
 #ifdef __AVX512F__
-    __m512 four[TILE];
-#pragma GCC unroll 4
-    for (int j = 0; j < TILE; j++) {
-        const __m512 *t = (const __m512 *)total + j * TILE;
-        const __m512 a = _mm512_add_ps(_mm512_shuffle_f32x4(t[0], t[1], 0x44), _mm512_shuffle_f32x4(t[0], t[1], 0xee));
-        const __m512 b = _mm512_add_ps(_mm512_shuffle_f32x4(t[2], t[3], 0x44), _mm512_shuffle_f32x4(t[2], t[3], 0xee));
-        four[j] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
-    }
-    const auto halve = [](__m512 a, __m512 b) {
-        return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
+    const auto halve = [](Vector a, Vector b) {
+        return _mm512_add_ps(_mm512_unpacklo_ps((__m512)a, (__m512)b), _mm512_unpackhi_ps((__m512)a, (__m512)b));
     };
-    const __m512 a = halve(four[0], four[1]), b = halve(four[2], four[3]);
-    _mm512_storeu_ps(sums, _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd)));
+    const __m512d a = (__m512d)halve(v[0], v[1]), b = (__m512d)halve(v[2], v[3]);
+    return (Vector)_mm512_unpacklo_pd(a, b) + (Vector)_mm512_unpackhi_pd(a, b);
 #else
-    for (int j = 0; j < TILE; j++)
-        for (int b = 0; b < TILE; b++) sums[b][j] = sum(total[j * TILE + b]);
+    Vector met;
+    for (int i = 0; i < LANES; i += 4)
+        for (int j = 0; j < 4; j++) met[i + j] = (v[j][i] + v[j][i + 2]) + (v[j][i + 1] + v[j][i + 3]);
+    return met;
 #endif
+}
+
+// n weights as products take them. Every int8 is a bfloat16: those hold whole numbers up to 256.
+template <class W, class X> inline void convert(const W *w, int n, X *to) {
+    for (int i = 0; i < n; i += LANES) store(to + i, load(w + i));
 }
 
 // Rows of input: row i is at x + stride * (index ? index[i] : i).
@@ -93,40 +104,90 @@ template <class X> struct Rows {
     const X *operator[](int i) const { return x + stride * (index ? index[i] : i); }
 };
 
-// sums[b][j] = w[j] . x[b] for B rows of input; `ahead` elements behind, weights are fetched.
-template <int B, bool FETCH, class W, class X>
-inline void tile(const W *const *w, const X *const *x, int n, int64_t ahead, Four *sums) {
-    using S = Step<X>;
-    Vector total[TILE * TILE];
+// Rows of input by fours, whose quarters of vectors follow each other; behind the last row are zeros.
+template <class X> inline const X *pack(Rows<X> x, int first, int count, int n) {
+    constexpr int SIZE = Quarter<X>::SIZE;
+    thread_local std::vector<Vector> kept;
+    kept.resize((count + 3) / 4 * n / SIZE);
+    X *packed = (X *)kept.data();
+    for (int row = 0; row < (count + 3) / 4 * 4; row++) {
+        X *to = packed + row / 4 * 4 * n + row % 4 * SIZE;
+        const X *from = row < count ? x[first + row] : nullptr;
+        for (int i = 0; i < n; i += SIZE)
+            if (from) std::memcpy((void *)(to + 4 * i), from + i, 16);
+            else std::memset((void *)(to + 4 * i), 0, 16);
+    }
+    return packed;
+}
+
+// sums[k][f] = the products of T rows of weights with F fours of input rows: lane 4 i + j is that of input row i with
+// weights 4 k + j. Of `next`, that many rows, the caches are told.
+template <int T, int F, bool FETCH, class W, class X>
+inline void tile(const X *const *w, const X *x, int n, const W *next, int64_t stride, Vector (*sums)[F]) {
+    using Q = Quarter<X>;
+    constexpr int LINE = 64 / sizeof(X);
+    Vector total[F][T];
+#pragma GCC unroll 32
+    for (int k = 0; k < F * T; k++) total[k / T][k % T] = Vector{};
+    const auto step = [&](int i) __attribute__((always_inline)) {
+        typename Q::Whole part[F];
+#pragma GCC unroll 4
+        for (int f = 0; f < F; f++) part[f] = Q::whole(x + 4 * (f * n + i));
 #pragma GCC unroll 16
-    for (int k = 0; k < TILE * TILE; k++) total[k] = Vector{};
-    const auto step = [&](int i, auto count) __attribute__((always_inline)) {
-        typename S::Part part[TILE];
+        for (int j = 0; j < T; j++) {
+            const typename Q::Whole weight = Q::spread(w[j] + i);
 #pragma GCC unroll 4
-        for (int j = 0; j < TILE; j++) {
-            if (FETCH) __builtin_prefetch(w[j] + ahead + i);
-            part[j] = S::template part<count>(w[j] + i);
-        }
-#pragma GCC unroll 4
-        for (int b = 0; b < B; b++) {
-            const typename S::Part xb = S::template part<count>(x[b] + i);
-#pragma GCC unroll 4
-            for (int j = 0; j < TILE; j++) total[j * TILE + b] = S::multiply(total[j * TILE + b], part[j], xb);
+            for (int f = 0; f < F; f++) total[f][j] = Q::multiply(total[f][j], weight, part[f]);
         }
     };
     int i = 0;
-    for (; i + S::WIDTH <= n; i += S::WIDTH) step(i, std::integral_constant<int, S::WIDTH>{});
-    if (i < n) step(i, std::integral_constant<int, LANES>{});
-    sum_tile(total, sums);
+    for (; i + LINE <= n; i += LINE) {
+        if (FETCH) {
+#pragma GCC unroll 16
+            for (int j = 0; j < T; j++) __builtin_prefetch(next + j * stride + i);
+        }
+#pragma GCC unroll 4
+        for (int q = 0; q < LINE; q += Q::SIZE) step(i + q);
+    }
+    for (; i < n; i += Q::SIZE) step(i);
+#pragma GCC unroll 4
+    for (int f = 0; f < F; f++)
+#pragma GCC unroll 4
+        for (int k = 0; k < T / 4; k++) sums[k][f] = meet(total[f] + 4 * k);
 }
 
-// sums[b][j] of up to TILE rows of input.
-template <bool FETCH, class W, class X>
-inline void tile(int count, const W *const *w, const X *const *x, int n, int64_t ahead, Four *sums) {
-    if (count == 4) tile<4, FETCH>(w, x, n, ahead, sums);
-    else if (count == 3) tile<3, FETCH>(w, x, n, ahead, sums);
-    else if (count == 2) tile<2, FETCH>(w, x, n, ahead, sums);
-    else tile<1, FETCH>(w, x, n, ahead, sums);
+// work(number) for a number from 1 to MOST, which is then known to the compiler.
+template <int MOST, class F> inline void with_number(int number, F &&work) {
+    if constexpr (MOST > 1)
+        if (number < MOST) return with_number<MOST - 1>(number, work);
+    work(std::integral_constant<int, MOST>{});
+}
+
+// block[b][j] = w[j] . x[b] for `columns` rows of weights, T at a time, and all fours of input rows, F at a time.
+template <int T, int F, class W, class X>
+void multiply(const W *w, int64_t stride, int n, int columns, const X *x, int fours, float (*block)[LANES]) {
+    thread_local std::vector<X> converted(T * n);
+    converted.resize(std::is_same<W, X>::value ? 0 : T * n);
+    for (int column = 0; column < columns; column += T) {
+        const X *weights[T];
+        for (int j = 0; j < T; j++) {
+            const W *row = w + stride * std::min(column + j, columns - 1);
+            if constexpr (std::is_same<W, X>::value)
+                weights[j] = row;
+            else
+                convert(row, n, converted.data() + j * n), weights[j] = converted.data() + j * n;
+        }
+        for (int four = 0; four < fours; four += F)
+            with_number<F>(fours - four, [&](auto count) {
+                Vector sums[T / 4][count];
+                const W *next = w + stride * (column + AHEAD * T);
+                if (four == 0) tile<T, count, true>(weights, x, n, next, stride, sums);
+                else tile<T, count, false>(weights, x + four * 4 * n, n, next, stride, sums);
+                for (int k = 0; k < T / 4; k++)
+                    for (int row = 0; row < 4 * count; row++)
+                        std::memcpy(block[4 * four + row] + column + 4 * k, (const float *)sums[k] + 4 * row, 16);
+            });
+    }
 }
 
 // y[b][r] = scale[r] * (w[r] . x[b]) for weight rows r from begin to end and all rows of input; n is a multiple of 16.
@@ -135,32 +196,17 @@ inline void tile(int count, const W *const *w, const X *const *x, int n, int64_t
 template <class W, class X>
 void product(const W *w, int64_t stride, const float *scale, int n, int begin, int end, Rows<X> x, float *y,
              int64_t y_stride) {
-    constexpr int BLOCK = 32;  // rows of input
+    constexpr int BLOCK = 96;  // rows of input
     alignas(64) float block[BLOCK][LANES];
-    for (int r = begin; r < end; r += LANES) {
-        const int columns = std::min(LANES, end - r);
-        for (int first = 0; first < x.count; first += BLOCK) {
-            const int rows = std::min(BLOCK, x.count - first);
-            for (int column = 0; column < columns; column += TILE) {
-                const int valid = std::min(TILE, columns - column);
-                const W *weights[TILE];
-                Four scales = Four{} + 1;
-                for (int j = 0; j < TILE; j++) weights[j] = w + stride * (r + column + std::min(j, valid - 1));
-                if (scale) std::memcpy(&scales, scale + r + column, valid * sizeof(float));
-                for (int b = 0; b < rows; b += TILE) {
-                    const int count = std::min(TILE, rows - b);
-                    const X *inputs[TILE];
-                    Four sums[TILE];
-                    for (int k = 0; k < count; k++) inputs[k] = x[first + b + k];
-                    if (first + b == 0) tile<true>(count, weights, inputs, n, AHEAD * stride, sums);
-                    else tile<false>(count, weights, inputs, n, 0, sums);
-                    for (int k = 0; k < count; k++) {
-                        const Four scaled = sums[k] * scales;
-                        std::memcpy(&block[b + k][column], &scaled, sizeof scaled);
-                    }
-                }
-            }
-            for (int b = 0; b < rows; b++) store(y + (first + b) * y_stride + r, load(block[b]), columns);
+    for (int first = 0; first < x.count; first += BLOCK) {
+        const int rows = std::min(BLOCK, x.count - first), fours = (rows + 3) / 4;
+        const X *packed = pack(x, first, rows, n);
+        for (int r = begin; r < end; r += LANES) {
+            const int columns = std::min(LANES, end - r);
+            if (fours == 1) multiply<TALL, 1>(w + stride * r, stride, n, columns, packed, fours, block);
+            else multiply<TILE, FOURS>(w + stride * r, stride, n, columns, packed, fours, block);
+            const Vector scales = scale ? load(scale + r, columns) : Vector{} + 1;
+            for (int b = 0; b < rows; b++) store(y + (first + b) * y_stride + r, load(block[b]) * scales, columns);
         }
     }
 }
