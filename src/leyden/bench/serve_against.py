@@ -108,55 +108,64 @@ class Llama:
 
 def llama_rows(bench: Bench, llama: Llama) -> list[Row]:
     """One stream by llama.cpp: decoding at least equal, prefill at least 3x."""
-    plan, vocabulary = bench.plan, bench.plan.model.vocab_size
+    plan = bench.plan
     lengths, prompt, new = plan.llama
     rows = []
     for dtype in ("bfloat16", "float32"):
-        file = llama.files[dtype]
         for length in lengths if dtype == "bfloat16" else lengths[:1]:
-            text = prompts(1, length, vocabulary, 0)[0]
-            fastest, slower = _fastest(bench, llama, "prefill", file, text)
-            (theirs,), (ours,) = bench.in_turn(
-                f"llama.cpp, prefill {length}",
-                plan.long_repeats,
-                lambda seed, v=fastest, f=file, t=length: [
-                    llama.worker.call("prefill", v, f, prompts(1, t, vocabulary, seed)[0])
-                ],
-                lambda seed, d=dtype, t=length: [bench.ours.call("prefill", d, prompts(1, t, vocabulary, seed)[0])],
-            )
+            one = _one_stream(bench, llama, plan.long_repeats, "prefill", dtype, length)
             rows.append(
                 Row(
                     work=f"llama.cpp, prefill 1x{length}, {_SHORT[dtype]}",
                     unit="tokens/s",
-                    theirs=length / theirs,
-                    ours=length / ours,
-                    ratio=theirs / ours,
+                    theirs=length / one.theirs,
+                    ours=length / one.ours,
+                    ratio=one.theirs / one.ours,
                     at_least=3,
-                    how=f"theirs in graphs of '{fastest}' tokens, the fastest (tried: {slower}); ours by the engine",
+                    how=f"theirs in graphs of '{one.fastest}' tokens, the fastest (tried: {one.slower}); ours by the "
+                    "engine",
                 )
             )
-        text = prompts(1, prompt, vocabulary, 0)[0]
-        fastest, slower = _fastest(bench, llama, "decode", file, text, new)
-        (theirs,), (ours,) = bench.in_turn(
-            "llama.cpp, decode",
-            plan.repeats,
-            lambda seed, v=fastest, f=file: [
-                llama.worker.call("decode", v, f, prompts(1, prompt, vocabulary, seed)[0], new)
-            ],
-            lambda seed, d=dtype: [bench.ours.call("decode", d, prompts(1, prompt, vocabulary, seed)[0], new)],
-        )
+        one = _one_stream(bench, llama, plan.repeats, "decode", dtype, prompt, new)
         rows.append(
             Row(
                 work=f"llama.cpp, decode {new} after {prompt}, {_SHORT[dtype]}",
                 unit="tokens/s",
-                theirs=new / theirs,
-                ours=new / ours,
-                ratio=theirs / ours,
+                theirs=new / one.theirs,
+                ours=new / one.ours,
+                ratio=one.theirs / one.ours,
                 at_least=1,
-                how=f"theirs by llama_decode with '{fastest}' (tried: {slower}); ours by the engine",
+                how=f"theirs by llama_decode with '{one.fastest}' (tried: {one.slower}); ours by the engine",
             )
         )
     return rows
+
+
+@dataclass(frozen=True)
+class _OneStream:
+    """Seconds that both sides took, llama.cpp in the variant that is its fastest; and the others with theirs."""
+
+    theirs: float
+    ours: float
+    fastest: str
+    slower: str
+
+
+def _one_stream(bench: Bench, llama: Llama, repeats: int, work: str, dtype: str, length: int, *new: int) -> _OneStream:
+    """Both sides' ``work`` ("prefill" or "decode") on prompts of ``length`` tokens, with ``new`` ones after them."""
+    file = llama.files[dtype]
+
+    def text(seed: int) -> list[int]:
+        return prompts(1, length, bench.plan.model.vocab_size, seed)[0]
+
+    fastest, slower = _fastest(bench, llama, work, file, text(0), *new)
+    (theirs,), (ours,) = bench.in_turn(
+        f"llama.cpp, {work} {length}",
+        repeats,
+        lambda seed: [llama.worker.call(work, fastest, file, text(seed), *new)],
+        lambda seed: [bench.ours.call(work, dtype, text(seed), *new)],
+    )
+    return _OneStream(theirs, ours, fastest, slower)
 
 
 def _fastest(bench: Bench, llama: Llama, work: str, file: str, text: list[int], *arguments: int) -> tuple[str, str]:

@@ -112,26 +112,18 @@ def chat_rows(bench: Bench) -> list[Row]:
     early, late = statistics.median(waits[:half] or waits), statistics.median(waits[half:])
     said, answered = plan.turn
     unread = [turn[0][2] for turn in turns]
-    cost = Row(
-        work=f"chat of {plan.turns} turns, first token, by its new tokens alone",
-        unit="x",
-        theirs=None,
-        ours=statistics.median(ratios[half:]),
-        judged="ours",
-        at_least=1.25,
-        at_most=True,
-        how=f"median over the second half of the turns; {said} tokens said and {answered} answered a turn, of which "
+    cost = _at_most(
+        1.25,
+        f"chat of {plan.turns} turns, first token, by its new tokens alone",
+        statistics.median(ratios[half:]),
+        f"median over the second half of the turns; {said} tokens said and {answered} answered a turn, of which "
         f"{min(unread)} to {max(unread)} are unread; the same number of tokens as a first prompt is 1",
     )
-    flat = Row(
-        work="chat, first token: later half of the turns by the earlier",
-        unit="x",
-        theirs=None,
-        ours=statistics.median(ratios[half:]) / statistics.median(ratios[:half] or ratios),
-        judged="ours",
-        at_least=1.15,
-        at_most=True,
-        how=f"{1000 * early:.1f} ms and {1000 * late:.1f} ms, each divided by what its new tokens alone take",
+    flat = _at_most(
+        1.15,
+        "chat, first token: later half of the turns by the earlier",
+        statistics.median(ratios[half:]) / statistics.median(ratios[:half] or ratios),
+        f"{1000 * early:.1f} ms and {1000 * late:.1f} ms, each divided by what its new tokens alone take",
     )
     return [cost, flat]
 
@@ -156,26 +148,18 @@ def context_rows(bench: Bench) -> list[Row]:
     key_values = 2 * (long - short) * count_model(plan.model).key_values_per_token
     rate = call("bytes_per_second", key_values)
     return [
-        Row(
-            work=f"decode behind {long} by {short} tokens, lightning layers",
-            unit="x",
-            theirs=None,
-            ours=flat_long / flat_short,
-            judged="ours",
-            at_least=1.1,
-            at_most=True,
-            how=f"a model of {plan.model.num_hidden_layers} lightning layers, a step of "
+        _at_most(
+            1.1,
+            f"decode behind {long} by {short} tokens, lightning layers",
+            flat_long / flat_short,
+            f"a model of {plan.model.num_hidden_layers} lightning layers, a step of "
             f"{1000 * flat_short:.2f} and {1000 * flat_long:.2f} ms",
         ),
-        Row(
-            work=f"decode behind {long} by {short} tokens, growth by softmax's",
-            unit="x",
-            theirs=None,
-            ours=(whole_long - whole_short) / (num_softmax * grown) if grown > 0 else float("inf"),
-            judged="ours",
-            at_least=1.15,
-            at_most=True,
-            how=f"a step of the whole model takes {1000 * whole_short:.2f} ms behind {short} tokens and "
+        _at_most(
+            1.15,
+            f"decode behind {long} by {short} tokens, growth by softmax's",
+            (whole_long - whole_short) / (num_softmax * grown) if grown > 0 else float("inf"),
+            f"a step of the whole model takes {1000 * whole_short:.2f} ms behind {short} tokens and "
             f"{1000 * whole_long:.2f} behind {long}; a model of one softmax layer grows by {1000 * grown:.2f} ms "
             f"({num_softmax * grown / whole_long:.0%} of the whole), and its keys and values ({key_values / 1e6:.1f} "
             f"MB) take {1000 * key_values / rate:.2f} ms to read at {rate / 1e9:.1f} GB/s",
@@ -188,20 +172,10 @@ def int8_rows(bench: Bench) -> list[Row]:
     plan, call = bench.plan, bench.ours.call
     whole = call("weight_bytes", "bfloat16")
     rows = []
-    for kind, at_most, name in (("int8", 0.6, "embedding and head in bf16"), ("int8 whole", 0.52, "all in int8")):
+    for kind, goal, name in (("int8", 0.6, "embedding and head in bf16"), ("int8 whole", 0.52, "all in int8")):
         ours = call("weight_bytes", kind)
-        rows.append(
-            Row(
-                work=f"int8 weights by bf16's, {name}",
-                unit="share",
-                theirs=None,
-                ours=ours / whole,
-                judged="ours",
-                at_least=at_most,
-                at_most=True,
-                how=f"{ours / 1e6:.1f} MB against {whole / 1e6:.1f} MB",
-            )
-        )
+        how = f"{ours / 1e6:.1f} MB against {whole / 1e6:.1f} MB"
+        rows.append(_at_most(goal, f"int8 weights by bf16's, {name}", ours / whole, how, unit="share"))
     for streams in (1, plan.streams):
         (bf16,), (int8,) = bench.in_turn(
             f"int8, {streams}",
@@ -223,3 +197,8 @@ def int8_rows(bench: Bench) -> list[Row]:
             )
         )
     return rows
+
+
+def _at_most(goal: float, work: str, ours: float, how: str, *, unit: str = "x") -> Row:
+    """A figure of ours that must not be above ``goal``, and that nothing is compared with."""
+    return Row(work, unit, theirs=None, ours=ours, judged="ours", at_least=goal, at_most=True, how=how)

@@ -28,11 +28,8 @@ class Clock(BaseStreamer):
         """Nothing is left to print."""
 
 
-class Theirs:
-    """The work of the benchmark, done by transformers.
-
-    A variant names the implementation of the experts and, for training, the precision: ``autocast`` (float32 weights
-    under ``torch.autocast``) or ``bfloat16`` (weights, gradients and AdamW's moments all in bfloat16).
+class Baseline:
+    """MiniMax by transformers, held in one variant at a time.
 
     Args:
         directory: a checkpoint that ``from_pretrained`` opens.
@@ -44,6 +41,39 @@ class Theirs:
         self._directory = directory
         self._held: tuple[Any, ...] = ()
         self._model: Any = None
+
+    def logits(self, tokens: list[int]) -> np.ndarray:
+        """[T, V] float32, without a cache."""
+        model = self._load("grouped_mm", torch.float32)
+        with torch.inference_mode():
+            return model(torch.tensor([tokens]), use_cache=False).logits[0].numpy()
+
+    def _load(self, experts: str, dtype: torch.dtype) -> Any:
+        """The model in evaluation mode, with this implementation of the experts; the one held before is let go."""
+        if self._held != (experts, dtype):
+            self._let_go()
+            self._model = MiniMaxForCausalLM.from_pretrained(
+                self._directory, dtype=dtype, experts_implementation=experts
+            )
+            self._held = (experts, dtype)
+        return self._model.eval()
+
+    def _let_go(self) -> None:
+        self._model = None
+
+
+class Theirs(Baseline):
+    """The work of the benchmark, done by transformers.
+
+    A variant names the implementation of the experts and, for training, the precision: ``autocast`` (float32 weights
+    under ``torch.autocast``) or ``bfloat16`` (weights, gradients and AdamW's moments all in bfloat16).
+
+    Args:
+        directory: a checkpoint that ``from_pretrained`` opens.
+    """
+
+    def __init__(self, directory: str) -> None:
+        super().__init__(directory)
         self._optimizer: torch.optim.AdamW | None = None
 
     def variants(self, work: str) -> list[str]:
@@ -54,12 +84,6 @@ class Theirs:
 
     def version(self) -> str:
         return transformers.__version__
-
-    def logits(self, tokens: list[int]) -> np.ndarray:
-        """[T, V] float32, without a cache."""
-        model = self._load("grouped_mm", torch.float32)
-        with torch.inference_mode():
-            return model(torch.tensor([tokens]), use_cache=False).logits[0].numpy()
 
     def train(self, variant: str, batch: int, length: int) -> float:
         """Seconds of one step: forward with the auxiliary loss, backward, clipping, fused AdamW."""
@@ -90,7 +114,7 @@ class Theirs:
 
     def prefill(self, variant: str, dtype: str, length: int) -> float:
         """Seconds until the last position's logits, with a cache made on the way."""
-        model = self._load(variant, DTYPES[dtype]).eval()
+        model = self._load(variant, DTYPES[dtype])
         tokens = random_tokens(1, length, model.config.vocab_size)
         started = time.perf_counter()
         with torch.inference_mode():
@@ -99,7 +123,7 @@ class Theirs:
 
     def decode(self, variant: str, dtype: str, prompt_tokens: int, new_tokens: int) -> float:
         """Seconds of ``new_tokens`` greedy tokens by ``generate``, after the first, which ends the prefill."""
-        model = self._load(variant, DTYPES[dtype]).eval()
+        model = self._load(variant, DTYPES[dtype])
         tokens, clock = random_tokens(1, prompt_tokens, model.config.vocab_size), Clock()
         model.generate(
             tokens,
@@ -120,12 +144,6 @@ class Theirs:
         scaled_dot_product_attention(q, k, v, is_causal=True).backward(grad)
         return time.perf_counter() - started
 
-    def _load(self, experts: str, dtype: torch.dtype) -> Any:
-        """The model; the one held before is let go."""
-        if self._held != (experts, dtype):
-            self._model = self._optimizer = None
-            self._model = MiniMaxForCausalLM.from_pretrained(
-                self._directory, dtype=dtype, experts_implementation=experts
-            )
-            self._held = (experts, dtype)
-        return self._model
+    def _let_go(self) -> None:
+        super()._let_go()
+        self._optimizer = None

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, field_validator, model_validator
 
@@ -25,6 +25,8 @@ MAX_NAMED_TOKENS = 4096
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Token = Annotated[int, Field(ge=0)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
+
+C = TypeVar("C", bound=Config)
 
 
 class Grammar(Config):
@@ -85,10 +87,7 @@ class Grammar(Config):
     @model_validator(mode="wrap")
     @classmethod
     def _user_error(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        try:
-            return handler(data)
-        except ValidationError as error:
-            raise UserError(f"grammar: {explain(cls, data, error)}") from None
+        return _validated("grammar", cls, data, handler)
 
 
 def _too_deep() -> str:
@@ -181,12 +180,7 @@ class Sampling(Config):
     @model_validator(mode="wrap")
     @classmethod
     def _user_error(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        try:
-            return handler(data)
-        except ValidationError as error:
-            raise UserError(f"sampling: {explain(cls, data, error)}") from None
-        except UserError as error:  # the grammar's
-            raise UserError(f"sampling: {error}") from None
+        return _validated("sampling", cls, data, handler)
 
     @property
     def greedy(self) -> bool:
@@ -203,3 +197,13 @@ class Sampling(Config):
             wrong = next((token for token in tokens if token >= vocab_size), None)
             if wrong is not None:
                 raise UserError(f"sampling: '{name}' names token {wrong}; the model's ids lie in 0..{vocab_size - 1}.")
+
+
+def _validated(name: str, cls: type[C], data: Any, handler: ModelWrapValidatorHandler[C]) -> C:
+    """What ``handler`` makes of ``data``; what it finds wrong is the user's error, with ``name`` before it."""
+    try:
+        return handler(data)
+    except ValidationError as error:
+        raise UserError(f"{name}: {explain(cls, data, error)}") from None
+    except UserError as error:  # a part's
+        raise UserError(f"{name}: {error}") from None
