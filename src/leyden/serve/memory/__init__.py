@@ -1,7 +1,8 @@
 """Memory of an engine: who holds which slots and pages, the prefix cache, swapping."""
 
 from leyden.serve.memory.audit import audit
-from leyden.serve.memory.memory import Holding, Memory, MemoryUsage, Swapped
+from leyden.serve.memory.holding import Holding, Swapped
+from leyden.serve.memory.memory import Memory, MemoryUsage
 from leyden.serve.memory.plan import MemoryPlan, divide_memory, plan_memory
 
 __all__ = ["Holding", "Memory", "MemoryPlan", "MemoryUsage", "Swapped", "audit", "divide_memory", "plan_memory"]

@@ -7,68 +7,19 @@ decoding computed is never kept.
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from leyden.model import PAGE, Pools
 from leyden.serve.memory.allocators import Pages, Slots
-from leyden.serve.memory.snapshots import Snapshots, copy_pages, copy_state
+from leyden.serve.memory.holding import Holding, Swapped
+from leyden.serve.memory.snapshots import Snapshots
 from leyden.serve.memory.tree import Node, PrefixTree
 from leyden.serve.request import CacheUse
 
 FIRST_RUNG = 4 * PAGE
 """Shorter beginnings are read again in no time: the ladder has no rungs there."""
-
-
-@dataclass(eq=False)
-class Holding:
-    """What one sequence holds.
-
-    Attributes:
-        pages: for its tokens, in order; enough for its prompt from the start.
-        state: the slot of its state. May be exchanged for one that :meth:`Memory.states` gave.
-        length: tokens of its prompt that it need not read.
-        cache: what of its prompt was read before.
-        cuts: as :meth:`Memory.cuts` says.
-        blocks: its prompt's whole pages of tokens.
-        nodes: where its first pages lie in the tree of what was read.
-    """
-
-    pages: list[int]
-    state: int
-    length: int
-    cache: CacheUse
-    cuts: tuple[int, ...] = ()
-    blocks: list[bytes] = field(default_factory=list, repr=False)
-    nodes: list[Node] = field(default_factory=list, repr=False)
-
-
-class Swapped:
-    """A sequence that had to make room; it lies on the host until :meth:`Memory.swap_in` or :meth:`discard`."""
-
-    def __init__(self, memory: "Memory", holding: Holding) -> None:
-        pools = memory.pools
-        self.holding = holding
-        self.num_pages = len(holding.pages)
-        self.num_settled = len(holding.nodes)
-        self.state = torch.empty_like(pools.states[:, 0], device="cpu")
-        self.keys, self.values = (
-            x.new_empty(x.shape[0], self.num_pages, *x.shape[2:], device="cpu") for x in (pools.keys, pools.values)
-        )
-        copy_state(self.state, pools.states[:, holding.state])
-        everywhere = range(self.num_pages)
-        copy_pages((self.keys, self.values), everywhere, (pools.keys, pools.values), holding.pages)
-        self._memory = memory
-
-    @property
-    def nbytes(self) -> int:
-        """Of host memory."""
-        return self.state.nbytes + self.keys.nbytes + self.values.nbytes
-
-    def discard(self) -> None:
-        """Give the host memory back; the sequence is gone. Nothing happens the second time."""
-        self._memory.swapped.pop(self, None)
 
 
 @dataclass(frozen=True)
@@ -252,12 +203,9 @@ class Memory:
         Returns:
             None where the host memory for this is full; then nothing happened.
         """
-        page_bytes = self.pools.keys[:, :1].nbytes + self.pools.values[:, :1].nbytes
-        needed = self.snapshots.bytes_each + len(holding.pages) * page_bytes
-        if self._swap_bytes_used + needed > self.swap_bytes:
+        if self._swap_bytes_used + Swapped.bytes_of(holding, self.pools) > self.swap_bytes:
             return None
-        swapped = Swapped(self, holding)
-        self.swapped[swapped] = None
+        swapped = Swapped(holding, self.pools, self.swapped)
         self.release(holding)
         return swapped
 
@@ -267,7 +215,7 @@ class Memory:
         Returns:
             None where it does not fit now; then nothing happened.
         """
-        holding, pools = swapped.holding, self.pools
+        holding = swapped.holding
         chain = self.tree.walk(holding.blocks[: swapped.num_settled])
         live = [node for node in chain if node.page is not None]
         back = self._hold(live, swapped.num_pages)
@@ -276,10 +224,7 @@ class Memory:
         del self.holdings[back]
         self.holdings[holding] = None
         holding.pages, holding.nodes, holding.state = back.pages, back.nodes, back.state
-        copy_state(pools.states[:, holding.state], swapped.state)
-        missing = range(len(live), swapped.num_pages)
-        to, of = (pools.keys, pools.values), (swapped.keys, swapped.values)
-        copy_pages(to, holding.pages[len(live) :], of, missing)
+        swapped.restore(num_shared=len(live))
         self._adopt(holding, swapped.num_settled)
         swapped.discard()
         return holding
