@@ -45,15 +45,7 @@ def generate_rows(bench: Bench, theirs: Worker) -> list[Row]:
             how=f"from sending all prompts to the last token; theirs is generate() over one batch with '{fastest}' "
             f"experts, the fastest (tried: {slower})",
         ),
-        Row(
-            work=f"{name}, first token",
-            unit="ms",
-            theirs=1000 * their_first,
-            ours=1000 * our_first,
-            ratio=their_first / our_first,
-            at_least=1,
-            how="of the median stream; theirs come together",
-        ),
+        _first_token(name, their_first, our_first, "of the median stream; theirs come together"),
     ]
 
 
@@ -86,16 +78,14 @@ def server_rows(bench: Bench, theirs: ServerProcess, ours: ServerProcess, texts:
             how="/v1/completions, streamed, from sending all requests to the last token; theirs is transformers serve, "
             "which runs one request after another (its continuous batching refuses layers of linear attention)",
         ),
-        Row(
-            work=f"{name}, first token",
-            unit="ms",
-            theirs=1000 * their_first,
-            ours=1000 * our_first,
-            ratio=their_first / our_first,
-            at_least=1,
-            how="of the median stream",
-        ),
+        _first_token(name, their_first, our_first, "of the median stream"),
     ]
+
+
+def _first_token(name: str, theirs: float, ours: float, how: str) -> Row:
+    """Until the first token, of both sides in seconds: no later."""
+    work = f"{name}, first token"
+    return Row(work, "ms", 1000 * theirs, 1000 * ours, ratio=theirs / ours, at_least=1, how=how)
 
 
 @dataclass(frozen=True)
