@@ -57,6 +57,13 @@ def test_what_it_refuses(leyden_cli: Callable, options: tuple[str, ...], message
     assert message in ended.err
 
 
+def test_conversations_where_none_can_be_kept(leyden_cli: Callable, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    ended = leyden_cli("serve", "no/such/model", "--conversations", tmp_path / "file")
+    assert ended.code == 2
+    assert "--conversations" in ended.err
+
+
 def test_what_several_ranks_refuse(leyden_cli: Callable, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before they look for one another."""
     for name, value in {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2}.items():

@@ -82,6 +82,7 @@ def serve(
     from leyden.serve import Engine
     from leyden.serve.config import EngineConfig
     from leyden.serve.http import ServerSettings, listen
+    from leyden.serve.http.conversations import make_directory
     from leyden.serve.http.run import run_server
 
     given = {name: value for name, value in locals().items() if value is not None}
@@ -97,6 +98,8 @@ def serve(
         return
     _check_alone(model, axes)
     where = find_device(device)
+    if settings.conversations is not None:
+        make_directory(settings.conversations)
     bound = listen(settings)  # before the model is loaded, which may take long
     weights, tokenizer = load(model, int8=int8, device=where)
     engine = Engine(weights, tokenizer, config, draft=None if draft is None else load(draft, device=where)[0])

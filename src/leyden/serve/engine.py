@@ -152,6 +152,10 @@ class Engine:
         if PAGE <= len(tokens) <= self.max_positions:
             self._scheduler.settle(list(tokens))
 
+    def reads_ahead(self, tokens: Sequence[int]) -> bool:
+        """Whether a text that :meth:`read_ahead` was given is still to be read; between two steps."""
+        return any(job.tokens == tokens for job in self._scheduler.settling)
+
     def rest(self) -> None:
         """Read what is left to be read for the prefix cache alone, unless there are requests."""
         while self._scheduler.settling and not self._scheduler.has_requests:

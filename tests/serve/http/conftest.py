@@ -44,6 +44,7 @@ class ScriptedLoop:
     requests: list[Request] = field(default_factory=list)
     running: set[str] = field(default_factory=set)
     aborted: list[str] = field(default_factory=list)
+    ahead: list[list[int]] = field(default_factory=list)
     drained: bool = False
     ended: bool = False
 
@@ -58,6 +59,12 @@ class ScriptedLoop:
         self.requests.append(request)
         self.running.add(request.id)
         return ScriptedDeltas(self, request)
+
+    async def between_steps(self, work: Callable[[Any], None]) -> None:
+        work(self)
+
+    def read_ahead(self, tokens: list[int]) -> None:
+        self.ahead.append(tokens)
 
     def drain(self, timeout: float) -> None:
         self.ready = False
@@ -210,7 +217,7 @@ class Serve:
     def __call__(self, **settings: object) -> str:
         service = replace(self._make_service(**{"drain_seconds": 0.2, **settings}), loop=self.loop)
         bound = listen(service.settings)
-        server = Server(create_app(service), service.loop, service.settings)
+        server = Server(create_app(service), service)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
         self._servers.append((server, thread))
         thread.start()

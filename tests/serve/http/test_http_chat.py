@@ -1,6 +1,7 @@
 """``/v1/chat/completions`` through the application."""
 
 import json
+import time
 from collections.abc import Callable, Iterator
 
 import httpx
@@ -161,3 +162,37 @@ def test_a_conversation_beyond_the_context(client: Client) -> None:
     long = [{"role": "user", "content": "☂" * 600}]
     assert error(client, messages=long)["code"] == "context_length_exceeded"
     assert error(client, messages=long)["param"] == "messages"
+
+
+GOES_ON = {"messages": [*ASK["messages"], {"role": "assistant", "content": "In"}], "continue_final_message": True}
+
+
+@pytest.mark.parametrize(
+    ("asked", "script"),
+    [
+        ({}, "In the jar"),
+        ({"tools": [WEATHER]}, 'Hm.\n```typescript\nfunctions.weather({"city":  "Leyden"})\n```'),
+        (GOES_ON, " the jar"),
+    ],
+    ids=["text", "call", "goes on"],
+)
+def test_the_next_turn_is_read_ahead(serve, loop, says: Callable[[str], None], asked: dict, script: str) -> None:
+    url = f"{serve()}/v1/chat/completions"
+    says(script)
+    body = {**ASK, **asked}
+    answer = httpx.post(url, json=body).json()["choices"][0]["message"]
+    assert not loop.requests[0].settle
+    end = time.monotonic() + 10
+    while not loop.ahead:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    calls = answer.get("tool_calls", [])
+    following = [{"role": "tool", "tool_call_id": call["id"], "content": "sun"} for call in calls]
+    if asked is GOES_ON:
+        answer["content"] = "In" + answer["content"]
+    del answer["refusal"]
+    turns = [*ASK["messages"], answer, *(following or [{"role": "user", "content": "And now?"}])]
+    httpx.post(url, json={**ASK, "messages": turns, "tools": asked.get("tools")})
+    (ahead, *_) = loop.ahead
+    assert list(loop.requests[1].tokens[: len(ahead)]) == ahead
+    assert len(ahead) > len(loop.requests[0].tokens)

@@ -50,9 +50,8 @@ class Answer(ABC, Generic[Piece]):
         """Whether nothing that may still come would be told."""
         return False
 
-    async def end(self) -> None:
-        """What is to be done once everything has been said, before the client hears that it has."""
-        return
+    def end(self) -> None:
+        """Called once everything has been said."""
 
     def usage(self) -> Usage:
         """What it cost so far."""
@@ -81,7 +80,7 @@ class Answer(ABC, Generic[Piece]):
         pieces: list[list[Piece]] = [[] for _ in range(self._num_choices)]
         async for piece in self._pieces():
             pieces[piece.index].append(piece)
-        await self.end()
+        self.end()
         return _json(self.complete(pieces, self.usage()))
 
     async def _events(self, options: StreamOptions) -> AsyncGenerator[bytes, None]:
@@ -91,7 +90,7 @@ class Answer(ABC, Generic[Piece]):
             yield event(_json(self.chunk([piece], **usage)))
         if options.include_usage:
             yield event(_json(self.chunk([], usage=self.usage())))
-        await self.end()
+        self.end()
         yield DONE
 
     async def _pieces(self) -> AsyncGenerator[Piece, None]:

@@ -8,10 +8,9 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from leyden.core.errors import UserError
 from leyden.serve.http.answer import Answer
 from leyden.serve.http.body import JsonRoute
-from leyden.serve.http.chat_messages import encode_messages, text_of
+from leyden.serve.http.chat_messages import AssistantMessage, answered, encode_answered, encode_messages, text_of
 from leyden.serve.http.documentation import responses
 from leyden.serve.http.errors import ApiError
 from leyden.serve.http.logprobs import chat_logprobs, prompt_logprobs
@@ -98,15 +97,16 @@ class _ChatAnswer(Answer[ChatPiece]):
         }
         tokenizer = service.model.tokenizer
         self._body = body
-        self._conversations = service.conversations
-        self._tokens = list(prompt.tokens)
+        self._service = service
+        self._tools = prompt.tools.tools
         self._writers = [
             _Writer(tokenizer, body, index, prompt.tools.parser(tokenizer)) for index in range(body.n or 1)
         ]
         self._tokenizer = tokenizer
         self._num_prompt_top = body.prompt_logprobs
         self._of_prompt: dict[str, Any] = {}
-        generation = service.generate(self._head["id"], [prompt.tokens], prompt.sampling)
+        # Not what is drawn is settled, but what the next turn will send of it.
+        generation = service.generate(self._head["id"], [prompt.tokens], prompt.sampling, settle=False)
         super().__init__(generation, len(self._writers))
 
     @property
@@ -118,23 +118,22 @@ class _ChatAnswer(Answer[ChatPiece]):
         if delta.prompt_logprobs is not None and self._num_prompt_top is not None:
             told = prompt_logprobs(self._tokenizer, delta.prompt_logprobs, self._num_prompt_top)
             self._of_prompt = {"prompt_logprobs": told}
-        if self._body.conversation is not None:
-            self._tokens += delta.tokens
         return self._writers[delta.index].write(delta)
 
-    async def end(self) -> None:
-        """Keep the conversation, where it has a name."""
-        if self._body.conversation is not None and self._conversations is not None:
+    def end(self) -> None:
+        if len(self._writers) == 1:
+            self._service.later.do(self._remember())
+
+    async def _remember(self) -> None:
+        """Let the engine read the chat as the next turn will begin, and keep it where it has a name."""
+        body, service, answer = self._body, self._service, self._writers[0].message
+        chat = answered(body.messages, answer, continue_final_message=body.continue_final_message is True)
+        tokens = await asyncio.to_thread(encode_answered, self._tokenizer, chat, tools=self._tools)
+        await service.loop.between_steps(lambda engine: engine.read_ahead(tokens))
+        if body.conversation is not None and service.conversations is not None:
             roles = {"developer": "system"}  # templates know no other
-            turns = [
-                {"role": roles.get(each.role, each.role), "content": text_of(each.content)}
-                for each in self._body.messages
-            ]
-            turns.append({"role": "assistant", "content": self._writers[0].text})
-            try:
-                await self._conversations.save(self._body.conversation, self._tokens, turns)
-            except UserError as error:
-                raise ApiError(500, f"The conversation was not saved: {error}", code="conversation_not_saved") from None
+            turns = [{"role": roles.get(each.role, each.role), "content": text_of(each.content)} for each in chat]
+            await service.conversations.save(body.conversation, tokens, turns)
 
     def chunk(self, pieces: Sequence[ChatPiece], **usage: Usage | None) -> ChatChunk:
         of_prompt, self._of_prompt = self._of_prompt, {}  # the first chunk alone tells of the prompt
@@ -175,9 +174,10 @@ class _Writer:
         return ChatPiece(index=self._index, delta=self._message(parts), logprobs=logprobs, finish_reason=end)
 
     @property
-    def text(self) -> str:
-        """The answer's, so far."""
-        return "".join(part for part in self._parts if isinstance(part, str))
+    def message(self) -> AssistantMessage:
+        """The answer so far, as a client sends it with the next turn."""
+        text, calls = gather(self._parts)
+        return AssistantMessage(role="assistant", content=text, tool_calls=calls or None)
 
     def whole(self, pieces: Sequence[ChatPiece]) -> ChatChoice:
         """The answer, of all its pieces."""

@@ -118,6 +118,47 @@ def encode_messages(
         last = messages[-1]
         if isinstance(last, AssistantMessage) and (last.tool_calls or not text_of(last.content)):
             raise UserError("continue_final_message: the last message has no text to go on from, or ends with a call.")
+    return _encode(tokenizer, messages, tools, add_generation_prompt, continue_final_message)
+
+
+def answered(
+    messages: Sequence[ChatMessage], answer: AssistantMessage, *, continue_final_message: bool = False
+) -> list[ChatMessage]:
+    """A chat with its answer, as a client sends it with the next turn."""
+    if not continue_final_message:
+        return [*messages, answer]
+    *before, last = messages
+    return [*before, last.model_copy(update={"content": text_of(last.content) + text_of(answer.content)})]
+
+
+def encode_answered(
+    tokenizer: Tokenizer, messages: Sequence[ChatMessage], *, tools: Sequence[Mapping[str, Any]] | None = None
+) -> list[int]:
+    """The tokens with which the next prompt of a chat begins, by what :func:`answered` gives.
+
+    They need not be those that were read and drawn: the text is divided into tokens anew, and the template has its own
+    ways to write down calls and earlier answers, and to put the tools behind all turns. So two next turns are encoded,
+    and what they have in common is taken.
+    """
+    calls = messages[-1].tool_calls if isinstance(messages[-1], AssistantMessage) else None
+
+    def turn(text: str) -> ChatMessage:
+        if calls:
+            return ToolMessage(role="tool", tool_call_id=calls[0].id, content=text)
+        return UserMessage(role="user", content=text)
+
+    one, other = (_encode(tokenizer, [*messages, turn(text)], tools, True, False) for text in ("0", "1"))
+    pairs = zip(one, other, strict=False)
+    return one[: next((place for place, (here, there) in enumerate(pairs) if here != there), len(one))]
+
+
+def _encode(
+    tokenizer: Tokenizer,
+    messages: Sequence[ChatMessage],
+    tools: Sequence[Mapping[str, Any]] | None,
+    add_generation_prompt: bool,
+    continue_final_message: bool,
+) -> list[int]:
     template = tokenizer.chat_template or ""
     return tokenizer.encode_chat(
         [_for_template(message, template) for message in messages],

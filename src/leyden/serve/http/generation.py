@@ -27,6 +27,7 @@ class Generation:
         name: the response's id; each prompt's request is named after it.
         prompts: token ids.
         sampling: of every prompt.
+        settle: whether the engine reads what it wrote, see :class:`leyden.serve.request.Request`.
 
     Attributes:
         name, prompts: as given.
@@ -35,14 +36,21 @@ class Generation:
     """
 
     def __init__(
-        self, loop: Loop, metrics: Metrics, name: str, prompts: Sequence[Sequence[int]], sampling: Sampling
+        self,
+        loop: Loop,
+        metrics: Metrics,
+        name: str,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        *,
+        settle: bool = True,
     ) -> None:
         self.name, self.prompts = name, prompts
         self.first: float | None = None
         self.ends: list[FinishReason] = []
         self._loop = loop
         self._waiting = deque(
-            (place, Request(tokens, sampling, f"{name}-{place}")) for place, tokens in enumerate(prompts)
+            (place, Request(tokens, sampling, f"{name}-{place}", settle=settle)) for place, tokens in enumerate(prompts)
         )
         self._running: dict[int, AsyncGenerator[Delta, None]] = {}
         self._watches = [Watch(metrics) for _ in prompts]

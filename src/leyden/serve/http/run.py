@@ -4,7 +4,6 @@ import socket
 from collections.abc import Sequence
 
 from leyden.core.errors import UserError
-from leyden.core.log import say
 from leyden.model import PAGE, Pools
 from leyden.serve.conversation import fingerprint
 from leyden.serve.engine import Engine
@@ -45,9 +44,9 @@ def run_server(
         root=root,
         weights=fingerprint(model),
     )
-    app = create_app(Service(loop, served, settings))
-    say(f"{names[0]} is served at {url(bound)} ({_memory(engine)}); Ctrl-C ends it.")
-    Server(app, loop, settings).run(sockets=[bound])
+    service = Service(loop, served, settings)
+    greeting = f"{names[0]} is served at {url(bound)} ({_memory(engine)}); Ctrl-C ends it."
+    Server(create_app(service), service, greeting).run(sockets=[bound])
 
 
 def _memory(engine: Engine) -> str:

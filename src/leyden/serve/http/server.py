@@ -10,8 +10,9 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from leyden.core.errors import UserError
+from leyden.core.log import say
 from leyden.serve.http.connection import connections
-from leyden.serve.http.service import Loop
+from leyden.serve.http.service import Service
 from leyden.serve.http.settings import ServerSettings
 
 _BACKLOG = 1024
@@ -59,9 +60,15 @@ class Server(uvicorn.Server):
     """uvicorn's server, which ends well on SIGTERM and Ctrl-C: no new connections, running requests finish, exit 0.
 
     What still runs after ``drain_seconds`` ends with an error that says so; a second signal ends everything at once.
+
+    Args:
+        app: of ``service``.
+        service: whose loop runs already.
+        greeting: is said once clients may come.
     """
 
-    def __init__(self, app: ASGIApp, loop: Loop, settings: ServerSettings) -> None:
+    def __init__(self, app: ASGIApp, service: Service, greeting: str = "") -> None:
+        settings = service.settings
         config = uvicorn.Config(
             app,
             http=connections(settings),
@@ -76,18 +83,26 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=math.ceil(settings.drain_seconds) + _CANCEL_SECONDS,
         )
         super().__init__(config)
-        self._loop = loop
-        self._drain_seconds = settings.drain_seconds
+        self._service, self._greeting = service, greeting
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to end; uvicorn would raise the signal anew when all is done, and so not exit with 0."""
         self.force_exit = self.should_exit
         self.should_exit = True
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and only then say so."""
+        await super().startup(sockets)
+        if self._greeting:
+            say(self._greeting)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let what runs finish, while nothing new comes in."""
-        drained = asyncio.create_task(asyncio.to_thread(self._loop.drain, self._drain_seconds))
+        loop, settings = self._service.loop, self._service.settings
+        drained = asyncio.create_task(asyncio.to_thread(loop.drain, settings.drain_seconds))
         await super().shutdown(sockets)
         if self.force_exit:
-            self._loop.drain(0)
+            loop.drain(0)
         await drained
+        if not self.force_exit:
+            await self._service.later.finish()

@@ -11,6 +11,7 @@ from leyden.core.errors import suggest
 from leyden.serve.http.conversations import Conversations
 from leyden.serve.http.errors import ApiError, unavailable
 from leyden.serve.http.generation import Generation
+from leyden.serve.http.later import Later
 from leyden.serve.http.loop import Loop
 from leyden.serve.http.metrics import Metrics
 from leyden.serve.http.settings import ServerSettings
@@ -87,11 +88,16 @@ class ServedModel:
 
 @dataclass(frozen=True)
 class Service:
-    """What every route works with."""
+    """What every route works with.
+
+    Attributes:
+        later: what is done when an answer has been given.
+    """
 
     loop: Loop
     model: ServedModel
     settings: ServerSettings
+    later: Later = field(default_factory=Later, init=False)
 
     @cached_property
     def metrics(self) -> Metrics:
@@ -115,9 +121,11 @@ class Service:
         if not self.loop.ready:
             raise unavailable("The server takes no further requests; it is starting or shutting down.")
 
-    def generate(self, name: str, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Generation:
+    def generate(
+        self, name: str, prompts: Sequence[Sequence[int]], sampling: Sampling, *, settle: bool = True
+    ) -> Generation:
         """The completions of one request's prompts, which the engine does not have yet."""
-        return Generation(self.loop, self.metrics, name, prompts, sampling)
+        return Generation(self.loop, self.metrics, name, prompts, sampling, settle=settle)
 
 
 def new_id(prefix: str) -> str:
