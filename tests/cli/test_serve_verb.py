@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -136,10 +138,50 @@ def test_sigterm_lets_a_stream_finish_and_ends_with_0(served: Process) -> None:
     headers = {"authorization": "Bearer from-a-file"}
     with httpx.stream("POST", f"{served.url}/v1/completions", json=body, headers=headers, timeout=30) as stream:
         lines = stream.iter_lines()
-        assert next(lines).startswith("data: ")
+        next(line for line in lines if line.startswith("data: "))
         served.process.send_signal(signal.SIGTERM)
         rest = [line for line in lines if line.startswith("data: ")]
     assert rest[-1] == "data: [DONE]"
     assert '"finish_reason":"length"' in rest[-2]
     assert served.process.wait(30) == 0
     assert "Traceback" not in "".join(served.lines)
+
+
+@pytest.mark.slow
+def test_sigkill_while_conversations_are_saved(directory: Path, tmp_path: Path) -> None:
+    """Whatever moment it comes at, a file is the one before or the one after; chats go on with them."""
+    kept, messages = tmp_path / "kept", [{"role": "user", "content": "The tower. " * 60}]
+
+    def chat(url: str, name: str, **fields: object) -> httpx.Response:
+        body = {"messages": messages, "max_tokens": 4, "conversation": name, **fields}
+        return httpx.post(f"{url}/v1/chat/completions", json=body, timeout=30)
+
+    for seconds in (0.3, 0.7, 1.1):
+        server = Process(directory, "--conversations", str(kept))
+        names = [f"jar-{number}" for number in range(4)]
+        answers = [chat(server.url, name) for name in names]
+        assert [answer.status_code for answer in answers] == [200] * 4, answers[0].text
+        ended = threading.Event()
+
+        def talk(url: str, name: str, ended: threading.Event) -> None:
+            with contextlib.suppress(httpx.TransportError):
+                while not ended.is_set():
+                    chat(url, name, temperature=1)
+
+        talks = [threading.Thread(target=talk, args=(server.url, name, ended)) for name in names]
+        for each in talks:
+            each.start()
+        time.sleep(seconds)
+        server.process.kill()
+        ended.set()
+        for each in talks:
+            each.join()
+        server.end()
+        assert {path.name for path in kept.glob("*.leyden")} == {f"{name}.leyden" for name in names}
+    server = Process(directory, "--conversations", str(kept))
+    try:
+        cached = [chat(server.url, name).json()["usage"]["prompt_tokens_details"]["cached_tokens"] for name in names]
+    finally:
+        assert server.end() == 0
+    assert all(tokens >= 256 for tokens in cached)
+    assert {path.suffix for path in kept.iterdir()} == {".leyden"}

@@ -152,7 +152,7 @@ class Engine:
         if PAGE <= len(tokens) <= self.max_positions:
             self._scheduler.settle(list(tokens))
 
-    def reads_ahead(self, tokens: Sequence[int]) -> bool:
+    def reads_ahead(self, tokens: list[int]) -> bool:
         """Whether a text that :meth:`read_ahead` was given is still to be read; between two steps."""
         return any(job.tokens == tokens for job in self._scheduler.settling)
 

@@ -97,6 +97,16 @@ def test_a_message_of_a_lone_surrogate(client: Client) -> None:
     assert_error(client("POST", "/v1/chat/completions", content=body, headers=JSON), 400)
 
 
+@pytest.mark.parametrize("depth", [900, 100_000])
+def test_deep_arguments_of_a_call(client: Client, depth: int) -> None:
+    """They are JSON inside a string, which the template may write out again."""
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "[" * depth + "]" * depth}}
+    called = {"role": "assistant", "tool_calls": [call]}
+    messages = [{"role": "user", "content": "x"}, called, {"role": "tool", "tool_call_id": "a", "content": "y"}]
+    error = assert_error(client("POST", "/v1/chat/completions", json={"messages": messages}), 400)
+    assert error["code"] == "context_length_exceeded"
+
+
 def test_another_type_than_json(client: Client) -> None:
     for kind in ({}, {"content-type": "text/plain"}, {"content-type": "application/x-www-form-urlencoded"}):
         error = assert_error(client("POST", "/v1/completions", content=b'{"prompt": "x"}', headers=kind), 415)

@@ -165,6 +165,18 @@ def test_what_is_not_http(serve: Serve, connect, name: str) -> None:
     assert httpx.get(f"{url}/health").status_code == 200
 
 
+def test_bytes_that_are_no_text(serve: Serve, connect) -> None:
+    """In a path and in headers; bodies are tested in test_http_guards."""
+    url = serve(api_keys=("key",))
+    for path, header in (("/v1/models/%ed%a0%bd%ff", b"Bearer key"), ("/v1/models", b"Bearer \xff\xed\xa0\xbd")):
+        client = connect(url)
+        client.sendall(b"GET %s HTTP/1.1\r\nHost: \xff\r\nAuthorization: %s\r\n" % (path.encode(), header))
+        client.sendall(b"Connection: close\r\n\r\n")
+        answer = everything(client)
+        assert re.match(rb"HTTP/1.1 (401|404) ", answer), answer[:80]
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["message"]
+
+
 def test_a_body_too_large_is_refused_while_it_arrives(serve: Serve, connect) -> None:
     client = connect(serve(max_body_bytes=4096, request_seconds=1))
     client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
