@@ -65,7 +65,7 @@ def serve(
     drain_seconds: Annotated[
         float | None, _option("For running requests to finish after SIGTERM; 30.", _CLIENTS)
     ] = None,
-    request_log: Annotated[bool | None, _option("Log a line for each request that has ended; it does.")] = None,
+    request_log: Annotated[bool | None, _option("A line in the log for each request that has ended; on.")] = None,
     tp: Annotated[int | None, _option("Ranks that share heads and vocabulary; all of them.", _RANKS, min=1)] = None,
     ep: Annotated[
         int | None, _option("Ranks that have experts of their own; all, where that goes evenly.", _RANKS, min=1)
