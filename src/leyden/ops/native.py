@@ -20,6 +20,9 @@ from filelock import FileLock
 DTYPES = (torch.bfloat16, torch.float32)
 """What the native bodies compute on."""
 
+LANES = 16
+"""Elements of a vector; bodies that know no rest behind the last whole one say so."""
+
 _FOLDER = Path(__file__).parent
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fno-math-errno", "-shared", "-fPIC", f"-I{_FOLDER}")
 _TIMEOUT_SECONDS = 900

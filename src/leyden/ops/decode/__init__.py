@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from leyden.ops.native import UnavailableError, library
+from leyden.ops.native import LANES, UnavailableError, library
 
 __all__ = [
     "KINDS",
@@ -24,9 +24,6 @@ __all__ = [
     "decode_step",
     "library",
 ]
-
-LANES = 16
-"""Every width that a vector runs along is a multiple of this."""
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 """What the weights of a matrix can be; those of int8 have a float32 scale for each row."""

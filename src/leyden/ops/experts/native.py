@@ -2,9 +2,10 @@
 
 The weight of an assignment multiplies the activation, not the expert's output: its gradient then falls out of the
 activation's backward, and the outputs are summed as they are. Saved for the backward: the sorted tokens, their
-projections, and where they came from.
+projections, and where they came from. Where no backward follows, ``forward.cpp`` does all of it in one pass.
 """
 
+import ctypes
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,20 @@ import torch
 
 from leyden.ops.experts.portable import alignment, is_differentiated
 from leyden.ops.int8_linear import Int8Matrices
-from leyden.ops.native import call
+from leyden.ops.native import LANES, call, library
+
+
+def _sort(
+    experts: torch.Tensor, kept: torch.Tensor | None, num_experts: int, grain: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Where each expert's rows begin [E + 1] int64; each assignment's row, each row's assignment (``native.cpp``)."""
+    count = experts.numel()
+    row = torch.empty(count, dtype=torch.int32)
+    assignment = torch.empty(count + num_experts * (grain - 1), dtype=torch.int32)
+    bounds = torch.empty(num_experts + 1, dtype=torch.int64)
+    kept = None if kept is None else kept.contiguous()
+    call("leyden_experts_sort", experts.contiguous(), kept, count, num_experts, grain, row, assignment, bounds)
+    return bounds, row, assignment[: int(bounds[-1])]
 
 
 @dataclass(frozen=True)
@@ -35,17 +49,11 @@ class _Sorted:
 
     @classmethod
     def of(cls, experts: torch.Tensor, kept: torch.Tensor | None, num_experts: int) -> "_Sorted":
-        count = experts.numel()
-        grain = alignment(count, num_experts)
-        row = torch.empty(count, dtype=torch.int32)
-        assignment = torch.empty(count + num_experts * (grain - 1), dtype=torch.int32)
-        bounds = torch.empty(num_experts + 1, dtype=torch.int64)
-        kept = None if kept is None else kept.contiguous()
-        call("leyden_experts_sort", experts.contiguous(), kept, count, num_experts, grain, row, assignment, bounds)
+        bounds, row, assignment = _sort(experts, kept, num_experts, alignment(experts.numel(), num_experts))
         ends = bounds.tolist()
         spans = {e: slice(a, b) for e, (a, b) in enumerate(zip(ends, ends[1:], strict=False)) if b > a}
         idle = [e for e in range(num_experts) if e not in spans]
-        return cls(row, assignment[: ends[-1]], list(spans.items()), idle, experts.shape[1])
+        return cls(row, assignment, list(spans.items()), idle, experts.shape[1])
 
     @property
     def longest(self) -> int:
@@ -65,6 +73,41 @@ class _Sorted:
         return out
 
 
+def _forward_pays(dtype: torch.dtype, *widths: int) -> bool:
+    """Whether :func:`_forward` takes this, and is the faster way on this processor."""
+    pays = library().leyden_experts_forward_pays(ctypes.c_int64(dtype == torch.bfloat16))
+    return bool(pays) and not any(width % LANES for width in widths)
+
+
+def _forward(
+    x: torch.Tensor,
+    gate_up: torch.Tensor | Int8Matrices,
+    down: torch.Tensor | Int8Matrices,
+    experts: torch.Tensor,
+    weights: torch.Tensor,
+    kept: torch.Tensor | None,
+) -> torch.Tensor:
+    """See :func:`leyden.ops.swiglu_experts`; sums are float32 up to the last."""
+    (num_experts, dim, width), top_k = down.shape, experts.shape[1]
+    spans, row, assignment = _sort(experts, kept, num_experts, 1)
+    y, out = (
+        x.new_empty(len(assignment), dim, dtype=torch.float32),
+        torch.empty_like(x, memory_format=torch.contiguous_format),
+    )
+    stacks = (*_address(gate_up), *_address(down))
+    places = (assignment.div(top_k, rounding_mode="floor"), row, spans, weights.contiguous())
+    sizes = (num_experts, top_k, len(x), dim, width)
+    call("leyden_experts_forward", x.dtype, x, *stacks, *places, *sizes, y, out)
+    return out
+
+
+def _address(stack: torch.Tensor | Int8Matrices) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The matrices, and the scales of their rows."""
+    if isinstance(stack, Int8Matrices):
+        return stack.weight.contiguous(), stack.scale.float().contiguous()
+    return stack.contiguous(), None
+
+
 class NativeExperts(torch.autograd.Function):
     """See :func:`leyden.ops.swiglu_experts`."""
 
@@ -79,7 +122,10 @@ class NativeExperts(torch.autograd.Function):
         kept: torch.Tensor | None,
     ) -> torch.Tensor:
         sort = _Sorted.of(experts, kept, gate_up.shape[0])
-        weights, width, keep = weights.contiguous(), down.shape[2], is_differentiated(ctx)
+        width, keep = down.shape[2], is_differentiated(ctx)
+        if not keep and type(gate_up) is type(down) and _forward_pays(x.dtype, x.shape[1], width):
+            return _forward(x, gate_up, down, experts, weights, kept)
+        weights = weights.contiguous()
         rows = sort.gather(x.contiguous())
         # The projections are kept for the backward, or else lie in one buffer that stays in the cache.
         projected = x.new_empty(len(rows) if keep else sort.longest, 2 * width)

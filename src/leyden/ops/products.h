@@ -196,7 +196,7 @@ void multiply(const W *w, int64_t stride, int n, int columns, const X *x, int fo
 template <class W, class X>
 void product(const W *w, int64_t stride, const float *scale, int n, int begin, int end, Rows<X> x, float *y,
              int64_t y_stride) {
-    constexpr int BLOCK = 96;  // rows of input
+    constexpr int BLOCK = 16 * FOURS;  // rows of input, which stay in the nearest cache beside a tile of weights
     alignas(64) float block[BLOCK][LANES];
     for (int first = 0; first < x.count; first += BLOCK) {
         const int rows = std::min(BLOCK, x.count - first), fours = (rows + 3) / 4;

@@ -1,0 +1,95 @@
+// The experts of a layer where no backward follows.
+//
+// A block of one expert's rows goes all the way through it while it lies in a core's cache; threads take blocks as they
+// come. Nothing is filled up and no kernel is prepared, as matrix libraries do for every number of rows. A row's bits
+// depend on its token alone.
+
+#include "products.h"
+
+using namespace leyden;
+
+namespace {
+
+constexpr int64_t LEAST = 4 * FOURS, MOST = 4 * LEAST;  // rows of a block: whole tiles
+
+struct Block {
+    int64_t expert, begin, end;
+};
+
+// The rows of each expert, from spans[e] to spans[e + 1], in blocks, a few for each thread.
+std::vector<Block> cut(const int64_t *spans, int64_t experts, int64_t threads) {
+    const int64_t even = spans[experts] / (4 * threads), size = std::min(MOST, even / LEAST * LEAST + LEAST);
+    std::vector<Block> blocks;
+    for (int64_t e = 0; e < experts; e++)
+        for (int64_t begin = spans[e]; begin < spans[e + 1]; begin += size)
+            blocks.push_back({e, begin, std::min(begin + size, spans[e + 1])});
+    return blocks;
+}
+
+template <class W, class X>
+void pass(const Block &block, Rows<X> x, const W *gate_up, const float *gate_up_scale, const W *down,
+          const float *down_scale, int64_t dim, int64_t width, float *y) {
+    thread_local std::vector<float> projected;
+    thread_local std::vector<X> hidden;
+    projected.resize(x.count * 2 * width), hidden.resize(x.count * width);
+    const int64_t first = block.expert * 2 * width, last = block.expert * dim;
+    product(gate_up + first * dim, dim, gate_up_scale ? gate_up_scale + first : nullptr, (int)dim, 0, (int)(2 * width),
+            x, projected.data(), 2 * width);
+    for (int64_t row = 0; row < x.count; row++) {
+        const float *gate = projected.data() + row * 2 * width, *up = gate + width;
+        for (int64_t i = 0; i < width; i += LANES) {
+            const Vector g = load(gate + i);
+            store(hidden.data() + row * width + i, g * sigmoid(g) * load(up + i));
+        }
+    }
+    product(down + last * width, width, down_scale ? down_scale + last : nullptr, (int)width, 0, (int)dim,
+            Rows<X>{hidden.data(), width, x.count}, y + block.begin * dim, dim);
+}
+
+}  // namespace
+
+// Whether leyden_experts_forward is the faster way here: not beside a processor's own matrix unit.
+extern "C" int64_t leyden_experts_forward_pays(int64_t bfloat16) {
+#if defined __AVX512BF16__ && !defined __AMX_BF16__
+    return true;
+#elif defined __AVX512F__
+    return !bfloat16;
+#else
+    return false;
+#endif
+}
+
+// x, out: [tokens, dim]; gate_up: [experts, 2 width, dim], down: [experts, dim, width], of int8 with scales of their
+// rows. tokens_of: [rows], whose row it is; row: [tokens, top_k], -1 where dropped; y: [rows, dim] to work in. dim and
+// width are multiples of 16.
+extern "C" void leyden_experts_forward(int64_t bfloat16, const void *x, const void *gate_up, const float *gate_up_scale,
+                                       const void *down, const float *down_scale, const int32_t *tokens_of,
+                                       const int32_t *row, const int64_t *spans, const float *weights, int64_t experts,
+                                       int64_t top_k, int64_t tokens, int64_t dim, int64_t width, float *y, void *out,
+                                       int64_t threads) {
+    with_dtype(bfloat16, [&](auto type) {
+        using T = decltype(type);
+        if constexpr (std::is_same<T, Input<T>>::value) {
+            const std::vector<Block> blocks = cut(spans, experts, threads);
+            const auto run = [&](const Block &block, auto *first, auto *second) {
+                const Rows<T> rows{(const T *)x, dim, (int)(block.end - block.begin), tokens_of + block.begin};
+                pass(block, rows, first, gate_up_scale, second, down_scale, dim, width, y);
+            };
+#pragma omp parallel num_threads(threads)
+            {
+#pragma omp for schedule(dynamic, 1)
+                for (size_t i = 0; i < blocks.size(); i++)
+                    if (gate_up_scale) run(blocks[i], (const Int8 *)gate_up, (const Int8 *)down);
+                    else run(blocks[i], (const T *)gate_up, (const T *)down);
+#pragma omp for
+                for (int64_t n = 0; n < tokens; n++)
+                    for (int64_t i = 0; i < dim; i += LANES) {
+                        Vector total = {};
+                        for (int64_t a = n * top_k; a < (n + 1) * top_k; a++)
+                            if (row[a] >= 0) total += load(y + row[a] * dim + i) * weights[a];
+                        store((T *)out + n * dim + i, total);
+                    }
+            }
+        }
+    });
+}

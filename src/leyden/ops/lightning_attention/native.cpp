@@ -1,0 +1,138 @@
+// Lightning attention of a ragged batch whose states lie in a pool: chunks of portable.py, one head after another.
+//
+// A chunk of a head stays in a core's nearest caches from its tokens to its outputs. Sums are float32, each in one order
+// whatever else is computed beside it; what a token yields depends on its sequence up to it alone.
+
+#include "native.h"
+
+using namespace leyden;
+
+namespace {
+
+constexpr int CHUNK = 64, ACROSS = CHUNK / LANES;
+constexpr int TALL = 6;  // rows of a product that meet in registers, with four vectors across
+
+// total[r] += a[r, j] b[j] for j below `depth`, R rows and V vectors across.
+template <int R, int V>
+inline __attribute__((always_inline)) void add(const float *a, int64_t a_row, int64_t a_column, const float *b,
+                                               int64_t b_row, int depth, Vector (&total)[R][V]) {
+    for (int j = 0; j < depth; j++) {
+        Vector across[V];
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) across[v] = load(b + j * b_row + v * LANES);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++) total[r][v] += a[r * a_row + j * a_column] * across[v];
+    }
+}
+
+// What is left of a contribution after so many tokens; none for less than none.
+struct Decays {
+    float passed[CHUNK + 1], within[2 * CHUNK];
+
+    explicit Decays(float slope) {
+        for (int i = 0; i <= CHUNK; i++) passed[i] = std::exp(-slope * i);
+        for (int i = 0; i < 2 * CHUNK; i++) within[i] = i < CHUNK ? passed[CHUNK - 1 - i] : 0;
+    }
+
+    // From tokens j, j + 1, ... of a chunk to its token i.
+    Vector to(int i, int j) const { return load(within + CHUNK - 1 - i + j); }
+};
+
+// One head, with V vectors across of its values.
+template <class T, int V> class Head {
+  public:
+    Head(int K, float slope)
+        : K(K), decays(slope), queries(CHUNK * K), keys(CHUNK * K), turned(K * CHUNK), values(CHUNK * V * LANES),
+          scores(CHUNK * CHUNK) {}
+
+    // Tokens lie `stride` elements apart, rows of the state `state_row`; `out` lies as v.
+    void run(const T *q, const T *k, const T *v, int64_t q_stride, int64_t stride, int64_t count, float *state,
+             int64_t state_row, T *out) {
+        for (int64_t first = 0; first < count; first += CHUNK) {
+            const int n = (int)std::min<int64_t>(CHUNK, count - first);
+            take(q + first * q_stride, q_stride, n, K, queries);
+            take(k + first * q_stride, q_stride, n, K, keys);
+            take(v + first * stride, stride, n, V * LANES, values);
+            std::fill(values.begin() + n * V * LANES, values.end(), 0.0f);
+            for (int j = 0; j < CHUNK; j++)
+                for (int d = 0; d < K; d++) turned[d * CHUNK + j] = j < n ? keys[j * K + d] : 0;
+            by_rows(n, [&](int i, auto rows) { attend<rows>(i, state, state_row, out + (first + i) * stride, stride); });
+            for (int j = 0; j < n; j++)
+                vectors(K, [&](int64_t d, int lanes) {
+                    store(&keys[j * K + d], load(&keys[j * K + d], lanes) * decays.passed[n - 1 - j], lanes);
+                });
+            by_rows(K, [&](int d, auto rows) {
+                Vector total[rows][V];
+                float *at = state + d * state_row;
+                for (int r = 0; r < rows; r++)
+                    for (int i = 0; i < V; i++) total[r][i] = load(at + r * state_row + i * LANES) * decays.passed[n];
+                add<rows, V>(&keys[d], 1, K, values.data(), V * LANES, n, total);
+                for (int r = 0; r < rows; r++)
+                    for (int i = 0; i < V; i++) store(at + r * state_row + i * LANES, total[r][i]);
+            });
+        }
+    }
+
+  private:
+    const int K;
+    const Decays decays;
+    std::vector<float> queries, keys, turned, values, scores;  // [C, K], [C, K], [K, C], [C, V], [C, C]
+
+    static void take(const T *x, int64_t stride, int count, int width, std::vector<float> &to) {
+        for (int i = 0; i < count; i++)
+            vectors(width, [&](int64_t d, int lanes) { store(&to[i * width + d], load(x + i * stride + d, lanes), lanes); });
+    }
+
+    // work(first, rows) for all of `count` rows, TALL at a time.
+    template <class F> static void by_rows(int count, F &&work) {
+        int i = 0;
+        for (; i + TALL <= count; i += TALL) work(i, std::integral_constant<int, TALL>{});
+        for (; i < count; i++) work(i, std::integral_constant<int, 1>{});
+    }
+
+    // Tokens i to i + R of the chunk: what the state says, decayed, and what the chunk's own tokens do.
+    template <int R> void attend(int i, const float *state, int64_t state_row, T *out, int64_t stride) {
+        Vector products[R][ACROSS] = {}, total[R][V] = {};
+        add<R, ACROSS>(&queries[i * K], K, 1, turned.data(), CHUNK, K, products);
+        for (int r = 0; r < R; r++)
+            for (int j = 0; j < ACROSS; j++)
+                store(&scores[(i + r) * CHUNK + j * LANES], products[r][j] * decays.to(i + r, j * LANES));
+        add<R, V>(&queries[i * K], K, 1, state, state_row, K, total);
+        for (int r = 0; r < R; r++)
+            for (int j = 0; j < V; j++) total[r][j] *= decays.passed[i + r + 1];
+        add<R, V>(&scores[i * CHUNK], CHUNK, 1, values.data(), V * LANES, i + R, total);
+        for (int r = 0; r < R; r++)
+            for (int j = 0; j < V; j++) store(out + r * stride + j * LANES, total[r][j]);
+    }
+};
+
+}  // namespace
+
+// q, k: [T, heads, K]; v, out: [T, heads, V], V a multiple of 16; states: [slots, heads, K, V], changed in place;
+// bounds: [sequences + 1] among the tokens.
+extern "C" void leyden_lightning_prefill(int64_t bfloat16, const void *q, const void *k, const void *v,
+                                         const float *slopes, float *states, const int64_t *slots,
+                                         const int64_t *bounds, int64_t sequences, int64_t heads, int64_t K, int64_t V,
+                                         void *out, int64_t threads) {
+    with_dtype(bfloat16, [&](auto type) {
+        using T = decltype(type);
+        // Values of a head are columns by themselves: where there are few heads, more threads share one.
+        const bool whole = V % (4 * LANES) == 0 && sequences * heads * (V / (4 * LANES)) >= threads;
+        const int64_t width = whole ? 4 * LANES : LANES, parts = V / width;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+        for (int64_t item = 0; item < sequences * heads * parts; item++) {
+            const int64_t n = item / (heads * parts), h = item / parts % heads, column = item % parts * width;
+            const int64_t first = bounds[n] * heads + h, count = bounds[n + 1] - bounds[n];
+            const auto run = [&](auto vectors_across) {
+                Head<T, vectors_across>((int)K, slopes[h])
+                    .run((const T *)q + first * K, (const T *)k + first * K, (const T *)v + first * V + column,
+                         heads * K, heads * V, count, states + ((slots[n] * heads + h) * K) * V + column, V,
+                         (T *)out + first * V + column);
+            };
+            if (whole) run(std::integral_constant<int, 4>{});
+            else run(std::integral_constant<int, 1>{});
+        }
+    });
+}
