@@ -116,6 +116,23 @@ def test_a_conversation_is_saved_with_its_answer(
     asyncio.run(run())
 
 
+def test_a_server_that_never_rests_saves_what_there_is(
+    serving: Callable[..., Any], tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("leyden.serve.http.conversations._PATIENCE_SECONDS", 0.2)
+
+    async def run() -> None:
+        async with serving() as client:
+            other = asyncio.create_task(ask(client, [SYSTEM], max_tokens=1500, n=8, ignore_eos=True))
+            await long_turn(client, tokenizer, conversation="jars")
+            await client.__dict__["service"].later.finish()
+            assert not other.done()
+            assert (tmp_path / "kept" / "jars.leyden").exists()
+            other.cancel()
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_conversation_outlives_the_server(serving: Callable[..., Any], tmp_path: Path, stream: bool) -> None:
     async def run() -> None:

@@ -1,0 +1,34 @@
+"""Work behind an answer: it is waited for at the end, and its faults are logged."""
+
+import asyncio
+
+import pytest
+
+from leyden.core.errors import UserError
+from leyden.serve.http.later import Later
+
+
+def test_all_of_it_is_finished(caplog: pytest.LogCaptureFixture) -> None:
+    done: list[str] = []
+    later = Later()
+
+    async def work(name: str, error: Exception | None = None, then: str = "") -> None:
+        await asyncio.sleep(0.01)
+        if then:
+            later.do(work(then))
+        if error is not None:
+            raise error
+        done.append(name)
+
+    async def run() -> None:
+        later.do(work("first", then="of the first"))
+        later.do(work("wrong", UserError("the disk is full")))
+        later.do(work("torn", KeyError("a defect")))
+        await later.finish()
+        await later.finish()
+
+    asyncio.run(run())
+    assert done == ["first", "of the first"]
+    told = [record.getMessage() for record in caplog.records]
+    assert told == ["behind an answer: the disk is full", "behind an answer, the server made a mistake"]
+    assert caplog.records[1].exc_info is not None and caplog.records[0].exc_info is None
