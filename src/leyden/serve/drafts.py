@@ -10,7 +10,7 @@ from leyden.serve.config import EngineConfig
 from leyden.serve.job import Generation
 from leyden.serve.memory import Memory
 from leyden.serve.runner import Reading
-from leyden.serve.sampling import Draw
+from leyden.serve.sampling import Draw, draw
 from leyden.serve.speculation import Ask, DraftModel, Guesser, PromptLookup, verify
 from leyden.serve.statistics import Statistics
 
@@ -54,11 +54,17 @@ class Drafts:
 
     def readings(self, jobs: Sequence[Generation]) -> list[Reading]:
         """The last token of each sequence, and behind it what is guessed, as far as there are pages and slots."""
-        guesses = [()] * len(jobs) if self._guesser is None else self._guesser.propose([self._ask(job) for job in jobs])
-        return [self._reading(job, guess) for job, guess in zip(jobs, guesses, strict=True)]
+        if self._guesser is None:
+            return [_reading(job) for job in jobs]
+        guesses = self._guesser.propose([self._ask(job) for job in jobs])
+        return [_reading(job, *self._lend(job, guess)) for job, guess in zip(jobs, guesses, strict=True)]
 
     def accept(self, jobs: Sequence[Generation], readings: Sequence[Reading], logits: torch.Tensor) -> list[list[Draw]]:
         """Draw from the logits [R, V] behind all that was read; each sequence then stands behind its right guesses."""
+        if self._guesser is None:
+            for job in jobs:
+                job.read += 1
+            return [[drawn] for drawn in draw([job.sampler for job in jobs], logits)]
         draws = verify([job.sampler for job in jobs], [reading.tokens[1:] for reading in readings], logits)
         for job, reading, drawn in zip(jobs, readings, draws, strict=True):
             assert job.holding is not None
@@ -85,14 +91,21 @@ class Drafts:
     def _ask(self, job: Generation) -> Ask:
         return Ask(job.name, job.tokens, min(self._draft_tokens, job.left - 1), job.sampler)
 
-    def _reading(self, job: Generation, guess: Sequence[int]) -> Reading:
+    def _lend(self, job: Generation, guess: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
+        """As much of a guess as there is room for, and the slots of the states behind it."""
         assert job.holding is not None
-        last, pages, state = len(job.tokens), job.holding.pages, job.holding.state
-        if guess and not self._memory.grow(job.holding, last + len(guess)):
-            guess = guess[: len(pages) * PAGE - last]
-        spare = self._memory.states(len(guess)) if guess else []
+        last = len(job.tokens)
+        if not self._memory.grow(job.holding, last + len(guess)):
+            guess = guess[: len(job.holding.pages) * PAGE - last]
+        spare = self._memory.states(len(guess))
         if spare is None:
-            guess = spare = ()
+            return (), ()
         self._lent += spare
-        tokens = (*job.tokens[job.read :], *guess)
-        return Reading(tokens, job.read, pages, (state, state, *spare), len(tokens))
+        return guess, spare
+
+
+def _reading(job: Generation, guess: Sequence[int] = (), spare: Sequence[int] = ()) -> Reading:
+    assert job.holding is not None
+    state = job.holding.state
+    tokens = (*job.tokens[job.read :], *guess)
+    return Reading(tokens, job.read, job.holding.pages, (state, state, *spare), len(tokens))

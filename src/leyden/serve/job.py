@@ -164,17 +164,18 @@ class Generation(Job):
 
     def take(self, draw: Draw) -> None:
         """Its next token was drawn."""
-        token = draw.token
+        token, logprobs = draw
         if not self.drawn:
             self._prefilled = time.perf_counter()
         self.tokens.append(token)
         self._tally.drawn += 1
-        if draw.logprobs is not None:
-            self._logprobs.append(draw.logprobs)
-        ended = self.sampler.ends(token)
-        if not ended:
-            self._piece += self._text.push(token)
-        if ended or self._text.stopped:
+        if logprobs is not None:
+            self._logprobs.append(logprobs)
+        if self.sampler.ends(token):
+            self.finish_reason = "stop"
+            return
+        self._piece += self._text.push(token)
+        if self._text.stopped:
             self.finish_reason = "stop"
         elif self.drawn == self._limit:
             self.finish_reason = "length"

@@ -76,7 +76,7 @@ class Usage:
     decode_seconds: float
 
 
-@dataclass(frozen=True)
+@dataclass
 class Delta:
     """What one step brought for one completion of a request.
 

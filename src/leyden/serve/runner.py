@@ -1,7 +1,7 @@
 """One step of the model over many sequences: some read a part of their prompt, others one more token each."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -9,8 +9,7 @@ from leyden.model import HybridLM, NativeDecoder, Pools, Rows
 from leyden.model.pools import GRAIN, pad_rows
 
 
-@dataclass(frozen=True)
-class Reading:
+class Reading(NamedTuple):
     """What one sequence reads in a step.
 
     Attributes:
@@ -48,7 +47,6 @@ class Runner:
         self.pools = pools
         self.native = native
 
-    @torch.inference_mode()
     def run(self, decodes: Sequence[Reading], prefills: Sequence[Reading]) -> torch.Tensor:
         """Read all of them.
 
@@ -60,9 +58,14 @@ class Runner:
         Returns:
             The logits [R, V] in float32 of the wanted tokens, in the order of ``decodes`` and then ``prefills``.
         """
-        if self.native is not None and decodes:
-            decoded = self.native.run(decodes)
-            return torch.cat([decoded, self.run([], prefills)]) if prefills else decoded
+        if self.native is None or not decodes:
+            return self._run(decodes, prefills)
+        decoded = self.native.run(decodes)
+        return torch.cat([decoded, self._run([], prefills)]) if prefills else decoded
+
+    @torch.inference_mode()
+    def _run(self, decodes: Sequence[Reading], prefills: Sequence[Reading]) -> torch.Tensor:
+        """By the modules."""
         device = self.pools.states.device
         rounds, order = _rounds(decodes)
         tokens = [decodes[i].tokens[j] for i, j in order]

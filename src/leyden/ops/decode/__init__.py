@@ -85,18 +85,13 @@ class Batch:
             it, and where the sequence's pages begin in ``pages``.
         bounds: of the sequences among the tokens, from 0.
         wanted: the tokens whose logits are asked for.
-        pages: int32, of all sequences.
+        pages: of all sequences.
     """
 
-    rows: "array[int]" = field(default_factory=lambda: array("q"))
-    bounds: "array[int]" = field(default_factory=lambda: array("q", [0]))
-    wanted: "array[int]" = field(default_factory=lambda: array("q"))
-    pages: "array[int]" = field(default_factory=lambda: array("i"))
-
-    @property
-    def num_rows(self) -> int:
-        """Tokens."""
-        return len(self.rows) // 5
+    rows: list[int] = field(default_factory=list)
+    bounds: list[int] = field(default_factory=lambda: [0])
+    wanted: list[int] = field(default_factory=list)
+    pages: list[int] = field(default_factory=list)
 
 
 def decode_step(model: ModelAddresses, batch: Batch) -> torch.Tensor:
@@ -112,12 +107,9 @@ def decode_step(model: ModelAddresses, batch: Batch) -> torch.Tensor:
         UnavailableError: the native step cannot be had here.
     """
     logits = torch.empty(len(batch.wanted), model.vocab, dtype=torch.float32)
-    addresses = _BatchAddresses(
-        batch.num_rows,
-        len(batch.bounds) - 1,
-        len(batch.wanted),
-        *(numbers.buffer_info()[0] for numbers in (batch.rows, batch.bounds, batch.wanted, batch.pages)),
-    )
+    sizes = (len(batch.rows) // 5, len(batch.bounds) - 1, len(batch.wanted))
+    lists = (array("q", batch.rows), array("q", batch.bounds), array("q", batch.wanted), array("i", batch.pages))
+    addresses = _BatchAddresses(*sizes, *(numbers.buffer_info()[0] for numbers in lists))
     library().leyden_decode(
         ctypes.byref(model),
         ctypes.byref(addresses),

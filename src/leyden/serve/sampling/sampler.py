@@ -5,7 +5,7 @@ same in whatever company they are drawn.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,8 +17,7 @@ from leyden.serve.sampling.penalties import Adjustments, adjust
 from leyden.serve.sampling.uniform import Uniforms
 
 
-@dataclass(frozen=True)
-class Draw:
+class Draw(NamedTuple):
     """One drawn token.
 
     Attributes:
@@ -88,7 +87,7 @@ class Sampler:
         """
         own = self.sampling
         uniform = self._uniforms(self.num_drawn + ahead)
-        return int(_argmax(logits) if own.greedy else invert(logits, own, uniform))
+        return _argmax(logits[None])[0] if own.greedy else int(invert(logits, own, uniform))
 
     def record(self, token: int) -> None:
         """``token`` is the next one."""
@@ -131,20 +130,18 @@ def _adjusted(samplers: Sequence[Sampler], logits: torch.Tensor) -> torch.Tensor
 
 
 def _choose(samplers: Sequence[Sampler], logits: torch.Tensor) -> list[int]:
-    if all(sampler.sampling.greedy for sampler in samplers):
-        return _argmax(logits).tolist()
-    tokens = [
-        _argmax(row) if own.sampling.greedy else invert(row, own.sampling, own.uniform)
-        for own, row in zip(samplers, logits, strict=True)
-    ]
-    return torch.stack(tokens).tolist()
+    drawn = [row for row, own in enumerate(samplers) if not own.sampling.greedy]
+    tokens = _argmax(logits) if len(drawn) < len(samplers) else [0] * len(samplers)
+    if drawn:
+        inverted = torch.stack([invert(logits[row], samplers[row].sampling, samplers[row].uniform) for row in drawn])
+        for row, token in zip(drawn, inverted.tolist(), strict=True):
+            tokens[row] = token
+    return tokens
 
 
-def _argmax(logits: torch.Tensor) -> torch.Tensor:
-    """The first of the largest of logits [..., V]. On a CPU numpy finds it ten times faster than torch."""
-    if logits.device.type == "cpu":
-        return torch.as_tensor(logits.numpy().argmax(-1))
-    return logits.argmax(-1)
+def _argmax(logits: torch.Tensor) -> list[int]:
+    """The first of the largest in each row of logits [R, V]. On a CPU numpy finds it ten times faster than torch."""
+    return (logits.numpy() if logits.is_cpu else logits).argmax(-1).tolist()
 
 
 def invert(logits: torch.Tensor, sampling: Sampling, uniform: float) -> torch.Tensor:
@@ -176,28 +173,34 @@ def filter_weights(weights: torch.Tensor, sampling: Sampling) -> None:
         weights: [V] float32, probabilities relative to the largest.
         sampling: the filters.
     """
-    smallest = torch.tensor(sampling.min_p, device=weights.device)
+    values = weights.numpy() if weights.is_cpu else weights  # on a CPU numpy selects and sorts much faster than torch
+    smallest = sampling.min_p
     if sampling.top_k is not None or sampling.top_p < 1:
-        head, total = weights, weights.sum(dtype=torch.float64)
-        if sampling.top_k is None:  # all tokens below this one together have less than 1 - p, so none of them is kept
-            head = weights[weights > (1 - sampling.top_p) * total / (2 * len(weights))]
-        head = _falling(head, sampling.top_k)
-        if sampling.top_p < 1:
-            below = head.cumsum(0, dtype=torch.float64)
-            total = total if sampling.top_k is None else below[-1]
-            head = head[: torch.searchsorted(below, sampling.top_p * total) + 1]
-        smallest = torch.maximum(smallest, head[-1])
-    elif sampling.min_p == 0:
-        return
-    weights.masked_fill_(weights < smallest, 0)
+        smallest = max(smallest, float(_head(values, weights.sum(dtype=torch.float64), sampling)[-1]))
+    if smallest > 0:
+        values *= values >= smallest
 
 
-def _falling(values: torch.Tensor, count: int | None) -> torch.Tensor:
-    """The largest ``count`` of [V], or all, in falling order. On a CPU numpy sorts forty times faster than torch."""
+def _head(weights: torch.Tensor | np.ndarray, total: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """Of weights [V] whose sum is ``total``, those that ``top_k`` and ``top_p`` keep, in falling order."""
+    if sampling.top_k is None:
+        # All tokens up to this weight together have less than 1 - p, so none of them is kept.
+        bound = float((1 - sampling.top_p) * total / (2 * len(weights)))
+        kept = weights > bound
+        weights = weights[kept] if isinstance(weights, torch.Tensor) else np.compress(kept, weights)
+    head = _falling(weights, sampling.top_k)
+    if sampling.top_p < 1:
+        below = head.cumsum(0, dtype=torch.float64)
+        total = total if sampling.top_k is None else below[-1]
+        head = head[: torch.searchsorted(below, sampling.top_p * total) + 1]
+    return head
+
+
+def _falling(values: torch.Tensor | np.ndarray, count: int | None) -> torch.Tensor:
+    """The largest ``count`` of [V], or all, in falling order."""
     count = min(count or len(values), len(values))
-    if values.device.type != "cpu":
+    if isinstance(values, torch.Tensor):
         return values.topk(count).values
-    array = values.numpy()
-    if count < len(array):
-        array = np.partition(array, len(array) - count)[-count:]
-    return torch.from_numpy(np.sort(array)).flip(0)
+    if count < len(values):
+        values = np.partition(values, -count)[-count:]
+    return torch.from_numpy(np.sort(values)).flip(0)
