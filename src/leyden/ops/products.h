@@ -1,9 +1,9 @@
 // Products of a matrix with many rows at once, such that a row's result never depends on the rows beside it.
 //
-// Four rows of the input lie in a vector together, a quarter of its lanes each; a quarter of a vector's worth of one row
-// of the weights is spread over all four quarters and multiplied with them. A sum is thus four partial sums along the
-// width that meet at the end, in one order wherever in a tile it lands: its bits are the same for every batch and every
-// number of threads.
+// Four rows of the input lie in a vector together, a quarter of its lanes each; a quarter of a vector's worth of one
+// row of the weights is spread over all four quarters and multiplied with them. One or two rows are spread themselves,
+// and four rows of the weights share a vector. Either way a sum is four partial sums, each in the order of the width,
+// that meet at the end: its bits are the same for every batch and every number of threads.
 //
 // The input is float32, or bfloat16 where the model computes in bfloat16 and the processor multiplies pairs of it
 // (AVX512_BF16): inputs of products are then rounded as the model's own modules round them; sums are float32 always.
@@ -67,7 +67,9 @@ template <> struct Quarter<float> {
 template <> struct Quarter<BFloat16> {
     static constexpr int SIZE = 8;
     typedef __m512bh Whole;
-    static Whole spread(const BFloat16 *p) { return (Whole)_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)p)); }
+    static Whole spread(const BFloat16 *p) {
+        return (Whole)_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)p));
+    }
     static Whole whole(const BFloat16 *p) { return (Whole)_mm512_loadu_si512(p); }
     static Vector multiply(Vector total, Whole w, Whole x) { return (Vector)_mm512_dpbf16_ps((__m512)total, w, x); }
 };
@@ -156,6 +158,63 @@ inline void tile(const X *const *w, const X *x, int n, const W *next, int64_t st
         for (int k = 0; k < T / 4; k++) sums[k][f] = meet(total[f] + 4 * k);
 }
 
+// Whether w can be interleaved, as far as the processor goes.
+template <class W, class X> constexpr bool INTERLEAVES = false;
+
+#ifdef __AVX512F__
+template <class X> constexpr bool INTERLEAVES<X, X> = true;
+
+// A line of four rows of weights: part[k] has the k-th quarter of each.
+template <class X> inline void interleave(const X *const *w, int i, typename Quarter<X>::Whole *part) {
+    typedef typename Quarter<X>::Whole Whole;
+    const __m512i a = _mm512_loadu_si512(w[0] + i), b = _mm512_loadu_si512(w[1] + i);
+    const __m512i c = _mm512_loadu_si512(w[2] + i), d = _mm512_loadu_si512(w[3] + i);
+    const __m512i ab = _mm512_shuffle_i32x4(a, b, 0x44), cd = _mm512_shuffle_i32x4(c, d, 0x44);
+    const __m512i ab2 = _mm512_shuffle_i32x4(a, b, 0xee), cd2 = _mm512_shuffle_i32x4(c, d, 0xee);
+    part[0] = (Whole)_mm512_shuffle_i32x4(ab, cd, 0x88), part[1] = (Whole)_mm512_shuffle_i32x4(ab, cd, 0xdd);
+    part[2] = (Whole)_mm512_shuffle_i32x4(ab2, cd2, 0x88), part[3] = (Whole)_mm512_shuffle_i32x4(ab2, cd2, 0xdd);
+}
+#endif
+
+#ifdef __AVX512BF16__
+template <> constexpr bool INTERLEAVES<Int8, BFloat16> = true;
+
+inline void interleave(const Int8 *const *w, int i, __m512bh *part) {
+    const auto row = [&](int j) { return _mm256_loadu_si256((const __m256i *)(w[j] + i)); };
+    const auto wide = [](__m128i bytes) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)); };
+    const auto convert = [&](__m256i v) {
+        return _mm512_cvtne2ps_pbh(wide(_mm256_extracti128_si256(v, 1)), wide(_mm256_castsi256_si128(v)));
+    };
+    const auto first = [&](__m256i a, __m256i b) { return convert(_mm256_permute2x128_si256(a, b, 0x20)); };
+    const auto last = [&](__m256i a, __m256i b) { return convert(_mm256_permute2x128_si256(a, b, 0x31)); };
+    const __m256i ab = _mm256_unpacklo_epi64(row(0), row(1)), cd = _mm256_unpacklo_epi64(row(2), row(3));
+    const __m256i ab2 = _mm256_unpackhi_epi64(row(0), row(1)), cd2 = _mm256_unpackhi_epi64(row(2), row(3));
+    part[0] = first(ab, cd), part[1] = first(ab2, cd2), part[2] = last(ab, cd), part[3] = last(ab2, cd2);
+}
+#endif
+
+// block[b][j] = w[j] . x[b] for `columns` rows of weights, 16 at most, and B of input; n is a multiple of a line.
+template <int B, class W, class X>
+void multiply_few(const W *w, int64_t stride, int n, int columns, const X *const *x, float (*block)[LANES]) {
+    using Q = Quarter<X>;
+    Vector total[B][4] = {};  // of four rows of weights that lie four apart
+    const W *rows[4][4];
+    for (int j = 0; j < LANES; j++) rows[j % 4][j / 4] = w + stride * std::min(j, columns - 1);
+    for (int i = 0; i < n; i += 4 * Q::SIZE)
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; k++) {
+            typename Q::Whole part[4];
+            for (int j = 0; j < 4; j++) __builtin_prefetch(rows[k][j] + LANES * stride + i);
+            interleave(rows[k], i, part);
+#pragma GCC unroll 4
+            for (int b = 0; b < B; b++)
+#pragma GCC unroll 4
+                for (int q = 0; q < 4; q++)
+                    total[b][k] = Q::multiply(total[b][k], part[q], Q::spread(x[b] + i + q * Q::SIZE));
+        }
+    for (int b = 0; b < B; b++) store(block[b], meet(total[b]));
+}
+
 // work(number) for a number from 1 to MOST, which is then known to the compiler.
 template <int MOST, class F> inline void with_number(int number, F &&work) {
     if constexpr (MOST > 1)
@@ -197,14 +256,22 @@ template <class W, class X>
 void product(const W *w, int64_t stride, const float *scale, int n, int begin, int end, Rows<X> x, float *y,
              int64_t y_stride) {
     constexpr int BLOCK = 16 * FOURS;  // rows of input, which stay in the nearest cache beside a tile of weights
+    constexpr int FEW = INTERLEAVES<W, X> ? 2 : 0;
     alignas(64) float block[BLOCK][LANES];
     for (int first = 0; first < x.count; first += BLOCK) {
         const int rows = std::min(BLOCK, x.count - first), fours = (rows + 3) / 4;
-        const X *packed = pack(x, first, rows, n);
+        const bool few = rows <= FEW && n % (4 * Quarter<X>::SIZE) == 0;
+        const X *packed = few ? nullptr : pack(x, first, rows, n), *single[] = {x[first], x[first + rows - 1]};
         for (int r = begin; r < end; r += LANES) {
             const int columns = std::min(LANES, end - r);
-            if (fours == 1) multiply<TALL, 1>(w + stride * r, stride, n, columns, packed, fours, block);
-            else multiply<TILE, FOURS>(w + stride * r, stride, n, columns, packed, fours, block);
+            const W *weights = w + stride * r;
+            if constexpr (FEW > 0)
+                if (few)
+                    with_number<FEW>(rows, [&](auto B) {
+                        multiply_few<B>(weights, stride, n, columns, single, block);
+                    });
+            if (!few && fours == 1) multiply<TALL, 1>(weights, stride, n, columns, packed, fours, block);
+            if (!few && fours > 1) multiply<TILE, FOURS>(weights, stride, n, columns, packed, fours, block);
             const Vector scales = scale ? load(scale + r, columns) : Vector{} + 1;
             for (int b = 0; b < rows; b++) store(y + (first + b) * y_stride + r, load(block[b]) * scales, columns);
         }

@@ -1,7 +1,7 @@
 // Lightning attention of a ragged batch whose states lie in a pool: chunks of portable.py, one head after another.
 //
-// A chunk of a head stays in a core's nearest caches from its tokens to its outputs. Sums are float32, each in one order
-// whatever else is computed beside it; what a token yields depends on its sequence up to it alone.
+// A chunk of a head stays in a core's nearest caches from its tokens to its outputs. Sums are float32, each in one
+// order whatever else is computed beside it; what a token yields depends on its sequence up to it alone.
 
 #include "native.h"
 
@@ -58,7 +58,9 @@ template <class T, int V> class Head {
             std::fill(values.begin() + n * V * LANES, values.end(), 0.0f);
             for (int j = 0; j < CHUNK; j++)
                 for (int d = 0; d < K; d++) turned[d * CHUNK + j] = j < n ? keys[j * K + d] : 0;
-            by_rows(n, [&](int i, auto rows) { attend<rows>(i, state, state_row, out + (first + i) * stride, stride); });
+            by_rows(n, [&](int i, auto rows) {
+                attend<rows>(i, state, state_row, out + (first + i) * stride, stride);
+            });
             for (int j = 0; j < n; j++)
                 vectors(K, [&](int64_t d, int lanes) {
                     store(&keys[j * K + d], load(&keys[j * K + d], lanes) * decays.passed[n - 1 - j], lanes);
@@ -82,7 +84,9 @@ template <class T, int V> class Head {
 
     static void take(const T *x, int64_t stride, int count, int width, std::vector<float> &to) {
         for (int i = 0; i < count; i++)
-            vectors(width, [&](int64_t d, int lanes) { store(&to[i * width + d], load(x + i * stride + d, lanes), lanes); });
+            vectors(width, [&](int64_t d, int lanes) {
+                store(&to[i * width + d], load(x + i * stride + d, lanes), lanes);
+            });
     }
 
     // work(first, rows) for all of `count` rows, TALL at a time.
