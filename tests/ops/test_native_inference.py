@@ -13,7 +13,14 @@ from exactness import assert_within_noise, examples, random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leyden.ops import drop_over_capacity, lightning_attention_prefill, native, route, swiglu_experts
+from leyden.ops import (
+    drop_over_capacity,
+    lightning_attention,
+    lightning_attention_prefill,
+    native,
+    route,
+    swiglu_experts,
+)
 from leyden.ops.int8_linear import Int8Matrices, quantize_rows
 
 pytestmark = pytest.mark.skipif(isinstance(native.load(), native.UnavailableError), reason="no C++ compiler here")
@@ -94,6 +101,32 @@ def test_lightning_attention_has_the_same_bits_in_parts(dtype: torch.dtype, cut:
         for span, cu in ((slice(0, cut), [0, cut]), (slice(cut, 230), [0, 230 - cut]))
     ]
     assert torch.equal(torch.cat(pieces, 1), out) and torch.equal(parts, whole)
+
+
+@BOTH
+@pytest.mark.parametrize("packed", [False, True])
+def test_rows_and_documents_without_gradients(dtype: torch.dtype, packed: bool) -> None:
+    shape = (1, 130, 4, 32) if packed else (2, 65, 4, 32)
+    q, k, v = (random(*shape, dtype=dtype, seed=s) for s in range(3))
+    first, cu = random(2, 4, 32, 32, dtype=torch.float32, seed=3), torch.tensor([0, 30, 130]) if packed else None
+    for state in (None, first):
+        exact_state = None if state is None else state.double()
+        exact = lightning_attention(*(x.double() for x in (q, k, v)), SLOPES, exact_state, cu, "reference")
+        plain = lightning_attention(q, k, v, SLOPES, state, cu, "torch")
+        mine = lightning_attention(q, k, v, SLOPES, state, cu)
+        assert all(map(torch.equal, mine, lightning_attention(q, k, v, SLOPES, state, cu, "native")))
+        for name, a, p, e in zip(("output", "states"), mine, plain, exact, strict=True):
+            assert_within_noise(a, p, e, dim=2 if name == "output" else 1, what=name)
+    assert torch.equal(first, random(2, 4, 32, 32, dtype=torch.float32, seed=3))
+
+
+def test_gradients_take_another_body() -> None:
+    q = random(1, 5, 4, 16, dtype=torch.float32).requires_grad_()
+    assert lightning_attention(q, q, q, SLOPES)[0].requires_grad
+    with pytest.raises(ValueError, match="no gradients; use 'auto'"):
+        lightning_attention(q, q, q, SLOPES, backend="native")
+    with torch.no_grad():
+        lightning_attention(q, q, q, SLOPES, backend="native")
 
 
 def test_values_of_other_widths_are_refused() -> None:

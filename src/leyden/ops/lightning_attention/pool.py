@@ -6,9 +6,10 @@ import torch
 
 from leyden.ops.backend import choose
 from leyden.ops.lightning_attention.checks import check_inputs, check_pool
+from leyden.ops.lightning_attention.native import prefill_natively
 from leyden.ops.lightning_attention.portable import lightning_attention_portable, lightning_attention_step
 from leyden.ops.lightning_attention.reference import lightning_attention_reference
-from leyden.ops.native import LANES, call
+from leyden.ops.native import LANES
 
 
 def lightning_attention_prefill(
@@ -43,7 +44,7 @@ def lightning_attention_prefill(
     native = q.dtype if backend == "native" or v.shape[-1] % LANES == 0 else None
     chosen = choose("lightning_attention_prefill", backend, q.device, triton=q.dtype, native=native)
     if chosen == "native":
-        return _prefill_natively(q, k, v, slopes, states, slots, cu_seqlens)
+        return prefill_natively(q, k, v, slopes, states, slots, cu_seqlens)
     if chosen == "triton":
         from leyden.ops.lightning_attention.launch import prefill
 
@@ -51,26 +52,6 @@ def lightning_attention_prefill(
     body = lightning_attention_reference if chosen == "reference" else lightning_attention_portable
     out, ends = body(q, k, v, slopes, states[slots], cu_seqlens)
     states[slots] = ends.to(states.dtype)
-    return out
-
-
-def _prefill_natively(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    slopes: torch.Tensor,
-    states: torch.Tensor,
-    slots: torch.Tensor,
-    cu_seqlens: torch.Tensor,
-) -> torch.Tensor:
-    """``native.cpp``, whose products are float32 in bfloat16 as well."""
-    width = v.shape[-1]
-    if width % LANES:
-        raise ValueError(f"lightning_attention_prefill: native takes value dims that {LANES} divides; given {width}.")
-    out = torch.empty_like(v, memory_format=torch.contiguous_format)
-    tokens = (q.contiguous(), k.contiguous(), v.contiguous(), slopes.float().contiguous())
-    places = (slots.long().contiguous(), cu_seqlens.long().contiguous())
-    call("leyden_lightning_prefill", q.dtype, *tokens, states, *places, len(slots), *q.shape[2:], width, out)
     return out
 
 
