@@ -106,12 +106,13 @@ class NativeDecoder:
             decodes: of tokens in the vocabulary, with slots and pages of the pools; nothing is checked.
         """
         batch = Batch()
+        rows, pages = batch.rows, batch.pages
         stop = 0
         for decode in decodes:
-            table, position, states = len(batch.pages), decode.start, decode.states
-            batch.pages += decode.pages
+            table, position, states = len(pages), decode.start, decode.states
+            pages += decode.pages
             for i, token in enumerate(decode.tokens):
-                batch.rows += token, position + i, states[i], states[i + 1], table
+                rows += token, position + i, states[i], states[i + 1], table
             stop += len(decode.tokens)
             batch.bounds.append(stop)
             batch.wanted += range(stop - decode.wanted, stop)

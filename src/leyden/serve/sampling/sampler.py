@@ -176,22 +176,25 @@ def filter_weights(weights: torch.Tensor, sampling: Sampling) -> None:
     values = weights.numpy() if weights.is_cpu else weights  # on a CPU numpy selects and sorts much faster than torch
     smallest = sampling.min_p
     if sampling.top_k is not None or sampling.top_p < 1:
-        smallest = max(smallest, float(_head(values, weights.sum(dtype=torch.float64), sampling)[-1]))
+        total = float(weights.sum(dtype=torch.float64))
+        smallest = max(smallest, float(_head(values, total, sampling)[-1]))
     if smallest > 0:
         values *= values >= smallest
 
 
-def _head(weights: torch.Tensor | np.ndarray, total: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+def _head(weights: torch.Tensor | np.ndarray, total: float, sampling: Sampling) -> torch.Tensor:
     """Of weights [V] whose sum is ``total``, those that ``top_k`` and ``top_p`` keep, in falling order."""
     if sampling.top_k is None:
         # All tokens up to this weight together have less than 1 - p, so none of them is kept.
-        bound = float((1 - sampling.top_p) * total / (2 * len(weights)))
-        kept = weights > bound
-        weights = weights[kept] if isinstance(weights, torch.Tensor) else np.compress(kept, weights)
+        bound = (1 - sampling.top_p) * total / (2 * len(weights))
+        if isinstance(weights, torch.Tensor):
+            weights = weights[weights > bound]
+        else:
+            weights = np.compress(weights > bound, weights)
     head = _falling(weights, sampling.top_k)
     if sampling.top_p < 1:
         below = head.cumsum(0, dtype=torch.float64)
-        total = total if sampling.top_k is None else below[-1]
+        total = total if sampling.top_k is None else float(below[-1])
         head = head[: torch.searchsorted(below, sampling.top_p * total) + 1]
     return head
 
