@@ -165,9 +165,10 @@ class Generation(Job):
     def take(self, draw: Draw) -> None:
         """Its next token was drawn."""
         token, logprobs = draw
-        if not self.drawn:
-            self._prefilled = time.perf_counter()
         self.tokens.append(token)
+        drawn = self.drawn
+        if drawn == 1:
+            self._prefilled = time.perf_counter()
         self._tally.drawn += 1
         if logprobs is not None:
             self._logprobs.append(logprobs)
@@ -177,7 +178,7 @@ class Generation(Job):
         self._piece += self._text.push(token)
         if self._text.stopped:
             self.finish_reason = "stop"
-        elif self.drawn == self._limit:
+        elif drawn == self._limit:
             self.finish_reason = "length"
 
     def delta(self, error: str | None = None) -> Delta:
