@@ -160,7 +160,8 @@ def invert(logits: torch.Tensor, sampling: Sampling, uniform: float) -> torch.Te
     weights = (logits - logits.max()).div_(sampling.temperature).exp_()
     filter_weights(weights, sampling)
     below = weights.cumsum(0, dtype=torch.float64)
-    return torch.searchsorted(below, uniform * below[-1], right=True).clamp_(max=len(weights) - 1)
+    # Where none of the others exceeds it, it is the last token, also if rounding makes the product the whole sum.
+    return torch.searchsorted(below[:-1], uniform * below[-1], right=True)
 
 
 def filter_weights(weights: torch.Tensor, sampling: Sampling) -> None:
