@@ -249,9 +249,11 @@ void multiply(const W *w, int64_t stride, int n, int columns, const X *x, int fo
     }
 }
 
+// From one row of y to the next: rows that lie powers of two apart push each other out of the caches.
+inline int64_t apart(int64_t width) { return width + LANES; }
+
 // y[b][r] = scale[r] * (w[r] . x[b]) for weight rows r from begin to end and all rows of input; n is a multiple of 16.
-// A null scale is 1. Results leave in whole lines of the cache: rows of y lie powers of two apart, and would push each
-// other out of it line by line.
+// A null scale is 1. Results leave in whole lines of the cache.
 template <class W, class X>
 void product(const W *w, int64_t stride, const float *scale, int n, int begin, int end, Rows<X> x, float *y,
              int64_t y_stride) {

@@ -100,7 +100,7 @@ template <class X> struct Shared {
     Buffer<float> x, normed;                  // [B, D]
     Buffer<X> input;                          // [B, D], normed
     Buffer<float> cosine, sine;               // [B, rotary_dim / 2]
-    Buffer<float> projected;                  // [B, 4HK] or [B, HK + 2GK]
+    Buffer<float> projected;                  // [B, 4HK] or [B, HK + 2GK], rows apart() as those of all products
     Buffer<float> attended;                   // [B, HK]
     Buffer<X> inner;                          // [B, HK]: queries, then what the heads yield
     Buffer<float> parts;                      // [pieces of all rows, H, K + 2]
@@ -117,11 +117,11 @@ template <class X> struct Shared {
         const int64_t B = batch.num_rows, A = B * m.top_k, width = m.heads * m.head_dim;
         x.fit(B * m.hidden), normed.fit(B * m.hidden), input.fit(B * m.hidden);
         cosine.fit(B * m.rotary_dim / 2), sine.fit(B * m.rotary_dim / 2);
-        projected.fit(B * std::max<int64_t>(4 * width, width + 2 * m.kv_heads * m.head_dim));
+        projected.fit(B * apart(std::max<int64_t>(4 * width, width + 2 * m.kv_heads * m.head_dim)));
         attended.fit(B * width), inner.fit(B * width);
         share.fit(A), chosen.fit(A), coefficient.fit(B);
-        const int64_t hidden = A * m.intermediate + B * m.shared;
-        gate.fit(hidden), up.fit(hidden), active.fit(hidden), added.fit((A + B) * m.hidden);
+        const int64_t hidden = A * apart(m.intermediate) + B * apart(m.shared);
+        gate.fit(hidden), up.fit(hidden), active.fit(hidden), added.fit((A + B) * apart(m.hidden));
         first_piece.assign(1, 0);
         for (int64_t b = 0; b < B; b++)
             first_piece.push_back(first_piece[b] + Pieces(batch.rows[b].position + 1).count);
@@ -155,7 +155,7 @@ template <class T> class Worker {
         : m(model), batch(batch), at(shared), B((int)batch.num_rows), K(m.head_dim), width(m.heads * m.head_dim),
           rank(rank), size(size), first(m.experts + 1), order(B * m.top_k), place(B * m.top_k) {}
 
-    void run(float *logits) {
+    void run(float *logits, int64_t logits_stride) {
         of_rows(B, [&](int b) { embed(b); });
         barrier();
         for (int i = 0; i < m.layers; i++) {
@@ -177,7 +177,7 @@ template <class T> class Worker {
         const int R = (int)batch.num_wanted;
         of_rows(R, [&](int r) { norm(m.final_norm, (int)batch.wanted[r], r); });
         barrier();
-        project(m.head, m.hidden, m.vocab, {at.input + 0, m.hidden, R}, logits, m.vocab);
+        project(m.head, m.hidden, m.vocab, {at.input + 0, m.hidden, R}, logits, logits_stride);
     }
 
   private:
@@ -269,19 +269,20 @@ template <class T> class Worker {
         const Buffer<float> &kept = m.postnorm ? at.normed : at.x;
         const auto [begin, end] = mine(m.hidden);
         for (int b = 0; b < B; b++)
-            for (int64_t i = b * m.hidden + begin; i < b * m.hidden + end; i += LANES)
-                store(at.x + i, load(kept + i) * alpha + load(at.added + i) * beta);
+            for (int i = begin; i < end; i += LANES)
+                store(at.x + b * m.hidden + i,
+                      load(kept + b * m.hidden + i) * alpha + load(at.added + b * apart(m.hidden) + i) * beta);
     }
 
     // From the heads to the residual stream.
     void attended(const Layer &layer) const {
         barrier();
-        project(layer.out, width, m.hidden, {at.inner + 0, width, B}, at.added + 0, m.hidden);
+        project(layer.out, width, m.hidden, {at.inner + 0, width, B}, at.added + 0, apart(m.hidden));
         residual(layer.attention_alpha, layer.attention_beta);
     }
 
     void lightning(const Layer &layer) {
-        const int64_t stride = 4 * width;
+        const int64_t stride = apart(4 * width);
         project(layer.first, m.hidden, 3 * width, inputs(), at.projected + 0, stride);
         project(layer.second, m.hidden, width, inputs(), at.projected + 3 * width, stride);
         const auto [begin, end] = mine(3 * width);
@@ -311,7 +312,7 @@ template <class T> class Worker {
     // One row of one head, whose q, k and v follow each other.
     void recur(const Layer &layer, int64_t b, int64_t h) const {
         const Row &row = batch.rows[b];
-        const float *q = at.projected + b * 4 * width + 3 * h * K, *k = q + K, *v = k + K;
+        const float *q = at.projected + b * apart(4 * width) + 3 * h * K, *k = q + K, *v = k + K;
         const auto state = [&](int64_t slot) { return layer.states + (slot * m.heads + h) * K * K; };
         const float *from = row.position ? state(row.before) : nullptr;
         float *to = state(row.after), *out = at.attended + b * width + h * K;
@@ -324,7 +325,7 @@ template <class T> class Worker {
 
     void softmax(const Layer &layer) {
         const int G = m.kv_heads, group = m.heads / G, half = m.rotary_dim / 2;
-        const int64_t narrow = G * K, stride = width + 2 * narrow, part = K + 2;
+        const int64_t narrow = G * K, stride = apart(width + 2 * narrow), part = K + 2;
         float *projected = at.projected + 0;
         project(layer.first, m.hidden, width, inputs(), projected, stride);
         project(layer.second, m.hidden, narrow, inputs(), projected + width, stride);
@@ -402,8 +403,8 @@ template <class T> class Worker {
     // active = silu(gate) * up in this thread's columns of rows of width n.
     void activate(const float *gate, const float *up, int count, int n, X *active) const {
         const auto [begin, end] = mine(n);
-        for (int a = 0; a < count; a++)
-            for (int64_t i = (int64_t)a * n + begin; i < (int64_t)a * n + end; i += LANES) {
+        for (int64_t a = 0; a < count; a++)
+            for (int64_t i = a * apart(n) + begin; i < a * apart(n) + end; i += LANES) {
                 const Vector g = load(gate + i);
                 store(active + i, g * leyden::sigmoid(g) * load(up + i));
             }
@@ -412,29 +413,29 @@ template <class T> class Worker {
     // The assignments to experts lie sorted in the buffers; behind them all rows, which the shared expert takes.
     void feed_forward(const Layer &layer) {
         const int F = m.intermediate, E = m.experts, A = E ? B * m.top_k : 0, D = m.hidden;
+        const int64_t inner = apart(F), outer = apart(D), shared = apart(m.shared), behind = A * inner;
         sort();
         for (int e = 0; e < E; e++) {
             if (first[e] == first[e + 1]) continue;
             const Rows<X> x{at.input + 0, D, first[e + 1] - first[e], &order[first[e]]};
-            const int64_t offset = (int64_t)first[e] * F, row = (int64_t)e * m.expert_rows;
-            project(layer.gate, D, F, x, at.gate + offset, F, row);
-            project(layer.up, D, F, x, at.up + offset, F, row);
+            const int64_t offset = first[e] * inner, row = (int64_t)e * m.expert_rows;
+            project(layer.gate, D, F, x, at.gate + offset, inner, row);
+            project(layer.up, D, F, x, at.up + offset, inner, row);
         }
         activate(at.gate + 0, at.up + 0, A, F, at.active + 0);
-        const int64_t behind = (int64_t)A * F;
         if (m.shared) {
-            project(layer.shared_gate, D, m.shared, inputs(), at.gate + behind, m.shared);
-            project(layer.shared_up, D, m.shared, inputs(), at.up + behind, m.shared);
+            project(layer.shared_gate, D, m.shared, inputs(), at.gate + behind, shared);
+            project(layer.shared_up, D, m.shared, inputs(), at.up + behind, shared);
             activate(at.gate + behind, at.up + behind, B, m.shared, at.active + behind);
         }
         barrier();
         for (int e = 0; e < E; e++) {
             if (first[e] == first[e + 1]) continue;
-            const Rows<X> x{at.active + (int64_t)first[e] * F, F, first[e + 1] - first[e]};
-            project(layer.down, F, D, x, at.added + (int64_t)first[e] * D, D, (int64_t)e * D);
+            const Rows<X> x{at.active + first[e] * inner, inner, first[e + 1] - first[e]};
+            project(layer.down, F, D, x, at.added + first[e] * outer, outer, (int64_t)e * D);
         }
         if (m.shared)
-            project(layer.shared_down, m.shared, D, {at.active + behind, m.shared, B}, at.added + (int64_t)A * D, D);
+            project(layer.shared_down, m.shared, D, {at.active + behind, shared, B}, at.added + A * outer, outer);
         const auto [begin, end] = mine(D);
         for (int b = 0; b < B; b++) mix(layer, b, begin, end, A);
     }
@@ -446,24 +447,24 @@ template <class T> class Worker {
         for (int i = begin; i < end; i += LANES) {
             Vector y = {};
             for (int j = b * m.top_k; m.experts && j < (b + 1) * m.top_k; j++)
-                y += at.share[j] * load(at.added + (int64_t)place[j] * m.hidden + i);
-            if (m.shared) y = y * (1 - c) + load(at.added + (A + b) * m.hidden + i) * c;
+                y += at.share[j] * load(at.added + place[j] * apart(m.hidden) + i);
+            if (m.shared) y = y * (1 - c) + load(at.added + (A + b) * apart(m.hidden) + i) * c;
             store(at.x + b * m.hidden + i, load(kept + i) * layer.mlp_alpha + y * layer.mlp_beta);
         }
     }
 };
 
-template <class T> void step(const Model &model, const Batch &batch, int threads, float *logits) {
+template <class T> void step(const Model &model, const Batch &batch, int threads, float *logits, int64_t stride) {
     static thread_local Shared<Input<T>> kept;
     Shared<Input<T>> &shared = kept;  // of this thread, for all of its team
     shared.fit(model, batch);
 #pragma omp parallel num_threads(threads)
-    Worker<T>(model, batch, shared, omp_get_thread_num(), omp_get_num_threads()).run(logits);
+    Worker<T>(model, batch, shared, omp_get_thread_num(), omp_get_num_threads()).run(logits, stride);
 }
 
 }  // namespace
 
-// logits: [num_wanted, vocab].
-extern "C" void leyden_decode(const Model *model, const Batch *batch, float *logits, int64_t threads) {
-    with_dtype(model->bfloat16, [&](auto type) { step<decltype(type)>(*model, *batch, (int)threads, logits); });
+// logits: [num_wanted, vocab], rows `stride` apart.
+extern "C" void leyden_decode(const Model *model, const Batch *batch, float *logits, int64_t stride, int64_t threads) {
+    with_dtype(model->bfloat16, [&](auto type) { step<decltype(type)>(*model, *batch, (int)threads, logits, stride); });
 }

@@ -31,19 +31,20 @@ void pass(const Block &block, Rows<X> x, const W *gate_up, const float *gate_up_
           const float *down_scale, int64_t dim, int64_t width, float *y) {
     thread_local std::vector<float> projected;
     thread_local std::vector<X> hidden;
-    projected.resize(x.count * 2 * width), hidden.resize(x.count * width);
+    const int64_t stride = apart(2 * width);
+    projected.resize(x.count * stride), hidden.resize(x.count * width);
     const int64_t first = block.expert * 2 * width, last = block.expert * dim;
     product(gate_up + first * dim, dim, gate_up_scale ? gate_up_scale + first : nullptr, (int)dim, 0, (int)(2 * width),
-            x, projected.data(), 2 * width);
+            x, projected.data(), stride);
     for (int64_t row = 0; row < x.count; row++) {
-        const float *gate = projected.data() + row * 2 * width, *up = gate + width;
+        const float *gate = projected.data() + row * stride, *up = gate + width;
         for (int64_t i = 0; i < width; i += LANES) {
             const Vector g = load(gate + i);
             store(hidden.data() + row * width + i, g * sigmoid(g) * load(up + i));
         }
     }
     product(down + last * width, width, down_scale ? down_scale + last : nullptr, (int)width, 0, (int)dim,
-            Rows<X>{hidden.data(), width, x.count}, y + block.begin * dim, dim);
+            Rows<X>{hidden.data(), width, x.count}, y + block.begin * apart(dim), apart(dim));
 }
 
 }  // namespace
@@ -60,8 +61,8 @@ extern "C" int64_t leyden_experts_forward_pays(int64_t bfloat16) {
 }
 
 // x, out: [tokens, dim]; gate_up: [experts, 2 width, dim], down: [experts, dim, width], of int8 with scales of their
-// rows. tokens_of: [rows], whose row it is; row: [tokens, top_k], -1 where dropped; y: [rows, dim] to work in. dim and
-// width are multiples of 16.
+// rows. tokens_of: [rows], whose row it is; row: [tokens, top_k], -1 where dropped; y: [rows, apart(dim)] to work in.
+// dim and width are multiples of 16.
 extern "C" void leyden_experts_forward(int64_t bfloat16, const void *x, const void *gate_up, const float *gate_up_scale,
                                        const void *down, const float *down_scale, const int32_t *tokens_of,
                                        const int32_t *row, const int64_t *spans, const float *weights, int64_t experts,
@@ -86,7 +87,7 @@ extern "C" void leyden_experts_forward(int64_t bfloat16, const void *x, const vo
                     for (int64_t i = 0; i < dim; i += LANES) {
                         Vector total = {};
                         for (int64_t a = n * top_k; a < (n + 1) * top_k; a++)
-                            if (row[a] >= 0) total += load(y + row[a] * dim + i) * weights[a];
+                            if (row[a] >= 0) total += load(y + row[a] * apart(dim) + i) * weights[a];
                         store((T *)out + n * dim + i, total);
                     }
             }

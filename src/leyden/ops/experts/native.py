@@ -90,10 +90,8 @@ def _forward(
     """See :func:`leyden.ops.swiglu_experts`; sums are float32 up to the last."""
     (num_experts, dim, width), top_k = down.shape, experts.shape[1]
     spans, row, assignment = _sort(experts, kept, num_experts, 1)
-    y, out = (
-        x.new_empty(len(assignment), dim, dtype=torch.float32),
-        torch.empty_like(x, memory_format=torch.contiguous_format),
-    )
+    x = x.contiguous()
+    y, out = x.new_empty(len(assignment), dim + LANES, dtype=torch.float32), torch.empty_like(x)
     stacks = (*_address(gate_up), *_address(down))
     places = (assignment.div(top_k, rounding_mode="floor"), row, spans, weights.contiguous())
     sizes = (num_experts, top_k, len(x), dim, width)

@@ -47,19 +47,19 @@ template <class T, int V> class Head {
         : K(K), decays(slope), queries(CHUNK * K), keys(CHUNK * K), turned(K * CHUNK), values(CHUNK * V * LANES),
           scores(CHUNK * CHUNK) {}
 
-    // Tokens lie `stride` elements apart, rows of the state `state_row`; `out` lies as v.
-    void run(const T *q, const T *k, const T *v, int64_t q_stride, int64_t stride, int64_t count, float *state,
-             int64_t state_row, T *out) {
+    // Tokens of q and k lie `q_row` elements apart, and so on.
+    void run(const T *q, const T *k, int64_t q_row, const T *v, int64_t v_row, int64_t count, float *state,
+             int64_t state_row, T *out, int64_t out_row) {
         for (int64_t first = 0; first < count; first += CHUNK) {
             const int n = (int)std::min<int64_t>(CHUNK, count - first);
-            take(q + first * q_stride, q_stride, n, K, queries);
-            take(k + first * q_stride, q_stride, n, K, keys);
-            take(v + first * stride, stride, n, V * LANES, values);
+            take(q + first * q_row, q_row, n, K, queries);
+            take(k + first * q_row, q_row, n, K, keys);
+            take(v + first * v_row, v_row, n, V * LANES, values);
             std::fill(values.begin() + n * V * LANES, values.end(), 0.0f);
             for (int j = 0; j < CHUNK; j++)
                 for (int d = 0; d < K; d++) turned[d * CHUNK + j] = j < n ? keys[j * K + d] : 0;
             by_rows(n, [&](int i, auto rows) {
-                attend<rows>(i, state, state_row, out + (first + i) * stride, stride);
+                attend<rows>(i, state, state_row, out + (first + i) * out_row, out_row);
             });
             for (int j = 0; j < n; j++)
                 vectors(K, [&](int64_t d, int lanes) {
@@ -97,7 +97,7 @@ template <class T, int V> class Head {
     }
 
     // Tokens i to i + R of the chunk: what the state says, decayed, and what the chunk's own tokens do.
-    template <int R> void attend(int i, const float *state, int64_t state_row, T *out, int64_t stride) {
+    template <int R> void attend(int i, const float *state, int64_t state_row, T *out, int64_t out_row) {
         Vector products[R][ACROSS] = {}, total[R][V] = {};
         add<R, ACROSS>(&queries[i * K], K, 1, turned.data(), CHUNK, K, products);
         for (int r = 0; r < R; r++)
@@ -108,18 +108,18 @@ template <class T, int V> class Head {
             for (int j = 0; j < V; j++) total[r][j] *= decays.passed[i + r + 1];
         add<R, V>(&scores[i * CHUNK], CHUNK, 1, values.data(), V * LANES, i + R, total);
         for (int r = 0; r < R; r++)
-            for (int j = 0; j < V; j++) store(out + r * stride + j * LANES, total[r][j]);
+            for (int j = 0; j < V; j++) store(out + r * out_row + j * LANES, total[r][j]);
     }
 };
 
 }  // namespace
 
-// q, k: [T, heads, K]; v, out: [T, heads, V], V a multiple of 16; states: [slots, heads, K, V], changed in place;
-// bounds: [sequences + 1] among the tokens.
-extern "C" void leyden_lightning_prefill(int64_t bfloat16, const void *q, const void *k, const void *v,
-                                         const float *slopes, float *states, const int64_t *slots,
-                                         const int64_t *bounds, int64_t sequences, int64_t heads, int64_t K, int64_t V,
-                                         void *out, int64_t threads) {
+// q, k: [T, heads, K], whose tokens and heads lie q_row and q_head elements apart; v: [T, heads, V], V a multiple of 16;
+// states: [slots, heads, K, V], changed in place; bounds: [sequences + 1] among the tokens; out: [T, heads, V].
+extern "C" void leyden_lightning_prefill(int64_t bfloat16, const void *q, const void *k, int64_t q_row, int64_t q_head,
+                                         const void *v, int64_t v_row, int64_t v_head, const float *slopes,
+                                         float *states, const int64_t *slots, const int64_t *bounds, int64_t sequences,
+                                         int64_t heads, int64_t K, int64_t V, void *out, int64_t threads) {
     with_dtype(bfloat16, [&](auto type) {
         using T = decltype(type);
         // Values of a head are columns by themselves: where there are few heads, more threads share one.
@@ -128,12 +128,13 @@ extern "C" void leyden_lightning_prefill(int64_t bfloat16, const void *q, const 
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
         for (int64_t item = 0; item < sequences * heads * parts; item++) {
             const int64_t n = item / (heads * parts), h = item / parts % heads, column = item % parts * width;
-            const int64_t first = bounds[n] * heads + h, count = bounds[n + 1] - bounds[n];
+            const int64_t first = bounds[n], at = first * q_row + h * q_head;
             const auto run = [&](auto vectors_across) {
                 Head<T, vectors_across>((int)K, slopes[h])
-                    .run((const T *)q + first * K, (const T *)k + first * K, (const T *)v + first * V + column,
-                         heads * K, heads * V, count, states + ((slots[n] * heads + h) * K) * V + column, V,
-                         (T *)out + first * V + column);
+                    .run((const T *)q + at, (const T *)k + at, q_row,
+                         (const T *)v + first * v_row + h * v_head + column, v_row, bounds[n + 1] - first,
+                         states + (slots[n] * heads + h) * K * V + column, V,
+                         (T *)out + (first * heads + h) * V + column, heads * V);
             };
             if (whole) run(std::integral_constant<int, 4>{});
             else run(std::integral_constant<int, 1>{});

@@ -18,10 +18,13 @@ def prefill_natively(
     width = v.shape[-1]
     if width % LANES:
         raise ValueError(f"lightning attention: native takes value dims that {LANES} divides; given {width}.")
+    if q.stride() != k.stride() or q.stride(-1) != 1 or v.stride(-1) != 1:  # not the thirds of one projection
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     out = torch.empty_like(v, memory_format=torch.contiguous_format)
-    tokens = (q.contiguous(), k.contiguous(), v.contiguous(), slopes.float().contiguous())
+    tokens = (q.data_ptr(), k.data_ptr(), *q.stride()[1:3], v.data_ptr(), *v.stride()[1:3])
     places = (slots.long().contiguous(), cu_seqlens.long().contiguous())
-    call("leyden_lightning_prefill", q.dtype, *tokens, states, *places, len(slots), *q.shape[2:], width, out)
+    sizes = (len(slots), *q.shape[2:], width)
+    call("leyden_lightning_prefill", q.dtype, *tokens, slopes.float().contiguous(), states, *places, *sizes, out)
     return out
 
 
