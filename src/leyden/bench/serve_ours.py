@@ -75,12 +75,12 @@ class ServeOurs:
         stream = self._run(self._of(kind), [tokens], new + 1)[0]
         return stream.times[-1] - stream.times[0]
 
-    def step(self, kind: str, streams: int, prompt: int, steps: int, seed: int) -> float:
+    def step(self, kind: str, streams: int, prompt: int, steps: int, seed: int, temperature: float = 0.0) -> float:
         """Median seconds of a step in which so many streams all decode."""
         engine = self._of(kind)
         texts = prompts(streams, prompt, engine.model.config.vocab_size, seed)
         room = steps + streams * (1 + prompt // 256)  # the first ones go on while the last are still read
-        seen = self._send(engine, texts, room + 1)
+        seen = self._send(engine, texts, room + 1, temperature)
         while any(not stream.tokens for stream in seen.values()):
             self._step(engine, seen)
         seconds = []
@@ -137,8 +137,8 @@ class ServeOurs:
             self._step(engine, seen)
         return list(seen.values())
 
-    def _send(self, engine: Engine, texts: list[list[int]], new: int) -> dict[str, _Stream]:
-        sampling = Sampling(max_tokens=new, temperature=0.0, ignore_eos=True)
+    def _send(self, engine: Engine, texts: list[list[int]], new: int, temperature: float = 0.0) -> dict[str, _Stream]:
+        sampling = Sampling(max_tokens=new, temperature=temperature, ignore_eos=True, seed=0)
         seen = {}
         now = time.perf_counter()
         for text in texts:
