@@ -12,6 +12,7 @@ from leyden.core.errors import UserError
 pytest.importorskip("transformers")
 
 
+@pytest.mark.slow
 def test_quick_form_measures_every_row(tmp_path, capsys):
     result = run_cpu(quick=True, output=tmp_path / "cpu.json")
     assert [row.work.split()[0] for row in result.rows] == [
