@@ -1,89 +1,49 @@
 """``leyden serve``: a model over HTTP, by OpenAI's API."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import typer
-
+from leyden.cli import serve_options
 from leyden.cli.options import Device
-
-_ENGINE = "Engine"
-_CLIENTS = "Clients"
-_RANKS = "Several ranks, under torchrun"
-
-
-def _option(help: str, panel: str | None = None, **more: Any) -> Any:
-    """An option that says nothing where it is left out: defaults are those of the settings it belongs to."""
-    return typer.Option(help=help, rich_help_panel=panel, show_default=False, **more)
 
 
 def serve(
-    model: Annotated[str, typer.Argument(help="A model's directory in any layout, or a hub id.")],
-    host: Annotated[str | None, _option("Address to listen on; 127.0.0.1. Others need an API key.")] = None,
-    port: Annotated[int | None, _option("Port; 8000. 0 takes a free one.")] = None,
-    api_key: Annotated[
-        list[str] | None,
-        _option("Whoever has this key may ask; may be given several times.", envvar="LEYDEN_API_KEY"),
-    ] = None,
-    api_key_file: Annotated[Path | None, _option("A file with one key a line.")] = None,
-    served_model_name: Annotated[
-        list[str] | None, _option("What clients call the model; its directory's name by default. Several are possible.")
-    ] = None,
-    int8: Annotated[
-        Literal["none", "layers", "all"], typer.Option(help="Weights in 8 bits: of the layers, or of everything.")
-    ] = "none",
+    model: serve_options.Model,
+    host: serve_options.Host = None,
+    port: serve_options.Port = None,
+    api_key: serve_options.ApiKey = None,
+    api_key_file: serve_options.ApiKeyFile = None,
+    served_model_name: serve_options.ServedModelName = None,
+    int8: serve_options.Int8 = "none",
     device: Device = None,
-    max_sequences: Annotated[int | None, _option("Sequences read or generated at once; 32.", _ENGINE)] = None,
-    step_tokens: Annotated[int | None, _option("Tokens that one step reads at most; 2048.", _ENGINE)] = None,
-    max_queue: Annotated[int | None, _option("Requests that wait at most; 256.", _ENGINE)] = None,
-    kv_gigabytes: Annotated[
-        float | None, _option("Memory for keys and values; half of what is free, or less.", _ENGINE)
-    ] = None,
-    cache_gigabytes: Annotated[
-        float | None, _option("Memory for the prefix cache's snapshots; a tenth of what is free.", _ENGINE)
-    ] = None,
-    swap_gigabytes: Annotated[
-        float | None, _option("Host memory for sequences that make room; a tenth of what is free.", _ENGINE)
-    ] = None,
-    decoder: Annotated[str | None, _option("What reads single tokens: auto, native or torch.", _ENGINE)] = None,
-    speculation: Annotated[str | None, _option("Where guesses come from: none, prompt or draft.", _ENGINE)] = None,
-    draft: Annotated[str | None, _option("The small model that guesses, for --speculation draft.", _ENGINE)] = None,
-    draft_tokens: Annotated[int | None, _option("Tokens guessed at a time; 4.", _ENGINE)] = None,
-    conversations: Annotated[
-        Path | None, _option("Keep chats that name a conversation in this directory, over the server's end.")
-    ] = None,
-    max_body_bytes: Annotated[int | None, _option("Larger requests are refused; 16 MiB.", _CLIENTS)] = None,
-    max_connections: Annotated[int | None, _option("Further ones are closed; 2048.", _CLIENTS)] = None,
-    request_seconds: Annotated[float | None, _option("In which a request must arrive; 60.", _CLIENTS)] = None,
-    idle_seconds: Annotated[float | None, _option("After which an idle connection closes; 30.", _CLIENTS)] = None,
-    stall_seconds: Annotated[
-        float | None, _option("After which a client that takes nothing is cut off; 30.", _CLIENTS)
-    ] = None,
-    keep_alive_seconds: Annotated[
-        float | None, _option("Between comments while a stream has nothing to say; 5.", _CLIENTS)
-    ] = None,
-    drain_seconds: Annotated[
-        float | None, _option("For running requests to finish after SIGTERM; 30.", _CLIENTS)
-    ] = None,
-    request_log: Annotated[bool | None, _option("A line in the log for each request that has ended; on.")] = None,
-    tp: Annotated[int | None, _option("Ranks that share heads and vocabulary; all of them.", _RANKS, min=1)] = None,
-    ep: Annotated[
-        int | None, _option("Ranks that have experts of their own; all, where that goes evenly.", _RANKS, min=1)
-    ] = None,
-    etp: Annotated[
-        int | None, _option("Ranks that share each expert; all, where ep does not go.", _RANKS, min=1)
-    ] = None,
+    max_sequences: serve_options.MaxSequences = None,
+    step_tokens: serve_options.StepTokens = None,
+    max_queue: serve_options.MaxQueue = None,
+    kv_gigabytes: serve_options.KvGigabytes = None,
+    cache_gigabytes: serve_options.CacheGigabytes = None,
+    swap_gigabytes: serve_options.SwapGigabytes = None,
+    decoder: serve_options.Decoder = None,
+    speculation: serve_options.Speculation = None,
+    draft: serve_options.Draft = None,
+    draft_tokens: serve_options.DraftTokens = None,
+    conversations: serve_options.Conversations = None,
+    max_body_bytes: serve_options.MaxBodyBytes = None,
+    max_connections: serve_options.MaxConnections = None,
+    request_seconds: serve_options.RequestSeconds = None,
+    idle_seconds: serve_options.IdleSeconds = None,
+    stall_seconds: serve_options.StallSeconds = None,
+    keep_alive_seconds: serve_options.KeepAliveSeconds = None,
+    drain_seconds: serve_options.DrainSeconds = None,
+    request_log: serve_options.RequestLog = None,
+    tp: serve_options.Tp = None,
+    ep: serve_options.Ep = None,
+    etp: serve_options.Etp = None,
 ) -> None:
     """Serve a model by OpenAI's API, with a chat page at /; without an API key, to this machine alone."""
-    from leyden.checkpoint import load
-    from leyden.core.device import find_device
     from leyden.core.errors import UserError
     from leyden.core.launch import launched
-    from leyden.serve import Engine
     from leyden.serve.config import EngineConfig
-    from leyden.serve.http import ServerSettings, listen
-    from leyden.serve.http.conversations import make_directory
-    from leyden.serve.http.run import run_server
+    from leyden.serve.http import ServerSettings
 
     given = {name: value for name, value in locals().items() if value is not None}
     keys = [*(api_key or []), *(_keys(api_key_file) if api_key_file else [])]
@@ -97,6 +57,26 @@ def serve(
         _serve_on_ranks(model, int8, draft, config, shown, axes)
         return
     _check_alone(model, axes)
+    _serve_alone(model, int8, device, draft, config, shown)
+
+
+def _serve_alone(
+    model: str,
+    int8: Literal["none", "layers", "all"],
+    device: str | None,
+    draft: str | None,
+    config: Any,
+    shown: dict[str, Any],
+) -> None:
+    """One process has the whole model."""
+    from leyden.checkpoint import load
+    from leyden.core.device import find_device
+    from leyden.serve import Engine
+    from leyden.serve.http import listen
+    from leyden.serve.http.conversations import make_directory
+    from leyden.serve.http.run import run_server
+
+    settings = shown["settings"]
     where = find_device(device)
     if settings.conversations is not None:
         make_directory(settings.conversations)
