@@ -44,14 +44,14 @@ def stream_rows(bench: Bench) -> list[Row]:
     """Many streams against one: at least 5x, or 60 % of what the measured rate of memory allows."""
     plan, call = bench.plan, bench.ours.call
     many, length = plan.streams, plan.prompt + plan.new // 2
-    (one,), (all_,) = bench.in_turn(
+    num_bytes = [step_bytes(plan.model, streams, length) for streams in (1, many)]
+    (one,), (all_,), (rate,) = bench.in_turn(  # memory in turn with them: its rate is other machines' too
         "streams",
         plan.repeats,
         lambda seed: [call("step", "bfloat16", 1, plan.prompt, plan.new, seed)],
         lambda seed: [call("step", "bfloat16", many, plan.prompt, plan.new, seed)],
+        lambda seed: [call("bytes_per_second", num_bytes[1])],
     )
-    num_bytes = [step_bytes(plan.model, streams, length) for streams in (1, many)]
-    rate = call("bytes_per_second", num_bytes[1])
     floor = many * rate / num_bytes[1]
     how = (
         f"a step moves {num_bytes[1] / 1e6:.0f} MB (weights of all experts met, states read and written, keys and "

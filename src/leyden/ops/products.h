@@ -122,10 +122,53 @@ template <class X> inline const X *pack(Rows<X> x, int first, int count, int n) 
     return packed;
 }
 
-// sums[k][f] = the products of T rows of weights with F fours of input rows: lane 4 i + j is that of input row i with
-// weights 4 k + j. Of `next`, that many rows, the caches are told.
+#ifdef __AVX512F__
+// to[k] has the k-th quarter of each of four vectors.
+template <class V> inline void regroup(__m512i a, __m512i b, __m512i c, __m512i d, V *to) {
+    const __m512i ab = _mm512_shuffle_i32x4(a, b, 0x44), cd = _mm512_shuffle_i32x4(c, d, 0x44);
+    const __m512i ab2 = _mm512_shuffle_i32x4(a, b, 0xee), cd2 = _mm512_shuffle_i32x4(c, d, 0xee);
+    to[0] = (V)_mm512_shuffle_i32x4(ab, cd, 0x88), to[1] = (V)_mm512_shuffle_i32x4(ab, cd, 0xdd);
+    to[2] = (V)_mm512_shuffle_i32x4(ab2, cd2, 0x88), to[3] = (V)_mm512_shuffle_i32x4(ab2, cd2, 0xdd);
+}
+#endif
+
+// T columns of one row of results.
+template <int T> struct Columns {
+    typedef float Part __attribute__((vector_size(4 * T)));
+};
+
+// Rows of T columns from vectors whose quarters are four columns of each row.
+template <int T> inline void transpose(const Vector *v, typename Columns<T>::Part *rows) {
+    for (int i = 0; i < 4; i++)
+        for (int k = 0; k < T / 4; k++) std::memcpy((float *)(rows + i) + 4 * k, (const float *)(v + k) + 4 * i, 16);
+}
+
+#ifdef __AVX512F__
+template <> inline void transpose<8>(const Vector *v, Columns<8>::Part *rows) {
+    const __m512d a = (__m512d)v[0], b = (__m512d)v[1];
+    const __m512d first = _mm512_permutex2var_pd(a, _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), b);
+    const __m512d last = _mm512_permutex2var_pd(a, _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15), b);
+    rows[0] = (Eight)_mm512_castpd512_pd256(first), rows[1] = (Eight)_mm512_extractf64x4_pd(first, 1);
+    rows[2] = (Eight)_mm512_castpd512_pd256(last), rows[3] = (Eight)_mm512_extractf64x4_pd(last, 1);
+}
+
+template <> inline void transpose<16>(const Vector *v, Vector *rows) {
+    regroup((__m512i)v[0], (__m512i)v[1], (__m512i)v[2], (__m512i)v[3], rows);
+}
+#endif
+
+// Where results go: row b to y + stride * b, of `rows` rows and `columns` columns, times the scales of the columns.
+struct Results {
+    float *y;
+    int64_t stride;
+    int rows, columns;
+    const float *scale;  // or null
+};
+
+// results = the products of T rows of weights, as far as there are columns, with F fours of input rows. Of `next`, that
+// many rows, the caches are told.
 template <int T, int F, bool FETCH, class W, class X>
-inline void tile(const X *const *w, const X *x, int n, const W *next, int64_t stride, Vector (*sums)[F]) {
+inline void tile(const X *const *w, const X *x, int n, const W *next, int64_t stride, const Results &to) {
     using Q = Quarter<X>;
     constexpr int LINE = 64 / sizeof(X);
     Vector total[F][T];
@@ -152,10 +195,26 @@ inline void tile(const X *const *w, const X *x, int n, const W *next, int64_t st
         for (int q = 0; q < LINE; q += Q::SIZE) step(i + q);
     }
     for (; i < n; i += Q::SIZE) step(i);
+    typedef typename Columns<T>::Part Part;
+    const int columns = std::min(T, to.columns);
+    Part scale = Part{} + 1;
+    if (to.scale) std::memcpy(&scale, to.scale, 4 * columns);
 #pragma GCC unroll 4
-    for (int f = 0; f < F; f++)
+    for (int f = 0; f < F; f++) {
+        Vector sums[T / 4];
+        Part rows[4];
 #pragma GCC unroll 4
-        for (int k = 0; k < T / 4; k++) sums[k][f] = meet(total[f] + 4 * k);
+        for (int k = 0; k < T / 4; k++) sums[k] = meet(total[f] + 4 * k);
+        transpose<T>(sums, rows);
+        float *y = to.y + 4 * f * to.stride;
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) {
+            if (4 * f + i >= to.rows) break;
+            const Part row = rows[i] * scale;
+            if (columns == T) std::memcpy(y + i * to.stride, &row, sizeof row);
+            else std::memcpy(y + i * to.stride, &row, 4 * columns);
+        }
+    }
 }
 
 // Whether w can be interleaved, as far as the processor goes.
@@ -166,13 +225,8 @@ template <class X> constexpr bool INTERLEAVES<X, X> = true;
 
 // A line of four rows of weights: part[k] has the k-th quarter of each.
 template <class X> inline void interleave(const X *const *w, int i, typename Quarter<X>::Whole *part) {
-    typedef typename Quarter<X>::Whole Whole;
-    const __m512i a = _mm512_loadu_si512(w[0] + i), b = _mm512_loadu_si512(w[1] + i);
-    const __m512i c = _mm512_loadu_si512(w[2] + i), d = _mm512_loadu_si512(w[3] + i);
-    const __m512i ab = _mm512_shuffle_i32x4(a, b, 0x44), cd = _mm512_shuffle_i32x4(c, d, 0x44);
-    const __m512i ab2 = _mm512_shuffle_i32x4(a, b, 0xee), cd2 = _mm512_shuffle_i32x4(c, d, 0xee);
-    part[0] = (Whole)_mm512_shuffle_i32x4(ab, cd, 0x88), part[1] = (Whole)_mm512_shuffle_i32x4(ab, cd, 0xdd);
-    part[2] = (Whole)_mm512_shuffle_i32x4(ab2, cd2, 0x88), part[3] = (Whole)_mm512_shuffle_i32x4(ab2, cd2, 0xdd);
+    const auto row = [&](int j) { return _mm512_loadu_si512(w[j] + i); };
+    regroup(row(0), row(1), row(2), row(3), part);
 }
 #endif
 
@@ -222,30 +276,32 @@ template <int MOST, class F> inline void with_number(int number, F &&work) {
     work(std::integral_constant<int, MOST>{});
 }
 
-// block[b][j] = w[j] . x[b] for `columns` rows of weights, T at a time, and all fours of input rows, F at a time.
+// to = the products of rows of weights, T at a time, with all fours of input rows, F at a time.
 template <int T, int F, class W, class X>
-void multiply(const W *w, int64_t stride, int n, int columns, const X *x, int fours, float (*block)[LANES]) {
-    thread_local std::vector<X> converted(T * n);
-    converted.resize(std::is_same<W, X>::value ? 0 : T * n);
-    for (int column = 0; column < columns; column += T) {
+void multiply(const W *w, int64_t stride, int n, const X *x, const Results &to) {
+    thread_local std::vector<X> converted;
+    if (!std::is_same<W, X>::value) converted.resize(T * n);
+    const int fours = (to.rows + 3) / 4;
+    for (int column = 0; column < to.columns; column += T) {
         const X *weights[T];
         for (int j = 0; j < T; j++) {
-            const W *row = w + stride * std::min(column + j, columns - 1);
+            const W *row = w + stride * std::min(column + j, to.columns - 1);
             if constexpr (std::is_same<W, X>::value)
                 weights[j] = row;
             else
                 convert(row, n, converted.data() + j * n), weights[j] = converted.data() + j * n;
         }
-        for (int four = 0; four < fours; four += F)
-            with_number<F>(fours - four, [&](auto count) {
-                Vector sums[T / 4][count];
-                const W *next = w + stride * (column + AHEAD * T);
-                if (four == 0) tile<T, count, true>(weights, x, n, next, stride, sums);
-                else tile<T, count, false>(weights, x + four * 4 * n, n, next, stride, sums);
-                for (int k = 0; k < T / 4; k++)
-                    for (int row = 0; row < 4 * count; row++)
-                        std::memcpy(block[4 * four + row] + column + 4 * k, (const float *)sums[k] + 4 * row, 16);
+        const W *next = w + stride * (column + AHEAD * T);
+        for (int four = 0, met; four < fours; four += met) {
+            const int left = fours - four;
+            met = left == F + 1 ? (left + 1) / 2 : std::min(F, left);  // two and two rather than three and one
+            with_number<F>(met, [&](auto count) {
+                const Results part{to.y + 4 * four * to.stride + column, to.stride, to.rows - 4 * four,
+                                   to.columns - column, to.scale ? to.scale + column : nullptr};
+                if (four == 0) tile<T, count, true>(weights, x, n, next, stride, part);
+                else tile<T, count, false>(weights, x + four * 4 * n, n, next, stride, part);
             });
+        }
     }
 }
 
@@ -259,24 +315,27 @@ void product(const W *w, int64_t stride, const float *scale, int n, int begin, i
              int64_t y_stride) {
     constexpr int BLOCK = 16 * FOURS;  // rows of input, which stay in the nearest cache beside a tile of weights
     constexpr int FEW = INTERLEAVES<W, X> ? 2 : 0;
-    alignas(64) float block[BLOCK][LANES];
     for (int first = 0; first < x.count; first += BLOCK) {
-        const int rows = std::min(BLOCK, x.count - first), fours = (rows + 3) / 4;
-        const bool few = rows <= FEW && n % (4 * Quarter<X>::SIZE) == 0;
-        const X *packed = few ? nullptr : pack(x, first, rows, n), *single[] = {x[first], x[first + rows - 1]};
-        for (int r = begin; r < end; r += LANES) {
-            const int columns = std::min(LANES, end - r);
-            const W *weights = w + stride * r;
-            if constexpr (FEW > 0)
-                if (few)
-                    with_number<FEW>(rows, [&](auto B) {
-                        multiply_few<B>(weights, stride, n, columns, single, block);
-                    });
-            if (!few && fours == 1) multiply<TALL, 1>(weights, stride, n, columns, packed, fours, block);
-            if (!few && fours > 1) multiply<TILE, FOURS>(weights, stride, n, columns, packed, fours, block);
-            const Vector scales = scale ? load(scale + r, columns) : Vector{} + 1;
-            for (int b = 0; b < rows; b++) store(y + (first + b) * y_stride + r, load(block[b]) * scales, columns);
-        }
+        const int rows = std::min(BLOCK, x.count - first);
+        float *to = y + first * y_stride;
+        if constexpr (FEW > 0)
+            if (rows <= FEW && n % (4 * Quarter<X>::SIZE) == 0) {
+                const X *single[] = {x[first], x[first + rows - 1]};
+                with_number<FEW>(rows, [&](auto B) {
+                    for (int r = begin; r < end; r += LANES) {
+                        const int columns = std::min(LANES, end - r);
+                        alignas(64) float block[B][LANES];
+                        multiply_few<B>(w + stride * r, stride, n, columns, single, block);
+                        const Vector scales = scale ? load(scale + r, columns) : Vector{} + 1;
+                        for (int b = 0; b < B; b++) store(to + b * y_stride + r, load(block[b]) * scales, columns);
+                    }
+                });
+                continue;
+            }
+        const X *packed = pack(x, first, rows, n);
+        const Results results{to + begin, y_stride, rows, end - begin, scale ? scale + begin : nullptr};
+        if (rows <= 4) multiply<TALL, 1>(w + stride * begin, stride, n, packed, results);
+        else multiply<TILE, FOURS>(w + stride * begin, stride, n, packed, results);
     }
 }
 
