@@ -157,6 +157,41 @@ template <> inline void transpose<16>(const Vector *v, Vector *rows) {
 }
 #endif
 
+// What a thread is about to read, part by part: the caches are told of it where memory would rest.
+class Upcoming {
+  public:
+    void clear() { parts.clear(), current = next = 0; }
+    void add(const void *begin, int64_t bytes) { parts.push_back({(const char *)begin, (const char *)begin + bytes}); }
+    void enter() { next = std::max(next, ++current); }  // the next part is read from now on
+
+    // So many bytes behind those taken, or null where nothing is left.
+    const void *take(int64_t bytes) {
+        while (next < parts.size() && parts[next].begin >= parts[next].end) next++;
+        if (next == parts.size()) return nullptr;
+        const char *taken = parts[next].begin;
+        parts[next].begin += bytes;
+        return taken;
+    }
+
+  private:
+    struct Part {
+        const char *begin, *end;
+    };
+    std::vector<Part> parts;
+    size_t current = 0, next = 0;
+};
+
+// Rows of memory of which the caches are told, or null.
+template <class W> struct Fetch {
+    const W *row;
+    int64_t stride;
+
+    // So many rows of n of what comes up.
+    static Fetch of(Upcoming *upcoming, int rows, int n) {
+        return {upcoming ? (const W *)upcoming->take((int64_t)rows * n * sizeof(W)) : nullptr, n};
+    }
+};
+
 // Where results go: row b to y + stride * b, of `rows` rows and `columns` columns, times the scales of the columns.
 struct Results {
     float *y;
@@ -165,10 +200,9 @@ struct Results {
     const float *scale;  // or null
 };
 
-// results = the products of T rows of weights, as far as there are columns, with F fours of input rows. Of `next`, that
-// many rows, the caches are told.
+// results = the products of T rows of weights, as far as there are columns, with F fours of input rows.
 template <int T, int F, bool FETCH, class W, class X>
-inline void tile(const X *const *w, const X *x, int n, const W *next, int64_t stride, const Results &to) {
+inline void tile(const X *const *w, const X *x, int n, Fetch<W> next, const Results &to) {
     using Q = Quarter<X>;
     constexpr int LINE = 64 / sizeof(X);
     Vector total[F][T];
@@ -189,7 +223,7 @@ inline void tile(const X *const *w, const X *x, int n, const W *next, int64_t st
     for (; i + LINE <= n; i += LINE) {
         if (FETCH) {
 #pragma GCC unroll 16
-            for (int j = 0; j < T; j++) __builtin_prefetch(next + j * stride + i);
+            for (int j = 0; j < T; j++) __builtin_prefetch(next.row + j * next.stride + i);
         }
 #pragma GCC unroll 4
         for (int q = 0; q < LINE; q += Q::SIZE) step(i + q);
@@ -249,7 +283,8 @@ inline void interleave(const Int8 *const *w, int i, __m512bh *part) {
 
 // block[b][j] = w[j] . x[b] for `columns` rows of weights, 16 at most, and B of input; n is a multiple of a line.
 template <int B, class W, class X>
-void multiply_few(const W *w, int64_t stride, int n, int columns, const X *const *x, float (*block)[LANES]) {
+void multiply_few(const W *w, int64_t stride, int n, int columns, const X *const *x, Fetch<W> next,
+                  float (*block)[LANES]) {
     using Q = Quarter<X>;
     Vector total[B][4] = {};  // of four rows of weights that lie four apart
     const W *rows[4][4];
@@ -258,7 +293,7 @@ void multiply_few(const W *w, int64_t stride, int n, int columns, const X *const
 #pragma GCC unroll 4
         for (int k = 0; k < 4; k++) {
             typename Q::Whole part[4];
-            for (int j = 0; j < 4; j++) __builtin_prefetch(rows[k][j] + LANES * stride + i);
+            for (int j = 0; j < 4; j++) __builtin_prefetch(next.row + (4 * j + k) * next.stride + i);
             interleave(rows[k], i, part);
 #pragma GCC unroll 4
             for (int b = 0; b < B; b++)
@@ -278,7 +313,7 @@ template <int MOST, class F> inline void with_number(int number, F &&work) {
 
 // to = the products of rows of weights, T at a time, with all fours of input rows, F at a time.
 template <int T, int F, class W, class X>
-void multiply(const W *w, int64_t stride, int n, const X *x, const Results &to) {
+void multiply(const W *w, int64_t stride, int n, const X *x, const Results &to, Upcoming *upcoming) {
     thread_local std::vector<X> converted;
     if (!std::is_same<W, X>::value) converted.resize(T * n);
     const int fours = (to.rows + 3) / 4;
@@ -291,15 +326,16 @@ void multiply(const W *w, int64_t stride, int n, const X *x, const Results &to) 
             else
                 convert(row, n, converted.data() + j * n), weights[j] = converted.data() + j * n;
         }
-        const W *next = w + stride * (column + AHEAD * T);
         for (int four = 0, met; four < fours; four += met) {
             const int left = fours - four;
             met = left == F + 1 ? (left + 1) / 2 : std::min(F, left);  // two and two rather than three and one
             with_number<F>(met, [&](auto count) {
                 const Results part{to.y + 4 * four * to.stride + column, to.stride, to.rows - 4 * four,
                                    to.columns - column, to.scale ? to.scale + column : nullptr};
-                if (four == 0) tile<T, count, true>(weights, x, n, next, stride, part);
-                else tile<T, count, false>(weights, x + four * 4 * n, n, next, stride, part);
+                Fetch<W> next{w + stride * (column + AHEAD * T), stride};
+                if (four || column + AHEAD * T >= to.columns) next = Fetch<W>::of(upcoming, T, n);
+                if (next.row) tile<T, count, true>(weights, x + four * 4 * n, n, next, part);
+                else tile<T, count, false>(weights, x + four * 4 * n, n, next, part);
             });
         }
     }
@@ -309,10 +345,10 @@ void multiply(const W *w, int64_t stride, int n, const X *x, const Results &to) 
 inline int64_t apart(int64_t width) { return width + LANES; }
 
 // y[b][r] = scale[r] * (w[r] . x[b]) for weight rows r from begin to end and all rows of input; n is a multiple of 16.
-// A null scale is 1. Results leave in whole lines of the cache.
+// A null scale is 1.
 template <class W, class X>
 void product(const W *w, int64_t stride, const float *scale, int n, int begin, int end, Rows<X> x, float *y,
-             int64_t y_stride) {
+             int64_t y_stride, Upcoming *upcoming = nullptr) {
     constexpr int BLOCK = 16 * FOURS;  // rows of input, which stay in the nearest cache beside a tile of weights
     constexpr int FEW = INTERLEAVES<W, X> ? 2 : 0;
     for (int first = 0; first < x.count; first += BLOCK) {
@@ -325,7 +361,9 @@ void product(const W *w, int64_t stride, const float *scale, int n, int begin, i
                     for (int r = begin; r < end; r += LANES) {
                         const int columns = std::min(LANES, end - r);
                         alignas(64) float block[B][LANES];
-                        multiply_few<B>(w + stride * r, stride, n, columns, single, block);
+                        Fetch<W> next{w + stride * (r + LANES), stride};
+                        if (r + LANES >= end) next = Fetch<W>::of(upcoming, LANES, n);
+                        multiply_few<B>(w + stride * r, stride, n, columns, single, next, block);
                         const Vector scales = scale ? load(scale + r, columns) : Vector{} + 1;
                         for (int b = 0; b < B; b++) store(to + b * y_stride + r, load(block[b]) * scales, columns);
                     }
@@ -334,8 +372,8 @@ void product(const W *w, int64_t stride, const float *scale, int n, int begin, i
             }
         const X *packed = pack(x, first, rows, n);
         const Results results{to + begin, y_stride, rows, end - begin, scale ? scale + begin : nullptr};
-        if (rows <= 4) multiply<TALL, 1>(w + stride * begin, stride, n, packed, results);
-        else multiply<TILE, FOURS>(w + stride * begin, stride, n, packed, results);
+        if (rows <= 4) multiply<TALL, 1>(w + stride * begin, stride, n, packed, results, upcoming);
+        else multiply<TILE, FOURS>(w + stride * begin, stride, n, packed, results, upcoming);
     }
 }
 

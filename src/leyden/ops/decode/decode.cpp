@@ -177,6 +177,7 @@ template <class T> class Worker {
         const int R = (int)batch.num_wanted;
         of_rows(R, [&](int r) { norm(m.final_norm, (int)batch.wanted[r], r); });
         barrier();
+        upcoming.clear();
         project(m.head, m.hidden, m.vocab, {at.input + 0, m.hidden, R}, logits, logits_stride);
     }
 
@@ -186,6 +187,7 @@ template <class T> class Worker {
     Shared<X> &at;
     const int B, K, width, rank, size;
     std::vector<int32_t> first, order, place;  // of the assignments sorted by expert
+    Upcoming upcoming;
 
     static void barrier() {
 #pragma omp barrier
@@ -210,20 +212,28 @@ template <class T> class Worker {
     }
 
     // y = x w^T for this thread's columns of y, for w of any kind.
-    void project(const Matrix &w, int n, int out, Rows<X> x, float *y, int64_t y_stride, int64_t row = 0) const {
+    void project(const Matrix &w, int n, int out, Rows<X> x, float *y, int64_t y_stride, int64_t row = 0) {
         const auto [begin, end] = mine(out);
+        upcoming.enter();
         if (begin < end) multiply(w, n, row, begin, end, x, y, y_stride);
     }
 
+    // This thread's rows of w are a part of what it reads.
+    void announce(const Matrix &w, int n, int out, int64_t row = 0) {
+        const auto [begin, end] = mine(out);
+        const int64_t bytes = n * (w.kind == INT8 ? 1 : w.kind == BFLOAT16 ? 2 : 4);
+        upcoming.add((const char *)w.weight + (row + begin) * bytes, (end - begin) * bytes);
+    }
+
     // Of the matrix that begins `row` rows behind w.
-    static void multiply(const Matrix &w, int n, int64_t row, int begin, int end, Rows<X> x, float *y, int64_t stride) {
+    void multiply(const Matrix &w, int n, int64_t row, int begin, int end, Rows<X> x, float *y, int64_t stride) {
         const float *scale = w.scale ? w.scale + row : nullptr;
         if (w.kind == INT8)
-            product((const Int8 *)w.weight + row * n, n, scale, n, begin, end, x, y, stride);
+            product((const Int8 *)w.weight + row * n, n, scale, n, begin, end, x, y, stride, &upcoming);
         else if (w.kind == BFLOAT16)
-            product((const BFloat16 *)w.weight + row * n, n, scale, n, begin, end, x, y, stride);
+            product((const BFloat16 *)w.weight + row * n, n, scale, n, begin, end, x, y, stride, &upcoming);
         else if constexpr (std::is_same<X, float>::value)
-            product((const float *)w.weight + row * n, n, scale, n, begin, end, x, y, stride);
+            product((const float *)w.weight + row * n, n, scale, n, begin, end, x, y, stride, &upcoming);
     }
 
     void embed(int b) {
@@ -275,7 +285,8 @@ template <class T> class Worker {
     }
 
     // From the heads to the residual stream.
-    void attended(const Layer &layer) const {
+    void attended(const Layer &layer) {
+        upcoming.clear(), announce(layer.out, width, m.hidden);
         barrier();
         project(layer.out, width, m.hidden, {at.inner + 0, width, B}, at.added + 0, apart(m.hidden));
         residual(layer.attention_alpha, layer.attention_beta);
@@ -283,6 +294,11 @@ template <class T> class Worker {
 
     void lightning(const Layer &layer) {
         const int64_t stride = apart(4 * width);
+        upcoming.clear();
+        announce(layer.first, m.hidden, 3 * width), announce(layer.second, m.hidden, width);
+        of_rows((int)batch.num_sequences, [&](int i) {
+            upcoming.add(state(layer, batch.rows[batch.bounds[i]].before, 0), m.heads * K * K * sizeof(float));
+        });
         project(layer.first, m.hidden, 3 * width, inputs(), at.projected + 0, stride);
         project(layer.second, m.hidden, width, inputs(), at.projected + 3 * width, stride);
         const auto [begin, end] = mine(3 * width);
@@ -296,10 +312,11 @@ template <class T> class Worker {
             for (int i = gate_begin; i < gate_end; i += LANES) store(gate + i, leyden::sigmoid(load(gate + i)));
         }
         barrier();
-        of_items(batch.num_sequences * m.heads, [&](int64_t item) {
-            const int64_t sequence = item / m.heads, h = item % m.heads;
+        of_rows((int)batch.num_sequences * m.heads, [&](int item) {
+            const int sequence = item / m.heads, h = item % m.heads;
             for (int64_t b = batch.bounds[sequence]; b < batch.bounds[sequence + 1]; b++) recur(layer, b, h);
         });
+        barrier();
         of_rows(B, [&](int b) {
             const float *x = at.attended + b * width, *gate = at.projected + b * stride + 3 * width;
             const float scale = rms(x, width, m.head_eps);
@@ -309,13 +326,16 @@ template <class T> class Worker {
         attended(layer);
     }
 
+    float *state(const Layer &layer, int64_t slot, int64_t h) const {
+        return layer.states + (slot * m.heads + h) * K * K;
+    }
+
     // One row of one head, whose q, k and v follow each other.
     void recur(const Layer &layer, int64_t b, int64_t h) const {
         const Row &row = batch.rows[b];
         const float *q = at.projected + b * apart(4 * width) + 3 * h * K, *k = q + K, *v = k + K;
-        const auto state = [&](int64_t slot) { return layer.states + (slot * m.heads + h) * K * K; };
-        const float *from = row.position ? state(row.before) : nullptr;
-        float *to = state(row.after), *out = at.attended + b * width + h * K;
+        const float *from = row.position ? state(layer, row.before, h) : nullptr;
+        float *to = state(layer, row.after, h), *out = at.attended + b * width + h * K;
         const float decay = std::exp(-layer.slopes[h]);
         int j = 0;
         for (; j + 4 * LANES <= K; j += 4 * LANES)
@@ -327,6 +347,8 @@ template <class T> class Worker {
         const int G = m.kv_heads, group = m.heads / G, half = m.rotary_dim / 2;
         const int64_t narrow = G * K, stride = apart(width + 2 * narrow), part = K + 2;
         float *projected = at.projected + 0;
+        upcoming.clear(), announce(layer.first, m.hidden, width);
+        announce(layer.second, m.hidden, narrow), announce(layer.third, m.hidden, narrow);
         project(layer.first, m.hidden, width, inputs(), projected, stride);
         project(layer.second, m.hidden, narrow, inputs(), projected + width, stride);
         project(layer.third, m.hidden, narrow, inputs(), projected + width + narrow, stride);
@@ -415,6 +437,16 @@ template <class T> class Worker {
         const int F = m.intermediate, E = m.experts, A = E ? B * m.top_k : 0, D = m.hidden;
         const int64_t inner = apart(F), outer = apart(D), shared = apart(m.shared), behind = A * inner;
         sort();
+        upcoming.clear();
+        for (int e = 0; e < E; e++)
+            if (first[e] < first[e + 1]) {
+                const int64_t row = (int64_t)e * m.expert_rows;
+                announce(layer.gate, D, F, row), announce(layer.up, D, F, row);
+            }
+        if (m.shared) announce(layer.shared_gate, D, m.shared), announce(layer.shared_up, D, m.shared);
+        for (int e = 0; e < E; e++)
+            if (first[e] < first[e + 1]) announce(layer.down, F, D, (int64_t)e * D);
+        if (m.shared) announce(layer.shared_down, m.shared, D);
         for (int e = 0; e < E; e++) {
             if (first[e] == first[e + 1]) continue;
             const Rows<X> x{at.input + 0, D, first[e + 1] - first[e], &order[first[e]]};
