@@ -107,7 +107,8 @@ def decode_step(model: ModelAddresses, batch: Batch) -> torch.Tensor:
         UnavailableError: the native step cannot be had here.
     """
     # Rows that lie powers of two apart push each other out of the caches.
-    logits = torch.empty(len(batch.wanted), model.vocab + LANES, dtype=torch.float32)
+    stride = model.vocab + LANES
+    logits = torch.empty_strided((len(batch.wanted), model.vocab), (stride, 1), dtype=torch.float32)
     sizes = (len(batch.rows) // 5, len(batch.bounds) - 1, len(batch.wanted))
     lists = (array("q", batch.rows), array("q", batch.bounds), array("q", batch.wanted), array("i", batch.pages))
     addresses = _BatchAddresses(*sizes, *(numbers.buffer_info()[0] for numbers in lists))
@@ -115,7 +116,7 @@ def decode_step(model: ModelAddresses, batch: Batch) -> torch.Tensor:
         ctypes.byref(model),
         ctypes.byref(addresses),
         ctypes.c_void_p(logits.data_ptr()),
-        ctypes.c_int64(logits.shape[1]),
+        ctypes.c_int64(stride),
         ctypes.c_int64(torch.get_num_threads()),
     )
-    return logits[:, : model.vocab]
+    return logits
