@@ -363,6 +363,7 @@ void product(const W *w, int64_t stride, const float *scale, int n, int begin, i
                         alignas(64) float block[B][LANES];
                         Fetch<W> next{w + stride * (r + LANES), stride};
                         if (r + LANES >= end) next = Fetch<W>::of(upcoming, LANES, n);
+                        if (!next.row) next = {w + stride * r, stride};  // known to the caches
                         multiply_few<B>(w + stride * r, stride, n, columns, single, next, block);
                         const Vector scales = scale ? load(scale + r, columns) : Vector{} + 1;
                         for (int b = 0; b < B; b++) store(to + b * y_stride + r, load(block[b]) * scales, columns);
