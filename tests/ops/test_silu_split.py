@@ -6,6 +6,7 @@ from exactness import DTYPES, Op, assert_within_noise, random, with_gradients
 from torch.nn.functional import silu
 
 from leyden.ops import silu_split
+from leyden.ops.native import DTYPES as NATIVE_DTYPES
 
 SHAPES = [(1, 1, 1, 3), (2, 7, 3, 15), (3, 41, 5, 48), (1, 2, 2, 3 * 2100)]
 
@@ -31,6 +32,12 @@ def test_the_reference_by_hand() -> None:
         torch.testing.assert_close(a, e)
 
 
+@pytest.mark.parametrize("dtype", NATIVE_DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_natively(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    check("native", shape, dtype, "cpu")
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_in_pytorch(shape: tuple[int, ...], dtype: torch.dtype) -> None:
@@ -43,7 +50,7 @@ def test_in_triton(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> N
     check("triton", shape, dtype, device)
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("backend", ["torch", "native", "triton"])
 @pytest.mark.parametrize("shape", [(2, 0, 3, 6), (0, 5, 3, 6), (2, 5, 3, 0)])
 def test_nothing_to_split(backend: str, shape: tuple[int, ...], device: str) -> None:
     *parts, gradient = with_gradients(body(backend), [torch.zeros(shape, device=device)])
@@ -51,7 +58,7 @@ def test_nothing_to_split(backend: str, shape: tuple[int, ...], device: str) -> 
     assert gradient.shape == shape
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("backend", ["torch", "native", "triton"])
 def test_views_equal_copies(backend: str, device: str) -> None:
     """Rows that lie apart, a cut of a batch, heads before tokens, elements that lie apart."""
     x = random(2, 9, 9, 24, dtype=torch.float32).to(device)

@@ -3,6 +3,7 @@
 import torch
 
 from leyden.ops.backend import choose
+from leyden.ops.silu_split.native import silu_split_native
 from leyden.ops.silu_split.portable import silu_split_portable
 from leyden.ops.silu_split.reference import silu_split_reference
 
@@ -14,7 +15,7 @@ def silu_split(qkv: torch.Tensor, backend: str = "auto") -> tuple[torch.Tensor, 
 
     Args:
         qkv: [B, T, H, 3K], each head's q, k and v in turn.
-        backend: ``"auto"``, ``"reference"``, ``"torch"`` or ``"triton"``.
+        backend: ``"auto"``, ``"reference"``, ``"torch"``, ``"native"`` or ``"triton"``.
 
     Returns:
         q, k and v: [B, T, H, K] in the dtype of qkv, computed in float32 (float64 for float64);
@@ -25,9 +26,11 @@ def silu_split(qkv: torch.Tensor, backend: str = "auto") -> tuple[torch.Tensor, 
     """
     if qkv.ndim != 4 or qkv.shape[-1] % 3:
         raise ValueError(f"silu_split: qkv [B, T, H, 3K] expected; given {tuple(qkv.shape)}.")
-    chosen = choose("silu_split", backend, qkv.device, triton=qkv.dtype)
+    chosen = choose("silu_split", backend, qkv.device, triton=qkv.dtype, native=qkv.dtype)
     if chosen == "reference":
         return silu_split_reference(qkv)
+    if chosen == "native":
+        return silu_split_native(qkv)
     if chosen == "triton":
         from leyden.ops.silu_split.launch import silu_split_triton  # triton, where it is used
 
