@@ -16,7 +16,10 @@ from leyden.model.quantized import Int8
 from leyden.serve import Engine, Sampling
 from leyden.serve.request import Request
 
-_KV_GIGABYTES = 0.5
+_GIGABYTES = 1 / 16
+"""For keys and values, and for snapshots: so little that they are full soon, as those of a server that has run for a
+while. Memory that is touched for the first time costs page faults: 5 % of a batch of prompts on a virtual machine."""
+
 _INT8: dict[str, Int8] = {"int8": "layers", "int8 whole": "all"}
 
 
@@ -164,7 +167,7 @@ class ServeOurs:
         """The engine of ``kind``; the one held before is let go."""
         if self._engine is None or self._held != kind:
             self._engine = None
-            self._engine = Engine(self._model(kind), kv_gigabytes=_KV_GIGABYTES, cache_gigabytes=_KV_GIGABYTES)
+            self._engine = Engine(self._model(kind), kv_gigabytes=_GIGABYTES, cache_gigabytes=_GIGABYTES)
             self._held = kind
         return self._engine
 
