@@ -69,6 +69,15 @@ def test_short_prompts_pass_long_ones_which_arrive_all_the_same(model: HybridLM)
     assert found["long"] <= 5
 
 
+def test_steps_that_nobody_watches_read_four_times_as_much(model: HybridLM) -> None:
+    engine = Engine(model, step_tokens=PAGE)
+    for name in ("batch", "more"):
+        engine.add(request(name, text(5 * PAGE + 9, 1 + len(name)), watched=False))
+    assert {delta.request: delta.read_tokens for delta in engine.step()} == {"batch": 4 * PAGE}
+    engine.add(request("watched", text(3 * PAGE, 9)))
+    assert sum(delta.read_tokens for delta in engine.step()) == 5 * PAGE
+
+
 def test_several_prompts_share_a_step(model: HybridLM) -> None:
     engine = Engine(model, step_tokens=512)
     for number in range(5):

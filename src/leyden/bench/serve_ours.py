@@ -64,7 +64,7 @@ class ServeOurs:
         """Seconds from sending all requests to the last token of all, and to the first of the median request."""
         engine = self._of(kind)
         texts = prompts(streams, prompt, engine.model.config.vocab_size, seed)
-        seen = self._run(engine, texts, new)
+        seen = self._run(engine, texts, new, watched=False)
         first = statistics.median(stream.times[0] - stream.sent for stream in seen)
         return max(stream.times[-1] for stream in seen) - seen[0].sent, first
 
@@ -133,14 +133,16 @@ class ServeOurs:
             seconds.append(time.perf_counter() - started)
         return values.nbytes / statistics.median(seconds[3:])
 
-    def _run(self, engine: Engine, texts: list[list[int]], new: int) -> list[_Stream]:
+    def _run(self, engine: Engine, texts: list[list[int]], new: int, *, watched: bool = True) -> list[_Stream]:
         """Send all of them at once, and step until the engine rests."""
-        seen = self._send(engine, texts, new)
+        seen = self._send(engine, texts, new, watched=watched)
         while engine.busy:
             self._step(engine, seen)
         return list(seen.values())
 
-    def _send(self, engine: Engine, texts: list[list[int]], new: int, temperature: float = 0.0) -> dict[str, _Stream]:
+    def _send(
+        self, engine: Engine, texts: list[list[int]], new: int, temperature: float = 0.0, *, watched: bool = True
+    ) -> dict[str, _Stream]:
         sampling = Sampling(max_tokens=new, temperature=temperature, ignore_eos=True, seed=0)
         seen = {}
         now = time.perf_counter()
@@ -148,7 +150,7 @@ class ServeOurs:
             self._number += 1
             id = str(self._number)
             seen[id] = _Stream(now)
-            engine.add(Request(text, sampling, id))
+            engine.add(Request(text, sampling, id, watched=watched))
         return seen
 
     def _step(self, engine: Engine, seen: dict[str, _Stream]) -> None:

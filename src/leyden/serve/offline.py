@@ -36,7 +36,7 @@ class Offline:
             raise UserError(
                 f"generate takes one sampling, or one for each prompt; given {len(each)} for {len(prompts)}."
             )
-        requests = [self._request(prompt, own) for prompt, own in zip(prompts, each, strict=True)]
+        requests = [self._request(prompt, own, watched=False) for prompt, own in zip(prompts, each, strict=True)]
         deltas: dict[tuple[str, int], list[Delta]] = {
             (request.id, index): [] for request in requests for index in range(request.sampling.n)
         }
@@ -46,7 +46,7 @@ class Offline:
 
     def stream(self, prompt: str | Sequence[int], sampling: Sampling) -> Iterator[Chunk]:
         """See :meth:`Engine.stream`."""
-        request = self._request(prompt, sampling)
+        request = self._request(prompt, sampling, watched=True)
         if sampling.n != 1:
             raise UserError(f"a stream is of one completion; given n={sampling.n}. Take generate for several.")
         return self._chunks(request)
@@ -94,7 +94,7 @@ class Offline:
                 del self._boxes[request.id]
             self._engine.abort_now(left)
 
-    def _request(self, prompt: str | Sequence[int], sampling: Sampling) -> Request:
+    def _request(self, prompt: str | Sequence[int], sampling: Sampling, *, watched: bool) -> Request:
         """A text begins with the token that begins a document; token ids stand as they are."""
         tokenizer = self._engine.tokenizer
         if isinstance(prompt, str) or not prompt:
@@ -104,4 +104,4 @@ class Offline:
         else:
             tokens = list(prompt)
         self._engine.check(tokens, sampling)
-        return Request(tokens, sampling, f"offline-{next(self._names)}", settle=False)
+        return Request(tokens, sampling, f"offline-{next(self._names)}", settle=False, watched=watched)

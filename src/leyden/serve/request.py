@@ -29,6 +29,7 @@ class Request:
         arrived: on :func:`time.perf_counter`'s clock.
         settle: read the completion once more in parts when there is nothing else to do, for the prefix cache: the next
             turn of a chat goes on from there. What decoding computed has other roundings, and is not kept.
+        watched: somebody waits for every token. As long as nobody does, steps read more at once.
     """
 
     tokens: Sequence[int]
@@ -37,6 +38,7 @@ class Request:
     priority: int = 0
     arrived: float = field(default_factory=time.perf_counter)
     settle: bool = True
+    watched: bool = True
 
 
 @dataclass(frozen=True)

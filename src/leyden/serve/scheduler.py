@@ -18,6 +18,9 @@ from leyden.serve.memory import Memory
 
 _rank = attrgetter("rank")
 
+_UNWATCHED = 4
+"""So many steps' tokens in one where nobody waits for single tokens: larger products, fewer passes over the weights."""
+
 
 @dataclass
 class Plan:
@@ -44,7 +47,8 @@ class Scheduler:
     Args:
         memory: whose slots and pages they take.
         max_sequences: how many run at once.
-        step_tokens: what a step reads; at least a page of prompt, however many decode.
+        step_tokens: what a step reads; at least a page of prompt, however many decode. Four times as much where none of
+            the requests is watched.
 
     Attributes:
         waiting, running, swapped: sequences without memory, with it, and moved to the host; each by rank.
@@ -118,7 +122,9 @@ class Scheduler:
             decodes += [job for job in self._resume() if job.decodes and self._reserve(job, len(job.tokens))]
             if not self.swapped:
                 plan.admitted = self._admit()
-        parts = list(self._parts(max(PAGE, self._step_tokens - len(decodes))))
+        watched = any(job.request.watched for job in self.running)
+        budget = self._step_tokens * (1 if watched else _UNWATCHED)
+        parts = list(self._parts(max(PAGE, budget - len(decodes))))
         plan.decodes = [job for job in decodes if job.holding is not None]  # not those that made room since
         plan.parts = [(job, stop) for job, stop in parts if job.holding is not None]
         if self.running and not (plan.decodes or plan.parts):
