@@ -13,8 +13,8 @@ class EngineConfig(Config):
     max_sequences: int = Field(default=32, ge=1)
     """Sequences that are read or generated at once; each holds a state."""
     step_tokens: int = Field(default=2048, ge=256)
-    """Tokens that one step reads at most: of every sequence that decodes one, and of prompts what is left. Four times as
-    many where nobody waits for single tokens (Engine.generate)."""
+    """Tokens that one step reads at most: of every sequence that decodes one, and of prompts what is left. Four times
+    as many where nobody waits for single tokens (Engine.generate)."""
     max_queue: int = Field(default=256, ge=0)
     """Requests that wait at most; a further one is refused."""
     kv_gigabytes: float | None = Field(default=None, gt=0)
