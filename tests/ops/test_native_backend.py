@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -55,10 +56,32 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         rms_norm(torch.ones(3, 9), WEIGHT, 1e-5)
 
 
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "c++")) is None, reason="no C++ compiler here")
+def test_where_there_is_a_compiler_the_library_is_there() -> None:
+    """Else all that is tested natively would be left out in silence."""
+    native.library()
+
+
+def test_why_it_does_not_compile_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    compiler = tmp_path / "c++"
+    compiler.write_text('#!/bin/sh\ncase "$*" in *-dM*) exit;; esac\nprintf "In x.h:\\nx.h:1: error: no y\\n" >&2; exit 1\n')
+    compiler.chmod(0o700)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    native.load.cache_clear()
+    with pytest.raises(native.UnavailableError, match="failed: x.h:1: error: no y$"):
+        native.library()
+    native.load.cache_clear()
+
+
 @pytest.mark.skipif(isinstance(native.load(), native.UnavailableError), reason="no C++ compiler here")
 def test_the_library_is_compiled_once_and_kept(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    sources = tmp_path / "ops"  # one of them is enough
+    sources.mkdir()
+    shutil.copy(native._FOLDER / "rotary" / "native.cpp", sources)
+    monkeypatch.setattr(native, "_FOLDER", sources)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with caplog.at_level(logging.INFO):
         for _ in range(2):
@@ -70,7 +93,7 @@ def test_the_library_is_compiled_once_and_kept(
 
 
 _COMPILER = """#!/bin/sh
-case "$*" in *-dM*) exec c++ "$@";; esac
+case "$*" in *-dM*) exec c++ "$@";; *" -c "*) exit;; esac
 echo compiled >> "$(dirname "$0")/log"
 sleep 1
 for last; do :; done

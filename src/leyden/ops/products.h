@@ -304,10 +304,10 @@ void multiply_few(const W *w, int64_t stride, int n, int columns, const X *const
     for (int b = 0; b < B; b++) store(block[b], meet(total[b]));
 }
 
-// work(number) for a number from 1 to MOST, which is then known to the compiler.
-template <int MOST, class F> inline void with_number(int number, F &&work) {
-    if constexpr (MOST > 1)
-        if (number < MOST) return with_number<MOST - 1>(number, work);
+// work(number) for a number from LEAST to MOST, which is then known to the compiler.
+template <int LEAST, int MOST, class F> inline void with_number(int number, F &&work) {
+    if constexpr (MOST > LEAST)
+        if (number < MOST) return with_number<LEAST, MOST - 1>(number, work);
     work(std::integral_constant<int, MOST>{});
 }
 
@@ -329,7 +329,7 @@ void multiply(const W *w, int64_t stride, int n, const X *x, const Results &to, 
         for (int four = 0, met; four < fours; four += met) {
             const int left = fours - four;
             met = left == F + 1 ? (left + 1) / 2 : std::min(F, left);  // two and two rather than three and one
-            with_number<F>(met, [&](auto count) {
+            with_number<std::min(2, F), F>(met, [&](auto count) {
                 const Results part{to.y + 4 * four * to.stride + column, to.stride, to.rows - 4 * four,
                                    to.columns - column, to.scale ? to.scale + column : nullptr};
                 Fetch<W> next{w + stride * (column + AHEAD * T), stride};
@@ -357,7 +357,7 @@ void product(const W *w, int64_t stride, const float *scale, int n, int begin, i
         if constexpr (FEW > 0)
             if (rows <= FEW && n % (4 * Quarter<X>::SIZE) == 0) {
                 const X *single[] = {x[first], x[first + rows - 1]};
-                with_number<FEW>(rows, [&](auto B) {
+                with_number<1, FEW>(rows, [&](auto B) {
                     for (int r = begin; r < end; r += LANES) {
                         const int columns = std::min(LANES, end - r);
                         alignas(64) float block[B][LANES];
