@@ -96,6 +96,15 @@ template <class W, class X> inline void convert(const W *w, int n, X *to) {
     for (int i = 0; i < n; i += LANES) store(to + i, load(w + i));
 }
 
+#ifdef __AVX512BF16__
+template <> inline void convert(const Int8 *w, int n, BFloat16 *to) {
+    int i = 0;
+    for (; i + 2 * LANES <= n; i += 2 * LANES)
+        _mm512_storeu_si512(to + i, (__m512i)_mm512_cvtne2ps_pbh((__m512)load(w + i + LANES), (__m512)load(w + i)));
+    if (i < n) store(to + i, load(w + i));
+}
+#endif
+
 // Rows of input: row i is at x + stride * (index ? index[i] : i).
 template <class X> struct Rows {
     const X *x;
