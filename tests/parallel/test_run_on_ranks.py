@@ -64,6 +64,7 @@ def test_two_ranks_are_one_process(unhurt: tuple[Path, str], alone: Path) -> Non
     assert load_recipe(str(directory / "recipe.toml")).parallel.ep == 2
 
 
+@pytest.mark.slow
 def test_killed_in_the_midst_of_a_step_and_started_again(
     recipe: Path, unhurt: tuple[Path, str], tmp_path: Path
 ) -> None:
