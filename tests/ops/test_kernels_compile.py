@@ -11,6 +11,7 @@ import pytest
 
 PROGRAM = Path(__file__).with_name("compile_kernels.py")
 AMPERE, HOPPER, BLACKWELL = 80, 90, 100
+OTHERS = [("float16", 64), ("float32", 64)]
 
 
 def compiled(tmp_path: Path, ops: str, dtype: str, *architectures: int) -> list[dict[str, Any]]:
@@ -61,7 +62,7 @@ def test_the_other_ops_everywhere(tmp_path: Path, architecture: int, dtype: str)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", [AMPERE, HOPPER, BLACKWELL])
-@pytest.mark.parametrize(("dtype", "width"), [("bfloat16", 64), ("bfloat16", 128), ("bfloat16", 256), ("float16", 64), ("float32", 64)])
+@pytest.mark.parametrize(("dtype", "width"), [*(("bfloat16", width) for width in (64, 128, 256)), *OTHERS])
 def test_lightning_attention_everywhere(tmp_path: Path, architecture: int, dtype: str, width: int) -> None:
     for facts in compiled(tmp_path, f"lightning_attention:{width}", dtype, architecture):
         assert facts["spilled"] <= 512, facts

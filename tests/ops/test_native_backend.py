@@ -14,6 +14,12 @@ from leyden.ops import backend, native, rms_norm
 
 WEIGHT = torch.ones(8)
 
+_FAILING = """#!/bin/sh
+case "$*" in *-dM*) exit;; esac
+printf 'In x.h:\\nx.h:1: error: no y\\n' >&2
+exit 1
+"""
+
 
 @pytest.fixture
 def no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -64,12 +70,12 @@ def test_where_there_is_a_compiler_the_library_is_there() -> None:
 
 def test_why_it_does_not_compile_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     compiler = tmp_path / "c++"
-    compiler.write_text('#!/bin/sh\ncase "$*" in *-dM*) exit;; esac\nprintf "In x.h:\\nx.h:1: error: no y\\n" >&2; exit 1\n')
+    compiler.write_text(_FAILING)
     compiler.chmod(0o700)
     monkeypatch.setenv("CXX", str(compiler))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     native.load.cache_clear()
-    with pytest.raises(native.UnavailableError, match="failed: x.h:1: error: no y$"):
+    with pytest.raises(native.UnavailableError, match=r"failed: x\.h:1: error: no y$"):
         native.library()
     native.load.cache_clear()
 
