@@ -354,7 +354,7 @@ void multiply(const W *w, int64_t stride, int n, const X *x, const Results &to, 
 inline int64_t apart(int64_t width) { return width + LANES; }
 
 // y[b][r] = scale[r] * (w[r] . x[b]) for weight rows r from begin to end and all rows of input; n is a multiple of 16.
-// A null scale is 1.
+// A null scale is 1. Of `upcoming`, which may be null, the caches are told meanwhile.
 template <class W, class X>
 void product(const W *w, int64_t stride, const float *scale, int n, int begin, int end, Rows<X> x, float *y,
              int64_t y_stride, Upcoming *upcoming = nullptr) {

@@ -45,7 +45,8 @@ inline void add_values(int heads, const T *values, int64_t stride, int count, co
     for (int h = 0; h < heads; h += MOST) {
         const float *w = weight + h * PAGE;
         float *o = out + h * out_stride;
-        with_number<1, MOST>(heads - h, [&](auto left) { add_values<left, V>(values, stride, count, w, o, out_stride); });
+        with_number<1, MOST>(
+            heads - h, [&](auto left) { add_values<left, V>(values, stride, count, w, o, out_stride); });
     }
 }
 
