@@ -69,10 +69,76 @@ def test_a_full_disk_is_a_user_error(tmp_path: Path, write: Write, number: int) 
 
 
 @both
-def test_another_error_of_the_system_stays_what_it_is(tmp_path: Path, write: Write) -> None:
-    with pytest.raises(PermissionError):
-        write(tmp_path / "place", "new", PermissionError(errno.EACCES, "no"))
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.EROFS, "the file system is read-only"),
+        (errno.EIO, "the disk failed"),
+        (errno.ESTALE, "the disk failed"),
+        (errno.EACCES, "permissions"),
+        (errno.ENOTDIR, "refuses it"),
+        (errno.EMFILE, "too many files"),
+    ],
+)
+def test_every_error_of_a_disk_is_a_user_error(tmp_path: Path, write: Write, number: int, words: str) -> None:
+    with pytest.raises(UserError, match=f"place could not be written: .*{words}.*run the same"):
+        write(tmp_path / "place", "new", OSError(number, os.strerror(number)))
     assert content(tmp_path) == {}
+
+
+@both
+def test_an_error_of_a_library_in_rust_is_one_too(tmp_path: Path, write: Write) -> None:
+    with pytest.raises(UserError, match="the disk is full"):
+        write(tmp_path / "place", "new", RuntimeError("I/O error: No space left on device (os error 28)"))
+
+
+@both
+@pytest.mark.parametrize("error", [ConnectionResetError(errno.ECONNRESET, "no"), FileNotFoundError(errno.ENOENT, "no")])
+def test_another_error_of_the_system_stays_what_it_is(tmp_path: Path, write: Write, error: OSError) -> None:
+    with pytest.raises(type(error)):
+        write(tmp_path / "place", "new", error)
+    assert content(tmp_path) == {}
+
+
+def test_what_stands_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file/place could not be written"):
+        write_file(tmp_path / "file" / "place", "new")
+
+
+def test_the_umask_decides_who_may_read(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with atomic_file(tmp_path / "file") as part:
+            part.touch(0o600)  # as libraries do that write by a temporary file
+        with atomic_directory(tmp_path / "folder") as part:
+            (part / "file").touch(0o600)
+        with atomic_file(tmp_path / "private", mode=0o600) as part:
+            part.write_text("secret")
+    finally:
+        os.umask(before)
+    modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("file", "folder/file", "private")]
+    assert modes == [0o640, 0o640, 0o600]
+
+
+@pytest.mark.parametrize("exchange", [True, False], ids=["exchanged", "two steps"])
+def test_a_directory_is_replaced_with_and_without_an_exchange(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool
+) -> None:
+    if not exchange:
+        monkeypatch.setattr("leyden.core.files._exchange", lambda *_: False)
+    write_directory(tmp_path / "place", "old")
+    write_directory(tmp_path / "place", "new")
+    assert content(tmp_path) == {"place": {"inner": {"new": "new"}}}
+
+
+def test_what_a_kill_between_two_steps_left_is_put_back(tmp_path: Path) -> None:
+    write_directory(tmp_path / "place", "old")
+    before = content(tmp_path / "place")
+    (tmp_path / "place").rename(tmp_path / ".place.old")
+    with pytest.raises(ValueError, match="broken"):
+        write_directory(tmp_path / "place", "new", ValueError("broken"))
+    assert content(tmp_path) == {"place": before}
 
 
 @both

@@ -21,7 +21,7 @@ from leyden.checkpoint.pieces import Piece
 from leyden.checkpoint.rules import Binding
 from leyden.checkpoint.tensor_files import SHARD_BYTES, shard_name, write_index, write_json
 from leyden.checkpoint.tensor_stream import TensorStream
-from leyden.core.files import disk_full_is_a_user_error
+from leyden.core.files import disk_errors_are_user_errors
 from leyden.model import ModelConfig
 from leyden.parallel import Mesh
 from leyden.tokenizer import Tokenizer
@@ -69,7 +69,7 @@ def export(
     holders.check({tensor.binding.ours: tensor.binding.shape for tensor in tensors if tensor.binding is not None})
 
     def describe(part: Path) -> None:
-        with disk_full_is_a_user_error(directory):
+        with disk_errors_are_user_errors(directory):
             write_json(part / "config.json", settings)
             write_index(part, [[tensor.name for tensor in file] for file in files], sum(t.num_bytes for t in tensors))
             if tokenizer is not None:
@@ -196,5 +196,5 @@ def _write(paths: Sequence[Path], files: Sequence[list[_Tensor]], holders: Holde
 
 def _raise(error: Exception | None, directory: Path) -> None:
     if error is not None:
-        with disk_full_is_a_user_error(directory):
+        with disk_errors_are_user_errors(directory):
             raise error

@@ -21,7 +21,7 @@ from leyden.checkpoint.piece_files import INDEX_FILE, StoredTensor, read_index
 from leyden.checkpoint.pieces import Piece, load_pieces, save_pieces
 from leyden.core.config import Config
 from leyden.core.errors import UserError
-from leyden.core.files import disk_full_is_a_user_error
+from leyden.core.files import disk_errors_are_user_errors
 from leyden.core.log import logger
 
 _log = logger(__name__)
@@ -67,12 +67,12 @@ def save_training(
     """
     path = run_dir / "checkpoints" / f"step_{step:08d}"
     with crew.directory(path) as part:
-        with disk_full_is_a_user_error(path):
+        with disk_errors_are_user_errors(path):
             written = save_pieces(part, tensors, crew)
         ranks = _of_ranks(values.rank, crew)
 
         def values_and_hashes() -> dict[str, _Fingerprint]:
-            with disk_full_is_a_user_error(path):
+            with disk_errors_are_user_errors(path):
                 if crew.rank == 0:
                     text = json.dumps({"run": values.run, "ranks": ranks}, allow_nan=False)
                     (part / _VALUES).write_text(text, encoding="utf-8")
@@ -82,7 +82,7 @@ def save_training(
         files = {name: item for of_rank in crew.each(values_and_hashes) for name, item in of_rank.items()}
 
         def manifest() -> None:
-            with disk_full_is_a_user_error(path):
+            with disk_errors_are_user_errors(path):
                 (part / _MANIFEST).write_bytes(_manifest.dump_json(dict(sorted(files.items())), indent=1))
 
         crew.once(manifest)

@@ -19,6 +19,7 @@ from rich.progress import (
 from rich.text import Text
 
 from leyden.core.launch import launched
+from leyden.core.printable import printable
 
 console = Console(stderr=True, quiet=launched().rank > 0)
 """Of several ranks the first speaks for all; what another alone has to say goes through :func:`speak_up`."""
@@ -39,8 +40,11 @@ def log_once(name: str, message: str) -> None:
 
 
 def say(text: str) -> None:
-    """Print one line for the user to standard error, as it is: no markup, no wrapping."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    """Print one line for the user to standard error, as it is: no markup, no wrapping.
+
+    Names and texts that others wrote may stand in it: control characters are shown, not sent to the terminal.
+    """
+    console.print(printable(text, lines=True), markup=False, highlight=False, soft_wrap=True)
 
 
 class LineHandler(logging.Handler):
@@ -50,7 +54,8 @@ class LineHandler(logging.Handler):
         """Print one record."""
         try:
             level = (f"{record.levelname:<8} ", f"logging.level.{record.levelname.lower()}")
-            console.print(Text.assemble(level, self.format(record)), highlight=False, soft_wrap=True)
+            text = printable(self.format(record), lines=True)
+            console.print(Text.assemble(level, text), highlight=False, soft_wrap=True)
         except Exception:
             self.handleError(record)
 

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from leyden.core.files import atomic_file, disk_full_is_a_user_error
+from leyden.core.files import atomic_file, disk_errors_are_user_errors
 
 
 class MetricsLog:
@@ -33,7 +33,7 @@ class MetricsLog:
         """
         if not self._writes:
             return
-        with disk_full_is_a_user_error(self._path), self._path.open("a", encoding="utf-8") as file:
+        with disk_errors_are_user_errors(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, allow_nan=False) + "\n")
 
     def sync(self) -> None:

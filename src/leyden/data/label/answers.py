@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO, Self
 
 from leyden.core.errors import UserError
-from leyden.core.files import disk_full_is_a_user_error
+from leyden.core.files import disk_errors_are_user_errors
 from leyden.data.label.language_model import Answer, LanguageModel, Request
 
 _HOPELESS = 8
@@ -53,7 +53,7 @@ class Answers:
     def put(self, key: str, answer: Answer) -> None:
         """Keep an answer; it has left this process when this returns."""
         line = json.dumps({"key": key, **asdict(answer)}).encode() + b"\n"
-        with disk_full_is_a_user_error(self._path):
+        with disk_errors_are_user_errors(self._path):
             if self._appended is None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 self._appended = self._path.open("ab")

@@ -19,7 +19,7 @@ import numpy as np
 
 from leyden.core.config import Config
 from leyden.core.errors import UserError
-from leyden.core.files import disk_full_is_a_user_error
+from leyden.core.files import disk_errors_are_user_errors
 from leyden.data.loader.best_fit import WINDOW_SEQUENCES, plan_epoch
 from leyden.data.loader.pieces import PIECE, Pieces
 from leyden.data.shards import TokenShards
@@ -135,7 +135,7 @@ class BestFit:
     def _write(self, epoch: int, folder: Path) -> None:
         """A window at a time, in a folder of this process's own, which becomes ``folder`` unless that is there now."""
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with disk_full_is_a_user_error(folder), tempfile.TemporaryDirectory(dir=folder.parent) as parent:
+        with disk_errors_are_user_errors(folder), tempfile.TemporaryDirectory(dir=folder.parent) as parent:
             part = Path(parent) / "plan"
             part.mkdir()
             num_pieces = num_sequences = 0
