@@ -1,6 +1,7 @@
 """From a data build to a trained model: its tokens, its mixture, its held-out documents."""
 
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,9 @@ import pytest
 from leyden.core.errors import UserError
 from leyden.data.build import BuildRecipe, run_build
 from leyden.recipes import run
-from leyden.recipes.loader import parse_recipe
+from leyden.recipes.loader import dry, parse_recipe
+from leyden.recipes.prepare import read_build
+from leyden.tokenizer import Tokenizer
 
 _MODEL = {
     "preset": "tiny",
@@ -89,3 +92,33 @@ def test_build_and_text_exclude_each_other(built: Path) -> None:
     given["data"] = {"build": str(built), "text": ["a.txt"]}
     with pytest.raises(UserError, match="give either text"):
         parse_recipe(given, "test")
+
+
+def test_the_vocabulary_is_the_builds(built: Path, tmp_path: Path) -> None:
+    assert parse_recipe(recipe(built), "test").model.vocab_size == 300
+    for rows, fits in ((299, False), (300, True), (320, True)):
+        given = recipe(built) | {"model": {**_MODEL, "vocab_size": rows}}
+        if fits:
+            assert read_build(parse_recipe(given, "test")).tokenizer.vocab_size == 300
+        else:
+            with pytest.raises(UserError, match=r"model.vocab_size \(299\) is smaller than .* \(300\)"):
+                run(parse_recipe(given, "test"), tmp_path / "run")
+
+
+def test_a_tokenizer_beside_a_build_is_refused(built: Path) -> None:
+    with pytest.raises(UserError, match=r"\[tokenizer\] does not go with data.build.*leave \[tokenizer\] out"):
+        parse_recipe(recipe(built) | {"tokenizer": {"vocab_size": 300}}, "test")
+
+
+def test_a_resolved_recipe_is_read_without_its_build(built: Path) -> None:
+    resolved = tomllib.loads(dry(parse_recipe(recipe(built), "test")))
+    assert "tokenizer" not in resolved
+    resolved["data"]["build"] = str(built / "gone")
+    assert parse_recipe(resolved, "test").model.vocab_size == 300
+
+
+def test_tokens_of_another_tokenizer(built: Path, tmp_path: Path) -> None:
+    Tokenizer.train(["to be or not to be"] * 2, vocab_size=264).save(built / "tokenizer")
+    given = recipe(built) | {"model": {**_MODEL, "vocab_size": 300}}
+    with pytest.raises(UserError, match="tokenizer"):
+        run(parse_recipe(given, "test"), tmp_path / "run")

@@ -17,6 +17,7 @@ FILES = {
     "environment.json",
     "data.json",
     "held_out.jsonl",
+    "SHA256SUMS",
     "data/00000.tokens",
     "data/00000.ends",
     "data/00000.documents",

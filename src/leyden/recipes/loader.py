@@ -7,7 +7,8 @@ from typing import Any
 
 from leyden.core.config import dump_toml, override, read_toml
 from leyden.core.errors import UserError, suggest
-from leyden.recipes.schema import Recipe, TokenizerSection, model_section
+from leyden.data.build.tokens import read_tokens
+from leyden.recipes.schema import DataSection, Recipe, TokenizerSection, model_section
 from leyden.tokenizer import Tokenizer
 
 _SHIPPED = "leyden.recipes.shipped"
@@ -39,20 +40,45 @@ def load_recipe(recipe: str, settings: Sequence[str] = ()) -> Recipe:
 
 
 def parse_recipe(data: dict[str, Any], source: str) -> Recipe:
-    """Validate the tables of a recipe; ``source`` opens the message of an error."""
+    """Validate the tables of a recipe; ``source`` opens the message of an error.
+
+    Raises:
+        UserError: they are no recipe, or the vocabulary is that of a tokenizer or a data build that is not there.
+    """
     data = dict(data)
     tokenizer = TokenizerSection.parse(data.get("tokenizer", {}), f"{source}: [tokenizer]")
-    vocab_size = tokenizer.vocab_size if tokenizer.path is None else Tokenizer.load(tokenizer.path).vocab_size
+    section = data.get("model", {})
+    said = isinstance(section, dict) and "vocab_size" in section
+    build = DataSection.parse(data.get("data", {}), f"{source}: [data]").build
+    if build is not None and "tokenizer" in data:
+        raise UserError(
+            f"{source}: [tokenizer] does not go with data.build, whose tokens have a tokenizer of their own; leave "
+            "[tokenizer] out."
+        )
     try:
-        data["model"] = model_section(data.get("model", {}), vocab_size)
+        data["model"] = model_section(section, _vocabulary(tokenizer, build, said))
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
     return Recipe.parse(data, source)
 
 
+def _vocabulary(tokenizer: TokenizerSection, build: Path | None, said: bool) -> int | None:
+    """Tokens of the recipe's tokenizer.
+
+    Where the model says its rows (``said``), a tokenizer that is elsewhere by now is not asked for, so that a resolved
+    recipe can be read without its data: None. A run compares the two before its first step.
+    """
+    if build is not None:
+        return None if said else Tokenizer.load(read_tokens(build).tokenizer).vocab_size
+    if tokenizer.path is None:
+        return tokenizer.vocab_size
+    return None if said and not tokenizer.path.exists() else Tokenizer.load(tokenizer.path).vocab_size
+
+
 def dry(recipe: Recipe) -> str:
     """The recipe as TOML with every value said."""
-    return dump_toml(recipe.model_dump(mode="json"))
+    unused = set() if recipe.data.build is None else {"tokenizer"}
+    return dump_toml(recipe.model_dump(mode="json", exclude=unused))
 
 
 def default_directory(recipe: str) -> Path:

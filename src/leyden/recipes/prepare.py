@@ -5,16 +5,22 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from leyden.core.checksums import changed_files, write_checksums
 from leyden.core.errors import UserError
 from leyden.core.files import atomic_file
 from leyden.core.log import say
 from leyden.data import Corpus, TokenShards, build_corpus, write_shards
-from leyden.data.build.tokens import held_out_texts, read_tokens
+from leyden.data.build.tokens import BuildTokens, held_out_texts, read_tokens
 from leyden.recipes.schema import Recipe
 from leyden.tokenizer import Tokenizer
 
 TOKENS_DIRECTORY = "data"
 """Of a run on ``text``; once it is there, the documents have been read and the tokenizer trained."""
+
+TOKENIZER_DIRECTORY = "tokenizer"
+"""Of every run: the tokenizer that its model is trained with, whoever made it."""
+
+_HELD_OUT = "held_out.jsonl"
 
 
 def has_begun(directory: Path) -> bool:
@@ -40,59 +46,97 @@ class Prepared:
 def prepare(recipe: Recipe, directory: Path) -> None:
     """Read the documents, hold some out, train or load the tokenizer, and tokenise.
 
-    Writes ``data.json`` (what was read), ``held_out.jsonl``, ``tokenizer/`` and ``data/`` into ``directory``; where
-    the last of them exists, nothing is left to do. Of several ranks one does this, and all read it afterwards.
+    Writes ``tokenizer/``, ``data.json`` (what was read), ``held_out.jsonl`` and ``data/`` into ``directory``; where the
+    last of them exists, nothing is left to do. Of several ranks one does this, and all read it afterwards.
 
     Raises:
-        UserError: no documents, a vocabulary larger than they support, or a data build without tokens.
+        UserError: no documents, a vocabulary larger than they support, or a data build that cannot be trained on.
     """
     if recipe.data.build is not None:
-        _mark_build(recipe.data.build, directory)
+        _adopt_build(recipe.data.build, directory)
         return
     shards = directory / TOKENS_DIRECTORY
     if not shards.exists():
         corpus = build_corpus(recipe.data.text or None, held_out_fraction=recipe.data.held_out_fraction)
         _tell(corpus)
         trained = _tokenizer(recipe, corpus)
-        trained.save(directory / "tokenizer")
+        trained.save(directory / TOKENIZER_DIRECTORY)
         _write_corpus(corpus, directory)
         write_shards(corpus.train, trained, shards)
 
 
 def read_prepared(recipe: Recipe, directory: Path) -> Prepared:
-    """What :func:`prepare` left.
+    """What :func:`prepare` left, each file checked to be what was written.
 
     Raises:
-        UserError: it is not there.
+        UserError: it is not there, is damaged, or does not belong together: tokens of another tokenizer, or a
+            tokenizer with more tokens than the model has rows.
     """
     if recipe.data.build is not None:
-        tokens = read_tokens(recipe.data.build)
-        return Prepared(Tokenizer.load(tokens.tokenizer), tokens.groups, held_out_texts(recipe.data.build))
+        return read_build(recipe)
     shards = directory / TOKENS_DIRECTORY
     if not shards.exists():
         raise UserError(
             f"{shards} is not there for this rank; the directory of a run must be the same one for all ranks, on a "
             "file system that all machines share."
         )
-    lines = (directory / "held_out.jsonl").read_text(encoding="utf-8").splitlines()
+    _check_files(directory)
+    lines = (directory / _HELD_OUT).read_text(encoding="utf-8").splitlines()
     held_out = tuple(json.loads(line)["text"] for line in lines)
-    return Prepared(Tokenizer.load(directory / "tokenizer"), {"all": TokenShards.open(shards)}, held_out)
+    tokenizer = Tokenizer.load(directory / TOKENIZER_DIRECTORY)
+    prepared = Prepared(tokenizer, {"all": TokenShards.open(shards)}, held_out)
+    _check_tokenizer(recipe, prepared, f"{directory / TOKENIZER_DIRECTORY}")
+    return prepared
 
 
-def _mark_build(build: Path, directory: Path) -> None:
-    """``build.json`` of the run names the tokens of a data build, so that it resumes on no others."""
+def read_build(recipe: Recipe) -> Prepared:
+    """The data build that ``recipe`` names, as a run takes it.
+
+    Raises:
+        UserError: there is none, it has not finished, or its tokenizer has more tokens than the model has rows.
+    """
+    assert recipe.data.build is not None, "a recipe on a build"
+    tokens = read_tokens(recipe.data.build)
+    prepared = Prepared(Tokenizer.load(tokens.tokenizer), tokens.groups, held_out_texts(recipe.data.build))
+    _check_tokenizer(recipe, prepared, f"{tokens.tokenizer}")
+    return prepared
+
+
+def _check_tokenizer(recipe: Recipe, prepared: Prepared, place: str) -> None:
+    """Refuse tokens of another tokenizer, and a model that has no row for some of them."""
+    for group, shards in prepared.shards.items():
+        if shards.tokenizer_fingerprint and shards.tokenizer_fingerprint != prepared.tokenizer.fingerprint:
+            raise UserError(
+                f"{place} is not the tokenizer that the tokens of '{group}' in {shards.directory} were made with: one "
+                "of them was changed. Bring back what it was, or have both made again."
+            )
+    rows, needed = recipe.model.vocab_size, prepared.tokenizer.vocab_size
+    if rows < needed:
+        raise UserError(
+            f"model.vocab_size ({rows}) is smaller than the vocabulary of the tokenizer in {place} ({needed}); leave "
+            "model.vocab_size out, or make it that large."
+        )
+
+
+def _adopt_build(build: Path, directory: Path) -> None:
+    """Keep the build's tokenizer with the run, and in ``build.json`` which tokens it trains on, so that it resumes on
+    no others."""
     tokens = read_tokens(build)
-    prints = {group: shards.fingerprint for group, shards in tokens.groups.items()}
     mark = directory / "build.json"
-    if has_begun(directory) and mark.exists() and json.loads(mark.read_text(encoding="utf-8")) != prints:
+    if has_begun(directory) and mark.exists() and json.loads(mark.read_text(encoding="utf-8")) != _prints(tokens):
         raise UserError(
             f"The build {build} has other tokens than those that {directory} began with; give another --dir, or bring "
             "the build back to what it was."
         )
+    Tokenizer.load(tokens.tokenizer).save(directory / TOKENIZER_DIRECTORY)
     with atomic_file(mark) as part:
-        part.write_text(json.dumps(prints), encoding="utf-8")
+        part.write_text(json.dumps(_prints(tokens)), encoding="utf-8")
     with atomic_file(directory / "data.json") as part:
         part.write_text(json.dumps(tokens.facts(), indent=1), encoding="utf-8")
+
+
+def _prints(tokens: BuildTokens) -> dict[str, str]:
+    return {group: shards.fingerprint for group, shards in tokens.groups.items()}
 
 
 def _tokenizer(recipe: Recipe, corpus: Corpus) -> Tokenizer:
@@ -110,9 +154,20 @@ def _write_corpus(corpus: Corpus, directory: Path) -> None:
     with atomic_file(directory / "data.json") as part:
         report = asdict(corpus.report) | {"rejected": [asdict(reject) for reject in corpus.rejects]}
         part.write_text(json.dumps(report, indent=1), encoding="utf-8")
-    with atomic_file(directory / "held_out.jsonl") as part, part.open("w", encoding="utf-8") as file:
+    with atomic_file(directory / _HELD_OUT) as part, part.open("w", encoding="utf-8") as file:
         for document in corpus.held_out:
             file.write(json.dumps(asdict(document)) + "\n")
+    write_checksums(directory, [directory / _HELD_OUT, *(directory / TOKENIZER_DIRECTORY).iterdir()])
+
+
+def _check_files(directory: Path) -> None:
+    changed = changed_files(directory)
+    if changed:
+        raise UserError(
+            f"{', '.join(str(directory / name) for name in changed)} is missing, or not what this run wrote there. "
+            f"Bring it back from a copy; or remove {directory / TOKENS_DIRECTORY}, and the same command reads the "
+            "documents again, and goes on if they are what they were."
+        )
 
 
 def _tell(corpus: Corpus) -> None:

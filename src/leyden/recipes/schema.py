@@ -162,8 +162,6 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _data_fits(self) -> Self:
-        if self.data.build is not None and self.tokenizer.path is not None:
-            raise ValueError("tokenizer.path does not go with data.build, whose tokens have their own tokenizer")
         if self.data.build is None and any(stage.mixture for stage in self.stage):
             raise ValueError("a stage's mixture weighs the groups of a data build; give data.build")
         return self
@@ -179,8 +177,12 @@ class Recipe(Config):
         return self
 
 
-def model_section(section: Any, vocab_size: int) -> dict[str, Any]:
+def model_section(section: Any, vocab_size: int | None) -> dict[str, Any]:
     """The ``[model]`` table with its preset written out; the vocabulary is the tokenizer's where it is not said.
+
+    Args:
+        section: as it was read.
+        vocab_size: the tokenizer's; None where the section says its own, and the tokenizer is not known.
 
     Raises:
         UserError: an unknown preset or field, a shape that cannot be, or too small a vocabulary.
@@ -188,8 +190,9 @@ def model_section(section: Any, vocab_size: int) -> dict[str, Any]:
     if not isinstance(section, dict):
         raise UserError(f"[model] must be a table; given {section!r}.")
     fields = dict(section)
-    config = preset(fields.pop("preset", "tiny"), **{"vocab_size": vocab_size, **fields})
-    if config.vocab_size < vocab_size:
+    known = {} if vocab_size is None else {"vocab_size": vocab_size}
+    config = preset(fields.pop("preset", "tiny"), **known | fields)
+    if vocab_size is not None and config.vocab_size < vocab_size:
         raise UserError(
             f"model.vocab_size ({config.vocab_size}) is smaller than the tokenizer's vocabulary ({vocab_size}); leave "
             "model.vocab_size out, or make it that large."
