@@ -16,7 +16,7 @@ import pyarrow.compute
 
 pc: Any = pyarrow.compute  # its functions are made when it is imported, unseen by type checkers
 
-MESSAGE = pa.struct([("role", pa.string()), ("content", pa.large_string())])
+MESSAGE = pa.struct([("role", pa.string()), ("content", pa.large_string()), ("learned", pa.bool_())])
 
 SCHEMA = pa.schema(
     [
@@ -44,10 +44,12 @@ class Message:
     Attributes:
         role: ``system``, ``user``, ``assistant``, ``tool``; or ``document``, what questions are asked about.
         content: what is said.
+        learned: whether an answer is to be learned; published dialogues have some that are not (``"weight": 0``).
     """
 
     role: str
     content: str
+    learned: bool = True
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,9 @@ class Documents:
 
     def __iter__(self) -> Iterator[Document]:
         for row in self.table.to_pylist():
-            messages = tuple(Message(**message) for message in row["messages"] or ())
+            messages = tuple(
+                Message(turn["role"], turn["content"], turn["learned"] is not False) for turn in row["messages"] or ()
+            )
             yield Document(
                 id=row["id"],
                 text=row["text"] or "",
@@ -217,7 +221,7 @@ class Documents:
 
 
 def _row(document: Document) -> dict[str, Any]:
-    messages = [{"role": m.role, "content": m.content} for m in document.messages]
+    messages = [{"role": m.role, "content": m.content, "learned": m.learned} for m in document.messages]
     return {
         "id": document.id,
         "text": None if messages else document.text,

@@ -104,7 +104,7 @@ def lay_out(document: Document, style: Style = "varied", learn: Learn = "all") -
     Args:
         document: one without messages is its text, all of it learned.
         style: how messages are set off; ``varied`` depends on the document's id and kind alone.
-        learn: ``all``, or ``answers``: exactly the contents of role ``assistant``.
+        learn: ``all``, or ``answers``: exactly the contents of role ``assistant`` that are to be learned.
     """
     if not document.messages:
         return _learned_whole(document.text)
@@ -155,6 +155,6 @@ def _pieces(messages: tuple[Message, ...], template: Template) -> Iterator[tuple
         begins_round = message.role == "user" and num_questions > 1
         opening = template.openings.get(message.role, "").replace("{}", str(max(num_questions, 1)))
         yield (template.between_rounds if begins_round else template.between if before else "") + opening, False
-        yield message.content, message.role == "assistant"
+        yield message.content, message.role == "assistant" and message.learned
         yield closings.get(message.role, ""), False
         before = message.role

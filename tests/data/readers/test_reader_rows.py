@@ -61,7 +61,7 @@ QUESTION, ANSWER = ("user", "why?"), ("assistant", "so.")
         ),
         ({"conversations": [{"from": "human", "value": "why?"}, {"from": "gpt", "value": "so."}]}, [QUESTION, ANSWER]),
         ({"question": "why?", "answer": "so."}, [QUESTION, ANSWER]),
-        ({"question": "why?", "answer": ["so.", "thus."]}, [QUESTION, ANSWER]),
+        ({"question": "why?", "answer": ["so.", "so."]}, [QUESTION, ANSWER]),
         ({"prompt": "why?", "response": "so."}, [QUESTION, ANSWER]),
         ({"instruction": "why?", "input": "", "output": "so."}, [QUESTION, ANSWER]),
         ({"instruction": "Say", "input": "why?", "output": "so."}, [("user", "Say\n\nwhy?"), ANSWER]),

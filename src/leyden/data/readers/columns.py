@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from leyden.data.readers.nested import TURNS
 from leyden.data.readers.pieces import Found, Piece
 from leyden.data.readers.problem import Problem
 from leyden.data.readers.rows import columns_to_read, document_of
@@ -143,8 +144,9 @@ def _documents(batch: Any, first: int, piece: Piece, settings: ReadSettings) -> 
 def _rows(batch: Any) -> Iterator[dict[str, Any] | Problem]:
     """The rows of a batch; where one cannot be had as Python objects, each is tried alone."""
     try:
-        yield from _simple(batch).to_pylist()
-    except (ValueError, OverflowError) as error:
+        for row in _simple(batch).to_pylist(maps_as_pydicts="strict"):
+            yield {name: _filled(value) if name in TURNS else value for name, value in row.items()}
+    except (ValueError, OverflowError, KeyError) as error:
         if batch.num_rows > 1:
             for row in range(batch.num_rows):
                 yield from _rows(batch.slice(row, 1))
@@ -152,6 +154,13 @@ def _rows(batch: Any) -> Iterator[dict[str, Any] | Problem]:
             yield Problem("not UTF-8", error.reason)
         else:
             yield Problem("unreadable value", str(error))
+
+
+def _filled(value: Any) -> Any:
+    """A turn without its fields that are null: a column gives all fields to all turns, and to all calls of tools."""
+    if isinstance(value, dict):
+        return {name: _filled(item) for name, item in value.items() if item is not None}
+    return [_filled(item) for item in value] if isinstance(value, list) else value
 
 
 def _simple(batch: Any) -> Any:

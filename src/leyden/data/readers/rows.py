@@ -50,8 +50,8 @@ def document_of(row: Mapping[str, Any], source: SourceFile, label: str, settings
     Raises:
         Problem: it is none.
     """
-    text, messages, used = _contents(row, settings)
-    rest = {name: value for name, value in row.items() if name not in used}
+    text, messages, used, left = _contents(row, settings)
+    rest = {name: value for name, value in row.items() if name not in used} | left
     return Document(
         id=_id(row, source, label, settings),
         text=text,
@@ -64,19 +64,21 @@ def document_of(row: Mapping[str, Any], source: SourceFile, label: str, settings
     )
 
 
-def _contents(row: Mapping[str, Any], settings: ReadSettings) -> tuple[str, tuple[Message, ...], set[str]]:
-    """The text or the messages, and the columns that they are from."""
+def _contents(
+    row: Mapping[str, Any], settings: ReadSettings
+) -> tuple[str, tuple[Message, ...], set[str], dict[str, Any]]:
+    """The text or the messages, the columns that they are from, and what else these say."""
     text = row.get(settings.text)
-    if settings.rows == "messages" or (settings.rows == "auto" and text is None):
-        messages, used = messages_of(row)
+    if settings.rows == "messages" or (settings.rows == "auto" and (text is None or text == "")):
+        messages, used, left = messages_of(row)
         if messages:
-            return "", messages, used
+            return "", messages, used | ({settings.text} if text == "" else set()), left
     if settings.rows == "messages" or settings.text not in row:
         raise _no_text(settings, row, "keys")
     if not isinstance(text, str):
         kind = "null" if text is None else type(text).__name__
         raise Problem(f'"{settings.text}" is not a string', kind)
-    return text, (), {settings.text}
+    return text, (), {settings.text}, {}
 
 
 def _no_text(settings: ReadSettings, names: Any, what: str) -> Problem:
