@@ -124,8 +124,8 @@ def test_calls_in_columns(tmp_path, read):
     pq.write_table(pa.table({"messages": turns}), tmp_path / "a.parquet")
     documents, rejects = read(tmp_path / "a.parquet")
     assert rejects == []
-    assert [document.messages[1].content for document in documents] == [CALL, CALL.replace(
-        'get_weather({"city": "Oslo"})', 'convert({"unit": "K"})')]  # fmt: skip
+    converted = CALL.replace('get_weather({"city": "Oslo"})', 'convert({"unit": "K"})')
+    assert [document.messages[1].content for document in documents] == [CALL, converted]
     assert [document.metadata for document in documents] == [{}, {}]
     turn = pa.map_(pa.string(), pa.string())
     said = [[[("role", "user"), ("content", "why?")], [("role", "assistant"), ("content", "so.")]]]
@@ -143,16 +143,17 @@ CALLS = st.fixed_dictionaries(
     {"name": WORDS},
     optional={"arguments": WORDS | st.dictionaries(WORDS, WORDS, max_size=2), "id": WORDS, "description": WORDS},
 )
+PARTS = st.fixed_dictionaries({"type": st.just("text"), "text": WORDS}, optional={"note": WORDS})
 TURNS = st.fixed_dictionaries(
     {"role": st.sampled_from(["user", "assistant", "tool", "function_call"])},
     optional={
-        "content": WORDS | st.just("") | st.lists(st.fixed_dictionaries({"type": st.just("text"), "text": WORDS})) | VALUES,
+        "content": WORDS | st.just("") | st.lists(PARTS) | VALUES,
         "value": WORDS,
         "tool_calls": st.lists(CALLS | CALLS.map(lambda call: {"function": call}), max_size=2) | VALUES,
         "function_call": CALLS | VALUES,
-        **{name: VALUES for name in ("reasoning_content", "refusal", "name", "weight", "audio", "annotations")},
+        **dict.fromkeys(("reasoning_content", "refusal", "name", "weight", "audio", "annotations"), VALUES),
     },
-)  # fmt: skip
+)
 
 
 @settings(max_examples=150, deadline=None)
