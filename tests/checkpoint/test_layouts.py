@@ -1,6 +1,7 @@
 """Models survive the disk in every layout; what is wrong with a directory is told, and nothing is lost."""
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -216,7 +217,7 @@ def test_an_index_cannot_reach_outside_its_directory(saved: Path) -> None:
     (saved / "model.safetensors").rename(saved.parent / "elsewhere.safetensors")
     index = {"weight_map": {"norm.weight": "../elsewhere.safetensors"}}
     (saved / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(UserError, match="outside its directory"):
+    with pytest.raises(UserError, match="no file of its directory"):
         load(saved)
 
 
@@ -289,7 +290,7 @@ def test_a_conversion_that_fails_leaves_the_target(random_model: ModelMaker, sav
     file = saved / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(UserError, match="truncated"):
-        convert(saved, tmp_path / "target", "minimax")
+        convert(saved, tmp_path / "target", "minimax", replace=True)
     assert {p.name: p.read_bytes() for p in (tmp_path / "target").iterdir()} == before
 
 
@@ -329,3 +330,46 @@ def test_a_model_is_replaced_by_the_next(random_model: ModelMaker, saved: Path) 
     model = random_model(seed=1, tie_word_embeddings=True)
     save(model, None, saved, layout="minimax")
     assert_same(model, load(saved)[0])
+
+
+def test_a_conversion_replaces_no_model_unasked(random_model: ModelMaker, saved: Path, tmp_path: Path) -> None:
+    save(random_model(seed=1), None, tmp_path / "target")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "target").iterdir()}
+    with pytest.raises(UserError, match="not empty; give a new directory"):
+        convert(saved, tmp_path / "target", "minimax")
+    assert {p.name: p.read_bytes() for p in (tmp_path / "target").iterdir()} == before
+    convert(saved, tmp_path / "target", "minimax", replace=True)
+    assert_same(load(saved)[0], load(tmp_path / "target")[0])
+    for replace in (False, True):
+        with pytest.raises(UserError, match="the model to be converted itself"):
+            convert(saved, saved.parent / "." / saved.name, "minimax", replace=replace)
+    (tmp_path / "empty").mkdir()
+    convert(saved, tmp_path / "empty", "leyden")
+
+
+def test_files_have_the_permissions_of_the_umask(random_model: ModelMaker, tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        save(random_model(), None, tmp_path / "m")
+    finally:
+        os.umask(before)
+    assert {p.stat().st_mode & 0o777 for p in (tmp_path / "m").iterdir()} == {0o644}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_tied_model_may_come_with_a_copy_of_its_embedding(
+    random_model: ModelMaker, tmp_path: Path, layout: str
+) -> None:
+    model = random_model(torch.bfloat16, tie_word_embeddings=True)
+    save(model, None, tmp_path / "m", layout=layout)
+    file = tmp_path / "m" / "model.safetensors"
+    tensors = load_file(file)
+    name = next(name for name in tensors if "embed_tokens" in name)
+    save_file(tensors | {"lm_head.weight": tensors[name].clone()}, file)
+    assert_same(model, load(tmp_path / "m")[0])
+    other = tensors[name].clone()
+    other[-1, -1] += 1
+    for wrong in (other, tensors[name].float(), tensors[name][:-1].clone()):
+        save_file(tensors | {"lm_head.weight": wrong}, file)
+        with pytest.raises(UserError, match=f"lm_head.weight is no copy of {name}"):
+            load(tmp_path / "m")

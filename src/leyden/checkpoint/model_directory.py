@@ -26,6 +26,10 @@ from leyden.parallel.mesh import Mesh
 from leyden.tokenizer import Tokenizer
 
 _TOKENIZER_FILE = "tokenizer.json"
+_HEAD = "lm_head.weight"
+"""The output projection, as every layout calls it; a tied model may come with a copy of its embedding there."""
+_MANY_LAYERS, _MANY_TENSORS = 1 << 8, 1 << 17
+"""Up to here names are made whatever config.json says, and what is missing is listed."""
 _OURS_TO_REPLACE = ("*.json", "*.safetensors", "*.jinja")
 
 
@@ -89,14 +93,22 @@ def save(model: HybridLM, tokenizer: Tokenizer | None, directory: str | Path, la
     _write(model.config, model.state_dict(), tokenizer, Path(directory), layout_named(layout))
 
 
-def convert(source: str | Path, target: str | Path, layout: str) -> None:
+def convert(source: str | Path, target: str | Path, layout: str, *, replace: bool = False) -> None:
     """Write the model ``source`` into the directory ``target`` in another layout, a shard in memory at a time.
 
+    Args:
+        source: a model's directory in any layout, or a hub id.
+        target: a directory that does not exist, or is empty.
+        layout: as for :func:`save`.
+        replace: an older model in ``target`` is replaced; never the source itself.
+
     Raises:
-        UserError: as :func:`load` and :func:`save` do.
+        UserError: as :func:`load` and :func:`save` do, or ``target`` holds a model and ``replace`` is False.
     """
     kind = layout_named(layout)
-    stored = _open(find_model(source))
+    directory = find_model(source)
+    _refuse_to_overwrite(directory, Path(target), replace)
+    stored = _open(directory)
     _write(stored.config, stored.weights, stored.tokenizer, Path(target), kind)
 
 
@@ -120,15 +132,32 @@ def _read_settings(directory: Path) -> tuple[Layout, ModelConfig, dict[str, Any]
 def _open(directory: Path) -> _Stored:
     layout, config, data = _read_settings(directory)
     files = TensorFiles(directory)
+    _check_count(layout, config, files)
     bindings, float32 = bindings_of(layout, config)
     derived = layout.derived(config, data)
     wanted = {name: binding.part_shape for binding in bindings for name in binding.theirs}
+    if config.tie_word_embeddings and _HEAD in files and _HEAD not in wanted:
+        files.forget_copy(_HEAD, of=next(b.theirs[0] for b in bindings if b.ours == "embed_tokens.weight"))
     files.check(wanted | {item.name: item.shape for item in derived})
     _check_derived(files, derived)
     has_tokenizer = (directory / _TOKENIZER_FILE).exists()
     tokenizer = Tokenizer.load(directory) if has_tokenizer else None
     check_fit(config, tokenizer, str(directory))
     return _Stored(config, StoredWeights(files, bindings, float32), tokenizer)
+
+
+def _check_count(layout: Layout, config: ModelConfig, files: TensorFiles) -> None:
+    """Refuse a config.json of more layers and experts than there are tensors, before a name is made for each."""
+    by_expert = any("{expert}" in name for rule in layout.rules for name in rule.theirs)
+    least = config.num_hidden_layers * max(1, config.num_local_experts if by_expert else 1)
+    if least > max(len(files), _MANY_TENSORS) or config.num_hidden_layers > max(len(files), _MANY_LAYERS):
+        experts = f" of {config.num_local_experts:,} experts" if by_expert else ""
+        found = "".join(f" {problem}." for problem in files.problems)
+        raise UserError(
+            f"{files.directory} does not hold the model its config.json describes: that has "
+            f"{config.num_hidden_layers:,} layers{experts}, and the files hold {len(files):,} tensors, fewer than one "
+            f"for each; they belong to different models, or files are missing.{found}"
+        )
 
 
 def bindings_of(layout: Layout, config: ModelConfig) -> tuple[list[Binding], set[str]]:
@@ -207,6 +236,16 @@ def narrowed(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """``tensor`` in ``dtype`` where every value survives it, else as it is."""
     narrow = tensor.to(dtype)
     return narrow if torch.equal(narrow.to(tensor.dtype), tensor) else tensor
+
+
+def _refuse_to_overwrite(source: Path, target: Path, replace: bool) -> None:
+    """A model that is there stays, unless it may be replaced; the one that is read always stays."""
+    if target.exists() and source.exists() and target.resolve() == source.resolve():
+        raise UserError(f"{target} is the model to be converted itself; give another directory to write to.")
+    if not replace and target.is_dir() and any(target.iterdir()):
+        raise UserError(
+            f"{target} exists and is not empty; give a new directory, or replace the model in it (--force)."
+        )
 
 
 def refuse_to_replace_others(directory: Path) -> None:

@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from leyden.checkpoint.crew import Crew
-from leyden.checkpoint.piece_files import PieceReader, PieceWriter
+from leyden.checkpoint.piece_files import PieceReader, PieceWriter, read_index
 from leyden.parallel import Part
 
 
@@ -86,10 +86,18 @@ def save_pieces(directory: Path, pieces: Mapping[str, Piece], crew: Crew) -> lis
 
 
 def load_pieces(directory: Path, pieces: Mapping[str, Piece]) -> None:
-    """Fill ``pieces`` in place with what was saved under the same names; a rank reads what it needs by itself."""
-    planner = _LoadPlanner()
-    with _quietly():
-        load(dict(pieces), storage_reader=PieceReader(directory), planner=planner, no_dist=True)
+    """Fill ``pieces`` in place with what was saved under the same names; a rank reads what it needs by itself.
+
+    Raises:
+        UserError: what was saved is damaged.
+    """
+    reader, planner = PieceReader(directory, read_index(directory)), _LoadPlanner()
+    try:
+        with _quietly():
+            load(dict(pieces), storage_reader=reader, planner=planner, no_dist=True)
+    except CheckpointException as error:
+        cause, _ = error.failures[min(error.failures)]
+        raise cause from None
 
 
 class _SavePlanner(DefaultSavePlanner):

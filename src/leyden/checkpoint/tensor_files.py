@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from leyden.core.errors import UserError
+from leyden.core.files import read_text
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -23,6 +24,7 @@ SHARD_BYTES = 5 * 10**9
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _MAX_HEADER_BYTES = 100 * 10**6  # the format's own limit
+_MAX_JSON_BYTES = 1 << 28
 _BLOCK_BYTES = 4 << 20  # of what is read at once
 _LISTED = 8  # how many names of one kind of problem an error prints
 
@@ -49,6 +51,11 @@ class StoredTensor:
 class TensorFiles(Mapping[str, torch.Tensor]):
     """The tensors of a directory by name; reading one maps it into memory and copies nothing.
 
+    Attributes:
+        directory: as given.
+        stored: what the headers say, by name.
+        problems: what is wrong with the files themselves, in words; :meth:`check` raises them.
+
     Raises:
         UserError: the directory holds no safetensors file.
     """
@@ -56,7 +63,7 @@ class TensorFiles(Mapping[str, torch.Tensor]):
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.stored: dict[str, StoredTensor] = {}
-        self._problems: list[str] = []
+        self.problems: list[str] = []
         self._open: dict[Path, Any] = {}
         for file in self._files():
             self._read_header(file)
@@ -103,6 +110,17 @@ class TensorFiles(Mapping[str, torch.Tensor]):
                     left = left[count:]
                 yield block
 
+    def forget_copy(self, name: str, of: str) -> None:
+        """Take no notice of the tensor ``name`` if it is a copy of ``of``; if it is not, :meth:`check` says so."""
+        first, second = self.stored[name], self.stored.get(of)
+        if second is None or not (first.complete and second.complete) or first.dtype not in _DTYPES:
+            return
+        alike = (first.shape, first.dtype) == (second.shape, second.dtype) and len(first.shape) > 0
+        if alike and all(map(torch.equal, self.read_rows(name), self.read_rows(of))):
+            del self.stored[name]
+        else:
+            self.problems.append(f"{name} is no copy of {of}, though config.json ties the two (tie_word_embeddings)")
+
     def check(self, wanted: Mapping[str, tuple[int, ...]]) -> None:
         """Compare with the names and shapes that there should be.
 
@@ -120,7 +138,7 @@ class TensorFiles(Mapping[str, torch.Tensor]):
         dtypes = [f"{name} is {t.dtype}" for name, t in known.items() if t.dtype not in _DTYPES]
         truncated = [f"{name} ({t.file.name})" for name, t in known.items() if not t.complete]
         problems = [
-            *self._problems,
+            *self.problems,
             *_listing("missing", missing),
             *_listing("unexpected", unexpected),
             *_listing("of another shape", shapes),
@@ -148,13 +166,17 @@ class TensorFiles(Mapping[str, torch.Tensor]):
         if not isinstance(names, dict) or not names:
             raise UserError(f"{index} has no 'weight_map' from tensor names to files.")
         files = sorted({str(name) for name in names.values()})
-        outside = [name for name in files if Path(name).name != name]
+        outside = [name for name in files if not is_plain_name(name)]
         if outside:
-            raise UserError(f"{index} names files outside its directory: {', '.join(outside)}.")
+            raise UserError(
+                f"{index} names what is no file of its directory: {', '.join(map(repr, outside[:_LISTED]))}."
+            )
         return [self.directory / name for name in files]
 
     def _read_header(self, file: Path) -> None:
         try:
+            if file.exists() and not file.is_file():
+                raise ValueError
             with file.open("rb") as stream:
                 (length,) = struct.unpack("<Q", stream.read(8))
                 if length > _MAX_HEADER_BYTES:
@@ -171,13 +193,16 @@ class TensorFiles(Mapping[str, torch.Tensor]):
             if all(tensor.complete for tensor in tensors.values()):
                 self._open[file] = safe_open(file, framework="pt", device="cpu")  # checks all else, and maps
         except FileNotFoundError:
-            self._problems.append(f"the file {file.name} is missing")
+            self.problems.append(f"the file {file.name} is missing")
+            return
+        except OSError as error:
+            self.problems.append(f"{file.name} cannot be read ({error.strerror or error})")
             return
         except (struct.error, ValueError, LookupError, TypeError, AttributeError, RecursionError, SafetensorError):
-            self._problems.append(f"{file.name} is truncated, damaged or not a safetensors file")
+            self.problems.append(f"{file.name} is truncated, damaged or not a safetensors file")
             return
         twice = [name for name in tensors if name in self.stored]
-        self._problems += _listing(f"stored again in {file.name}", twice)
+        self.problems += _listing(f"stored again in {file.name}", twice)
         self.stored.update(tensors)
 
 
@@ -189,6 +214,11 @@ def _listing(kind: str, names: list[str]) -> list[str]:
     return [f"{len(names)} {kind}: {', '.join(names[:_LISTED])}{rest}"]
 
 
+def is_plain_name(name: str) -> bool:
+    """Whether ``name`` is that of a file in a directory, and leads nowhere else."""
+    return name not in ("", ".", "..") and "\0" not in name and Path(name).name == name
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
@@ -196,10 +226,10 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: there is no such file, or it holds something else.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_text(path, _MAX_JSON_BYTES))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; a model is a directory with config.json and its weights.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # among the ValueErrors: a number of more digits than Python reads
         raise UserError(f"{path} is not a JSON file: {error}.") from None
     if not isinstance(data, dict):
         raise UserError(f"{path} holds a {type(data).__name__}; it should hold a JSON object.")

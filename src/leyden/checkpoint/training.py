@@ -19,6 +19,7 @@ from pydantic import TypeAdapter
 from leyden.checkpoint.crew import ALONE, Crew
 from leyden.checkpoint.piece_files import INDEX_FILE, StoredTensor, read_index
 from leyden.checkpoint.pieces import Piece, load_pieces, save_pieces
+from leyden.checkpoint.tensor_files import read_json
 from leyden.core.config import Config
 from leyden.core.errors import UserError
 from leyden.core.files import disk_errors_are_user_errors
@@ -119,8 +120,10 @@ def load_training(path: Path, tensors: Mapping[str, Piece], crew: Crew = ALONE) 
     """
     _check(path, tensors, crew)
     crew.each(lambda: load_pieces(path, tensors))
-    saved = json.loads((path / _VALUES).read_text(encoding="utf-8"))
-    ranks = saved["ranks"]
+    saved = read_json(path / _VALUES)
+    ranks = saved.get("ranks")
+    if "run" not in saved or not isinstance(ranks, list) or not ranks:
+        raise UserError(f"{path / _VALUES} is damaged: it should hold 'run' and 'ranks'.")
     return Values(saved["run"], ranks[0] if len(ranks) == 1 else dict(enumerate(ranks)).get(crew.rank))
 
 

@@ -69,6 +69,32 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
+def read_text(path: Path, max_bytes: int) -> str:
+    """The text of a file that somebody else may have made: a regular file of a bounded size, in UTF-8.
+
+    A named pipe would be waited for without end, and a device read without end.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: it is no regular file, is larger than ``max_bytes``, cannot be read, or is not UTF-8.
+    """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is a {'directory' if path.is_dir() else 'special file'}; it should be a regular file.")
+    try:
+        with path.open("rb") as file:
+            data = file.read(max_bytes + 1)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
+    if len(data) > max_bytes:
+        raise UserError(f"{path} has more than {max_bytes:,} bytes, which is more than such a file may have.")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 (byte {error.start}); it should be a text file.") from None
+
+
 def _swap(part: Path, path: Path) -> None:
     """Put the finished directory in place of the older one: at once where the system can, else in two steps."""
     if not path.exists():

@@ -6,6 +6,8 @@ from pydantic import Field, field_validator, model_validator
 
 from leyden.core.config import Config
 
+_MAX_LAYERS = 4096
+
 LayerType = Literal["linear_attention", "full_attention"]
 
 
@@ -17,25 +19,27 @@ class ModelConfig(Config):
     ``r * alpha + f(n) * beta`` with ``n = norm(x)`` and ``r = n`` (``postnorm``) or ``r = x`` (plain pre-norm).
     """
 
-    vocab_size: int = Field(default=8192, ge=1)
-    hidden_size: int = Field(default=256, ge=1)
-    num_hidden_layers: int = Field(default=8, ge=1)
+    # The upper bounds lie far above any model; within them no number that is computed from a stranger's config.json
+    # overflows, and nothing that is made of it takes minutes.
+    vocab_size: int = Field(default=8192, ge=1, le=2**31)
+    hidden_size: int = Field(default=256, ge=1, le=2**20)
+    num_hidden_layers: int = Field(default=8, ge=1, le=_MAX_LAYERS)
     layer_types: tuple[LayerType, ...] = ()
     """One entry a layer. Empty: every eighth layer is softmax attention, the others lightning."""
 
-    num_attention_heads: int = Field(default=4, ge=1)
-    num_key_value_heads: int = Field(default=2, ge=1)
-    head_dim: int = Field(default=64, ge=1)
+    num_attention_heads: int = Field(default=4, ge=1, le=2**14)
+    num_key_value_heads: int = Field(default=2, ge=1, le=2**14)
+    head_dim: int = Field(default=64, ge=1, le=2**14)
     rotary_dim: int = Field(default=32, ge=0)
     """How many dims of a softmax head turn by RoPE; the others carry no position."""
     rope_theta: float = Field(default=10_000.0, gt=0)
-    max_position_embeddings: int = Field(default=1_048_576, ge=1)
+    max_position_embeddings: int = Field(default=1_048_576, ge=1, le=2**53)
 
-    intermediate_size: int = Field(default=512, ge=1)
+    intermediate_size: int = Field(default=512, ge=1, le=2**20)
     """Hidden width of one expert, or of the dense MLP."""
-    num_local_experts: int = Field(default=8, ge=0)
+    num_local_experts: int = Field(default=8, ge=0, le=2**16)
     num_experts_per_tok: int = Field(default=2, ge=1)
-    shared_intermediate_size: int = Field(default=0, ge=0)
+    shared_intermediate_size: int = Field(default=0, ge=0, le=2**20)
     """Hidden width of a shared expert mixed in by a sigmoid gate; 0: none, as released."""
     capacity_factor: float | None = Field(default=None, gt=0)
     """An expert takes at most this share of an even split of tokens, in training alone. None: dropless."""
@@ -67,7 +71,7 @@ class ModelConfig(Config):
             return data
         data = dict(data)
         layers = data.get("num_hidden_layers", cls.model_fields["num_hidden_layers"].default)
-        if not isinstance(layers, int) or layers < 1:
+        if not isinstance(layers, int) or not 1 <= layers <= _MAX_LAYERS:
             return data
         if not data.get("layer_types"):
             data["layer_types"] = tuple(
