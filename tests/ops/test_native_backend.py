@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from leyden.ops import backend, native, rms_norm
+from leyden.ops import backend, native, native_cache, rms_norm
 
 WEIGHT = torch.ones(8)
 
@@ -118,3 +118,50 @@ def test_processes_that_start_together_compile_once(tmp_path: Path) -> None:
     together = [subprocess.Popen(command, env={**os.environ, **environment}) for _ in range(2)]
     assert [process.wait(120) for process in together] == [0, 0]
     assert (tmp_path / "log").read_text() == "compiled\n"
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770])
+def test_code_in_a_folder_that_others_may_write_to_is_not_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: int
+) -> None:
+    (tmp_path / "cache" / "leyden").mkdir(parents=True)
+    (tmp_path / "cache" / "leyden").chmod(mode)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with caplog.at_level(logging.INFO):
+        folder = native_cache.private_folder()
+    assert folder == tmp_path / f"leyden-{os.getuid()}"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    (record,) = caplog.records
+    assert "set XDG_CACHE_HOME to a directory of your own" in record.getMessage()
+
+
+def test_a_home_that_cannot_be_written_means_a_temporary_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "home").touch()
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with caplog.at_level(logging.INFO):
+        assert native_cache.private_folder() == tmp_path / f"leyden-{os.getuid()}"
+    assert "home/.cache" in caplog.records[0].getMessage()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "home"))
+    with pytest.raises(OSError, match="cannot be made"):
+        native_cache.private_folder()
+
+
+@pytest.mark.parametrize("kind", ["others write", "link", "another user"])
+def test_a_file_of_somebody_else_is_not_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "ops.so"
+    file.touch(0o700)
+    native_cache.refuse_others(file)
+    if kind == "others write":
+        file.chmod(0o666)
+    elif kind == "link":
+        file.rename(tmp_path / "elsewhere.so")
+        file.symlink_to(tmp_path / "elsewhere.so")
+    else:
+        os.chown(file, 12345, -1) if os.getuid() == 0 else monkeypatch.setattr(os, "getuid", lambda: 12345)
+    with pytest.raises(OSError, match="remove it"):
+        native_cache.refuse_others(file)

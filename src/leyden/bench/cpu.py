@@ -48,7 +48,7 @@ def run_cpu(*, quick: bool = False, output: Path | None = None) -> BenchResult:
         RuntimeError: the two sides compute different logits, so that no figure would mean anything.
     """
     if importlib.util.find_spec("transformers") is None:
-        raise UserError("leyden bench cpu compares with transformers; install it: pip install 'leyden[transformers]'.")
+        raise UserError("leyden bench cpu compares with transformers; install it: pip install transformers.")
     plan = QUICK if quick else FULL
     with tempfile.TemporaryDirectory() as parent:
         directory = str(Path(parent, "model"))

@@ -54,7 +54,7 @@ def run_data(
         UserError: datatrove is not installed, or there is no text.
     """
     if importlib.util.find_spec("datatrove") is None or importlib.util.find_spec("spacy") is None:
-        raise UserError("leyden bench data compares with datatrove; install it: pip install 'leyden[datatrove]'.")
+        raise UserError("leyden bench data compares with datatrove: pip install datatrove spacy orjson.")
     repeats, megabytes = (1, min(megabytes, 0.5)) if quick else (3, megabytes)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         size, texts = _write_text(text, megabytes, Path(folder))

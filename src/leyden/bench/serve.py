@@ -55,7 +55,7 @@ def run_serve(*, quick: bool = False, output: Path | None = None, llama: str | N
         RuntimeError: two sides compute different logits, so that no figure would mean anything.
     """
     if importlib.util.find_spec("transformers") is None:
-        raise UserError("leyden bench serve runs transformers too; install it: pip install 'leyden[transformers]'.")
+        raise UserError("leyden bench serve runs transformers too; install it: pip install transformers accelerate.")
     plan = QUICK if quick else FULL
     versions = {"leyden": __version__, "torch": torch.__version__, "transformers": version("transformers")}
     notes = ["quick form: these figures mean nothing"] if quick else []

@@ -31,7 +31,7 @@ def _download(hub_id: str) -> Path:
         from huggingface_hub.errors import HfHubHTTPError
     except ImportError:
         raise UserError(
-            f"{hub_id} is no directory here; to fetch it from the hub, install the extra: pip install 'leyden[hub]'."
+            f"{hub_id} is no directory here; to fetch it from the hub, install a package: pip install huggingface_hub."
         ) from None
     try:
         return Path(snapshot_download(hub_id, allow_patterns=_WANTED))

@@ -18,6 +18,8 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
+from leyden.ops.native_cache import private_folder, refuse_others
+
 DTYPES = (torch.bfloat16, torch.float32)
 """What the native bodies compute on."""
 
@@ -86,19 +88,18 @@ def _load() -> ctypes.CDLL:
     key = hashlib.sha256(_run(compiler, *_FLAGS, "-dM", "-E", "-x", "c++", os.devnull))
     for path in (*sorted(_FOLDER.rglob("*.h")), *sources):
         key.update(path.read_bytes())
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "leyden"
-    built = cache / f"ops-{key.hexdigest()[:16]}.so"
     try:
+        built = private_folder() / f"ops-{key.hexdigest()[:16]}.so"
         if not built.exists():
             _compile_once(compiler, sources, built)
+        refuse_others(built)
         return ctypes.CDLL(str(built))
     except OSError as error:
-        raise UnavailableError(f"{built} cannot be written or loaded ({error})") from None
+        raise UnavailableError(f"compiled code cannot be kept or loaded ({error})") from None
 
 
 def _compile_once(compiler: str, sources: list[Path], built: Path) -> None:
     """Of processes that need ``built`` at the same time one compiles it, and the others wait for that."""
-    built.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with FileLock(built.parent / "ops.lock", timeout=_TIMEOUT_SECONDS):
         if not built.exists():
             _compile(compiler, sources, built)
@@ -113,6 +114,7 @@ def _compile(compiler: str, sources: list[Path], built: Path) -> None:
         list(pool.map(lambda job: _run(compiler, *_FLAGS, "-c", str(job[0]), "-o", job[1]), jobs))
         part = Path(scratch) / built.name
         _run(compiler, *_FLAGS, "-shared", *objects, "-o", str(part))
+        part.chmod(0o700)  # whatever the umask allows others
         part.replace(built)
 
 
