@@ -121,11 +121,39 @@ def test_a_gradient_that_is_infinite_on_one_rank_skips_the_step_on_all(
         skipped = {step for step, skip, _ in found["seen"] if skip}
         assert skipped == {2, 5, 6}
         assert {step for step, _, same in found["seen"] if same} == skipped, "the weights change in the other steps"
-        assert "not finite in 3 steps in a row, from step 5 on" in found["error"]
+        assert "3 steps in a row were skipped, from step 5 on" in found["error"]
         assert found["updates"] == 3
     records = read_metrics(tmp_path / "metrics.jsonl")
     assert [record["step"] for record in records if record["skipped"]] == [2, 5, 6, 7]
     assert records[1]["grad_norm"] is None
+
+
+class Unlabelled(toy_run.CountingBatches):
+    """Step 2 has no label on the second rank, step 3 on none (two micro-batches a step)."""
+
+    def __next__(self) -> toy_run.Batch:
+        batch = super().__next__()
+        if self.served in (5, 6) or (self.served in (3, 4) and dist.get_rank() == 1):
+            batch.labels.fill_(-100)
+        return batch
+
+
+def _train_unlabelled(plan: Plan, directory: Path) -> list[tuple[int, bool]]:
+    state, seen = _attached(plan, directory / "store"), []
+    settings = toy_run.settings(total_steps=4)
+
+    def note(_: TrainState, result: Any) -> None:
+        seen.append((result.labels, result.skipped))
+
+    fit(state, Unlabelled(9), Pretrain(), Schedule(lr=1e-2), settings, run_dir=directory, callbacks=[note])
+    return [*seen, (state.optimizer.num_steps, False)]
+
+
+def test_a_step_without_a_label_on_any_rank_is_skipped_on_all(
+    ranks: Callable[..., list[Any]], tmp_path: Path
+) -> None:
+    for found in ranks(2, _train_unlabelled, Plan(dp_shard=2), tmp_path):
+        assert found == [(144, False), (72, False), (0, True), (144, False), (3, False)]
 
 
 def _first(store: Path) -> list[str]:

@@ -28,7 +28,7 @@ def refused(leyden_cli: Callable[..., Any], recipe_file: Path, tmp_path: Path) -
 
 
 def test_an_unknown_key(refused: Refused, recipe_file: Path) -> None:
-    assert refused("train.sed=1") == f"error: {recipe_file}: unknown key 'train.sed'; did you mean 'seed'?."
+    assert refused("train.sed=1") == f"error: {recipe_file}: unknown key 'train.sed'; did you mean 'seed'?"
 
 
 def test_an_unknown_stage(refused: Refused) -> None:

@@ -64,6 +64,8 @@ def test_a_model_that_cannot_be(model: Any, says: list[str]) -> None:
         ({"batch_tokens": 1024}, ["the 1024 tokens", "multiple of seq_len (2048)"]),
         ({"batch_tokens": 12_288}, ["batch_tokens (12288)", "multiple of micro_batch_tokens (8192)"]),
         ({"lr": 1e-4, "final_lr": 1e-3}, ["final_lr (0.001)", "must not exceed lr (0.0001)"]),
+        ({"final_lr": 0}, ["stage 'one'", "exponential decay never comes to final_lr = 0", "linear or cosine"]),
+        ({"final_lr": -1}, ["'stage.0.final_lr': must be greater than or equal to 0 (given: -1)"]),
         ({"objective": "pretrian"}, ["'stage.0.objective'", "'pretrain'", "given: 'pretrian'"]),
         ({"warmup": 3}, ["unknown key 'stage.0.warmup'", "did you mean 'warmup_steps'"]),
         ({"steps": 0}, ["'stage.0.steps'", "greater than or equal to 1", "given: 0"]),
@@ -74,6 +76,8 @@ def test_a_model_that_cannot_be(model: Any, says: list[str]) -> None:
 def test_a_stage_that_cannot_be(stage: dict[str, Any], says: list[str]) -> None:
     message = refused_stage(**stage)
     assert all(part in message for part in says), message
+    assert "at least 1 item" not in message, "the stage is there, and wrong"
+    assert "Input should" not in message
 
 
 def test_stages_of_one_name_are_refused() -> None:

@@ -105,7 +105,7 @@ class NotFinite(Pretrain):
 
 def test_stops_when_nothing_is_finite(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     settings = toy_run.settings(total_steps=20, micro_batches=1, max_skipped_steps=3, checkpoint_steps=2)
-    with pytest.raises(UserError, match="not finite in 3 steps in a row, from step 6 on"):
+    with pytest.raises(UserError, match="3 steps in a row were skipped, from step 6 on; .* not finite.*lower the learning rate"):
         _fit(tmp_path, objective=NotFinite(lambda step: step == 3 or step >= 6), settings=settings)
     records = read_metrics(tmp_path / "metrics.jsonl")
     assert [record["step"] for record in records if record["skipped"]] == [3, 6, 7, 8]
@@ -123,8 +123,25 @@ def test_skipped_steps_are_counted_across_a_resume(tmp_path: Path) -> None:
 
     with pytest.raises(Interrupted):
         _fit(tmp_path, objective=NotFinite(lambda step: step >= 2), settings=settings, callbacks=[stop])
-    with pytest.raises(UserError, match="not finite in 3 steps in a row, from step 2 on"):
+    with pytest.raises(UserError, match="3 steps in a row were skipped, from step 2 on; .* not finite"):
         _fit(tmp_path, objective=NotFinite(lambda step: True), settings=settings)
+
+
+def test_steps_without_a_label_are_skipped_counted_and_bounded(tmp_path: Path) -> None:
+    class Unlabelled(toy_run.CountingBatches):
+        def __next__(self) -> toy_run.Batch:
+            batch = super().__next__()
+            if self.served == 2 or self.served >= 5:
+                batch.labels.fill_(-100)
+            return batch
+
+    settings = toy_run.settings(total_steps=20, micro_batches=1, max_skipped_steps=3, checkpoint_steps=2)
+    with pytest.raises(UserError, match=r"from step 5 on; of the last, none of its 36 .*train.max_skipped_steps=N"):
+        _fit(tmp_path, batches=Unlabelled(9), settings=settings)
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    assert [record["step"] for record in records if record["skipped"]] == [2, 5, 6, 7]
+    assert [record["labels"] for record in records] == [36, 0, 36, 36, 0, 0, 0]
+    assert records[1]["loss"] is None
 
 
 def test_data_that_ends(tmp_path: Path) -> None:

@@ -35,6 +35,15 @@ def test_linear_and_constant() -> None:
     assert [constant.lr_at(step, 5) for step in range(5)] == [1.0] * 5
 
 
+@pytest.mark.parametrize("kind", ["linear", "cosine"])
+def test_a_decay_to_zero(kind: str) -> None:
+    schedule = Schedule.parse({"lr": 1.0, "final_lr": 0, "kind": kind, "decay_share": 0.5}, "test")
+    rates = [schedule.lr_at(step, 8) for step in range(8)]
+    assert rates[:4] == [1.0] * 4
+    assert all(before > after for before, after in zip(rates[3:], rates[4:], strict=False))
+    assert rates[-1] == pytest.approx(0, abs=1e-15)
+
+
 @given(
     kind=st.sampled_from(["constant", "linear", "cosine", "exponential"]),
     warmup=st.integers(0, 30),
@@ -64,6 +73,7 @@ def test_default_ends_at_a_tenth() -> None:
     [
         ({"lr": 0.0}, "'lr'.*greater than 0"),
         ({"lr": 1e-3, "final_lr": 1e-2}, "final_lr .0.01. must not exceed lr"),
+        ({"lr": 1e-3, "final_lr": 0.0}, "never comes to final_lr = 0; take a linear or cosine"),
         ({"lr": 1e-3, "kind": "cosin"}, "'kind'.*'cosine'"),
         ({"lr": 1e-3, "warmup": 5}, "unknown key 'warmup'; did you mean 'warmup_steps'"),
     ],

@@ -7,7 +7,6 @@ import pytest
 import torch
 import toy_run
 
-from leyden.core.errors import UserError
 from leyden.model import HybridLM, router_losses
 from leyden.train import LossSums, MasterAdamW, Pretrain, StepResult, TrainState, train_step
 
@@ -141,11 +140,19 @@ def test_a_non_finite_step_changes_nothing(dtype: torch.dtype) -> None:
     assert (state.skipped_in_a_row, state.optimizer.num_steps) == (0, 2)
 
 
-def test_no_label_at_all_is_an_error() -> None:
+def test_a_step_without_a_label_changes_nothing() -> None:
+    state = _state()
+    _step(state, _micro_batches())
+    everything = state._tensors() | state.model.state_dict()
+    before = {name: tensor.clone() for name, tensor in everything.items()}
     batch = toy_run.counting_batch([1, 2], 4)
     batch.labels.fill_(-100)
-    with pytest.raises(UserError, match="step 1: none of its 8 tokens has a label"):
-        _step(_state(), [batch])
+    result = _step(state, [batch])
+    assert (result.skipped, result.labels, result.tokens) == (True, 0, 8)
+    assert math.isnan(result.loss)
+    assert (state.step, state.skipped_in_a_row, state.optimizer.num_steps) == (2, 1, 1)
+    for name, tensor in everything.items():
+        assert torch.equal(tensor, before[name]), name
 
 
 def test_an_unlabelled_micro_batch_counts_nothing() -> None:

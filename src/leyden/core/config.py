@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
 from leyden.core.errors import UserError, suggest
 
@@ -30,19 +31,29 @@ class Config(BaseModel):
 
 def explain(cls: type[Config], data: Mapping[str, Any], error: ValidationError) -> str:
     """One clause per problem, each naming the field, what it was given and what is allowed."""
-    clauses = []
-    for item in error.errors():
-        path = ".".join(str(part) for part in item["loc"])
+    clauses, found = [], error.errors()
+    for item in found:
+        location = item["loc"]
+        path = ".".join(str(part) for part in location)
         if item["type"] == "extra_forbidden":
-            fields = _fields_at(cls, item["loc"][:-1])
-            clauses.append(f"unknown key '{path}'{suggest(str(item['loc'][-1]), fields)}")
+            fields = _fields_at(cls, location[:-1])
+            clauses.append(f"unknown key '{path}'{suggest(str(location[-1]), fields)}")
         elif item["type"] == "missing":
             clauses.append(f"'{path}' is required")
+        elif item["type"] == "too_short" and any(o["loc"][: len(location)] == location != o["loc"] for o in found):
+            continue  # pydantic counts the items that are sound, and the others have clauses of their own
         else:
-            message = item["msg"].removeprefix("Value error, ")
             given = "" if isinstance(item["input"], Mapping) or not path else f" (given: {_shown(item['input'])})"
-            clauses.append(f"'{path}': {message}{given}" if path else message)
-    return "; ".join(clauses) + "."
+            clauses.append(f"'{path}': {_message(item)}{given}" if path else _message(item))
+    text = "; ".join(clauses)
+    return text if text.endswith("?") else f"{text}."
+
+
+def _message(item: ErrorDetails) -> str:
+    """What pydantic says, without the words that are about pydantic."""
+    if item["type"] == "too_short":
+        return f"must have at least {item['ctx']['min_length']} item{'s'[: item['ctx']['min_length'] != 1]}"
+    return item["msg"].removeprefix("Value error, ").replace("Input should be", "must be", 1)
 
 
 def _shown(value: Any) -> str:

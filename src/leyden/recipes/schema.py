@@ -96,7 +96,7 @@ class Stage(Config):
     """The shape of the decay at the end."""
     warmup_steps: int = Field(default=0, ge=0)
     decay_share: float = Field(default=0.2, gt=0, le=1)
-    final_lr: float | None = Field(default=None, gt=0)
+    final_lr: float | None = Field(default=None, ge=0)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -114,8 +114,10 @@ class Stage(Config):
                 f"stage '{self.name}': batch_tokens ({self.batch_tokens}) must be a multiple of micro_batch_tokens "
                 f"({self.micro_batch_tokens})"
             )
-        if self.final_lr is not None and self.final_lr > self.lr:
-            raise ValueError(f"stage '{self.name}': final_lr ({self.final_lr}) must not exceed lr ({self.lr})")
+        try:
+            self.learning_rate()
+        except UserError as error:
+            raise ValueError(str(error).removesuffix(".")) from None
         return self
 
     @property
@@ -132,13 +134,9 @@ class Stage(Config):
 
     def learning_rate(self) -> Schedule:
         """The learning rate over the steps of this stage."""
-        return Schedule(
-            lr=self.lr,
-            kind=self.schedule,
-            warmup_steps=self.warmup_steps,
-            decay_share=self.decay_share,
-            final_lr=self.final_lr,
-        )
+        names = ("lr", "warmup_steps", "decay_share", "final_lr")
+        said = {name: getattr(self, name) for name in names} | {"kind": self.schedule}
+        return Schedule.parse(said, f"stage '{self.name}'")
 
 
 class Recipe(Config):

@@ -41,7 +41,7 @@ class FitSettings(Config):
     """A checkpoint is written every so many steps of the run, and at the end of the stage."""
     keep_checkpoints: int = Field(default=2, ge=1)
     max_skipped_steps: int = Field(default=10, ge=1)
-    """The run stops when so many steps in a row are not finite."""
+    """The run stops when so many steps in a row are not finite, or have no token to learn."""
     flops_per_token: float = Field(gt=0)
     """Forward and backward, for model-FLOPs utilisation."""
     peak_flops_per_second: float = Field(gt=0)
@@ -75,7 +75,7 @@ def fit(
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM, to any rank; the step was finished and a checkpoint written.
-        UserError: the batches end early, the disk is full, or the loss stays not finite.
+        UserError: the batches end early, the disk fails, or too many steps in a row are skipped.
     """
     state.enter_stage(stage, batches)
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def fit(
             state.check_saving()
             metrics.append(_record(state, result, settings, lr=lr, tokens_per_second=rate))
             bar.advance(1, f"loss {result.loss:.3f}, {rate:.0f} tokens/s")
-            _stop_if_diverged(state, settings)
+            _stop_if_skipped_too_often(state, result, settings)
             for callback in callbacks:
                 callback(state, result)
             # What a rank was asked since the sums were exchanged the others do not know yet; one alone has no others.
@@ -123,16 +123,22 @@ def _next_batches(batches: Batches, settings: FitSettings, state: TrainState) ->
         ) from None
 
 
-def _stop_if_diverged(state: TrainState, settings: FitSettings) -> None:
+def _stop_if_skipped_too_often(state: TrainState, result: StepResult, settings: FitSettings) -> None:
     skipped = state.skipped_in_a_row
     if not skipped:
         return
-    _log.warning("step %d: the loss or its gradient is not finite; the step is skipped", state.step)
+    why = "the loss or its gradient is not finite"
+    if not result.labels:
+        why = f"none of its {result.tokens:,} tokens has a label to learn from"
+    _log.warning("step %d: %s; the step is skipped", state.step, why)
     if skipped >= settings.max_skipped_steps:
         state.finish_saving()
+        cure = "lower the learning rate from an earlier step on (leyden run --from), or look at the data of that step"
+        if not result.labels:
+            cure = "look at the labels of the data, or allow more of such steps (--set train.max_skipped_steps=N)"
         raise UserError(
-            f"stage '{settings.stage}': the loss or its gradient was not finite in {skipped} steps in a row, from "
-            f"step {state.step - skipped + 1} on; lower the learning rate, or look at the data of that step."
+            f"stage '{settings.stage}': {skipped} steps in a row were skipped, from step {state.step - skipped + 1} on; "
+            f"of the last, {why}. To go on, {cure}."
         )
 
 
@@ -148,6 +154,7 @@ def _record(
         "aux_loss": _finite(result.aux_loss),
         "grad_norm": _finite(result.grad_norm),
         "lr": lr,
+        "labels": result.labels,
         "skipped": result.skipped,
         "tokens_per_second": round(tokens_per_second, 1),
         "mfu": round(tokens_per_second * settings.flops_per_token / settings.peak_flops_per_second, 4),

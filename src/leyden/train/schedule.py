@@ -32,13 +32,17 @@ class Schedule(Config):
     """Steps in which the rate rises linearly to the peak."""
     decay_share: float = Field(default=0.2, gt=0, le=1)
     """The share of all steps, at the end, in which the rate decays; 1: all that warm-up leaves."""
-    final_lr: float | None = Field(default=None, gt=0)
-    """The rate of the last step. None: a tenth of the peak."""
+    final_lr: float | None = Field(default=None, ge=0)
+    """The rate of the last step; 0 for a linear or cosine decay alone. None: a tenth of the peak."""
 
     @model_validator(mode="after")
     def _falls(self) -> Self:
         if self.final_lr is not None and self.final_lr > self.lr:
             raise ValueError(f"final_lr ({self.final_lr}) must not exceed lr ({self.lr})")
+        if self.final_lr == 0 and self.kind == "exponential":
+            raise ValueError(
+                "an exponential decay never comes to final_lr = 0; take a linear or cosine schedule, or a rate above 0"
+            )
         return self
 
     def lr_at(self, step: int, total_steps: int) -> float:

@@ -11,14 +11,13 @@ from typing import Any
 
 import torch
 
-from leyden.core.errors import UserError
 from leyden.train.objective import LossSums, Objective
 from leyden.train.state import TrainState
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step did, on the host.
+    """What one step did, on the host. Where no token had a label, all means are NaN.
 
     Attributes:
         loss: mean negative log-likelihood of a valid label, in nats.
@@ -28,7 +27,7 @@ class StepResult:
         labels: valid labels.
         load: [layers with experts, E], each expert's share of the assignments; rows sum to 1.
         dropped: share of assignments that capacity dropped.
-        skipped: the loss or the gradient was not finite, and the weights are unchanged.
+        skipped: the loss or the gradient was not finite, or no token had a label; the weights are unchanged.
         stop: a rank was asked to stop by the time it had computed its micro-batches; the same on all ranks.
     """
 
@@ -61,9 +60,6 @@ def train_step(
         lr: learning rate.
         clip_norm: a gradient of the mean loss longer than this is scaled down to it.
         stop: whether this rank was asked to stop; the answer goes to all ranks with the step's sums.
-
-    Raises:
-        UserError: not one label in all the micro-batches.
     """
     state.model.train()
     if state.team.pipelined:
@@ -72,11 +68,6 @@ def train_step(
         parts = [_backward(state, batch, objective, number) for number, batch in enumerate(batches)]
     state.team.at("the exchange of sums", state.step + 1)
     total, stopped = _sum(state, parts, stop())
-    if not total.num_labels:
-        raise UserError(
-            f"step {state.step + 1}: none of its {int(total.num_tokens)} tokens has a label to learn from; "
-            "check the labels of the data, or make the batch larger."
-        )
     grad_norm = state.optimizer.grad_norm() / total.num_labels
     result = _result(total, grad_norm, stopped)
     if result.skipped:
@@ -117,15 +108,16 @@ def _sum(state: TrainState, parts: Sequence[LossSums], stop: bool) -> tuple[Loss
 
 def _result(total: LossSums, grad_norm: torch.Tensor, stop: bool) -> StepResult:
     labels = int(total.num_labels)
-    loss, norm = float(total.nll) / labels, float(grad_norm)
+    divisor = labels or math.nan
+    loss, norm = float(total.nll) / divisor, float(grad_norm)
     return StepResult(
         loss=loss,
-        aux_loss=float(total.loss - total.nll) / labels,
+        aux_loss=float(total.loss - total.nll) / divisor,
         grad_norm=norm,
         tokens=int(total.num_tokens),
         labels=labels,
-        load=(total.load / labels).tolist(),
-        dropped=float(total.dropped) / labels,
+        load=(total.load / divisor).tolist(),
+        dropped=float(total.dropped) / divisor,
         skipped=not (math.isfinite(loss) and math.isfinite(norm)),
         stop=stop,
     )
