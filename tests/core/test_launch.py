@@ -1,5 +1,8 @@
 """What torchrun's environment says, and the line that starts as many processes again."""
 
+import shlex
+from pathlib import Path
+
 import pytest
 
 from leyden.core.launch import Launch, launched
@@ -23,7 +26,13 @@ def test_torchruns_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_line_that_starts_as_many_again() -> None:
-    assert Launch().command("run x.toml") == "leyden run x.toml"
-    assert Launch(world=4, local_world=4).command("run x.toml") == "torchrun --nproc-per-node 4 -m leyden run x.toml"
-    nodes = Launch(world=16, local_world=8).command("run x.toml")
+    assert Launch().command("run", "x.toml") == "leyden run x.toml"
+    assert Launch(world=4, local_world=4).command("run", "x.toml") == "torchrun --nproc-per-node 4 -m leyden run x.toml"
+    nodes = Launch(world=16, local_world=8).command("run", "x.toml")
     assert nodes == "torchrun --nnodes 2 --nproc-per-node 8 -m leyden run x.toml"
+
+
+def test_the_line_can_be_pasted() -> None:
+    given = ("run", Path("/data/q s é/recipe's.toml"), "--set", 'data.text=["a b.txt"]')
+    for launch, before in ((Launch(), 1), (Launch(world=4, local_world=4), 5)):
+        assert shlex.split(launch.command(*given))[before:] == [str(word) for word in given]

@@ -149,9 +149,7 @@ def _train_unlabelled(plan: Plan, directory: Path) -> list[tuple[int, bool]]:
     return [*seen, (state.optimizer.num_steps, False)]
 
 
-def test_a_step_without_a_label_on_any_rank_is_skipped_on_all(
-    ranks: Callable[..., list[Any]], tmp_path: Path
-) -> None:
+def test_a_step_without_a_label_on_any_rank_is_skipped_on_all(ranks: Callable[..., list[Any]], tmp_path: Path) -> None:
     for found in ranks(2, _train_unlabelled, Plan(dp_shard=2), tmp_path):
         assert found == [(144, False), (72, False), (0, True), (144, False), (3, False)]
 

@@ -55,10 +55,12 @@ def plan(
 @data.command()
 def run(directory: Directory) -> None:
     """Train and score the runs of the plan; Ctrl-C keeps the finished ones, the same command goes on."""
+    from leyden.core.launch import Launch
     from leyden.study.verdict import run_plan
 
     written = run_plan(directory)
-    print(f"{directory}: {2 * len(written.seeds['baseline'])} runs are scored; to read them: leyden study data verdict")
+    command = Launch().command("study", "data", "verdict", directory)
+    print(f"{directory}: {2 * len(written.seeds['baseline'])} runs are scored; to read them: {command}")
 
 
 @data.command()

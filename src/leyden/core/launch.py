@@ -1,7 +1,9 @@
 """What a launcher (torchrun) told this process of the others: the one place that reads its environment."""
 
 import os
+import shlex
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -22,12 +24,13 @@ class Launch:
     local_world: int = 1
     restart: int = 0
 
-    def command(self, arguments: str) -> str:
-        """The line that starts ``leyden ARGUMENTS`` on as many processes."""
+    def command(self, *arguments: str | Path) -> str:
+        """The line that starts ``leyden ARGUMENTS`` on as many processes, quoted as a shell wants it."""
+        words = [str(argument) for argument in arguments]
         if self.world == 1:
-            return f"leyden {arguments}"
-        nodes = f"--nnodes {self.world // self.local_world} " if self.world > self.local_world else ""
-        return f"torchrun {nodes}--nproc-per-node {self.local_world} -m leyden {arguments}"
+            return shlex.join(["leyden", *words])
+        nodes = ["--nnodes", str(self.world // self.local_world)] if self.world > self.local_world else []
+        return shlex.join(["torchrun", *nodes, "--nproc-per-node", str(self.local_world), "-m", "leyden", *words])
 
 
 def launched() -> Launch:

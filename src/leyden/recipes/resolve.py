@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from leyden.core.config import read_toml
 from leyden.core.errors import UserError
+from leyden.core.launch import launched
 from leyden.recipes.loader import parse_recipe
 from leyden.recipes.prepare import has_begun
 from leyden.recipes.schema import Recipe
@@ -61,7 +62,7 @@ def adopt(recipe: Recipe, earlier: Recipe | None, directory: Path) -> Recipe:
     if changes:
         raise UserError(
             f"{directory} holds a run of another recipe: {'; '.join(changes)}. Go on with the recipe it has "
-            f"(leyden run {directory / RECIPE_FILE} --dir {directory}), or give another --dir."
+            f"({launched().command('run', directory / RECIPE_FILE, '--dir', directory)}), or give another --dir."
         )
     return settled
 

@@ -43,7 +43,7 @@ def run(recipe: Recipe, directory: Path, *, resume: Literal["auto", "never"] = "
     keep_freed_memory()
     launch = launched()
     plan = _plan(recipe, launch, directory)
-    go_on = f"To go on: {launch.command(f'run {directory / RECIPE_FILE} --dir {directory} --resume auto')}"
+    go_on = f"To go on: {launch.command('run', directory / RECIPE_FILE, '--dir', directory, '--resume', 'auto')}"
     try:
         with team_of(plan) as team:
             begun = team.first(lambda: _begin(recipe, directory, resume))
@@ -65,7 +65,7 @@ def _plan(recipe: Recipe, launch: Launch, directory: Path) -> Plan:
     """
     needed = _fewest_ranks(recipe.parallel)
     if launch.world == 1 and needed > 1:
-        command = Launch(world=needed, local_world=needed).command(f"run RECIPE --dir {directory}")
+        command = Launch(world=needed, local_world=needed).command("run", "RECIPE", "--dir", directory)
         raise UserError(
             f"[parallel] divides this run among at least {needed} ranks, and one process was started. Start them by "
             f"{command}, or leave [parallel] out."

@@ -117,8 +117,8 @@ def read_plan(study: Study) -> Plan:
         plan = Plan(**record | {"noise": Noise(**record["noise"]), "discriminability": found})
     except FileNotFoundError:
         raise UserError(
-            f"{study.directory} has no plan, and results may be read with a plan alone; write it first: leyden study "
-            "data plan."
+            f"{study.directory} has no plan, and results may be read with a plan alone; write it first by leyden study "
+            "data plan EXPERIMENT --dir DIR"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); restore it, or begin a new study.") from None

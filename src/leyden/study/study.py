@@ -14,6 +14,7 @@ import numpy as np
 
 from leyden.core.errors import Interrupted, UserError
 from leyden.core.files import atomic_file
+from leyden.core.launch import Launch
 from leyden.core.log import Bar, progress
 from leyden.data import Document, TokenShards, build_corpus, write_shards
 from leyden.study.experiment import Experiment, Variant
@@ -165,7 +166,7 @@ class Study:
         except FileNotFoundError:
             raise UserError(
                 f"the {run.purpose} run of {run.variant} with seed {run.seed} has no scores; finish the runs first: "
-                f"leyden study data run {self.directory}."
+                f"{Launch().command('study', 'data', 'run', self.directory)}"
             ) from None
         except ValueError:
             raise UserError(f"{path} is damaged; remove it and run again.") from None

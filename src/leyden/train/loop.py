@@ -137,8 +137,8 @@ def _stop_if_skipped_too_often(state: TrainState, result: StepResult, settings: 
         if not result.labels:
             cure = "look at the labels of the data, or allow more of such steps (--set train.max_skipped_steps=N)"
         raise UserError(
-            f"stage '{settings.stage}': {skipped} steps in a row were skipped, from step {state.step - skipped + 1} on; "
-            f"of the last, {why}. To go on, {cure}."
+            f"stage '{settings.stage}': {skipped} steps in a row were skipped, from step {state.step - skipped + 1} "
+            f"on; of the last, {why}. To go on, {cure}."
         )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from leyden.core.errors import UserError
+from leyden.core.launch import Launch
 from leyden.data.documents import Documents
 from leyden.data.parquet import read_batches
 
@@ -172,5 +173,6 @@ class Build:
         """
         build = cls(directory)
         if not build.stages():
-            raise UserError(f"{directory} holds no build; make one with `leyden data build RECIPE --dir {directory}`.")
+            command = Launch().command("data", "build", "RECIPE", "--dir", directory)
+            raise UserError(f"{directory} holds no build; make one with {command}")
         return build
