@@ -10,11 +10,13 @@ from typing import Any, TypeVar
 
 import torch
 
+from leyden.core.errors import UserError
 from leyden.core.log import logger
 from leyden.serve.engine import Engine
 from leyden.serve.request import Delta, QueueFullError, Request
 from leyden.serve.sampling import Sampling
 from leyden.serve.statistics import Statistics
+from leyden.serve.threads import Threads, fulfil
 
 T = TypeVar("T")
 
@@ -42,6 +44,7 @@ class EngineLoop:
         self._changed = threading.Condition()
         self._stopped = False
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._behind = Threads("after the engine", 1)
 
     @property
     def statistics(self) -> Statistics:
@@ -91,23 +94,17 @@ class EngineLoop:
         """``work`` of the engine, in its thread while no step runs; awaited, it gives its result or raises."""
         outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
 
-        def run() -> None:
-            if not outcome.set_running_or_notify_cancel():
-                return
-            try:
-                outcome.set_result(work(self.engine))
-            except Exception as error:
-                outcome.set_exception(error)
-
         with self._changed:
             if not self._stopped and self.alive:
-                self._between.append(run)
+                self._between.append(lambda: fulfil(outcome, lambda: work(self.engine)))
                 self._changed.notify_all()
                 return asyncio.wrap_future(outcome)
-        return asyncio.to_thread(self._after_all, work)
+        return self._behind.run(self._after_all, work)
 
     def _after_all(self, work: Callable[[Engine], T]) -> T:
-        self._thread.join()
+        self._thread.join(_END_SECONDS)
+        if self._thread.is_alive():
+            raise UserError("the engine is in the midst of a step that does not end; nothing more is done with it.")
         return work(self.engine)
 
     def drain(self, timeout: float) -> None:
@@ -140,7 +137,7 @@ class EngineLoop:
                     if self.engine.busy:
                         self._deliver(self.engine.step())
                 self.engine.abort_now(())  # those that the drain has ended
-        except Exception as fault:
+        except BaseException as fault:  # a library's panic is no Exception, and nobody else would hear of it
             logger(__name__).exception("the engine has stopped")
             self.alive = self.ready = False
             with self._changed:

@@ -8,10 +8,12 @@ from fastapi import Request, Response
 from pydantic import BaseModel
 
 from leyden.serve.http.generation import Generation
+from leyden.serve.http.json_text import json_text
 from leyden.serve.http.protocol.common import StreamOptions, Usage
 from leyden.serve.http.settings import ServerSettings
 from leyden.serve.http.streaming import DONE, EventStream, event, while_connected
 from leyden.serve.request import Delta
+from leyden.serve.threads import Threads
 
 
 class _Indexed(Protocol):
@@ -27,11 +29,15 @@ class Answer(ABC, Generic[Piece]):
     Args:
         generation: what the engine makes of the request's prompts.
         num_choices: of all prompts together.
+        threads: in which large pieces are written.
+        large: whether pieces tell of the whole prompt, token by token.
     """
 
-    def __init__(self, generation: Generation, num_choices: int) -> None:
+    def __init__(self, generation: Generation, num_choices: int, threads: Threads, *, large: bool) -> None:
         self._generation = generation
         self._num_choices = num_choices
+        self._threads = threads
+        self._large = large
 
     @abstractmethod
     def write(self, place: int, delta: Delta) -> Piece | None:
@@ -63,7 +69,7 @@ class Answer(ABC, Generic[Piece]):
         Raises:
             QueueFullError, UserError: from the engine, before anything has been sent.
         """
-        settings: ServerSettings = request.app.state.settings
+        settings: ServerSettings = request.app.state.service.settings
         request.state.generation = self._generation
         await self._generation.start()
         if stream:
@@ -81,15 +87,15 @@ class Answer(ABC, Generic[Piece]):
         async for piece in self._pieces():
             pieces[piece.index].append(piece)
         self.end()
-        return _json(self.complete(pieces, self.usage()))
+        return await self._threads.run(lambda: json_text(self.complete(pieces, self.usage())))
 
     async def _events(self, options: StreamOptions) -> AsyncGenerator[bytes, None]:
         async for piece in self._pieces():
             told = self.usage() if options.continuous_usage_stats else None
             usage = {"usage": told} if options.include_usage else {}
-            yield event(_json(self.chunk([piece], **usage)))
+            yield event(await self._written(self.chunk([piece], **usage)))
         if options.include_usage:
-            yield event(_json(self.chunk([], usage=self.usage())))
+            yield event(await self._written(self.chunk([], usage=self.usage())))
         self.end()
         yield DONE
 
@@ -97,14 +103,16 @@ class Answer(ABC, Generic[Piece]):
         deltas = self._generation.deltas()
         try:
             async for place, delta in deltas:
-                if (piece := self.write(place, delta)) is not None:
+                piece = await self._threads.run(self.write, place, delta) if self._large else self.write(place, delta)
+                if piece is not None:
                     yield piece
                 if self.finished:
                     return
         finally:
             await deltas.aclose()
 
-
-def _json(model: BaseModel) -> str:
-    """Fields that were not set are left out; those that are null were set."""
-    return model.model_dump_json(exclude_unset=True)
+    async def _written(self, chunk: BaseModel) -> str:
+        """As JSON; fields that were not set are left out, those that are null were set."""
+        if self._large:
+            return await self._threads.run(json_text, chunk)
+        return chunk.model_dump_json(exclude_unset=True)

@@ -7,7 +7,7 @@ from fastapi.security import HTTPBearer
 
 from leyden.serve.http.chat import chat_routes
 from leyden.serve.http.completions import completion_routes
-from leyden.serve.http.errors import add_error_handlers
+from leyden.serve.http.error_handlers import Answered, add_error_handlers
 from leyden.serve.http.keys import Keys
 from leyden.serve.http.metrics import CountResponses
 from leyden.serve.http.models import model_routes
@@ -32,13 +32,14 @@ def create_app(service: Service) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.settings = service.settings
+    app.state.service = service
     app.include_router(status_routes(service))
     for routes in (model_routes, completion_routes, chat_routes, tokenizer_routes, metrics_routes):
         app.include_router(routes(service), dependencies=[Security(_KEY)] if service.settings.api_keys else [])
     app.include_router(page_routes())
     add_error_handlers(app)
     app.add_middleware(Keys, keys=service.settings.api_keys)
+    app.add_middleware(Answered)
     app.add_middleware(CountResponses, metrics=service.metrics)
     if service.settings.request_log:
         app.add_middleware(RequestLog)

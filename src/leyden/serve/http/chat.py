@@ -1,6 +1,5 @@
 """``/v1/chat/completions``: conversations to answer, with calls of functions and formats of answers."""
 
-import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from leyden.serve.http.tool_parser import CallDelta, ToolParser
 from leyden.serve.http.tools import ToolUse, gather
 from leyden.serve.request import Delta
 from leyden.serve.sampling import Sampling
+from leyden.serve.threads import Threads
 from leyden.tokenizer import Tokenizer
 
 
@@ -46,12 +46,15 @@ def chat_routes(service: Service) -> APIRouter:
         """Answer a conversation."""
         service.require()
         name = service.model.called(body.model)
-        prompt = await asyncio.to_thread(_prompt, service, body)
+        threads: Threads = request.state.threads
+        prompt = await threads.run(_prompt, service, body)
         if body.conversation is not None:
             if service.conversations is None:
                 raise ApiError(400, "This server keeps no conversations (--conversations).", param="conversation")
             await service.conversations.open(body.conversation)
-        return await _ChatAnswer(service, body, name, prompt).respond(request, body.stream, body.stream_options)
+        return await _ChatAnswer(service, body, name, prompt, threads).respond(
+            request, body.stream, body.stream_options
+        )
 
     return router
 
@@ -88,7 +91,7 @@ def _prompt(service: Service, body: ChatRequest) -> _ChatPrompt:
 class _ChatAnswer(Answer[ChatPiece]):
     """The answers to one request."""
 
-    def __init__(self, service: Service, body: ChatRequest, name: str, prompt: _ChatPrompt) -> None:
+    def __init__(self, service: Service, body: ChatRequest, name: str, prompt: _ChatPrompt, threads: Threads) -> None:
         self._head: dict[str, Any] = {
             "id": new_id("chatcmpl"),
             "created": int(time.time()),
@@ -107,7 +110,7 @@ class _ChatAnswer(Answer[ChatPiece]):
         self._of_prompt: dict[str, Any] = {}
         # Not what is drawn is settled, but what the next turn will send of it.
         generation = service.generate(self._head["id"], [prompt.tokens], prompt.sampling, settle=False)
-        super().__init__(generation, len(self._writers))
+        super().__init__(generation, len(self._writers), threads, large=body.prompt_logprobs is not None)
 
     @property
     def finished(self) -> bool:
@@ -128,7 +131,7 @@ class _ChatAnswer(Answer[ChatPiece]):
         """Let the engine read the chat as the next turn will begin, and keep it where it has a name."""
         body, service, answer = self._body, self._service, self._writers[0].message
         chat = answered(body.messages, answer, continue_final_message=body.continue_final_message is True)
-        tokens = await asyncio.to_thread(encode_answered, self._tokenizer, chat, tools=self._tools)
+        tokens = await self._threads.run(encode_answered, self._tokenizer, chat, tools=self._tools)
         await service.loop.between_steps(lambda engine: engine.read_ahead(tokens))
         if body.conversation is not None and service.conversations is not None:
             roles = {"developer": "system"}  # templates know no other

@@ -1,6 +1,5 @@
 """``/v1/completions``: texts, or ids of tokens, to go on from."""
 
-import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from leyden.serve.http.protocol.completions import Completion, CompletionChoice,
 from leyden.serve.http.service import Service, new_id
 from leyden.serve.request import Delta
 from leyden.serve.sampling import Sampling, TokenLogprobs
+from leyden.serve.threads import Threads
 from leyden.tokenizer import Tokenizer
 
 _DEFAULT_TOKENS = 16
@@ -32,8 +32,9 @@ def completion_routes(service: Service) -> APIRouter:
         """Go on from texts, or from token ids."""
         service.require()
         name = service.model.called(body.model)
-        prompts = await asyncio.to_thread(_prompts, service, body)
-        answer = _CompletionAnswer(service, body, name, prompts)
+        threads: Threads = request.state.threads
+        prompts = await threads.run(_prompts, service, body)
+        answer = _CompletionAnswer(service, body, name, prompts, threads)
         return await answer.respond(request, body.stream, body.stream_options)
 
     return router
@@ -71,7 +72,14 @@ def _sampling(body: CompletionRequest) -> Sampling:
 class _CompletionAnswer(Answer[CompletionChoice]):
     """The completions of one request."""
 
-    def __init__(self, service: Service, body: CompletionRequest, name: str, prompts: Sequence[_Prompt]) -> None:
+    def __init__(
+        self,
+        service: Service,
+        body: CompletionRequest,
+        name: str,
+        prompts: Sequence[_Prompt],
+        threads: Threads,
+    ) -> None:
         self._head = Completion(
             id=new_id("cmpl"),
             object="text_completion",
@@ -89,7 +97,8 @@ class _CompletionAnswer(Answer[CompletionChoice]):
         ]
         self._of_prompts: dict[int, tuple[TokenLogprobs | None, ...]] = {}
         generation = service.generate(self._head.id, [prompt.tokens for prompt in prompts], _sampling(body))
-        super().__init__(generation, len(self._writers))
+        large = body.prompt_logprobs is not None or (body.echo is True and body.logprobs is not None)
+        super().__init__(generation, len(self._writers), threads, large=large)
 
     def write(self, place: int, delta: Delta) -> CompletionChoice | None:
         if delta.prompt_logprobs is not None:

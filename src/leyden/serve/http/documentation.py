@@ -16,7 +16,7 @@ _ERRORS = {
     415: "The body is not `application/json`.",
     429: "The queue is full; try again after `Retry-After` seconds.",
     500: "The engine could not go on with this request.",
-    503: "The engine has stopped, or the server is starting or shutting down.",
+    503: "The engine has stopped, the server is starting or shutting down, or large bodies fill its memory.",
 }
 _STREAM = {"schema": {"type": "string", "description": "With `stream`: chunks of the same shape, and `[DONE]`."}}
 

@@ -12,6 +12,7 @@ from leyden.serve.http.protocol.common import PromptTokensDetails, Usage
 from leyden.serve.http.streaming import KEEP_ALIVE
 from leyden.serve.request import Delta, FinishReason, QueueFullError, Request
 from leyden.serve.sampling import Sampling
+from leyden.serve.threads import Threads, carried
 
 _RETRY_SECONDS = 0.05
 
@@ -27,6 +28,7 @@ class Generation:
         name: the response's id; each prompt's request is named after it.
         prompts: token ids.
         sampling: of every prompt.
+        threads: in which its grammar is seen to.
         settle: whether the engine reads what it wrote, see :class:`leyden.serve.request.Request`.
 
     Attributes:
@@ -42,13 +44,14 @@ class Generation:
         name: str,
         prompts: Sequence[Sequence[int]],
         sampling: Sampling,
+        threads: Threads,
         *,
         settle: bool = True,
     ) -> None:
         self.name, self.prompts = name, prompts
         self.first: float | None = None
         self.ends: list[FinishReason] = []
-        self._loop = loop
+        self._loop, self._threads = loop, threads
         self._waiting = deque(
             (place, Request(tokens, sampling, f"{name}-{place}", settle=settle)) for place, tokens in enumerate(prompts)
         )
@@ -68,7 +71,7 @@ class Generation:
         try:
             sampling = self._waiting[0][1].sampling
             if sampling.grammar is not None:
-                await asyncio.to_thread(self._loop.prepare, sampling)
+                await self._threads.run(self._loop.prepare, sampling)
             self._submit()
         except BaseException:
             await self.aclose()
@@ -172,5 +175,7 @@ async def _pump(
         async for delta in deltas:
             arrived.put_nowait((place, delta))
         arrived.put_nowait((place, None))
-    except Exception as error:
-        arrived.put_nowait((place, error))
+    except asyncio.CancelledError:
+        raise
+    except BaseException as error:
+        arrived.put_nowait((place, carried(error)))

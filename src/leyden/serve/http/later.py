@@ -31,5 +31,7 @@ async def _logged(work: Coroutine[Any, Any, None]) -> None:
         await work
     except UserError as error:
         logger(__name__).error("behind an answer: %s", error)
-    except Exception:
+    except asyncio.CancelledError:
+        raise
+    except BaseException:
         logger(__name__).exception("behind an answer, the server made a mistake")

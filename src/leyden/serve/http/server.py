@@ -14,6 +14,7 @@ from leyden.core.log import say
 from leyden.serve.http.connection import connections
 from leyden.serve.http.service import Service
 from leyden.serve.http.settings import ServerSettings
+from leyden.serve.threads import Threads
 
 _BACKLOG = 1024
 _CANCEL_SECONDS = 2
@@ -99,7 +100,7 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let what runs finish, while nothing new comes in."""
         loop, settings = self._service.loop, self._service.settings
-        drained = asyncio.create_task(asyncio.to_thread(loop.drain, settings.drain_seconds))
+        drained = asyncio.create_task(Threads("drain", 1).run(loop.drain, settings.drain_seconds))
         await super().shutdown(sockets)
         if self.force_exit:
             loop.drain(0)

@@ -3,11 +3,13 @@
 import hashlib
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from leyden.core.errors import suggest
+from leyden.core.log import logger
+from leyden.serve.http.budget import Budget
 from leyden.serve.http.conversations import Conversations
 from leyden.serve.http.errors import ApiError, unavailable
 from leyden.serve.http.generation import Generation
@@ -16,7 +18,17 @@ from leyden.serve.http.loop import Loop
 from leyden.serve.http.metrics import Metrics
 from leyden.serve.http.settings import ServerSettings
 from leyden.serve.sampling import Sampling
+from leyden.serve.threads import Threads
 from leyden.tokenizer import Tokenizer
+
+_THREADS = 8
+_BULK_THREADS = 2
+_MOST_IGNORED = 256
+"""Names that are told of: they come from clients."""
+_LEAST_BODY_BYTES = 4 << 20
+_MOST_BODY_BYTES = 16 << 20
+_BYTES_PER_TOKEN = 32
+"""Of a text in JSON; ids take up to 8."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +112,39 @@ class Service:
     later: Later = field(default_factory=Later, init=False)
 
     @cached_property
+    def threads(self) -> Threads:
+        """For what requests of ordinary size take before and behind the engine."""
+        return Threads("request", _THREADS)
+
+    @cached_property
+    def bulk(self) -> Threads:
+        """For requests with large bodies, which no other request waits for."""
+        return Threads("large request", _BULK_THREADS)
+
+    @cached_property
+    def budget(self) -> Budget:
+        """For large bodies."""
+        return Budget(max(self.settings.max_bodies_bytes, self.max_body_bytes))
+
+    @cached_property
+    def max_body_bytes(self) -> int:
+        """Of one body: what is set, else what a prompt that fills the model's context takes, in some bounds."""
+        fits = min(max(_LEAST_BODY_BYTES, self.model.context_tokens * _BYTES_PER_TOKEN), _MOST_BODY_BYTES)
+        return self.settings.max_body_bytes or fits
+
+    @cached_property
+    def ignore(self) -> Callable[[str], None] | None:
+        """Is told of fields that requests should not have; None where they are refused for them."""
+        known: set[str] = set()
+
+        def tell(name: str) -> None:
+            if name not in known and len(known) < _MOST_IGNORED:
+                known.add(name)
+                logger(__name__).info("Requests carry the field %r; it is ignored (--ignore-unknown-fields).", name)
+
+        return tell if self.settings.ignore_unknown_fields else None
+
+    @cached_property
     def metrics(self) -> Metrics:
         """What is measured."""
         return Metrics(self.loop, self.model.names[0])
@@ -125,7 +170,7 @@ class Service:
         self, name: str, prompts: Sequence[Sequence[int]], sampling: Sampling, *, settle: bool = True
     ) -> Generation:
         """The completions of one request's prompts, which the engine does not have yet."""
-        return Generation(self.loop, self.metrics, name, prompts, sampling, settle=settle)
+        return Generation(self.loop, self.metrics, name, prompts, sampling, self.threads, settle=settle)
 
 
 def new_id(prefix: str) -> str:

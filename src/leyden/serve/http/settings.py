@@ -21,8 +21,13 @@ class ServerSettings(Config):
     """Port to listen on; 0 takes a free one."""
     api_keys: tuple[str, ...] = Field(default=(), repr=False)
     """Any of these opens the API, as ``Authorization: Bearer KEY``. None: everybody on this machine may ask."""
-    max_body_bytes: int = Field(default=16 << 20, ge=1024)
-    """A larger body is refused with 413, before it has been read."""
+    max_body_bytes: int | None = Field(default=None, ge=1024)
+    """A larger body is refused with 413, before it has been read. None: 32 bytes for each token of the model's context,
+    4 MiB at least and 16 MiB at most."""
+    max_bodies_bytes: int = Field(default=256 << 20, ge=1024)
+    """Of all bodies above 64 KiB that are held at a time; a request that needs more is refused with 503."""
+    ignore_unknown_fields: bool = False
+    """Leave fields out of account that are unknown or not supported, and log each name once; else they are refused."""
     max_connections: int = Field(default=2048, ge=1)
     """Further connections are closed at once."""
     request_seconds: float = Field(default=60, gt=0)

@@ -10,6 +10,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from leyden.serve.http.errors import ApiError
 from leyden.serve.http.settings import ServerSettings
+from leyden.serve.threads import carry
 
 T = TypeVar("T")
 
@@ -84,7 +85,9 @@ class EventStream(Response):
                     await asyncio.sleep(_PATIENCE_SECONDS)  # many events may have come at once: let them be sent
                 if self._is_full():
                     raise ApiError(408, "This stream was read too slowly and has been ended.", code="slow_reader")
-        except Exception as error:
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
             self._put(event(ApiError.of(error).body.model_dump_json()))
             self._put(DONE)
         finally:
@@ -131,7 +134,7 @@ async def while_connected(receive: Receive, work: Awaitable[T]) -> T | None:
         receive: of a request whose body has been read.
         work: is awaited in a task of its own.
     """
-    task: asyncio.Task[Any] = asyncio.ensure_future(work)  # pyright: ignore[reportAssignmentType]
+    task: asyncio.Task[Any] = asyncio.create_task(carry(work))
     gone = asyncio.create_task(_gone(receive))
     try:
         await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)

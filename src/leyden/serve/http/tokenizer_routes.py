@@ -1,18 +1,23 @@
 """``/tokenize``, ``/detokenize`` and ``/tokenizer_info``, with vLLM's JSON."""
 
-import asyncio
+from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body
-from pydantic import BaseModel, Discriminator, Field, Tag
+from fastapi import APIRouter, Body, Request, Response
+from pydantic import BaseModel, Discriminator, Tag
 
 from leyden.serve.http.body import JsonRoute
-from leyden.serve.http.chat_messages import ChatMessage, encode_messages
+from leyden.serve.http.chat_messages import encode_messages
 from leyden.serve.http.documentation import responses
-from leyden.serve.http.protocol.common import TokenId, Wire
-from leyden.serve.http.service import Service
+from leyden.serve.http.json_text import json_text
+from leyden.serve.http.protocol.chat import Messages
+from leyden.serve.http.protocol.common import TokenIds, Wire
+from leyden.serve.http.service import ServedModel, Service
 from leyden.serve.http.tools import Tools, ToolUse
+from leyden.serve.threads import Threads
 from leyden.tokenizer import Tokenizer
+
+_ERRORS = (400, 401, 403, 404, 413, 415, 503)
 
 
 class TokenizeText(Wire):
@@ -34,7 +39,7 @@ class TokenizeChat(Wire):
 
     model: str | None = None
     """One of the names of the served model."""
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Messages
     """The conversation."""
     tools: Tools | None = None
     """Functions that the answer may call."""
@@ -69,7 +74,7 @@ class DetokenizeRequest(Wire):
 
     model: str | None = None
     """One of the names of the served model."""
-    tokens: list[TokenId]
+    tokens: TokenIds
     """Their ids."""
 
 
@@ -96,20 +101,17 @@ def tokenizer_routes(service: Service) -> APIRouter:
     router = APIRouter(route_class=JsonRoute)
     model = service.model
 
-    @router.post("/tokenize", responses=responses(TokenizeResponse, errors=(400, 401, 403, 404, 413, 415)))
-    async def tokenize(body: Annotated[TokenizeRequest, Body()]) -> TokenizeResponse:
+    @router.post("/tokenize", responses=responses(TokenizeResponse, errors=_ERRORS))
+    async def tokenize(body: Annotated[TokenizeRequest, Body()], request: Request) -> Response:
         """The tokens of a text or of a conversation."""
         model.called(body.model)
-        tokens = await asyncio.to_thread(_tokens, model.tokenizer, body)
-        texts = [model.tokenizer.decode([token]) for token in tokens] if body.return_token_strs else None
-        return TokenizeResponse(count=len(tokens), max_model_len=model.context_tokens, tokens=tokens, token_strs=texts)
+        return await _respond(request, _tokenized, model, body)
 
-    @router.post("/detokenize", responses=responses(DetokenizeResponse, errors=(400, 401, 403, 404, 413, 415)))
-    async def detokenize(body: DetokenizeRequest) -> DetokenizeResponse:
+    @router.post("/detokenize", responses=responses(DetokenizeResponse, errors=_ERRORS))
+    async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
         """The text of tokens."""
         model.called(body.model)
-        model.check_vocabulary(body.tokens, "tokens")
-        return DetokenizeResponse(prompt=model.tokenizer.decode(body.tokens))
+        return await _respond(request, _detokenized, model, body)
 
     @router.get("/tokenizer_info", responses=responses(TokenizerInfo, errors=(401, 403)))
     async def tokenizer_info() -> TokenizerInfo:
@@ -117,6 +119,23 @@ def tokenizer_routes(service: Service) -> APIRouter:
         return _info(model.tokenizer, model.context_tokens)
 
     return router
+
+
+async def _respond(request: Request, make: Callable[..., BaseModel], *arguments: Any) -> Response:
+    """What ``make`` makes, as JSON; all in a thread."""
+    threads: Threads = request.state.threads
+    return Response(await threads.run(lambda: json_text(make(*arguments))), media_type="application/json")
+
+
+def _tokenized(model: ServedModel, body: TokenizeText | TokenizeChat) -> TokenizeResponse:
+    tokens = _tokens(model.tokenizer, body)
+    texts = [model.tokenizer.decode([token]) for token in tokens] if body.return_token_strs else None
+    return TokenizeResponse(count=len(tokens), max_model_len=model.context_tokens, tokens=tokens, token_strs=texts)
+
+
+def _detokenized(model: ServedModel, body: DetokenizeRequest) -> DetokenizeResponse:
+    model.check_vocabulary(body.tokens, "tokens")
+    return DetokenizeResponse(prompt=model.tokenizer.decode(body.tokens))
 
 
 def _tokens(tokenizer: Tokenizer, body: TokenizeText | TokenizeChat) -> list[int]:

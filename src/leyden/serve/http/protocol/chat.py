@@ -10,13 +10,15 @@ from leyden.serve.http.response_format import ResponseFormat
 from leyden.serve.http.tools import ToolChoice, Tools
 from leyden.serve.sampling.config import MAX_TOP
 
+MAX_MESSAGES = 16_384
+Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
 ShortText = Annotated[str, Field(max_length=512)]
 
 
 class ChatRequest(GenerationRequest):
     """A conversation to answer."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Messages
     """The conversation so far."""
     max_tokens: int | None = Field(default=None, ge=1, le=2**31 - 1)
     """The older name of ``max_completion_tokens``."""
@@ -26,7 +28,7 @@ class ChatRequest(GenerationRequest):
     """Tell the log-probability of each token."""
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP)
     """With ``logprobs``: and so many of the most probable ones in its place."""
-    tools: Tools | None = None
+    tools: Annotated[Tools, Field(fail_fast=True)] | None = None
     """Functions that the answer may call."""
     tool_choice: ToolChoice | None = None
     """Whether it may (``auto``), must (``required``, or one function), or must not (``none``)."""

@@ -6,16 +6,29 @@ result (``user``) is accepted, one that would do something but is not supported 
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
 from leyden.serve.sampling import Sampling
 from leyden.serve.sampling.config import MAX_TOP
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 StopText = Annotated[str, Field(min_length=1, max_length=1024)]
-StopTexts = Annotated[list[StopText], Field(max_length=64)]
+StopTexts = Annotated[list[StopText], Field(max_length=64, fail_fast=True)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 BiasedToken = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+_MOST_TOKEN = 2**31 - 1
+_IDS_SCHEMA = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": _MOST_TOKEN}}
+
+
+def _check_ids(tokens: list[Any]) -> list[int]:
+    """In Python, so that other threads go on while a list of millions is looked at."""
+    for place, token in enumerate(tokens):
+        if type(token) is not int or not 0 <= token <= _MOST_TOKEN:
+            raise ValueError(f"item {place} is not the id of a token, a whole number from 0 to {_MOST_TOKEN}")
+    return tokens
+
+
+TokenIds = Annotated[list[Any], AfterValidator(_check_ids), WithJsonSchema(_IDS_SCHEMA)]
 EndReason = Literal["stop", "length"]
 NotSupported = Annotated[None, Field(description="Not supported; null alone is accepted.")]
 
@@ -66,7 +79,7 @@ class GenerationRequest(Wire):
     """The same seed and prompt give the same tokens, whatever else the server does."""
     stop: StopText | StopTexts | None = None
     """The text ends before the first of these that appears."""
-    stop_token_ids: list[TokenId] | None = Field(default=None, max_length=64)
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=64, fail_fast=True)] | None = None
     """The text ends before the first of these tokens."""
     ignore_eos: bool | None = None
     """Go on after the tokens that end a turn or a document."""

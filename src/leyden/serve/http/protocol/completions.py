@@ -2,14 +2,29 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BaseModel, Discriminator, Field, Tag, model_validator
 
-from leyden.serve.http.protocol.common import EndReason, GenerationRequest, NotSupported, PromptLogprobs, TokenId, Usage
+from leyden.serve.http.protocol.common import (
+    EndReason,
+    GenerationRequest,
+    NotSupported,
+    PromptLogprobs,
+    TokenIds,
+    Usage,
+)
 from leyden.serve.sampling.config import MAX_TOP
 
 MAX_PROMPTS = 1024
 MAX_CHOICES = 4096
-TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+
+
+def _not_empty(tokens: list[int]) -> list[int]:
+    if not tokens:
+        raise ValueError("a prompt has at least one token")
+    return tokens
+
+
+PromptIds = Annotated[TokenIds, AfterValidator(_not_empty)]
 
 
 def _kind(value: Any) -> str:
@@ -22,9 +37,9 @@ def _kind(value: Any) -> str:
 
 Prompt = Annotated[
     Annotated[str, Tag("text")]
-    | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS), Tag("texts")]
-    | Annotated[TokenIds, Tag("tokens")]
-    | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS), Tag("token_lists")],
+    | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True), Tag("texts")]
+    | Annotated[PromptIds, Tag("tokens")]
+    | Annotated[list[PromptIds], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True), Tag("token_lists")],
     Discriminator(_kind),
 ]
 
