@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from leyden.core.errors import UserError
-from leyden.core.files import atomic_directory, atomic_file
+from leyden.core.files import atomic_directory, atomic_file, discard, remove_leftovers
 
 
 def write_file(path: Path, text: str, error: Exception | None = None) -> None:
@@ -185,3 +185,33 @@ def test_a_directory_that_two_lives_wrote_holds_the_second_alone(tmp_path: Path)
         assert list(part.iterdir()) == []
         (part / "mine").write_text("mine")
     assert content(tmp_path) == {"place": {"mine": "mine"}}
+
+
+def test_what_is_half_removed_is_never_taken_for_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_directory(tmp_path / "scratch", "one")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("os.unlink", _interrupted)
+        discard(tmp_path / "scratch")
+    assert not (tmp_path / "scratch").exists()
+    write_directory(tmp_path / "scratch", "two")  # brings back nothing of the older one
+    remove_leftovers(tmp_path)
+    assert content(tmp_path) == {"scratch": {"inner": {"two": "two"}}}
+    discard(tmp_path / "scratch")
+    discard(tmp_path / "scratch")
+    assert content(tmp_path) == {}
+
+
+def test_leftovers_go_and_nothing_else_does(tmp_path: Path) -> None:
+    for name in (".a.part", "in/.b.part", "in/c.part", ".d.old", "e"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    for name in (".f.part", "in/.g.gone", "in/.h.old"):
+        (tmp_path / name).mkdir()
+    remove_leftovers(tmp_path, below=False)
+    assert {".b.part", ".g.gone", ".h.old"} <= {path.name for path in (tmp_path / "in").iterdir()}
+    remove_leftovers(tmp_path)
+    assert content(tmp_path) == {"in": {"c.part": "in/c.part", "h": {}}, ".d.old": ".d.old", "e": "e"}
+
+
+def _interrupted(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt

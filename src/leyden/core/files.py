@@ -122,6 +122,39 @@ def _recover(path: Path) -> None:
     shutil.rmtree(_old(path), ignore_errors=True)
 
 
+def discard(path: Path) -> None:
+    """Remove a file, or a directory with all that is in it; nothing is done where there is none.
+
+    A directory is renamed aside first, so that one of which a part is left is never taken for the whole;
+    :func:`remove_leftovers` removes what a killed process leaves of it.
+
+    Raises:
+        UserError: the disk does not allow it.
+    """
+    with disk_errors_are_user_errors(path):
+        if path.is_dir() and not path.is_symlink():
+            gone = path.with_name(f".{path.name}.gone")
+            shutil.rmtree(gone, ignore_errors=True)
+            os.replace(path, gone)
+            shutil.rmtree(gone)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path, *, below: bool = True) -> None:
+    """Remove what killed processes left half written or half removed, by the names that this module gives it.
+
+    Args:
+        folder: which no other process writes to.
+        below: look into the folders in it as well.
+    """
+    for path in list(folder.rglob(".*") if below else folder.glob(".*")):
+        if path.name.endswith((".part", ".gone")):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else _remove(path)
+        elif path.name.endswith(".old") and path.is_dir():
+            _recover(path.with_name(path.name[1 : -len(".old")]))
+
+
 def _old(path: Path) -> Path:
     return path.with_name(f".{path.name}.old")
 

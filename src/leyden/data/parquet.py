@@ -1,11 +1,14 @@
 """Documents in Parquet files: what stands between stages. A row group is a batch, and bounds memory."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
+from leyden.core.errors import UserError
 from leyden.core.files import atomic_file
 from leyden.data.documents import SCHEMA, Document, Documents
 
@@ -16,16 +19,22 @@ BATCH_DOCUMENTS = 4096
 
 
 class DocumentsWriter:
-    """Batches to one Parquet file, which is there whole once :meth:`close` returns.
+    """Batches to one Parquet file, which is there whole once the context ends; an error leaves no file.
 
-    Use as a context manager: an error leaves no file. A batch becomes a row group.
+    A batch becomes a row group.
+
+    Raises:
+        UserError: the disk is full, or fails in another way.
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = atomic_file(path)
+        self._path = path
 
     def __enter__(self) -> Self:
-        self._writer = pq.ParquetWriter(self._file.__enter__(), SCHEMA, compression="zstd")
+        with ExitStack() as stack:
+            part = stack.enter_context(atomic_file(self._path))
+            self._writer = stack.enter_context(_writing(part))
+            self._stack = stack.pop_all()
         return self
 
     def write(self, documents: Documents) -> None:
@@ -33,18 +42,38 @@ class DocumentsWriter:
         if len(documents):
             self._writer.write_table(documents.table, row_group_size=len(documents))
 
-    def __exit__(self, *error: object) -> None:
-        try:
-            self._writer.close()
-        finally:
-            self._file.__exit__(*error)  # pyright: ignore[reportArgumentType]
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[pq.ParquetWriter]:
+    """A writer whose file is closed whatever happens; its footer is written only where nothing went wrong before."""
+    writer = pq.ParquetWriter(path, SCHEMA, compression="zstd")
+    try:
+        yield writer
+        writer.close()
+    finally:
+        writer.is_open = False  # else it closes itself once more when it is collected, with the same error
+        if writer.file_handle is not None:
+            with suppress(OSError):
+                writer.file_handle.close()
 
 
 def read_batches(path: Path) -> Iterator[Documents]:
-    """The batches of a file that :class:`DocumentsWriter` wrote."""
-    with pq.ParquetFile(path) as file:
-        for group in range(file.num_row_groups):
-            yield Documents(file.read_row_group(group).cast(SCHEMA))
+    """The batches of a file that :class:`DocumentsWriter` wrote.
+
+    Raises:
+        UserError: it is missing, or no such file.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            for group in range(file.num_row_groups):
+                yield Documents(file.read_row_group(group).cast(SCHEMA))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; where it is of a build, run the same command again.") from None
+    except (pa.ArrowException, ValueError, OSError) as error:
+        raise UserError(f"{path} cannot be read as documents in Parquet: {error}.") from None
 
 
 def batches(documents: Iterable[Document]) -> Iterator[Documents]:

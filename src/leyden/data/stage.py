@@ -26,8 +26,8 @@ class Corpus:
     Attributes:
         shards: the name of each shard, and its Parquet file. The order and the borders of shards mean nothing: a stage
             must give the same documents however they are cut.
-        work: a directory of the stage's own, for what it learns and for what it must hold outside memory. What it
-            finds there of an interrupted run was written by the same settings on the same shards.
+        work: a directory of the stage's own, for what it learns. What it finds there of an interrupted run was written
+            by the same settings on the same shards; :func:`leyden.data.marks.map_missing` goes on with what is whole.
         engine: runs a task on every shard.
         open_model: makes a :class:`~leyden.data.label.LanguageModel` of a local model's path; handed in by who runs the
             build, since models are above ``data``.
@@ -37,6 +37,11 @@ class Corpus:
     work: Path
     engine: Engine
     open_model: "OpenModel | None" = None
+
+    @property
+    def scratch(self) -> Path:
+        """A directory in ``work`` for what it must hold outside memory until it is prepared; then it is removed."""
+        return self.work / "scratch"
 
     def batches(self) -> Iterator[Documents]:
         """Every document, a batch at a time, shard by shard."""

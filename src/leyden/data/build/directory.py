@@ -1,10 +1,11 @@
 """A build's directory: its stages, their shards, and what was counted.
 
 It holds, for every stage, ``stages/NN-kind/`` with ``documents/`` (what it kept), ``dropped/`` (what it dropped, with
-reasons), ``done/`` (one small file a shard: fingerprint and counts) and ``work/`` (what it learnt of the whole corpus).
+reasons), ``done/`` (a mark a shard: fingerprint, counts, hashes) and ``work/`` (what it learnt of the whole corpus).
+``finished.json`` is there while all of it is whole: written last, and removed before anything else changes. All paths
+within are relative, so a build can be moved and copied.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,11 +13,16 @@ from typing import Any
 
 from leyden.core.errors import UserError
 from leyden.core.launch import Launch
+from leyden.core.lock import lock_holder
+from leyden.core.log import say
 from leyden.data.documents import Documents
+from leyden.data.marks import Mark, read_mark
 from leyden.data.parquet import read_batches
 
 READ = "read"
 """The first stage of every build."""
+FINISHED = "finished.json"
+"""The mark of a build of which nothing is left to do."""
 
 
 @dataclass
@@ -106,6 +112,11 @@ class StageDirectory:
         """What the stage learnt of the whole corpus."""
         return self.path / "work"
 
+    @property
+    def prepared(self) -> Path:
+        """The mark of ``work``, once the stage has seen the whole corpus."""
+        return self.work / "prepared"
+
     def documents(self, shard: str) -> Path:
         """What was kept of a shard."""
         return self.path / "documents" / f"{shard}.parquet"
@@ -114,17 +125,24 @@ class StageDirectory:
         """What was dropped of it."""
         return self.path / "dropped" / f"{shard}.parquet"
 
+    def rejected(self, shard: str) -> Path:
+        """What could not be read of it, where this is the stage that reads the sources."""
+        return self.path.parents[1] / "rejected" / f"{shard}.jsonl"
+
+    def all_rejected(self) -> list[Path]:
+        """The files of all that could not be read; none of a stage that does not read the sources."""
+        return sorted(self.path.parents[1].glob("rejected/*.jsonl")) if self.kind == READ else []
+
     def done(self, shard: str) -> Path:
-        """Its fingerprint and counts."""
+        """The mark of both, and of what was set aside unread: with its fingerprint and counts."""
         return self.path / "done" / f"{shard}.json"
 
-    def counts(self, shard: str, fingerprint: str | None = None) -> Counts | None:
-        """What was done to a shard; None if nothing was, or (where a fingerprint is given) something else was."""
-        try:
-            data = json.loads(self.done(shard).read_text())
-        except (OSError, ValueError):
+    def mark(self, shard: str, fingerprint: str | None = None) -> Mark | None:
+        """What says that a shard is done; None if nothing does, or (where a fingerprint is given) of something else."""
+        mark = read_mark(self.done(shard))
+        if mark is None or not mark.facts.keys() >= {"fingerprint", "counts"}:
             return None
-        return Counts.of_json(data["counts"]) if fingerprint in (None, data["fingerprint"]) else None
+        return mark if fingerprint in (None, mark.facts["fingerprint"]) else None
 
     def shards(self) -> list[str]:
         """The names of all shards that are done, in order."""
@@ -132,18 +150,35 @@ class StageDirectory:
 
     def total(self) -> Counts:
         """The counts of all shards that are done."""
-        counts = (self.counts(shard) for shard in self.shards())
-        return sum((count for count in counts if count is not None), Counts())
+        marks = (self.mark(shard) for shard in self.shards())
+        return sum((Counts.of_json(mark.facts["counts"]) for mark in marks if mark is not None), Counts())
 
     def prepare_seconds(self) -> float:
         """How long the stage took to see the whole corpus, by the clock; 0 where it did not, or has not finished."""
-        path = self.work / "prepared"
-        return float(path.read_text() or 0) if path.exists() else 0.0
+        mark = read_mark(self.prepared)
+        return 0.0 if mark is None else float(mark.facts["seconds"])
 
     def read(self, *, dropped: bool = False) -> Iterator[Documents]:
-        """What was kept, or dropped, a batch at a time."""
+        """What was kept, or dropped, a batch at a time.
+
+        Raises:
+            UserError: a file is damaged.
+        """
         for shard in self.shards():
-            yield from read_batches(self.dropped(shard) if dropped else self.documents(shard))
+            kept, left = self.documents(shard), self.dropped(shard)
+            self.check(shard, unread=kept if dropped else left)
+            yield from read_batches(left if dropped else kept)
+
+    def check(self, shard: str, *, unread: Path) -> None:
+        """Compare the files of a shard, but for ``unread``, with their hashes.
+
+        Raises:
+            UserError: one is damaged.
+        """
+        mark = self.mark(shard)
+        fault = f"{self.done(shard)} is damaged" if mark is None else mark.fault(unread=[unread])
+        if fault:
+            raise UserError(f"{fault}. Remove it; to make it again: {Build(self.path.parents[1]).command()}")
 
 
 @dataclass(frozen=True)
@@ -166,13 +201,41 @@ class Build:
 
     @classmethod
     def open(cls, directory: Path) -> "Build":
-        """A build that has run, at least in part.
+        """A build that has run, at least in part, to look at; that it has not finished is said.
 
         Raises:
             UserError: there is none.
         """
         build = cls(directory)
+        if not directory.exists():
+            raise UserError(f"{directory} does not exist; give the directory of a data build.")
         if not build.stages():
             command = Launch().command("data", "build", "RECIPE", "--dir", directory)
             raise UserError(f"{directory} holds no build; make one with {command}")
+        if build.finished() is None:
+            say(f"{build.unfinished()}; what follows is of its present state")
         return build
+
+    @classmethod
+    def whole(cls, directory: Path) -> "Build":
+        """A build that has finished, to go on from: to train or evaluate on, or to compare with.
+
+        Raises:
+            UserError: there is none, or it has not finished.
+        """
+        if directory.exists() and cls(directory).stages() and cls(directory).finished() is None:
+            raise UserError(f"{cls(directory).unfinished()}; run it again: {cls(directory).command()}")
+        return cls.open(directory)
+
+    def unfinished(self) -> str:
+        """That the build has not finished, in words, and who is at it."""
+        holder = lock_holder(self.directory)
+        return f"the build {self.directory} has not finished{f' ({holder})' if holder else ''}"
+
+    def finished(self) -> Mark | None:
+        """The mark that nothing is left to do."""
+        return read_mark(self.directory / FINISHED)
+
+    def command(self) -> str:
+        """The line that goes on with the build, and makes again what is not whole."""
+        return Launch().command("data", "build", self.directory / "recipe.toml", "--dir", self.directory)

@@ -1,41 +1,45 @@
 """``leyden data build``: sources to shards, stage after stage, each result kept with what it was made from.
 
-A shard is done when its file in ``done/`` bears the fingerprint of the present settings and inputs: so a changed
-setting runs again what depends on it and nothing else, and a killed build goes on at the next shard.
+A shard is done when its mark in ``done/`` bears the fingerprint of the present settings and inputs: so a changed
+setting runs again what depends on it and nothing else, and a killed build goes on at the next shard. Before the first
+change the build's own mark (``finished.json``) is removed, and written again once all is whole.
 """
 
 import functools
-import hashlib
 import json
 import os
-import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leyden.core.errors import UserError
-from leyden.core.files import atomic_file
+from leyden.core.files import atomic_file, discard, remove_leftovers
+from leyden.core.lock import folder_lock
 from leyden.core.log import progress, say
-from leyden.data.build.directory import READ, Build, Counts, StageDirectory, Tally
+from leyden.data.build.directory import FINISHED, Build, Counts, StageDirectory, Tally
+from leyden.data.build.plan import Step, fingerprint, plan_steps
 from leyden.data.build.recipe import BuildRecipe
-from leyden.data.build.tokens import make_tokens
+from leyden.data.build.tokens import make_tokens, tokens_fault, tokens_files, tokens_made_from
 from leyden.data.documents import Documents, Reject
 from leyden.data.engine import Engine
+from leyden.data.marks import tell_damage, write_mark
 from leyden.data.parquet import DocumentsWriter, batches, read_batches
-from leyden.data.readers import Piece, plan_shards, read_piece
+from leyden.data.readers import Piece, read_piece
 from leyden.data.stage import Corpus, Stage
 
 if TYPE_CHECKING:
     from leyden.data.label.language_model import OpenModel
 
+DOING = "builds a corpus"
+"""What the lock of a build's directory says."""
 EMPTY = "empty"
 """Set aside too, but no sign that anything is wrong: a sixth of a Python library's files are empty."""
 
 
 def run_build(recipe: BuildRecipe, directory: Path, open_model: "OpenModel | None" = None) -> Build:
-    """Run what is not done yet of ``recipe`` in ``directory``.
+    """Run what is not done yet of ``recipe`` in ``directory``, as the only process there.
 
     Args:
         recipe: sources, stages, and what tokens are made with.
@@ -43,58 +47,81 @@ def run_build(recipe: BuildRecipe, directory: Path, open_model: "OpenModel | Non
         open_model: opens local models, for stages that ask one.
 
     Raises:
-        UserError: nothing can be read, more is set aside than allowed, the disk is full, or a stage's own reasons.
+        UserError: nothing can be read, more is set aside than allowed, the disk is full, another process builds there,
+            or a stage's own reasons.
     """
+    with folder_lock(directory, DOING):
+        return carry_out(recipe, directory, open_model)
+
+
+def carry_out(recipe: BuildRecipe, directory: Path, open_model: "OpenModel | None" = None) -> Build:
+    """:func:`run_build` by one who holds the directory's lock."""
     engine = Engine(recipe.build.workers or os.cpu_count() or 1, recipe.build.runner)
     build = Build(directory)
-    names = [READ, *(stage.name for stage in recipe.stage)]
-    places = [StageDirectory(directory / "stages" / f"{i:02d}-{name}") for i, name in enumerate(names)]
-    _forget_others(build, places)
-    fingerprints = _read_sources(recipe, places[0], engine)
-    for stage, before, place in zip(recipe.stage, places, places[1:], strict=False):
-        corpus = Corpus({name: before.documents(name) for name in sorted(fingerprints)}, place.work, engine, open_model)
-        fingerprints = _run_stage(stage, before, place, fingerprints, corpus)
-    if recipe.tokens is not None:
-        make_tokens(recipe.tokens, places[-1], fingerprints, directory, engine)
+    _clear_up(directory)
+    steps = plan_steps(recipe, directory)
+    made_from = _made_from(recipe, steps)
+    if not any(step.pending or step.prepares for step in steps) and _is_finished(build, steps, made_from):
+        _check_rejected(recipe, steps[0].place)
+        return build
+    discard(directory / FINISHED)
+    _forget_others(build, [step.place for step in steps])
+    _read_sources(steps[0], engine)
+    _check_rejected(recipe, steps[0].place)
+    for before, step in zip(steps, steps[1:], strict=False):
+        shards = {name: before.place.documents(name) for name in sorted(step.prints)}
+        _run_stage(step, before.place, Corpus(shards, step.place.work, engine, open_model))
+    make_tokens(recipe.tokens, steps[-1].place, steps[-1].prints, directory, engine)
+    write_mark(directory / FINISHED, tokens_files(directory), {"made_from": made_from})
     return build
 
 
-def _read_sources(recipe: BuildRecipe, place: StageDirectory, engine: Engine) -> dict[str, str]:
-    """Read every source into shards; the fingerprint of each shard, by name."""
-    shards = {
-        f"{source.name}-{number:05d}": (source, tuple(pieces))
-        for source in recipe.source
-        for number, pieces in enumerate(plan_shards(source, recipe.build.shard_bytes))
-    }
-    if not shards:
-        raise UserError("The sources of this recipe hold no file that is read.")
-    prints = {
-        name: _hash([source.model_dump_json(), *map(repr, pieces), *_versions(pieces)])
-        for name, (source, pieces) in shards.items()
-    }
-    items = [(name, *shards[name], prints[name]) for name in _pending(place, prints)]
+def _made_from(recipe: BuildRecipe, steps: Sequence[Step]) -> str:
+    """The fingerprint of a finished build."""
+    shards = (f"{name} {print_}" for name, print_ in sorted(steps[-1].prints.items()))
+    return fingerprint([tokens_made_from(recipe.tokens), *(step.place.name for step in steps), *shards])
+
+
+def _is_finished(build: Build, steps: Sequence[Step], made_from: str) -> bool:
+    """Whether nothing is left to do of a build whose shards are all whole."""
+    mark = build.finished()
+    if mark is None or mark.facts.get("made_from") != made_from:
+        return False
+    if [stage.name for stage in build.stages()] != [step.place.name for step in steps]:
+        return False
+    fault = mark.fault() or tokens_fault(build.directory)
+    tell_damage([fault] if fault else [])
+    return fault is None
+
+
+def _clear_up(directory: Path) -> None:
+    """Remove what a killed build left half written."""
+    for name in ("stages", "tokens", "tokenizer", "rejected", "report"):
+        remove_leftovers(directory / name)
+    remove_leftovers(directory, below=False)
+
+
+def _read_sources(step: Step, engine: Engine) -> None:
+    """Read into shards what has not been read."""
+    _remove_others(step)
+    items = [(name, *step.sources[name], step.prints[name]) for name in step.pending]
     sizes = [sum(piece.num_bytes for piece in pieces) for _, _, pieces, _ in items]
-    _map(engine, functools.partial(_read_shard, place), items, sizes, "reading")
-    counts = place.total()
+    _map(engine, functools.partial(_read_shard, step.place), items, sizes, "reading")
+
+
+def _check_rejected(recipe: BuildRecipe, place: StageDirectory) -> None:
+    """Refuse to go on without documents, or with too many that could not be read."""
+    counts, folder = place.total(), place.path.parents[1] / "rejected"
     if not counts.kept.documents:
-        raise UserError(f"No document could be read; what was set aside is in {place.path.parents[1] / 'rejected'}.")
+        raise UserError(f"No document could be read; what was set aside is in {folder}.")
     rejected = sum(count for reason, count in counts.rejected.items() if reason != EMPTY)
     if rejected > recipe.build.max_rejected * (rejected + counts.kept.documents):
         reasons = sorted(counts.rejected.items(), key=lambda item: -item[1])
         most = ", ".join(f"{count} {reason}" for reason, count in reasons if reason != EMPTY)
         raise UserError(
             f"{rejected} of {rejected + counts.kept.documents} documents could not be read ({most}), more than "
-            f"build.max_rejected = {recipe.build.max_rejected}; see {place.path.parents[1] / 'rejected'}, then "
-            "mend the files or raise the share."
+            f"build.max_rejected = {recipe.build.max_rejected}; see {folder}, then mend the files or raise the share."
         )
-    return prints
-
-
-def _versions(pieces: Iterable[Piece]) -> Iterator[str]:
-    """What tells whether a file is as it was: its size and when it was written."""
-    for piece in pieces:
-        status = piece.source.path.stat()
-        yield f"{status.st_size} {status.st_mtime_ns}"
 
 
 def _read_shard(place: StageDirectory, item: tuple[str, Any, Sequence[Piece], str]) -> int:
@@ -108,47 +135,44 @@ def _read_shard(place: StageDirectory, item: tuple[str, Any, Sequence[Piece], st
     counts.kept = counts.given
     for reject in rejects:
         counts.rejected[reject.reason] = counts.rejected.get(reject.reason, 0) + 1
-    _write_rejects(place.path.parents[1] / "rejected" / f"{shard}.jsonl", rejects)
-    return _finish(place, shard, fingerprint, counts, started)
+    return _finish(place, shard, fingerprint, counts, started, _write_rejects(place.rejected(shard), rejects))
 
 
-def _write_rejects(path: Path, rejects: Sequence[Reject]) -> None:
-    path.unlink(missing_ok=True)
+def _write_rejects(path: Path, rejects: Sequence[Reject]) -> list[Path]:
+    discard(path)
     if rejects:
         with atomic_file(path) as part, part.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(asdict(reject)) + "\n" for reject in rejects)
+    return [path] if rejects else []
 
 
-def _run_stage(
-    stage: Stage, before: StageDirectory, place: StageDirectory, given: Mapping[str, str], corpus: Corpus
-) -> dict[str, str]:
-    """Run one stage over the shards of the stage before; the fingerprint of each shard, by name."""
-    settings = _hash([type(stage).__name__, str(stage.VERSION), stage.model_dump_json(), *map(_digest, stage.files())])
-    whole = _hash([settings, *(f"{name} {given[name]}" for name in sorted(given))])
-    prints = {name: _hash([whole if stage.WHOLE_CORPUS else settings, given[name]]) for name in given}
-    pending = _pending(place, prints)
-    if pending and stage.WHOLE_CORPUS:
-        _prepare(stage, corpus, whole)
-    place.work.mkdir(parents=True, exist_ok=True)
-    items = [(name, prints[name]) for name in pending]
-    sizes = [before.documents(name).stat().st_size for name in pending]
+def _run_stage(step: Step, before: StageDirectory, corpus: Corpus) -> None:
+    """Run what is left of one stage over the shards of the stage before."""
+    stage, place = step.stage, step.place
+    assert stage is not None
+    _remove_others(step)
+    if step.prepares:
+        _prepare(step, stage, corpus)
+    discard(corpus.scratch)
+    items = [(name, step.prints[name]) for name in step.pending]
+    sizes = [before.documents(name).stat().st_size for name in step.pending]
     _map(corpus.engine, functools.partial(_run_shard, stage, before, place), items, sizes, stage.name)
     _tell(place)
-    return prints
 
 
-def _prepare(stage: Stage, corpus: Corpus, fingerprint: str) -> None:
-    """Let the stage see the whole corpus, unless it has."""
-    work = corpus.work
-    mark, prepared = work / "fingerprint", work / "prepared"
-    if not mark.exists() or mark.read_text() != fingerprint:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        mark.write_text(fingerprint)
-    if not prepared.exists():
-        started = time.perf_counter()
-        stage.prepare(corpus)
-        prepared.write_text(f"{time.perf_counter() - started:.3f}")
+def _prepare(step: Step, stage: Stage, corpus: Corpus) -> None:
+    """Let the stage see the whole corpus, going on with what an interrupted run of the same on the same left."""
+    work, begun = corpus.work, corpus.work / "fingerprint"
+    if not begun.exists() or begun.read_bytes() != step.whole.encode():
+        discard(work)
+        with atomic_file(begun) as part:
+            part.write_text(step.whole)
+    discard(step.place.prepared)
+    started = time.perf_counter()
+    stage.prepare(corpus)
+    seconds = time.perf_counter() - started
+    files = [path for path in work.rglob("*") if path.is_file() and corpus.scratch not in path.parents]
+    write_mark(step.place.prepared, files, {"fingerprint": step.whole, "seconds": round(seconds, 3)})
 
 
 def _run_shard(stage: Stage, before: StageDirectory, place: StageDirectory, item: tuple[str, str]) -> int:
@@ -179,21 +203,22 @@ def _rewritten(before: Documents, after: Documents) -> int:
     return sum(reason is None and a != b for a, b, reason in texts)
 
 
-def _finish(place: StageDirectory, shard: str, fingerprint: str, counts: Counts, started: float) -> int:
-    """Write that a shard is done, once all else is on disk."""
+def _finish(
+    place: StageDirectory, shard: str, print_: str, counts: Counts, started: float, files: Sequence[Path] = ()
+) -> int:
+    """Mark a shard as done, once all else is on disk."""
     counts.seconds = time.process_time() - started
-    with atomic_file(place.done(shard)) as part:
-        part.write_text(json.dumps({"fingerprint": fingerprint, "counts": asdict(counts)}))
+    facts = {"fingerprint": print_, "counts": asdict(counts)}
+    write_mark(place.done(shard), [place.documents(shard), place.dropped(shard), *files], facts)
     return counts.given.bytes
 
 
-def _pending(place: StageDirectory, prints: Mapping[str, str]) -> list[str]:
-    """The shards still to be done; what another recipe or other inputs left is removed."""
-    for shard in place.shards():
-        if shard not in prints or place.counts(shard, prints[shard]) is None:
-            for path in (place.done(shard), place.documents(shard), place.dropped(shard)):
-                path.unlink(missing_ok=True)
-    return [name for name in sorted(prints) if not place.done(name).exists()]
+def _remove_others(step: Step) -> None:
+    """Remove the files of shards that are to be made, or that the recipe no longer has; the marks go first."""
+    place, stay = step.place, step.prints.keys() - set(step.pending)
+    for path in [*place.path.glob("done/*.json"), *place.path.glob("d*/*.parquet"), *place.all_rejected()]:
+        if path.stem not in stay:
+            discard(path)
 
 
 def _forget_others(build: Build, places: Iterable[StageDirectory]) -> None:
@@ -201,7 +226,7 @@ def _forget_others(build: Build, places: Iterable[StageDirectory]) -> None:
     names = {place.name for place in places}
     for stage in build.stages():
         if stage.name not in names:
-            shutil.rmtree(stage.path)
+            discard(stage.path)
 
 
 def _map(engine: Engine, task: Any, items: Sequence[Any], sizes: Sequence[float], title: str) -> None:
@@ -221,17 +246,3 @@ def _tell(place: StageDirectory) -> None:
         f"{place.name}: {counts.kept.documents:,} of {counts.given.documents:,} documents kept, "
         f"{counts.kept.bytes / 1e6:.1f} of {counts.given.bytes / 1e6:.1f} MB{f' ({why})' if why else ''}"
     )
-
-
-def _hash(parts: Iterable[str]) -> str:
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
-
-
-def _digest(path: Path) -> str:
-    """Of a file's content, or of all the files of a folder."""
-    if path.is_dir():
-        return _hash(
-            [f"{file.relative_to(path)} {_digest(file)}" for file in sorted(path.rglob("*")) if file.is_file()]
-        )
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -15,14 +15,15 @@ from rich.table import Table
 from rich.text import Text
 
 from leyden.core.config import dump_toml
-from leyden.core.errors import Interrupted
+from leyden.core.errors import Interrupted, UserError
 from leyden.core.files import atomic_file
+from leyden.core.lock import folder_lock
 from leyden.core.log import say
 from leyden.data.build.directory import Build
 from leyden.data.build.inspect import Span, clusters, compare, left_at, story, text_of
 from leyden.data.build.recipe import BuildRecipe
 from leyden.data.build.report import funnel, write_report
-from leyden.data.build.run import run_build
+from leyden.data.build.run import DOING, carry_out
 from leyden.data.engine import Engine
 
 if TYPE_CHECKING:
@@ -47,13 +48,20 @@ def build_and_report(recipe: BuildRecipe, directory: Path, open_model: "OpenMode
         UserError: see :func:`leyden.data.build.run_build`.
         Interrupted: Ctrl-C or SIGTERM; what was finished is kept.
     """
-    with atomic_file(directory / "recipe.toml") as part:
-        part.write_text(dump_toml(recipe.model_dump(mode="json")), encoding="utf-8")
-    with _interruptible(directory):
-        run_build(recipe, directory, open_model)
+    with folder_lock(directory, DOING), _interruptible(directory):
+        _refuse_runs(directory)
+        with atomic_file(directory / "recipe.toml") as part:
+            part.write_text(dump_toml(recipe.model_dump(mode="json")), encoding="utf-8")
+        carry_out(recipe, directory, open_model)
         path = write_report(recipe, directory, Engine(recipe.build.workers or os.cpu_count() or 1))
     say(f"report: {path}")
     return path
+
+
+def _refuse_runs(directory: Path) -> None:
+    """A build in the directory of a run would write over the run's recipe."""
+    if any((directory / name).exists() for name in ("checkpoints", "metrics.jsonl", "final")):
+        raise UserError(f"{directory} holds a run of `leyden run`; give the build another --dir.")
 
 
 @contextmanager
@@ -77,8 +85,12 @@ def show_stats(directory: Path, *, as_json: bool) -> None:
         UserError: there is no build in ``directory``.
     """
     build = Build.open(directory)
+    path = directory / "report" / "report.json"
+    if not path.exists():
+        raise UserError(f"{directory} has no report yet; run it again: {build.command()}")
+    text = path.read_text(encoding="utf-8")
     if as_json:
-        print((directory / "report" / "report.json").read_text(encoding="utf-8"))
+        print(text)
         return
     table = Table("stage", "documents in", "kept", "MB in", "MB kept", "MB/s a core", "commonest reasons")
     for row in funnel(build):
@@ -89,7 +101,7 @@ def show_stats(directory: Path, *, as_json: bool) -> None:
             f"{kept.bytes / 1e6:,.1f}", f"{row.rate / 1e6:,.1f}", why,
         )  # fmt: skip
     _out.print(table)
-    facts = json.loads((directory / "report" / "report.json").read_text(encoding="utf-8"))["kept"]
+    facts = json.loads(text)["kept"]
     for name in ("source", "language"):
         table = Table(name, "documents", "MB")
         for value, size in sorted(facts["bytes"][name].items(), key=lambda item: -item[1]):
