@@ -76,6 +76,20 @@ def test_usage_errors_end_with_2(leyden_cli: Cli) -> None:
     refused(leyden_cli("quickstart", "--minutes", "0"), "--minutes", "0.01")
 
 
+def test_a_verb_that_another_tool_has_is_answered_with_ours(leyden_cli: Cli) -> None:
+    refused(leyden_cli("train"), "No such command 'train'. Did you mean 'run'?")
+    refused(leyden_cli("trian"), "Did you mean 'run'?")
+    refused(leyden_cli("evaluate"), "Did you mean 'eval'?")
+    refused(leyden_cli("nothing-like-it"), "No such command 'nothing-like-it'")
+
+
+def test_version_short_help_and_completion(leyden_cli: Cli) -> None:
+    assert leyden_cli("--version").out == f"leyden {leyden.__version__}\n"
+    for arguments in ((), ("info",), ("data",), ("data", "build")):
+        assert leyden_cli(*arguments, "-h").out == leyden_cli(*arguments, "--help").out != ""
+    assert "--install-completion" in leyden_cli("--help").out
+
+
 def test_text_takes_several_paths(leyden_cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, object] = {}
     monkeypatch.setattr("leyden.recipes.quickstart", lambda **arguments: given.update(arguments))

@@ -242,6 +242,7 @@ def _refuse_to_overwrite(source: Path, target: Path, replace: bool) -> None:
     """A model that is there stays, unless it may be replaced; the one that is read always stays."""
     if target.exists() and source.exists() and target.resolve() == source.resolve():
         raise UserError(f"{target} is the model to be converted itself; give another directory to write to.")
+    refuse_to_replace_others(target)
     if not replace and target.is_dir() and any(target.iterdir()):
         raise UserError(
             f"{target} exists and is not empty; give a new directory, or replace the model in it (--force)."

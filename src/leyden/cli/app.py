@@ -2,9 +2,13 @@
 
 import logging
 import sys
+from difflib import get_close_matches
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
+from leyden import __version__
 from leyden.cli import (
     bench,
     chat,
@@ -23,12 +27,45 @@ from leyden.cli import (
 from leyden.core.errors import Interrupted, UserError
 from leyden.core.log import LineHandler, console, say
 
+_ELSEWHERE = {
+    "train": "run",
+    "pretrain": "run",
+    "finetune": "run",
+    "launch": "run",
+    "evaluate": "eval",
+    "benchmark": "bench",
+    "export": "convert",
+    "complete": "generate",
+    "sample": "generate",
+    "api": "serve",
+    "server": "serve",
+    "build": "data",
+    "preprocess": "data",
+    "tokenize": "tokenizer",
+    "doctor": "info",
+}
+"""What other tools call a verb, and what it is called here."""
+
+
+class _Verbs(TyperGroup):
+    """The verbs; one that is unknown is answered with the one that was probably meant."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The verb of ``args``."""
+        if args and args[0] not in self.commands:
+            (meant,) = get_close_matches(args[0], [*self.commands, *_ELSEWHERE], 1) or [None]
+            if meant in _ELSEWHERE:
+                ctx.fail(f"No such command '{args[0]}'. Did you mean '{_ELSEWHERE[meant]}'?")
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
     name="leyden",
-    help="Long-context language models built on lightning attention: train, evaluate, generate.",
+    cls=_Verbs,
+    help="Long-context language models built on lightning attention: train, evaluate, generate, serve.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(quickstart.quickstart)
 app.command()(run.run)
@@ -45,8 +82,19 @@ app.add_typer(study.app, name="study")
 app.add_typer(bench.app, name="bench")
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"leyden {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _options(verbose: bool = typer.Option(False, "--verbose", "-v", help="Log every detail.")) -> None:
+def _options(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every detail.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[LineHandler()])
     logging.getLogger("leyden").setLevel(logging.DEBUG if verbose else logging.INFO)
 
