@@ -2,6 +2,7 @@
 
 import io
 import logging
+import re
 
 import pytest
 from rich.console import Console
@@ -59,6 +60,33 @@ def test_a_terminal_gets_a_bar_with_its_note(terminal: io.StringIO) -> None:
         bar.advance(4, note="loss 1.5")
     shown = terminal.getvalue()
     assert all(part in shown for part in ("counting", "4/4", "loss 1.5"))
+
+
+def last_line(written: io.StringIO) -> str:
+    """What a bar shows at its end."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written.getvalue()).strip().splitlines()[-1].rpartition("\r")[2]
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_on_a_terminal_of_any_width_count_and_time_left_are_whole(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    written = io.StringIO()
+    monkeypatch.setattr(log, "console", Console(file=written, force_terminal=True, width=width, _environ={}))
+    with log.progress("training: a stage of a long name", 1452, "steps") as bar:
+        bar.advance(726, note="loss 2.312, 10231 tokens/s")
+        bar.advance(726)
+    last = last_line(written)
+    assert "1452/1452" in last
+    assert "0:00:00" in last
+
+
+def test_what_was_passed_over_is_done_too(terminal: io.StringIO) -> None:
+    with log.progress("reading", 50) as bar:
+        bar.advance(40)
+    assert "100%" in terminal.getvalue()
+    with pytest.raises(KeyError), log.progress("breaking", 50) as bar:
+        bar.advance(40)
+        raise KeyError
+    assert "80%" in last_line(terminal)
 
 
 def test_log_once_logs_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -52,7 +52,8 @@ def explain(cls: type[Config], data: Mapping[str, Any], error: ValidationError) 
 def _message(item: ErrorDetails) -> str:
     """What pydantic says, without the words that are about pydantic."""
     if item["type"] == "too_short":
-        return f"must have at least {item['ctx']['min_length']} item{'s'[: item['ctx']['min_length'] != 1]}"
+        least = item.get("ctx", {})["min_length"]
+        return f"must have at least {least} item{'s'[: least != 1]}"
     return item["msg"].removeprefix("Value error, ").replace("Input should be", "must be", 1)
 
 

@@ -11,11 +11,13 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 from leyden.core.launch import launched
@@ -24,6 +26,8 @@ from leyden.core.printable import printable
 console = Console(stderr=True, quiet=launched().rank > 0)
 """Of several ranks the first speaks for all; what another alone has to say goes through :func:`speak_up`."""
 
+_NARROW = 90
+"""Columns of a terminal, below which a bar shows less."""
 _LINE_SECONDS = 15
 """Between two lines of a progress bar that is not on a terminal."""
 
@@ -74,20 +78,26 @@ def progress(title: str, total: float | None, unit: str = "") -> Iterator["Bar"]
         total: how many units there are; None where it is not known.
         unit: what one unit is, shown beside the rate (``"tokens"``).
     """
-    bars = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn() if unit == "steps" else TextColumn("{task.percentage:>3.0f}%"),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=console,
-        transient=False,
-        disable=not console.is_terminal,
-    )
-    with bars:
-        yield Bar(bars, title, total, unit)
+    with Progress(*_columns(unit), console=console, transient=False, disable=not console.is_terminal) as bars:
+        bar = Bar(bars, title, total, unit)
+        yield bar
+        bar.finish()
+
+
+def _columns(unit: str) -> list[ProgressColumn]:
+    """What a bar shows; on a narrow terminal the count and the time left, and of the note as much as has room."""
+    whole = Column(no_wrap=True)
+    count = MofNCompleteColumn(table_column=whole) if unit == "steps" else TextColumn("{task.percentage:>3.0f}%")
+    left = TimeRemainingColumn(table_column=whole)
+    if console.width >= _NARROW:
+        bar = BarColumn(bar_width=max(10, min(40, console.width - 80)))
+        rate = TextColumn("{task.fields[rate]}", table_column=whole)
+        note = TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis"))
+        return [TextColumn("{task.description}"), bar, count, rate, TimeElapsedColumn(), left, note]
+    title = TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", max_width=18))
+    room = console.width - 18 - 13 - 8 - 3  # beside the title, a count of six digits a side, the time left, and gaps
+    short = TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis", max_width=room))
+    return [title, count, left] if room < 8 else [title, count, left, short]
 
 
 class Bar:
@@ -110,6 +120,12 @@ class Bar:
         if self._bars.disable and time.monotonic() - self._told_at > _LINE_SECONDS:
             self._told_at = time.monotonic()
             say(_line(self._bars.tasks[self._task]))
+
+    def finish(self) -> None:
+        """All is done: what was passed over on the way counts, too, so that the bar ends full."""
+        task = self._bars.tasks[self._task]
+        if task.total is not None and not task.finished:
+            self._bars.update(self._task, completed=task.total)
 
 
 def _line(task: Task) -> str:
