@@ -1,11 +1,14 @@
 """The chat template: MiniMax's format, no injection, a sandbox, and clear errors."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from leyden.core.errors import UserError
-from leyden.tokenizer import Tokenizer, sandbox
+from leyden.core.limited import LimitedProcess
+from leyden.tokenizer import Tokenizer, chat, sandbox
 from leyden.tokenizer.chat import ChatTemplate
 
 SPECIAL = ["<beginning_of_sentence>", "<end_of_sentence>", "<end_of_document>", "<function_call>", "<image>"]
@@ -94,10 +97,10 @@ def test_a_role_cannot_carry_a_special_token(tokenizer, directory, tmp_path):
 
 
 def test_a_template_that_acts_on_special_text_is_refused(tokenizer):
-    chat = ChatTemplate("{{ messages[0].content.split('<image>') | length }}", {})
+    chat = ChatTemplate("{{ messages[0].content.split('<image>') | join('|') }}", {})
     with pytest.raises(UserError, match="remove it"):
         chat.render_marked([{"role": "user", "content": "a<image>b"}], None, False, SPECIAL)
-    assert chat.render_marked([{"role": "user", "content": "ab"}], None, False, SPECIAL)[0] == "1"
+    assert chat.render_marked([{"role": "user", "content": "ab"}], None, False, SPECIAL)[0] == "ab"
 
 
 @pytest.mark.parametrize(
@@ -139,40 +142,79 @@ HOSTILE = {
     "change": "{{ messages.append(1) }}",
     "files": "{% include '/etc/hosts' %}",
     "import": "{% import 'os' as os %}",
-    "repetition": "{{ 'a' * 10 ** 12 }}",
-    "power": "{{ 10 ** 99999 }}",
     "range": "{{ range(10 ** 9) | list | length }}",
     "recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+}
+COSTLY = {
+    "repetition": "{{ 'a' * 10 ** 12 }}",
+    "repeated bytes": "{{ 'a'.encode() * 4000000000 }}",
+    "width": "{{ '%4000000000d' % 1 }}",
+    "format": "{{ '{:>4000000000}'.format(1) }}",
+    "ljust": "{{ 'a'.ljust(4000000000) | length }}",
+    "doubling": "{% set n = namespace(s='a' * 1000000) %}{% for i in range(20) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
+    "indent": "{{ [1] | tojson(indent=1000000000) }}",
+    "batch": "{{ [1] | batch(400000000, 'x') | list }}",
+    "replace": "{{ ('a' * 100000) | replace('a', 'b' * 100000) }}",
     "output": "{% for i in range(99999) %}{{ 'a' * 99999 }}{% endfor %}",
+    "power": "{{ 10 ** 999999999 }}",
+    "squares": "{% set n = namespace(i=3) %}{% for i in range(40) %}{% set n.i = n.i * n.i %}{% endfor %}",
+    "slices": "{{ [1] | slice(600000000) | list | length }}",
+    "latin": "{{ lipsum(n=2000000) }}",
     "silent loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-    "shadowed": "{% set environment = 1 %}{% set tick = 1 %}{% for i in range(99999) %}{% for j in range(99999) %}"
-    "{% endfor %}{% endfor %}",
 }
 
 
+@pytest.fixture(scope="module")
+def strict():
+    process = LimitedProcess(Path(sandbox.__file__), seconds=0.2, memory_bytes=64 << 20)
+    yield process
+    process.close()
+
+
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_template_is_stopped(name, monkeypatch):
-    monkeypatch.setattr(sandbox, "_MAX_SECONDS", 0.2)
-    monkeypatch.setattr(sandbox, "_MAX_CHARACTERS", 1 << 20)
+def test_a_hostile_template_is_refused(name):
     messages = [{"role": "user", "content": "a"}]
     with pytest.raises(UserError, match="chat template refused"):
         ChatTemplate(HOSTILE[name], {}).render(messages, None, False)
     assert messages == [{"role": "user", "content": "a"}]
 
 
+@pytest.mark.parametrize("name", COSTLY)
+def test_a_costly_template_is_stopped(name, strict, monkeypatch):
+    """Whatever it does: time and memory are those of its process."""
+    monkeypatch.setattr(chat, "_STRANGERS", strict)
+    with pytest.raises(UserError, match=r"chat template refused these messages: (it took|it wrote|Memory|Exceeds)"):
+        ChatTemplate(COSTLY[name], {}).render([{"role": "user", "content": "a"}], None, False)
+    after = ChatTemplate("{{ messages[0].content }}", {}).render([{"role": "user", "content": "a"}], None, False)
+    assert after == "a"
+
+
 def test_templates_of_others_run():
     source = (
-        "{% set ns = namespace(n=0) %}{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}\n"
+        "{% set ns = namespace(n=0) %}{% for m in messages %}{% if m.role == 'skip' %}{% continue %}{% endif %}\n"
         "    {% generation %}{{ m['content'] * 2 }}{% endgeneration %}\n"
         "{% set ns.n = ns.n + 1 %}{% endfor %}{{ tools | tojson(indent=None) }}{{ ns.n }}"
-        "{{ strftime_now('%%') }}{{ bos_token }}"
+        "{{ strftime_now('%%') }}{{ bos_token }}{{ thinking }}"
     )
     chat = ChatTemplate(source, {"bos_token": "<s>"})
-    messages = [{"role": "user", "content": "a"}, {"role": "user", "content": "b<"}]
-    assert chat.render(messages, [{"x": "<é>"}], False) == 'b<b<[{"x": "<é>"}]1%<s>'
+    messages = [{"role": "skip", "content": ""}, {"role": "user", "content": "b<"}]
+    variables = {"bos_token": "</s>", "messages": [], "thinking": True}
+    assert chat.render(messages, [{"x": "<é>"}], False, variables) == 'b<b<[{"x": "<é>"}]1%<s>True'
 
 
-@pytest.mark.parametrize("source", ["{% for %}", "{{ a", "{% nonsense %}", "(" * 3 + "{{ " + "(" * 5000])
-def test_a_template_that_is_not_jinja_is_a_user_error(source):
+NOT_JINJA = {
+    "loop": "{% for %}",
+    "brace": "{{ a",
+    "tag": "{% nonsense %}",
+    "parentheses": "(" * 3 + "{{ " + "(" * 5000,
+    "loops": "{% for a in [1] %}" * 21 + "{% endfor %}" * 21,
+    "conditions": "{% if 1 %}" * 101 + "{% endif %}" * 101,
+    "closed parentheses": "{{ " + "(" * 100_000 + "1" + ")" * 100_000 + " }}",
+    "keyword": "{{ f(**1, None=2) }}{% set None = 1 %}",
+}
+
+
+@pytest.mark.parametrize("name", NOT_JINJA)
+def test_a_template_that_is_not_jinja_is_a_user_error(name):
     with pytest.raises(UserError, match=r"not valid Jinja|nested too deeply"):
-        ChatTemplate(source, {}).render([{"role": "user", "content": "a"}], None, False)
+        ChatTemplate(NOT_JINJA[name], {}).render([{"role": "user", "content": "a"}], None, False)

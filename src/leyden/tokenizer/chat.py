@@ -9,46 +9,89 @@ out again.
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from importlib import resources
+from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from leyden.core.errors import UserError
-from leyden.tokenizer.sandbox import Sandbox, render
+from leyden.core.limited import LimitedProcess, LimitReached
+from leyden.tokenizer import sandbox
+from leyden.tokenizer.kept import check_kept
+from leyden.tokenizer.template_form import TemplateForm, text_of
 
 Message = Mapping[str, Any]
 
-_MARKS = range(0xF0000, 0xFFFFE)  # private use: no text gives these a meaning
+_MARKS = (range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))  # private use: no text gives these a meaning
+_MAX_DEPTH = 200
+_MINIMAX = resources.files("leyden.tokenizer").joinpath("minimax.jinja").read_text(encoding="utf-8")
+_STRANGERS = LimitedProcess(Path(sandbox.__file__), seconds=10, memory_bytes=1 << 30)
+
+
+def minimax_template() -> str:
+    """Leyden's own chat template, of MiniMax-Text-01's format."""
+    return _MINIMAX
 
 
 class ChatTemplate:
-    """A Jinja chat template, with the special tokens that it may name (``bos_token``, ...)."""
+    """A Jinja chat template, with the special tokens that it may name (``bos_token``, ...).
+
+    Leyden's own is rendered here; every other one is a stranger's program, and runs in a process of its own, with
+    limits of time and memory.
+    """
 
     def __init__(self, source: str, names: Mapping[str, str]) -> None:
         self.source = source
         self._names = dict(names)
+        self._run = sandbox.render if source == _MINIMAX else _STRANGERS.call
 
     @cached_property
-    def _template(self) -> jinja2.Template:
-        return Sandbox().compile_bounded(self.source)
+    def form(self) -> TemplateForm:
+        """What the template takes, which is found by trying.
+
+        Raises:
+            UserError: it takes more time or memory than it may.
+        """
+
+        def attempt(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None) -> str | None:
+            try:
+                return self._text(messages, tools, True, None)
+            except LimitReached:
+                raise
+            except UserError:
+                return None
+
+        return TemplateForm.of(self.source, attempt)
 
     def render(
-        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None, add_generation_prompt: bool
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None,
+        add_generation_prompt: bool,
+        variables: Mapping[str, Any] | None = None,
     ) -> str:
-        """The chat as one text.
+        """The chat as one text, in which everything that the messages say occurs.
 
         Args:
             messages: each with a ``role``, and ``content``: a string, a list of parts
-                ``{"type": "text", "text": ...}`` or ``{"type": "image"}``, or nothing (an assistant's tool call).
+                ``{"type": "text", "text": ...}`` or ``{"type": "image"}``, or nothing (an assistant's tool call). They
+                are given to the template in the form that it takes.
             tools: JSON descriptions of the functions that may be called.
             add_generation_prompt: whether the text ends where the assistant's answer begins.
+            variables: further ones that the template knows (``enable_thinking``).
 
         Raises:
-            UserError: a malformed message, or one that the template refuses (an unknown role).
+            UserError: a malformed message, or one that the template refuses (an unknown role) or leaves out.
         """
         check_messages(messages)
-        variables = {"messages": list(messages), "tools": tools, "add_generation_prompt": add_generation_prompt}
-        return render(self._template, {**self._names, **variables})
+        _check_depth([*messages, *(tools or ()), variables])
+        form = self.form
+
+        def text(messages: Sequence[Message]) -> str:
+            return self._text(form.give(messages), form.give_tools(tools), add_generation_prompt, variables)
+
+        rendered = text(messages)
+        check_kept(form, messages, tools, rendered, text)
+        return rendered
 
     def render_marked(
         self,
@@ -56,19 +99,21 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None,
         add_generation_prompt: bool,
         special: Sequence[str],
+        variables: Mapping[str, Any] | None = None,
     ) -> tuple[str, str]:
         """The chat as text with every look-alike of a ``special`` token broken by a mark; and the mark.
 
         Raises:
             UserError: as :meth:`render`; or the template acts on such a look-alike, so that a mark changes its result.
         """
-        plain = self.render(messages, tools, add_generation_prompt)
-        mark = next(chr(code) for code in _MARKS if chr(code) not in plain)
-        marked_messages = [_marked(message, special, mark) for message in messages]
-        marked_tools = None if tools is None else _marked(list(tools), special, mark)
-        if marked_messages == list(messages) and marked_tools == tools:
+        plain = self.render(messages, tools, add_generation_prompt, variables)
+        mark = _unused(plain)
+        given = [self.form.give(messages), self.form.give_tools(tools), variables]
+        marked_given = _marked(given, special, mark)
+        if marked_given == given:
             return plain, mark
-        marked = self.render(marked_messages, marked_tools, add_generation_prompt)
+        messages, tools, variables = marked_given
+        marked = self._text(messages, tools, add_generation_prompt, variables)
         if marked.replace(mark, "") != plain:
             raise UserError(
                 "A message contains the text of a special token, which this chat template would act upon; remove it "
@@ -77,27 +122,74 @@ class ChatTemplate:
         return marked, mark
 
     def render_open(
-        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None, special: Sequence[str]
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None,
+        special: Sequence[str],
+        variables: Mapping[str, Any] | None = None,
     ) -> tuple[str, str]:
         """As :meth:`render_marked`, up to the end of the last message's text, white space included.
 
         Raises:
-            UserError: as :meth:`render_marked`; the last message's content is not a string; or the template leaves it
-                out.
+            UserError: as :meth:`render_marked`; the last message's content is no text; or the template leaves it out.
         """
         check_messages(messages)
         content = messages[-1].get("content")
-        if not isinstance(content, str):
-            raise UserError("Only a message whose content is a string can be continued.")
+        if content is None or (not isinstance(content, str) and any(part["type"] != "text" for part in content)):
+            raise UserError("Only a message whose content is text can be continued.")
         # Behind a character that is no white space, a template that trims has nothing to trim.
-        plain = self.render(messages, tools, add_generation_prompt=False)
-        end = next(chr(code) for code in _MARKS if chr(code) not in plain and chr(code) not in content)
-        open_messages = [*messages[:-1], {**messages[-1], "content": content + end}]
-        text, mark = self.render_marked(open_messages, tools, False, special)
+        plain = self.render(messages, tools, False, variables)
+        end = _unused(plain + text_of(content))
+        open_messages = [*messages[:-1], {**messages[-1], "content": text_of(content) + end}]
+        text, mark = self.render_marked(open_messages, tools, False, special, variables)
         before, found, _ = text.rpartition(end)
         if not found:
             raise UserError("The chat template leaves the last message out, so that it cannot be continued.")
         return before, mark
+
+    def _text(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None,
+        add_generation_prompt: bool,
+        variables: Mapping[str, Any] | None,
+    ) -> str:
+        """What the template makes of messages and tools as they are."""
+        given = {"messages": list(messages), "tools": tools, "add_generation_prompt": add_generation_prompt}
+        try:
+            return self._run(self.source, {**(variables or {}), **self._names, **given})
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        except LimitReached as error:
+            raise LimitReached(f"The chat template refused these messages: {error}.", error.reason) from None
+
+
+def _unused(text: str) -> str:
+    """A character of private use that ``text`` does not hold.
+
+    Raises:
+        UserError: it holds them all.
+    """
+    first = chr(_MARKS[0][0])
+    if first not in text:
+        return first
+    held = set(text)
+    found = next((chr(code) for codes in _MARKS for code in codes if chr(code) not in held), None)
+    if found is None:
+        raise UserError("The messages hold every character of private use that Unicode has; leave one of them out.")
+    return found
+
+
+def _check_depth(value: Any, depth: int = _MAX_DEPTH) -> None:
+    """Refuse what is nested so deeply that no library can be trusted with it."""
+    if not depth:
+        raise UserError(f"A message or a tool is nested more than {_MAX_DEPTH} levels deep.")
+    if isinstance(value, Mapping):
+        value = value.values()
+    elif not isinstance(value, list | tuple):
+        return
+    for item in value:
+        _check_depth(item, depth - 1)
 
 
 def check_messages(messages: Any) -> None:

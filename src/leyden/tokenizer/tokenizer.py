@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,7 +19,7 @@ from tokenizers import Tokenizer as Backend
 from leyden.core.errors import UserError
 from leyden.core.log import log_once, progress
 from leyden.tokenizer.bpe import assemble, byte_spelling
-from leyden.tokenizer.chat import ChatTemplate, Message
+from leyden.tokenizer.chat import ChatTemplate, Message, minimax_template
 from leyden.tokenizer.directory import TokenizerFiles, read_files, write_files
 from leyden.tokenizer.encoder import Encoder
 from leyden.tokenizer.training import Training, text_needed, train
@@ -123,7 +122,7 @@ class Tokenizer:
             )
         backend = assemble(training.merges)
         _make_special(backend, SPECIAL_TOKENS)
-        template = _minimax_template()
+        template = minimax_template()
         others = tuple(token for token in SPECIAL_TOKENS if token not in _MINIMAX_NAMES.values())
         return cls(backend, TokenizerFiles(backend.to_str(), _MINIMAX_NAMES, others, template)), training
 
@@ -294,12 +293,8 @@ class Tokenizer:
                 "The tokenizer's chat template is MiniMax's first, which knows content as lists of parts alone and no "
                 "tool calls; Leyden's own, of the same format with both, is taken in its place.",
             )
-            source = _minimax_template()
+            source = minimax_template()
         return ChatTemplate(source, self._files.names)
-
-
-def _minimax_template() -> str:
-    return resources.files("leyden.tokenizer").joinpath("minimax.jinja").read_text(encoding="utf-8")
 
 
 def _counted(texts: Iterable[str]) -> Iterator[str]:

@@ -5,9 +5,7 @@ refused, and so is an unknown field. Fields that a client sends back because an 
 ``annotations``) may be there, empty.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -159,10 +157,10 @@ def _encode(
     add_generation_prompt: bool,
     continue_final_message: bool,
 ) -> list[int]:
-    template = tokenizer.chat_template or ""
+    knows_developers = "developer" in (tokenizer.chat_template or "")
     return tokenizer.encode_chat(
-        [_for_template(message, template) for message in messages],
-        _tools_for_template(tools, template),
+        [_plain(message, knows_developers) for message in messages],
+        list(tools) if tools else None,
         add_generation_prompt,
         continue_final_message=continue_final_message,
     )
@@ -213,34 +211,9 @@ def _call_ids(message: AssistantMessage, place: int) -> list[str]:
     return ids
 
 
-def _for_template(message: ChatMessage, template: str) -> dict[str, Any]:
-    """A message as templates know it: text as a string, and a system's role where they know no developer's."""
-    plain: dict[str, Any] = {"role": message.role, "content": text_of(message.content)}
-    if message.role == "developer" and "developer" not in template:
+def _plain(message: ChatMessage, knows_developers: bool) -> dict[str, Any]:
+    """A message as the tokenizer takes it; a developer is a system where the template knows no developer."""
+    plain = message.model_dump(include={"role", "content", "name", "tool_call_id", "tool_calls"}, exclude_none=True)
+    if message.role == "developer" and not knows_developers:
         plain["role"] = "system"
-    if message.name is not None:
-        plain["name"] = message.name
-    if isinstance(message, ToolMessage):
-        plain["tool_call_id"] = message.tool_call_id
-    if isinstance(message, AssistantMessage) and message.tool_calls:
-        plain["tool_calls"] = [_call_for_template(call, template) for call in message.tool_calls]
     return plain
-
-
-def _call_for_template(call: ToolCall, template: str) -> dict[str, Any]:
-    """A call with its arguments as the template wants them: most pass them through ``tojson``, which quotes a string.
-
-    A template that asks whether they are a string gets what the model wrote, character by character.
-    """
-    arguments: Any = call.function.arguments
-    if "arguments is string" not in template:
-        with suppress(ValueError, RecursionError):  # an earlier answer's slip is history: it is told as it was
-            arguments = json.loads(arguments)
-    return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
-
-
-def _tools_for_template(tools: Sequence[Mapping[str, Any]] | None, template: str) -> list[Any] | None:
-    """MiniMax's templates describe a function by itself, others in OpenAI's wrapper."""
-    if not tools:
-        return None
-    return [tool["function"] for tool in tools] if "function_setting=functions" in template else list(tools)

@@ -1,0 +1,105 @@
+"""Whether a rendered chat holds what its messages say: a template that leaves words out is not used in silence."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from leyden.core.errors import UserError
+from leyden.tokenizer.template_form import TemplateForm, text_of
+
+Message = Mapping[str, Any]
+
+_MAX_SEARCHES = 16
+"""So many messages are looked for in the whole text; it may be long, and they many."""
+
+
+def check_kept(
+    form: TemplateForm,
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]] | None,
+    text: str,
+    render: Callable[[Sequence[Message]], str],
+) -> None:
+    """Refuse ``text`` where the template lost messages, calls or tools.
+
+    Templates may change what is said (trim it, write it as JSON, cut off an earlier answer's thoughts). Where the words
+    are not found, others are put in their place: these must come out.
+
+    Args:
+        form: of the template.
+        messages, tools: of the chat, of OpenAI's form.
+        text: what the template made of them.
+        render: what it makes of other messages with the same tools.
+
+    Raises:
+        UserError: it lost one, which is named.
+    """
+    if tools and form.tools is None:
+        raise UserError(
+            "The model's chat template has no place for tools, so that the model would not know of them; leave "
+            '"tools" out, or take a model whose template has one.'
+        )
+    for place, message in enumerate(messages):
+        if message.get("tool_calls") and form.calls is None and form.calls_as_text is None:
+            raise UserError(
+                f"Message {place} ({message['role']}) has tool_calls, which the model's chat template leaves out."
+            )
+        if form.contents.get(message["role"]) == () and text_of(message.get("content")).strip():
+            raise _lost(place, message)
+    missing = _missing(messages, text)
+    if missing:
+        _check_missing(messages, missing, text, render)
+
+
+def _missing(messages: Sequence[Message], text: str) -> list[int]:
+    """The places of the messages whose words do not occur in ``text``, or were no longer looked for."""
+    missing: list[int] = []
+    at = 0
+    for place, message in enumerate(messages):
+        if message.get("tool_calls"):
+            continue  # many templates write the calls alone
+        for words in _words(message.get("content")):
+            found = text.find(words, at)
+            if found >= 0:
+                at = found + len(words)
+            elif len(missing) >= _MAX_SEARCHES or words not in text:
+                missing.append(place)
+                break
+    return missing
+
+
+def _words(content: Any) -> list[str]:
+    parts = [content] if isinstance(content, str) else [text_of([part]) for part in content or ()]
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _check_missing(
+    messages: Sequence[Message], missing: Sequence[int], text: str, render: Callable[[Sequence[Message]], str]
+) -> None:
+    words = {place: f"qzv{place}x" for place in missing}
+    other = render([_saying(message, words.get(place)) for place, message in enumerate(messages)])
+    for place in missing:
+        if words[place] not in other:
+            raise _lost(place, messages[place])
+    last = max((place for place, message in enumerate(messages) if message["role"] == "user"), default=-1)
+    if last in words:
+        alone = render(
+            [_saying(message, words[last] if place == last else None) for place, message in enumerate(messages)]
+        )
+        if "".join(alone.replace(words[last], "").split()) == "".join(text.split()):
+            raise _lost(last, messages[last])
+
+
+def _saying(message: Message, words: str | None) -> Message:
+    """``message`` with other words, or as it is."""
+    if words is None:
+        return message
+    content = message["content"]
+    others = [] if isinstance(content, str) else [part for part in content if part["type"] != "text"]
+    return {**message, "content": [*others, {"type": "text", "text": words}] if others else words}
+
+
+def _lost(place: int, message: Message) -> UserError:
+    return UserError(
+        f"The model's chat template leaves out what message {place} ({message['role']}) says. Leave that message out, "
+        "or give the model a template that knows its role and content."
+    )
