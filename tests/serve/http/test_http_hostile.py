@@ -128,16 +128,73 @@ def test_more_connections_than_allowed(serve: Serve, connect) -> None:
     for client in kept:
         client.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert client.recv(100).startswith(b"HTTP/1.1 200")
+    silent = connect(url)
+    assert everything(kept[0]).endswith(b'"ok"}')
+    assert httpx.get(f"{url}/health").status_code == 200
+    assert everything(silent) == b""
+    kept[1].sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    assert everything(kept[1]).count(b"HTTP/1.1 200") == 1
+
+
+def test_connections_that_wait_for_an_answer_do_not_make_room(serve: Serve, connect, loop) -> None:
+    loop.step_seconds = 0.05
+    url = serve(max_connections=2)
+    asking = [connect(url) for _ in range(2)]
+    for client in asking:
+        client.sendall(post("/v1/completions", STREAM))
+    until(lambda: len(loop.running) == 2)
     assert everything(connect(url)) == b""
-    kept[0].close()
-    until(lambda: _answers(url))
+    assert len(loop.running) == 2
 
 
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health").status_code == 200
-    except httpx.TransportError:
-        return False
+def test_idle_connections_of_one_address_make_room_for_its_own(serve: Serve, connect) -> None:
+    url = serve(max_connections_per_address=2)
+    idle = [connect(url) for _ in range(2)]
+    assert httpx.get(f"{url}/health").status_code == 200
+    assert everything(idle[0]) == b""
+    idle[1].sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert idle[1].recv(100).startswith(b"HTTP/1.1 200")
+
+
+ENDLESS = b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize("kind", ["no key", "another type", "no such path", "too large"])
+def test_nothing_is_taken_behind_an_early_answer(serve: Serve, connect, kind: str) -> None:
+    """The answer arrives, although the client goes on to send; a second later the connection is gone."""
+    path = b"/nowhere" if kind == "no such path" else b"/v1/completions"
+    key = b"" if kind == "no key" else b"Authorization: Bearer key\r\n"
+    client = connect(serve(api_keys=("key",), max_body_bytes=4096))
+    client.sendall(b"POST %s HTTP/1.1\r\nHost: x\r\n%s" % (path, key))
+    client.sendall(ENDLESS.replace(b"application/json", b"text/plain") if kind == "another type" else ENDLESS)
+    began, sent = time.monotonic(), 0
+    with contextlib.suppress(OSError):
+        while time.monotonic() - began < 8:
+            sent += client.send(b"1000\r\n" + b" " * 4096 + b"\r\n")
+            time.sleep(0.001)
+    assert time.monotonic() - began < 5
+    answer = everything(client)
+    assert re.match(rb"HTTP/1.1 (401|404|413|415) ", answer), (answer, sent)
+    assert b"connection: close" in answer.lower()
+
+
+def test_a_body_of_tiny_chunks(serve: Serve, connect) -> None:
+    client = connect(serve())
+    client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n" + ENDLESS)
+    with contextlib.suppress(OSError):
+        client.sendall(b"1\r\n \r\n" * 5000)
+    assert everything(client).startswith(b"HTTP/1.1 400")
+
+
+def test_a_length_beside_chunks_ends_the_connection(serve: Serve, connect) -> None:
+    """What stands behind is not taken for a request: whoever believes the length sees it as part of the body."""
+    client = connect(serve())
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n" + ENDLESS
+    client.sendall(
+        head + b"f\r\n" + b'{"prompt": "x"}' + b"\r\n0\r\n\r\nGET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    )
+    answer = everything(client)
+    assert answer.startswith(b"HTTP/1.1 200") and answer.count(b"HTTP/1.1 ") == 1
 
 
 NOT_HTTP = {

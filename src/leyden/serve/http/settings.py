@@ -29,7 +29,9 @@ class ServerSettings(Config):
     ignore_unknown_fields: bool = False
     """Leave fields out of account that are unknown or not supported, and log each name once; else they are refused."""
     max_connections: int = Field(default=2048, ge=1)
-    """Further connections are closed at once."""
+    """For a further connection, the oldest that asks nothing is closed; where all ask something, the further one."""
+    max_connections_per_address: int = Field(default=1024, ge=1)
+    """The same for the connections that come from one address, as all of a proxy do."""
     request_seconds: float = Field(default=60, gt=0)
     """A request must have arrived whole in this time, from the connection's start or its first byte."""
     idle_seconds: float = Field(default=30, gt=0)
