@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from leyden.data.build.directory import FINISHED, StageDirectory
 from leyden.data.documents import Document, Documents, Message
+from leyden.data.marks import write_mark
 from leyden.data.parquet import DocumentsWriter
 from leyden.tokenizer import Tokenizer
 
@@ -87,9 +89,12 @@ def test_a_build_is_read_by_its_last_stage(leyden_cli: Cli, tmp_path: Path) -> N
     for stage, kept in (("00-read", documents * 2), ("01-exact", documents)):
         with DocumentsWriter(tmp_path / "build" / "stages" / stage / "documents" / "a.parquet") as writer:
             writer.write(Documents.of(kept))
-        (tmp_path / "build" / "stages" / stage / "done").mkdir()
-        (tmp_path / "build" / "stages" / stage / "done" / "a.json").write_text("{}")
-    outcome = leyden_cli("tokenizer", "train", tmp_path / "build", "--dir", tmp_path / "t", "--vocab-size", 265)
+        place = StageDirectory(tmp_path / "build" / "stages" / stage)
+        write_mark(place.done("a"), [place.documents("a")], {"fingerprint": "", "counts": {}})
+    command = ("tokenizer", "train", tmp_path / "build", "--dir", tmp_path / "t", "--vocab-size", 265)
+    assert "has not finished" in leyden_cli(*command).err.replace("\n", " ")
+    write_mark(tmp_path / "build" / FINISHED, ())
+    outcome = leyden_cli(*command)
     assert outcome.code == 0, outcome.err
     facts = json.loads((tmp_path / "t" / "report" / "report.json").read_text())
     assert {name: row["bytes"] for name, row in facts["by_domain"].items()} == {

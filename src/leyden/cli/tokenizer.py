@@ -122,7 +122,9 @@ def _shards(path: Path) -> list[tuple[int, str | None, Any]]:
     if (path / "stages").is_dir():
         from leyden.data.build import Build
 
-        stage = Build.open(path).stages()[-1]
+        stage = Build.whole(path).stages()[-1]
+        for shard in stage.shards():
+            stage.check(shard, unread=stage.dropped(shard))
         files = [stage.documents(shard) for shard in stage.shards()]
         return [(file.stat().st_size, None, file) for file in files]
     shards = plan_shards(SourceSettings(name="text", paths=(str(path),)), _SHARD_BYTES)

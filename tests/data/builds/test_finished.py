@@ -163,7 +163,7 @@ def test_a_tokenizer_that_was_named_goes_with_the_build(built: Path, text: Path,
 
 def test_what_is_not_there_is_named_so(tmp_path: Path) -> None:
     for reader in (read_tokens, held_out_texts, Build.whole, Build.open):
-        with pytest.raises(UserError, match="nowhere does not exist"):
+        with pytest.raises(UserError, match="nowhere holds no build: it does not exist"):
             reader(tmp_path / "nowhere")
         with pytest.raises(UserError, match="holds no build"):
             reader(tmp_path)

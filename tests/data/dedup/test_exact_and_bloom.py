@@ -11,9 +11,11 @@ import xxhash
 from hypothesis import HealthCheck, given, settings, strategies
 
 from leyden.core.errors import UserError
+from leyden.data.build.directory import FINISHED, StageDirectory
 from leyden.data.dedup import Bloom, Exact, run_alone
 from leyden.data.dedup.bloom import _integers, load_filter
 from leyden.data.documents import Document, Documents, Message
+from leyden.data.marks import write_mark
 from leyden.data.parquet import DocumentsWriter
 
 AS_IT_IS = settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -155,8 +157,16 @@ def test_an_earlier_build_is_what_its_last_stage_kept(tmp_path, run):
     for stage, text in (("00-read", "dropped later"), ("01-exact", "kept")):
         with DocumentsWriter(tmp_path / "stages" / stage / "documents" / "0.parquet") as writer:
             writer.write(Documents.of([Document("x", text, "memory")]))
+    with pytest.raises(UserError, match="has not finished"):
+        Exact(against=(tmp_path,)).files()
+    last = StageDirectory(tmp_path / "stages" / "01-exact")
+    write_mark(last.done("0"), [last.documents("0")], {"fingerprint": "", "counts": {}})
+    write_mark(tmp_path / FINISHED, ())
     outcome = run(Exact(against=(tmp_path,)), [Document("a", "Kept.", "m"), Document("b", "dropped later", "m")])
     assert outcome.dropped == {"a": ("exact duplicate", "of earlier crawl's x")}
+    last.documents("0").write_bytes(last.documents("0").read_bytes()[:-1] + b"!")
+    with pytest.raises(UserError, match=r"0\.parquet is damaged"):
+        Exact(against=(tmp_path,)).files()
     pq.write_table(pa.table({"id": ["a"]}), tmp_path / "other.parquet")
     with pytest.raises(UserError, match=r"other\.parquet is not of documents: it has no column messages, text"):
         Exact(against=(tmp_path / "other.parquet",)).files()

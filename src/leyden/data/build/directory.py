@@ -208,7 +208,7 @@ class Build:
         """
         build = cls(directory)
         if not directory.exists():
-            raise UserError(f"{directory} does not exist; give the directory of a data build.")
+            raise UserError(f"{directory} holds no build: it does not exist. Give the directory of one.")
         if not build.stages():
             command = Launch().command("data", "build", "RECIPE", "--dir", directory)
             raise UserError(f"{directory} holds no build; make one with {command}")

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from leyden.core.files import discard
 from leyden.data.documents import Documents
 from leyden.data.engine import Engine
 from leyden.data.parquet import read_batches
@@ -18,7 +19,9 @@ def run_alone(stage: Stage, shards: Mapping[str, Path], work: Path, *, workers: 
         work: a directory for what the stage learns; one that an interrupted run left is gone on with.
         workers: processes that prepare; it is applied in this one.
     """
-    stage.prepare(Corpus(shards, work, Engine(workers)))
+    corpus = Corpus(shards, work, Engine(workers))
+    stage.prepare(corpus)
+    discard(corpus.scratch)
     for shard, path in shards.items():
         for documents in read_batches(path):
             yield stage.apply(documents, shard, work)

@@ -24,9 +24,10 @@ from leyden.data.dedup.evidence import cluster_sizes
 from leyden.data.dedup.exact import Normalisation, hash_texts
 from leyden.data.dedup.gathering import Gathered, note_buckets, note_files, rank
 from leyden.data.dedup.normalisation import texts_of
-from leyden.data.dedup.runs import load_array, map_missing, save_array
+from leyden.data.dedup.runs import load_array, save_array
 from leyden.data.dedup.verdicts import drop_duplicates, write_verdicts
 from leyden.data.documents import Documents
+from leyden.data.marks import map_missing
 from leyden.data.parquet import read_batches
 from leyden.data.stage import Corpus, Stage
 
@@ -72,13 +73,13 @@ class Bloom(Stage):
         directory = corpus.work / "signatures"
         shards = [Gathered(directory, name, path) for name, path in corpus.shards.items()]
         hashing = functools.partial(_hash_shard, self.normalise)
-        map_missing(corpus.engine, hashing, [(shard["hashes.npy"], shard) for shard in shards], "hashing documents")
+        map_missing(corpus.engine, hashing, [(shard.done, shard) for shard in shards], "hashing documents")
         candidates = self._pass(corpus, shards)
         save_array(corpus.work / "candidates.npy", candidates)
         bucketing = functools.partial(_bucket_candidates, corpus.work / "candidates.npy")
         for _ in corpus.engine.map(bucketing, shards):
             pass
-        members, clusters = connect(corpus.engine, corpus.work, shards, self.memory_bytes)
+        members, clusters = connect(corpus, shards, self.memory_bytes)
         write_verdicts(corpus.engine, corpus.work, shards, members, survivors(shards, members, clusters))
 
     def apply(self, documents: Documents, shard: str, work: Path) -> Documents:
@@ -176,14 +177,13 @@ def _halves(value: int) -> tuple[int, int]:
     return value >> 64, value & 0xFFFFFFFFFFFFFFFF
 
 
-def _hash_shard(normalise: Normalisation, shard: Gathered) -> None:
+def _hash_shard(normalise: Normalisation, shard: Gathered) -> list[Path]:
     described, hashes = [], [np.zeros((0, 2), np.uint64)]
     assert shard.documents is not None
     for documents in read_batches(shard.documents):
         described.append((rank(documents), documents.table.column("id").combine_chunks()))
         hashes.append(np.stack(hash_texts(texts_of(documents), normalise), axis=1))
-    note_files(shard, described)
-    save_array(shard["hashes.npy"], np.concatenate(hashes))
+    return [*note_files(shard, described), save_array(shard["hashes.npy"], np.concatenate(hashes))]
 
 
 def _bucket_candidates(path: Path, shard: Gathered) -> None:

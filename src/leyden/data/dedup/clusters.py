@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from leyden.data.dedup.gathering import RANK, Gathered
-from leyden.data.dedup.runs import Runs, groups, load_array, map_missing, save_array
-from leyden.data.engine import Engine
+from leyden.data.dedup.runs import Runs, groups, load_array, mark_of, save_array
+from leyden.data.marks import map_missing
+from leyden.data.stage import Corpus
 
 PARTITIONS = "partitions.npy"
 """In a stage's work, how many partitions there were."""
@@ -69,12 +70,11 @@ def offsets_of(shards: Sequence[Gathered]) -> np.ndarray:
     return np.concatenate([[0], np.cumsum([len(shard.ranks()) for shard in shards], dtype=np.int64)])
 
 
-def connect(engine: Engine, work: Path, shards: Sequence[Gathered], memory_bytes: int) -> tuple[np.ndarray, np.ndarray]:
+def connect(corpus: Corpus, shards: Sequence[Gathered], memory_bytes: int) -> tuple[np.ndarray, np.ndarray]:
     """The documents that share a bucket with another, directly or through others.
 
     Args:
-        engine: runs one task a partition.
-        work: where the partitions' edges are put.
+        corpus: its engine runs one task a partition; the partitions' edges are its scratch.
         shards: the notes on all documents.
         memory_bytes: of one partition.
 
@@ -84,11 +84,12 @@ def connect(engine: Engine, work: Path, shards: Sequence[Gathered], memory_bytes
     offsets = offsets_of(shards)
     runs = Runs(tuple(shard.run for shard in shards))
     ranges = runs.ranges(memory_bytes)
-    directory = work / f"edges-{len(ranges)}"
+    directory = corpus.scratch / f"edges-{len(ranges)}"
     files = [directory / f"{index}.npy" for index in range(len(ranges))]
     task = functools.partial(_edges_of_partition, runs, offsets)
-    map_missing(engine, task, list(zip(files, zip(files, ranges, strict=True), strict=True)), "joining partitions")
-    save_array(work / PARTITIONS, np.array([len(ranges)]))
+    items = [(mark_of(file), (file, keys)) for file, keys in zip(files, ranges, strict=True)]
+    map_missing(corpus.engine, task, items, "joining partitions")
+    save_array(corpus.work / PARTITIONS, np.array([len(ranges)]))
     forest = Forest(int(offsets[-1]))
     for edges in _all_edges(shards, offsets, files):
         forest.join(edges)
@@ -129,7 +130,7 @@ def survivors(shards: Sequence[Gathered], members: np.ndarray, clusters: np.ndar
     return number[clusters]
 
 
-def _edges_of_partition(runs: Runs, offsets: np.ndarray, item: tuple[Path, tuple[int, int]]) -> None:
+def _edges_of_partition(runs: Runs, offsets: np.ndarray, item: tuple[Path, tuple[int, int]]) -> list[Path]:
     path, (low, high) = item
     keys, values, sources = runs.gather(low, high)
     names = values.dtype.names or ()
@@ -137,7 +138,7 @@ def _edges_of_partition(runs: Runs, offsets: np.ndarray, item: tuple[Path, tuple
     documents = (offsets[sources] + values["row"])[order] if len(order) else np.zeros(0, np.int64)
     edges = np.stack([documents[fresh][np.cumsum(fresh) - 1], documents], axis=1)[~fresh]
     order, fresh = groups(edges[:, 0], edges[:, 1])
-    save_array(path, edges[order[fresh]])
+    return [save_array(path, edges[order[fresh]])]
 
 
 def _all_edges(shards: Sequence[Gathered], offsets: np.ndarray, files: Sequence[Path]) -> Iterator[np.ndarray]:

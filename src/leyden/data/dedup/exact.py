@@ -46,7 +46,7 @@ class Exact(Stage):
         settings = {"kind": self.kind, "normalise": self.normalise}
         shards = gather(corpus, corpus.work / "signatures", self.buckets, settings)
         shards += earlier(corpus, self.against, self.buckets, settings)
-        members, clusters = connect(corpus.engine, corpus.work, shards, self.memory_bytes)
+        members, clusters = connect(corpus, shards, self.memory_bytes)
         write_verdicts(corpus.engine, corpus.work, shards, members, survivors(shards, members, clusters))
 
     def apply(self, documents: Documents, shard: str, work: Path) -> Documents:

@@ -5,7 +5,6 @@ directory, which a later build can be given to compare with (``against``).
 """
 
 import functools
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,12 @@ import pyarrow.parquet as pq
 
 from leyden.core.errors import UserError
 from leyden.core.files import atomic_file
+from leyden.data.build.directory import Build
 from leyden.data.dedup.normalisation import texts_of
-from leyden.data.dedup.runs import file_name, groups, load_array, map_missing, save_array, write_run
+from leyden.data.dedup.runs import file_name, groups, load_array, mark_of, save_array, write_run
 from leyden.data.dedup.windows import hash_strings
 from leyden.data.documents import Documents, pc
+from leyden.data.marks import map_missing, read_mark, write_mark
 from leyden.data.parquet import read_batches
 from leyden.data.stage import Corpus
 
@@ -59,8 +60,8 @@ class Gathered:
 
     @property
     def done(self) -> Path:
-        """The file that is written last."""
-        return self["keys.npy"]
+        """The mark of all of them."""
+        return mark_of(self.run)
 
     def ranks(self) -> np.ndarray:
         """[D] RANK."""
@@ -99,9 +100,7 @@ def gather(corpus: Corpus, directory: Path, buckets: Buckets, settings: dict[str
         buckets: picklable.
         settings: what the buckets depend on; a later build whose settings differ cannot use them.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    with atomic_file(directory / "settings.json") as part:
-        part.write_text(json.dumps({**settings, "shards": sorted(corpus.shards)}, sort_keys=True))
+    write_mark(directory / "settings.json", (), {**settings, "shards": sorted(corpus.shards)})
     shards = [Gathered(directory, name, path) for name, path in corpus.shards.items()]
     task = functools.partial(_note, buckets)
     map_missing(corpus.engine, task, [(shard.done, shard) for shard in shards], "comparing documents")
@@ -132,10 +131,15 @@ def document_files(path: Path) -> list[Path]:
     """A Parquet file of documents; those in a directory; or, of a build's directory, what its last stage kept.
 
     Raises:
-        UserError: there are none, or they are not of documents.
+        UserError: there are none, they are not of documents, or the build has not finished.
     """
-    folder = next((stage / "documents" for stage in sorted(path.glob("stages/[0-9][0-9]-*"), reverse=True)), path)
-    files = [path] if path.is_file() else sorted(folder.glob("*.parquet"))
+    if (path / "stages").is_dir():
+        last = Build.whole(path).stages()[-1]
+        files = [last.documents(shard) for shard in last.shards()]
+        for shard in last.shards():
+            last.check(shard, unread=last.dropped(shard))
+    else:
+        files = [path] if path.is_file() else sorted(path.glob("*.parquet"))
     if not files:
         raise UserError(
             f"{path} has no Parquet files of documents, nor signatures of an earlier build; give one of them."
@@ -149,16 +153,17 @@ def document_files(path: Path) -> list[Path]:
     return files
 
 
-def note_files(shard: Gathered, parts: Sequence[tuple[np.ndarray, pa.Array]]) -> None:
-    """Write the ranks and ids of a shard's batches."""
+def note_files(shard: Gathered, parts: Sequence[tuple[np.ndarray, pa.Array]]) -> list[Path]:
+    """Write the ranks and ids of a shard's batches; the files."""
     ranks = np.concatenate([ranks for ranks, _ in parts]) if parts else np.zeros(0, RANK)
     save_array(shard["ranks.npy"], ranks)
     with atomic_file(shard["ids.parquet"]) as part:
         pq.write_table(pa.table({"id": pa.chunked_array([ids for _, ids in parts], pa.string())}), part)
+    return [shard["ranks.npy"], shard["ids.parquet"]]
 
 
-def note_buckets(shard: Gathered, keys: np.ndarray, checks: np.ndarray | None, rows: np.ndarray) -> None:
-    """Write the buckets of a shard: one record a bucket, and edges to its other documents.
+def note_buckets(shard: Gathered, keys: np.ndarray, checks: np.ndarray | None, rows: np.ndarray) -> list[Path]:
+    """Write the buckets of a shard: one record a bucket, and edges to its other documents; the files.
 
     So many copies of one text in a shard are one record, and partitions stay of even size whatever the corpus.
     """
@@ -168,16 +173,16 @@ def note_buckets(shard: Gathered, keys: np.ndarray, checks: np.ndarray | None, r
     packed = (rows[head].astype(np.uint64) << np.uint64(32)) | rows[order].astype(np.uint64)
     packed = np.unique(packed[~fresh])
     edges = np.stack([packed >> np.uint64(32), packed & np.uint64(0xFFFFFFFF)], axis=1).astype(np.uint32)
-    save_array(shard["edges.npy"], edges[edges[:, 0] != edges[:, 1]])
+    linked = save_array(shard["edges.npy"], edges[edges[:, 0] != edges[:, 1]])
     first = order[fresh]
     values = np.zeros(len(first), [("row", "<u4")] if checks is None else [("row", "<u4"), ("check", "<u8")])
     values["row"] = rows[first]
     if checks is not None:
         values["check"] = checks[first]
-    write_run(shard.run, keys[first], values)
+    return [linked, *write_run(shard.run, keys[first], values)]
 
 
-def _note(buckets: Buckets, shard: Gathered) -> None:
+def _note(buckets: Buckets, shard: Gathered) -> list[Path]:
     assert shard.documents is not None
     described, found, start = [], [], 0
     for documents in read_batches(shard.documents):
@@ -185,15 +190,20 @@ def _note(buckets: Buckets, shard: Gathered) -> None:
         keys, checks, rows = buckets(documents)
         found.append((keys, checks, rows + start))
         start += len(documents)
-    note_files(shard, described)
+    files = note_files(shard, described)
     keys = np.concatenate([np.zeros(0, np.uint64), *(keys for keys, _, _ in found)])
     rows = np.concatenate([np.zeros(0, np.int64), *(rows for _, _, rows in found)])
     checks = [checks for _, checks, _ in found if checks is not None]
-    note_buckets(shard, keys, np.concatenate(checks) if checks else None, rows)
+    return files + note_buckets(shard, keys, np.concatenate(checks) if checks else None, rows)
 
 
 def _gathered_before(directory: Path, settings: dict[str, Any]) -> list[Gathered]:
-    then = json.loads((directory / "settings.json").read_text())
+    mark = read_mark(directory / "settings.json")
+    if mark is None:
+        raise UserError(
+            f"{directory / 'settings.json'} is damaged, or of an older version; give the earlier documents themselves."
+        )
+    then = dict(mark.facts)
     names = then.pop("shards")
     if then != settings:
         differ = sorted(key for key in {*then, *settings} if then.get(key) != settings.get(key))
@@ -203,8 +213,12 @@ def _gathered_before(directory: Path, settings: dict[str, Any]) -> list[Gathered
         )
     shards = [Gathered(directory, name, None, earlier=True) for name in names]
     for shard in shards:
-        if not shard.done.exists():
+        done = read_mark(shard.done)
+        if done is None:
             raise UserError(
                 f"{directory} has no signatures of its shard {shard.name}: its build did not finish; run it."
             )
+        fault = done.fault()
+        if fault:
+            raise UserError(f"{fault}; run its build again, or give the earlier documents themselves.")
     return shards

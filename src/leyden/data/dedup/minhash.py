@@ -93,7 +93,7 @@ class MinHash(Stage):
         """Sign every text, join those that share a band, choose survivors, measure."""
         shards = gather(corpus, corpus.work / "signatures", self.buckets, self._settings())
         shards += earlier(corpus, self.against, self.buckets, self._settings())
-        members, clusters = connect(corpus.engine, corpus.work, shards, self.memory_bytes)
+        members, clusters = connect(corpus, shards, self.memory_bytes)
         if self.verify:
             _refuse_without_texts(shards)
             standing, jaccard = verify(

@@ -17,18 +17,10 @@ from pydantic import Field
 from leyden.data.dedup.changes import apply_changes, count_changes, offsets_by_rows, write_spans
 from leyden.data.dedup.exact import hash_texts
 from leyden.data.dedup.normalisation import normalised
-from leyden.data.dedup.runs import (
-    Runs,
-    file_name,
-    load_array,
-    map_missing,
-    remove_scratch,
-    run_file,
-    save_array,
-    write_run,
-)
+from leyden.data.dedup.runs import Runs, file_name, load_array, mark_of, save_array, write_run
 from leyden.data.dedup.windows import hash_strings, mix
 from leyden.data.documents import Documents, pc
+from leyden.data.marks import map_missing
 from leyden.data.parquet import read_batches
 from leyden.data.stage import Corpus, Stage
 
@@ -63,13 +55,13 @@ class Paragraphs(Stage):
         """Hash every piece, count by partitions, note for every shard what goes."""
         if not corpus.shards:
             return
-        runs = [corpus.work / "pieces" / file_name(name) for name in corpus.shards]
-        given = [(run_file(run), (path, run)) for run, path in zip(runs, corpus.shards.values(), strict=True)]
+        runs = [corpus.scratch / "pieces" / file_name(name) for name in corpus.shards]
+        given = [(mark_of(run), (path, run)) for run, path in zip(runs, corpus.shards.values(), strict=True)]
         map_missing(corpus.engine, functools.partial(_hash_pieces, self), given, "hashing pieces")
         pieces = Runs(tuple(runs))
         ranges = pieces.ranges(self.memory_bytes)
-        lost = [corpus.work / f"lost-{len(ranges)}" / str(index) for index in range(len(ranges))]
-        given = [(run_file(run), (run, keys)) for run, keys in zip(lost, ranges, strict=True)]
+        lost = [corpus.scratch / f"lost-{len(ranges)}" / str(index) for index in range(len(ranges))]
+        given = [(mark_of(run), (run, keys)) for run, keys in zip(lost, ranges, strict=True)]
         offsets = offsets_by_rows(corpus.shards.values())
         choose = functools.partial(_choose, self.occurrences, pieces, offsets)
         map_missing(corpus.engine, choose, given, "counting pieces")
@@ -77,7 +69,6 @@ class Paragraphs(Stage):
         shards = zip(corpus.shards.items(), runs, strict=True)
         for _ in corpus.engine.map(write, [(index, *named, run) for index, (named, run) in enumerate(shards)]):
             pass
-        remove_scratch(corpus.work, "pieces", "lost-*")
 
     def apply(self, documents: Documents, shard: str, work: Path) -> Documents:
         """Remove the pieces that go, and drop the documents that too little is left of."""
@@ -88,7 +79,7 @@ class Paragraphs(Stage):
         return count_changes(work)
 
 
-def _hash_pieces(stage: Paragraphs, item: tuple[Path, Path]) -> None:
+def _hash_pieces(stage: Paragraphs, item: tuple[Path, Path]) -> list[Path]:
     """A run of a shard's pieces, no more of each than may stay; the others are lost already."""
     path, run = item
     keys, records, row = [np.zeros(0, np.uint64)], [np.zeros(0, _RECORD)], 0
@@ -100,8 +91,7 @@ def _hash_pieces(stage: Paragraphs, item: tuple[Path, Path]) -> None:
         records.append(record)
     key, record = np.concatenate(keys), np.concatenate(records)
     stay = _staying(key, record, stage.occurrences)
-    save_array(_lost_inside(run), record[~stay])
-    write_run(run, key[stay], record[stay])
+    return [save_array(_lost_inside(run), record[~stay]), *write_run(run, key[stay], record[stay])]
 
 
 def _pieces_of(stage: Paragraphs, documents: Documents) -> tuple[np.ndarray, np.ndarray]:
@@ -137,12 +127,12 @@ def _staying(key: np.ndarray, record: np.ndarray, occurrences: int) -> np.ndarra
     return stay
 
 
-def _choose(occurrences: int, pieces: Runs, offsets: np.ndarray, item: tuple[Path, tuple[int, int]]) -> None:
+def _choose(occurrences: int, pieces: Runs, offsets: np.ndarray, item: tuple[Path, tuple[int, int]]) -> list[Path]:
     """Of a partition, a run of the pieces that go, by the numbers of their documents."""
     run, (low, high) = item
     key, record, source = pieces.gather(low, high)
     go = ~_staying(key, record, occurrences)
-    write_run(run, (offsets[source[go]] + record["row"][go]).astype(np.uint64), record[go])
+    return write_run(run, (offsets[source[go]] + record["row"][go]).astype(np.uint64), record[go])
 
 
 def _write_changes(work: Path, lost: Runs, offsets: np.ndarray, item: tuple[int, str, Path, Path]) -> None:

@@ -4,8 +4,6 @@ Every shard leaves one run, its records sorted by a 64-bit key, as two ``.npy`` 
 cache. A partition is a range of keys, gathered from all runs; the ranges are cut so that one fits the memory asked.
 """
 
-import shutil
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,6 @@ import numpy as np
 
 from leyden.core.errors import UserError
 from leyden.core.files import atomic_file
-from leyden.core.log import progress
-from leyden.data.engine import Engine
 
 _COPIES = 4
 """How many times a partition's records are in memory while it is sorted and grouped."""
@@ -29,10 +25,11 @@ def file_name(shard: str) -> str:
     return quote(shard, safe="")
 
 
-def save_array(path: Path, array: np.ndarray) -> None:
-    """Write ``array`` whole or not at all."""
+def save_array(path: Path, array: np.ndarray) -> Path:
+    """Write ``array`` to ``path``, whole or not at all."""
     with atomic_file(path) as part, part.open("wb") as file:
         np.save(file, array)
+    return path
 
 
 def load_array(path: Path) -> np.ndarray:
@@ -57,21 +54,31 @@ def _damaged(path: Path, error: Exception) -> UserError:
     return UserError(f"{path} is missing or damaged ({error}); remove its directory and run again.")
 
 
-def write_run(path: Path, keys: np.ndarray, values: np.ndarray) -> None:
-    """Write records as a run: ``path`` with ``.values.npy``, then with ``.keys.npy``, which says that it is whole.
+def write_run(path: Path, keys: np.ndarray, values: np.ndarray) -> list[Path]:
+    """Write records as a run: ``path`` with ``.values.npy`` and with ``.keys.npy``.
 
     Args:
         keys: [N] uint64, in any order.
         values: [N] of any dtype.
+
+    Returns:
+        The two files.
     """
     order = np.argsort(keys, kind="stable")
-    save_array(path.with_name(path.name + ".values.npy"), values[order])
-    save_array(run_file(path), keys[order])
+    return [save_array(_values_file(path), values[order]), save_array(_keys_file(path), keys[order])]
 
 
-def run_file(path: Path) -> Path:
-    """The file of the run at ``path`` that is written last."""
+def mark_of(path: Path) -> Path:
+    """The mark of a run, or of whatever else stands at ``path`` in several files."""
+    return path.with_name(path.name + ".done")
+
+
+def _keys_file(path: Path) -> Path:
     return path.with_name(path.name + ".keys.npy")
+
+
+def _values_file(path: Path) -> Path:
+    return path.with_name(path.name + ".values.npy")
 
 
 @dataclass(frozen=True)
@@ -141,30 +148,8 @@ def _place(keys: np.ndarray, key: int) -> int:
 
 
 def _keys(path: Path) -> np.ndarray:
-    return load_array(run_file(path))
+    return load_array(_keys_file(path))
 
 
 def _values(path: Path) -> np.ndarray:
-    return load_array(path.with_name(path.name + ".values.npy"))
-
-
-def remove_scratch(work: Path, *patterns: str) -> None:
-    """Remove directories of a stage's work that only the way to its outcome needed."""
-    for path in (path for pattern in patterns for path in work.glob(pattern)):
-        shutil.rmtree(path)
-
-
-def map_missing(engine: Engine, task: Callable[[Any], Any], items: Sequence[tuple[Path, Any]], title: str) -> None:
-    """Run ``task`` on the items whose file is not there yet; the task writes it last.
-
-    Args:
-        engine: runs the tasks.
-        task: a picklable function of one item.
-        items: the file that says that an item is done, and the item.
-        title: of the progress bar.
-    """
-    missing = [item for path, item in items if not path.exists()]
-    with progress(title, len(items)) as bar:
-        bar.advance(len(items) - len(missing))
-        for _ in engine.map(task, missing):
-            bar.advance()
+    return load_array(_values_file(path))

@@ -17,18 +17,10 @@ import pyarrow as pa
 from pydantic import Field
 
 from leyden.data.dedup.changes import apply_changes, count_changes, offsets_by_rows, write_spans
-from leyden.data.dedup.runs import (
-    Runs,
-    file_name,
-    load_array,
-    map_missing,
-    remove_scratch,
-    run_file,
-    save_array,
-    write_run,
-)
+from leyden.data.dedup.runs import Runs, file_name, load_array, mark_of, save_array, write_run
 from leyden.data.dedup.windows import hash_strings, window_hashes
 from leyden.data.documents import Documents
+from leyden.data.marks import map_missing
 from leyden.data.parquet import read_batches
 from leyden.data.stage import Corpus, Stage
 
@@ -64,21 +56,20 @@ class Substrings(Stage):
         """Hash every window, bring equal ones together, compare them, note for every shard what goes."""
         if not corpus.shards:
             return
-        places = [_Place(corpus.work / "windows", name, path) for name, path in corpus.shards.items()]
-        hashing = [(place["runs.npy"], place) for place in places]
+        places = [_Place(corpus.scratch / "windows", name, path) for name, path in corpus.shards.items()]
+        hashing = [(place["done"], place) for place in places]
         map_missing(corpus.engine, functools.partial(_hash_windows, self), hashing, "hashing windows")
         runs = [(run, index) for index, place in enumerate(places) for run in place.runs()]
         windows = Runs(tuple(run for run, _ in runs))
         ranges = windows.ranges(self.memory_bytes)
-        gone = [corpus.work / f"gone-{len(ranges)}" / str(index) for index in range(len(ranges))]
+        gone = [corpus.scratch / f"gone-{len(ranges)}" / str(index) for index in range(len(ranges))]
         texts = _Texts(tuple(places), offsets_by_rows(corpus.shards.values()))
         choose = functools.partial(_choose, self.length, windows, np.array([index for _, index in runs]), texts)
-        given = [(run_file(run), (run, keys)) for run, keys in zip(gone, ranges, strict=True)]
+        given = [(mark_of(run), (run, keys)) for run, keys in zip(gone, ranges, strict=True)]
         map_missing(corpus.engine, choose, given, "comparing windows")
         write = functools.partial(_write_changes, self, corpus.work, Runs(tuple(gone)), texts)
         for _ in corpus.engine.map(write, list(range(len(places)))):
             pass
-        remove_scratch(corpus.work, "windows", "gone-*")
 
     def apply(self, documents: Documents, shard: str, work: Path) -> Documents:
         """Cut what occurs elsewhere, and drop the documents that too little is left of."""
@@ -151,7 +142,7 @@ class _Texts:
         return np.concatenate(found)
 
 
-def _hash_windows(stage: Substrings, place: _Place) -> None:
+def _hash_windows(stage: Substrings, place: _Place) -> list[Path]:
     units, borders, ids = [np.zeros(0, np.uint8 if stage.unit == "bytes" else np.uint64)], [np.zeros(1, np.int64)], []
     for documents in read_batches(place.documents):
         of_batch, lengths = _units(documents.texts(), stage.unit)
@@ -159,9 +150,8 @@ def _hash_windows(stage: Substrings, place: _Place) -> None:
         borders.append(np.cumsum(lengths) + borders[-1][-1])
         ids.append(hash_strings(documents.table.column("id").combine_chunks()))
     unit, border = np.concatenate(units), np.concatenate(borders)
-    save_array(place["units.npy"], unit)
-    save_array(place["starts.npy"], border)
-    save_array(place["ids.npy"], np.concatenate([np.zeros(0, np.uint64), *ids]))
+    arrays = {"units": unit, "starts": border, "ids": np.concatenate([np.zeros(0, np.uint64), *ids])}
+    files = [save_array(place[f"{name}.npy"], array) for name, array in arrays.items()]
     count = 0
     for segments in _segments(np.maximum(np.diff(border) - stage.length + 1, 0)):
         rows, begins, counts = np.array(segments, np.int64).T
@@ -170,9 +160,9 @@ def _hash_windows(stage: Substrings, place: _Place) -> None:
         records["start"] = np.arange(len(records)) + np.repeat(begins - (np.cumsum(counts) - counts), counts)
         places = border[records["row"]] + records["start"]
         here = unit[places[0] : places[-1] + stage.length].astype(np.uint64)
-        write_run(place[str(count)], window_hashes(here, stage.length)[places - places[0]], records)
+        files += write_run(place[str(count)], window_hashes(here, stage.length)[places - places[0]], records)
         count += 1
-    save_array(place["runs.npy"], np.array([count]))
+    return [*files, save_array(place["runs.npy"], np.array([count]))]
 
 
 def _units(texts: Sequence[str], unit: str) -> tuple[np.ndarray, list[int]]:
@@ -201,15 +191,16 @@ def _segments(windows: np.ndarray) -> Iterator[list[tuple[int, int, int]]]:
         yield segments
 
 
-def _choose(length: int, windows: Runs, shards: np.ndarray, texts: _Texts, item: tuple[Path, tuple[int, int]]) -> None:
+def _choose(
+    length: int, windows: Runs, shards: np.ndarray, texts: _Texts, item: tuple[Path, tuple[int, int]]
+) -> list[Path]:
     """Of a partition, a run of the windows that go, by the numbers of their documents."""
     run, (low, high) = item
     key, record, source = windows.gather(low, high)
     repeated = _repeated(key)
     key, record, source = key[repeated], record[repeated], source[repeated]
     if not len(key):
-        write_run(run, np.zeros(0, np.uint64), np.zeros(0, _RECORD))
-        return
+        return write_run(run, np.zeros(0, np.uint64), np.zeros(0, _RECORD))
     document, start = texts.offsets[shards[source]] + record["row"], record["start"].astype(np.int64)
     order = np.lexsort((start, ~texts.ids(document), key))
     key, document, start, record = key[order], document[order], start[order], record[order]
@@ -219,7 +210,7 @@ def _choose(length: int, windows: Runs, shards: np.ndarray, texts: _Texts, item:
     stays = best[others]
     same = texts.equal((document[others], start[others]), (document[stays], start[stays]), length)
     gone = others[same]
-    write_run(run, document[gone].astype(np.uint64), record[gone])
+    return write_run(run, document[gone].astype(np.uint64), record[gone])
 
 
 def _repeated(key: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from leyden.core.files import atomic_file
 from leyden.data.dedup.clusters import offsets_of
 from leyden.data.dedup.gathering import Gathered
-from leyden.data.dedup.runs import file_name, load_array, remove_scratch, save_array
+from leyden.data.dedup.runs import file_name, load_array, save_array
 from leyden.data.documents import Documents, pc
 from leyden.data.engine import Engine
 
@@ -53,7 +53,6 @@ def write_verdicts(
     mine = [(index, shard.name) for index, shard in enumerate(shards) if not shard.earlier]
     for _ in engine.map(task, mine):
         pass
-    remove_scratch(work, "edges-*", "verified")
 
 
 def drop_duplicates(documents: Documents, shard: str, work: Path, reason: str) -> Documents:

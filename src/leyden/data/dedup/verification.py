@@ -15,8 +15,9 @@ import numpy as np
 from leyden.data.dedup.clusters import offsets_of
 from leyden.data.dedup.gathering import RANK, Gathered
 from leyden.data.dedup.normalisation import normalised, texts_of
-from leyden.data.dedup.runs import file_name, load_array, map_missing, save_array
+from leyden.data.dedup.runs import file_name, load_array, mark_of, save_array
 from leyden.data.dedup.windows import jaccard, shingle_sets
+from leyden.data.marks import map_missing
 from leyden.data.parquet import read_batches
 from leyden.data.stage import Corpus
 
@@ -45,19 +46,19 @@ def verify(
     Returns:
         [M] int64, the number of the document that stands for each; [M] float32, their similarity, NaN for survivors.
     """
-    directory = corpus.work / "verified"
+    directory = corpus.scratch / "verified"
     save_array(directory / "members.npy", members)
     offsets = offsets_of(shards)
     shingle = functools.partial(_shingles_of_shard, directory, offsets, shingle_words)
-    files = [(directory / f"{index}.starts.npy", (index, shard)) for index, shard in enumerate(shards)]
-    map_missing(corpus.engine, shingle, files, "shingles of candidates")
+    items = [(mark_of(directory / str(index)), (index, shard)) for index, shard in enumerate(shards)]
+    map_missing(corpus.engine, shingle, items, "shingles of candidates")
     order = np.argsort(clusters, kind="stable")
     save_array(directory / "order.npy", order)
     save_array(directory / "clusters.npy", clusters[order])
     judge = functools.partial(_judge, directory, offsets, list(shards), threshold)
     pieces = list(_whole_clusters(clusters[order]))
     judged = [directory / f"judged-{file_name(str(begin))}.npy" for begin, _ in pieces]
-    items = list(zip(judged, zip(judged, pieces, strict=True), strict=True))
+    items = [(mark_of(path), (path, piece)) for path, piece in zip(judged, pieces, strict=True)]
     map_missing(corpus.engine, judge, items, "verifying clusters")
     standing, similar = np.array(members), np.full(len(members), np.nan, np.float32)
     for (begin, end), path in zip(pieces, judged, strict=True):
@@ -66,7 +67,9 @@ def verify(
     return standing, similar
 
 
-def _shingles_of_shard(directory: Path, offsets: np.ndarray, shingle_words: int, item: tuple[int, Gathered]) -> None:
+def _shingles_of_shard(
+    directory: Path, offsets: np.ndarray, shingle_words: int, item: tuple[int, Gathered]
+) -> list[Path]:
     """The shingle sets of a shard's members, one after the other."""
     index, shard = item
     members = load_array(directory / "members.npy")
@@ -82,8 +85,8 @@ def _shingles_of_shard(directory: Path, offsets: np.ndarray, shingle_words: int,
             hashes, borders = shingle_sets(texts, shingle_words)
             sets.append(hashes)
             starts.append(borders[1:] + starts[-1][-1])
-    save_array(directory / f"{index}.shingles.npy", np.concatenate(sets))
-    save_array(directory / f"{index}.starts.npy", np.concatenate(starts))
+    found = {"shingles": np.concatenate(sets), "starts": np.concatenate(starts)}
+    return [save_array(directory / f"{index}.{name}.npy", array) for name, array in found.items()]
 
 
 def _judge(
@@ -92,7 +95,7 @@ def _judge(
     shards: list[Gathered],
     threshold: float,
     item: tuple[Path, tuple[int, int]],
-) -> None:
+) -> list[Path]:
     path, (begin, end) = item
     order, all_members = load_array(directory / "order.npy"), load_array(directory / "members.npy")
     clusters = np.array(load_array(directory / "clusters.npy")[begin:end])
@@ -112,7 +115,7 @@ def _judge(
     for low, high in zip(borders, borders[1:], strict=False):
         for index, survivor, similar in elect(ranked[low:high].tolist(), sets, threshold, is_earlier):
             result[index] = members[survivor], similar
-    save_array(path, result)
+    return [save_array(path, result)]
 
 
 def elect(

@@ -9,8 +9,8 @@ from urllib.parse import quote
 import numpy as np
 
 from leyden.core.files import atomic_file
-from leyden.core.log import progress
 from leyden.data.documents import Documents
+from leyden.data.marks import map_missing
 from leyden.data.parquet import read_batches
 from leyden.data.stage import Corpus
 
@@ -24,12 +24,9 @@ def score_corpus(corpus: Corpus, score: Score, title: str) -> np.ndarray:
     Returns:
         [D] float64, sorted, without those that are NaN; 8 bytes a document.
     """
-    items = sorted(corpus.shards.items())
-    sizes = [path.stat().st_size for _, path in items]
-    with progress(title, sum(sizes), "bytes") as bar:
-        for index, _ in corpus.engine.map(partial(_score_shard, score=score, work=corpus.work), items):
-            bar.advance(sizes[index])
-    parts = [_load(_place(corpus.work, name))[1] for name, _ in items]
+    items = [(_place(corpus.work, name, "done"), (name, path)) for name, path in sorted(corpus.shards.items())]
+    map_missing(corpus.engine, partial(_score_shard, score=score, work=corpus.work), items, title)
+    parts = [_load(_place(corpus.work, name))[1] for name in sorted(corpus.shards)]
     scores = np.sort(np.concatenate([np.empty(0), *parts]))
     return scores[~np.isnan(scores)]
 
@@ -41,11 +38,9 @@ def kept_scores(work: Path, shard: str, ids: Sequence[str]) -> np.ndarray:
     return np.array([by_id[id_] for id_ in ids], np.float64)
 
 
-def _score_shard(item: tuple[str, Path], score: Score, work: Path) -> None:
+def _score_shard(item: tuple[str, Path], score: Score, work: Path) -> list[Path]:
     name, documents = item
     path = _place(work, name)
-    if path.exists():
-        return
     ids: list[str] = []
     scores = [np.empty(0)]
     for batch in read_batches(documents):
@@ -53,10 +48,11 @@ def _score_shard(item: tuple[str, Path], score: Score, work: Path) -> None:
         scores.append(score(batch))
     with atomic_file(path) as part, part.open("wb") as file:
         np.savez(file, ids=np.array(ids, np.str_), scores=np.concatenate(scores))
+    return [path]
 
 
-def _place(work: Path, shard: str) -> Path:
-    return work / "scores" / f"{quote(shard, safe='')}.npz"
+def _place(work: Path, shard: str, suffix: str = "npz") -> Path:
+    return work / "scores" / f"{quote(shard, safe='')}.{suffix}"
 
 
 def _load(path: Path) -> tuple[np.ndarray, np.ndarray]:

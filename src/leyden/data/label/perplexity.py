@@ -18,10 +18,12 @@ from pydantic import Field, model_validator
 from leyden.core.files import atomic_file
 from leyden.core.log import progress, say
 from leyden.data.documents import Documents, Reject
+from leyden.data.engine import Engine
 from leyden.data.label.arpa import read_arpa
 from leyden.data.label.kept_scores import kept_scores, score_corpus
 from leyden.data.label.kneser_ney import train_ngrams
 from leyden.data.label.ngram import BOS, EOS, UNK, NGramModel
+from leyden.data.marks import map_missing
 from leyden.data.stage import Corpus, Stage
 
 _WORDS = re.compile(r"\n|\w+|[^\w\s]")
@@ -77,8 +79,7 @@ class Perplexity(Stage):
     def prepare(self, corpus: Corpus) -> None:
         """Estimate the model, score everything, and find the buckets' borders."""
         place = corpus.work / "model"
-        if not place.exists():
-            self._make_model().save(place)
+        map_missing(Engine(), self._make_model, [(corpus.work / "model.done", place)], "estimating the model")
         scores = score_corpus(corpus, partial(self._score, model=place), "scoring perplexity")
         cuts = [_quantile(scores, share) for share in (self.head, self.head + self.middle)]
         facts = {
@@ -116,12 +117,14 @@ class Perplexity(Stage):
         """The model's size and the borders."""
         return json.loads((work / "report.json").read_text())
 
-    def _make_model(self) -> NGramModel:
+    def _make_model(self, place: Path) -> list[Path]:
         if self.model is not None:
-            return read_arpa(self.model)
-        model = train_ngrams(self._sentences(_reference(self.reference)), self.order, min_count=self.min_count)
-        say(f"perplexity: a model of {sum(len(order.keys) for order in model.orders):,} n-grams")
-        return model
+            model = read_arpa(self.model)
+        else:
+            model = train_ngrams(self._sentences(_reference(self.reference)), self.order, min_count=self.min_count)
+            say(f"perplexity: a model of {sum(len(order.keys) for order in model.orders):,} n-grams")
+        model.save(place)
+        return sorted(place.iterdir())
 
     def _sentences(self, texts: Iterable[str]) -> Iterator[list[str]]:
         """The words of every line that has some."""

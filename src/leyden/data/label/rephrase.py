@@ -115,9 +115,9 @@ class Rephrase(Stage):
     def prepare(self, corpus: Corpus) -> None:
         """Ask for every document that is chosen."""
         model = self.model.open(corpus.open_model)
-        folder = self.answers or corpus.work.parent / "answers"
+        folder = self._folder(corpus.work)
         with atomic_file(corpus.work / "model.json") as part:
-            part.write_text(json.dumps({"identity": model.identity, "answers": str(folder)}))
+            part.write_text(json.dumps({"identity": model.identity}))
         sizes = {name: path.stat().st_size for name, path in corpus.shards.items()}
         with Answers(folder) as answers, progress("rephrasing", sum(sizes.values()), "bytes") as bar:
             for name, path in sorted(corpus.shards.items()):
@@ -128,7 +128,7 @@ class Rephrase(Stage):
     def apply(self, documents: Documents, shard: str, work: Path) -> Documents:
         """The given documents, and behind them those that were made of them."""
         facts = json.loads((work / "model.json").read_text())
-        results = list(self._results(documents, facts["identity"], Path(facts["answers"])))
+        results = list(self._results(documents, facts["identity"], self._folder(work)))
         if not results:
             return documents
         made = Documents.of(result.document for result in results)
@@ -138,6 +138,10 @@ class Rephrase(Stage):
             reasons = ["rephrase: replaced" if row in gone else None for row in range(len(documents))]
             documents = documents.drop(reasons)
         return Documents(pa.concat_tables([documents.table, made.table]))
+
+    def _folder(self, work: Path) -> Path:
+        """Of the answers."""
+        return self.answers or work.parent / "answers"
 
     def _requests(self, documents: Documents) -> Iterator[tuple[int, str, Request]]:
         """Row, style and request of all that is to be asked of a batch."""

@@ -8,8 +8,8 @@ import numpy as np
 import xxhash
 
 from leyden.core.files import atomic_file
-from leyden.core.log import progress
 from leyden.data.documents import Documents
+from leyden.data.marks import map_missing
 from leyden.data.parquet import DocumentsWriter, read_batches
 from leyden.data.stage import Corpus
 
@@ -31,13 +31,15 @@ def sample_corpus(corpus: Corpus, size: int, salt: str) -> tuple[list[str], list
     """
     folder = corpus.work / "sample"
     items = sorted(corpus.shards.items())
-    least = _run(corpus, partial(_least, folder=folder, size=size, salt=salt), items, "drawing a sample")
-    drawn = np.sort(np.concatenate([np.load(path) for path in least]))
+    marked = [(_place(folder, name, "least"), (name, path)) for name, path in items]
+    map_missing(corpus.engine, partial(_least, folder=folder, size=size, salt=salt), marked, "drawing a sample")
+    drawn = np.sort(np.concatenate([np.empty(0), *(np.load(_place(folder, name, "npy")) for name, _ in items)]))
     cut = float(drawn[size - 1]) if len(drawn) >= size else 1.0
-    files = _run(corpus, partial(_collect, folder=folder, cut=cut, salt=salt), items, "reading the sample")
+    marked = [(_place(folder, name, "collected"), (name, path)) for name, path in items]
+    map_missing(corpus.engine, partial(_collect, folder=folder, cut=cut, salt=salt), marked, "reading the sample")
     found: dict[str, str] = {}
-    for path in files:
-        for batch in read_batches(path):
+    for name, _ in items:
+        for batch in read_batches(_place(folder, name, "parquet")):
             for text, id_ in zip(batch.texts(), batch.column("id"), strict=True):
                 found[text] = min(id_, found.get(text, id_))
     texts = list(found)
@@ -45,33 +47,26 @@ def sample_corpus(corpus: Corpus, size: int, salt: str) -> tuple[list[str], list
     return [found[texts[i]] for i in order], [texts[i] for i in order]
 
 
-def _run(corpus: Corpus, task: partial[Path], items: list[tuple[str, Path]], title: str) -> list[Path]:
-    paths: list[Path] = [Path()] * len(items)
-    with progress(title, len(items), "shards") as bar:
-        for index, path in corpus.engine.map(task, items):
-            paths[index] = path
-            bar.advance()
-    return paths
+def _place(folder: Path, shard: str, suffix: str) -> Path:
+    return folder / f"{quote(shard, safe='')}.{suffix}"
 
 
-def _least(item: tuple[str, Path], folder: Path, size: int, salt: str) -> Path:
+def _least(item: tuple[str, Path], folder: Path, size: int, salt: str) -> list[Path]:
     """The least draws of a shard's different texts, at most ``size``."""
     name, documents = item
-    path = folder / f"{quote(name, safe='')}.npy"
-    if not path.exists():
-        parts = [np.unique(draws(batch.texts(), salt))[:size] for batch in read_batches(documents)]
-        found = np.unique(np.concatenate([np.empty(0), *parts]))[:size]
-        with atomic_file(path) as part, part.open("wb") as file:
-            np.save(file, found)
-    return path
+    path = _place(folder, name, "npy")
+    parts = [np.unique(draws(batch.texts(), salt))[:size] for batch in read_batches(documents)]
+    found = np.unique(np.concatenate([np.empty(0), *parts]))[:size]
+    with atomic_file(path) as part, part.open("wb") as file:
+        np.save(file, found)
+    return [path]
 
 
-def _collect(item: tuple[str, Path], folder: Path, cut: float, salt: str) -> Path:
+def _collect(item: tuple[str, Path], folder: Path, cut: float, salt: str) -> list[Path]:
     """The documents of a shard that draw no more than ``cut``."""
     name, documents = item
-    path = folder / f"{quote(name, safe='')}.parquet"
-    if not path.exists():
-        with DocumentsWriter(path) as file:
-            for batch in read_batches(documents):
-                file.write(Documents(batch.table.filter(draws(batch.texts(), salt) <= cut)))
-    return path
+    path = _place(folder, name, "parquet")
+    with DocumentsWriter(path) as file:
+        for batch in read_batches(documents):
+            file.write(Documents(batch.table.filter(draws(batch.texts(), salt) <= cut)))
+    return [path]

@@ -9,14 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import xxhash
 
 from leyden.core.errors import UserError
 from leyden.core.files import atomic_file
-from leyden.core.log import progress
 from leyden.data.documents import Documents
+from leyden.data.marks import map_missing
 from leyden.data.parquet import read_batches
 from leyden.data.stage import Corpus
 
@@ -68,12 +69,11 @@ def gather_contents(corpus: Corpus, scores: Sequence[str], category_key: str | N
 
     Each shard's is kept in ``corpus.work``, and not made again.
     """
-    task = partial(_gather, work=corpus.work / "contents", scores=tuple(scores), category_key=category_key)
-    items = sorted(corpus.shards.items())
-    with progress("reading what there is to mix", len(items), "shards") as bar:
-        for _ in corpus.engine.map(task, items):
-            bar.advance()
-    parts = [_load(_place(corpus.work / "contents", name)) for name, _ in items]
+    folder = corpus.work / "contents"
+    task = partial(_gather, folder=folder, scores=tuple(scores), category_key=category_key)
+    items = [(_place(folder, name, "done"), (name, path)) for name, path in sorted(corpus.shards.items())]
+    map_missing(corpus.engine, task, items, "reading what there is to mix")
+    parts = [_load(_place(folder, name)) for name in sorted(corpus.shards)]
     if not sum(map(len, parts)):
         raise UserError("there are no documents to mix.")
     return Contents(*(np.concatenate([getattr(part, field) for part in parts]) for field in Contents.__annotations__))
@@ -104,15 +104,13 @@ def repeats(draws: np.ndarray, epochs: float, cut: float) -> np.ndarray:
     return np.floor(epochs).astype(np.int64) + (draws < cut)
 
 
-def _place(folder: Path, shard: str) -> Path:
-    return folder / f"{shard}.npz"
+def _place(folder: Path, shard: str, suffix: str = "npz") -> Path:
+    return folder / f"{quote(shard, safe='')}.{suffix}"
 
 
-def _gather(item: tuple[str, Path], work: Path, scores: tuple[str, ...], category_key: str | None) -> None:
+def _gather(item: tuple[str, Path], folder: Path, scores: tuple[str, ...], category_key: str | None) -> list[Path]:
     name, path = item
-    place = _place(work, name)
-    if place.exists():
-        return
+    place = _place(folder, name)
     parts = [contents_of(batch, scores, category_key) for batch in read_batches(path)]
     columns = {
         field: np.concatenate([getattr(part, field) for part in parts]) if parts else np.empty(0, kind)
@@ -120,6 +118,7 @@ def _gather(item: tuple[str, Path], work: Path, scores: tuple[str, ...], categor
     }
     with atomic_file(place) as part, part.open("wb") as file:
         np.savez(file, allow_pickle=False, **columns)
+    return [place]
 
 
 def _load(path: Path) -> Contents:
