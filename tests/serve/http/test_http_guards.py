@@ -47,9 +47,86 @@ def test_a_right_key(client: Client, header: str) -> None:
 def test_without_keys_another_name_of_this_machine_is_refused(client: Client) -> None:
     for host in ("localhost:8000", "127.0.0.1:8000", "[::1]:80", "LOCALHOST"):
         assert client("GET", "/v1/models", headers={"host": host}).status_code == 200
-    for host in ("evil.example", "127.0.0.1.evil.example:8000", "", "[::2]", "localhost.evil.example"):
+    for host in (
+        "evil.example",
+        "127.0.0.1.evil.example:8000",
+        "",
+        "[::2]",
+        "localhost.evil.example",
+        "[::1].evil.example",
+        "[::1",
+        "::1]",
+        "localhost:8000:1",
+        "localhost:x",
+        "a:b@localhost",
+        "localhost/",
+        "127.0.0.1 evil",
+    ):
         assert_error(client("GET", "/v1/models", headers={"host": host}), 403)
     assert client("GET", "/health", settings=KEYS, headers={"host": "evil.example"}).status_code == 200
+
+
+def test_without_keys_a_page_of_another_origin_is_refused(client: Client) -> None:
+    own = {"host": "localhost:8000", "origin": "http://localhost:8000"}
+    assert client("POST", "/v1/completions", json={"prompt": "x"}, headers=own).status_code == 200
+    for origin in ("http://evil.example", "https://localhost:9000", "null", "http://localhost:8000.evil.example"):
+        foreign = {"host": "localhost:8000", "origin": origin}
+        error = assert_error(client("POST", "/v1/completions", json={"prompt": "x"}, headers=foreign), 403)
+        assert error["code"] == "foreign_origin"
+    keyed = {"authorization": "Bearer first-key", "origin": "http://evil.example"}
+    response = client("GET", "/v1/models", settings=KEYS, headers=keyed)
+    assert response.status_code == 200 and "access-control-allow-origin" not in response.headers
+
+
+PAGE = "https://chat.example.org"
+
+
+@pytest.mark.parametrize("settings", [(), KEYS], ids=["no key", "keys"])
+def test_pages_of_allowed_origins(client: Client, settings: tuple) -> None:
+    settings = (*settings, ("allow_origins", (PAGE,)))
+    asks = {"origin": PAGE, "access-control-request-method": "POST"}
+    asks["access-control-request-headers"] = "authorization,content-type,x-stainless-os"
+    preflight = client("OPTIONS", "/v1/chat/completions", settings=settings, headers=asks)
+    assert preflight.status_code == 200
+    assert preflight.headers["access-control-allow-origin"] == PAGE
+    assert preflight.headers["access-control-allow-headers"] == asks["access-control-request-headers"]
+    other = client("OPTIONS", "/v1/models", settings=settings, headers={**asks, "origin": "https://evil.example"})
+    assert "access-control-allow-origin" not in other.headers
+    sent = {"origin": PAGE, "authorization": "Bearer first-key"}
+    response = client("POST", "/v1/completions", settings=settings, json={"prompt": "x"}, headers=sent)
+    assert response.status_code == 200 and response.headers["access-control-allow-origin"] == PAGE
+    wrong = client("POST", "/v1/completions", settings=settings, json={"prompt": 5}, headers=sent)
+    assert wrong.status_code == 400 and wrong.headers["access-control-allow-origin"] == PAGE
+
+
+@pytest.mark.parametrize("origin", ["*", "chat.example.org", "https://chat.example.org/", "https://Chat.org", "null"])
+def test_an_origin_is_exact(origin: str) -> None:
+    with pytest.raises(UserError, match="origin"):
+        ServerSettings.parse({"allow_origins": (origin,)}, "serve")
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/health", "/ready", "/v1/models", "/v1/models/jar", "/metrics", "/openapi.json"]
+)
+def test_head_is_get_without_the_body(client: Client, path: str) -> None:
+    whole, head = client("GET", path), client("HEAD", path)
+    assert head.status_code == whole.status_code == 200 and head.content == b""
+    assert head.headers["content-type"] == whole.headers["content-type"]
+    assert client("HEAD", "/v1/completions").status_code == 405
+    assert client("HEAD", "/nowhere").status_code == 404
+
+
+def test_under_the_path_of_a_proxy(client: Client) -> None:
+    """Whether the proxy takes the path away or not."""
+    settings = (*KEYS, ("root_path", "/llm"))
+    for path in ("/health", "/llm/health", "/llm/", "/"):
+        assert client("GET", path, settings=settings).status_code == 200
+    for path in ("/v1/models", "/llm/v1/models"):
+        assert client("GET", path, settings=settings).status_code == 401
+        assert client("GET", path, settings=settings, headers={"authorization": "Bearer first-key"}).status_code == 200
+    assert client("GET", "/openapi.json", settings=settings).json()["servers"] == [{"url": "/llm"}]
+    with pytest.raises(UserError, match="root_path"):
+        ServerSettings.parse({"root_path": "llm/"}, "serve")
 
 
 def test_without_keys_the_server_is_on_loopback_alone() -> None:

@@ -18,11 +18,11 @@ def add_error_handlers(app: FastAPI) -> None:
     """Let the errors that routes raise have OpenAI's shape, FastAPI's and Starlette's own among them."""
 
     async def known(request: Request, error: Exception) -> JSONResponse:
-        return _noted(request, ApiError.of(error))
+        return ApiError.of(error).answer(request)
 
     async def from_framework(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        return _noted(request, _framework_error(request, error))
+        return _framework_error(request, error).answer(request)
 
     for kind in (ApiError, UserError, QueueFullError):
         app.add_exception_handler(kind, known)
@@ -53,13 +53,7 @@ class Answered:
         else:
             return
         if not begun:  # a response that has begun is cut off by its connection
-            await _noted(Request(scope), error).__call__(scope, receive, send)
-
-
-def _noted(request: Request, error: ApiError) -> JSONResponse:
-    """The response, which the log of requests tells the reason of."""
-    request.state.error = error.body.error
-    return error.response()
+            await error.answer(Request(scope))(scope, receive, send)
 
 
 def _framework_error(request: Request, error: HTTPException) -> ApiError:

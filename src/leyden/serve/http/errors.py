@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from fastapi import Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
@@ -53,8 +54,9 @@ class ApiError(HTTPException):
         kind = _TYPES.get(status, "invalid_request_error")
         self.body = ErrorResponse(error=ErrorDetail(message=message, type=kind, param=param, code=code))
 
-    def response(self) -> JSONResponse:
-        """As an HTTP response."""
+    def answer(self, request: Request) -> JSONResponse:
+        """As the response of ``request``, whose line in the log tells the reason, too."""
+        request.state.error = self.body.error
         return JSONResponse(self.body.model_dump(), self.status_code, self.headers)
 
     @classmethod

@@ -4,6 +4,7 @@ import asyncio
 import math
 import resource
 import socket
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -30,6 +31,8 @@ def listen(settings: ServerSettings) -> socket.socket:
         UserError: the address cannot be had.
     """
     _allow_files(settings.max_connections + _OTHER_FILES)
+    if settings.uds is not None:
+        return _listen_on_path(settings.uds)
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             settings.host.strip("[]"), settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -44,6 +47,27 @@ def listen(settings: ServerSettings) -> socket.socket:
     return bound
 
 
+def _listen_on_path(path: Path) -> socket.socket:
+    """A Unix socket, with the permissions that the umask leaves; one that a dead server left there is replaced."""
+    try:
+        if path.is_socket() and _is_dead(path):
+            path.unlink()
+        bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        bound.bind(str(path))
+    except OSError as error:
+        raise UserError(f"Cannot listen on {path}: {error.strerror or error}. Give another --uds.") from None
+    return bound
+
+
+def _is_dead(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        try:
+            client.connect(str(path))
+        except ConnectionRefusedError:
+            return True
+    return False
+
+
 def _allow_files(wanted: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -53,6 +77,8 @@ def _allow_files(wanted: int) -> None:
 
 def url(bound: socket.socket) -> str:
     """Where clients find it."""
+    if bound.family == socket.AF_UNIX:
+        return f"unix:{bound.getsockname()}"
     host, port = bound.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from leyden.core.config import Config
 
+_ORIGIN = re.compile(r"https?://[^/\s?#@A-Z*]+")
 _KEY = re.compile(r"[!-~]+")
 
 
@@ -19,6 +20,12 @@ class ServerSettings(Config):
     """Address to listen on. One that other machines reach needs a key."""
     port: int = Field(default=8000, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
+    uds: Path | None = None
+    """Path of a Unix socket to listen on instead. Who may ask is then who may write to it, if there are no keys."""
+    root_path: str = Field(default="", pattern=r"^(/[^/?#\s]+)*$")
+    """The path under which a proxy shows the server, such as ``/llm``; requests may come with it and without it."""
+    allow_origins: tuple[str, ...] = ()
+    """Web pages of these origins (``https://chat.example.org``) may ask from a browser; no others may."""
     api_keys: tuple[str, ...] = Field(default=(), repr=False)
     """Any of these opens the API, as ``Authorization: Bearer KEY``. None: everybody on this machine may ask."""
     max_body_bytes: int | None = Field(default=None, ge=1024)
@@ -50,6 +57,15 @@ class ServerSettings(Config):
     conversations: Path | None = None
     """Directory in which chats that name a conversation are kept over the server's end. None: they are not."""
 
+    @field_validator("allow_origins")
+    @classmethod
+    def _exact(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(_ORIGIN.fullmatch(origin) for origin in origins):
+            raise ValueError(
+                "an origin is a scheme, a host in lower case and possibly a port: https://chat.example.org"
+            )
+        return origins
+
     @field_validator("api_keys")
     @classmethod
     def _printable(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
@@ -59,7 +75,7 @@ class ServerSettings(Config):
 
     @model_validator(mode="after")
     def _loopback_without_key(self) -> Self:
-        if not self.api_keys and not is_loopback(self.host):
+        if not self.api_keys and self.uds is None and not is_loopback(self.host):
             raise ValueError(
                 f"without an API key the server listens on this machine alone (--host 127.0.0.1), not on {self.host}: "
                 "whoever reaches it could use it. Give a key with --api-key, --api-key-file or LEYDEN_API_KEY"
