@@ -1,5 +1,6 @@
 """Every kind of file is read; what is broken is set aside with its place, and reading goes on."""
 
+import dataclasses
 import gzip
 import json
 import os
@@ -52,11 +53,14 @@ def test_folders_are_searched_in_the_order_of_names(tmp_path, monkeypatch):
     documents, rejects = _read(folder)
     assert documents == [("texts/a.txt", "a.txt"), ("texts/b/10.md", "b/10.md"), ("texts/b/2.txt", "b/2.txt")]
     assert [(os.path.basename(reject.source), reject.reason) for reject in rejects] == [
+        (".hidden.txt", "hidden"),
         ("c.tar.gz", "suffix not read"),
+        ("loop", "link to a folder"),
         ("picture.png", "suffix not read"),
+        (".git", "hidden"),
     ]
     monkeypatch.chdir(folder)
-    assert _read(".") == (documents, [type(r)(os.path.relpath(r.source), "", r.reason) for r in rejects])
+    assert _read(".") == (documents, [dataclasses.replace(r, source=os.path.relpath(r.source)) for r in rejects])
 
 
 BROKEN = {

@@ -43,7 +43,7 @@ def explain(cls: type[Config], data: Mapping[str, Any], error: ValidationError) 
         elif item["type"] == "too_short" and any(o["loc"][: len(location)] == location != o["loc"] for o in found):
             continue  # pydantic counts the items that are sound, and the others have clauses of their own
         else:
-            given = "" if isinstance(item["input"], Mapping) or not path else f" (given: {_shown(item['input'])})"
+            given = "" if _holds_tables(item["input"]) or not path else f" (given: {_shown(item['input'])})"
             clauses.append(f"'{path}': {_message(item)}{given}" if path else _message(item))
     text = "; ".join(clauses)
     return text if text.endswith("?") else f"{text}."
@@ -55,6 +55,12 @@ def _message(item: ErrorDetails) -> str:
         least = item.get("ctx", {})["min_length"]
         return f"must have at least {least} item{'s'[: least != 1]}"
     return item["msg"].removeprefix("Value error, ").replace("Input should be", "must be", 1)
+
+
+def _holds_tables(value: Any) -> bool:
+    """Whether a value is a table or a list of tables; these are too long to be shown, and the message says where."""
+    tables = Mapping | BaseModel
+    return isinstance(value, tables) or (isinstance(value, list | tuple) and any(isinstance(v, tables) for v in value))
 
 
 def _shown(value: Any) -> str:

@@ -87,7 +87,7 @@ def _sources(paths: Iterable[str | Path] | None, rejects: list[Reject]) -> list[
     if paths is None:
         return standard_library_sources()
     sources, skipped = find_sources(paths)
-    rejects += [Reject(str(file), "", "suffix not read") for file in skipped]
+    rejects += skipped
     return sources
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from leyden.core.errors import UserError
+from leyden.data.documents import Reject
 
 PROGRAMMING_LANGUAGES: dict[str, str] = {
     "Assembly": ".asm .s",
@@ -101,6 +102,15 @@ SUFFIXES = (*(suffix + packed for suffix in _SIMPLE for packed in ("", *PACKED))
 _NOT_DOCUMENTS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 """What lies beside the files of a saved Hugging Face dataset."""
 
+SUFFIX_NOT_READ = "suffix not read"
+UNREADABLE = "unreadable"
+OUTSIDE = "link outside the folder"
+LINK_TO_FOLDER = "link to a folder"
+BROKEN_LINK = "broken link"
+SPECIAL_FILE = "special file"
+HIDDEN = "hidden"
+NOT_DATA = "not data of its dataset"
+
 
 @dataclass(frozen=True)
 class SourceFile:
@@ -144,35 +154,40 @@ def plain_suffix(path: Path) -> str:
 
 def find_sources(
     paths: Iterable[str | Path], formats: Container[str] | None = None
-) -> tuple[list[SourceFile], list[Path]]:
+) -> tuple[list[SourceFile], list[Reject]]:
     """The files behind ``paths``, folders searched through, each folder in the order of names.
 
-    Hidden files and folders are passed over, and links to folders are not followed.
+    Hidden files and folders are passed over. Links in a folder are followed to files inside that folder alone.
 
     Args:
         paths: files and folders.
         formats: which of :data:`FORMATS` are read; None: the files of :data:`SUFFIXES` alone.
 
     Returns:
-        The files to read, and the files found in folders whose suffix is not one that is read.
+        The files to read, and what else was found in folders, each with the reason why it is not read.
 
     Raises:
-        UserError: a path does not exist, is a file of a suffix that is not read, or holds a folder that may not be
-            searched.
+        UserError: a path does not exist, is a file of a suffix that is not read, or may not be looked into.
     """
     sources: list[SourceFile] = []
-    skipped: list[Path] = []
+    skipped: list[Reject] = []
     for path in map(Path, paths):
-        if path.is_dir():
-            for file in _files_in(path):
+        try:
+            is_folder, exists, is_file = path.is_dir(), path.exists(), path.is_file()
+        except OSError as error:
+            raise _cannot(error, path) from None
+        if is_folder:
+            for file in _files_in(path, skipped):
                 name = file.relative_to(path).as_posix()
                 if is_readable(file, formats):
                     sources.append(SourceFile(file, f"{path.resolve().name}/{name}"))
-                elif file.name not in _NOT_DOCUMENTS:
-                    skipped.append(file)
-        elif not path.exists():
+                elif file.name in _NOT_DOCUMENTS:
+                    skipped.append(Reject(str(file), "", NOT_DATA, "it describes a saved dataset"))
+                else:
+                    skipped.append(Reject(str(file), "", SUFFIX_NOT_READ, plain_suffix(file)))
+        elif not exists:
             raise UserError(f"{path} does not exist; give files or folders of text.")
-        elif not path.is_file() or not is_readable(path, formats):
+        elif not is_file or not is_readable(path, formats):
             allowed = (
                 SUFFIXES
                 if formats is None
@@ -184,6 +199,28 @@ def find_sources(
     return sources, skipped
 
 
+def why_not(path: Path, folder: Path, is_folder: bool) -> tuple[str, str] | None:
+    """Reason and detail why something found in a folder that was named is not looked at; None where it is.
+
+    Who packed a folder may have put a link to any file of this machine into it, so links are followed inside it alone.
+    The blobs of a snapshot in a cache of the Hugging Face hub belong to the snapshot.
+    """
+    try:
+        if path.is_symlink():
+            root, target = folder.resolve(), path.resolve()
+            snapshots = [one for one in (root, *root.parents) if one.parent.name == "snapshots"]
+            allowed = [root, *(one.parent.parent / "blobs" for one in snapshots)]
+            if not any(target.is_relative_to(one) for one in allowed):
+                return OUTSIDE, f"a link to {target}"
+            if is_folder:
+                return LINK_TO_FOLDER, ""
+        return None if is_folder or path.is_file() else (SPECIAL_FILE if path.exists() else BROKEN_LINK, "")
+    except RuntimeError:  # Python 3.11 and 3.12 say so of links that lead in a circle
+        return BROKEN_LINK, "in a circle"
+    except OSError as error:
+        return UNREADABLE, error.strerror or str(error)
+
+
 def is_readable(path: Path, formats: Container[str] | None = None) -> bool:
     """Whether the suffix of ``path`` is one that is read: of :data:`SUFFIXES`, or where given, of ``formats``."""
     if formats is None:
@@ -192,28 +229,46 @@ def is_readable(path: Path, formats: Container[str] | None = None) -> bool:
     return bool(name) and name in formats and path.name not in _NOT_DOCUMENTS
 
 
-def _files_in(folder: Path) -> Iterator[Path]:
-    for directory, folders, names in os.walk(folder, onerror=_unreadable):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+def _files_in(folder: Path, skipped: list[Reject]) -> Iterator[Path]:
+    """Every file in a folder that may be read, whatever its suffix; ``skipped`` takes the others."""
+
+    def unreadable(error: OSError) -> None:
+        if str(error.filename) == str(folder):
+            raise _cannot(error, folder)
+        skipped.append(Reject(str(error.filename), "", UNREADABLE, error.strerror or str(error)))
+
+    for directory, folders, names in os.walk(folder, onerror=unreadable):
         left_over = _left_over(Path(directory), names)
-        for name in sorted(names):
-            file = Path(directory, name)
-            if not name.startswith(".") and name not in left_over and file.is_file():
-                yield file
+        is_folder = set(folders)
+        for name in sorted([*folders, *names]):
+            path = Path(directory, name)
+            if name.startswith("."):
+                reason = HIDDEN, "a folder" if name in is_folder else ""
+            elif name in left_over:
+                reason = NOT_DATA, "a cache in a saved dataset"
+            else:
+                reason = why_not(path, folder, name in is_folder)
+            if reason is not None:
+                skipped.append(Reject(str(path), "", *reason))
+                is_folder.discard(name)
+            elif name not in is_folder:
+                yield path
+        folders[:] = sorted(is_folder)
 
 
-def _unreadable(error: OSError) -> None:
-    raise UserError(f"{error.filename} cannot be searched: {error.strerror}; allow it, or name the folders beside it.")
+def _cannot(error: OSError, path: Path) -> UserError:
+    return UserError(f"{path} cannot be looked into: {error.strerror}; allow it, or name what lies beside it.")
 
 
 def _left_over(folder: Path, names: list[str]) -> set[str]:
     """Arrow files in a saved Hugging Face dataset that are not its data: caches of what was once computed from it."""
-    if "state.json" not in names or "dataset_info.json" not in names:
+    state = folder / "state.json"
+    if "state.json" not in names or "dataset_info.json" not in names or not state.is_file():
         return set()
     try:
-        files = json.loads((folder / "state.json").read_text(encoding="utf-8"))["_data_files"]
+        files = json.loads(state.read_text(encoding="utf-8"))["_data_files"]
         data = {file["filename"] for file in files}
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return set()
     return {name for name in names if name.endswith(".arrow") and name not in data}
 

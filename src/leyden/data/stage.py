@@ -79,6 +79,10 @@ class Stage(Config):
         """
         raise NotImplementedError
 
+    def summary(self, work: Path) -> str:
+        """What is said in the terminal once the stage is done, beside its counts: one line, or nothing."""
+        return ""
+
     def report(self, work: Path) -> dict[str, object]:
         """What the build's report should say of this stage beside its counts; values that JSON can hold."""
         return {}

@@ -36,6 +36,17 @@ def test_a_class_at_its_cap_leaves_the_rest_to_the_others() -> None:
     assert epochs(plan) == pytest.approx({"web/low": level / 2, "web/middle": level, "web/high": 4})
 
 
+def test_the_summary_says_what_is_there_and_what_is_repeated() -> None:
+    assert plan_mixture(WEB, 2600).summary() == (
+        "2,600 tokens asked, about 1,000 there; about 1,000 stay, each document once: to make up the budget a run "
+        "repeats them 2.60 times on the whole, web/high the most (4.00 times); its [stage.mixture] is in report.json, "
+        "for_loader"
+    )
+    assert plan_mixture(WEB, 10).summary() == (
+        "10 tokens asked, about 1,000 there; about 10 stay, each document once; no document is repeated"
+    )
+
+
 def test_the_floor_keeps_the_worst() -> None:
     classes = (CLASSES[0].model_copy(update={"weight": 0.001}), *CLASSES[1:])
     plan = plan_mixture(WEB, 1000, classes=classes, floor=0.2)

@@ -3,12 +3,14 @@
 import gzip
 import os
 import sys
+import tempfile
+from pathlib import Path
 
 import huggingface_hub
 import pytest
 
 from leyden.core.errors import UserError
-from leyden.data.readers import READERS
+from leyden.data.readers import READERS, SourceSettings, plan_shards, read_piece
 from leyden.data.sources import FORMATS, PROGRAMMING_LANGUAGES, find_sources
 
 
@@ -107,11 +109,79 @@ def test_what_describes_a_saved_dataset_is_no_document(tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
     sources, skipped = find_sources([tmp_path], FORMATS)
     assert sources == []
-    assert [path.name for path in skipped] == ["a.png"]
+    assert _reasons(skipped) == {"a.png": "suffix not read", "state.json": "not data of its dataset"}
 
 
-def test_a_folder_that_may_not_be_searched_is_said(tmp_path, monkeypatch):
+def _reasons(rejects):
+    return {os.path.basename(reject.source): reject.reason for reject in rejects}
+
+
+@pytest.fixture
+def packed(tmp_path):
+    """A folder as somebody else packed it, with links to what is beside it."""
+    folder = tmp_path / "packed"
+    (folder / "inner").mkdir(parents=True)
+    (tmp_path / "beside").mkdir()
+    for path in (folder / "a.txt", folder / "inner" / "b.txt", tmp_path / "beside" / "secret.txt"):
+        path.write_text(path.name)
+    links = {"passwd.txt": "/etc/passwd", "secret.txt": "../beside/secret.txt", "beside": "../beside"}
+    links |= {"same.txt": "inner/b.txt", "same": "inner", "gone.txt": "nothing", "loop.txt": "loop.txt", "round": "."}
+    links |= {"null.txt": "/dev/null", "chain.txt": "beside/secret.txt", "parent": ".."}
+    for name, target in links.items():
+        (folder / name).symlink_to(target)
+    os.mkfifo(folder / "pipe.txt")
+    (folder / ".hidden.txt").write_text("hidden")
+    (folder / "b.json").write_text("{}")
+    return folder
+
+
+NOT_READ = {
+    **dict.fromkeys(
+        ("passwd.txt", "secret.txt", "beside", "null.txt", "chain.txt", "parent"), "link outside the folder"
+    ),
+    **dict.fromkeys(("same", "round"), "link to a folder"),
+    **dict.fromkeys(("gone.txt", "loop.txt"), "broken link"),
+    "pipe.txt": "special file",
+    ".hidden.txt": "hidden",
+}
+
+
+@pytest.mark.parametrize("pattern", ["", "**/*.txt", "*/*.txt", "*"])
+def test_links_do_not_leave_the_folder_that_was_named(packed, read, pattern):
+    source, skipped = SourceSettings(name="s", paths=(str(packed / pattern),)), []
+    texts = [
+        document.text
+        for shard in plan_shards(source, 1 << 20, skipped)
+        for piece in shard
+        for document in read_piece(piece, source, [])
+    ]
+    assert set(texts) <= {"a.txt", "b.txt"}
+    if not pattern:
+        assert sorted(texts) == ["a.txt", "b.txt", "b.txt"]
+        assert _reasons(skipped) == {**NOT_READ, "b.json": "JSON in a folder"}
+    if pattern == "**/*.txt":
+        assert sorted(texts) == ["a.txt", "b.txt", "b.txt"]
+        assert _reasons(skipped) == {name: reason for name, reason in NOT_READ.items() if name.endswith(".txt")}
+    [own] = read(packed / "same" / "b.txt")[0]  # who names a link means it
+    assert own.text == "b.txt"
+
+
+def test_a_snapshot_in_the_cache_of_the_hub_has_its_own_blobs(tmp_path, read):
+    cache = tmp_path / "datasets--owner--name"
+    snapshot, blobs = cache / "snapshots" / "4f" / "data", cache / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    (blobs / "0a").write_text("ours")
+    (tmp_path / "secret").write_text("secret")
+    (snapshot / "a.txt").symlink_to("../../../blobs/0a")
+    (snapshot / "b.txt").symlink_to("../../../../secret")
+    for named in (snapshot.parent, snapshot):
+        assert [document.text for document in read(named)[0]] == ["ours"]
+
+
+def test_a_folder_that_may_not_be_searched_costs_that_folder(tmp_path, read, monkeypatch):
     (tmp_path / "shut").mkdir()
+    (tmp_path / "a.txt").write_text("a")
     scan = os.scandir
 
     def refuse(path):
@@ -120,8 +190,36 @@ def test_a_folder_that_may_not_be_searched_is_said(tmp_path, monkeypatch):
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(UserError, match="shut cannot be searched: Permission denied"):
-        find_sources([tmp_path], FORMATS)
+    sources, skipped = find_sources([tmp_path], FORMATS)
+    assert [source.path.name for source in sources] == ["a.txt"]
+    assert [(reject.reason, reject.detail) for reject in skipped] == [("unreadable", "Permission denied")]
+    with pytest.raises(UserError, match="shut cannot be looked into: Permission denied"):
+        find_sources([tmp_path / "shut"], FORMATS)
+
+
+def test_files_that_may_not_be_read_are_set_aside(read):
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "listed").mkdir()
+        for path in (folder / "a.txt", folder / "b.txt", folder / "c.jsonl", folder / "listed" / "d.txt"):
+            path.write_text(path.name)
+        assert len(read(folder)[0]) == 3
+        (folder / "b.txt").chmod(0)
+        (folder / "c.jsonl").chmod(0)
+        (folder / "listed").chmod(0o444)  # its names may be read, its files not
+        source, skipped, rejects = SourceSettings(name="s", paths=(name,)), [], []
+        user = os.geteuid()
+        try:
+            if user == 0:  # who may do anything
+                os.seteuid(65534)
+            pieces = [piece for shard in plan_shards(source, 100, skipped) for piece in shard]
+            documents = [document.text for piece in pieces for document in read_piece(piece, source, rejects)]
+        finally:
+            os.seteuid(user)
+            (folder / "listed").chmod(0o755)
+    assert documents == ["a.txt"]
+    assert _reasons([*rejects, *skipped]) == dict.fromkeys(("b.txt", "c.jsonl", "d.txt"), "unreadable")
 
 
 def test_a_file_whose_name_is_not_unicode_is_set_aside(tmp_path, read):

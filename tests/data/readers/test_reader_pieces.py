@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leyden.core.errors import UserError
-from leyden.data.readers import SourceSettings, plan_shards, read_piece
+from leyden.data import Document
+from leyden.data.readers import READERS, SourceSettings, plan_shards, read_piece
 from leyden.data.readers.packed import line_range, lines
 from leyden.data.readers.problem import Problem
 
@@ -188,3 +189,31 @@ def test_a_file_that_changes_while_it_is_read_is_reported(tmp_path, change):
     assert [first.text, *(document.text for document in documents)] == ["one", "two"]
     details = {"grows": "32 bytes before, 50 after", "written again": change, "gone": "No such file or directory"}
     assert [(reject.reason, reject.detail) for reject in rejects] == [("changed while read", details[change])]
+
+
+def test_a_file_that_is_nearly_all_set_aside_is_given_up(tmp_path, read):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "a"}\n' * 3 + b"x\n" * 1000 + b'{"text": "b"}\n')
+    documents, rejects = read(path, max_rejects=5)
+    assert [document.text for document in documents] == ["a"] * 3
+    assert [reject.reason for reject in rejects] == ["not JSON"] * 5 + ["given up"]
+    assert rejects[-1].detail == "5 times 'not JSON', and 3 documents; what follows is not read"
+    path.write_bytes(b'{"text": "a"}\nx\n' * 1000)  # half of it is good
+    assert len(read(path, max_rejects=5)[0]) == 5
+    path.write_bytes(b'{"text": "a"}\n{"text": "a"}\nx\n' * 100)
+    assert len(read(path, max_rejects=5)[0]) == 200
+    path.write_bytes(b'{"text": ""}\n' * 100 + b'{"text": "a"}\n')  # nothing is wrong with what is empty
+    assert len(read(path, max_rejects=5)[0]) == 1
+
+
+def test_what_a_library_did_not_foresee_costs_its_file(tmp_path, read, monkeypatch):
+    def fail(piece, settings):
+        yield "", Document(piece.source.name, "before", "s")
+        raise ArithmeticError("planted")
+
+    monkeypatch.setitem(READERS, "text", fail)
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "b.md").write_text("b")
+    documents, rejects = read(tmp_path)
+    assert [document.text for document in documents] == ["before", "b"]
+    assert [(reject.reason, reject.detail) for reject in rejects] == [("reading failed", "ArithmeticError: planted")]

@@ -20,6 +20,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from leyden.core.files import atomic_file
+from leyden.core.printable import printable
 
 # Colours that only stand for a variable of the page, which has a light and a dark value for each.
 _VARIABLES = {
@@ -92,7 +93,10 @@ class Plot:
 
 
 def write_page(path: Path, template: Path, facts: Mapping[str, Any]) -> None:
-    """Render ``template`` (which extends ``page.html`` of this folder) with ``facts``, and write it to ``path``."""
+    """Render ``template`` (which extends ``page.html`` of this folder) with ``facts``, and write it to ``path``.
+
+    What others wrote is escaped: markup, and characters that hide text or cannot be written.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([template.parent, Path(__file__).parent]),
         autoescape=True,
@@ -102,7 +106,7 @@ def write_page(path: Path, template: Path, facts: Mapping[str, Any]) -> None:
     )
     page = environment.get_template(template.name).render(version=_version(), **facts)
     with atomic_file(path) as part:
-        part.write_text(page, encoding="utf-8")
+        part.write_text(printable(page, lines=True), encoding="utf-8")
 
 
 def _version() -> str:

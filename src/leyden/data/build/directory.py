@@ -6,6 +6,7 @@ reasons), ``done/`` (a mark a shard: fingerprint, counts, hashes) and ``work/`` 
 within are relative, so a build can be moved and copied.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +47,7 @@ class Counts:
         given, kept: what came in and what went on.
         dropped: by reason.
         rewritten: documents whose text changed among those kept.
+        files: that were read (of the first stage).
         rejected: what could not be read, by reason (of the first stage).
         seconds: of processor time.
     """
@@ -54,6 +56,7 @@ class Counts:
     kept: Tally = field(default_factory=Tally)
     dropped: dict[str, Tally] = field(default_factory=dict)
     rewritten: int = 0
+    files: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -65,6 +68,7 @@ class Counts:
             kept=Tally(**data["kept"]),
             dropped={reason: Tally(**tally) for reason, tally in data["dropped"].items()},
             rewritten=data["rewritten"],
+            files=data.get("files", 0),
             rejected=dict(data["rejected"]),
             seconds=data["seconds"],
         )
@@ -75,9 +79,8 @@ class Counts:
             kept=_sum(self.kept, other.kept),
             dropped={r: _sum(self.dropped.get(r), other.dropped.get(r)) for r in {**self.dropped, **other.dropped}},
             rewritten=self.rewritten + other.rewritten,
-            rejected={
-                r: self.rejected.get(r, 0) + other.rejected.get(r, 0) for r in {**self.rejected, **other.rejected}
-            },
+            files=self.files + other.files,
+            rejected=dict(Counter(self.rejected) + Counter(other.rejected)),
             seconds=self.seconds + other.seconds,
         )
 

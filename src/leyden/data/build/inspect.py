@@ -1,9 +1,9 @@
 """Looking at single documents of a build: what became of one, what a stage dropped and why."""
 
 import difflib
-import itertools
+import heapq
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +17,7 @@ from leyden.data.documents import SCHEMA, Documents
 _WORDS = re.compile(r"\S+\s*|\s+")
 _CONTEXT = 6
 """Words around a change."""
+_SHOWN_IDS, _ID_CHARACTERS = 5, 200
 _COMPARED = 200_000
 """Characters of a text that are compared, so that no document takes minutes."""
 
@@ -55,7 +56,7 @@ def story(build: Build, id: str) -> list[Step]:
     """What became of the document ``id``, stage by stage, up to where it was dropped or to the end.
 
     Raises:
-        UserError: no document has that id; some that begin alike are named.
+        UserError: no document has that id; the nearest are named.
     """
     steps: list[Step] = []
     text: str | None = None
@@ -70,9 +71,21 @@ def story(build: Build, id: str) -> list[Step]:
         if dropped:
             break
     if not steps:
-        near = itertools.islice(_ids(build.stages()[0]), 10_000)
-        raise UserError(f"No document of this build has the id {id!r}{suggest(id, list(near)[:200])}.")
+        raise UserError(f"No document of this build has the id {id!r}{_alike(id, _ids(build.stages()[0]))}.")
     return steps
+
+
+def _alike(id: str, ids: Iterable[str]) -> str:
+    """The ids that come nearest: that contain the one given, or begin like it."""
+
+    def likeness(other: str) -> tuple[bool, int]:
+        pairs = enumerate(zip(id, other, strict=False))
+        return id in other, next((place for place, (a, b) in pairs if a != b), min(len(id), len(other)))
+
+    near = [other for other in heapq.nlargest(_SHOWN_IDS, ids, key=likeness) if any(likeness(other))]
+    if not near:
+        return "; `leyden data inspect DIR` shows some that were dropped"
+    return f"; near it are: {', '.join(other[:_ID_CHARACTERS] for other in near)}"
 
 
 def left_at(build: Build, stage: str | None = None, reason: str | None = None) -> Iterator[tuple[str, Documents]]:

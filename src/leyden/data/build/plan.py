@@ -13,6 +13,8 @@ from pathlib import Path
 from leyden.core.errors import UserError
 from leyden.data.build.directory import READ, StageDirectory
 from leyden.data.build.recipe import BuildRecipe
+from leyden.data.build.rejects import by_reason
+from leyden.data.documents import Reject
 from leyden.data.marks import read_mark, side_by_side, tell_damage
 from leyden.data.readers import Piece, SourceSettings, plan_shards
 from leyden.data.stage import Stage
@@ -28,6 +30,7 @@ class Step:
         stage: None where the sources are read.
         whole: the fingerprint of the stage on the whole corpus.
         sources: of each shard its settings and pieces, where the sources are read.
+        skipped: of each source what was found in folders and is not read, where the sources are read.
         pending: the shards that are to be made.
         prepares: whether the stage is to see the whole corpus.
     """
@@ -37,6 +40,7 @@ class Step:
     stage: Stage | None = None
     whole: str = ""
     sources: Mapping[str, tuple[SourceSettings, tuple[Piece, ...]]] = field(default_factory=dict)
+    skipped: Mapping[str, Sequence[Reject]] = field(default_factory=dict)
     pending: tuple[str, ...] = ()
     prepares: bool = False
 
@@ -61,25 +65,30 @@ def plan_steps(recipe: BuildRecipe, directory: Path) -> list[Step]:
 
 
 def _reading(recipe: BuildRecipe, place: Path) -> Step:
+    skipped: dict[str, list[Reject]] = {source.name: [] for source in recipe.source}
     sources = {
         f"{source.name}-{number:05d}": (source, tuple(pieces))
         for source in recipe.source
-        for number, pieces in enumerate(plan_shards(source, recipe.build.shard_bytes))
+        for number, pieces in enumerate(plan_shards(source, recipe.build.shard_bytes, skipped[source.name]))
     }
     if not sources:
-        raise UserError("The sources of this recipe hold no file that is read.")
+        found = by_reason(reject.reason for rejects in skipped.values() for reject in rejects)
+        raise UserError(f"The sources of this recipe hold no file that is read{found and f': {found}'}.")
     prints = {
         name: fingerprint([source.model_dump_json(), *map(repr, pieces), *_versions(pieces)])
         for name, (source, pieces) in sources.items()
     }
-    return Step(StageDirectory(place), prints, sources=sources)
+    return Step(StageDirectory(place), prints, sources=sources, skipped=skipped)
 
 
 def _versions(pieces: Iterable[Piece]) -> Iterator[str]:
     """What tells whether a file is as it was: its size and when it was written."""
     for piece in pieces:
-        status = piece.source.path.stat()
-        yield f"{status.st_size} {status.st_mtime_ns}"
+        try:
+            status = piece.source.path.stat()
+            yield f"{status.st_size} {status.st_mtime_ns}"
+        except OSError as error:  # it has gone since the sources were searched; reading it will say so
+            yield f"{error.strerror}"
 
 
 def _with_what_is_left(steps: Sequence[Step]) -> list[Step]:

@@ -17,6 +17,7 @@ from leyden.core.files import atomic_file
 from leyden.core.page import ACCENT, MUTED, Plot, drawing, write_page
 from leyden.data.build.directory import Build, Counts
 from leyden.data.build.recipe import BuildRecipe
+from leyden.data.build.rejects import not_read, reject_lines
 from leyden.data.build.survey import Sample, Survey, survey
 from leyden.data.engine import Engine
 
@@ -76,12 +77,13 @@ def write_report(recipe: BuildRecipe, directory: Path, engine: Engine) -> Path:
     left = {stage.name: survey(stage, engine, dropped=True, samples=2).samples for stage in stages[1:]}
     told = {place.name: stage.report(place.work) for stage, place in zip(recipe.stage, stages[1:], strict=True)}
     plots = [plot for stage, place in zip(recipe.stage, stages[1:], strict=True) for plot in stage.plots(place.work)]
-    rejects = _rejects(directory / "rejected")
+    aside, skipped = Counter(rows[0].counts.rejected), not_read(stages[0])
     facts = {
         "funnel": [
             {"stage": row.name, "share": row.share, "prepare_seconds": row.prepare_seconds, **asdict(row.counts)}
             for row in rows
         ],
+        "files": {"read": rows[0].counts.files, "set_aside": aside, "not_read": skipped},
         "read": _numbers(first),
         "kept": _numbers(last),
         "stages": told,
@@ -91,8 +93,8 @@ def write_report(recipe: BuildRecipe, directory: Path, engine: Engine) -> Path:
         part.write_text(json.dumps(facts, indent=1, default=str), encoding="utf-8")
     page = {
         "title": directory.resolve().name,
-        "sections": ["Funnel", "Reasons", "Kept", "Stages", "Samples", "Rejected", "Recipe"],
-        "numbers": _headline(rows, rejects),
+        "sections": ["Funnel", "Reasons", "Kept", "Stages", "Samples", "Unread", "Recipe"],
+        "numbers": _headline(rows, aside, skipped),
         "funnel": rows,
         "kept": _kept_plots(first, last),
         "tables": [(name, _table(last, name)) for name in ("source", "language")],
@@ -100,8 +102,8 @@ def write_report(recipe: BuildRecipe, directory: Path, engine: Engine) -> Path:
         "plots": plots,
         "samples": {name: found[:3] for name, found in last.samples.items()},
         "left": _left(left),
-        "rejects": rejects.most_common(),
-        "examples": _examples(directory / "rejected"),
+        "rejects": [("Set aside", aside.most_common()), ("Found in folders and not read", skipped.most_common())],
+        "examples": list(itertools.islice(reject_lines(stages[0]), _SHOWN_REJECTS)),
         "recipe": (directory / "recipe.toml").read_text(encoding="utf-8"),
     }
     path = directory / "report" / "index.html"
@@ -109,14 +111,16 @@ def write_report(recipe: BuildRecipe, directory: Path, engine: Engine) -> Path:
     return path
 
 
-def _headline(rows: Sequence[FunnelRow], rejects: Counter[str]) -> list[tuple[str, str, str]]:
+def _headline(rows: Sequence[FunnelRow], aside: Counter[str], skipped: Counter[str]) -> list[tuple[str, str, str]]:
     read, kept = rows[0].counts.kept, rows[-1].counts.kept
     return [
         (f"{read.documents:,}", "", "documents read"),
         (f"{kept.documents:,}", f"{100 * kept.documents / max(read.documents, 1):.1f} %", "documents kept"),
         (f"{read.bytes / 1e6:,.1f}", "MB", "text read"),
         (f"{kept.bytes / 1e6:,.1f}", "MB", "text kept"),
-        (f"{rejects.total():,}", "", "set aside, unread"),
+        (f"{rows[0].counts.files:,}", "", "files read"),
+        (f"{aside.total():,}", "", "set aside, unread"),
+        (f"{skipped.total():,}", "", "files and folders not read"),
         (f"{sum(row.counts.seconds for row in rows):,.0f}", "s", "of processor time"),
     ]
 
@@ -184,17 +188,3 @@ def _numbers(found: Survey) -> dict[str, Any]:
             for name, values in found.scores.items()
         },
     }
-
-
-def _rejects(folder: Path) -> Counter[str]:
-    return Counter(line["reason"] for line in _reject_lines(folder))
-
-
-def _examples(folder: Path) -> list[dict[str, str]]:
-    return list(itertools.islice(_reject_lines(folder), _SHOWN_REJECTS))
-
-
-def _reject_lines(folder: Path) -> Any:
-    for path in sorted(folder.glob("*.jsonl")):
-        with path.open(encoding="utf-8") as file:
-            yield from map(json.loads, file)

@@ -6,7 +6,6 @@ change the build's own mark (``finished.json``) is removed, and written again on
 """
 
 import functools
-import json
 import os
 import time
 from collections.abc import Iterable, Sequence
@@ -21,12 +20,14 @@ from leyden.core.log import progress, say
 from leyden.data.build.directory import FINISHED, Build, Counts, StageDirectory, Tally
 from leyden.data.build.plan import Step, fingerprint, plan_steps
 from leyden.data.build.recipe import BuildRecipe
+from leyden.data.build.rejects import RejectFile, by_reason, reading_line, write_not_read
 from leyden.data.build.tokens import make_tokens, tokens_fault, tokens_files, tokens_made_from
-from leyden.data.documents import Documents, Reject
+from leyden.data.documents import Documents
 from leyden.data.engine import Engine
 from leyden.data.marks import tell_damage, write_mark
 from leyden.data.parquet import DocumentsWriter, batches, read_batches
 from leyden.data.readers import Piece, read_piece
+from leyden.data.readers.problem import EMPTY
 from leyden.data.stage import Corpus, Stage
 
 if TYPE_CHECKING:
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 
 DOING = "builds a corpus"
 """What the lock of a build's directory says."""
-EMPTY = "empty"
-"""Set aside too, but no sign that anything is wrong: a sixth of a Python library's files are empty."""
 
 
 def run_build(recipe: BuildRecipe, directory: Path, open_model: "OpenModel | None" = None) -> Build:
@@ -61,6 +60,7 @@ def carry_out(recipe: BuildRecipe, directory: Path, open_model: "OpenModel | Non
     _clear_up(directory)
     steps = plan_steps(recipe, directory)
     made_from = _made_from(recipe, steps)
+    write_not_read(steps[0].place, steps[0].skipped)
     if not any(step.pending or step.prepares for step in steps) and _is_finished(build, steps, made_from):
         _check_rejected(recipe, steps[0].place)
         return build
@@ -110,16 +110,18 @@ def _read_sources(step: Step, engine: Engine) -> None:
 
 
 def _check_rejected(recipe: BuildRecipe, place: StageDirectory) -> None:
-    """Refuse to go on without documents, or with too many that could not be read."""
+    """Say what reading came to; refuse to go on without documents, or with too many that could not be read."""
+    say(reading_line(place))
     counts, folder = place.total(), place.path.parents[1] / "rejected"
-    if not counts.kept.documents:
-        raise UserError(f"No document could be read; what was set aside is in {folder}.")
-    rejected = sum(count for reason, count in counts.rejected.items() if reason != EMPTY)
-    if rejected > recipe.build.max_rejected * (rejected + counts.kept.documents):
-        reasons = sorted(counts.rejected.items(), key=lambda item: -item[1])
-        most = ", ".join(f"{count} {reason}" for reason, count in reasons if reason != EMPTY)
+    documents = counts.kept.documents
+    if not documents:
+        what = by_reason(counts.rejected, 4)
+        raise UserError(f"No document could be read ({what}); what was set aside is in {folder}.")
+    rejected = {reason: count for reason, count in counts.rejected.items() if reason != EMPTY}
+    aside = sum(rejected.values())
+    if aside > recipe.build.max_rejected * (aside + documents):
         raise UserError(
-            f"{rejected} of {rejected + counts.kept.documents} documents could not be read ({most}), more than "
+            f"{aside} of {aside + documents} documents could not be read ({by_reason(rejected, 4)}), more than "
             f"build.max_rejected = {recipe.build.max_rejected}; see {folder}, then mend the files or raise the share."
         )
 
@@ -127,23 +129,17 @@ def _check_rejected(recipe: BuildRecipe, place: StageDirectory) -> None:
 def _read_shard(place: StageDirectory, item: tuple[str, Any, Sequence[Piece], str]) -> int:
     """Read one shard's pieces, and write what was set aside to ``rejected/``."""
     shard, settings, pieces, fingerprint = item
-    started, counts, rejects = time.process_time(), Counts(), []
-    with DocumentsWriter(place.documents(shard)) as kept, DocumentsWriter(place.dropped(shard)):
+    started, counts = time.process_time(), Counts(files=sum(piece.start == 0 for piece in pieces))
+    with (
+        RejectFile(place.rejected(shard)) as rejects,
+        DocumentsWriter(place.documents(shard)) as kept,
+        DocumentsWriter(place.dropped(shard)),
+    ):
         for batch in batches(d for piece in pieces for d in read_piece(piece, settings, rejects)):
             kept.write(batch)
             counts.given.add(batch)
-    counts.kept = counts.given
-    for reject in rejects:
-        counts.rejected[reject.reason] = counts.rejected.get(reject.reason, 0) + 1
-    return _finish(place, shard, fingerprint, counts, started, _write_rejects(place.rejected(shard), rejects))
-
-
-def _write_rejects(path: Path, rejects: Sequence[Reject]) -> list[Path]:
-    discard(path)
-    if rejects:
-        with atomic_file(path) as part, part.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(asdict(reject)) + "\n" for reject in rejects)
-    return [path] if rejects else []
+    counts.kept, counts.rejected = counts.given, dict(rejects.counts)
+    return _finish(place, shard, fingerprint, counts, started, rejects.paths())
 
 
 def _run_stage(step: Step, before: StageDirectory, corpus: Corpus) -> None:
@@ -158,6 +154,8 @@ def _run_stage(step: Step, before: StageDirectory, corpus: Corpus) -> None:
     sizes = [before.documents(name).stat().st_size for name in step.pending]
     _map(corpus.engine, functools.partial(_run_shard, stage, before, place), items, sizes, stage.name)
     _tell(place)
+    if summary := stage.summary(place.work):
+        say(f"{place.name}: {summary}")
 
 
 def _prepare(step: Step, stage: Stage, corpus: Corpus) -> None:
@@ -240,8 +238,7 @@ def _map(engine: Engine, task: Any, items: Sequence[Any], sizes: Sequence[float]
 
 def _tell(place: StageDirectory) -> None:
     counts = place.total()
-    reasons = sorted(counts.dropped.items(), key=lambda item: -item[1].documents)
-    why = ", ".join(f"{tally.documents:,} {reason}" for reason, tally in reasons[:4])
+    why = by_reason({reason: tally.documents for reason, tally in counts.dropped.items()}, 4)
     say(
         f"{place.name}: {counts.kept.documents:,} of {counts.given.documents:,} documents kept, "
         f"{counts.kept.bytes / 1e6:.1f} of {counts.given.bytes / 1e6:.1f} MB{f' ({why})' if why else ''}"

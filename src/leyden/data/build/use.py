@@ -19,11 +19,14 @@ from leyden.core.errors import Interrupted, UserError
 from leyden.core.files import atomic_file
 from leyden.core.lock import folder_lock
 from leyden.core.log import say
+from leyden.core.printable import printable
 from leyden.data.build.directory import Build
 from leyden.data.build.inspect import Span, clusters, compare, left_at, story, text_of
 from leyden.data.build.recipe import BuildRecipe
+from leyden.data.build.rejects import reading_line
 from leyden.data.build.report import funnel, write_report
 from leyden.data.build.run import DOING, carry_out
+from leyden.data.build.tokens import GROUPS
 from leyden.data.engine import Engine
 
 if TYPE_CHECKING:
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
 
 _SHOWN_LINES, _SHOWN_MEMBERS, _SHOWN_CHARACTERS = 24, 5, 1200
 _out = Console(highlight=False)
+if not _out.is_terminal:
+    _out.width = 1 << 16  # nothing is folded in a file or a pipe
 
 
 def build_and_report(recipe: BuildRecipe, directory: Path, open_model: "OpenModel | None" = None) -> Path:
@@ -88,24 +93,32 @@ def show_stats(directory: Path, *, as_json: bool) -> None:
     path = directory / "report" / "report.json"
     if not path.exists():
         raise UserError(f"{directory} has no report yet; run it again: {build.command()}")
-    text = path.read_text(encoding="utf-8")
+    report = path.read_text(encoding="utf-8")
     if as_json:
-        print(text)
+        print(report)
         return
+    rows = funnel(build)
+    _out.print(_safe(reading_line(build.stages()[0])), soft_wrap=True)
     table = Table("stage", "documents in", "kept", "MB in", "MB kept", "MB/s a core", "commonest reasons")
-    for row in funnel(build):
+    for row in rows:
         given, kept = row.counts.given, row.counts.kept
         why = ", ".join(f"{reason} {documents:,}" for reason, documents, _ in row.reasons[:3])
         table.add_row(
             row.name, f"{given.documents:,}", f"{kept.documents:,}", f"{given.bytes / 1e6:,.1f}",
-            f"{kept.bytes / 1e6:,.1f}", f"{row.rate / 1e6:,.1f}", why,
+            f"{kept.bytes / 1e6:,.1f}", f"{row.rate / 1e6:,.1f}", _safe(why),
         )  # fmt: skip
     _out.print(table)
-    facts = json.loads(text)["kept"]
+    facts = json.loads(report)["kept"]
     for name in ("source", "language"):
         table = Table(name, "documents", "MB")
         for value, size in sorted(facts["bytes"][name].items(), key=lambda item: -item[1]):
-            table.add_row(value or "unknown", f"{facts['documents'][name][value]:,}", f"{size / 1e6:,.1f}")
+            label = _safe(value or "unknown")
+            table.add_row(label, f"{facts['documents'][name][value]:,}", f"{size / 1e6:,.1f}")
+        _out.print(table)
+    if (directory / "tokens" / GROUPS).exists():
+        table = Table("tokens of", "documents", "tokens")
+        for name, group in json.loads((directory / "tokens" / GROUPS).read_text(encoding="utf-8"))["groups"].items():
+            table.add_row(_safe(name), f"{group['documents']:,}", f"{group['tokens']:,}")
         _out.print(table)
 
 
@@ -119,12 +132,17 @@ def show_story(directory: Path, id: str) -> None:
             why = f": {step.documents.column('reason')[0]}"
             detail = step.documents.column("detail")[0]
             why += f" ({detail})" if detail else ""
-        _out.print(f"[bold]{step.stage}[/] {verdict}{escape(why)}")
+        _out.print(f"[bold]{step.stage}[/] {verdict}{_safe(why)}")
         _print_changes(step.changes)
     last = steps[-1].documents
     for name, value in last.column("scores")[0] or ():
-        _out.print(f"score {escape(name)}: {value:.4g}")
-    _out.print(escape("\n".join(last.texts()[0].splitlines()[:_SHOWN_LINES])))
+        _out.print(f"score {_safe(name)}: {value:.4g}")
+    _out.print(_safe("\n".join(last.texts()[0].splitlines()[:_SHOWN_LINES]), lines=True))
+
+
+def _safe(text: str, *, lines: bool = False) -> str:
+    """What others wrote, to stand between marks of colour."""
+    return escape(printable(text, lines=lines))
 
 
 def show_dropped(directory: Path, stage: str | None, reason: str | None, limit: int) -> None:
@@ -133,9 +151,11 @@ def show_dropped(directory: Path, stage: str | None, reason: str | None, limit: 
     for name, batch in left_at(Build.open(directory), stage, reason):
         rows = zip(batch.column("id"), batch.column("reason"), batch.column("detail"), batch.texts(), strict=True)
         for id, why, detail, text in itertools.islice(rows, limit - shown):
-            _out.print(f"[bold]{escape(id)}[/] dropped by {name}: [red]{escape(why)}[/] {escape(detail or '')}")
-            _out.print(f"  [dim]{escape(' / '.join(text.splitlines()[:3])[:300])}[/]")
+            _out.print(f"[bold]{_safe(id)}[/] dropped by {name}: [red]{_safe(why)}[/] {_safe(detail or '')}")
+            _out.print(f"  [dim]{_safe(' / '.join(text.splitlines()[:3])[:300])}[/]")
             shown += 1
+        if shown >= limit:
+            break
     if not shown:
         _out.print("No document was dropped so.")
 
@@ -145,11 +165,9 @@ def show_clusters(directory: Path, limit: int) -> None:
     build = Build.open(directory)
     found = clusters(build)
     for cluster in found[:limit]:
-        _out.print(
-            f"[bold]{cluster.stage}[/]: {len(cluster.others)} dropped, [green]{escape(cluster.survivor)}[/] kept"
-        )
+        _out.print(f"[bold]{cluster.stage}[/]: {len(cluster.others)} dropped, [green]{_safe(cluster.survivor)}[/] kept")
         for id, similarity in cluster.others[:_SHOWN_MEMBERS]:
-            _out.print(f"  [red]{escape(id)}[/]{'' if similarity is None else f'  similarity {similarity:.3f}'}")
+            _out.print(f"  [red]{_safe(id)}[/]{'' if similarity is None else f'  similarity {similarity:.3f}'}")
         if len(cluster.others) > _SHOWN_MEMBERS:
             _out.print(f"  and {len(cluster.others) - _SHOWN_MEMBERS} more")
         first, second = (text_of(build, cluster.stage, id) for id in (cluster.survivor, cluster.others[0][0]))
@@ -161,7 +179,7 @@ def _print_changes(spans: Sequence[Span]) -> None:
     """Words that went in red, new ones in green; cut where there are too many."""
     line = Text("  ")
     for span in spans:
-        line.append(span.text.replace("\n", "⏎ "), {"same": "dim", "gone": "red", "new": "green"}[span.kind])
+        line.append(printable(span.text.replace("\n", "⏎ ")), {"same": "dim", "gone": "red", "new": "green"}[span.kind])
     if len(line) > _SHOWN_CHARACTERS:
         line.truncate(_SHOWN_CHARACTERS, overflow="ellipsis")
     if spans:

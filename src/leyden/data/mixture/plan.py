@@ -133,6 +133,18 @@ class MixturePlan:
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise UserError(f"{path} is no mixture plan: {error}.") from None
 
+    def summary(self) -> str:
+        """What the budget asks beside what there is, in one line."""
+        there, kept = (sum(values) for values in zip(*((c.num_tokens, c.kept_tokens) for c in self.cells), strict=True))
+        told = f"{self.tokens:,.0f} tokens asked, about {there:,.0f} there; about {kept:,.0f} stay, each document once"
+        most = max(self.cells, key=lambda cell: cell.epochs)
+        if self.tokens <= kept * 1.001:
+            return f"{told}; no document is repeated"
+        return (
+            f"{told}: to make up the budget a run repeats them {self.tokens / kept:.2f} times on the whole, "
+            f"{most.group} the most ({most.epochs:.2f} times); its [stage.mixture] is in report.json, for_loader"
+        )
+
     def table(self) -> str:
         """The plan in words, a line a cell."""
         width = max(len("category"), *(len(cell.category) for cell in self.cells))

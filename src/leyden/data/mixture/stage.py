@@ -114,6 +114,10 @@ class Mixture(Stage):
         with_groups = documents.with_column("metadata", _with_groups(documents.column("metadata"), groups))
         return with_groups.score("repeats", times).drop(reasons, details)
 
+    def summary(self, work: Path) -> str:
+        """How much of the budget is there, and how often a run has to repeat it."""
+        return MixturePlan.load(work / PLAN).summary()
+
     def report(self, work: Path) -> dict[str, object]:
         """The plan, and for each cell what was achieved of what was asked."""
         cuts = json.loads((work / CUTS).read_text(encoding="utf-8"))

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from leyden.core.errors import UserError
+from leyden.data.documents import Reject
 from leyden.data.sources import FORMATS, PACKED, SourceFile, find_sources
 
 DATA_FORMATS = ("text", "jsonl", "parquet", "arrow", "warc")
@@ -14,12 +15,13 @@ DATA_FORMATS = ("text", "jsonl", "parquet", "arrow", "warc")
 _NAME = re.compile(r"hf://(?:datasets/)?([\w.-]+/[\w.-]+)(?:@([\w./-]+?))?(?:/(.+))?")
 
 
-def download(name: str, formats: Iterable[str]) -> list[SourceFile]:
+def download(name: str, formats: Iterable[str], skipped: list[Reject]) -> list[SourceFile]:
     """The files of a dataset of the hub that can be read, fetched into huggingface_hub's cache unless they are there.
 
     Args:
         name: ``hf://OWNER/NAME``, and where wanted ``@REVISION`` and ``/FOLDER`` or ``/FILE``.
         formats: which of :data:`~leyden.data.sources.FORMATS` are read.
+        skipped: takes what is there and is not read, with reasons.
 
     Raises:
         UserError: the name is none, the hub cannot be reached, or it has no such dataset.
@@ -52,5 +54,6 @@ def download(name: str, formats: Iterable[str]) -> list[SourceFile]:
             f"{name} could not be had from the hub ({why}). Without a network, name a folder with its files instead."
         ) from None
     root = Path(folder)
-    files, _ = find_sources([root / inside if inside else root], wanted)
+    files, not_read = find_sources([root / inside if inside else root], wanted)
+    skipped += not_read
     return [SourceFile(file.path, f"{repository}/{file.path.relative_to(root).as_posix()}") for file in files]

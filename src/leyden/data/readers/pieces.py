@@ -1,15 +1,16 @@
 """Sources cut into shards of pieces: files, ranges of bytes (lines, web archives), ranges of Parquet's row groups."""
 
+import functools
 import glob
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from leyden.core.errors import UserError
-from leyden.data.documents import Document
+from leyden.data.documents import Document, Reject
 from leyden.data.readers.problem import Problem
 from leyden.data.readers.settings import ReadSettings, SourceSettings
-from leyden.data.sources import FORMATS, PACKED, SourceFile, find_sources, plain_suffix
+from leyden.data.sources import FORMATS, HIDDEN, PACKED, SourceFile, find_sources, plain_suffix, why_not
 
 Found = tuple[str, Document | Problem]
 """What a reader yields: a place in the file, and the document there or why there is none."""
@@ -37,18 +38,23 @@ class Piece:
 Reader = Callable[[Piece, ReadSettings], Iterator[Found]]
 
 
-def plan_shards(source: SourceSettings, shard_bytes: int) -> list[list[Piece]]:
+def plan_shards(source: SourceSettings, shard_bytes: int, skipped: list[Reject] | None = None) -> list[list[Piece]]:
     """A source's files as shards of up to ``shard_bytes``, in the order of paths and names.
 
     The same documents with the same ids come out whatever ``shard_bytes`` is. What can be cut is lines of JSON that are
     not packed, Parquet, and web archives packed record by record; another file that is larger is a shard by itself.
+
+    Args:
+        source: which files, and how they are read.
+        shard_bytes: of the files.
+        skipped: takes what was found in folders and is not read, with reasons.
 
     Raises:
         UserError: a path does not exist or is of a kind that is not read, or two files have the same name.
     """
     shards: list[list[Piece]] = []
     room = 0
-    for file in source_files(source):
+    for file in source_files(source, [] if skipped is None else skipped):
         for piece in _cut(file, source, shard_bytes):
             weight = max(piece.num_bytes, 1 << 10)  # a file costs something even where it is empty
             if weight > room:
@@ -59,8 +65,8 @@ def plan_shards(source: SourceSettings, shard_bytes: int) -> list[list[Piece]]:
     return shards
 
 
-def source_files(source: SourceSettings) -> list[SourceFile]:
-    """The files of a source, each once; those in folders whose suffix is not read are passed over.
+def source_files(source: SourceSettings, skipped: list[Reject]) -> list[SourceFile]:
+    """The files of a source, each once; ``skipped`` takes what was found in folders and is not read.
 
     Raises:
         UserError: a path does not exist or is of a kind that is not read, or two files have the same name.
@@ -69,7 +75,7 @@ def source_files(source: SourceSettings) -> list[SourceFile]:
     named: dict[str, SourceFile] = {}
     seen: set[Path] = set()
     for path in source.paths:
-        for file in _files_of(path, source.format, formats):
+        for file in _files_of(path, source.format, formats, skipped):
             if file.path.absolute() in seen:
                 continue
             seen.add(file.path.absolute())
@@ -83,24 +89,53 @@ def source_files(source: SourceSettings) -> list[SourceFile]:
     return list(named.values())
 
 
-def _files_of(path: str, format: str, formats: dict[str, tuple[str, ...]] | tuple[str, ...]) -> list[SourceFile]:
+def _files_of(path: str, format: str, formats: Container[str], skipped: list[Reject]) -> list[SourceFile]:
     if path.startswith("hf://"):
         from leyden.data.readers.hub import DATA_FORMATS, download
 
-        return download(path, DATA_FORMATS if format == "auto" else formats)
-    named = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) and not Path(path).exists() else [path]
-    if not named:
-        raise UserError(f"No file matches {path}.")
+        return download(path, DATA_FORMATS if format == "auto" else (format,), skipped)
+    is_pattern = glob.has_magic(path) and not Path(path).exists()
     files: list[SourceFile] = []
-    for name in map(Path, named):
+    for name in _matches(path, skipped) if is_pattern else [Path(path)]:
         if format != "auto" and name.is_file():  # whatever its suffix
             files.append(SourceFile(name, name.name))
-        else:
-            found, _ = find_sources([name], formats)
-            # A source tree is full of JSON that is no data: under "auto" it is read where it is named.
-            is_tree = format == "auto" and name.is_dir()
-            files += [file for file in found if not is_tree or plain_suffix(file.path) != ".json"]
+            continue
+        found, not_read = find_sources([name], formats)
+        skipped += not_read
+        # A source tree is full of JSON that is no data: under "auto" it is read where it is named.
+        in_tree = format == "auto" and name.is_dir()
+        for file in found:
+            if in_tree and plain_suffix(file.path) == ".json":
+                skipped.append(Reject(str(file.path), "", "JSON in a folder", 'format = "jsonl" reads it'))
+            else:
+                files.append(file)
     return files
+
+
+def _matches(pattern: str, skipped: list[Reject]) -> list[Path]:
+    """The files and folders that match; links are followed inside the folder that the pattern begins with alone."""
+    parts = Path(pattern).parts
+    fixed = next(number for number, part in enumerate(parts) if glob.has_magic(part))
+    folder, rest = Path(*parts[:fixed]), parts[fixed:]
+    try:
+        # Path.glob goes through no links at "**", unlike glob.glob, which links in a circle keep busy for ever.
+        found = sorted(folder.glob(str(Path(*rest))))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{pattern} cannot be searched for: {error}.") from None
+    asked = any(part.startswith(".") for part in rest)
+
+    @functools.cache
+    def reason_of(path: Path) -> tuple[str, str] | None:
+        if path == folder:
+            return None
+        if path.name.startswith(".") and not asked:
+            return HIDDEN, ""
+        return reason_of(path.parent) or why_not(path, folder, path.is_dir())
+
+    skipped += [Reject(str(path), "", *reason) for path in found if (reason := reason_of(path)) is not None]
+    if not found:
+        raise UserError(f"No file matches {pattern}.")
+    return [path for path in found if reason_of(path) is None]
 
 
 def _cut(file: SourceFile, settings: SourceSettings, shard_bytes: int) -> Iterator[Piece]:

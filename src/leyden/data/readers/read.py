@@ -1,7 +1,9 @@
 """Pieces of sources to documents. What cannot be read is set aside with its file, place and reason; reading goes on."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 from leyden.core.errors import UserError
 from leyden.data.documents import Document, Reject
@@ -10,7 +12,7 @@ from leyden.data.readers.html import read_html
 from leyden.data.readers.jsonl import read_jsonl
 from leyden.data.readers.pdf import read_pdf
 from leyden.data.readers.pieces import Piece, Reader
-from leyden.data.readers.problem import Problem, check
+from leyden.data.readers.problem import EMPTY, Problem, check
 from leyden.data.readers.settings import ReadSettings
 from leyden.data.readers.text import read_code, read_text
 from leyden.data.readers.warc import read_warc
@@ -32,36 +34,63 @@ READERS: dict[str, Reader] = {
 _SIMPLE = ReadSettings(rows="text", metadata="none", max_document_bytes=1 << 40)
 
 
-def read_piece(piece: Piece, settings: ReadSettings, rejects: list[Reject]) -> Iterator[Document]:
+class Rejects(Protocol):
+    """What takes what is set aside: a list, or a file."""
+
+    def append(self, reject: Reject, /) -> None:
+        """Take one more."""
+
+
+def read_piece(piece: Piece, settings: ReadSettings, rejects: Rejects) -> Iterator[Document]:
     """The documents of a piece, in its order, in memory bounded by ``max_document_bytes`` and not by the file.
 
     Args:
         piece: as of :func:`~leyden.data.readers.pieces.plan_shards`.
         settings: how its source is read.
         rejects: takes what is set aside, as it is met. A file that changes while it is read is among it, beside the
-            documents that it gave.
+            documents that it gave. Where ``max_rejects`` things were set aside for one reason, and no fewer than there
+            are documents, the rest is not read, and that is the last of them.
     """
     path = piece.source.path
-    is_empty = True
     try:
         before = _version(path)
     except OSError as error:
         rejects.append(_unreadable(path, error))
         return
     try:
-        for place, found in READERS[piece.format](piece, settings):
-            is_empty = False
-            try:
-                yield _good(found, settings)
-            except Problem as problem:
-                rejects.append(Reject(str(path), problem.place or place, problem.reason, problem.detail))
-        if is_empty and (piece.end is None or before[0] == 0):
-            rejects.append(Reject(str(path), "", "empty", "no documents"))
+        yield from _read(piece, settings, rejects, size=before[0])
     except Problem as problem:
         rejects.append(Reject(str(path), problem.place, problem.reason, problem.detail))
     except OSError as error:
         rejects.append(_unreadable(path, error))
+    except (UserError, ImportError):  # of the settings, not of the file: a package that is not there
+        raise
+    except Exception as error:  # what a library did not foresee in a file costs that file
+        rejects.append(Reject(str(path), "", "reading failed", f"{type(error).__name__}: {error}"[:400]))
     _report_change(path, before, rejects)
+
+
+def _read(piece: Piece, settings: ReadSettings, rejects: Rejects, size: int) -> Iterator[Document]:
+    path = str(piece.source.path)
+    num_documents, counts = 0, Counter[str]()
+    for place, found in READERS[piece.format](piece, settings):
+        try:
+            document = _good(found, settings)
+        except Problem as problem:
+            rejects.append(Reject(path, problem.place or place, problem.reason, problem.detail))
+            counts[problem.reason] += 1
+            times = counts[problem.reason]
+            if problem.reason != EMPTY and times >= max(settings.max_rejects, num_documents):
+                detail = (
+                    f"{times:,} times '{problem.reason}', and {num_documents:,} documents; what follows is not read"
+                )
+                rejects.append(Reject(path, problem.place or place, "given up", detail))
+                return
+        else:
+            num_documents += 1
+            yield document
+    if not num_documents and not counts and (piece.end is None or size == 0):
+        rejects.append(Reject(path, "", EMPTY, "no documents"))
 
 
 def _good(found: Document | Problem, settings: ReadSettings) -> Document:
@@ -81,7 +110,7 @@ def _version(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _report_change(path: Path, before: tuple[int, int], rejects: list[Reject]) -> None:
+def _report_change(path: Path, before: tuple[int, int], rejects: Rejects) -> None:
     try:
         after = _version(path)
     except OSError as error:
@@ -98,7 +127,7 @@ def read_documents(paths: Iterable[str | Path | SourceFile], rejects: list[Rejec
     Args:
         paths: files and folders (.txt, .md, .py, .jsonl, each also .gz or .zst, and .parquet), or sources already
             found. A row of .jsonl or .parquet gives one document, its ``text``; any other file gives one.
-        rejects: takes what is set aside, as it is met.
+        rejects: takes what is set aside, as it is met, and what was found in folders and is not read.
 
     Raises:
         UserError: a path does not exist or is of a kind that is not read; no path holds any such file; or nothing in
@@ -111,14 +140,14 @@ def read_documents(paths: Iterable[str | Path | SourceFile], rejects: list[Rejec
             continue
         found, skipped = find_sources([path])
         sources += found
-        rejects += [Reject(str(file), "", "suffix not read") for file in skipped]
+        rejects += skipped
     if not sources:
         raise UserError(f"There is nothing to read: the folders named hold no file of {', '.join(SUFFIXES)}.")
-    num_documents = 0
+    num_documents, num_skipped = 0, len(rejects)
     for source in sources:
         for document in read_piece(Piece(source, source.format, 0), _SIMPLE, rejects):
             num_documents += 1
             yield document
     if not num_documents:
-        first = next(reject for reject in rejects if reject.reason != "suffix not read")
+        first = rejects[num_skipped]
         raise UserError(f"None of {len(sources)} files gave a document. The first that was set aside: {first}.")

@@ -26,6 +26,8 @@ class ReadSettings(Config):
     """Who finds the main text of a page: resiliparse, more than ten times as fast, or trafilatura."""
     max_document_bytes: int = Field(default=64 << 20, ge=1)
     """A file of text, a page or a line that is longer is set aside, without being held in memory."""
+    max_rejects: int = Field(default=10_000, ge=1)
+    """What is left of a file is not read once so much of it was set aside for one reason, and more than was read."""
     encoding: str = ""
     """What a file of text that is not UTF-8 is decoded with, ``cp1252`` say; empty: it is set aside."""
 
