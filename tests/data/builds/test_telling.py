@@ -63,9 +63,8 @@ def test_what_a_build_tells(folder, tmp_path, capsys):
     assert facts["files"] == {"read": 3, "set_aside": {"empty": 1}, "not_read": skipped}
     page = (directory / "report" / "index.html").read_text()
     assert all(reason in page for reason in (*skipped, "empty"))
-    named = [
-        json.loads(line) for line in (directory / "stages" / "00-read" / "not_read.jsonl").read_text().splitlines()
-    ]
+    names = directory / "stages" / "00-read" / "not_read.jsonl"
+    named = [json.loads(line) for line in names.read_text().splitlines()]
     assert sorted(os.path.basename(line["source"]) for line in named) == [
         *(".hidden", "copyright", "d.json", "passwd.txt", "x.bin")
     ]
