@@ -57,7 +57,8 @@ class Document:
     """One document.
 
     Attributes:
-        id: the name of its file, and ``:row`` (from 1) where the file holds many; unique in a corpus.
+        id: the name of its file, and ``:row`` (from 1) where the file holds many; or what its source calls it, which
+            need not be unique: nothing that becomes of a document is looked up by its id.
         text: without lone surrogates; empty where there are messages.
         source: where it is from: the name that a recipe gives its source, or the path of its file.
         messages: of a nested document, else empty.
@@ -102,17 +103,20 @@ class Documents:
 
     Args:
         table: columns of :data:`SCHEMA`.
+        first_row: which document of its shard the first one is, counted from 0; None where the documents do not follow
+            each other in one shard.
     """
 
-    def __init__(self, table: pa.Table) -> None:
+    def __init__(self, table: pa.Table, first_row: int | None = None) -> None:
         self.table = table
+        self.first_row = first_row
 
     @classmethod
     def of(cls, documents: Iterable[Document]) -> Self:
-        """A batch of single documents."""
+        """A batch of single documents, taken for the first of a shard."""
         rows = [_row(document) for document in documents]
         columns = {name: [row.get(name) for row in rows] for name in SCHEMA.names}
-        return cls(pa.Table.from_pydict(columns, schema=SCHEMA))
+        return cls(pa.Table.from_pydict(columns, schema=SCHEMA), first_row=0)
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -137,6 +141,12 @@ class Documents:
         """One column, null as None."""
         return self.table.column(name).to_pylist()
 
+    def rows(self) -> slice:
+        """Which documents of their shard these are: what a stage learnt of the shard is looked up by it."""
+        if self.first_row is None:
+            raise RuntimeError("these documents were picked from a shard, so that their rows in it are not known")
+        return slice(self.first_row, self.first_row + len(self))
+
     def texts(self) -> list[str]:
         """Each document as one string: its text, or the contents of its messages with empty lines between them."""
         return [
@@ -155,7 +165,7 @@ class Documents:
         """The same documents with ``values`` [D] as their column ``name`` of :data:`SCHEMA`."""
         index, kind = SCHEMA.get_field_index(name), SCHEMA.field(name)
         array = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values, kind.type)
-        return Documents(self.table.set_column(index, kind, array))
+        return Documents(self.table.set_column(index, kind, array), self.first_row)
 
     def rewrite(self, function: Callable[[list[str]], list[str]]) -> "Documents":
         """Every text, and every content of a message, as ``function`` gives it: a list to one of equal length."""

@@ -61,15 +61,18 @@ def _writing(path: Path) -> Iterator[pq.ParquetWriter]:
 
 
 def read_batches(path: Path) -> Iterator[Documents]:
-    """The batches of a file that :class:`DocumentsWriter` wrote.
+    """The batches of a file that :class:`DocumentsWriter` wrote, each with its place in the file.
 
     Raises:
         UserError: it is missing, or no such file.
     """
+    first_row = 0
     try:
         with pq.ParquetFile(path) as file:
             for group in range(file.num_row_groups):
-                yield Documents(file.read_row_group(group).cast(SCHEMA))
+                batch = Documents(file.read_row_group(group).cast(SCHEMA), first_row)
+                first_row += len(batch)
+                yield batch
     except FileNotFoundError:
         raise UserError(f"{path} is missing; where it is of a build, run the same command again.") from None
     except (pa.ArrowException, ValueError, OSError) as error:

@@ -1,22 +1,25 @@
 """Repeated lines, paragraphs and substrings, against dictionaries of all of them."""
 
+import functools
 import itertools
 import re
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies
 
 from leyden.data.dedup import Paragraphs, Substrings
-from leyden.data.dedup.windows import hash_strings, mix
-from leyden.data.documents import Document, Message
+from leyden.data.dedup.changes import _cut
+from leyden.data.dedup.gathering import identities
+from leyden.data.dedup.windows import mix
+from leyden.data.documents import Document, Documents, Message
 
 AS_IT_IS = settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def hashed(text: str) -> int:
-    return int(hash_strings(pa.array([text], pa.large_string()))[0])
+@functools.cache
+def hashed(id_: str, text: str) -> int:
+    return int(identities(Documents.of([Document(id_, text, "memory")]))[0])
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +65,9 @@ def test_lines_beyond_the_allowed_occurrences_go(unit, occurrences, pages, run):
         for piece in split(joined(document), r"(\n)" if unit == "line" else r"(\n\s*\n)"):
             key, end = " ".join(piece.lower().split()), begin + len(piece)
             if len(key) >= 12:
-                order = mix(np.array([hashed(document.id)], np.uint64), np.array([begin], np.uint64))[0]
+                order = mix(np.array([hashed(document.id, joined(document))], np.uint64), np.array([begin], np.uint64))[
+                    0
+                ]
                 pieces.setdefault(key, []).append((int(order), document.id, (begin, end)))
             begin = end
     gone: dict[str, set[int]] = {}
@@ -110,13 +115,13 @@ def gone_windows(documents: list[Document], unit: str, length: int) -> dict[str,
                 key = tuple(word for word, _, _ in window)
                 follows = words[start + length : start + length + 1]  # what stands between two windows goes with them
                 span = (window[0][1], window[-1][2], follows[0][1] if follows else None)
-                windows.setdefault(key, []).append((-hashed(document.id), start, document.id, span))
+                windows.setdefault(key, []).append((-hashed(document.id, joined(document)), start, document.id, span))
         else:
             data = text.encode()
             for start in range(len(data) - length + 1):
                 span = (start, start + length, None)
                 windows.setdefault(data[start : start + length], []).append(
-                    (-hashed(document.id), start, document.id, span)
+                    (-hashed(document.id, joined(document)), start, document.id, span)
                 )
     gone: dict[str, set[int]] = {}
     between: list[tuple] = []
@@ -186,7 +191,7 @@ def test_equal_documents_empty_ones_and_no_shards(stage, run, make_corpus, finis
     outcome = run(stage, documents, shards=4)
     assert len(outcome.dropped) == 39
     assert {detail.split()[0] for _, detail in outcome.dropped.values()} == {"0"}
-    best = max((f"d{number}" for number in range(40)), key=hashed)
+    best = max((f"d{number}" for number in range(40)), key=lambda id_: hashed(id_, line))
     if isinstance(stage, Substrings):
         assert best not in outcome.dropped
     assert finish(stage, make_corpus([])).dropped == {}
@@ -198,3 +203,24 @@ def test_short_lines_and_unchanged_short_documents_stay(run):
     outcome = run(Paragraphs(), documents)
     assert outcome.dropped == {}
     assert set(outcome.texts.values()) == {"}\n}\nshort\n"}
+
+
+def test_lines_that_differ_in_a_sign_or_a_digit_are_not_cut(run):
+    lines = [
+        "total[i - 1] = left[i] + right[j - 1] * 25",
+        "total[i + 1] = left[i] - right[j + 1] * 2.5",
+        "The price of apples was 1.50 in the market",
+        "The price of apples was 15.0 in the market",
+        "The price of apples was 15.0 in the market!",
+    ]
+    documents = [Document(f"d{number}", f"{line}\nown {number}", "memory") for number, line in enumerate(lines)]
+    documents.append(Document("copy", f"  {lines[0].upper()}\t", "memory"))
+    outcome = run(Paragraphs(min_left_characters=0), documents)
+    assert sum(document.text != outcome.texts[document.id] for document in documents) == 1
+    assert outcome.texts["copy"] == "" or outcome.texts["d0"] == "own 0"
+
+
+def test_a_dialogue_of_very_many_turns_is_cut_in_linear_time():
+    parts = ["ab"] * 200_000
+    spans = [(4 * turn, 4 * turn + 1) for turn in range(200_000)]
+    assert _cut(parts, spans) == ["b"] * 200_000

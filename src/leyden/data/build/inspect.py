@@ -133,12 +133,13 @@ def clusters(build: Build) -> list[Cluster]:
     for stage in build.stages():
         if not (stage.work / "verdicts").is_dir():
             continue
-        members: dict[str, list[tuple[str, float | None]]] = {}
+        members: dict[tuple[int, str], list[tuple[str, float | None]]] = {}
         for shard in stage.shards():
             for row in read_verdicts(stage.work, shard).to_pylist():
-                if row["id"] != row["survivor"]:
-                    members.setdefault(row["survivor"], []).append((row["id"], row["jaccard"]))
-        found += [Cluster(stage.name, survivor, tuple(sorted(others))) for survivor, others in members.items()]
+                if row["number"] != row["survivor_number"]:
+                    key = row["survivor_number"], row["survivor"]  # ids can repeat, numbers do not
+                    members.setdefault(key, []).append((row["id"], row["jaccard"]))
+        found += [Cluster(stage.name, survivor, tuple(sorted(others))) for (_, survivor), others in members.items()]
     return sorted(found, key=lambda cluster: (-len(cluster.others), cluster.stage, cluster.survivor))
 
 

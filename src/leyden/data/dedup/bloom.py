@@ -21,7 +21,7 @@ from leyden.core.errors import UserError
 from leyden.core.files import atomic_directory
 from leyden.data.dedup.clusters import connect, survivors
 from leyden.data.dedup.evidence import cluster_sizes
-from leyden.data.dedup.exact import Normalisation, hash_texts
+from leyden.data.dedup.exact import ASIDE, Normalisation, hash_texts
 from leyden.data.dedup.gathering import Gathered, note_buckets, note_files, rank
 from leyden.data.dedup.normalisation import texts_of
 from leyden.data.dedup.runs import load_array, save_array
@@ -30,8 +30,6 @@ from leyden.data.documents import Documents
 from leyden.data.marks import map_missing
 from leyden.data.parquet import read_batches
 from leyden.data.stage import Corpus, Stage
-
-_EARLIER = "exact duplicate of an earlier crawl"
 
 
 class Bloom(Stage):
@@ -42,11 +40,13 @@ class Bloom(Stage):
     document and its id; in memory the filter (``-ln(rate) / ln(2)^2`` bits a document), and 100 bytes a candidate.
     """
 
+    VERSION: ClassVar[int] = 2
     WHOLE_CORPUS: ClassVar[bool] = True
 
     kind: Literal["bloom"] = "bloom"
     normalise: Normalisation = "words"
-    """``none``: every byte counts; ``words``: case, punctuation and white space do not."""
+    """As of :class:`Exact`: ``none``: every byte counts; ``words``: case and the kind and amount of white space do not,
+    every mark, sign and digit does."""
     false_positive_rate: float = Field(1e-3, gt=0, lt=0.5)
     """Share of new texts that a filter holding ``expected_documents`` takes for seen."""
     expected_documents: int | None = Field(None, ge=1)
@@ -84,10 +84,11 @@ class Bloom(Stage):
 
     def apply(self, documents: Documents, shard: str, work: Path) -> Documents:
         """Drop what was seen before, and what another document stands for."""
-        before = _ids_before(Gathered(work / "signatures", shard, None))
-        seen = [id_ in before for id_ in documents.column("id")]
-        marked = documents.drop([_EARLIER if yes else None for yes in seen])
-        return drop_duplicates(marked, shard, work, "exact duplicate")
+        before = load_array(Gathered(work / "signatures", shard, None)["before.npy"])
+        aside = ASIDE[self.normalise]
+        reason = f"exact duplicate of an earlier crawl{aside}"
+        marked = documents.drop([reason if yes else None for yes in before[documents.rows()].tolist()])
+        return drop_duplicates(marked, shard, work, f"exact duplicate{aside}")
 
     def report(self, work: Path) -> dict[str, Any]:
         """Clusters, and the filter: its size, how full it is, and the false-positive rate that it has so."""
@@ -126,6 +127,7 @@ class Bloom(Stage):
             rate = (ones / filter_.size_in_bits) ** hashes
             settings = {
                 "normalise": self.normalise,
+                "version": self.VERSION,
                 "bytes": len(held),
                 "hashes": hashes,
                 "documents": round(filter_.approx_items),
@@ -154,6 +156,8 @@ def load_filter(directory: Path, normalise: Normalisation, false_positive_rate: 
     if settings["normalise"] != normalise:
         then = settings["normalise"]
         raise UserError(f"{directory} was made with normalise = {then!r}, this stage has {normalise!r}; give the same.")
+    if settings.get("version") != Bloom.VERSION:
+        raise UserError(f"{directory} was made by another version of Leyden, which compared texts in another way.")
     held_rate = settings["false_positive_rate"]
     if held_rate > 2 * false_positive_rate:
         raise UserError(
@@ -191,15 +195,3 @@ def _bucket_candidates(path: Path, shard: Gathered) -> None:
     candidates, hashes = load_array(path), np.array(load_array(shard["hashes.npy"]))
     rows = np.flatnonzero(np.isin(hashes[:, 0], candidates[:, 0]) & ~load_array(shard["before.npy"]))
     note_buckets(shard, hashes[rows, 0], hashes[rows, 1], rows)
-
-
-def _ids_before(shard: Gathered) -> frozenset[str]:
-    """The ids of a shard's documents that an earlier crawl had."""
-    path = shard["before.npy"]
-    return _ids_where(shard, path.stat().st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=2)
-def _ids_where(shard: Gathered, changed_ns: int) -> frozenset[str]:
-    before = load_array(shard["before.npy"])
-    return frozenset(shard.ids().filter(np.array(before)).to_pylist()) if before.any() else frozenset()

@@ -13,8 +13,9 @@ from leyden.core.files import atomic_file
 from leyden.data.dedup.runs import file_name
 from leyden.data.documents import Documents
 
-_SPANS = pa.schema([("id", pa.string()), ("begins", pa.list_(pa.int64())), ("ends", pa.list_(pa.int64()))])
-"""One row a changed document: spans of characters of its text, as ``Documents.texts`` gives it, sorted and apart."""
+_SPANS = pa.schema([("row", pa.int64()), ("begins", pa.list_(pa.int64())), ("ends", pa.list_(pa.int64()))])
+"""One row a changed document: its row in its shard, and the spans of characters of its text that go,
+as ``Documents.texts`` gives it, sorted and apart."""
 _SEPARATOR = len("\n\n")  # what Documents.texts puts between the contents of messages
 
 
@@ -27,24 +28,20 @@ def offsets_by_rows(paths: Iterable[Path]) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
 
 
-def write_spans(
-    work: Path, shard: str, documents: Path, rows: np.ndarray, begins: np.ndarray, ends: np.ndarray
-) -> None:
+def write_spans(work: Path, shard: str, rows: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> None:
     """Write what goes from the documents of a shard.
 
     Args:
         work: of the stage; ``changes/`` is made in it.
         shard: its name.
-        documents: its Parquet file.
         rows: [N] integers, the document of each span.
         begins, ends: [N] integers, in characters; spans may overlap.
     """
     rows, begins, ends = _merged(rows, begins, ends)
-    ids = pq.read_table(documents, columns=["id"]).column("id")
     changed, first = np.unique(rows, return_index=True)
     borders = pa.array(np.append(first, len(rows)), pa.int32())
     lists = [pa.ListArray.from_arrays(borders, pa.array(values, pa.int64())) for values in (begins, ends)]
-    table = pa.table([ids.take(pa.array(changed, pa.int64())), *lists], schema=_SPANS)
+    table = pa.table([pa.array(changed, pa.int64()), *lists], schema=_SPANS)
     with atomic_file(_path(work, shard)) as part:
         pq.write_table(table, part)
 
@@ -61,7 +58,8 @@ def apply_changes(documents: Documents, shard: str, work: Path, what: str, min_l
     """
     path = _path(work, shard)
     changes = _changes(path, path.stat().st_mtime_ns)
-    spans = [changes.get(id_) for id_ in documents.column("id")]
+    rows = documents.rows()
+    spans = [changes.get(row) for row in range(rows.start, rows.stop)]
     if not any(spans):
         return documents
     texts, messages = documents.column("text"), documents.column("messages")
@@ -113,15 +111,17 @@ def _merged(rows: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> tuple[np.
 
 def _cut(parts: Sequence[str], spans: Sequence[tuple[int, int]]) -> list[str]:
     """The parts of a document (its text, or the contents of its messages) without the spans of them joined."""
-    left, start = [], 0
+    left, start, first = [], 0, 0
     for part in parts:
-        pieces, place = [], 0
-        for begin, end in spans:
-            begin, end = min(max(begin - start, 0), len(part)), min(max(end - start, 0), len(part))
+        pieces, place, index = [], 0, first
+        while index < len(spans) and spans[index][0] < start + len(part):
+            begin, end = max(spans[index][0] - start, 0), min(max(spans[index][1] - start, 0), len(part))
             pieces.append(part[place:begin])
             place = max(place, end)
+            index += 1
         left.append("".join(pieces) + part[place:])
         start += len(part) + _SEPARATOR
+        first = max(first, index - 1)  # the last one seen can reach into the next part
     return left
 
 
@@ -129,15 +129,16 @@ def _path(work: Path, shard: str) -> Path:
     return work / "changes" / f"{file_name(shard)}.parquet"
 
 
-def _read(path: Path) -> dict[str, list[tuple[int, int]]]:
-    rows = pq.read_table(path).to_pydict()
+def _read(path: Path) -> dict[int, list[tuple[int, int]]]:
+    """The spans of each changed row."""
+    columns = pq.read_table(path).to_pydict()
     return {
-        id_: list(zip(begins, ends, strict=True))
-        for id_, begins, ends in zip(rows["id"], rows["begins"], rows["ends"], strict=True)
+        row: list(zip(begins, ends, strict=True))
+        for row, begins, ends in zip(columns["row"], columns["begins"], columns["ends"], strict=True)
     }
 
 
 @functools.lru_cache(maxsize=2)
-def _changes(path: Path, changed_ns: int) -> Mapping[str, list[tuple[int, int]]]:
+def _changes(path: Path, changed_ns: int) -> Mapping[int, list[tuple[int, int]]]:
     """``_read``, kept; ``changed_ns`` tells a new file from an old one."""
     return _read(path)

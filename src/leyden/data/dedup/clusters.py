@@ -157,7 +157,7 @@ def _pieces(edges: np.ndarray) -> Iterator[np.ndarray]:
 
 def _last_of_each(cluster: np.ndarray, rank: np.ndarray) -> np.ndarray:
     """The index of the greatest rank of each cluster."""
-    order = np.lexsort((rank["id"], rank["text"], rank["bytes"], cluster))
+    order = np.lexsort((rank["identity"], rank["text"], rank["bytes"], cluster))
     ordered = cluster[order]
     return order[np.append(ordered[1:] != ordered[:-1], True)] if len(order) else order
 

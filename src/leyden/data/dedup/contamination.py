@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -25,10 +25,13 @@ _EXCERPT_WORDS = 40
 class Contamination(Stage):
     """Drop documents, or mark them, that share n-grams of words with evaluation sets.
 
-    Words are compared without case and punctuation; a character is a word in scripts without spaces. An item of a set
-    that has fewer words than an n-gram, but ``min_words`` or more, is searched for as a whole. The share of an item
+    Words are compared without case and punctuation, but with symbols, operators and the marks inside numbers
+    (:func:`leyden.data.dedup.normalisation.normalised`); a character is a word in scripts without spaces. An item of a
+    set that has fewer words than an n-gram, but ``min_words`` or more, is searched for as a whole. The share of an item
     that a document holds is that of the item's different n-grams; ``scores["contamination"]`` is the greatest share.
     """
+
+    VERSION: ClassVar[int] = 2
 
     kind: Literal["contamination"] = "contamination"
     sets: tuple[Path, ...] = Field(min_length=1)
@@ -66,7 +69,7 @@ class Contamination(Stage):
         """Score, and drop, the documents that hold enough of an item."""
         changed_ns = tuple(path.stat().st_mtime_ns if path.exists() else 0 for path in self.sets)
         index = _index_of(self.sets, self.fields, self.ngram_words, self.min_words, changed_ns)
-        words, offsets = words_of(normalised(texts_of(documents), split_unspaced=True))
+        words, offsets = words_of(normalised(texts_of(documents)))
         found = index.search(words, offsets)
         shares = np.full(len(documents), np.nan)
         reasons: list[str | None] = [None] * len(documents)
@@ -113,7 +116,7 @@ class Index:
 
     def __init__(self, items: list[tuple[str, str, str]], ngram_words: int, min_words: int) -> None:
         self.names = [(set_name, place) for set_name, place, _ in items]
-        texts = normalised(pa.array([text for _, _, text in items], pa.large_string()), split_unspaced=True)
+        texts = normalised(pa.array([text for _, _, text in items], pa.large_string()))
         self._words, self._offsets = words_of(texts)
         units, counts = hash_strings(self._words), np.diff(self._offsets)
         lengths = np.minimum(counts, ngram_words)

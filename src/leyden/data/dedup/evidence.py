@@ -16,6 +16,7 @@ from leyden.data.dedup.clusters import PARTITIONS, Forest
 from leyden.data.dedup.lsh import band_hashes, collision_probability, signatures
 from leyden.data.dedup.normalisation import normalised, texts_of
 from leyden.data.dedup.runs import groups, load_array
+from leyden.data.dedup.verdicts import stood_for
 from leyden.data.dedup.verification import elect
 from leyden.data.dedup.windows import hash_strings, jaccard, mix, shingle_sets
 from leyden.data.documents import Documents, pc
@@ -87,7 +88,7 @@ def gather_evidence(
 
 
 def _comparable(documents: Documents) -> pa.Array:
-    texts = normalised(texts_of(documents), split_unspaced=True)
+    texts = normalised(texts_of(documents))
     return texts.filter(pc.greater(pc.binary_length(texts), 0))
 
 
@@ -190,35 +191,36 @@ def _removed(bands: np.ndarray, sets: list[np.ndarray], threshold: float | None)
 
 def _pairs(corpus: Corpus, shingle_words: int) -> Iterator[dict[str, Any]]:
     """Some dropped documents beside their survivors, chosen by a hash of the dropped one's id."""
-    chosen: list[tuple[int, str, str]] = []
+    chosen: list[tuple[int, str, str, int, int]] = []
     for path in sorted((corpus.work / "verdicts").glob("*.parquet")):
-        table = pq.read_table(path)
-        table = table.filter(pc.not_equal(table.column("id"), table.column("survivor")))
-        ids = pa.concat_arrays(table.column("id").chunks or [pa.array([], pa.string())])
-        keys, own = hash_strings(ids).tolist(), table.column("survivor").to_pylist()
-        chosen = heapq.nsmallest(_PAIRS, [*chosen, *zip(keys, ids.to_pylist(), own, strict=True)])
-    texts = _texts_by_id(corpus, {id_ for _, *both in chosen for id_ in both})
-    for _, dropped, survivor in chosen:
-        if survivor not in texts:  # of an earlier crawl
+        table = stood_for(pq.read_table(path)).combine_chunks()
+        keys = hash_strings(table.column("id").combine_chunks()).tolist()
+        names = ("id", "survivor", "number", "survivor_number")
+        found = zip(keys, *(table.column(name).to_pylist() for name in names), strict=True)
+        chosen = heapq.nsmallest(_PAIRS, [*chosen, *found])
+    texts = _texts_by_number(corpus, {number for *_, one, other in chosen for number in (one, other)})
+    for _, dropped, survivor, number, survivor_number in chosen:
+        if survivor_number not in texts:  # of an earlier crawl
             continue
-        pair = pa.array([texts[dropped], texts[survivor]], pa.large_string())
-        words = normalised(pair, split_unspaced=True)
+        both = texts[number], texts[survivor_number]
+        pair = pa.array(both, pa.large_string())
+        words = normalised(pair)
         yield {
             "dropped": dropped,
             "survivor": survivor,
             "similarity": _similarities(words[:1], words[1:], shingle_words)[0],
-            "dropped_text": texts[dropped][:_EXCERPT_CHARACTERS],
-            "survivor_text": texts[survivor][:_EXCERPT_CHARACTERS],
+            "dropped_text": both[0][:_EXCERPT_CHARACTERS],
+            "survivor_text": both[1][:_EXCERPT_CHARACTERS],
         }
 
 
-def _texts_by_id(corpus: Corpus, ids: set[str]) -> dict[str, str]:
-    wanted, found = pa.array(sorted(ids), pa.string()), {}
-    if not ids:
-        return found
+def _texts_by_number(corpus: Corpus, numbers: set[int]) -> dict[int, str]:
+    """The texts of some documents of the corpus, by their numbers if all are numbered through."""
+    wanted, found, first = np.array(sorted(numbers), np.int64), {}, 0
     for documents in corpus.batches():
-        inside = pc.is_in(documents.table.column("id"), value_set=wanted)
-        if pc.any(inside).as_py():
-            some = Documents(documents.table.filter(inside))
-            found.update(zip(some.column("id"), some.texts(), strict=True))
+        inside = wanted[(wanted >= first) & (wanted < first + len(documents))]
+        if len(inside):
+            texts = Documents(documents.table.take(inside - first)).texts()
+            found.update(zip(inside.tolist(), texts, strict=True))
+        first += len(documents)
     return found

@@ -19,19 +19,19 @@ from leyden.core.files import atomic_file
 from leyden.data.build.directory import Build
 from leyden.data.dedup.normalisation import texts_of
 from leyden.data.dedup.runs import file_name, groups, load_array, mark_of, save_array, write_run
-from leyden.data.dedup.windows import hash_strings
+from leyden.data.dedup.windows import hash_strings, mix
 from leyden.data.documents import Documents, pc
 from leyden.data.marks import map_missing, read_mark, write_mark
 from leyden.data.parquet import read_batches
 from leyden.data.stage import Corpus
 
 _EARLIER = "earlier crawl's "
-RANK = np.dtype([("bytes", "<i8"), ("text", "<u8"), ("id", "<u8")])
-"""What survivors are chosen by, the greatest first: the longest text, then hashes of its exact text and of its id.
+RANK = np.dtype([("bytes", "<i8"), ("text", "<u8"), ("identity", "<u8")])
+"""What survivors are chosen by, the greatest first: the longest text, then hashes of its exact text and identity.
 
 Nothing in it depends on where a document stands, so the survivors do not either. Length leads because the longest of
 near-duplicates is most often the whole page that others are cut from; the hash of the text makes the choice fall on
-one content, the hash of the id on one of several copies of it."""
+one content, that of the identity on one of several copies of it."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,18 @@ def rank(documents: Documents) -> np.ndarray:
     texts = texts_of(documents)
     result["bytes"] = pc.binary_length(texts).to_numpy(zero_copy_only=False)
     result["text"] = hash_strings(texts)
-    result["id"] = hash_strings(documents.table.column("id").combine_chunks())
+    result["identity"] = identities(documents)
+    return result
+
+
+def identities(documents: Documents) -> np.ndarray:
+    """[D] uint64, a hash of each document's id, text, address and metadata.
+
+    It orders documents in the same way wherever they stand. An id alone would not: it can come again.
+    """
+    result = hash_strings(texts_of(documents))
+    for name in ("id", "url", "metadata"):
+        result = mix(result, hash_strings(pc.fill_null(documents.table.column(name).combine_chunks(), "")))
     return result
 
 

@@ -32,11 +32,13 @@ _PROBE = "the quick brown fox jumps over the lazy dog and runs away"
 class MinHash(Stage):
     """Keep one of the documents of each cluster of near-duplicates.
 
-    Texts are compared by their words as ``normalised`` leaves them; a character is a word in scripts without spaces.
-    A document without a word is compared with none. The survivor is the longest, then the one whose exact text, then
-    whose id, has the greatest hash, whatever the order and the borders of shards.
+    Texts are compared by their words: punctuation parts words and does not count, symbols, operators and the marks
+    inside numbers do (:func:`leyden.data.dedup.normalisation.normalised`); a character is a word in scripts without
+    spaces. A document without a word is compared with none. The survivor is the longest, then the one whose exact text,
+    then whose identity (id, address, metadata), has the greatest hash, whatever the order and the borders of shards.
     """
 
+    VERSION: ClassVar[int] = 2
     WHOLE_CORPUS: ClassVar[bool] = True
 
     kind: Literal["minhash"] = "minhash"
@@ -119,7 +121,7 @@ class MinHash(Stage):
 
     def buckets(self, documents: Documents) -> tuple[np.ndarray, None, np.ndarray]:
         """The hashes of each document's bands, and its row; nothing of documents without words."""
-        texts = normalised(texts_of(documents), split_unspaced=True)
+        texts = normalised(texts_of(documents))
         rows = np.flatnonzero(pc.greater(pc.binary_length(texts), 0).to_numpy(zero_copy_only=False))
         bands, height = self.curve()
         signature = signatures(texts.take(rows), bands * height, self.shingle_words, self.seed)
@@ -152,6 +154,7 @@ class MinHash(Stage):
         probe = signatures(pa.array([_PROBE], pa.large_string()), bands * rows, self.shingle_words, self.seed)
         return {
             "kind": self.kind,
+            "version": self.VERSION,
             "bands": bands,
             "rows": rows,
             "shingle_words": self.shingle_words,

@@ -1,7 +1,7 @@
 """Lines or paragraphs that many documents repeat, as CCNet (Wenzek et al. 2019) and Dolma (Soldaini et al. 2024) drop.
 
 Menus, licences, cookie notices: a piece that occurs more often in the corpus than allowed is removed wherever it is
-one too many. Which occurrences stay is decided by hashes of the documents' ids, not by the order they come in.
+one too many. Which occurrences stay is decided by hashes of what the documents are, not by the order they come in.
 """
 
 import functools
@@ -16,9 +16,10 @@ from pydantic import Field
 
 from leyden.data.dedup.changes import apply_changes, count_changes, offsets_by_rows, write_spans
 from leyden.data.dedup.exact import hash_texts
-from leyden.data.dedup.normalisation import normalised
+from leyden.data.dedup.gathering import identities
+from leyden.data.dedup.normalisation import folded
 from leyden.data.dedup.runs import Runs, file_name, load_array, mark_of, save_array, write_run
-from leyden.data.dedup.windows import hash_strings, mix
+from leyden.data.dedup.windows import mix
 from leyden.data.documents import Documents, pc
 from leyden.data.marks import map_missing
 from leyden.data.parquet import read_batches
@@ -32,11 +33,13 @@ _RECORD = np.dtype([("check", "<u8"), ("rank", "<u8"), ("row", "<u4"), ("begin",
 class Paragraphs(Stage):
     """Remove the lines or paragraphs that the corpus repeats, and the documents that little is left of.
 
-    Pieces are equal if their words are (case, punctuation and white space do not count), by a 128-bit hash. Of a piece
-    that occurs too often, those occurrences stay whose document's id and place have the greatest hash. Messages of a
-    nested document are parts of it; an emptied message stays in its place.
+    Pieces are equal if they differ at most in case and in the kind and amount of white space, by a 128-bit hash: a line
+    that differs from another in a mark, a sign or a digit is never cut for it. Of a piece that occurs too often, those
+    occurrences stay whose document's identity (id, text, address, metadata) and place have the greatest hash. Messages
+    of a nested document are parts of it; an emptied message stays in its place.
     """
 
+    VERSION: ClassVar[int] = 2
     WHOLE_CORPUS: ClassVar[bool] = True
 
     kind: Literal["paragraphs"] = "paragraphs"
@@ -45,7 +48,7 @@ class Paragraphs(Stage):
     occurrences: int = Field(1, ge=1)
     """How often a piece may stay in the corpus (CCNet and Dolma: 1)."""
     min_bytes: int = Field(20, ge=1)
-    """Shorter pieces, in UTF-8 bytes once normalised, are never removed: braces, list marks, "Yes."."""
+    """Shorter pieces, in UTF-8 bytes without surplus white space, are never removed: braces, list marks, "Yes."."""
     min_left_characters: int = Field(100, ge=0)
     """A document is dropped if something was removed and what is left is shorter."""
     memory_bytes: int = Field(1 << 30, ge=1 << 16)
@@ -66,8 +69,8 @@ class Paragraphs(Stage):
         choose = functools.partial(_choose, self.occurrences, pieces, offsets)
         map_missing(corpus.engine, choose, given, "counting pieces")
         write = functools.partial(_write_changes, corpus.work, Runs(tuple(lost)), offsets)
-        shards = zip(corpus.shards.items(), runs, strict=True)
-        for _ in corpus.engine.map(write, [(index, *named, run) for index, (named, run) in enumerate(shards)]):
+        shards = zip(corpus.shards, runs, strict=True)
+        for _ in corpus.engine.map(write, [(index, name, run) for index, (name, run) in enumerate(shards)]):
             pass
 
     def apply(self, documents: Documents, shard: str, work: Path) -> Documents:
@@ -103,15 +106,15 @@ def _pieces_of(stage: Paragraphs, documents: Documents) -> tuple[np.ndarray, np.
             pieces.append(text[begin:end])
             places.append((row, begin, end))
             begin = end
-    words = normalised(pa.array(pieces, pa.large_string()))
+    words = folded(pa.array(pieces, pa.large_string()))
     long = pc.greater_equal(pc.binary_length(words), stage.min_bytes)
     place = np.array(places, np.int64).reshape(-1, 3)[long.to_numpy(zero_copy_only=False)]
     key, check = hash_texts(words.filter(long), "none")
-    ids = hash_strings(documents.table.column("id").combine_chunks())
+    owners = identities(documents)
     record = np.zeros(len(place), _RECORD)
     record["check"] = check
     record["row"], record["begin"], record["end"] = place.T
-    record["rank"] = mix(ids[place[:, 0]], place[:, 1].astype(np.uint64))
+    record["rank"] = mix(owners[place[:, 0]], place[:, 1].astype(np.uint64))
     return key, record
 
 
@@ -135,11 +138,11 @@ def _choose(occurrences: int, pieces: Runs, offsets: np.ndarray, item: tuple[Pat
     return write_run(run, (offsets[source[go]] + record["row"][go]).astype(np.uint64), record[go])
 
 
-def _write_changes(work: Path, lost: Runs, offsets: np.ndarray, item: tuple[int, str, Path, Path]) -> None:
-    index, shard, documents, run = item
+def _write_changes(work: Path, lost: Runs, offsets: np.ndarray, item: tuple[int, str, Path]) -> None:
+    index, shard, run = item
     _, across, _ = lost.gather(int(offsets[index]), int(offsets[index + 1]))
     gone = np.concatenate([across, load_array(_lost_inside(run))])
-    write_spans(work, shard, documents, gone["row"], gone["begin"], gone["end"])
+    write_spans(work, shard, gone["row"], gone["begin"], gone["end"])
 
 
 def _lost_inside(run: Path) -> Path:

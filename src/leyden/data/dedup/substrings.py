@@ -17,6 +17,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from leyden.data.dedup.changes import apply_changes, count_changes, offsets_by_rows, write_spans
+from leyden.data.dedup.gathering import identities
 from leyden.data.dedup.runs import Runs, file_name, load_array, mark_of, save_array, write_run
 from leyden.data.dedup.windows import hash_strings, window_hashes
 from leyden.data.documents import Documents
@@ -34,11 +35,13 @@ _UNITS_COMPARED_AT_ONCE = 1 << 22
 class Substrings(Stage):
     """Cut substrings that occur elsewhere out of all documents but one, and drop documents that little is left of.
 
-    The occurrence that stays is in the document whose id has the greatest hash, and there the first: the same whatever
+    The occurrence that stays is in the document whose identity (id, text, address, metadata) has the greatest hash, and
+    there the first: the same whatever
     the order and the borders of shards. Of a text that repeats itself, one period stays. A span that goes can take
     with it the end of another that stays here; every window of it is still whole elsewhere.
     """
 
+    VERSION: ClassVar[int] = 2
     WHOLE_CORPUS: ClassVar[bool] = True
 
     kind: Literal["substrings"] = "substrings"
@@ -81,7 +84,7 @@ class Substrings(Stage):
 
 
 class _Place:
-    """Where the units, the windows and the hashes of ids of a shard are."""
+    """Where the units, the windows and the identities of a shard are."""
 
     def __init__(self, directory: Path, name: str, documents: Path) -> None:
         self.directory, self.name, self.documents = directory, name, documents
@@ -107,12 +110,12 @@ class _Texts:
     def shard_of(self, documents: np.ndarray) -> np.ndarray:
         return np.searchsorted(self.offsets, documents, side="right") - 1
 
-    def ids(self, documents: np.ndarray) -> np.ndarray:
-        """[N] uint64, the hash of each document's id."""
+    def identities(self, documents: np.ndarray) -> np.ndarray:
+        """[N] uint64, those of the documents (:func:`leyden.data.dedup.gathering.identities`)."""
         result, shards = np.zeros(len(documents), np.uint64), self.shard_of(documents)
         for shard in np.unique(shards):
             here = shards == shard
-            result[here] = load_array(self.places[shard]["ids.npy"])[documents[here] - self.offsets[shard]]
+            result[here] = load_array(self.places[shard]["identities.npy"])[documents[here] - self.offsets[shard]]
         return result
 
     def windows(self, documents: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
@@ -143,14 +146,15 @@ class _Texts:
 
 
 def _hash_windows(stage: Substrings, place: _Place) -> list[Path]:
-    units, borders, ids = [np.zeros(0, np.uint8 if stage.unit == "bytes" else np.uint64)], [np.zeros(1, np.int64)], []
+    units, borders = [np.zeros(0, np.uint8 if stage.unit == "bytes" else np.uint64)], [np.zeros(1, np.int64)]
+    owners = [np.zeros(0, np.uint64)]
     for documents in read_batches(place.documents):
         of_batch, lengths = _units(documents.texts(), stage.unit)
         units.append(of_batch)
         borders.append(np.cumsum(lengths) + borders[-1][-1])
-        ids.append(hash_strings(documents.table.column("id").combine_chunks()))
+        owners.append(identities(documents))
     unit, border = np.concatenate(units), np.concatenate(borders)
-    arrays = {"units": unit, "starts": border, "ids": np.concatenate([np.zeros(0, np.uint64), *ids])}
+    arrays = {"units": unit, "starts": border, "identities": np.concatenate(owners)}
     files = [save_array(place[f"{name}.npy"], array) for name, array in arrays.items()]
     count = 0
     for segments in _segments(np.maximum(np.diff(border) - stage.length + 1, 0)):
@@ -202,7 +206,7 @@ def _choose(
     if not len(key):
         return write_run(run, np.zeros(0, np.uint64), np.zeros(0, _RECORD))
     document, start = texts.offsets[shards[source]] + record["row"], record["start"].astype(np.int64)
-    order = np.lexsort((start, ~texts.ids(document), key))
+    order = np.lexsort((start, ~texts.identities(document), key))
     key, document, start, record = key[order], document[order], start[order], record[order]
     fresh = np.append(True, key[1:] != key[:-1])
     best = np.flatnonzero(fresh)[np.cumsum(fresh) - 1]
@@ -240,7 +244,7 @@ def _write_changes(stage: Substrings, work: Path, gone: Runs, texts: _Texts, ind
             low = end
         row += len(documents)
     spans = (np.concatenate([np.zeros(0, np.int64), *values]) for values in (rows, begins, ends))
-    write_spans(work, place.name, place.documents, *spans)
+    write_spans(work, place.name, *spans)
 
 
 def _characters(text: str, starts: np.ndarray, stage: Substrings) -> tuple[np.ndarray, np.ndarray]:

@@ -15,9 +15,19 @@ from leyden.data.dedup.runs import file_name, load_array, save_array
 from leyden.data.documents import Documents, pc
 from leyden.data.engine import Engine
 
-VERDICTS = pa.schema([("id", pa.string()), ("survivor", pa.string()), ("jaccard", pa.float32())])
-"""One row for each document of a cluster: the id of the document that stands for it (its own, if it survives), and
-their exact similarity, where it was verified. Documents with one ``survivor`` are one cluster."""
+VERDICTS = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("id", pa.string()),
+        ("survivor", pa.string()),
+        ("number", pa.int64()),
+        ("survivor_number", pa.int64()),
+        ("jaccard", pa.float32()),
+    ]
+)
+"""One row for each document of a cluster: its row in its shard, its id, the id of the document that stands for it (its
+own, if it survives), the numbers of both, and their exact similarity, where it was verified. The documents of all
+shards are numbered through; those with one ``survivor_number`` are one cluster. Ids are for people: they may repeat."""
 
 
 def write_verdicts(
@@ -59,8 +69,8 @@ def drop_duplicates(documents: Documents, shard: str, work: Path, reason: str) -
     """Drop the documents that another stands for."""
     path = _path(work, shard)
     standing = _standing(path, path.stat().st_mtime_ns)
-    ids = documents.column("id")
-    found = [standing.get(id_) for id_ in ids]
+    rows = documents.rows()
+    found = [standing.get(row) for row in range(rows.start, rows.stop)]
     details = [None if entry is None else _detail(*entry) for entry in found]
     return documents.drop([None if entry is None else reason for entry in found], details)
 
@@ -68,6 +78,11 @@ def drop_duplicates(documents: Documents, shard: str, work: Path, reason: str) -
 def read_verdicts(work: Path, shard: str) -> pa.Table:
     """The clustered documents of a shard; columns of :data:`VERDICTS`."""
     return pq.read_table(_path(work, shard))
+
+
+def stood_for(verdicts: pa.Table) -> pa.Table:
+    """Of verdicts those of the documents that another one stands for."""
+    return verdicts.filter(pc.not_equal(verdicts.column("number"), verdicts.column("survivor_number")))
 
 
 def _path(work: Path, shard: str) -> Path:
@@ -79,12 +94,11 @@ def _detail(survivor: str, jaccard: float | None) -> str:
 
 
 @functools.lru_cache(maxsize=2)
-def _standing(path: Path, changed_ns: int) -> dict[str, tuple[str, float | None]]:
-    """The dropped documents of a shard, with what stands for them; ``changed_ns`` tells a new file from an old one."""
-    table = pq.read_table(path)
-    table = table.filter(pc.not_equal(table.column("id"), table.column("survivor")))
-    columns = (table.column(name).to_pylist() for name in VERDICTS.names)
-    return {id_: (survivor, jaccard) for id_, survivor, jaccard in zip(*columns, strict=True)}
+def _standing(path: Path, changed_ns: int) -> dict[int, tuple[str, float | None]]:
+    """The rows of a shard that are dropped, with what stands for them; ``changed_ns`` tells a new file from an old."""
+    table = stood_for(pq.read_table(path))
+    columns = (table.column(name).to_pylist() for name in ("row", "survivor", "jaccard"))
+    return {row: (survivor, jaccard) for row, survivor, jaccard in zip(*columns, strict=True)}
 
 
 def _write_of_shard(work: Path, offsets: np.ndarray, item: tuple[int, str]) -> None:
@@ -92,12 +106,13 @@ def _write_of_shard(work: Path, offsets: np.ndarray, item: tuple[int, str]) -> N
     members, standing = load_array(work / "members.npy"), load_array(work / "standing.npy")
     begin, end = np.searchsorted(members, offsets[index : index + 2])
     similar = np.array(load_array(work / "jaccard.npy")[begin:end])
+    numbers, stands = np.array(members[begin:end]), np.array(standing[begin:end])
     with pa.memory_map(str(work / "ids.arrow")) as source:
         reader = pa.ipc.open_file(source)
-        ids = _ids(reader, offsets, np.array(members[begin:end]))
-        survivor = _ids(reader, offsets, np.array(standing[begin:end]))
+        ids, survivors = _ids(reader, offsets, numbers), _ids(reader, offsets, stands)
         values = pa.array(similar, pa.float32(), mask=np.isnan(similar))
-        table = pa.table([ids, survivor, values], schema=VERDICTS)
+        columns = [pa.array(numbers - offsets[index]), ids, survivors, pa.array(numbers), pa.array(stands), values]
+        table = pa.table(columns, schema=VERDICTS)
         with atomic_file(_path(work, name)) as part:
             pq.write_table(table, part)
 

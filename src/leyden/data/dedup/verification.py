@@ -81,7 +81,7 @@ def _shingles_of_shard(
         inside = wanted[(wanted >= row) & (wanted < row + len(documents))] - row
         row += len(documents)
         if len(inside):
-            texts = normalised(texts_of(documents).take(inside), split_unspaced=True)
+            texts = normalised(texts_of(documents).take(inside))
             hashes, borders = shingle_sets(texts, shingle_words)
             sets.append(hashes)
             starts.append(borders[1:] + starts[-1][-1])
@@ -109,7 +109,7 @@ def _judge(
         here = places == place
         ranks[here] = shards[place].ranks()[members[here] - offsets[place]]
     is_earlier = np.array([shard.earlier for shard in shards])[places]
-    ranked = np.lexsort((ranks["id"], ranks["text"], ranks["bytes"], is_earlier))[::-1]
+    ranked = np.lexsort((ranks["identity"], ranks["text"], ranks["bytes"], is_earlier))[::-1]
     ranked = ranked[np.argsort(clusters[ranked], kind="stable")]
     borders = np.flatnonzero(np.diff(clusters[ranked], prepend=-1, append=-1))
     for low, high in zip(borders, borders[1:], strict=False):

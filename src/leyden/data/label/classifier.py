@@ -35,6 +35,7 @@ class Classifier(Stage):
     Of equal examples one is used; an example that is on both sides is used on neither. Their order does not matter.
     """
 
+    VERSION: ClassVar[int] = 2
     WHOLE_CORPUS: ClassVar[bool] = True
 
     kind: Literal["classifier"] = "classifier"
@@ -86,7 +87,7 @@ class Classifier(Stage):
         if self.keep is None:
             scores = self._score(documents, work)
         else:
-            scores = kept_scores(work, shard, documents.column("id"))
+            scores = kept_scores(work, shard, documents)
         scored = documents.score(self.score, scores)
         cut = json.loads((work / "report.json").read_text())["cut"]
         if cut is None:

@@ -40,6 +40,7 @@ class Perplexity(Stage):
     ``write_arpa(NGramModel.load(work / "model"), path)`` gives it to others.
     """
 
+    VERSION: ClassVar[int] = 2
     WHOLE_CORPUS: ClassVar[bool] = True
 
     kind: Literal["perplexity"] = "perplexity"
@@ -96,7 +97,7 @@ class Perplexity(Stage):
         """Score, name the bucket, drop what is not to be kept."""
         facts = self.report(work)
         rows = self._rows(documents)
-        scores = kept_scores(work, shard, documents.column("id"))
+        scores = kept_scores(work, shard, documents)
         borders = [facts["head up to"], facts["middle up to"]]
         metadata = documents.column("metadata")
         reasons: list[str | None] = [None] * len(documents)

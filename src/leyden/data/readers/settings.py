@@ -19,7 +19,8 @@ class ReadSettings(Config):
     """What a row gives: its text where it has one, else its messages (``auto``); its text; or its messages. Messages
     are found as turns (``messages``, ``conversations``), or as questions and answers under their usual names."""
     id: str = ""
-    """The column that names documents, its values unique in the source; empty: the file and the place in it do."""
+    """The column that names documents; empty: the file and the place in it do. Names may come again: each of their
+    documents is treated by itself, and only looking one up by its name then finds several."""
     metadata: Literal["all", "none"] | tuple[str, ...] = "all"
     """The columns that are kept beside the text: all but bytes, none, or a list of names."""
     html: Literal["resiliparse", "trafilatura"] = "resiliparse"

@@ -119,7 +119,7 @@ def rewrite_chosen(documents: Documents, chosen: np.ndarray, function: Callable[
     rewritten = Documents(documents.table.filter(pa.array(chosen))).rewrite(function)
     rest = documents.table.filter(pa.array(~chosen))
     order = np.argsort(np.concatenate([np.flatnonzero(chosen), np.flatnonzero(~chosen)]))
-    return Documents(pa.concat_tables([rewritten.table, rest]).take(order))
+    return Documents(pa.concat_tables([rewritten.table, rest]).take(order), documents.first_row)
 
 
 def empty_verdicts(num_documents: int) -> tuple[list[str | None], list[str | None]]:
