@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from leyden.checkpoint import load, save
+from leyden.checkpoint import convert, load, save
 from leyden.core.errors import UserError
 from leyden.model import Cache, HybridLM
+from leyden.serve import Engine, Sampling
 from leyden.tokenizer import Tokenizer
 
 transformers = pytest.importorskip("transformers")
@@ -244,4 +245,37 @@ def test_generation_of_transformers_ends_where_ours_does(random_model: ModelMake
     theirs = open_with_transformers(tmp_path / "m")
     assert theirs.generation_config.bos_token_id == tokenizer.bos_id
     assert theirs.generation_config.eos_token_id == [tokenizer.eos_id, tokenizer.eod_id]
-    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "m").encode("a jar") == tokenizer.encode("a jar")
+    stock = transformers.AutoTokenizer.from_pretrained(tmp_path / "m")
+    assert stock.encode("a jar") == tokenizer.encode("a jar", bos=True)
+
+
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+def test_a_further_end_token_of_the_files_ends_ours_as_theirs(
+    random_model: ModelMaker, tmp_path: Path, file: str
+) -> None:
+    tokenizer = Tokenizer.train(["a jar keeps lightning, a jar keeps it"] * 3, vocab_size=265)
+    save(random_model(vocab_size=300), tokenizer, tmp_path / "m", layout="transformers")
+    sampling = Sampling(max_tokens=12, temperature=0.0)
+    prompt = tokenizer.encode("a jar", bos=True)
+    with Engine(*load(tmp_path / "m")) as engine:
+        free = engine.generate([prompt], sampling)[0].tokens
+    end = next(token for place, token in enumerate(free) if place > 2 and token not in free[:place])
+    path = tmp_path / "m" / file
+    content = json.loads(path.read_text()) if path.exists() else {"bos_token_id": tokenizer.bos_id}
+    path.write_text(json.dumps({**content, "eos_token_id": [*tokenizer.end_ids, end]}))
+
+    theirs = open_with_transformers(tmp_path / "m").generate(
+        torch.tensor([prompt]), max_new_tokens=12, do_sample=False, use_cache=False
+    )
+    expected = tuple(theirs[0, len(prompt) :].tolist())
+    assert expected == free[: free.index(end) + 1]
+    for layout in ("transformers", "leyden", "minimax"):
+        convert(tmp_path / "m", tmp_path / layout, layout)
+        with Engine(*load(tmp_path / layout)) as engine:
+            ended = engine.generate([prompt], sampling)[0]
+            ignoring = engine.generate([prompt], sampling.model_copy(update={"ignore_eos": True}))[0]
+            late = engine.generate([prompt], sampling.model_copy(update={"min_tokens": len(expected) + 1}))[0]
+        assert (ended.tokens, ended.finish_reason) == (expected, "stop")
+        assert ended.text == tokenizer.decode(expected[:-1], skip_special=True)
+        assert (ignoring.tokens[: len(free)], len(ignoring.tokens)) == (free, 12)
+        assert end not in late.tokens[: len(expected)]

@@ -21,7 +21,8 @@ def test_the_same_ids(tokenizer, stock, texts):
     for text in (*texts, "", " a\0b\n\n<image>x  <end_of_sentence>\n", "12345 don't 🙂 東京\ttab  "):
         ids = stock(text, add_special_tokens=False)["input_ids"]
         assert ids == tokenizer.encode(text, allow_special=True)
-        assert stock(text)["input_ids"] == ids
+        # By default it begins a text as Leyden begins one.
+        assert stock(text)["input_ids"] == tokenizer.encode(text, bos=True, allow_special=True) == [395, *ids]
         assert stock.decode(ids) == tokenizer.decode(ids) == text
     assert stock.vocab_size + len(stock.get_added_vocab()) >= tokenizer.vocab_size == len(stock)
 

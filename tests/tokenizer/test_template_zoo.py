@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -20,7 +20,7 @@ from leyden.core.errors import UserError
 from leyden.tokenizer.chat import ChatTemplate
 
 ZOO = Path(__file__).with_name("zoo")
-NAMES = {"bos_token": "<s>", "eos_token": "</s>"}
+NAMES: dict[str, Any] = {"bos_token": "<s>", "eos_token": "</s>"}
 
 
 @dataclass(frozen=True)

@@ -209,3 +209,42 @@ def test_a_broken_directory_is_a_user_error(directory, tmp_path, definition, con
         (tmp_path / "tokenizer_config.json").write_text(config)
     with pytest.raises(UserError, match=message):
         Tokenizer.load(tmp_path)
+
+
+def test_what_begins_a_text_is_no_part_of_the_fingerprint(tokenizer, directory, tmp_path):
+    definition = json.loads((directory / "tokenizer.json").read_text())
+    assert definition["post_processor"]["type"] == "TemplateProcessing"
+    definition["post_processor"] = None
+    (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
+    assert Tokenizer.load(tmp_path).fingerprint == tokenizer.fingerprint
+    assert tokenizer.encode("The dog", bos=True) == [395, *tokenizer.encode("The dog")]
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "ends"),
+    [
+        ({}, None, (396, 397)),
+        ({"eos_token_id": 7}, None, (396, 397, 7)),
+        ({"eos_token_id": [396, 7]}, {"eos_token_id": 9}, (396, 397, 9, 7)),
+        ({"eos_token_id": None}, {"eos_token_id": [9, 9]}, (396, 397, 9)),
+        ({"eos_token_id": 410, "vocab_size": 512}, {}, (396, 397, 410)),
+    ],
+)
+def test_end_tokens_are_all_that_the_files_name(directory, tmp_path, config, generation, ends):
+    (tmp_path / "tokenizer.json").write_bytes((directory / "tokenizer.json").read_bytes())
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if generation is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    loaded = Tokenizer.load(tmp_path)
+    assert loaded.end_ids == ends
+    if len(ends) > 2 and max(ends) < 400:
+        loaded.save(tmp_path / "saved")
+        assert Tokenizer.load(tmp_path / "saved").end_ids == ends
+
+
+@pytest.mark.parametrize("wrong", [400, -1, "7", True, [396, None], 3.5, {"a": 1}, 10**30])
+def test_an_end_token_that_is_none_is_a_user_error(directory, tmp_path, wrong):
+    (tmp_path / "tokenizer.json").write_bytes((directory / "tokenizer.json").read_bytes())
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": wrong}))
+    with pytest.raises(UserError, match="eos_token_id"):
+        Tokenizer.load(tmp_path)

@@ -61,7 +61,7 @@ class Engine:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.statistics = Statistics()
-        self._end_tokens = frozenset() if tokenizer is None else frozenset((tokenizer.eos_id, tokenizer.eod_id))
+        self._end_tokens = frozenset(() if tokenizer is None else tokenizer.end_ids)
         self._generations: dict[str, list[Generation]] = {}
         self._arrivals: deque[Generation] = deque()
         self._aborts: deque[str] = deque()

@@ -100,7 +100,7 @@ class Offline:
         if isinstance(prompt, str) or not prompt:
             if tokenizer is None:
                 raise UserError("this engine has no tokenizer; give prompts as lists of at least one token id.")
-            tokens = [tokenizer.bos_id, *(tokenizer.encode(prompt) if isinstance(prompt, str) else ())]
+            tokens = tokenizer.encode(prompt if isinstance(prompt, str) else "", bos=True)
         else:
             tokens = list(prompt)
         self._engine.check(tokens, sampling)

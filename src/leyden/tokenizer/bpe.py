@@ -9,7 +9,7 @@ space and any trailing line breaks or slashes.
 import functools
 import re
 
-from tokenizers import Regex, decoders, models, pre_tokenizers
+from tokenizers import Regex, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
 from leyden.tokenizer.merges import Merges
@@ -77,3 +77,10 @@ def assemble(merges: Merges) -> Backend:
     )
     backend.decoder = decoders.ByteLevel()
     return backend
+
+
+def begin(backend: Backend, token: str) -> None:
+    """Let programs that ask for special tokens (stock transformers) put ``token`` before a text, as Leyden does."""
+    special = [(token, backend.token_to_id(token))]
+    pair = f"{token} $A {token} $B"
+    backend.post_processor = processors.TemplateProcessing(single=f"{token} $A", pair=pair, special_tokens=special)

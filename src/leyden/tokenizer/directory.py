@@ -1,7 +1,8 @@
 """A tokenizer's files, as transformers lays them out: ``tokenizer.json`` and what says which tokens are special.
 
-Read: ``tokenizer_config.json``, ``special_tokens_map.json`` and ``chat_template.jinja`` where they are present.
-Written: ``tokenizer.json`` and ``tokenizer_config.json``, which holds the chat template too.
+Read: ``tokenizer_config.json``, ``special_tokens_map.json`` and ``chat_template.jinja`` where they are present, and in
+a model's directory the end tokens of ``config.json`` and ``generation_config.json``. Written: ``tokenizer.json`` and
+``tokenizer_config.json``, which holds the chat template too; and ``generation_config.json`` for further end tokens.
 """
 
 import json
@@ -14,6 +15,7 @@ from leyden.core.errors import UserError
 from leyden.core.files import atomic_file
 
 _NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
+_MODEL_FILES = ("generation_config.json", "config.json")
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
 
 
@@ -26,12 +28,16 @@ class TokenizerFiles:
         names: special tokens by their part: ``bos_token``, ``eos_token``, ``unk_token``, ``pad_token``, where named.
         others: further special tokens.
         chat_template: Jinja source, or None.
+        end_ids: what the model's files call the end of a text, in the order in which they are read.
+        model_vocab_size: how many tokens the model has, padding included; 0 where there is no model.
     """
 
     definition: str
     names: Mapping[str, str]
     others: tuple[str, ...]
     chat_template: str | None
+    end_ids: tuple[int, ...] = ()
+    model_vocab_size: int = 0
 
 
 def read_files(directory: Path) -> TokenizerFiles:
@@ -49,10 +55,13 @@ def read_files(directory: Path) -> TokenizerFiles:
     listed = [token for name in _LISTS for token in _tokens(config.get(name))]
     template = directory / "chat_template.jinja"
     source = _read_text(template) if template.is_file() else _default_template(config.get("chat_template"), directory)
-    return TokenizerFiles(_read_text(path), names, tuple(listed), source)
+    ends = [index for name in _MODEL_FILES for index in _end_ids(directory / name)]
+    size = _read_json(directory / "config.json").get("vocab_size")
+    vocab_size = size if isinstance(size, int) else 0
+    return TokenizerFiles(_read_text(path), names, tuple(listed), source, tuple(dict.fromkeys(ends)), vocab_size)
 
 
-def write_files(directory: Path, files: TokenizerFiles) -> None:
+def write_files(directory: Path, files: TokenizerFiles, bos_id: int) -> None:
     """Write a tokenizer so that transformers' ``AutoTokenizer`` opens it; the directory is made where missing."""
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -67,6 +76,9 @@ def write_files(directory: Path, files: TokenizerFiles) -> None:
     # Another template would take precedence over the one in the configuration.
     (directory / "chat_template.jinja").unlink(missing_ok=True)
     texts = {"tokenizer.json": files.definition, "tokenizer_config.json": json.dumps(config, indent=2) + "\n"}
+    if files.end_ids:
+        ends = {"bos_token_id": bos_id, "eos_token_id": list(files.end_ids)}
+        texts["generation_config.json"] = json.dumps(ends, indent=2) + "\n"
     for name, text in texts.items():
         with atomic_file(directory / name) as part:
             part.write_text(text, encoding="utf-8")
@@ -104,6 +116,15 @@ def _tokens(listed: Any) -> list[str]:
     """The tokens of a list, or of an object that names each."""
     values = listed.values() if isinstance(listed, Mapping) else listed or []
     return [_content(token) for token in values]
+
+
+def _end_ids(path: Path) -> list[int]:
+    """The ``eos_token_id`` of a model's file, which is one number, a list of them, or nothing."""
+    given = _read_json(path).get("eos_token_id")
+    ids = given if isinstance(given, list) else [] if given is None else [given]
+    if not all(isinstance(index, int) and not isinstance(index, bool) for index in ids):
+        raise UserError(f"{path}: eos_token_id is a token's number or a list of such, not {given!r:.80}.")
+    return ids
 
 
 def _default_template(template: Any, directory: Path) -> str | None:

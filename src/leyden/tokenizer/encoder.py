@@ -13,6 +13,7 @@ from tokenizers import Tokenizer as Backend
 
 from leyden.core.errors import UserError
 from leyden.core.log import log_once
+from leyden.core.panics import panics_are_user_errors
 from leyden.tokenizer.fast import FastEncoder, fast_encoder
 from leyden.tokenizer.words import num_bytes
 
@@ -38,7 +39,8 @@ class Encoder:
         """The ids of each text as an int32 array [num_tokens]; special tokens in them stay text.
 
         Raises:
-            UserError: one of them is no string, or holds a lone surrogate.
+            UserError: one of them is no string, holds a lone surrogate, or is too much for the tokenizer's own regular
+                expression.
         """
         sizes = [_num_bytes(text) for text in texts]
         self._encoded_bytes += sum(sizes)
@@ -76,7 +78,12 @@ class Encoder:
 
     def _encode_slowly(self, texts: Sequence[str]) -> list[np.ndarray]:
         """By ``tokenizers``; "fast" leaves out where in the text each token stood, long texts take half the time."""
-        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        longest = max(map(len, texts), default=0)
+        with panics_are_user_errors(
+            f"A text of up to {longest} characters cannot be encoded: the tokenizer's own regular expression gives up "
+            "on it. Leave the text out or shorten its longest run of like characters, or take another tokenizer."
+        ):
+            encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
     @cached_property

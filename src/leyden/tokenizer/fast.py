@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer as Backend
 
+from leyden.core.errors import UserError
+from leyden.core.panics import panics_are_user_errors
 from leyden.tokenizer.bpe import byte_spelling
 
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -54,7 +56,11 @@ class FastEncoder:
         starts = range(0, len(text) if len(text) >= 2 * _SPACES else 0, _SPACES)
         if any(text[start : start + _SPACES].isspace() for start in starts):
             return None
-        ids = np.array(self._encoding.encode_ordinary(text), np.int32)
+        try:
+            with panics_are_user_errors("the regular expression gives up"):
+                ids = np.array(self._encoding.encode_ordinary(text), np.int32)
+        except UserError:
+            return None
         # What a pattern does not match, tiktoken leaves out, and tokenizers takes as a word.
         return ids if self._sizes[ids].sum() == num_bytes else None
 

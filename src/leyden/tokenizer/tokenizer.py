@@ -5,9 +5,10 @@ does not become that token, unless the caller asks.
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -18,10 +19,12 @@ from tokenizers import Tokenizer as Backend
 
 from leyden.core.errors import UserError
 from leyden.core.log import log_once, progress
-from leyden.tokenizer.bpe import assemble, byte_spelling
+from leyden.core.panics import panics_are_user_errors
+from leyden.tokenizer.bpe import assemble, begin, byte_spelling
 from leyden.tokenizer.chat import ChatTemplate, Message, minimax_template
 from leyden.tokenizer.directory import TokenizerFiles, read_files, write_files
 from leyden.tokenizer.encoder import Encoder
+from leyden.tokenizer.strangers import check_backend
 from leyden.tokenizer.training import Training, text_needed, train
 from leyden.tokenizer.words import WordCounts
 
@@ -53,13 +56,10 @@ class Tokenizer:
         """Wrap ``backend``, whose tokens named in ``files`` become special.
 
         Raises:
-            UserError: the backend is not byte-level, or has no token that ends a sequence.
+            UserError: the backend is not byte-level BPE, multiplies text, or has no token that ends a sequence; or an
+                end token is none.
         """
-        if type(backend.decoder).__name__ != "ByteLevel":
-            raise UserError(
-                "Leyden reads byte-level BPE tokenizers; this one is of another kind (its decoder is "
-                f"{type(backend.decoder).__name__})."
-            )
+        check_backend(backend)
         _make_special(backend, [*files.names.values(), *files.others])
         backend.encode_special_tokens = True  # the spelling of a special token in text is text
         backend.no_truncation()
@@ -70,6 +70,7 @@ class Tokenizer:
         added = backend.get_added_tokens_decoder()
         self._special = {index: token for index, token in added.items() if token.special}
         self._encoder = Encoder(backend, self._special)
+        self._end_ids = self._checked_ends()
 
     @classmethod
     def train(cls, texts: Iterable[str], *, vocab_size: int, allow_smaller: bool = False) -> Self:
@@ -122,6 +123,7 @@ class Tokenizer:
             )
         backend = assemble(training.merges)
         _make_special(backend, SPECIAL_TOKENS)
+        begin(backend, BOS)
         template = minimax_template()
         others = tuple(token for token in SPECIAL_TOKENS if token not in _MINIMAX_NAMES.values())
         return cls(backend, TokenizerFiles(backend.to_str(), _MINIMAX_NAMES, others, template)), training
@@ -134,22 +136,35 @@ class Tokenizer:
             UserError: a file is missing or broken, or the tokenizer is not byte-level.
         """
         found = read_files(Path(directory))
+        broken = f"{directory}/tokenizer.json is not a tokenizer"
         try:
-            backend = Backend.from_str(found.definition)
+            with panics_are_user_errors(f"{broken}."):
+                backend = Backend.from_str(found.definition)
+        except UserError:
+            raise
         except Exception as error:  # tokenizers raises bare Exception for a file it cannot parse
-            raise UserError(f"{directory}/tokenizer.json is not a tokenizer: {error}.") from None
+            raise UserError(f"{broken}: {error}.") from None
         return cls(backend, found)
 
     def save(self, directory: Path | str) -> None:
-        """Write ``tokenizer.json`` and ``tokenizer_config.json``; transformers' ``AutoTokenizer`` opens them."""
-        own = self._files
-        definition = self._backend.to_str(pretty=True)
-        write_files(Path(directory), TokenizerFiles(definition, own.names, own.others, own.chat_template))
+        """Write ``tokenizer.json`` and ``tokenizer_config.json``; transformers' ``AutoTokenizer`` opens them.
+
+        Where more tokens end a text than the two that the tokenizer names, ``generation_config.json`` lists them all.
+        """
+        further = self.end_ids if len(self.end_ids) > len({self.eos_id, self.eod_id}) else ()
+        files = replace(self._files, definition=self._backend.to_str(pretty=True), end_ids=further)
+        write_files(Path(directory), files, self.bos_id)
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of everything that decides how text becomes ids, in hexadecimal."""
-        return hashlib.sha256(self._backend.to_str().encode()).hexdigest()
+        """A hash of everything that decides how text becomes ids, in hexadecimal.
+
+        What other programs put around a text (the post-processor) is not part of it.
+        """
+        definition = self._backend.to_str()
+        start = definition.index('"post_processor":') + len('"post_processor":')
+        _, end = json.JSONDecoder().raw_decode(definition, start)
+        return hashlib.sha256(f"{definition[:start]}null{definition[end:]}".encode()).hexdigest()
 
     @cached_property
     def vocab_size(self) -> int:
@@ -172,6 +187,14 @@ class Tokenizer:
         return self._ids.eod
 
     @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Every token that ends a text: :attr:`eos_id`, :attr:`eod_id`, and those that the model's own files name.
+
+        Those are the ``eos_token_id`` of ``generation_config.json`` and ``config.json``, a number or a list.
+        """
+        return self._end_ids
+
+    @property
     def special_tokens(self) -> dict[str, int]:
         """Every special token and its id."""
         return {token.content: index for index, token in self._special.items()}
@@ -185,19 +208,22 @@ class Tokenizer:
         """Whether ``token_id`` is a special token."""
         return token_id in self._special
 
-    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
-        """The ids of ``text``; nothing is added to them.
+    def encode(self, text: str, *, bos: bool = False, allow_special: bool = False) -> list[int]:
+        """The ids of ``text``; nothing is added to them, unless asked for.
 
         Args:
             text: any string of Unicode characters.
+            bos: whether :attr:`bos_id` comes first, as in every document that a model is trained on. A prompt given to
+                the engine as a string has it, and so have the ids that stock transformers gives by default.
             allow_special: whether the spelling of a special token becomes that token. Never for the text of strangers.
 
         Raises:
             UserError: ``text`` holds a lone surrogate, which is no character.
         """
+        begin = [self.bos_id] if bos else []
         if allow_special:
-            return self._encoder.encode_special(text)
-        return self._encoder.encode([text])[0].tolist()
+            return begin + self._encoder.encode_special(text)
+        return begin + self._encoder.encode([text])[0].tolist()
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The ids of each text as an int32 array [num_tokens], on all cores; special tokens in them stay text.
@@ -268,6 +294,18 @@ class Tokenizer:
         else:
             text, mark = self._chat.render_marked(messages, tools, add_generation_prompt, special)
         return self._encoder.encode_special(text, mark)
+
+    def _checked_ends(self) -> tuple[int, ...]:
+        """The tokens that end a text, by the tokenizer and by the model's files."""
+        files = self._files
+        limit = max(self.vocab_size, files.model_vocab_size) if files.end_ids else 0
+        wrong = [index for index in files.end_ids if not 0 <= index < limit]
+        if wrong:
+            raise UserError(
+                f"The model's files name {wrong[0]} as an end token (eos_token_id in config.json or "
+                f"generation_config.json), and its vocabulary has the ids 0..{limit - 1}; correct the file."
+            )
+        return tuple(dict.fromkeys([self.eos_id, self.eod_id, *files.end_ids]))
 
     @cached_property
     def _tokens(self) -> dict[int, bytes]:

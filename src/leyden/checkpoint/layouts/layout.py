@@ -29,10 +29,10 @@ class Derived:
 
 
 def token_ids(tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """The special ids of a config.json in the style of transformers; both ends of a text end a generation."""
+    """The special ids of a config.json in the style of transformers; every end of a text ends a generation."""
     if tokenizer is None:
         return {"bos_token_id": None, "eos_token_id": None}
-    return {"bos_token_id": tokenizer.bos_id, "eos_token_id": list(dict.fromkeys([tokenizer.eos_id, tokenizer.eod_id]))}
+    return {"bos_token_id": tokenizer.bos_id, "eos_token_id": list(tokenizer.end_ids)}
 
 
 def _nothing_derived(config: ModelConfig, data: dict[str, Any]) -> list[Derived]:

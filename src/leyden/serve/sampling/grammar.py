@@ -54,7 +54,7 @@ class Grammars:
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
-        self._ends = sorted({tokenizer.eos_id, tokenizer.eod_id})
+        self._ends = sorted(tokenizer.end_ids)
         self._kept: OrderedDict[Grammar, CompiledGrammar | str] = OrderedDict()
         self._lock = threading.Lock()
         self._infos: dict[bool, xgrammar.TokenizerInfo] = {}

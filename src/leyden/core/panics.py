@@ -1,0 +1,17 @@
+"""Libraries written in Rust that panic: PyO3 raises what is no Exception, so that no handler of ours would see it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from leyden.core.errors import UserError
+
+
+@contextmanager
+def panics_are_user_errors(message: str) -> Iterator[None]:
+    """Turn a panic inside into a UserError that says ``message``; all else passes as it is."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # PyO3 exports no class to catch
+            raise
+        raise UserError(message) from None
