@@ -1,6 +1,6 @@
 """``leyden info``: what a shape costs, before anything is built."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -23,18 +23,32 @@ def info(
     micro_batch_tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens that all ranks take at once.", show_default=False)
     ] = None,
+    memory: Annotated[str, typer.Option(help="Of a GPU.")] = "80GB",
+    serve: Annotated[bool, typer.Option("--serve", help="What serving takes on --gpus, instead of training.")] = False,
+    int8: Annotated[
+        Literal["none", "layers", "all"], typer.Option(help="With --serve: which weights are in 8 bits.")
+    ] = "none",
+    max_sequences: Annotated[int, typer.Option(min=1, help="With --serve: sequences at once.")] = 32,
 ) -> None:
     """Parameters, active parameters, FLOPs, and bytes of state and keys and values per token.
 
-    With --gpus, also the memory of a rank and the bytes that it sends over every axis in a step.
+    With --gpus, also the memory of a rank and the bytes that it sends over every axis in a step. With --serve, the
+    weights, states, keys and values of each GPU that serves the model, and how many tokens fit.
     """
+    from leyden.cli.options import size_of
     from leyden.recipes import describe
 
-    shape = [setting for setting in settings or [] if gpus is None or not setting.startswith("parallel.")]
+    whole = gpus is None and not serve
+    shape = [setting for setting in settings or [] if whole or not setting.startswith("parallel.")]
     print(describe(what, shape, length or 8192))
-    if gpus is not None:
+    if serve:
+        from leyden.recipes.serving import serving_text
+
+        sizes = {"int8": int8, "length": length or 8192, "max_sequences": max_sequences}
+        print(serving_text(what, settings or [], gpus or 1, size_of(memory), **sizes))
+    elif gpus is not None:
         from leyden.parallel.planner.time import Machine
         from leyden.recipes.planning import cost_text
 
         sizes = {"length": length, "batch_tokens": batch_tokens, "micro_batch_tokens": micro_batch_tokens}
-        print(cost_text(what, settings or [], gpus, Machine(), **sizes))
+        print(cost_text(what, settings or [], gpus, Machine(memory_bytes=size_of(memory)), **sizes))

@@ -1,5 +1,6 @@
 """Options that several verbs have."""
 
+import re
 from typing import Annotated
 
 import typer
@@ -8,3 +9,20 @@ Device = Annotated[
     str | None,
     typer.Option(help="Where it computes: cpu, cuda, cuda:1, ...; the GPU where there is one.", show_default=False),
 ]
+
+_UNITS = {"": 1.0, "B": 1.0, **{f"{prefix}B": 1000.0**power for power, prefix in enumerate("KMGT", 1)}}
+_UNITS |= {f"{prefix}IB": 1024.0**power for power, prefix in enumerate("KMGT", 1)}
+
+
+def size_of(text: str) -> float:
+    """``80GB`` or ``80GiB`` to bytes.
+
+    Raises:
+        UserError: it is no size.
+    """
+    from leyden.core.errors import UserError
+
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([KMGT]?i?B?)\s*", text, re.IGNORECASE)
+    if match is None or match[2].upper() not in _UNITS:
+        raise UserError(f"'{text}' is no size; give one like 80GB or 80GiB.")
+    return float(match[1]) * _UNITS[match[2].upper()]

@@ -4,8 +4,6 @@ from typing import Annotated
 
 import typer
 
-_SIZES = {"": 1.0, "B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
-
 
 def plan(
     what: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe, or a preset (text-01, tiny, 1b, ...).")],
@@ -26,25 +24,10 @@ def plan(
     best: Annotated[int, typer.Option(min=1, help="How many plans to print.")] = 5,
 ) -> None:
     """Search the plans for a number of GPUs, and print the fastest of those that fit."""
+    from leyden.cli.options import size_of
     from leyden.parallel.planner.time import Machine
     from leyden.recipes.planning import plan_text
 
     machine = Machine(flops, intra * 1e9, inter * 1e9, gpus_per_node, size_of(memory))
     sizes = {"length": length, "batch_tokens": batch_tokens, "micro_batch_tokens": micro_batch_tokens}
     print(plan_text(what, settings or [], gpus, machine, **sizes, best=best), end="")
-
-
-def size_of(text: str) -> float:
-    """``80GB`` to bytes.
-
-    Raises:
-        UserError: it is no size.
-    """
-    from leyden.core.errors import UserError
-
-    number = text.strip().rstrip("BKMGTbkmgt")
-    unit = text.strip()[len(number) :].upper()
-    try:
-        return float(number) * _SIZES[unit]
-    except (ValueError, KeyError):
-        raise UserError(f"'{text}' is no size; give one like 80GB.") from None

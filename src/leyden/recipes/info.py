@@ -23,7 +23,7 @@ def describe(what: str, settings: Sequence[str], length: int) -> str:
     Raises:
         UserError: ``what`` is none of these, or a setting does not apply.
     """
-    config = _config(what, settings)
+    config = read_shape(what, settings)
     count = count_model(config)
     bf16 = torch.bfloat16
     softmax = config.layer_types.count("full_attention")
@@ -32,12 +32,12 @@ def describe(what: str, settings: Sequence[str], length: int) -> str:
         ("layers", kinds),
         ("parameters", _billions(count.parameters)),
         ("active parameters", _active(config, count)),
-        ("weights", f"{_bytes(count.weight_bytes(bf16))} in bfloat16"),
-        ("lightning state", f"{_bytes(count.lightning_state_bytes)} in float32 a sequence, at any length"),
+        ("weights", f"{bytes_text(count.weight_bytes(bf16))} in bfloat16"),
+        ("lightning state", f"{bytes_text(count.lightning_state_bytes)} in float32 a sequence, at any length"),
         ("keys and values", f"{count.key_value_bytes_per_token(bf16):,} bytes in bfloat16 a token"),
         (
             f"context of {length:,}",
-            f"{_bytes(count.lightning_state_bytes + length * count.key_value_bytes_per_token(bf16))} a sequence",
+            f"{bytes_text(count.lightning_state_bytes + length * count.key_value_bytes_per_token(bf16))} a sequence",
         ),
         (
             f"FLOPs at {length:,}",
@@ -56,7 +56,12 @@ def _active(config: ModelConfig, count: ModelCount) -> str:
     return f"{_billions(count.active_parameters)}: {parts}, without embedding and output projection"
 
 
-def _config(what: str, settings: Sequence[str]) -> ModelConfig:
+def read_shape(what: str, settings: Sequence[str]) -> ModelConfig:
+    """The shape of a recipe's model, a model's directory, or a preset.
+
+    Raises:
+        UserError: ``what`` is none of these, or a setting does not apply.
+    """
     if what in PRESETS:
         changes = override({"model": {}}, settings)
         if set(changes) != {"model"}:
@@ -80,7 +85,8 @@ def _billions(number: int) -> str:
     return f"{number:,}"
 
 
-def _bytes(number: int) -> str:
+def bytes_text(number: int) -> str:
+    """``1536`` as ``1.5 KiB``."""
     for scale, suffix in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if number >= scale:
             return f"{number / scale:.4g} {suffix}"

@@ -80,15 +80,16 @@ def cost_text(
     ranks = [Rank(model, plan, step, coordinates(plan, number)) for number in _one_of_each_stage(plan)]
     memories = [predict_memory(rank) for rank in ranks]
     most = max(range(len(ranks)), key=lambda index: memories[index].peak)
-    time = predict_time(ranks[most], machine)
+    fits = memories[most].peak <= machine.memory_bytes
     where = f" (pipeline rank {ranks[most].at['pp']}, which needs most)" if plan.pp > 1 else ""
     rows = [("plan", str(plan)), ("tokens a step", f"{step.tokens:,} in {step.num_micro_batches} micro-batches")]
-    rows += _memory_rows(memories[most], where)
+    rows += _memory_rows(memories[most], where, machine, fits)
     rows += [
         (f"sent over {axis}", f"{_size(n)} a rank and step")
         for axis, n in by_axis(predict_traffic(ranks[most])).items()
     ]
-    rows += _time_rows(time)
+    if fits:
+        rows += _time_rows(predict_time(ranks[most], machine))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
@@ -143,9 +144,10 @@ def _one_of_each_stage(plan: Plan) -> list[int]:
     return [stage * plan.stage for stage in range(plan.pp)]
 
 
-def _memory_rows(memory: Memory, where: str) -> list[tuple[str, str]]:
+def _memory_rows(memory: Memory, where: str, machine: Machine, fits: bool) -> list[tuple[str, str]]:
+    verdict = f"{'fits' if fits else 'does not fit'} {_size(machine.memory_bytes)}"
     parts = ", ".join(f"{kind} {_size(n)}" for kind, n in memory.at_peak.items() if n)
-    return [("memory a rank", f"{_size(memory.peak)}{where}"), ("  of it", parts)]
+    return [("memory a rank", f"{_size(memory.peak)}{where}: {verdict} (--memory)"), ("  of it", parts)]
 
 
 def _time_rows(time: StepTime) -> list[tuple[str, str]]:
