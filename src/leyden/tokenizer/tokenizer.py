@@ -278,11 +278,12 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         *,
         continue_final_message: bool = False,
+        variables: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """The chat as ids, in which only what the template itself writes becomes a special token.
 
         With ``continue_final_message`` they end with the text of the last message, which is left open for the model to
-        go on (and no answer is begun behind it).
+        go on (and no answer is begun behind it). ``variables`` are further ones that the template knows.
 
         Raises:
             UserError: no chat template, a malformed message, or one that the template refuses or leaves out though it
@@ -290,9 +291,9 @@ class Tokenizer:
         """
         special = list(self.special_tokens)
         if continue_final_message:
-            text, mark = self._chat.render_open(messages, tools, special)
+            text, mark = self._chat.render_open(messages, tools, special, variables)
         else:
-            text, mark = self._chat.render_marked(messages, tools, add_generation_prompt, special)
+            text, mark = self._chat.render_marked(messages, tools, add_generation_prompt, special, variables)
         return self._encoder.encode_special(text, mark)
 
     def _checked_ends(self) -> tuple[int, ...]:

@@ -145,7 +145,7 @@ REFUSED = [
     {"modalities": ["text", "audio"]},
     {"audio": {"voice": "ash"}},
     {"reasoning_effort": "high"},
-    {"functions": []},
+    {"functions": [{"name": "f"}]},
     {"service_tier": "priority"},
     {"echo": True},
     {"tool_choice": "required"},

@@ -80,6 +80,7 @@ def _prompt(service: Service, body: ChatRequest) -> _ChatPrompt:
         tools=tools.tools,
         add_generation_prompt=not goes_on if begins is None else begins,
         continue_final_message=goes_on,
+        variables=body.chat_template_kwargs,
     )
     tokens += tools.opening(model.tokenizer)
     model.check(tokens, body.limit, "messages")
@@ -131,7 +132,9 @@ class _ChatAnswer(Answer[ChatPiece]):
         """Let the engine read the chat as the next turn will begin, and keep it where it has a name."""
         body, service, answer = self._body, self._service, self._writers[0].message
         chat = answered(body.messages, answer, continue_final_message=body.continue_final_message is True)
-        tokens = await self._threads.run(encode_answered, self._tokenizer, chat, tools=self._tools)
+        tokens = await self._threads.run(
+            encode_answered, self._tokenizer, chat, tools=self._tools, variables=body.chat_template_kwargs
+        )
         await service.loop.between_steps(lambda engine: engine.read_ahead(tokens))
         if body.conversation is not None and service.conversations is not None:
             roles = {"developer": "system"}  # templates know no other

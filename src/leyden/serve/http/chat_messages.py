@@ -5,7 +5,8 @@ refused, and so is an unknown field. Fields that a client sends back because an 
 ``annotations``) may be there, empty.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -14,6 +15,7 @@ from leyden.core.errors import UserError
 from leyden.serve.http.protocol.common import Wire
 from leyden.tokenizer import Tokenizer
 
+_SHOWN_IDS = 8
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 """Of a function or a speaker: templates write it without quotes, so that it must not hold anything else."""
 
@@ -25,7 +27,7 @@ class TextPart(Wire):
     text: str
 
 
-Text = str | Annotated[list[TextPart], Field(min_length=1)]
+Text = str | Annotated[list[TextPart], Field(min_length=1, fail_fast=True)]
 
 
 class SystemMessage(Wire):
@@ -64,7 +66,7 @@ class AssistantMessage(Wire):
 
     role: Literal["assistant"]
     content: Text | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(fail_fast=True)] | None = None
     name: Name | None = None
     refusal: None = None
     annotations: Annotated[list[None], Field(max_length=0)] | None = None
@@ -93,6 +95,7 @@ def encode_messages(
     tools: Sequence[Mapping[str, Any]] | None = None,
     add_generation_prompt: bool = True,
     continue_final_message: bool = False,
+    variables: Mapping[str, Any] | None = None,
 ) -> list[int]:
     """The tokens of a chat, by the tokenizer's template; text in messages never becomes a special token.
 
@@ -102,6 +105,7 @@ def encode_messages(
         tools: the functions that may be called, as OpenAI's ``{"type": "function", "function": {...}}``.
         add_generation_prompt: whether the tokens end where an answer begins.
         continue_final_message: whether they end with the text of the last message instead, for the model to go on.
+        variables: further ones for the template.
 
     Raises:
         UserError: an order that no conversation has, or what the template refuses.
@@ -116,7 +120,7 @@ def encode_messages(
         last = messages[-1]
         if isinstance(last, AssistantMessage) and (last.tool_calls or not text_of(last.content)):
             raise UserError("continue_final_message: the last message has no text to go on from, or ends with a call.")
-    return _encode(tokenizer, messages, tools, add_generation_prompt, continue_final_message)
+    return _encode(tokenizer, messages, tools, add_generation_prompt, continue_final_message, variables)
 
 
 def answered(
@@ -130,7 +134,11 @@ def answered(
 
 
 def encode_answered(
-    tokenizer: Tokenizer, messages: Sequence[ChatMessage], *, tools: Sequence[Mapping[str, Any]] | None = None
+    tokenizer: Tokenizer,
+    messages: Sequence[ChatMessage],
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    variables: Mapping[str, Any] | None = None,
 ) -> list[int]:
     """The tokens with which the next prompt of a chat begins, by what :func:`answered` gives.
 
@@ -145,7 +153,7 @@ def encode_answered(
             return ToolMessage(role="tool", tool_call_id=calls[0].id, content=text)
         return UserMessage(role="user", content=text)
 
-    one, other = (_encode(tokenizer, [*messages, turn(text)], tools, True, False) for text in ("0", "1"))
+    one, other = (_encode(tokenizer, [*messages, turn(text)], tools, True, False, variables) for text in ("0", "1"))
     pairs = zip(one, other, strict=False)
     return one[: next((place for place, (here, there) in enumerate(pairs) if here != there), len(one))]
 
@@ -156,6 +164,7 @@ def _encode(
     tools: Sequence[Mapping[str, Any]] | None,
     add_generation_prompt: bool,
     continue_final_message: bool,
+    variables: Mapping[str, Any] | None,
 ) -> list[int]:
     knows_developers = "developer" in (tokenizer.chat_template or "")
     return tokenizer.encode_chat(
@@ -163,6 +172,7 @@ def _encode(
         list(tools) if tools else None,
         add_generation_prompt,
         continue_final_message=continue_final_message,
+        variables=variables,
     )
 
 
@@ -177,36 +187,40 @@ def check_order(messages: Sequence[ChatMessage]) -> None:
     """Raise a UserError unless every result answers a call, and every call that another turn follows has its result."""
     if not messages:
         raise UserError('"messages" is empty; a chat has at least one: [{"role": "user", "content": "..."}].')
-    open_calls: list[str] = []
+    open_calls: dict[str, None] = {}
     for place, message in enumerate(messages):
         if isinstance(message, ToolMessage):
             if message.tool_call_id not in open_calls:
-                known = f"one of {', '.join(open_calls)}" if open_calls else "there is no call to answer"
+                known = f"one of {_some(open_calls)}" if open_calls else "there is no call to answer"
                 raise UserError(
                     f"messages[{place}] has tool_call_id {message.tool_call_id!r}; a message with the role tool "
                     f"follows the assistant's tool_calls and answers one of them once ({known})."
                 )
-            open_calls.remove(message.tool_call_id)
+            del open_calls[message.tool_call_id]
             continue
         if open_calls:
             raise UserError(
-                f"messages[{place}] comes before the results of the calls {', '.join(open_calls)}; add a message with "
+                f"messages[{place}] comes before the results of the calls {_some(open_calls)}; add a message with "
                 "the role tool for each."
             )
         if isinstance(message, AssistantMessage):
             open_calls = _call_ids(message, place)
     if open_calls:
-        raise UserError(
-            f"the calls {', '.join(open_calls)} have no results; add a message with the role tool for each."
-        )
+        raise UserError(f"the calls {_some(open_calls)} have no results; add a message with the role tool for each.")
 
 
-def _call_ids(message: AssistantMessage, place: int) -> list[str]:
+def _some(ids: Iterable[str]) -> str:
+    """The first of ``ids``, and whether there are more."""
+    first = list(islice(ids, _SHOWN_IDS + 1))
+    return ", ".join(first[:_SHOWN_IDS]) + (" and more" if len(first) > _SHOWN_IDS else "")
+
+
+def _call_ids(message: AssistantMessage, place: int) -> dict[str, None]:
     calls = message.tool_calls or []
     if message.content is None and not calls:
         raise UserError(f"messages[{place}] (assistant) has neither content nor tool_calls; give it one of them.")
-    ids = [call.id for call in calls]
-    if len(set(ids)) != len(ids):
+    ids = dict.fromkeys(call.id for call in calls)
+    if len(ids) != len(calls):
         raise UserError(f"messages[{place}] (assistant) has two tool_calls of the same id; ids are unique.")
     return ids
 

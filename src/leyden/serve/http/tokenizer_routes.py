@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request, Response
-from pydantic import BaseModel, Discriminator, Tag
+from pydantic import BaseModel, Discriminator, Field, JsonValue, Tag
 
 from leyden.serve.http.body import JsonRoute
 from leyden.serve.http.chat_messages import encode_messages
@@ -47,6 +47,8 @@ class TokenizeChat(Wire):
     """Whether the tokens end where an answer begins; true where left out, unless the last message goes on."""
     continue_final_message: bool | None = None
     """Whether they end with the text of the last message."""
+    chat_template_kwargs: dict[str, JsonValue] | None = Field(default=None, max_length=64)
+    """Variables for the chat template."""
     return_token_strs: bool | None = None
     """Whether each token's text is told, too."""
 
@@ -149,6 +151,7 @@ def _tokens(tokenizer: Tokenizer, body: TokenizeText | TokenizeChat) -> list[int
         tools=ToolUse.of(body.tools, None, None).tools,
         add_generation_prompt=not goes_on if body.add_generation_prompt is None else body.add_generation_prompt,
         continue_final_message=goes_on,
+        variables=body.chat_template_kwargs,
     )
 
 

@@ -2,10 +2,11 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, JsonValue, model_validator
 
-from leyden.serve.http.chat_messages import ChatMessage, Name, ToolCall
-from leyden.serve.http.protocol.common import GenerationRequest, NotSupported, PromptLogprobs, Usage
+from leyden.serve.http.chat_messages import ChatMessage, Name, Text, ToolCall
+from leyden.serve.http.protocol.common import LIMIT_NAMES, GenerationRequest, PromptLogprobs, Usage
+from leyden.serve.http.protocol.neutral import Neutral, NotSupported, Wire
 from leyden.serve.http.response_format import ResponseFormat
 from leyden.serve.http.tools import ToolChoice, Tools
 from leyden.serve.sampling.config import MAX_TOP
@@ -15,12 +16,19 @@ Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSA
 ShortText = Annotated[str, Field(max_length=512)]
 
 
+class Prediction(Wire):
+    """What a client expects much of the answer to be."""
+
+    type: Literal["content"]
+    content: Text
+
+
 class ChatRequest(GenerationRequest):
     """A conversation to answer."""
 
     messages: Messages
     """The conversation so far."""
-    max_tokens: int | None = Field(default=None, ge=1, le=2**31 - 1)
+    max_tokens: int | None = Field(default=None, ge=1, le=2**31 - 1, validation_alias=LIMIT_NAMES)
     """The older name of ``max_completion_tokens``."""
     max_completion_tokens: int | None = Field(default=None, ge=1, le=2**31 - 1)
     """Tokens of an answer at most; what the model's context has room for where left out."""
@@ -51,21 +59,47 @@ class ChatRequest(GenerationRequest):
     """Has no effect here."""
     prompt_cache_key: ShortText | None = None
     """Has no effect here: every prompt is looked up in the cache."""
+    prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None
+    """Has no effect here: what was read is kept until other texts need the room."""
+    prompt_cache_options: Annotated[None, Neutral({}, {"mode": "implicit"}, {"mode": "implicit", "ttl": "30m"})] = None
+    """Every prompt is looked up in the cache."""
+    prediction: Prediction | None = None
+    """Has no effect here: it could make the answer come sooner, and changes nothing about it."""
     service_tier: Literal["auto", "default"] | None = None
     """Has no effect here."""
+    chat_template_kwargs: dict[str, JsonValue] | None = Field(default=None, max_length=64)
+    """Variables for the chat template, such as ``{"enable_thinking": false}``; those that it does not know have no
+    effect."""
     modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = None
     """Answers are text."""
+    echo: Annotated[None, Neutral(False)] = None
+    """An answer holds what is new alone."""
+    add_special_tokens: Annotated[None, Neutral(False)] = None
+    """What begins a chat, its template writes."""
+    chat_template: Annotated[None, Neutral("")] = None
+    """The template is the model's."""
+    documents: Annotated[None, Neutral([])] = None
+    """What the model is to know stands in the messages."""
+    mm_processor_kwargs: Annotated[None, Neutral({})] = None
+    """Messages are text."""
     audio: NotSupported = None
-    function_call: NotSupported = None
-    functions: NotSupported = None
-    prediction: NotSupported = None
-    reasoning_effort: NotSupported = None
-    verbosity: NotSupported = None
+    """Answers are text."""
+    function_call: Annotated[None, Neutral("none", "auto")] = None
+    """The older name of ``tool_choice``; without ``functions`` it says nothing."""
+    functions: Annotated[None, Neutral([])] = None
+    """The older name of ``tools``."""
+    moderation: NotSupported = None
+    """Nothing is judged."""
+    reasoning_effort: Annotated[None, Neutral("none")] = None
+    """Answers have no part that is told apart."""
+    verbosity: Annotated[None, Neutral("medium")] = None
+    """How long an answer is, the model knows."""
     web_search_options: NotSupported = None
+    """Nothing is looked up."""
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs to be true")
         if self.conversation is not None and (self.n or 1) > 1:
             raise ValueError("a conversation goes on with one answer; leave n or conversation out")

@@ -1,21 +1,26 @@
 """What requests for completions and for chats have in common.
 
 Fields are OpenAI's, and of vLLM's further ones those that change what is drawn. A field that does nothing for the
-result (``user``) is accepted, one that would do something but is not supported takes null alone, any other is refused.
+result (``user``) is accepted, one that would do something but is not supported takes null and what means the same
+(:mod:`leyden.serve.http.protocol.neutral`), any other is refused.
 """
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, AliasChoices, BaseModel, Field, WithJsonSchema, model_validator
 
+from leyden.serve.http.protocol.neutral import Neutral, OtherServers, Wire
 from leyden.serve.sampling import Sampling
 from leyden.serve.sampling.config import MAX_TOP
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
-StopText = Annotated[str, Field(min_length=1, max_length=1024)]
+StopText = Annotated[str, Field(max_length=1024)]
 StopTexts = Annotated[list[StopText], Field(max_length=64, fail_fast=True)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 BiasedToken = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+LIMIT_NAMES = AliasChoices("max_tokens", "max_new_tokens", "n_predict", "num_predict")
+"""What others call it."""
+_PENALTY_NAMES = AliasChoices("repetition_penalty", "repeat_penalty")
 _MOST_TOKEN = 2**31 - 1
 _IDS_SCHEMA = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": _MOST_TOKEN}}
 
@@ -30,13 +35,6 @@ def _check_ids(tokens: list[Any]) -> list[int]:
 
 TokenIds = Annotated[list[Any], AfterValidator(_check_ids), WithJsonSchema(_IDS_SCHEMA)]
 EndReason = Literal["stop", "length"]
-NotSupported = Annotated[None, Field(description="Not supported; null alone is accepted.")]
-
-
-class Wire(BaseModel):
-    """A part of a request: types are not converted, unknown fields are refused."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class StreamOptions(Wire):
@@ -46,14 +44,16 @@ class StreamOptions(Wire):
     """Let a last chunk without choices tell the whole request's usage; in all others ``usage`` is null."""
     continuous_usage_stats: bool | None = None
     """With ``include_usage``: let every chunk tell the usage so far."""
+    include_obfuscation: Annotated[None, Neutral(False)] = None
+    """Events are as long as what they tell."""
 
 
-class GenerationRequest(Wire):
+class GenerationRequest(OtherServers):
     """How the next tokens are drawn, and when the text ends; null is as good as leaving a field out."""
 
     model: str | None = None
     """One of the names of the served model, from ``/v1/models``; the first where left out."""
-    max_tokens: int | None = Field(default=None, ge=0, le=2**31 - 1)
+    max_tokens: int | None = Field(default=None, ge=0, le=2**31 - 1, validation_alias=LIMIT_NAMES)
     """Tokens of a completion at most; with the prompt's, no more than the model's context."""
     min_tokens: int | None = Field(default=None, ge=0, le=2**31 - 1)
     """Until so many are drawn, no token that ends the text is."""
@@ -61,13 +61,13 @@ class GenerationRequest(Wire):
     """Completions of each prompt; 1 where left out. Each draws from random numbers of its own."""
     temperature: float | None = Field(default=None, ge=0, le=100)
     """1 where left out; 0 takes the most probable token."""
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    """Draw among the fewest tokens whose probabilities add up to this; 1 where left out."""
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    """Draw among the fewest tokens whose probabilities add up to this; 1 where left out, 0 takes the most probable."""
     top_k: int | None = Field(default=None, ge=-1, le=2**31 - 1)
     """Draw among so many of the most probable tokens; all where left out, 0 or -1."""
     min_p: float | None = Field(default=None, ge=0, le=1)
     """Draw among tokens at least this fraction as probable as the most probable one; 0 where left out."""
-    repetition_penalty: float | None = Field(default=None, gt=0, le=100)
+    repetition_penalty: float | None = Field(default=None, gt=0, le=100, validation_alias=_PENALTY_NAMES)
     """Divides the positive logits of tokens that occurred, in the prompt too, and multiplies the negative ones."""
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     """Subtracted from the logits of tokens that the completion holds."""
@@ -78,7 +78,7 @@ class GenerationRequest(Wire):
     seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
     """The same seed and prompt give the same tokens, whatever else the server does."""
     stop: StopText | StopTexts | None = None
-    """The text ends before the first of these that appears."""
+    """The text ends before the first of these that appears; an empty one is as good as none."""
     stop_token_ids: Annotated[list[TokenId], Field(max_length=64, fail_fast=True)] | None = None
     """The text ends before the first of these tokens."""
     ignore_eos: bool | None = None
@@ -91,6 +91,11 @@ class GenerationRequest(Wire):
     """What the stream tells besides; with ``stream`` alone."""
     user: str | None = Field(default=None, max_length=4096)
     """Has no effect here."""
+    request_id: str | None = Field(default=None, max_length=4096)
+    """Has no effect here; the header ``X-Request-Id`` has."""
+    cache_salt: str | None = Field(default=None, min_length=1, max_length=256)
+    """Only prompts with the same salt share what the server keeps of them; of one API key, or of all with
+    ``--shared-cache``."""
 
     @model_validator(mode="after")
     def _options_of_a_stream(self) -> Self:
@@ -104,14 +109,14 @@ class GenerationRequest(Wire):
         Raises:
             UserError: fields that contradict each other.
         """
-        stop = [self.stop] if isinstance(self.stop, str) else self.stop
+        stop = [text for text in ([self.stop] if isinstance(self.stop, str) else self.stop or []) if text]
         bias = {int(token): value for token, value in (self.logit_bias or {}).items()}
         given = {
             "max_tokens": max_tokens,
             "min_tokens": self.min_tokens,
             "n": self.n,
-            "temperature": self.temperature,
-            "top_p": self.top_p,
+            "temperature": 0.0 if self.top_p == 0 else self.temperature,
+            "top_p": self.top_p or None,
             "top_k": self.top_k if self.top_k is not None and self.top_k > 0 else None,
             "min_p": self.min_p,
             "repetition_penalty": self.repetition_penalty,
@@ -119,7 +124,7 @@ class GenerationRequest(Wire):
             "frequency_penalty": self.frequency_penalty,
             "logit_bias": bias or None,
             "seed": self.seed,
-            "stop": stop,
+            "stop": stop or None,
             "stop_token_ids": self.stop_token_ids,
             "ignore_eos": self.ignore_eos,
             "prompt_logprobs": self.prompt_logprobs,

@@ -7,11 +7,11 @@ from pydantic import AfterValidator, BaseModel, Discriminator, Field, Tag, model
 from leyden.serve.http.protocol.common import (
     EndReason,
     GenerationRequest,
-    NotSupported,
     PromptLogprobs,
     TokenIds,
     Usage,
 )
+from leyden.serve.http.protocol.neutral import Neutral
 from leyden.serve.sampling.config import MAX_TOP
 
 MAX_PROMPTS = 1024
@@ -47,15 +47,19 @@ Prompt = Annotated[
 class CompletionRequest(GenerationRequest):
     """Prompts to go on from."""
 
-    prompt: Prompt
+    prompt: Prompt | None
     """A text, a list of texts, the ids of a text's tokens, or a list of such lists. A text begins with the token that
-    begins a document; ids are taken as they are."""
+    begins a document; ids are taken as they are. Null is an empty text."""
     echo: bool | None = None
     """Let the text begin with the prompt, and its log-probabilities with the prompt's."""
     logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP)
     """Tell the log-probability of each token, and so many of the most probable ones in its place."""
-    suffix: NotSupported = None
-    best_of: NotSupported = None
+    add_special_tokens: Annotated[None, Neutral(True)] = None
+    """A text begins with the token that begins a document."""
+    suffix: Annotated[None, Neutral("")] = None
+    """Texts are gone on from, not filled in."""
+    best_of: Annotated[None, Neutral(1)] = None
+    """All completions that are drawn are told."""
 
     @model_validator(mode="after")
     def _bounded(self) -> Self:
@@ -65,8 +69,8 @@ class CompletionRequest(GenerationRequest):
 
     def prompts(self) -> list[str] | list[list[int]]:
         """All of them, in a list."""
-        if isinstance(self.prompt, str):
-            return [self.prompt]
+        if self.prompt is None or isinstance(self.prompt, str):
+            return [self.prompt or ""]
         if isinstance(self.prompt[0], int):
             return [self.prompt]  # pyright: ignore[reportReturnType] - all of them are, then
         return self.prompt  # pyright: ignore[reportReturnType]
