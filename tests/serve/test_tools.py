@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
+import xgrammar
 from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
@@ -230,7 +231,6 @@ def test_a_tool_of_another_shape_is_refused(tool: Any) -> None:
 
 
 def accepts(structure: str, text: str) -> bool:
-    xgrammar = pytest.importorskip("xgrammar")
     vocabulary = xgrammar.TokenizerInfo([b"a", b"<end>"], stop_token_ids=[1])
     compiled = xgrammar.GrammarCompiler(vocabulary).compile_structural_tag(structure)
     matcher = xgrammar.GrammarMatcher(compiled)
@@ -278,14 +278,6 @@ def test_a_forced_call_is_one_that_the_parser_reads(
     assert [call.function.name for call in calls] == (["get_weather", "now"] if parallel else ["get_weather"])
     opening = tokenizer.decode(use.opening(tokenizer))
     assert opening == ("<function_call>```typescript\n" if template == "minimax" else "<tool_call>\n")
-
-
-def test_parameters_that_cannot_be_enforced(tokenizer: Tokenizer) -> None:
-    function = {"name": "f", "parameters": {"type": "object", "not": {}}}
-    tools = TypeAdapter(Tools).validate_python([{"type": "function", "function": function}])
-    assert ToolUse.of(tools, "auto", None).grammar(tokenizer) is None
-    with pytest.raises(UserError, match=r"the function 'f': .*'not' cannot be enforced"):
-        ToolUse.of(tools, "required", None).grammar(tokenizer)
 
 
 def test_nothing_is_forced_without_a_choice(tokenizer: Tokenizer) -> None:

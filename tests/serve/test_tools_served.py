@@ -15,7 +15,6 @@ from leyden.serve.http import ServedModel, ServerSettings, Service, create_app
 from leyden.serve.loop import EngineLoop
 from leyden.tokenizer import Tokenizer
 
-pytest.importorskip("xgrammar")
 openai = pytest.importorskip("openai")
 
 CITY = {

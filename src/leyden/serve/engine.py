@@ -128,6 +128,10 @@ class Engine:
             return None
         return self._grammars.compile(sampling.grammar)
 
+    def is_prepared(self, sampling: Sampling) -> bool:
+        """Whether :meth:`prepare` takes no time."""
+        return sampling.grammar is None or self._grammars is None or self._grammars.known(sampling.grammar)
+
     @property
     def has_room(self) -> bool:
         """Whether one more request may come."""

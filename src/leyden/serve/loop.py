@@ -20,6 +20,8 @@ from leyden.serve.threads import Threads, fulfil
 
 T = TypeVar("T")
 
+_MAX_GRAMMARS = 16
+"""That are compiled or wait for it; each takes up to 5 s."""
 _END_SECONDS = 10
 """How long a drain waits for the last step to end."""
 
@@ -45,6 +47,8 @@ class EngineLoop:
         self._stopped = False
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._behind = Threads("after the engine", 1)
+        self._grammars = Threads("grammars", 1)
+        self._num_grammars = 0
 
     @property
     def statistics(self) -> Statistics:
@@ -56,13 +60,30 @@ class EngineLoop:
         self.ready = True
         self._thread.start()
 
-    def prepare(self, sampling: Sampling) -> None:
-        """See to what takes up to seconds before a request can be taken: its grammar. From any thread.
+    async def prepare(self, sampling: Sampling) -> object:
+        """See to what takes up to seconds before a request can be taken: its grammar.
+
+        Grammars are compiled one after the other in a thread of their own, and nothing else waits for them. Whoever
+        stops waiting gives up the place in the queue.
+
+        Returns:
+            What is to be kept until the request is submitted.
 
         Raises:
+            QueueFullError: too many grammars wait.
             UserError: it cannot be compiled.
         """
-        self.engine.prepare(sampling)
+        if self.engine.is_prepared(sampling):
+            return self.engine.prepare(sampling)
+        if self._num_grammars >= _MAX_GRAMMARS:
+            raise QueueFullError(
+                f"{self._num_grammars} grammars are being compiled or wait for it, the most that may; ask again later."
+            )
+        self._num_grammars += 1
+        try:
+            return await self._grammars.run(self.engine.prepare, sampling)
+        finally:
+            self._num_grammars -= 1
 
     def submit(self, request: Request) -> "Subscription":
         """Take a request; from a coroutine, whose event loop gets the deltas.

@@ -48,7 +48,7 @@ class ScriptedLoop:
     drained: bool = False
     ended: bool = False
 
-    def prepare(self, sampling: Sampling) -> None:
+    async def prepare(self, sampling: Sampling) -> None:
         """Nothing takes long here."""
 
     def submit(self, request: Request) -> ScriptedDeltas:

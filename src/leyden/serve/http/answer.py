@@ -71,7 +71,8 @@ class Answer(ABC, Generic[Piece]):
         """
         settings: ServerSettings = request.app.state.service.settings
         request.state.generation = self._generation
-        await self._generation.start()
+        if not await while_connected(request.receive, self._generation.start()):
+            return Response()  # to nobody: the client went while its grammar was compiled
         if stream:
             events = self._events(options or StreamOptions())
             generation = self._generation

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
+from typing import Literal
 
 from leyden.serve.http.errors import ApiError, unavailable
 from leyden.serve.http.loop import Loop
@@ -12,7 +13,7 @@ from leyden.serve.http.protocol.common import PromptTokensDetails, Usage
 from leyden.serve.http.streaming import KEEP_ALIVE
 from leyden.serve.request import Delta, FinishReason, QueueFullError, Request
 from leyden.serve.sampling import Sampling
-from leyden.serve.threads import Threads, carried
+from leyden.serve.threads import carried
 
 _RETRY_SECONDS = 0.05
 
@@ -28,7 +29,6 @@ class Generation:
         name: the response's id; each prompt's request is named after it.
         prompts: token ids.
         sampling: of every prompt.
-        threads: in which its grammar is seen to.
         settle: whether the engine reads what it wrote, see :class:`leyden.serve.request.Request`.
 
     Attributes:
@@ -44,14 +44,14 @@ class Generation:
         name: str,
         prompts: Sequence[Sequence[int]],
         sampling: Sampling,
-        threads: Threads,
         *,
         settle: bool = True,
     ) -> None:
         self.name, self.prompts = name, prompts
         self.first: float | None = None
         self.ends: list[FinishReason] = []
-        self._loop, self._threads = loop, threads
+        self._loop = loop
+        self._prepared: object = None
         self._waiting = deque(
             (place, Request(tokens, sampling, f"{name}-{place}", settle=settle)) for place, tokens in enumerate(prompts)
         )
@@ -61,18 +61,19 @@ class Generation:
         self._drawn = 0
         self._cached: dict[int, int] = {}
 
-    async def start(self) -> None:
-        """Submit the prompts.
+    async def start(self) -> Literal[True]:
+        """Submit the prompts; tells when that is done.
 
         Raises:
-            QueueFullError: not even the first one could wait.
+            QueueFullError: not even the first one could wait, or its grammar.
             UserError: one can never be answered; then none is.
         """
         try:
             sampling = self._waiting[0][1].sampling
             if sampling.grammar is not None:
-                await self._threads.run(self._loop.prepare, sampling)
+                self._prepared = await self._loop.prepare(sampling)
             self._submit()
+            return True
         except BaseException:
             await self.aclose()
             raise

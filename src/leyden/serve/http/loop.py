@@ -29,10 +29,11 @@ class Loop(Protocol):
         """What it has done and holds."""
         ...
 
-    def prepare(self, sampling: Sampling) -> object:
-        """See to what takes up to seconds before a request can be taken; from any thread.
+    def prepare(self, sampling: Sampling) -> Awaitable[object]:
+        """See to what takes up to seconds before a request can be taken; gives what is to be kept until then.
 
         Raises:
+            QueueFullError: at once.
             UserError: the request can never be answered.
         """
         ...

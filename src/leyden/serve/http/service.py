@@ -170,7 +170,7 @@ class Service:
         self, name: str, prompts: Sequence[Sequence[int]], sampling: Sampling, *, settle: bool = True
     ) -> Generation:
         """The completions of one request's prompts, which the engine does not have yet."""
-        return Generation(self.loop, self.metrics, name, prompts, sampling, self.threads, settle=settle)
+        return Generation(self.loop, self.metrics, name, prompts, sampling, settle=settle)
 
 
 def new_id(prefix: str) -> str:

@@ -12,7 +12,6 @@ from leyden.serve.http.chat_messages import CalledFunction, Name, ToolCall
 from leyden.serve.http.protocol.common import Wire
 from leyden.serve.http.tool_parser import CallDelta, ToolParser
 from leyden.serve.sampling import Grammar
-from leyden.serve.sampling.schema import check_schema
 from leyden.tokenizer import Tokenizer
 
 _MAX_TOOLS = 128  # as OpenAI
@@ -118,18 +117,9 @@ class ToolUse:
         return [] if self.forced is None else tokenizer.encode(_form(tokenizer).opening, allow_special=True)
 
     def grammar(self, tokenizer: Tokenizer) -> Grammar | None:
-        """What the answer must be behind the opening; None: anything.
-
-        Raises:
-            UserError: a function's parameters have a rule that cannot be enforced.
-        """
+        """What the answer must be behind the opening; None: anything."""
         if self.forced is None:
             return None
-        for name, schema in self.forced.items():
-            try:
-                check_schema(schema)
-            except UserError as error:
-                raise UserError(f"the parameters of the function {name!r}: {error}") from None
         return Grammar(structure=_structure(_form(tokenizer), self.forced, self.parallel))
 
     def parser(self, tokenizer: Tokenizer) -> ToolParser | None:

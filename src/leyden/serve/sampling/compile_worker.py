@@ -1,106 +1,128 @@
-"""The process in which grammars are compiled, so that one that takes too long or too much can be ended.
+"""What compiles grammars, in a process of its own that can be ended (:class:`leyden.core.limited.LimitedProcess`).
 
-It speaks pickle on its standard input and output with the engine that started it: first the vocabulary, then one
-grammar after the other. It is run as a file, and imports nothing of Leyden.
+It is loaded as a file, and of Leyden it loads the files beside it alone: the packages above would load the engine.
 """
 
+import importlib.util
+import json
 import os
-import pickle
-import resource
+import re
 import sys
+import tempfile
 import types
-from collections.abc import Sequence
-from typing import IO, Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
-_BYTES = 2 << 30
-"""Memory that a grammar may take while it is compiled."""
+_PLACE = re.compile(r"^\[[0-9:.]+\] \S+?:[0-9]+: ", re.MULTILINE)
+_CHECK = re.compile(r"Check failed: \(.*?\) is (?:false|true): ")
 
 
-def main() -> None:
-    """Compile what comes, until the input ends."""
-    channel = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints must not come between the answers
-    tokens, ends = pickle.load(sys.stdin.buffer)
+def make(tokens: Sequence[bytes], ends: Sequence[int]) -> Callable[[str, Any], tuple[bool, str]]:
+    """What compiles one grammar after the other.
+
+    Args:
+        tokens: what each token stands for; nothing, where it is no text.
+        ends: the tokens that end a text.
+
+    Returns:
+        A function of a field of ``Grammar``, by its name, and its value. It returns whether the grammar could be
+        compiled, and the compiled grammar as JSON, or what is wrong with it.
+    """
+    schemas = _beside("json_schema")
     # xgrammar imports transformers for classes that are not needed here; that would take seconds.
     placeholder: Any = types.ModuleType("transformers")
     placeholder.__getattr__ = _any_class
     sys.modules["transformers"] = placeholder
     import xgrammar
 
-    def compiler_of(of_json: bool) -> Any:
-        spelled = json_tokens(tokens) if of_json else tokens
-        info = xgrammar.TokenizerInfo(spelled, xgrammar.VocabType.RAW, stop_token_ids=ends)
-        return xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
+    info = xgrammar.TokenizerInfo(list(tokens), xgrammar.VocabType.RAW, stop_token_ids=list(ends))
+    compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
 
-    compilers = {of_json: compiler_of(of_json) for of_json in (False, True)}
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _limit(resource.RLIMIT_AS, _address_space() + _BYTES)
-    _answer(channel, "ready")
-    while True:
+    def compile_grammar(kind: str, value: Any) -> tuple[bool, str]:
         try:
-            kind, text, seconds = pickle.load(sys.stdin.buffer)
-        except EOFError:
-            return
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        _limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + 1 + seconds)
-        try:
-            answer = (True, compile_grammar(compilers[is_json(kind)], kind, text).serialize_json())
-        except Exception as error:
-            answer = (False, str(error))
-        _answer(channel, answer)
+            ask = _asked(schemas, compiler, kind, value)
+            compiled, warning = _warned(ask)
+        except (schemas.SchemaError, schemas.PatternError) as error:
+            return False, str(error)
+        except RuntimeError as error:
+            if "bad_alloc" in str(error):
+                raise MemoryError from None
+            return False, _reason(str(error))
+        return (False, f"it cannot be enforced in full: {_reason(warning)}") if warning else (True, compiled)
+
+    return compile_grammar
 
 
-def is_json(kind: str) -> bool:
-    """Whether the texts of a grammar are JSON, and consist of :func:`json_tokens`."""
-    return kind.startswith("json") or kind == "structure"
-
-
-def json_tokens(tokens: Sequence[bytes]) -> list[bytes]:
-    """``tokens`` without those that hold control characters, which JSON has between values alone, and needs not.
-
-    xgrammar (0.2.8) lets strings of limited length hold them. Line feeds it keeps out, and they may stay.
-    """
-    return [b"" if any(byte < 32 and byte != 10 for byte in token) else token for token in tokens]
-
-
-def compile_grammar(compiler: Any, kind: str, text: Any) -> Any:
-    """By ``kind``: the name of the field of ``Grammar`` that was given."""
+def _asked(schemas: Any, compiler: Any, kind: str, value: Any) -> Callable[[], Any]:
+    """The call of the library that compiles it."""
     if kind == "json_schema":
-        # Space between values is allowed, as models write it, and bounded, since a small one may never stop.
-        return compiler.compile_json_schema(text, any_whitespace=True, max_whitespace_cnt=32)
+        schema = json.loads(value)
+        return lambda: compiler.compile_grammar(schemas.schema_grammar(schema))
     if kind == "json_object":
-        return compiler.compile_json_schema('{"type": "object"}', any_whitespace=True, max_whitespace_cnt=32)
+        return lambda: compiler.compile_grammar(schemas.schema_grammar({"type": "object"}))
     if kind == "regex":
-        return compiler.compile_regex(text)
+        return lambda: compiler.compile_grammar(schemas.pattern_grammar(value))
+    if kind == "choice":
+        return lambda: compiler.compile_grammar("root ::= " + " | ".join(map(schemas.literal, value)))
     if kind == "structure":
-        return compiler.compile_structural_tag(text)
-    return compiler.compile_grammar(text)
+        try:
+            structure = json.loads(value)
+        except ValueError as error:
+            raise schemas.SchemaError(f"it is no JSON: {error}") from None
+        return lambda: compiler.compile_structural_tag(json.dumps(_with_grammars(schemas, structure, "")))
+    return lambda: compiler.compile_grammar(value)
+
+
+def _with_grammars(schemas: Any, part: Any, begin: str) -> Any:
+    """A structural tag with a grammar in the place of each JSON schema, which xgrammar would not keep in full."""
+    if isinstance(part, list):
+        return [_with_grammars(schemas, inner, begin) for inner in part]
+    if not isinstance(part, dict):
+        return part
+    if part.get("type") == "json_schema" and "json_schema" in part:
+        try:
+            return {"type": "grammar", "grammar": schemas.schema_grammar(part["json_schema"])}
+        except schemas.SchemaError as error:
+            raise schemas.SchemaError(f"in the JSON behind {begin!r}, {error}" if begin else str(error)) from None
+    begin = part["begin"] if isinstance(part.get("begin"), str) else begin
+    return {key: _with_grammars(schemas, inner, begin) for key, inner in part.items()}
+
+
+def _warned(call: Callable[[], Any]) -> tuple[str, str]:
+    """What ``call`` compiles, as JSON, and what it writes to standard error: it warns there of what it passes over."""
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            compiled = call().serialize_json()
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+        file.seek(0)
+        return compiled, file.read(4096).decode(errors="replace").strip()
+
+
+def _reason(text: str) -> str:
+    """What xgrammar says, without where in its source it says so."""
+    said = _CHECK.sub("", _PLACE.sub("", text)).strip().splitlines()
+    return said[0] if said else "it is no grammar"
+
+
+def _beside(name: str) -> Any:
+    """The package ``name`` in this file's folder."""
+    folder = Path(__file__).with_name(name)
+    spec = importlib.util.spec_from_file_location(
+        name, folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def _any_class(name: str) -> type:
     if name.startswith("__"):
         raise AttributeError(name)
     return type(name, (), {})
-
-
-def _answer(channel: IO[bytes], answer: Any) -> None:
-    pickle.dump(answer, channel)
-    channel.flush()
-
-
-def _limit(kind: int, value: int) -> None:
-    _, hard = resource.getrlimit(kind)
-    resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
-
-
-def _address_space() -> int:
-    """Bytes of this process; 0 where the system does not tell."""
-    try:
-        with open("/proc/self/statm", encoding="ascii") as numbers:
-            return int(numbers.read().split()[0]) * resource.getpagesize()
-    except OSError:
-        return 1 << 40
-
-
-if __name__ == "__main__":
-    main()

@@ -1,31 +1,23 @@
 """Texts that must fit a grammar: compiled by xgrammar, once for each grammar, and followed token by token.
 
-xgrammar (Dong et al. 2024, arXiv:2411.15100) is the extra ``grammar``; it is imported with the first grammar.
+xgrammar: Dong et al. 2024, arXiv:2411.15100. It is imported with the first grammar.
 """
 
-import contextlib
-import json
-import pickle
-import shlex
-import subprocess
-import sys
 import threading
 import time
-import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
 
 from leyden.core.errors import UserError
-from leyden.serve.sampling.compile_worker import is_json, json_tokens
+from leyden.core.limited import LimitedProcess, LimitReached
 from leyden.serve.sampling.config import Grammar
-from leyden.serve.sampling.schema import check_schema
 from leyden.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -33,6 +25,8 @@ if TYPE_CHECKING:
 
 _SECONDS = 5
 """Of the processor's time, for one grammar."""
+_MEMORY_BYTES = 2 << 30
+"""Of a grammar, while it is compiled."""
 _FIRST_SECONDS = 0.25
 _SECONDS_PER_TOKEN = 0.005
 """Of the processor's time, to follow a grammar: so much for the text, and twice so much for each of its tokens."""
@@ -44,7 +38,7 @@ _MAX_KEPT_BYTES = 256 << 20
 
 
 class Grammars:
-    """Compiles grammars for one vocabulary. May be used by several threads.
+    """Compiles grammars for one vocabulary. May be used by several threads; they wait for each other.
 
     Args:
         tokenizer: whose tokens the texts consist of.
@@ -56,26 +50,28 @@ class Grammars:
         self._vocab_size = vocab_size
         self._ends = sorted(tokenizer.end_ids)
         self._kept: OrderedDict[Grammar, CompiledGrammar | str] = OrderedDict()
+        self._used: WeakValueDictionary[Grammar, CompiledGrammar] = WeakValueDictionary()
         self._lock = threading.Lock()
-        self._infos: dict[bool, xgrammar.TokenizerInfo] = {}
-        self._worker: _Worker | None = None
+        self._info: xgrammar.TokenizerInfo | None = None
+        self._worker: LimitedProcess | None = None
+
+    def known(self, grammar: Grammar) -> bool:
+        """Whether :meth:`compile` takes no time."""
+        return grammar in self._kept or grammar in self._used
 
     def compile(self, grammar: Grammar) -> "CompiledGrammar":
-        """The grammar, ready to be followed; at once where it has been compiled before, else in up to seconds.
+        """The grammar, ready to be followed; at once where it is :meth:`known`, else in up to seconds.
 
         Raises:
-            UserError: it is not well-formed, asks what cannot be enforced, or takes too long to compile; or the extra
-                is not installed.
+            UserError: it is not well-formed, asks what cannot be enforced, or takes too long to compile.
         """
-        found = self._kept.get(grammar)
+        found = self._kept.get(grammar) or self._used.get(grammar)
         if found is None:
-            if find_spec("xgrammar") is None:
-                raise UserError(
-                    "a grammar (json_schema, regex, ...) needs the package xgrammar: pip install 'leyden[grammar]'."
-                )
             with self._lock:
                 found = self._kept.get(grammar) or self._compile(grammar)
                 self._kept[grammar] = found
+                if isinstance(found, CompiledGrammar):
+                    self._used[grammar] = found
                 while len(self._kept) > _MAX_KEPT or sum(map(_bytes_of, self._kept.values())) > _MAX_KEPT_BYTES:
                     self._kept.popitem(last=False)
         if isinstance(found, str):
@@ -91,89 +87,28 @@ class Grammars:
 
     def _compile(self, grammar: Grammar) -> "CompiledGrammar | str":
         kind, value = next((name, value) for name, value in grammar if value is not None)
-        try:
-            if kind == "json_schema":
-                check_schema(json.loads(value))
-        except UserError as error:
-            return str(error)
-        if kind == "choice":
-            kind, value = "ebnf", "root ::= " + " | ".join(map(_literal, value))
         if self._worker is None:
-            self._worker = _Worker(self._tokens(), self._ends)
+            file, setup = Path(__file__).with_name("compile_worker.py"), (self._tokens(), self._ends)
+            self._worker = LimitedProcess(file, setup, seconds=_SECONDS, memory_bytes=_MEMORY_BYTES)
         try:
-            fits, text = self._worker.compile(kind, value)
-        except EOFError:
-            self._worker = None
-            return f"grammar: this one takes more than {_SECONDS} s or 2 GB to compile; make it simpler."
+            fits, text = self._worker.call(kind, value)
+        except LimitReached:
+            limits = f"{_SECONDS} s or {_MEMORY_BYTES >> 30} GB"
+            return f"grammar: '{kind}' takes more than {limits} to compile; make it simpler."
         if not fits:
-            return f"grammar: {_reason(text)}"
+            return f"grammar: '{kind}'{'' if text.startswith('at ') else ':'} {text.rstrip('.')}."
         if len(text) > _MAX_BYTES:
-            return f"grammar: compiled, this one has {len(text)} bytes, more than {_MAX_BYTES}; make it simpler."
+            return f"grammar: compiled, '{kind}' has {len(text)} bytes, more than {_MAX_BYTES}; make it simpler."
         import xgrammar
 
-        of_json = is_json(kind)
-        if of_json not in self._infos:
-            tokens = json_tokens(self._tokens()) if of_json else self._tokens()
-            self._infos[of_json] = xgrammar.TokenizerInfo(tokens, xgrammar.VocabType.RAW, stop_token_ids=self._ends)
-        compiled = xgrammar.CompiledGrammar.deserialize_json(text, self._infos[of_json])
-        return CompiledGrammar(compiled, tuple(self._ends))
+        if self._info is None:
+            self._info = xgrammar.TokenizerInfo(self._tokens(), xgrammar.VocabType.RAW, stop_token_ids=self._ends)
+        return CompiledGrammar(xgrammar.CompiledGrammar.deserialize_json(text, self._info), tuple(self._ends))
 
     def _tokens(self) -> list[bytes]:
         """What each token stands for; special tokens, whose spelling is no text, and missing ones for nothing."""
         own = self._tokenizer
         return [b"" if own.is_special(index) else own.token_bytes(index) for index in range(self._vocab_size)]
-
-
-class _Worker:
-    """The process that compiles; it limits its own time and memory, and is gone when it reaches them.
-
-    Attributes:
-        close: ends the process, as the end of this object does.
-    """
-
-    def __init__(self, tokens: Sequence[bytes], ends: Sequence[int]) -> None:
-        command = [sys.executable, "-I", str(Path(__file__).with_name("compile_worker.py"))]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        )
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._input: IO[bytes] = self._process.stdin
-        self._output: IO[bytes] = self._process.stdout
-        self.close = weakref.finalize(self, _end, self._process, self._input, self._output)
-        self._send((tokens, ends))
-        try:
-            pickle.load(self._output)
-        except EOFError:
-            raise RuntimeError(f"the process that compiles grammars did not start ({shlex.join(command)})") from None
-
-    def compile(self, kind: str, text: str) -> tuple[bool, str]:
-        """Whether it could be compiled; the grammar as JSON, or what is wrong with it.
-
-        Raises:
-            EOFError: the process has ended.
-        """
-        self._send((kind, text, _SECONDS))
-        try:
-            return pickle.load(self._output)
-        except (EOFError, pickle.UnpicklingError):
-            self.close()
-            raise EOFError from None
-
-    def _send(self, message: Any) -> None:
-        try:
-            pickle.dump(message, self._input)
-            self._input.flush()
-        except BrokenPipeError:
-            self.close()
-            raise EOFError from None
-
-
-def _end(process: subprocess.Popen[bytes], *pipes: IO[bytes]) -> None:
-    process.kill()
-    process.wait()
-    for pipe in pipes:
-        with contextlib.suppress(BrokenPipeError):
-            pipe.close()
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,14 +190,3 @@ def forbid(logits: torch.Tensor, matchers: Sequence[tuple[int, Matcher]]) -> Non
 
 def _bytes_of(kept: CompiledGrammar | str) -> int:
     return len(kept) if isinstance(kept, str) else kept.compiled.memory_size_bytes
-
-
-def _literal(text: str) -> str:
-    """As a string of the grammar notation: any character by its code."""
-    return '"' + "".join(c if c.isascii() and c.isalnum() else f"\\U{ord(c):08x}" for c in text) + '"'
-
-
-def _reason(text: str) -> str:
-    """What xgrammar says, without where in its source it says so."""
-    _, _, said = text.splitlines()[0].rpartition(": ") if text.startswith("[") else ("", "", text)
-    return f"{(said or text).strip().rstrip('.')}."
