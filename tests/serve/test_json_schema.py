@@ -148,7 +148,7 @@ UNKEPT: list[tuple[Any, str]] = [
     ({"type": "integer", "multipleOf": 10**9 + 7}, "'multipleOf' is too large"),
     ({"type": "string", "maxLength": 10**9}, "at #: 'maxLength' can be 100000 at most"),
     ({"$ref": "http://x/y"}, "at #: '$ref' can only lead to a place in the same schema"),
-    ({"items": {"$ref": "#/$defs/a"}}, "at #/items: '$ref' leads to '/$defs/a', which is not in this schema"),
+    ({"items": {"$ref": "#/$defs/a"}}, "at #/items: '$ref' leads to '#/$defs/a', which is not in this schema"),
     ({"type": "string", "nullable": True}, "at #: 'nullable' is OpenAPI's"),
     ({"type": "string", "maxLenght": 3}, "at #: 'maxLenght' is no keyword; did you mean 'maxLength'?"),
     ({"dependencies": {"a": ["b"]}}, "at #: 'dependencies' belongs to older drafts"),

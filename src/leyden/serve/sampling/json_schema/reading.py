@@ -218,7 +218,8 @@ def _told(message: str, places: Mapping[str, str]) -> str:
         place = places.get(f"$ref={quoted}") or places.get("$ref", "#")
         return f"at {place}: '$ref' can only lead to a place in the same schema ('#/...'); given {quoted!r}"
     if "does not exist" in message:
-        place = places.get(f"$ref=#{quoted}") or places.get("$ref", "#")
+        quoted = f"#{quoted}"
+        place = places.get(f"$ref={quoted}") or places.get("$ref", "#")
         return f"at {place}: '$ref' leads to {quoted!r}, which is not in this schema"
     if "regular expression" in message:
         keyword = "pattern" if f"pattern={quoted}" in places else "patternProperties"
