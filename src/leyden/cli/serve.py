@@ -1,5 +1,6 @@
 """``leyden serve``: a model over HTTP, by OpenAI's API."""
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,9 @@ def serve(
     model: serve_options.Model,
     host: serve_options.Host = None,
     port: serve_options.Port = None,
+    uds: serve_options.Uds = None,
+    root_path: serve_options.RootPath = None,
+    allow_origin: serve_options.AllowOrigin = None,
     api_key: serve_options.ApiKey = None,
     api_key_file: serve_options.ApiKeyFile = None,
     served_model_name: serve_options.ServedModelName = None,
@@ -27,14 +31,20 @@ def serve(
     draft: serve_options.Draft = None,
     draft_tokens: serve_options.DraftTokens = None,
     conversations: serve_options.Conversations = None,
+    conversations_gigabytes: serve_options.ConversationsGigabytes = None,
+    shared_cache: serve_options.SharedCache = None,
+    ignore_unknown_fields: serve_options.IgnoreUnknownFields = None,
     max_body_bytes: serve_options.MaxBodyBytes = None,
+    max_bodies_bytes: serve_options.MaxBodiesBytes = None,
     max_connections: serve_options.MaxConnections = None,
+    max_connections_per_address: serve_options.MaxConnectionsPerAddress = None,
     request_seconds: serve_options.RequestSeconds = None,
     idle_seconds: serve_options.IdleSeconds = None,
     stall_seconds: serve_options.StallSeconds = None,
     keep_alive_seconds: serve_options.KeepAliveSeconds = None,
     drain_seconds: serve_options.DrainSeconds = None,
     request_log: serve_options.RequestLog = None,
+    log_format: serve_options.LogFormat = "text",
     tp: serve_options.Tp = None,
     ep: serve_options.Ep = None,
     etp: serve_options.Etp = None,
@@ -44,12 +54,15 @@ def serve(
     from leyden.core.launch import launched
     from leyden.serve.config import EngineConfig
     from leyden.serve.http import ServerSettings
+    from leyden.serve.http.log_format import log_as
 
+    log_as(log_format)
     given = {name: value for name, value in locals().items() if value is not None}
     keys = [*(api_key or []), *(_keys(api_key_file) if api_key_file else [])]
-    settings = ServerSettings.parse({**_of(ServerSettings, given), "api_keys": keys}, "serve")
+    more = {"api_keys": keys, "allow_origins": allow_origin or []}
+    settings = ServerSettings.parse({**_of(ServerSettings, given), **more}, "serve")
     config = EngineConfig.parse(_of(EngineConfig, given), "serve")
-    shown = {"root": model, "names": served_model_name or [Path(model).name or model], "settings": settings}
+    shown = {"root": model, "names": served_model_name or [_name_of(model)], "settings": settings}
     axes = {name: given[name] for name in ("tp", "ep", "etp") if name in given}
     if launched().world > 1:
         if device is not None:
@@ -71,8 +84,9 @@ def _serve_alone(
     """One process has the whole model."""
     from leyden.checkpoint import load
     from leyden.core.device import find_device
+    from leyden.core.log import logger
     from leyden.serve import Engine
-    from leyden.serve.http import listen
+    from leyden.serve.http import listen, url
     from leyden.serve.http.conversations import make_directory
     from leyden.serve.http.run import run_server
 
@@ -81,6 +95,7 @@ def _serve_alone(
     if settings.conversations is not None:
         make_directory(settings.conversations)
     bound = listen(settings)  # before the model is loaded, which may take long
+    logger(__name__).info("%s is being loaded, to be served at %s", model, url(bound))
     weights, tokenizer = load(model, int8=int8, device=where)
     engine = Engine(weights, tokenizer, config, draft=None if draft is None else load(draft, device=where)[0])
     run_server(bound, engine, **shown)
@@ -110,9 +125,10 @@ def _serve_on_ranks(
     from leyden.checkpoint import load, read_config
     from leyden.core.errors import UserError
     from leyden.core.launch import launched
+    from leyden.core.log import logger
     from leyden.parallel import ParallelConfig, team_of
     from leyden.parallel.serving import serving_plan
-    from leyden.serve.http import listen
+    from leyden.serve.http import listen, url
     from leyden.serve.http.run import run_server
     from leyden.serve.ranks import engine_of
 
@@ -125,10 +141,20 @@ def _serve_on_ranks(
     with team_of(serving_plan(ParallelConfig.parse(axes, "serve"), launched().world, read_config(model))) as team:
         assert team.mesh is not None
         bound = listen(shown["settings"]) if team.rank == 0 else None
+        if bound is not None:
+            logger(__name__).info("%s is being loaded, to be served at %s", model, url(bound))
         weights, tokenizer = load(model, int8=int8, mesh=team.mesh, device=team.mesh.device)
         with engine_of(team, weights, tokenizer, config) as engine:
             if engine is not None and bound is not None:
                 run_server(bound, engine, **shown)
+
+
+def _name_of(model: str) -> str:
+    """What clients call a model: of a run or a checkpoint of one the run's name, else the directory's or the hub's."""
+    path = Path(model).resolve() if Path(model).is_dir() else Path(model)
+    while path.name in ("final", "checkpoints") or re.fullmatch(r"step_\d+", path.name):
+        path = path.parent
+    return path.name or "model"
 
 
 def _of(settings: Any, given: dict[str, Any]) -> dict[str, Any]:
@@ -137,8 +163,11 @@ def _of(settings: Any, given: dict[str, Any]) -> dict[str, Any]:
 
 def _keys(file: Path) -> list[str]:
     from leyden.core.errors import UserError
+    from leyden.core.log import logger
 
     try:
+        if file.stat().st_mode & 0o077:
+            logger(__name__).warning("--api-key-file %s can be read by others; chmod 600 keeps its keys.", file)
         keys = file.read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--api-key-file {file} cannot be read: {error}.") from None

@@ -24,8 +24,10 @@ def test_all_of_it_is_finished(caplog: pytest.LogCaptureFixture) -> None:
         later.do(work("first", then="of the first"))
         later.do(work("wrong", UserError("the disk is full")))
         later.do(work("torn", KeyError("a defect")))
-        await later.finish()
-        await later.finish()
+        await later.finish(10)
+        await later.finish(10)
+        later.do(asyncio.sleep(1000))
+        await later.finish(0.01)
 
     asyncio.run(run())
     assert done == ["first", "of the first"]

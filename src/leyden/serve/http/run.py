@@ -1,6 +1,9 @@
 """From a loaded model to a running server."""
 
+import faulthandler
+import gc
 import socket
+import sys
 from collections.abc import Sequence
 
 from leyden.core.errors import UserError
@@ -14,6 +17,11 @@ from leyden.serve.http.settings import ServerSettings
 from leyden.serve.loop import EngineLoop
 
 _GIGABYTE = 1 << 30
+_END_SECONDS = 10
+"""After ``drain_seconds``, for what is done behind the last answers."""
+_SWITCH_SECONDS = 0.001
+"""How long a thread may have the interpreter while others wait; by default it is 5 times as long, and a stream would
+wait so long several times a token while a large prompt is prepared."""
 
 
 def run_server(
@@ -31,6 +39,7 @@ def run_server(
     Raises:
         UserError: there is no tokenizer.
     """
+    sys.setswitchinterval(_SWITCH_SECONDS)
     model, tokenizer = engine.model, engine.tokenizer
     if tokenizer is None:
         raise UserError(f"{root} has no tokenizer, and a server needs one; add its tokenizer.json.")
@@ -41,12 +50,25 @@ def run_server(
         tokenizer,
         context_tokens=engine.max_positions,
         vocab_size=model.config.vocab_size,
-        root=root,
+        root=names[0],
         weights=fingerprint(model),
     )
     service = Service(loop, served, settings)
     greeting = f"{names[0]} is served at {url(bound)} ({_memory(engine)}); Ctrl-C ends it."
-    Server(create_app(service), service, greeting).run(sockets=[bound])
+    server = Server(create_app(service), service, greeting, last_resort=_end_in_any_case)
+    gc.collect()
+    gc.freeze()  # what is there now stays to the end: no collection need look at it
+    try:
+        server.run(sockets=[bound])
+    finally:
+        gc.unfreeze()
+        if settings.uds is not None:
+            settings.uds.unlink(missing_ok=True)
+
+
+def _end_in_any_case(drain_seconds: float) -> None:
+    """End the process some time after it should have ended, whatever a thread does then, and tell what that is."""
+    faulthandler.dump_traceback_later(drain_seconds + _END_SECONDS, exit=True, file=sys.__stderr__ or sys.stderr)
 
 
 def _memory(engine: Engine) -> str:

@@ -4,6 +4,7 @@ import asyncio
 import math
 import resource
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -11,7 +12,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from leyden.core.errors import UserError
-from leyden.core.log import say
+from leyden.core.log import logger
 from leyden.serve.http.connection import connections
 from leyden.serve.http.service import Service
 from leyden.serve.http.settings import ServerSettings
@@ -19,6 +20,8 @@ from leyden.serve.threads import Threads
 
 _BACKLOG = 1024
 _CANCEL_SECONDS = 2
+_LATER_SECONDS = 5
+"""For what is done behind the last answers, such as keeping a conversation."""
 _OTHER_FILES = 256
 
 
@@ -92,9 +95,16 @@ class Server(uvicorn.Server):
         app: of ``service``.
         service: whose loop runs already.
         greeting: is said once clients may come.
+        last_resort: is called with ``drain_seconds`` when the end begins.
     """
 
-    def __init__(self, app: ASGIApp, service: Service, greeting: str = "") -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        service: Service,
+        greeting: str = "",
+        last_resort: Callable[[float], None] = lambda seconds: None,
+    ) -> None:
         settings = service.settings
         config = uvicorn.Config(
             app,
@@ -110,7 +120,7 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=math.ceil(settings.drain_seconds) + _CANCEL_SECONDS,
         )
         super().__init__(config)
-        self._service, self._greeting = service, greeting
+        self._service, self._greeting, self._last_resort = service, greeting, last_resort
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to end; uvicorn would raise the signal anew when all is done, and so not exit with 0."""
@@ -121,15 +131,16 @@ class Server(uvicorn.Server):
         """Listen, and only then say so."""
         await super().startup(sockets)
         if self._greeting:
-            say(self._greeting)
+            logger(__name__).info("%s", self._greeting)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let what runs finish, while nothing new comes in."""
         loop, settings = self._service.loop, self._service.settings
+        self._last_resort(settings.drain_seconds)
         drained = asyncio.create_task(Threads("drain", 1).run(loop.drain, settings.drain_seconds))
         await super().shutdown(sockets)
         if self.force_exit:
             loop.drain(0)
         await drained
         if not self.force_exit:
-            await self._service.later.finish()
+            await self._service.later.finish(_LATER_SECONDS)

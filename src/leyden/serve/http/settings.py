@@ -56,6 +56,10 @@ class ServerSettings(Config):
     """Log a line for each request that has ended; what was asked and answered is not in it."""
     conversations: Path | None = None
     """Directory in which chats that name a conversation are kept over the server's end. None: they are not."""
+    conversations_gigabytes: float = Field(default=16, gt=0)
+    """Room for them, of which each API key has an equal part; the oldest of a key make room for its newer ones."""
+    shared_cache: bool = False
+    """One prefix cache for all API keys. Each then sees, by ``cached_tokens`` and the time, what others have asked."""
 
     @field_validator("allow_origins")
     @classmethod
