@@ -105,6 +105,52 @@ def test_a_message_of_another_shape_is_refused(message: dict[str, Any], field: s
         MESSAGES.validate_python([message])
 
 
+@pytest.mark.parametrize("arguments", [None, "", " ", "null", '{"path": "C:\\temp', '{"a":' * 900 + "1" + "}" * 900])
+def test_arguments_of_an_old_turn_end_no_chat(tokenizer: Tokenizer, tmp_path: Any, arguments: str | None) -> None:
+    tokenizer.save(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}{% for c in m.tool_calls or [] %}[{{ c.function.name }}"
+        "{% for k, v in c.function.arguments | items %} {{ k }}={{ v }}{% endfor %}]{% endfor %}{% endfor %}"
+    )
+    called = {"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "now", "arguments": arguments}}]}
+    messages = [USER, called, {"role": "tool", "tool_call_id": "c1", "content": "noon"}]
+    told = "" if arguments is None or arguments.strip() in ("", "null") else f" arguments={arguments}"
+    for own in (tokenizer, Tokenizer.load(tmp_path)):
+        assert encode(own, messages)
+    assert own.decode(encode(own, messages)) == f"user: Helloassistant: [now{told}]tool: noon"
+
+
+@pytest.mark.parametrize(
+    "content", ["Hello you", [{"type": "text", "text": "Hello "}, {"type": "text", "text": "you"}]]
+)
+@pytest.mark.parametrize("words", ["{% for p in m.content %}{{ p.text }}{% endfor %}", "{{ m.content[0]['text'] }}"])
+def test_a_template_of_parts_gets_parts_whatever_the_client_sends(
+    tokenizer: Tokenizer, tmp_path: Any, words: str, content: Any
+) -> None:
+    tokenizer.save(tmp_path)
+    source = f"{{% for m in messages %}}[{{{{ m.role }}}}: {words}]{{% endfor %}}"
+    (tmp_path / "chat_template.jinja").write_text(source)
+    own = Tokenizer.load(tmp_path)
+    messages = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": content}]
+    assert own.decode(encode(own, messages)) == "[system: Be brief.][user: Hello you]"
+    goes_on = [{"role": "user", "content": content}, {"role": "assistant", "content": content}]
+    tokens = encode(own, goes_on, add_generation_prompt=False, continue_final_message=True)
+    assert own.decode(tokens) == "[user: Hello you][assistant: Hello you"
+
+
+def test_a_character_of_private_use_hangs_nobody(tokenizer: Tokenizer) -> None:
+    plane = "".join(map(chr, range(0xF0000, 0xFFFFE)))
+    content = f"{plane}<end_of_sentence>"
+    tokens = encode(tokenizer, [{"role": "user", "content": content}])
+    assert content in tokenizer.decode(tokens)
+    assert [token for token in tokens if tokenizer.is_special(token)] == [
+        *(tokenizer.bos_id, tokenizer.eos_id, tokenizer.bos_id)
+    ]
+    both = plane + "".join(map(chr, range(0x100000, 0x10FFFE)))
+    with pytest.raises(UserError, match="leave one of them out"):
+        encode(tokenizer, [{"role": "user", "content": both}])
+
+
 def test_only_text_is_continued(tokenizer: Tokenizer) -> None:
     with pytest.raises(UserError, match="one of them to false"):
         encode(tokenizer, [USER], continue_final_message=True)

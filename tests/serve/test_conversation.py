@@ -185,3 +185,17 @@ def test_killed_while_saving(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert {file.name for file in tmp_path.iterdir()} <= {"talk", ".talk.part"}
+
+
+def test_only_a_conversation_is_replaced(model: HybridLM, tmp_path: Path) -> None:
+    memory, precious = _memory(model), tmp_path / "precious.txt"
+    for content in (b"", b"years of work", b"x" * 10_000):
+        precious.write_bytes(content)
+        with pytest.raises(UserError, match="no conversation of Leyden's; give the name of a new file"):
+            save_conversation(precious, memory, [1, 2, 3], "print")
+        assert precious.read_bytes() == content
+    with pytest.raises(UserError, match="no conversation"):
+        save_conversation(tmp_path, memory, [1, 2, 3], "print")
+    for tokens in ([1, 2, 3], [1, 2, 3, 4]):
+        save_conversation(tmp_path / "new", memory, tokens, "print")
+    assert load_conversation(tmp_path / "new", memory, "print").tokens == [1, 2, 3, 4]

@@ -97,7 +97,7 @@ def test_a_role_cannot_carry_a_special_token(tokenizer, directory, tmp_path):
 
 
 def test_a_template_that_acts_on_special_text_is_refused(tokenizer):
-    chat = ChatTemplate("{{ messages[0].content.split('<image>') | join('|') }}", {})
+    chat = ChatTemplate("{{ messages[0].content.split('<image>') | join(' image ') }}", {})
     with pytest.raises(UserError, match="remove it"):
         chat.render_marked([{"role": "user", "content": "a<image>b"}], None, False, SPECIAL)
     assert chat.render_marked([{"role": "user", "content": "ab"}], None, False, SPECIAL)[0] == "ab"

@@ -209,3 +209,45 @@ def test_a_slip_in_an_old_turn_ends_no_chat(name):
         if arguments.strip() in ("", "null"):
             messages[1]["tool_calls"][0]["function"]["arguments"] = "{}"
             assert template(name).render(messages, None, True) == text
+
+
+LOSING = {
+    "nothing said": "{{ messages[0].role }}",
+    "the last one": "{% for m in messages[:-1] %}{{ m.content }}{% endfor %}",
+    "cut": "{% for m in messages %}{{ m.content[:20] }}{% endfor %}",
+    "some words": "{% for m in messages %}{{ m.content.split()[:3] | join(' ') }}{% endfor %}",
+    "before a tag": "{% for m in messages %}{{ m.content.split('<b>')[-1] }}{% endfor %}",
+    "another field": "{% for m in messages %}{{ m.text }}{% endfor %}",
+    "every other": "{% for m in messages[::2] %}{{ m.content }}{% endfor %}",
+    "images alone": "{% for m in messages %}{{ m.content | selectattr('type', 'equalto', 'image') }}{% endfor %}",
+    "no results": "{% for m in messages if m.role != 'tool' %}{{ m.content ~ m.tool_calls }}{% endfor %}",
+}
+CHANGING = {
+    "JSON": "{% for m in messages %}{{ m.content | tojson }}{% endfor %}",
+    "JSON in ASCII": "{% for m in messages %}{{ m.content | tojson(ensure_ascii=true) }}{% endfor %}",
+    "HTML": "{% for m in messages %}{{ m.content | e }}{% endfor %}",
+    "upper case": "{% for m in messages %}{{ m.content | upper }}{% endfor %}",
+    "one line": "{% for m in messages %}{{ m.content.split() | join(' ') }}{% endfor %}",
+    "switches": "{% for m in messages %}{{ m.content.replace('/no_think', '') }}{% endfor %}",
+    "thoughts": "{% for m in messages %}{{ m.content.split('</think>')[-1] if m.role == 'assistant' else m.content }}"
+    "{% endfor %}",
+}
+SAID = [
+    {"role": "user", "content": 'Tell me, <b>please</b>: what is\n\na "jar" & what\'s a crème? /no_think'},
+    {"role": "assistant", "content": "<think>I know</think> A vessel of glass, and a sweet."},
+    {"role": "user", "content": 'Tell me, <b>please</b>: what is\n\na "jar" & what\'s a crème? /no_think'},
+]
+
+
+@pytest.mark.parametrize("name", LOSING)
+def test_a_template_that_loses_words_is_refused(name):
+    messages = SAID[2:] if name == "nothing said" else SAID
+    if name == "no results":
+        messages = CALLED
+    with pytest.raises(UserError, match=r"leaves out what message \d \((user|assistant|tool)\) says"):
+        ChatTemplate(LOSING[name], {}).render(messages, None, True)
+
+
+@pytest.mark.parametrize("name", CHANGING)
+def test_a_template_may_change_how_words_are_written(name):
+    assert ChatTemplate(CHANGING[name], {}).render(SAID, None, True)

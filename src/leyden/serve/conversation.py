@@ -29,6 +29,9 @@ _CHECKSUM = re.compile(rb'"checksum":"([0-9a-f]{64})"')
 _SAMPLED = 4096
 """Elements of each tensor that a model's fingerprint looks at, or up to twice as many."""
 
+_HEAD_BYTES = 4096
+"""The metadata, in which the format is named, begin a file."""
+
 _CHUNK_BYTES = 1 << 22
 _PAGES_AT_ONCE = 64
 
@@ -77,7 +80,7 @@ def save_conversation(
     """Write a conversation to ``path``, whole or not at all.
 
     Args:
-        path: what was there is replaced at the end.
+        path: a conversation that was there is replaced at the end.
         memory: between two steps.
         tokens: the text so far.
         fingerprint: of the model, see :func:`fingerprint`.
@@ -87,8 +90,9 @@ def save_conversation(
         How many of the tokens will not be read again.
 
     Raises:
-        UserError: the disk is full.
+        UserError: there is something else than a conversation at ``path``, or the disk is full.
     """
+    _refuse_to_replace_others(path)
     pages, state = memory.kept(tokens)
     pools = memory.pools
     contents: dict[str, Iterable[torch.Tensor]] = {"tokens": [torch.tensor(tokens, dtype=torch.int64)]}
@@ -191,6 +195,17 @@ def _restore(path: Path, memory: Memory, tokens: list[int], contents: dict[str, 
     restored = num_pages * PAGE if memory.cuts(holding) else 0
     memory.release(holding)
     return restored
+
+
+def _refuse_to_replace_others(path: Path) -> None:
+    if not path.exists():
+        return
+    head = b""
+    if path.is_file():
+        with path.open("rb") as stream:
+            head = stream.read(_HEAD_BYTES)
+    if b'"leyden_conversation"' not in head:
+        raise UserError(f"{path} is there already and no conversation of Leyden's; give the name of a new file.")
 
 
 def _find_checksum(path: Path) -> tuple[int, bytes]:

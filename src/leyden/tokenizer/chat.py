@@ -54,7 +54,7 @@ class ChatTemplate:
 
         def attempt(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None) -> str | None:
             try:
-                return self._text(messages, tools, True, None)
+                return self._text(messages, tools, True, None).casefold()
             except LimitReached:
                 raise
             except UserError:

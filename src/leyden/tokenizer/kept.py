@@ -1,5 +1,7 @@
 """Whether a rendered chat holds what its messages say: a template that leaves words out is not used in silence."""
 
+import html
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -8,6 +10,7 @@ from leyden.tokenizer.template_form import TemplateForm, text_of
 
 Message = Mapping[str, Any]
 
+_WORD = re.compile(r"(?<![\w/])\w+")
 _MAX_SEARCHES = 16
 """So many messages are looked for in the whole text; it may be long, and they many."""
 
@@ -75,18 +78,39 @@ def _words(content: Any) -> list[str]:
 def _check_missing(
     messages: Sequence[Message], missing: Sequence[int], text: str, render: Callable[[Sequence[Message]], str]
 ) -> None:
-    words = {place: f"qzv{place}x" for place in missing}
-    other = render([_saying(message, words.get(place)) for place, message in enumerate(messages)])
+    """Refuse what was truly lost of the messages at the places ``missing``.
+
+    Letters in the place of their words must come out, all of them. Where these do and the words themselves do not, the
+    template looked at the words: of an earlier answer it may leave out what it likes, else only switches (``/think``).
+    """
+    letters = {place: _letters(text_of(messages[place].get("content")), place) for place in missing}
+    other = _spaceless(render([_saying(message, letters.get(place)) for place, message in enumerate(messages)]))
+    shown: set[str] | None = None
     for place in missing:
-        if words[place] not in other:
-            raise _lost(place, messages[place])
-    last = max((place for place, message in enumerate(messages) if message["role"] == "user"), default=-1)
-    if last in words:
-        alone = render(
-            [_saying(message, words[last] if place == last else None) for place, message in enumerate(messages)]
-        )
-        if "".join(alone.replace(words[last], "").split()) == "".join(text.split()):
-            raise _lost(last, messages[last])
+        message = messages[place]
+        lost = _spaceless(letters[place]) not in other
+        if not lost and message["role"] != "assistant":
+            shown = shown or set(_WORD.findall(_plainly(text)))
+            lost = not shown.issuperset(_WORD.findall(_plainly(text_of(message["content"]))))
+        if lost:
+            raise _lost(place, message)
+
+
+def _letters(words: str, place: int) -> str:
+    """Letters that occur nowhere else, as many and with the same spaces between them as in ``words``."""
+    mark = f"qzv{place}x"
+    return mark + re.sub(r"\S", "q", words[len(mark) :])
+
+
+def _spaceless(text: str) -> str:
+    """``text`` without white space, that which JSON spells included."""
+    return re.sub(r"\s|\\[ntr]", "", text).casefold()
+
+
+def _plainly(text: str) -> str:
+    """``text`` without what JSON and HTML put before and for some characters."""
+    spelt = re.sub(r"\\u([0-9a-fA-F]{4})", lambda code: chr(int(code[1], 16)), text)
+    return html.unescape(re.sub(r"\\[ntrbf]", " ", spelt).replace("\\", "")).casefold()
 
 
 def _saying(message: Message, words: str | None) -> Message:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 Message = dict[str, Any]
 Render = Callable[[Sequence[Message], Sequence[Mapping[str, Any]] | None], str | None]
-"""Messages and tools to the text of a chat; None where the template refuses them."""
+"""Messages and tools to the text of a chat, in lower case; None where the template refuses them."""
 
 Content = Literal["string", "parts", "part"]
 """A string; a list of parts, however many; a list of one part."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from leyden.core.errors import UserError
 from leyden.serve.http.protocol.common import Wire
@@ -50,7 +50,11 @@ class CalledFunction(Wire):
     """Which function an answer called, and with what: JSON, as the model wrote it."""
 
     name: Name
-    arguments: str
+    arguments: Annotated[
+        str,
+        BeforeValidator(lambda given: "" if given is None else given),  # as some clients send a call without any
+        WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "null"}]}, mode="validation"),
+    ]
 
 
 class ToolCall(Wire):
