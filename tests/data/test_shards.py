@@ -1,12 +1,15 @@
 """Shards hold the documents' tokens, come whole or not at all, and damage is noticed."""
 
+import json
 import shutil
 
+import numpy as np
 import pytest
 
 from leyden.core.errors import UserError
-from leyden.data import Document, TokenShards, write_shards
+from leyden.data import Document, Message, TokenShards, write_shards
 from leyden.data import shards as shards_module
+from leyden.data.tokenise import Layout
 
 
 def test_documents_come_back(tokenizer, documents, shards):
@@ -62,6 +65,64 @@ def test_damage_in_the_middle_is_found_by_verify(tokenizer, documents, tmp_path,
     opened = TokenShards.open(tmp_path / "shards")
     with pytest.raises(UserError, match="damaged: bytes from"):
         opened.verify()
+
+
+def test_damage_is_found_when_it_is_first_read_and_nowhere_else(tokenizer, documents, tmp_path, monkeypatch):
+    """One bit in each block in turn: exactly the documents in it cannot be read, alone, with others, or in a choice."""
+    monkeypatch.setattr(shards_module, "_BLOCK_BYTES", 64)
+    opened = write_shards(documents, tokenizer, tmp_path / "shards", shard_tokens=300)
+    whole = [opened.document(index) for index in range(opened.num_documents)]
+    generator, found = np.random.default_rng(0), 0
+    for path in sorted(opened.directory.glob("*.tokens")):
+        content = path.read_bytes()
+        for block in range(1, len(content) // 64 - 1, 3):
+            place = block * 64 + int(generator.integers(64))
+            flipped = bytes([content[place] ^ 1 << int(generator.integers(8))])
+            path.write_bytes(content[:place] + flipped + content[place + 1 :])
+            damaged = TokenShards.open(opened.directory)
+            some = damaged.select(np.arange(len(whole)) % 3 > 0, "two thirds")
+            for shards in (damaged, some):
+                for index in generator.permutation(shards.num_documents).tolist():
+                    number = int(shards.rows[index])
+                    base = opened._offsets[int(path.stem)]
+                    begin, end = (4 * (opened.starts[number] + n - base) for n in (0, opened.lengths[number]))
+                    if end >= 0 and begin < (block + 1) * 64 and end > block * 64 and begin < len(content):
+                        found += 1
+                        with pytest.raises(UserError, match=rf"{path.name} is damaged: bytes from {block * 64} on"):
+                            shards.document(index)
+                        with pytest.raises(UserError, match="is damaged"):
+                            shards.gather(shards.starts, shards.lengths)
+                    else:
+                        assert (shards.document(index) == whole[number]).all()
+        path.write_bytes(content)
+    assert found > 15
+
+
+def test_masks_and_names_of_documents_are_checked_when_read(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(shards_module, "_BLOCK_BYTES", 16)
+    turns = (Message("user", "ask " * 20), Message("assistant", "answer " * 20))
+    talks = [Document(f"talk {number}", "", "memory", turns) for number in range(8)]
+    opened = write_shards(talks, tokenizer, tmp_path / "shards", layout=Layout(learn="answers"))
+    for suffix in ("learned", "documents"):
+        path = opened.directory / f"00000.{suffix}"
+        content = path.read_bytes()
+        place = len(content) // 2
+        path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        damaged = TokenShards.open(opened.directory)
+        with pytest.raises(UserError, match=rf"00000\.{suffix} is damaged"):
+            damaged.learned(damaged.starts, damaged.lengths) if suffix == "learned" else damaged.id(3)
+        path.write_bytes(content)
+        assert TokenShards.open(opened.directory).id(3) == "talk 3"
+
+
+def test_shards_of_older_versions_have_large_blocks(tokenizer, documents, tmp_path):
+    opened = write_shards(documents, tokenizer, tmp_path / "shards")
+    metadata = json.loads((opened.directory / "metadata.json").read_text())
+    assert metadata.pop("block_bytes") == 256 << 10
+    (opened.directory / "metadata.json").write_text(json.dumps(metadata))
+    older = TokenShards.open(opened.directory)
+    older.verify()
+    assert (older.document(7) == opened.document(7)).all()
 
 
 @pytest.mark.parametrize("metadata", [None, "", "{", "[]", "{}", '{"format": "other"}', "\xff"])

@@ -10,13 +10,15 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import xxhash
 
 from leyden.core.files import atomic_file, discard
 from leyden.core.log import progress, say
-from leyden.data.engine import Engine
+
+if TYPE_CHECKING:  # Daft, which training does without
+    from leyden.data.engine import Engine
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -92,7 +94,7 @@ def read_mark(path: Path) -> Mark | None:
 
 
 def map_missing(
-    engine: Engine, task: Callable[[Item], Iterable[Path]], items: Sequence[tuple[Path, Item]], title: str
+    engine: "Engine", task: Callable[[Item], Iterable[Path]], items: Sequence[tuple[Path, Item]], title: str
 ) -> None:
     """Run ``task`` on the items whose files are not there yet, or not as they were; what is damaged is named.
 

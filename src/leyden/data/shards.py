@@ -8,9 +8,8 @@ counts, checksums, and the tokenizer's fingerprint. :mod:`leyden.data.tokenise` 
 
 import hashlib
 import json
-import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -18,11 +17,12 @@ import numpy as np
 
 from leyden.core.config import Config
 from leyden.core.errors import UserError
+from leyden.data.blocks import FirstReads, check_blocks, checksums, damaged
 
 TOKEN = np.dtype("<i4")
 END = np.dtype("<i8")
 METADATA = "metadata.json"
-_BLOCK_BYTES = 16 << 20  # one checksum each, so that opening need not read everything
+_BLOCK_BYTES = 256 << 10  # one checksum each: little more than the system reads ahead for a document at random
 
 
 class Shard(Config):
@@ -46,7 +46,14 @@ class Metadata(Config):
     format: Literal["leyden-tokens-1"] = "leyden-tokens-1"
     tokenizer: str
     vocab_size: int
+    block_bytes: int = 16 << 20
+    """Of a checksum; older shards do not say it."""
     shards: tuple[Shard, ...]
+
+
+def metadata_of(shards: Iterable[Shard], tokenizer: str, vocab_size: int) -> Metadata:
+    """The metadata of shards whose checksums are those of :func:`block_checksums`."""
+    return Metadata(tokenizer=tokenizer, vocab_size=vocab_size, block_bytes=_BLOCK_BYTES, shards=tuple(shards))
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,28 +100,36 @@ class TokenShards:
     _files: tuple[TokenFile, ...]
     _offsets: np.ndarray  # [S] int64, where each shard starts
     _checksums: Mapping[Path, tuple[int, ...]]
+    _block_bytes: int = _BLOCK_BYTES
+    _tokens: FirstReads | None = None
+    _learned: FirstReads | None = None
+    _read_whole: set[Path] = field(default_factory=set)  # files of ids that were compared with their checksums
 
     @classmethod
     def open(cls, directory: Path) -> Self:
-        """Map the shards of ``directory``; check every length, and the first and last block of every file.
+        """Map the shards of ``directory``; check every length, the ends of all documents, and the first and last block
+        of every file. The other blocks are checked when they are first read.
 
         Raises:
             UserError: it holds no shards, or they are damaged (which file, and what to do).
         """
         metadata, text = _read_metadata(directory / METADATA)
-        files, checksums = [], {}
+        files, sums = [], {}
         for shard in metadata.shards:
-            blocks = shard_files(directory, shard)
-            checksums |= blocks
+            sums |= shard_files(directory, shard)
             files.append(_map_shard(directory, shard))
-        for path, blocks in checksums.items():
-            _check_blocks(path, blocks, {0, len(blocks) - 1})
+        for path, blocks in sums.items():
+            chosen = set(range(len(blocks))) if path.suffix == ".ends" else {0, len(blocks) - 1}
+            check_blocks(path, blocks, metadata.block_bytes, chosen)
         opened = cls.over(files, directory, hashlib.sha256(text).hexdigest(), vocab_size=metadata.vocab_size)
         return replace(
             opened,
             tokenizer_fingerprint=metadata.tokenizer,
             text_bytes=sum(shard.text_bytes for shard in metadata.shards),
-            _checksums=checksums,
+            _checksums=sums,
+            _block_bytes=metadata.block_bytes,
+            _tokens=_first_reads(directory, metadata, "tokens", [file.tokens for file in files]),
+            _learned=_first_reads(directory, metadata, "learned", [file.learned for file in files]),
         )
 
     @classmethod
@@ -167,7 +182,7 @@ class TokenShards:
             UserError: a file is damaged.
         """
         for path, blocks in self._checksums.items():
-            _check_blocks(path, blocks, set(range(len(blocks))))
+            check_blocks(path, blocks, self._block_bytes, set(range(len(blocks))))
 
     def select(self, chosen: np.ndarray, name: str) -> Self:
         """Some of the documents.
@@ -204,9 +219,16 @@ class TokenShards:
         row = int(self.rows[index])
         for file in self._files:
             if row < len(file.starts):
-                return None if file.documents is None else _read_documents(file.documents)[column][row].as_py()
+                return None if file.documents is None else self._documents(file.documents)[column][row].as_py()
             row -= len(file.starts)
         raise IndexError(index)
+
+    def _documents(self, path: Path) -> dict[str, Any]:
+        if path not in self._read_whole:
+            blocks = self._checksums[path]
+            check_blocks(path, blocks, self._block_bytes, set(range(len(blocks))))
+            self._read_whole.add(path)
+        return _read_documents(path)
 
     def document(self, index: int) -> np.ndarray:
         """The tokens of document ``index``: [length] int64."""
@@ -231,6 +253,8 @@ class TokenShards:
         # Slices, since per token they cost a copy alone, where an index array costs five passes over memory.
         shard = np.searchsorted(self._offsets, starts, side="right") - 1
         local = starts - self._offsets[shard]
+        if self._tokens is not None:
+            self._tokens.check(shard, local * TOKEN.itemsize, (local + lengths) * TOKEN.itemsize)
         places = zip(shard.tolist(), local.tolist(), (local + lengths).tolist(), strict=True)
         files = [file.tokens for file in self._files]
         return [files[number][start:end] for number, start, end in places]
@@ -239,6 +263,10 @@ class TokenShards:
         """Which tokens of several pieces are to be learned: [sum of lengths] bool; arguments as of :meth:`gather`."""
         shard = np.searchsorted(self._offsets, starts, side="right") - 1
         local = starts - self._offsets[shard]
+        if self._learned is not None:
+            masked = np.array([file.learned is not None for file in self._files])[shard]
+            ends = (local + lengths + 7) // 8
+            self._learned.check(shard[masked], local[masked] // 8, ends[masked])
         result = np.ones(int(lengths.sum()), bool)
         position = 0
         for number, start, length in zip(shard.tolist(), local.tolist(), lengths.tolist(), strict=True):
@@ -261,10 +289,16 @@ def shard_files(directory: Path, shard: Shard) -> dict[Path, tuple[int, ...]]:
     return {directory / f"{shard.name}.{suffix}": blocks for suffix, blocks in named.items() if blocks is not None}
 
 
-def checksums(path: Path) -> tuple[int, ...]:
-    """CRC-32 of each block of a file."""
-    with path.open("rb") as file:
-        return tuple(zlib.crc32(block) for block in iter(lambda: file.read(_BLOCK_BYTES), b""))
+def block_checksums(path: Path) -> tuple[int, ...]:
+    """The checksum of each block of a file."""
+    return checksums(path, _BLOCK_BYTES)
+
+
+def _first_reads(directory: Path, metadata: Metadata, suffix: str, arrays: Sequence[np.ndarray | None]) -> FirstReads:
+    """The files of one kind of all shards, to be checked as they are read."""
+    paths = [directory / f"{shard.name}.{suffix}" for shard in metadata.shards]
+    sums = [shard_files(directory, shard).get(path, ()) for path, shard in zip(paths, metadata.shards, strict=True)]
+    return FirstReads(paths, arrays, sums, metadata.block_bytes)
 
 
 def _read_metadata(path: Path) -> tuple[Metadata, bytes]:
@@ -275,7 +309,7 @@ def _read_metadata(path: Path) -> tuple[Metadata, bytes]:
     except FileNotFoundError:
         raise UserError(f"{path.parent} holds no token shards: there is no {path.name}.") from None
     except ValueError as error:
-        raise _damaged(path, f"it is not JSON: {error}") from None
+        raise damaged(path, f"it is not JSON: {error}") from None
 
 
 def _map_shard(directory: Path, shard: Shard) -> TokenFile:
@@ -296,7 +330,7 @@ def _map(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
     """The file as an array of ``length`` items, on disk."""
     size = path.stat().st_size if path.is_file() else 0
     if size != length * dtype.itemsize:
-        raise _damaged(path, f"it has {size} bytes instead of {length * dtype.itemsize}")
+        raise damaged(path, f"it has {size} bytes instead of {length * dtype.itemsize}")
     return np.asarray(np.memmap(path, dtype, mode="r"))  # slices of a plain array are made ten times as fast
 
 
@@ -307,19 +341,5 @@ def _read_documents(path: Path) -> dict[str, Any]:
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     except (OSError, pa.ArrowInvalid) as error:
-        raise _damaged(path, f"it is not an Arrow file: {error}") from None
+        raise damaged(path, f"it is not an Arrow file: {error}") from None
     return {name: table.column(name) for name in ("id", "source")}
-
-
-def _check_blocks(path: Path, checksums: Sequence[int], blocks: set[int]) -> None:
-    if not path.is_file():
-        raise _damaged(path, "it is not there")
-    with path.open("rb") as file:
-        for block in sorted(blocks):
-            file.seek(block * _BLOCK_BYTES)
-            if zlib.crc32(file.read(_BLOCK_BYTES)) != checksums[block]:
-                raise _damaged(path, f"bytes from {block * _BLOCK_BYTES} on are not what was written")
-
-
-def _damaged(path: Path, what: str) -> UserError:
-    return UserError(f"{path} is damaged: {what}. Delete {path.parent} and build the token shards again.")

@@ -17,10 +17,11 @@ import numpy as np
 
 from leyden.core.config import Config
 from leyden.core.errors import UserError
-from leyden.core.files import atomic_directory, atomic_file
+from leyden.core.files import atomic_directory, atomic_file, discard
 from leyden.core.log import Bar, progress
 from leyden.data.documents import Document
-from leyden.data.shards import END, METADATA, TOKEN, Metadata, Shard, TokenShards, checksums
+from leyden.data.marks import hash_file, read_mark, tell_damage, write_mark
+from leyden.data.shards import END, METADATA, TOKEN, Shard, TokenShards, block_checksums, metadata_of, shard_files
 from leyden.data.templates import lay_out
 from leyden.tokenizer import Tokenizer
 
@@ -90,7 +91,10 @@ def tokenise_files(
         UserError: there are no documents, or the disk is full.
     """
     made: list[Shard] = [_NO_SHARD] * len(paths)
-    (directory / METADATA).unlink(missing_ok=True)  # until all shards are of the same settings, there is none
+    discard(directory / METADATA)  # until all shards are of the same settings, there is none
+    for folder in directory.glob("*/"):
+        if folder.name not in {path.stem for path in paths}:
+            discard(folder)
     task = partial(tokenise_shard, tokenizer=tokenizer, directory=directory, layout=layout or Layout())
     with progress("tokenising", len(paths), unit="shards") as bar:
         for index, shard in engine.map(task, paths):
@@ -106,20 +110,21 @@ def tokenise_shard(path: Path, tokenizer: Path, directory: Path, layout: Layout)
 
     definition = tokenizer / "tokenizer.json"
     loaded = _load(tokenizer, definition.stat().st_mtime_ns if definition.exists() else 0)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    made_from = hashlib.sha256(f"{digest} {loaded.fingerprint} {layout.model_dump_json()}".encode()).hexdigest()
+    given = f"{hash_file(path)} {loaded.fingerprint} {layout.model_dump_json()}"
+    made_from = hashlib.sha256(given.encode()).hexdigest()
     folder = directory / path.stem
-    done = folder / _SHARD_METADATA
-    if done.exists():
-        before = _Finished.model_validate_json(done.read_bytes())
-        if before.made_from == made_from:
-            return before.shard
+    before = read_mark(folder / _SHARD_METADATA)
+    if before is not None and before.facts.get("made_from") == made_from:
+        fault = before.fault()
+        if fault is None:
+            return Shard.model_validate(before.facts["shard"])
+        tell_damage([fault])
     documents = (document for batch in read_batches(path) for document in batch.kept())
     with atomic_directory(folder) as part:
         shard = _write_shard(part, _SHARD, _tokenise(documents, loaded, layout), shard_tokens=None)
+        files = shard_files(part, shard)
         shard = shard.model_copy(update={"name": f"{path.stem}/{_SHARD}"})
-        (part / _SHARD_METADATA).write_text(_Finished(made_from=made_from, shard=shard).model_dump_json(indent=1))
+        write_mark(part / _SHARD_METADATA, files, {"made_from": made_from, "shard": shard.model_dump(mode="json")})
     return shard
 
 
@@ -129,19 +134,6 @@ def _load(directory: Path, changed: int) -> Tokenizer:
     return Tokenizer.load(directory)
 
 
-@lru_cache(maxsize=1)
-def _tokenizer(directory: Path, changed_ns: int) -> Tokenizer:
-    """Loaded once a process: its fast encoder takes up to 3 seconds to make."""
-    return Tokenizer.load(directory)
-
-
-class _Finished(Config):
-    """``shard.json``."""
-
-    made_from: str
-    shard: Shard
-
-
 _NO_SHARD = Shard(name="", num_documents=0, num_tokens=0, text_bytes=0, token_checksums=(), end_checksums=())
 
 
@@ -149,7 +141,7 @@ def _write_metadata(directory: Path, tokenizer: Tokenizer, shards: Iterable[Shar
     shards = tuple(shard for shard in shards if shard.num_documents)
     if not shards:
         raise UserError("There are no documents to tokenise.")
-    metadata = Metadata(tokenizer=tokenizer.fingerprint, vocab_size=tokenizer.vocab_size, shards=shards)
+    metadata = metadata_of(shards, tokenizer.fingerprint, tokenizer.vocab_size)
     with atomic_file(directory / METADATA) as part:
         part.write_text(metadata.model_dump_json(indent=1) + "\n")
 
@@ -222,10 +214,10 @@ def _write_shard(directory: Path, name: str, tokenised: Iterable[_Tokenised], sh
         num_documents=len(ends),
         num_tokens=num_tokens,
         text_bytes=text_bytes,
-        token_checksums=checksums(directory / f"{name}.tokens"),
-        end_checksums=checksums(directory / f"{name}.ends"),
-        document_checksums=checksums(directory / f"{name}.documents"),
-        learned_checksums=checksums(directory / f"{name}.learned") if masks else None,
+        token_checksums=block_checksums(directory / f"{name}.tokens"),
+        end_checksums=block_checksums(directory / f"{name}.ends"),
+        document_checksums=block_checksums(directory / f"{name}.documents"),
+        learned_checksums=block_checksums(directory / f"{name}.learned") if masks else None,
     )
 
 

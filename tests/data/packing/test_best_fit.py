@@ -172,9 +172,13 @@ def test_plans_in_files_are_those_in_memory(numbered, tmp_path, monkeypatch):
         again = _make(shards, plans=tmp_path)
         for number in (0, 350):
             assert torch.equal(memory.batch(number).tokens, again.batch(number).tokens)
-    (folders[0] / "pieces").write_bytes(b"")
-    with pytest.raises(UserError, match="damaged: it has 0 bytes"):
-        _make(shards, plans=tmp_path).batch(0)
+    before = {path: path.read_bytes() for path in folders[0].iterdir()}
+    for path, content in before.items():
+        for damaged in (b"", content[:-1] + bytes([content[-1] ^ 1]), content[:-9]):
+            path.write_bytes(damaged)
+            assert torch.equal(memory.batch(0).tokens, _make(shards, plans=tmp_path).batch(0).tokens)
+            assert {path: path.read_bytes() for path in folders[0].iterdir()} == before
+    assert sorted(tmp_path.glob("*/*")) == folders  # nothing is left beside them
 
 
 def test_two_processes_may_plan_at_once(numbered, tmp_path, monkeypatch):

@@ -2,7 +2,7 @@
 
 The plan of an epoch takes 20 bytes a piece, and follows from the settings and from the epochs before. In files it is
 made once for all processes and all resumptions of a run, and memory does not grow with the corpus; whoever finishes
-first puts it in place, and the others made the same.
+first puts it in place, and the others made the same. Files that are not what was written are made again.
 """
 
 import hashlib
@@ -11,20 +11,23 @@ import os
 import tempfile
 import threading
 from bisect import bisect_right
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from leyden.core.config import Config
-from leyden.core.errors import UserError
 from leyden.core.files import disk_errors_are_user_errors
+from leyden.core.log import say
 from leyden.data.loader.best_fit import WINDOW_SEQUENCES, plan_epoch
 from leyden.data.loader.pieces import PIECE, Pieces
+from leyden.data.marks import read_mark, write_mark
 from leyden.data.shards import TokenShards
 
 _COUNT = np.dtype("<i8")
+_MARK = "epoch.json"
+"""The mark of an epoch's files."""
 _REMEMBERED_EPOCHS = 2  # a batch lies in one epoch or across the border of two
 
 
@@ -41,14 +44,6 @@ class EpochPlan:
     pieces: np.ndarray
     bounds: np.ndarray
     pending: np.ndarray
-
-
-class _Summary(Config):
-    """``epoch.json``: what the files of an epoch hold."""
-
-    pieces: int
-    sequences: int
-    pending: int
 
 
 class BestFit:
@@ -117,9 +112,13 @@ class BestFit:
             plan = self._in_memory(epoch)
         else:
             folder = self._directory / f"epoch-{epoch:06d}"
-            if not folder.exists():
-                self._write(epoch, folder)
             plan = _read(folder)
+            if plan is None:
+                if folder.exists():
+                    say(f"{folder} is not what was written; it is made again")
+                self._write(epoch, folder)
+                plan = _read(folder)
+            assert plan is not None, "what was just written is whole"
         if epoch == len(self._pending) - 1:
             self._sequences.append(self._sequences[-1] + len(plan.bounds) - 1)
             self._tokens.append(self._tokens[-1] + int(plan.pieces["length"].sum(dtype=np.int64)))
@@ -138,27 +137,34 @@ class BestFit:
         with disk_errors_are_user_errors(folder), tempfile.TemporaryDirectory(dir=folder.parent) as parent:
             part = Path(parent) / "plan"
             part.mkdir()
-            num_pieces = num_sequences = 0
-            pending = np.empty(0, PIECE)
-            with (part / "pieces").open("wb") as pieces, (part / "bounds").open("wb") as bounds:
-                bounds.write(np.zeros(1, _COUNT).data)
-                for window in self._windows(epoch):
-                    pieces.write(window.pieces.data)
-                    bounds.write((num_pieces + np.cumsum(window.counts)).astype(_COUNT).data)
-                    num_pieces += len(window.pieces)
-                    num_sequences += len(window.counts)
-                    pending = window.pending
-            pending.tofile(part / "pending")
-            summary = _Summary(pieces=num_pieces, sequences=num_sequences, pending=len(pending))
-            (part / "epoch.json").write_text(summary.model_dump_json())
-            for file in part.iterdir():
-                with file.open("rb") as written:
-                    os.fsync(written.fileno())
+            self._fill(epoch, part)
+            if _read(folder) is None:  # of what is damaged, another process may be getting rid, too
+                with suppress(FileNotFoundError):
+                    os.rename(folder, Path(parent) / "damaged")
             try:
                 os.rename(part, folder)
             except OSError:
                 if not folder.exists():
                     raise
+
+    def _fill(self, epoch: int, part: Path) -> None:
+        num_pieces = num_sequences = 0
+        pending = np.empty(0, PIECE)
+        with (part / "pieces").open("wb") as pieces, (part / "bounds").open("wb") as bounds:
+            bounds.write(np.zeros(1, _COUNT).data)
+            for window in self._windows(epoch):
+                pieces.write(window.pieces.data)
+                bounds.write((num_pieces + np.cumsum(window.counts)).astype(_COUNT).data)
+                num_pieces += len(window.pieces)
+                num_sequences += len(window.counts)
+                pending = window.pending
+        pending.tofile(part / "pending")
+        files = [part / name for name in ("pieces", "bounds", "pending")]
+        for file in files:
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+        sizes = {"pieces": num_pieces, "sequences": num_sequences, "pending": len(pending)}
+        write_mark(part / _MARK, files, sizes)
 
     def _windows(self, epoch: int):
         return plan_epoch(
@@ -171,20 +177,17 @@ class BestFit:
         )
 
 
-def _read(folder: Path) -> EpochPlan:
-    summary = _Summary.model_validate_json((folder / "epoch.json").read_bytes())
+def _read(folder: Path) -> EpochPlan | None:
+    """The plan in a folder; None where there is none, or it is not what was written."""
+    mark = read_mark(folder / _MARK)
+    if mark is None or mark.fault() is not None:
+        return None
     return EpochPlan(
-        _map(folder / "pieces", PIECE, summary.pieces),
-        _map(folder / "bounds", _COUNT, summary.sequences + 1),
-        _map(folder / "pending", PIECE, summary.pending),
+        _map(folder / "pieces", PIECE, mark.facts["pieces"]),
+        _map(folder / "bounds", _COUNT, mark.facts["sequences"] + 1),
+        _map(folder / "pending", PIECE, mark.facts["pending"]),
     )
 
 
 def _map(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
-    size = path.stat().st_size if path.is_file() else 0
-    if size != length * dtype.itemsize:
-        raise UserError(
-            f"{path} is damaged: it has {size} bytes instead of {length * dtype.itemsize}. Delete {path.parent}; it is "
-            "made again."
-        )
     return np.asarray(np.memmap(path, dtype, mode="r")) if length else np.empty(0, dtype)
