@@ -9,6 +9,7 @@ Where we differ, and why:
 - Gopher: case does not matter for stop words, and marks at their ends neither; blank lines do not count as lines;
   fractions are of the characters of words, not of all characters; an n-gram that comes once is no repetition; all
   places of duplicate n-grams count, where datatrove skips n words after each it finds, so that ours is never smaller.
+- C4, FineWeb, Gopher: what a line ends with is looked for behind closing quotation marks and brackets, of any script.
 - FineWeb: lines are compared without the white space around them, and a line of exactly 30 characters is not short.
 """
 

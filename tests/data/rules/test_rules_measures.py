@@ -51,7 +51,23 @@ PIECES = [
         "٣",
         "၁ကို",
     ),
-    *("iPhoneを", "を3", "ABCの", "。", "！", "\ufeff", "日\u0301本", ".", "..", 'x.")\u201d)', 'x.")])'),
+    *(
+        "iPhoneを",
+        "を3",
+        "ABCの",
+        "。",
+        "！",
+        "\ufeff",
+        "日\u0301本",
+        ".",
+        "..",
+        "fin. »",
+        "more…”",
+        "も。』」",
+        "(so...)",
+        'x.")\u201d)',
+        'x.")])',
+    ),
 ]
 GAPS = [" ", " ", " ", "\n", "\n\n", "\r\n", "\r", "\t", "\u3000", " \n \n ", "\x0b", "\u2028", "\x85", "", "\n\n\n"]
 AWKWARD = [
@@ -125,6 +141,17 @@ def lines(text):
     return [line.strip() for line in text.split("\n") if line.strip()]
 
 
+def bare(part):
+    """Without quotation marks, brackets and white space behind its end."""
+    for _ in range(8):
+        part = part[:-1] if len(part) > 1 and (_closing(part[-1]) or part[-1].isspace()) else part
+    return part
+
+
+def _closing(character):
+    return unicodedata.category(character) in ("Pe", "Pf", "Pi") or character in "\"'＂＇❜❞"
+
+
 def paragraphs(text):
     found = [[]]
     for line in text.split("\n"):
@@ -143,7 +170,7 @@ def quality(text):
     every, rows = words(text), lines(text)
     cores = [core(word) for word in every if core(word)]
     spaced = [word for word in cores if not _unspaced(word[0])]
-    ends = [line for line in rows if line.endswith(("...", "…"))]
+    ends = [line for line in rows if bare(line).endswith(("...", "…"))]
     lowered = {word.lower() for word in cores}
     return {
         "number of words": len(cores),
@@ -197,7 +224,7 @@ def fineweb(text):
     return {
         "number of lines": len(rows),
         "lines ending in punctuation": share(
-            sum(bool(regex.search(r"\p{Sentence_Terminal}\Z", line)) for line in rows), len(rows)
+            sum(bool(regex.search(r"\p{Sentence_Terminal}\Z", bare(line))) for line in rows), len(rows)
         ),
         "short lines": share(sum(len(line) < 30 for line in rows), len(rows)),
         "characters in duplicate lines": repetition(text)["characters in duplicate lines"],
@@ -246,12 +273,8 @@ PHRASES = C4().line_phrases
 def _sentences(line):
     number = 0
     for word in words(line):
-        bare = word
-        for _ in range(3):
-            closing = unicodedata.category(bare[-1]) in ("Pe", "Pf", "Pi") or bare[-1] in "\"'"
-            bare = bare[:-1] if closing and len(bare) > 1 else bare
         marks = regex.findall(r"\p{Sentence_Terminal}", word)
-        number += bool(regex.search(r"\p{Sentence_Terminal}\Z", bare) or (_unspaced(word[0]) and marks))
+        number += bool(regex.search(r"\p{Sentence_Terminal}\Z", bare(word)) or (_unspaced(word[0]) and marks))
     return max(1, number)
 
 
@@ -261,7 +284,8 @@ def c4(page, stage):
     for line in lines(text):
         if len(words(line)) < stage.min_line_words or max(map(len, words(line))) > 1000:
             continue
-        if stage.line_ends and (not line.endswith(tuple(stage.line_ends)) or line.endswith(("...", "…"))):
+        ended = regex.search(r"\p{Sentence_Terminal}\Z", bare(line)) and not bare(line).endswith(("...", "…"))
+        if stage.line_ends and not ended and not regex.search(r"[\p{Pf}\p{Pi}\"'＂＇❜❞」』﹂﹄｣〞〟》〉]\Z", line):
             continue
         if any(phrase in line.lower() for phrase in PHRASES):
             continue
@@ -373,3 +397,30 @@ def test_script_and_length(batch):
             for text, some, number in zip(batch, letters, kept, strict=True)
         ],
     )
+
+
+QUOTED = ['"{}."', "“{}.”", "‘{}.’", "«{}.»", "« {}. »", "»{}.«", "„{}.“", "”{}.”", "({}.)", "[{}!]", "({}.”)"]
+QUOTED += ["「{}。」", "『「{}？」』", "（{}。）", "＂{}！＂"]
+
+
+@pytest.mark.parametrize("marks", QUOTED)
+def test_dialogue_is_prose_in_every_typography(marks):
+    said = "I would rather stand here by the door for a while, if it is the same to you, number {}"
+    page = "\n".join(marks.format(said.format(number)) for number in range(8))
+    cut = regex.sub(r"\p{Sentence_Terminal}", "...", page)
+    for stage in (FineWeb(), C4()):
+        assert _reason(stage, page) is None
+    assert _reason(GopherQuality(), page) is None
+    assert _reason(GopherQuality(max_symbols=1), cut) == "gopher: lines ending in ellipsis"
+
+
+def test_what_ends_no_sentence_still_does_not():
+    page = "\n".join(f"(a line of a menu without an end, number {number})" for number in range(8))
+    assert _reason(FineWeb(), page) == "fineweb: lines ending in punctuation"
+    assert _reason(C4(), page) == "c4: lines that stay"
+    assert _reason(C4(), "\n".join(f"(read more about this here, {number} ...)" for number in range(8))) is not None
+    assert _reason(C4(), "\n".join(f"He spoke of the “great wall of number {number}”" for number in range(8))) is None
+
+
+def _reason(stage, text):
+    return stage.apply(Documents.of([Document("a", text, "web")]), "", Path()).column("reason")[0]

@@ -19,10 +19,12 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 
-from leyden.data.rules.characters import CORE, MARK, NEWLINE, SPACE, UNSPACED, table
+from leyden.data.rules.characters import CLOSING, CORE, MARK, NEWLINE, SPACE, UNSPACED, table
 
 CHUNK_CHARACTERS = 1 << 20
 """Characters analysed at once, that the arrays stay in the processor's caches; one text can be longer."""
+_MOST_CLOSING = 8
+"""Quotation marks, brackets and spaces that may stand behind what a line or word ends with."""
 
 
 def chunks(texts: list[str]) -> Iterator[list[str]]:
@@ -167,6 +169,25 @@ class Analysis:
         last_words = self.line_words + self.words_per_line - 1
         document = self.words.document[self.line_words]
         return Spans(self.words.first[self.line_words], self.words.last[last_words], document)
+
+    @cached_property
+    def line_ends(self) -> np.ndarray:
+        """[L] int64, what each line ends with: see :meth:`ends`."""
+        return self.ends(self.lines)
+
+    def ends(self, spans: Spans) -> np.ndarray:
+        """[S] int64, the last character of each part that is no closing quotation mark or bracket, nor white space.
+
+        Behind the end of a sentence they may stand: ``."``, ``.”``, ``.)``, ``. »``, ``。」``. Up to eight are passed
+        over, never the first character of a part.
+        """
+        last = spans.last - 1
+        for _ in range(_MOST_CLOSING):
+            passed = ((self.kinds[last] & (CLOSING | SPACE)) != 0) & (last > spans.first)
+            if not passed.any():
+                break
+            last = last - passed
+        return last
 
     @cached_property
     def words_per_line(self) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 from leyden.data.documents import Documents
 from leyden.data.rules.analysis import Analysis
 from leyden.data.rules.base import Limit, Rules, empty_verdicts
-from leyden.data.rules.characters import CLOSING, TERMINAL, UNSPACED, table
+from leyden.data.rules.characters import TERMINAL, UNSPACED, quotation_marks, table
 from leyden.data.rules.gopher import ends_in_ellipsis
 from leyden.data.rules.lists import load
 
@@ -30,11 +30,15 @@ class C4(Rules):
     """
 
     TITLE: ClassVar[str] = "c4"
+    VERSION: ClassVar[int] = 2
     kind: Literal["c4"] = "c4"
 
     line_ends: str = '.!?"'
-    """A line stays if it ends with one of these, but not with ``...``; empty: lines may end as they like (as FineWeb
-    ran C4's rules). Section 2.2: "a period, exclamation mark, question mark, or end quotation mark"."""
+    """A line stays if it ends with one of these, closing quotation marks and brackets behind it aside, but not with
+    ``...``; empty: lines may end as they like (as FineWeb ran C4's rules). Section 2.2: "a period, exclamation mark,
+    question mark, or end quotation mark". In every script: ``.!?``, where all three are given, stand for all marks
+    that end sentences (Unicode's Sentence_Terminal), and ``"`` for every closing quotation mark at the very end. The
+    authors' code and datatrove know the ASCII characters alone, and no bracket behind them."""
     min_line_words: int = 5
     """A line stays if it has as many words; the authors' code, as is ``min_sentences``. Some printings of
     section 2.2 have 3 words and 5 sentences."""
@@ -88,8 +92,13 @@ class C4(Rules):
         lines = analysis.lines
         keeps = (analysis.words_per_line >= self.min_line_words) & (analysis.longest_words <= self.max_word_characters)
         if self.line_ends:
-            ends = np.isin(analysis.characters[lines.last - 1], [ord(mark) for mark in self.line_ends])
-            keeps &= ends & ~ends_in_ellipsis(analysis)
+            marks = np.isin(analysis.characters[analysis.line_ends], [ord(mark) for mark in self.line_ends])
+            if set(".!?") <= set(self.line_ends):
+                marks |= (analysis.kinds[analysis.line_ends] & TERMINAL) != 0
+            marks &= ~ends_in_ellipsis(analysis)
+            if '"' in self.line_ends:
+                marks |= quotation_marks()[analysis.characters[lines.last - 1]]
+            keeps &= marks
         phrases = [phrase.lower() for phrase in self.line_phrases]
         lowered = [text.lower() for text in analysis.texts]
         suspects = [any(phrase in text for phrase in phrases) for text in lowered]
@@ -121,11 +130,8 @@ class C4(Rules):
 def sentences(analysis: Analysis) -> np.ndarray:
     """[L] int64, the sentences of each line, at least one."""
     words = analysis.words
-    marks, closing = analysis.has(TERMINAL), analysis.has(CLOSING)
-    last = words.last - 1
-    for _ in range(3):  # up to three quotes and brackets behind the mark
-        last = np.where(closing[last] & (last > words.first), last - 1, last)
-    ended = marks[last]
+    last = analysis.ends(words)
+    ended = (analysis.kinds[last] & TERMINAL) != 0
     ended |= ((analysis.kinds[words.first] & UNSPACED) != 0) & ((analysis.word_flags & TERMINAL) != 0)
     return np.maximum(1, np.add.reduceat(ended.astype(np.int64), analysis.line_words)) if len(words) else last
 

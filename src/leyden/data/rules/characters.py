@@ -19,12 +19,16 @@ UNSPACED = 16
 TERMINAL = 32
 """What ends a sentence: Unicode's property Sentence_Terminal."""
 CLOSING = 64
-"""Quotation marks and closing brackets, which may follow the end of a sentence (categories Pe, Pf, Pi; and " ')."""
+"""Quotation marks and closing brackets, which may follow the end of a sentence, in every script's typography:
+categories Pe, Pf, Pi, and :data:`QUOTES`. Opening marks (Pi) are among them, as they close in German or Danish."""
 NEWLINE = 128
 """The line feed."""
 
 UNSPACED_SCRIPTS = ("Han", "Hiragana", "Katakana", "Thai", "Lao", "Khmer", "Myanmar", "Tai_Le", "Javanese")
 """Scripts that are written without spaces between words."""
+
+QUOTES = "\"'＂＇❜❞"
+"""Quotation marks that Unicode does not call closing: typewriters', their wide forms, ornaments."""
 
 _ASSIGNED = (*range(0x32400), *range(0xE0000, 0xE0200))  # beyond are private use and what is not assigned
 _LONG_SOUND = (0x30FC, 0xFF70)  # of both kana, so of neither script to Unicode
@@ -40,6 +44,15 @@ def table() -> np.ndarray:
     flags[unspaced[(flags[unspaced] & CORE) != 0]] |= UNSPACED
     flags[code_points(r"\p{Sentence_Terminal}")] |= TERMINAL
     return flags
+
+
+@functools.cache
+def quotation_marks() -> np.ndarray:
+    """[0x110000] bool, what closes a quotation: categories Pf and Pi, the corner brackets of East Asia, QUOTES."""
+    marks = np.zeros(sys.maxunicode + 1, bool)
+    marks[[point for point in _ASSIGNED if unicodedata.category(chr(point)) in ("Pf", "Pi")]] = True
+    marks[[ord(mark) for mark in QUOTES + "」』﹂﹄｣〞〟》〉"]] = True
+    return marks
 
 
 def code_points(pattern: str) -> list[int]:
@@ -63,6 +76,6 @@ def _flags(character: str) -> int:
         | CORE * (category[0] in "LMN")
         | LETTER * (category[0] == "L")
         | MARK * (category[0] == "M")
-        | CLOSING * (category in ("Pe", "Pf", "Pi") or character in "\"'")
+        | CLOSING * (category in ("Pe", "Pf", "Pi") or character in QUOTES)
         | NEWLINE * (character == "\n")
     )

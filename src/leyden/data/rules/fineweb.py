@@ -17,10 +17,14 @@ class FineWeb(Rules):
     """
 
     TITLE: ClassVar[str] = "fineweb"
+    VERSION: ClassVar[int] = 2
     kind: Literal["fineweb"] = "fineweb"
 
     min_punctuated_lines: float = 0.12
-    """Share of lines that end with a mark that ends sentences (Unicode's Sentence_Terminal); the paper."""
+    """Share of lines that end with a mark that ends sentences (Unicode's Sentence_Terminal), closing quotation marks
+    and brackets behind it aside. The threshold is the paper's, which does not list the marks. The code that made
+    FineWeb counted lines whose very last character was one of ``. ! ? ' "``; today's datatrove counts the
+    sentence-ending marks of all scripts there, but no quotation mark: to it a page of dialogue is no prose."""
     max_short_lines: float = 0.67
     """Share of lines shorter than ``short_line_characters``; the paper."""
     short_line_characters: int = 30
@@ -34,7 +38,7 @@ class FineWeb(Rules):
         """See :meth:`Rules.limits`."""
         lines = analysis.lines
         number = analysis.sums(lines.document)
-        punctuated = (analysis.kinds[lines.last - 1] & TERMINAL) != 0
+        punctuated = (analysis.kinds[analysis.line_ends] & TERMINAL) != 0
         short = lines.length < self.short_line_characters
         again = repeats(lines.document, analysis.line_ids)
         newlines = np.array([text.count("\n") for text in analysis.texts], float)

@@ -17,6 +17,7 @@ class GopherQuality(Rules):
     """Numbers and lengths of words, symbols, bullets, ellipses, letters and stop words (A.1.1, quality filtering)."""
 
     TITLE: ClassVar[str] = "gopher"
+    VERSION: ClassVar[int] = 2
     kind: Literal["gopher_quality"] = "gopher_quality"
 
     min_words: int = 50
@@ -34,7 +35,8 @@ class GopherQuality(Rules):
     bullets: str = "•‣◦●▪-*"
     """What a bullet is; the paper does not say."""
     max_ellipsis_lines: float = 0.3
-    """Share of lines that end with an ellipsis; A.1.1."""
+    """Share of lines that end with an ellipsis, closing quotation marks and brackets behind it aside; A.1.1 does not
+    speak of these, and datatrove looks at a line's very last characters."""
     min_alphabetic_words: float = 0.8
     """Share of words, of all, with at least one letter; A.1.1."""
     min_stop_words: int = 2
@@ -109,12 +111,12 @@ def _mean_length(analysis: Analysis) -> np.ndarray:
 
 
 def ends_in_ellipsis(analysis: Analysis) -> np.ndarray:
-    """[L] bool, the lines that end with ``...`` or ``…``."""
-    lines = analysis.lines
-    dots = lines.length >= 3
-    for back in (1, 2, 3):
-        dots &= analysis.characters[lines.last - np.minimum(back, lines.length)] == ord(".")
-    return dots | (analysis.characters[lines.last - 1] == ord("…"))
+    """[L] bool, the lines that end with ``...`` or ``…``, see :attr:`Analysis.line_ends`."""
+    first, last = analysis.lines.first, analysis.line_ends
+    dots = last - first >= 2
+    for back in (0, 1, 2):
+        dots &= analysis.characters[np.maximum(last - back, first)] == ord(".")
+    return dots | (analysis.characters[last] == ord("…"))
 
 
 class GopherRepetition(Rules):
