@@ -130,6 +130,70 @@ def test_repair_gives_normal_text_once_and_for_all(text):
     assert Unicode(encoding=False).repair(once) == once
 
 
+SENTENCES = [
+    "O título é “{}” em maiúsculas, e a manhã não acabou.",
+    "A palavra do dia é «{}».",
+    "Sonuç: “{}” geçerli, çünkü ağaç öğrendi.",
+    "Le mot « {} » n’est pas là… où est-il ?",
+    "Từ này là “{}”, và nó rất phổ biến ở Việt Nam.",
+    "Słowo „{}” jest wielkimi literami, więc źle.",
+    "Slovo „{}“ je psáno velkými písmeny — příliš žluťoučký kůň.",
+    "Das Wort „{}“ ist groß geschrieben, schön für süße Mädchen.",
+    "Ordet ”{}” är skrivet med stora bokstäver på en ö.",
+    "Ordet «{}» er skrevet på norsk, så får vi håpe.",
+    "Cuvântul „{}” este scris cu majuscule în română.",
+    "Orðið „{}“ er með stórum stöfum, það er allt í lagi.",
+    "A(z) »{}« szó nagybetűs, őrült árvíztűrő.",
+    "Слово «{}» написано прописными буквами.",
+    "Η λέξη «{}» είναι με κεφαλαία.",
+    "このことば「{}」は大文字です。",
+]
+WORDS = [
+    "IRMÃ",
+    "MAÇÃ",
+    "HÂLÂ",
+    "CAFÉ",
+    "NHÀ",
+    "XÃ",
+    "MIÓD",
+    "TÖÖ",
+    "MENÜ",
+    "SMÅ",
+    "CASĂ",
+    "HLÝ",
+    "HŐ",
+    "ЦАРЬ",
+    "ΠΆΝΩ",
+    "Ã",
+]
+BEHIND = ["", "…", "®", "?", " E", ","]
+
+
+def test_sound_text_is_never_repaired():
+    sound = [sentence.format(word + behind) for sentence in SENTENCES for word in WORDS for behind in BEHIND]
+    repaired = Unicode(form="none").repair("\n".join(sound)).split("\n")
+    assert [pair for pair in zip(sound, repaired, strict=True) if len(set(pair)) > 1] == []
+    alone = [f"{word}{mark}" for word in WORDS[:-1] for mark in ("”", "»", "…", "“ ", "’, ", "™")]
+    assert [Unicode(form="none").repair(text) for text in alone] == alone
+
+
+def test_wrongly_decoded_text_is_repaired_in_bulk():
+    import ftfy.bad_codecs.sloppy  # noqa: F401  Windows-1252 as programs decode it, without gaps
+
+    sound = [sentence.format(word) for sentence in SENTENCES for word in WORDS]
+    for encoding in ("sloppy-windows-1252", "latin-1"):
+        wrong = [text.encode().decode(encoding) for text in sound]
+        lines = [Unicode().repair(text) for text in wrong]
+        assert sum(a == b for a, b in zip(lines, sound, strict=True)) > 0.97 * len(sound)
+        pages = Unicode().repair("\n".join(wrong)).split("\n")
+        assert sum(a == b for a, b in zip(pages, sound, strict=True)) > 0.97 * len(sound)
+
+
+@pytest.mark.parametrize("text", ["10 × 15 cm", "KÖLN", "l’hôtel “Ô”, où", "é uma à tarde", "был ли он мил"])
+def test_what_looks_like_the_end_of_a_word_is_repaired_where_all_is_wrong(text):
+    assert Unicode().repair(text.encode().decode("latin-1")) == text
+
+
 # Personal data
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -9,6 +10,7 @@ from leyden.data.documents import Documents
 from leyden.data.rules.base import Rules, rewrite_chosen
 
 if TYPE_CHECKING:
+    import regex
     from ftfy import TextFixerConfig
 
 REPAIRED = "repaired_lines"
@@ -22,13 +24,15 @@ _HARMLESS = re.compile(r"[\t\n\x20-\x7e]*")  # what no repair changes
 class Unicode(Rules):
     """Repair text with ftfy and bring it to a normal form; the score ``repaired_lines`` says how many lines changed.
 
-    Repaired are: text that was decoded by the wrong encoding (``schÃ¶n``), stray C1 controls, terminal escapes; control
-    and other invisible characters that mean nothing in text, and byte order marks, are removed. Quotes, ligatures and
-    the width of characters stay as they are, as a model should know them. Line ends become line feeds. Nothing is
-    dropped.
+    Repaired are text that was decoded by the wrong encoding (``schÃ¶n``), stray C1 controls and terminal escapes. A
+    capital before a closing mark, as in ``“IRMÃ”``, is left as it is, unless most of the text and all of its line was
+    wrongly decoded. Control and other invisible characters that mean nothing in text are removed, and byte order
+    marks. Quotes, ligatures and the width of characters stay as they are, as a model should know them. Line ends become
+    line feeds. Nothing is dropped.
     """
 
     TITLE: ClassVar[str] = "unicode"
+    VERSION: ClassVar[int] = 2
     kind: Literal["unicode"] = "unicode"
 
     encoding: bool = True
@@ -49,18 +53,76 @@ class Unicode(Rules):
 
     def repair(self, text: str) -> str:
         """One text, line by line: lines of plain ASCII, which are most, need no look by ftfy."""
-        if _HARMLESS.fullmatch(text) and not (self.html_entities and "&" in text):
+        if self._needs_none(text):
             return text
+        lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        done = [line if self._needs_none(line) else self._repair_line(line) for line in lines]
+        if self.encoding:
+            self._repair_doubtful(lines, done)
+        return "\n".join(done)
+
+    def _needs_none(self, text: str) -> bool:
+        return _HARMLESS.fullmatch(text) is not None and not (self.html_entities and "&" in text)
+
+    def _repair_line(self, line: str) -> str:
+        """A line, of which the ends of words are repaired apart from the marks behind them."""
         import ftfy
 
-        config = _config(self.encoding, self.html_entities, self.form)
-        lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-        return "\n".join(
-            line
-            if _HARMLESS.fullmatch(line) and not (self.html_entities and "&" in line)
-            else ftfy.fix_text(line, config)
-            for line in lines
-        )
+        config = _config(self.encoding, self.html_entities and "<" not in line, self.form)
+        parts = _doubtful().split(line) if self.encoding else [line]
+        return "".join(ftfy.fix_text(part, config) for part in parts)
+
+    def _repair_doubtful(self, lines: Sequence[str], done: list[str]) -> None:
+        """Repair whole lines with doubtful ends of words, if most of the text was wrongly decoded, and all of the line.
+
+        Args:
+            lines: as they were.
+            done: what :meth:`_repair_line` made of them; changed.
+        """
+        doubtful, wrong, sound = [], 0, 0
+        for number, (line, made) in enumerate(zip(lines, done, strict=True)):
+            if line.isascii():
+                continue
+            is_wrong = _is_recoded(line, made)
+            wrong += is_wrong
+            if _doubtful().search(line):
+                doubtful.append(number)
+            else:
+                sound += not is_wrong
+        for number in doubtful if wrong > sound else ():
+            done[number] = self._repair_whole(lines[number]) or done[number]
+
+    def _repair_whole(self, line: str) -> str | None:
+        """A line decoded anew as a whole; None where that is not possible, as some of it is sound."""
+        import ftfy
+
+        config = _config(self.encoding, self.html_entities and "<" not in line, self.form)
+        made, steps = ftfy.fix_and_explain(line, config)
+        return None if any(step.parameter == "decode_inconsistent_utf8" for step in steps or ()) else made
+
+
+@functools.cache
+def _doubtful() -> "regex.Pattern[str]":
+    """Matches, without a character, between a capital that a word may end with and a mark that may follow it.
+
+    In UTF-8 taken for Windows-1252 these two are another letter: ``Ô`` becomes ``Ã”``, as in ``“IRMÃ” em``. Within a
+    word, or behind a small letter, no such pair is sound.
+    """
+    import regex
+
+    quotes = "”’»›“‘«‹„‚…"
+    marks = quotes + "–—™®©°ºª¹²³†‡·¨´¯¸"
+    capital = r"(?<=\p{Lu})(?<!\p{Ll}\p{M}*\p{Lu})(?<![\x00-\x7f])"
+    return regex.compile(
+        rf"{capital}(?=[{quotes}][{marks}]*+(?![\p{{L}}\p{{N}}]))"
+        rf"|{capital}(?<=\p{{Lu}}\p{{Lu}})(?=[ \xa0?—]|[{marks}]++(?![\p{{L}}\p{{N}}]))"
+        rf"|(?<=\p{{Ll}})(?<![\x00-\x7f])(?=[{quotes}][{marks}]++(?![\p{{L}}\p{{N}}]))"
+    )
+
+
+def _is_recoded(line: str, made: str) -> bool:
+    """Whether repair decoded some of a line anew: that makes it shorter, where a normal form or control may too."""
+    return made != line and sum(not c.isascii() for c in made) < sum(not c.isascii() for c in line)
 
 
 @functools.lru_cache(8)
@@ -68,7 +130,7 @@ def _config(encoding: bool, html_entities: bool, form: Form) -> "TextFixerConfig
     from ftfy import TextFixerConfig
 
     return TextFixerConfig(
-        unescape_html="auto" if html_entities else False,
+        unescape_html=html_entities,
         fix_encoding=encoding,
         fix_latin_ligatures=False,
         fix_character_width=False,
