@@ -1,6 +1,7 @@
 """The verbs that talk: what they print, and what ends them."""
 
 import io
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
 import leyden
+from leyden.checkpoint.origin import never_conversed
 from leyden.cli import chat as chat_module
 from leyden.cli.chat import chat
 from leyden.cli.generate import generate
@@ -67,6 +69,43 @@ def test_chat_over_a_pipe(directory: str, capsys: pytest.CaptureFixture[str], mo
     assert printed.startswith(f"{answers[0]}\n{answers[1]}\n/new ")
     assert "/bogus is not a command" in printed
     assert printed.endswith(f"{answers[2]}\n")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "known"),
+    [
+        ('[data]\ntext = ["a"]\n[[stage]]\nobjective = "pretrain"\n', True),
+        ('[data]\ntext = []\n[[stage]]\nobjective = "pretrain"\n[[stage]]\nobjective = "sft"\n', False),
+        ('[data]\nbuild = "dialogues"\n[[stage]]\nobjective = "pretrain"\n', False),
+        ('[model]\nfrom = "other"\n[data]\ntext = []\n[[stage]]\nobjective = "pretrain"\n', False),
+        ("stage = 3\n[data]\ntext = []\n", False),
+        ("[data", False),
+        (None, False),
+    ],
+)
+def test_whether_a_model_never_conversed_is_known_by_its_run(tmp_path: Path, recipe: str | None, known: bool) -> None:
+    for model in (tmp_path / "final", tmp_path / "checkpoints" / "step_00000001"):
+        model.mkdir(parents=True)
+    if recipe is not None:
+        (tmp_path / "recipe.toml").write_text(recipe)
+    for model in (tmp_path, tmp_path / "final", tmp_path / "checkpoints" / "step_00000001"):
+        assert never_conversed(model) == known
+    assert not never_conversed("org/final")
+
+
+def test_a_chat_says_once_that_a_model_never_conversed(
+    directory: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(directory, tmp_path / "final")
+    (tmp_path / "recipe.toml").write_text('[data]\ntext = []\n[[stage]]\nobjective = "pretrain"\n')
+    precious = tmp_path / "precious.txt"
+    precious.write_text("years of work")
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"hi\nmore\n/save {precious}\n"))
+    chat(str(tmp_path / "final"), max_tokens=6, seed=1)
+    printed = " ".join("".join(capsys.readouterr()).split())
+    assert printed.count("never trained on conversations") == 1
+    assert "no conversation of Leyden's" in printed
+    assert precious.read_text() == "years of work"
 
 
 def test_lines_typed_in_a_terminal() -> None:

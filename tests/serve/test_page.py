@@ -75,7 +75,8 @@ class Served(BaseHTTPRequestHandler):
         elif self.headers.get("Authorization") == "Bearer wrong":
             self._send(401, b'{"error": {"message": "no such key"}}', {"Content-Type": "application/json"})
         else:
-            models = {"object": "list", "data": [{"id": "jar-1b", "object": "model", "max_model_len": 4096}]}
+            card = {"id": "jar-1b", "object": "model", "max_model_len": 4096, "notice": "<b>never</b> conversed"}
+            models = {"object": "list", "data": [card]}
             self._send(200, json.dumps(models).encode(), {"Content-Type": "application/json"})
 
     def do_POST(self) -> None:
@@ -288,6 +289,9 @@ def test_a_conversation_in_a_browser(server: ThreadingHTTPServer, browser: Brows
     browser.wait("document.title === 'jar-1b · Leyden' && document.querySelectorAll('article').length === 10")
     browser.run("$('new').click()")
     assert browser.run("messages.length + document.querySelectorAll('article').length") == 0
+
+    told = browser.run("about.textContent")
+    assert told == "reads up to 4,096 tokens. <b>never</b> conversed"
 
     # A key is kept in the tab alone; a wrong one is told.
     browser.run("$('open').click(); $('key').value = 'wrong'; $('done').click()")

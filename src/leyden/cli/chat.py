@@ -37,6 +37,7 @@ def chat(
 ) -> None:
     """Talk with a model; it keeps its state, so that each turn reads no more than what is new."""
     from leyden.checkpoint import load
+    from leyden.checkpoint.origin import NEVER_CONVERSED, never_conversed
     from leyden.core.device import find_device
     from leyden.core.errors import UserError
     from leyden.core.log import say
@@ -54,6 +55,8 @@ def chat(
         return Chat(engine, system=system, sampling=sampling)
 
     kept = _Kept(begin(system) if saved is None else Chat.resume(engine, saved, sampling), resume)
+    if never_conversed(model):
+        say(NEVER_CONVERSED)
     if saved is not None:
         say(f"goes on with {saved}: {len(kept.conversation.messages)} messages")
     try:

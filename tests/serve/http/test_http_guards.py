@@ -221,5 +221,6 @@ def test_models(client: Client) -> None:
     cards = client("GET", "/v1/models").json()["data"]
     assert [card["id"] for card in cards] == ["jar", "lightning"]
     assert cards[0]["max_model_len"] == 512
+    assert cards[0]["notice"] is None
     assert client("GET", "/v1/models/lightning").json() == cards[1]
     assert assert_error(client("GET", "/v1/models/org/name"), 404)["code"] == "model_not_found"

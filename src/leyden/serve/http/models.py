@@ -10,7 +10,10 @@ from leyden.serve.http.service import Service
 
 
 class ModelCard(BaseModel):
-    """One name of the model; ``root`` and ``max_model_len`` are vLLM's fields."""
+    """One name of the model; ``root`` and ``max_model_len`` are vLLM's fields.
+
+    ``notice`` is Leyden's: what whoever chats with the model should know of it, where something is known.
+    """
 
     id: str
     object: Literal["model"] = "model"
@@ -18,6 +21,7 @@ class ModelCard(BaseModel):
     owned_by: Literal["leyden"] = "leyden"
     root: str
     max_model_len: int
+    notice: str | None
 
 
 class ModelList(BaseModel):
@@ -31,10 +35,14 @@ def model_routes(service: Service) -> APIRouter:
     """The routes."""
     router = APIRouter()
     model = service.model
-    cards = {
-        name: ModelCard(id=name, created=model.created, root=model.root, max_model_len=model.context_tokens)
-        for name in model.names
-    }
+    card = ModelCard(
+        id=model.names[0],
+        created=model.created,
+        root=model.root,
+        max_model_len=model.context_tokens,
+        notice=model.notice,
+    )
+    cards = {name: card.model_copy(update={"id": name}) for name in model.names}
 
     @router.get("/v1/models", responses=responses(ModelList, errors=(401, 403)))
     async def models() -> ModelList:

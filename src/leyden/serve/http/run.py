@@ -6,6 +6,7 @@ import socket
 import sys
 from collections.abc import Sequence
 
+from leyden.checkpoint.origin import NEVER_CONVERSED, never_conversed
 from leyden.core.errors import UserError
 from leyden.model import PAGE, Pools
 from leyden.serve.conversation import fingerprint
@@ -52,6 +53,7 @@ def run_server(
         vocab_size=model.config.vocab_size,
         root=names[0],
         weights=fingerprint(model),
+        notice=NEVER_CONVERSED if never_conversed(root) else None,
     )
     service = Service(loop, served, settings)
     greeting = f"{names[0]} is served at {url(bound)} ({_memory(engine)}); Ctrl-C ends it."

@@ -43,6 +43,7 @@ class ServedModel:
         root: the directory or hub id it came from.
         created: when it was loaded, in seconds since 1970.
         weights: what tells these weights and settings from others, for ``system_fingerprint``.
+        notice: what whoever chats with it should know, where something is known.
     """
 
     names: tuple[str, ...]
@@ -52,6 +53,7 @@ class ServedModel:
     root: str
     created: int = field(default_factory=lambda: int(time.time()))
     weights: str = ""
+    notice: str | None = None
 
     @cached_property
     def fingerprint(self) -> str:
