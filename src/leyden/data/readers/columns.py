@@ -1,16 +1,37 @@
 """Files of columns: Parquet, and the Arrow files of a saved Hugging Face dataset."""
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from leyden.core.limited import LimitedProcess, LimitReached
 from leyden.data.readers.nested import TURNS
 from leyden.data.readers.pieces import Found, Piece
 from leyden.data.readers.problem import Problem
 from leyden.data.readers.rows import columns_to_read, document_of
 from leyden.data.readers.settings import ReadSettings
 
-_BATCH_BYTES = 8 << 20
+
+class Column(NamedTuple):
+    """A column of a file: its type in words, whether it is text, and whether it holds bytes (pictures, sound)."""
+
+    name: str
+    kind: str
+    is_text: bool
+    holds_bytes: bool
+
+
+Row = dict[str, Any] | tuple[str, str]
+"""The columns of a row; or reason and detail why it is set aside."""
+
+_TOO_MUCH = "unpacks to too much"
+_STEP = 256
+"""Rows that are decoded at once, unless they take too much memory."""
+_MEMORY_BYTES = 512 << 20
+_SECONDS = 60
+_FREE_BYTES, _RATIO, _ROW_BYTES = 16 << 20, 1032, 256
+"""A file may give rows of so many bytes, and so many more for each of its own; a row counts for so many more."""
 
 
 def row_group_ranges(path: Path, size: int, shard_bytes: int) -> Iterator[tuple[int, int, int | None]]:
@@ -18,18 +39,9 @@ def row_group_ranges(path: Path, size: int, shard_bytes: int) -> Iterator[tuple[
 
     A file whose footer cannot be read is one range: reading it will say so.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
-        with pq.ParquetFile(path) as file:
-            meta = file.metadata
-            # The size of a group as it is stored; meta.row_group(i).total_byte_size is that of its values.
-            sizes = [
-                sum(meta.row_group(i).column(c).total_compressed_size for c in range(meta.num_columns))
-                for i in range(meta.num_row_groups)
-            ]
-    except (pa.ArrowException, OSError):
+        sizes = [stored for _, stored in _look(path, "parquet", ReadSettings())[1]]
+    except (Problem, OSError):
         yield size, 0, None
         return
     start = held = 0
@@ -43,117 +55,123 @@ def row_group_ranges(path: Path, size: int, shard_bytes: int) -> Iterator[tuple[
 
 def read_parquet(piece: Piece, settings: ReadSettings) -> Iterator[Found]:
     """A document a row, named by the row's number in the file (``:7``); a row group that is broken is set aside."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(piece.source.path, buffer_size=1 << 20) as file:
-            meta = file.metadata
-            columns = _columns(file.schema_arrow, settings)
-            first = 1 + sum(meta.row_group(group).num_rows for group in range(piece.start))
-            for group in range(piece.start, meta.num_row_groups if piece.end is None else piece.end):
-                try:
-                    yield from _group(file, group, first, columns, piece, settings)
-                except (pa.ArrowException, OSError) as error:
-                    yield f"row group {group}", _corrupt("parquet", error)
-                first += meta.row_group(group).num_rows
-    except (pa.ArrowException, OSError) as error:
-        raise _corrupt("parquet", error) from None
-
-
-def _group(
-    file: Any, group: int, first: int, columns: list[str], piece: Piece, settings: ReadSettings
-) -> Iterator[Found]:
-    """The rows of one row group, in batches of about :data:`_BATCH_BYTES`."""
-    meta = file.metadata.row_group(group)
-    rows = max(min(_BATCH_BYTES * meta.num_rows // max(meta.total_byte_size, 1), 1024), 1)
-    for batch in file.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False):
-        yield from _documents(batch, first, piece, settings)
-        first += batch.num_rows
+    columns, groups = _look(piece.source.path, "parquet", settings)
+    table = _Table(piece, "parquet", _columns(columns, settings), settings)
+    first = 1 + sum(rows for rows, _ in groups[: piece.start])
+    for group in range(piece.start, len(groups) if piece.end is None else piece.end):
+        try:
+            yield from table.documents(group, first)
+        except Problem as problem:
+            if problem.reason == _TOO_MUCH:
+                raise
+            yield f"row group {group}", problem
+        first += groups[group][0]
 
 
 def read_arrow(piece: Piece, settings: ReadSettings) -> Iterator[Found]:
     """A document a row of a stream or file of Arrow batches, named by the row's number."""
-    import pyarrow as pa
+    columns, _ = _look(piece.source.path, "arrow", settings)
+    yield from _Table(piece, "arrow", _columns(columns, settings), settings).documents(0, 1)
 
+
+class _Table:
+    """A file that is being read in the child process.
+
+    Args:
+        piece: of which file.
+        format: ``parquet`` or ``arrow``.
+        columns: to read.
+        settings: of its source.
+    """
+
+    def __init__(self, piece: Piece, format: str, columns: tuple[str, ...], settings: ReadSettings) -> None:
+        self._piece, self._format, self._columns, self._settings = piece, format, columns, settings
+        self._given = 0
+        self._most = _FREE_BYTES + _RATIO * piece.source.path.stat().st_size
+
+    def documents(self, group: int, first: int) -> Iterator[Found]:
+        """The rows of one row group, whose first is row ``first`` of the file.
+
+        Raises:
+            Problem: the group is broken or takes too much memory, or the file gives too much.
+        """
+        for number, row in enumerate(self._rows(group), first):
+            place = f"row {number}"
+            try:
+                yield place, self._document(row, number)
+            except Problem as problem:
+                yield place, problem
+
+    def _document(self, row: Row, number: int) -> Any:
+        if isinstance(row, tuple):
+            raise Problem(*row)
+        row = {name: _filled(value) if name in TURNS else value for name, value in row.items()}
+        return document_of(row, self._piece.source, f":{number}", self._settings)
+
+    def _rows(self, group: int) -> Iterator[Row]:
+        path = self._piece.source.path
+        step, first = _STEP, 0
+        while True:
+            try:
+                asked = ("rows", str(path), self._format, group, self._columns, self._settings.text, step, first)
+                rows, num_bytes, is_last = _call(path, self._format, self._settings, *asked)
+            except LimitReached as reached:
+                if step == 1:
+                    raise Problem(f"corrupt {self._format}", f"from row {first + 1} of it on: {reached}") from None
+                step = 1  # slower, and all that is in memory is one row
+                continue
+            if is_last:
+                return
+            yield from rows
+            first += len(rows)
+            self._given += num_bytes + _ROW_BYTES * len(rows)
+            if self._given > self._most:
+                detail = f"{path.stat().st_size:,} bytes are {self._given:,} or more; the rest is not read"
+                raise Problem(_TOO_MUCH, detail, f"row group {group}")
+
+
+def _look(path: Path, format: str, settings: ReadSettings) -> tuple[list[Column], list[tuple[int, int]]]:
+    """A file's columns, and of each row group its rows and the bytes that it is stored in."""
     try:
-        with pa.OSFile(str(piece.source.path)) as source:
-            first = 1
-            columns: list[str] | None = None
-            for batch in _arrow_batches(source):
-                columns = _columns(batch.schema, settings) if columns is None else columns
-                for start in range(0, batch.num_rows, 256):
-                    yield from _documents(batch.slice(start, 256).select(columns), first, piece, settings)
-                    first += min(256, batch.num_rows - start)
-    except (pa.ArrowException, OSError) as error:
-        raise _corrupt("arrow", error) from None
+        columns, groups = _call(path, format, settings, "look", str(path), format)
+    except LimitReached as reached:
+        raise Problem(f"corrupt {format}", str(reached)) from None
+    return [Column(*column) for column in columns], groups
 
 
-def _corrupt(what: str, error: Exception) -> Problem:
-    """``error`` as a Problem.
+def _call(path: Path, format: str, settings: ReadSettings, *arguments: Any) -> Any:
+    """An answer of the child process.
 
     Raises:
-        OSError: it is one of the disk, not of the file's content.
+        Problem: the library cannot read the file.
+        OSError: the file cannot be opened.
+        LimitReached: it took too much memory or time, or the library crashed.
     """
-    if isinstance(error, OSError) and error.errno is not None:
-        raise error
-    return Problem(f"corrupt {what}", str(error)[:400])
-
-
-def _arrow_batches(source: Any) -> Iterator[Any]:
-    import pyarrow as pa
-
-    if source.read(6) == b"ARROW1":
-        file = pa.ipc.open_file(source)
-        yield from (file.get_batch(number) for number in range(file.num_record_batches))
-    else:
-        source.seek(0)
-        yield from pa.ipc.open_stream(source)
-
-
-def _columns(schema: Any, settings: ReadSettings) -> list[str]:
-    """The columns to read, without those that hold bytes (pictures, sound)."""
-    import pyarrow as pa
-
-    names = columns_to_read(schema.names, settings)
-    if settings.text in names and settings.rows != "messages":
-        kind = schema.field(settings.text).type
-        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-            raise Problem(f'"{settings.text}" is not a string', f"a column of type {kind}")
-    return [name for name in names if not _holds_bytes(schema.field(name).type)]
-
-
-def _holds_bytes(kind: Any) -> bool:
-    import pyarrow as pa
-
-    is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
-    return is_bytes or any(_holds_bytes(kind.field(i).type) for i in range(kind.num_fields))
-
-
-def _documents(batch: Any, first: int, piece: Piece, settings: ReadSettings) -> Iterator[Found]:
-    for number, row in enumerate(_rows(batch), first):
-        try:
-            if isinstance(row, Problem):
-                raise row
-            yield f"row {number}", document_of(row, piece.source, f":{number}", settings)
-        except Problem as problem:
-            yield f"row {number}", problem
-
-
-def _rows(batch: Any) -> Iterator[dict[str, Any] | Problem]:
-    """The rows of a batch; where one cannot be had as Python objects, each is tried alone."""
+    # An Arrow file is mapped, which counts as memory though it takes none; in powers of two, to start few processes.
+    mapped = 1 << path.stat().st_size.bit_length() if format == "arrow" else 0
+    limit = min(settings.max_document_bytes, 1 << 30)
     try:
-        for row in _simple(batch).to_pylist(maps_as_pydicts="strict"):
-            yield {name: _filled(value) if name in TURNS else value for name, value in row.items()}
-    except (ValueError, OverflowError, KeyError) as error:
-        if batch.num_rows > 1:
-            for row in range(batch.num_rows):
-                yield from _rows(batch.slice(row, 1))
-        elif isinstance(error, UnicodeDecodeError):  # a writer may put anything into a column of strings
-            yield Problem("not UTF-8", error.reason)
-        else:
-            yield Problem("unreadable value", str(error))
+        return _process(limit, max(mapped, 1 << 28)).call(*arguments)
+    except ValueError as error:
+        raise Problem(f"corrupt {format}", str(error)) from None
+
+
+@functools.lru_cache(maxsize=4)
+def _process(limit: int, mapped: int) -> LimitedProcess:
+    """The child process that reads tables. A document may be there several times: packed, as bytes, and as text."""
+    memory = _MEMORY_BYTES + 8 * limit + mapped
+    return LimitedProcess(Path(__file__).with_name("tables.py"), (limit,), seconds=_SECONDS, memory_bytes=memory)
+
+
+def _columns(columns: list[Column], settings: ReadSettings) -> tuple[str, ...]:
+    """The columns to read, without those that hold bytes (pictures, sound)."""
+    by_name = {column.name: column for column in columns}
+    if len(by_name) < len(columns):
+        raise Problem("two columns of one name", ", ".join(column.name for column in columns)[:400])
+    names = columns_to_read(list(by_name), settings)
+    if settings.text in names and settings.rows != "messages" and not by_name[settings.text].is_text:
+        raise Problem(f'"{settings.text}" is not a string', f"a column of type {by_name[settings.text].kind}")
+    return tuple(name for name in names if not by_name[name].holds_bytes)
 
 
 def _filled(value: Any) -> Any:
@@ -161,15 +179,3 @@ def _filled(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _filled(item) for name, item in value.items() if item is not None}
     return [_filled(item) for item in value] if isinstance(value, list) else value
-
-
-def _simple(batch: Any) -> Any:
-    """Times to microseconds: Python's know no less."""
-    import pyarrow as pa
-
-    fields = [
-        pa.field(f.name, pa.timestamp("us", f.type.tz) if pa.types.is_timestamp(f.type) else f.type)
-        for f in batch.schema
-    ]
-    schema = pa.schema(fields)
-    return batch if schema.equals(batch.schema) else batch.cast(schema, safe=False)
