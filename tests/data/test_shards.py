@@ -5,11 +5,16 @@ import shutil
 
 import numpy as np
 import pytest
+from tokenizers import Regex, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as Backend
 
 from leyden.core.errors import UserError
 from leyden.data import Document, Message, TokenShards, write_shards
 from leyden.data import shards as shards_module
 from leyden.data.tokenise import Layout
+from leyden.tokenizer import Tokenizer
+from leyden.tokenizer.bpe import byte_spelling
+from leyden.tokenizer.directory import TokenizerFiles
 
 
 def test_documents_come_back(tokenizer, documents, shards):
@@ -30,6 +35,18 @@ def test_the_fingerprint_tells_other_tokens(tokenizer, documents, shards, tmp_pa
     other = write_shards(documents[1:], tokenizer, tmp_path / "again", shard_tokens=200)
     assert other.fingerprint != again.fingerprint
     assert TokenShards.open(tmp_path / "again").fingerprint == other.fingerprint
+
+
+def test_a_document_on_which_the_tokenizer_gives_up_costs_no_other(documents, tmp_path, caplog):
+    backend = Backend(models.BPE({character: index for index, character in enumerate(byte_spelling())}, []))
+    split = pre_tokenizers.Split(Regex("(a+)+$"), behavior="isolated")
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    backend.decoder = decoders.ByteLevel()
+    files = TokenizerFiles(backend.to_str(), {"eos_token": "</s>"}, (), None)
+    bad = Document("the bad one", "a" * 40 + "!", "")
+    shards = write_shards([documents[0], bad, *documents[1:]], Tokenizer(backend, files), tmp_path / "shards")
+    assert shards.num_documents == len(documents)
+    assert "the bad one is left out" in caplog.text
 
 
 def test_nothing_half_written_is_left(tokenizer, documents, tmp_path):

@@ -1,6 +1,7 @@
 """A tokenizer.json may come from anybody: it is refused where it could harm, and steady where it is taken."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
@@ -97,10 +98,23 @@ def test_an_expression_that_gives_up_is_a_user_error(altered, pattern):
     assert tokenizer.decode(tokenizer.encode("fine")) == "fine"
 
 
-def test_an_expression_on_which_the_fast_engine_panics_goes_the_slow_way(altered, monkeypatch):
+class PanicException(BaseException):
+    """As a library in Rust raises where it panics."""
+
+
+def panic(*arguments: object) -> None:
+    raise PanicException("called `Result::unwrap()` on an `Err` value")
+
+
+def test_a_text_on_which_the_fast_engine_panics_goes_the_slow_way(directory, tokenizer, monkeypatch):
     monkeypatch.setattr("leyden.tokenizer.encoder._FAST_FROM_BYTES", 0)
-    split = pre_tokenizers.Split(Regex(r"(?:a|b)+(?!c)|\S|\s"), behavior="isolated")
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer = altered(pre_tokenizer=pre_tokenizers.Sequence([split, byte_level]))
-    text = "ab" * 600_000 + "c"
-    assert tokenizer.decode(tokenizer.encode(text)) == text
+    fast = Tokenizer.load(directory)
+    assert fast.encode("The dog") == tokenizer.encode("The dog")
+    monkeypatch.setattr(fast._encoder._fast, "_encoding", SimpleNamespace(encode_ordinary=panic))
+    assert fast.encode("The dog") == tokenizer.encode("The dog")
+
+
+def test_a_file_on_which_the_library_panics_is_a_user_error(directory, monkeypatch):
+    monkeypatch.setattr("leyden.tokenizer.tokenizer.Backend", SimpleNamespace(from_str=panic))
+    with pytest.raises(UserError, match="is not a tokenizer"):
+        Tokenizer.load(directory)

@@ -7,11 +7,11 @@ from leyden.core.errors import UserError
 
 
 @contextmanager
-def panics_are_user_errors(message: str) -> Iterator[None]:
-    """Turn a panic inside into a UserError that says ``message``; all else passes as it is."""
+def panics_are_user_errors(message: str, kind: type[UserError] = UserError) -> Iterator[None]:
+    """Turn a panic inside into a UserError (of a ``kind``) that says ``message``; all else passes as it is."""
     try:
         yield
     except BaseException as error:
         if type(error).__name__ != "PanicException":  # PyO3 exports no class to catch
             raise
-        raise UserError(message) from None
+        raise kind(message) from None

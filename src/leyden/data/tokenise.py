@@ -18,12 +18,12 @@ import numpy as np
 from leyden.core.config import Config
 from leyden.core.errors import UserError
 from leyden.core.files import atomic_directory, atomic_file, discard
-from leyden.core.log import Bar, progress
+from leyden.core.log import Bar, logger, progress
 from leyden.data.documents import Document
 from leyden.data.marks import hash_file, read_mark, tell_damage, write_mark
 from leyden.data.shards import END, METADATA, TOKEN, Shard, TokenShards, block_checksums, metadata_of, shard_files
 from leyden.data.templates import lay_out
-from leyden.tokenizer import Tokenizer
+from leyden.tokenizer import GaveUpError, Tokenizer
 
 if TYPE_CHECKING:
     from leyden.data.engine import Engine
@@ -153,9 +153,10 @@ def _tokenise(
 
     for batch in grouped(documents, _BATCH_CHARACTERS):
         parts = [_parts(document, layout) for document in batch]
-        encoded = iter(tokenizer.encode_batch([text for document in parts for text, _ in document]))
-        for document, of_document in zip(batch, parts, strict=True):
-            ids = [next(encoded) for _ in of_document]
+        encoded = _encoded(batch, [[text for text, _ in of_document] for of_document in parts], tokenizer)
+        for document, of_document, ids in zip(batch, parts, encoded, strict=True):
+            if ids is None:
+                continue
             yield _Tokenised(
                 tokens=np.concatenate([[tokenizer.bos_id], *ids, [tokenizer.eod_id]], dtype=TOKEN),
                 learned=_mask(ids, [learned for _, learned in of_document]),
@@ -164,6 +165,23 @@ def _tokenise(
             )
         if bar is not None:
             bar.advance(sum(len(text) for document in parts for text, _ in document))
+
+
+def _encoded(
+    batch: Sequence[Document], texts: Sequence[list[str]], tokenizer: Tokenizer
+) -> Iterator[list[np.ndarray] | None]:
+    """The tokens of each document's texts; None, and a line, for one on which the tokenizer gives up."""
+    try:
+        together = iter(tokenizer.encode_batch(list(itertools.chain.from_iterable(texts))))
+    except GaveUpError:
+        for document, of_document in zip(batch, texts, strict=True):
+            try:
+                yield tokenizer.encode_batch(of_document)
+            except GaveUpError as error:
+                logger(__name__).warning("the document %s is left out: %s", document.id, error)
+                yield None
+        return
+    yield from ([next(together) for _ in of_document] for of_document in texts)
 
 
 def _parts(document: Document, layout: Layout) -> list[tuple[str, bool]]:

@@ -22,6 +22,10 @@ _FAST_FROM_BYTES = 1_000_000
 _BYTES_PER_THREAD = 100_000
 
 
+class GaveUpError(UserError):
+    """A text on which the tokenizer's own regular expression gives up; other texts can be encoded."""
+
+
 class Encoder:
     """Encodes text, on all cores where there is much of it.
 
@@ -79,10 +83,11 @@ class Encoder:
     def _encode_slowly(self, texts: Sequence[str]) -> list[np.ndarray]:
         """By ``tokenizers``; "fast" leaves out where in the text each token stood, long texts take half the time."""
         longest = max(map(len, texts), default=0)
-        with panics_are_user_errors(
+        message = (
             f"A text of up to {longest} characters cannot be encoded: the tokenizer's own regular expression gives up "
             "on it. Leave the text out or shorten its longest run of like characters, or take another tokenizer."
-        ):
+        )
+        with panics_are_user_errors(message, GaveUpError):
             encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
