@@ -86,16 +86,19 @@ class Reject:
         place: where in it: ``byte 120``, ``line 3``, ``row 7``, or nothing where it is the whole file.
         reason: one of a few, to count by: ``not UTF-8``, ``no "text"``, ...
         detail: what exactly was found.
+        count: how many of its kind it stands for.
     """
 
     source: str
     place: str
     reason: str
     detail: str = ""
+    count: int = 1
 
     def __str__(self) -> str:
         where = f"{self.source}, {self.place}" if self.place else self.source
-        return f"{where}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
+        times = f"{self.count:,} times " if self.count > 1 else ""
+        return f"{where}: {times}{self.reason}" + (f" ({self.detail})" if self.detail else "")
 
 
 class Documents:

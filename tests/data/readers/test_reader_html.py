@@ -68,3 +68,62 @@ def test_many_elements_that_are_not_closed_are_not_deep(tmp_path, read):
     documents, rejects = read(tmp_path)
     assert documents[0].text.count(BODY.strip()) == 3000
     assert rejects == []
+
+
+MENU = "<ul class='x'><li><a href='/'>Home page</a></li><li><a href='/b'>About us all</a></li><li>Here</li></ul>"
+LISTS = f"""<html><body>{MENU}<h1>Soup</h1><p>{BODY}</p>
+<ul><li>Boil the beans in salted water.</li><li>Drain <a href=a>them well</a>, and let them cool.
+<ul><li>A sieve helps.</li></ul></li></ul>
+<p>Serve it hot.</p><dl><dt>Bean</dt><dd>A seed of a plant.</dd></dl><ol><li>First.</li><li>Second.</li></ol>
+<div><div><div><div><div><ul><li>See <a href=b>the other recipes of ours</a> for what else beans are good for.</li></ul>
+</div></div></div></div></div>{MENU}</body></html>"""
+
+
+def test_lists_stay_and_menus_go(tmp_path, read):
+    (tmp_path / "a.html").write_text(LISTS)
+    [document], _ = read(tmp_path)
+    lines = [line.strip() for line in document.text.splitlines() if line.strip()]
+    assert lines == [
+        "Soup",
+        BODY.strip(),
+        "• Boil the beans in salted water.",
+        "• Drain them well, and let them cool.",
+        "• A sieve helps.",
+        "Serve it hot.",
+        "Bean",
+        "A seed of a plant.",
+        "1. First.",
+        "2. Second.",
+        "• See the other recipes of ours for what else beans are good for.",
+    ]
+
+
+def test_lists_of_navigation_go_whatever_is_in_them(tmp_path, read):
+    words = "<ul><li>The whole library, and all of its shelves</li></ul>"
+    around = [f"<{tag}>{words}</{tag}>" for tag in ("nav", "header", "footer", "aside")]
+    around += [f"<div class='sidebar'>{words}</div>", f"<div role=navigation>{words}</div>"]
+    around += [words.replace("<ul>", "<ul class='nav-menu'>"), words.replace("<ul>", "<ul hidden>")]
+    (tmp_path / "a.html").write_text(f"<html><body>{''.join(around)}<main><p>{BODY}</p></main></body></html>")
+    [document], _ = read(tmp_path)
+    assert document.text.strip() == BODY.strip()
+
+
+FORMATTING = b"".join(b"<b id=%d>" % number for number in range(400))
+HOSTILE = {
+    "elements": b"<p>" + FORMATTING + b"</p>" + b"<p>x" * 3000,
+    "attributes": b"<p " + b" ".join(b"a%d" % number for number in range(40_000)) + b">x",
+    "options": b"<select>" + b"<option>x" * 40_000,
+}
+
+
+def test_pages_that_take_too_much_are_set_aside_and_the_others_are_read(tmp_path, read):
+    for name, data in HOSTILE.items():
+        (tmp_path / f"{name}.html").write_bytes(data)
+    (tmp_path / "z.html").write_text(_page())
+    documents, rejects = read(tmp_path, max_extraction_seconds=0.1)
+    assert [document.id for document in documents] == [f"s/{tmp_path.name}/z.html"]
+    assert [reject.reason for reject in rejects] == ["took too long"] * 3
+    assert "more than 0.1 seconds" in rejects[0].detail
+    documents, rejects = read(tmp_path / "elements.html", tmp_path / "z.html", max_extraction_bytes=32 << 20)
+    assert len(documents) == 1
+    assert [reject.reason for reject in rejects] == ["took too much memory"]

@@ -1,5 +1,6 @@
 """PDF files, made by hand and by pypdf."""
 
+import importlib.util
 import io
 from datetime import UTC, datetime
 
@@ -7,8 +8,8 @@ import pypdf
 import pytest
 
 
-def _pdf(*pages, encrypt=False):
-    """A file with a line of text on each page."""
+def _pdf(*pages, encrypt=None):
+    """A file with a line of text on each page, encrypted with a user's and an owner's password."""
     objects = [b"<< /Type /Catalog /Pages 2 0 R >>", b""]
     kids = []
     for text in pages:
@@ -30,7 +31,7 @@ def _pdf(*pages, encrypt=False):
     writer = pypdf.PdfWriter(io.BytesIO(data))
     writer.add_metadata({"/Title": "A title", "/CreationDate": "D:20240102030405Z"})
     if encrypt:
-        writer.encrypt("secret", algorithm="RC4-128")
+        writer.encrypt(*encrypt, algorithm="RC4-128")
     file = io.BytesIO()
     writer.write(file)
     return file.getvalue()
@@ -53,7 +54,7 @@ def test_text_and_metadata(tmp_path, read):
         (b"%PDF-1.4\n" + b"\0" * 1000, "corrupt PDF"),
         (_pdf(""), "PDF without text"),
         (_pdf("x" * 3000), "too long"),
-        (_pdf("text", encrypt=True), "encrypted PDF"),
+        (_pdf("text", encrypt=("secret",)), "encrypted PDF"),
     ],
 )
 def test_a_file_that_is_set_aside(tmp_path, read, data, reason):
@@ -61,6 +62,38 @@ def test_a_file_that_is_set_aside(tmp_path, read, data, reason):
     documents, rejects = read(tmp_path, max_document_bytes=2000)
     assert documents == []
     assert [reject.reason for reject in rejects] == [reason]
+
+
+def test_a_file_with_only_an_owners_password_is_read(tmp_path, read):
+    data = _pdf("Minutes of the council", encrypt=("", "owner"))
+    (tmp_path / "a.pdf").write_bytes(data)
+    [document], rejects = read(tmp_path / "a.pdf")
+    assert document.text == "Minutes of the council"
+    assert document.metadata["title"] == "A title"
+    assert rejects == []
+
+
+@pytest.mark.skipif(importlib.util.find_spec("cryptography") is not None, reason="cryptography is installed")
+def test_a_file_that_needs_another_package_says_so(tmp_path, read):
+    filters = b"/V 4 /CF << /StdCF << /CFM /AESV2 /Length 16 >> >> /StmF /StdCF /StrF /StdCF"
+    data = _pdf("Minutes of the council", encrypt=("", "owner"))
+    (tmp_path / "a.pdf").write_bytes(data.replace(b"/V 2", filters).replace(b"/R 3", b"/R 4"))
+    documents, [reject] = read(tmp_path)
+    assert documents == []
+    assert reject.reason == "encrypted PDF"
+    assert "pip install 'cryptography" in reject.detail
+
+
+def test_a_file_that_takes_too_long_is_set_aside_and_the_next_is_read(tmp_path, read):
+    (tmp_path / "a.pdf").write_bytes(_pdf("a) Tj (" * 60_000, "An end."))
+    (tmp_path / "b.pdf").write_bytes(_pdf(*["a) Tj (" * 200] * 40))  # no page takes long, all together do
+    (tmp_path / "c.pdf").write_bytes(_pdf("Minutes of the council"))
+    documents, rejects = read(tmp_path, max_extraction_seconds=0.1)
+    assert [document.text for document in documents][-1] == "Minutes of the council"
+    assert rejects[0].reason == "took too long"
+    documents, rejects = read(tmp_path / "b.pdf", max_extraction_seconds=0.005)
+    assert documents == []
+    assert [reject.reason for reject in rejects] == ["took too long"]
 
 
 def test_files_cut_anywhere_give_text_or_are_set_aside(tmp_path, read):

@@ -45,7 +45,7 @@ class RejectFile:
             part = self._stack.enter_context(atomic_file(self._path))
             self._lines = self._stack.enter_context(part.open("w", encoding="utf-8"))
         self._lines.write(json.dumps(asdict(reject)) + "\n")
-        self.counts[reject.reason] += 1
+        self.counts[reject.reason] += reject.count
 
     def __exit__(self, *error: Any) -> None:
         self._stack.__exit__(*error)

@@ -27,7 +27,7 @@ from leyden.data.engine import Engine
 from leyden.data.marks import tell_damage, write_mark
 from leyden.data.parquet import DocumentsWriter, batches, read_batches
 from leyden.data.readers import Piece, read_piece
-from leyden.data.readers.problem import EMPTY
+from leyden.data.readers.problem import HARMLESS
 from leyden.data.stage import Corpus, Stage
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def _check_rejected(recipe: BuildRecipe, place: StageDirectory) -> None:
     if not documents:
         what = by_reason(counts.rejected, 4)
         raise UserError(f"No document could be read ({what}); what was set aside is in {folder}.")
-    rejected = {reason: count for reason, count in counts.rejected.items() if reason != EMPTY}
+    rejected = {reason: count for reason, count in counts.rejected.items() if reason not in HARMLESS}
     aside = sum(rejected.values())
     if aside > recipe.build.max_rejected * (aside + documents):
         raise UserError(

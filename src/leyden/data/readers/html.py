@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from leyden.data.documents import Document
+from leyden.data.readers.charsets import decode_page
+from leyden.data.readers.limits import extracted
 from leyden.data.readers.packed import whole
 from leyden.data.readers.pieces import Found, Piece
 from leyden.data.readers.problem import Problem
@@ -13,7 +15,7 @@ from leyden.data.readers.settings import ReadSettings
 _MAX_LEVELS = 1000
 """Levels of elements: browsers stop at 512, and extraction's time grows with the square of the depth."""
 
-_TAG = re.compile(rb"<(/?)(?!(?:br|hr|img|p|li|td|th|tr|dt|dd|option|input|meta|link|col)\b)[a-zA-Z]", re.IGNORECASE)
+_TAG = re.compile(r"<(/?)(?!(?:br|hr|img|p|li|td|th|tr|dt|dd|option|input|meta|link|col)\b)[a-z]", re.IGNORECASE)
 """Of elements that must be closed. The others hold nothing, or lie within one of these: at most three to one."""
 
 
@@ -31,76 +33,33 @@ def extract(data: bytes, charset: str, settings: ReadSettings) -> tuple[str, dic
     Args:
         data: HTML.
         charset: its encoding as its server said; empty: the page says, or its bytes show.
-        settings: who finds the main text, and whether there is metadata.
+        settings: who finds the main text, whether there is metadata, and what that may take.
 
     Raises:
-        Problem: the page is empty, binary or nested too deeply, or has no main text.
+        Problem: the page is empty, binary or nested too deeply, takes too long or too much memory, or has no main text.
     """
-    from resiliparse.parse.html import HTMLTree
-
     if not data.strip():
         raise Problem("empty")
     page = decode_page(data, charset)
-    tree = HTMLTree.parse(page)
-    if _may_be_deep(data) and _levels(tree) > _MAX_LEVELS:
+    most = _MAX_LEVELS if _may_be_deep(page) else 0
+    try:
+        text, about = extracted(settings, settings.html, "html", page, settings.html, most, settings.metadata == "all")
+    except (Problem, ImportError):
+        raise
+    except Exception as error:  # what a library did not foresee costs the page, not its archive
+        raise Problem("corrupt HTML", f"{type(error).__name__}: {error}"[:300]) from None
+    if text is None:
         raise Problem("nested too deeply", f"more than {_MAX_LEVELS} levels of elements")
-    text = _by_trafilatura(page) if settings.html == "trafilatura" else _by_resiliparse(tree)
     if not text.strip():
         raise Problem("no main text", f"in {len(data):,} bytes of HTML")
-    return text, _about(tree) if settings.metadata == "all" else {}
+    return text, about
 
 
-def decode_page(data: bytes, charset: str = "") -> str:
-    """A page as text, by its byte order mark, what its server or itself says, or what its bytes show (WHATWG)."""
-    from resiliparse.parse.encoding import bytes_to_str, detect_encoding, map_encoding_to_html5
-
-    encoding = map_encoding_to_html5(charset, False) if charset else None
-    encoding = encoding or detect_encoding(data, from_html_meta=True) or "utf-8"
-    text = bytes_to_str(data, encoding, errors="replace")
-    if "\0" in text:
-        raise Problem("binary", "a NUL character", f"character {text.index(chr(0))}")
-    return text
-
-
-def _by_resiliparse(tree: Any) -> str:
-    from resiliparse.extract.html2text import extract_plain_text
-
-    return extract_plain_text(tree, main_content=True)
-
-
-def _by_trafilatura(page: str) -> str:
-    import trafilatura
-
-    return trafilatura.extract(page, include_comments=False) or ""
-
-
-def _about(tree: Any) -> dict[str, str]:
-    title = (tree.title or "").strip()
-    root = tree.document.query_selector("html")
-    language = (root.getattr("lang") or "").strip() if root is not None else ""
-    return {name: value for name, value in (("title", title), ("html_language", language)) if value}
-
-
-def _may_be_deep(data: bytes) -> bool:
+def _may_be_deep(page: str) -> bool:
     """Whether elements may be nested more deeply than is allowed: a cheap look at the tags alone."""
     level = 0
-    for match in _TAG.finditer(data):
+    for match in _TAG.finditer(page):
         level += -1 if match[1] else 1
         if level > _MAX_LEVELS // 4:
             return True
     return False
-
-
-def _levels(tree: Any) -> int:
-    """The depth of the deepest element, or more than is allowed."""
-    deepest = 0
-    node, level = tree.document, 0
-    while node is not None and deepest <= _MAX_LEVELS:
-        if node.first_child is not None:
-            node, level = node.first_child, level + 1
-            deepest = max(deepest, level)
-            continue
-        while node is not None and node.next is None:
-            node, level = node.parent, level - 1
-        node = node.next if node is not None else None
-    return deepest

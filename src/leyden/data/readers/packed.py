@@ -2,7 +2,7 @@
 
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -10,6 +10,12 @@ from typing import Any, BinaryIO
 from leyden.data.readers.problem import Problem, too_long
 
 READ_BYTES = 1 << 20
+
+MAX_RATIO = 1032
+"""Of a packed file's bytes unpacked to those packed, beyond the first :data:`FREE_BYTES`: gzip reaches no more. Zstd
+does, with one byte over and over; the text that people keep is packed at 3 to 20."""
+
+FREE_BYTES = 16 << 20
 
 GZIP_MEMBER = re.compile(rb"\x1f\x8b\x08[\x00-\x1f].{4}[\x00\x02\x04][\x00-\x0d\xff]", re.DOTALL)
 """The header of a member: method 8; flags below 32; any time; "best", "fastest" or neither; a known operating system.
@@ -56,19 +62,32 @@ _PACKINGS: dict[str, Callable[[], Packing]] = {".gz": _gzip, ".zst": _zstd}
 def chunks(path: Path, start: int = 0) -> Iterator[bytes | Problem]:
     """The bytes of a file, unpacked by its suffix, in pieces.
 
-    What is broken in a packed file gives a Problem, and reading goes on at the next member that begins.
+    What is broken in a packed file gives a Problem, and reading goes on at the next member that begins; so does a file
+    that unpacks to far more than anything but an attack does, which is read no further.
 
     Args:
         path: the file.
         start: the first byte; in a packed file, where a member begins.
     """
+    return (chunk for _, chunk in placed_chunks(path, start))
+
+
+def placed_chunks(path: Path, start: int = 0) -> Iterator[tuple[int, bytes | Problem]]:
+    """As :func:`chunks`, each with its place: in a packed file, of the member that it is from; else, its own."""
     packing = _PACKINGS.get(path.suffix.lower())
     with path.open("rb") as file:
         if packing is not None:
-            yield from _unpacked(file, packing(), start)
+            yield from _bounded(_unpacked(file, packing(), start), file, start)
         else:
             file.seek(start)
-            yield from iter(lambda: file.read(READ_BYTES), b"")
+            while chunk := file.read(READ_BYTES):
+                yield start, chunk
+                start += len(chunk)
+
+
+def is_packed(path: Path) -> bool:
+    """Whether a file is unpacked as it is read."""
+    return path.suffix.lower() in _PACKINGS
 
 
 def whole(path: Path, limit: int) -> bytes:
@@ -89,21 +108,36 @@ def whole(path: Path, limit: int) -> bytes:
     return b"".join(parts)
 
 
-def _unpacked(file: BinaryIO, packing: Packing, start: int) -> Iterator[bytes | Problem]:
+def _unpacked(file: BinaryIO, packing: Packing, start: int) -> Iterator[tuple[int, bytes | Problem]]:
     while True:
         try:
             start = yield from _member(file, packing, start)
             if start < 0:
                 return
         except packing.error as error:
-            yield Problem(f"corrupt {packing.name}", str(error), f"compressed byte {start}")
+            yield start, Problem(f"corrupt {packing.name}", str(error), f"compressed byte {start}")
             found = find(file, packing.member, start + 1)
             if found is None:
                 return
             start = found
 
 
-def _member(file: BinaryIO, packing: Packing, start: int) -> Iterator[bytes]:
+def _bounded(
+    found: Iterator[tuple[int, bytes | Problem]], file: BinaryIO, start: int
+) -> Iterator[tuple[int, bytes | Problem]]:
+    """What is found in a packed file that is read from ``start`` on, until it is more than a file may unpack to."""
+    size = 0
+    for place, chunk in found:
+        yield place, chunk
+        size += 0 if isinstance(chunk, Problem) else len(chunk)
+        packed = file.tell() - start
+        if size > FREE_BYTES + MAX_RATIO * packed:
+            detail = f"{packed:,} bytes are {size:,} or more; the rest is not read"
+            yield place, Problem("unpacks to too much", detail, f"compressed byte {place}")
+            return
+
+
+def _member(file: BinaryIO, packing: Packing, start: int) -> Generator[tuple[int, bytes], None, int]:
     """The bytes of the member at ``start``; returns where the next one begins, or -1 at the end of the file."""
     file.seek(start)
     position, unpacker = start, packing.unpacker()
@@ -114,7 +148,7 @@ def _member(file: BinaryIO, packing: Packing, start: int) -> Iterator[bytes]:
         if not packed:
             continue
         position += len(packed)
-        yield unpacker.decompress(packed)
+        yield start, unpacker.decompress(packed)
         if unpacker.eof:
             return position - len(unpacker.unused_data)
     if position > start:

@@ -170,7 +170,7 @@ def _can_be_cut(path: Path, format: str) -> bool:
 
         return is_lines(path)
     if format == "warc" and packed == ".gz":
-        from leyden.data.readers.warc import is_packed_by_record
+        from leyden.data.readers.records import is_packed_by_record
 
         return is_packed_by_record(path)
     return format == "parquet"

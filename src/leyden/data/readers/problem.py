@@ -5,9 +5,11 @@ from leyden.data.documents import Document
 MAX_DEPTH = 64
 """Levels of lists and objects in a row; what is nested deeper is not data that anyone wrote."""
 
-
 EMPTY = "empty"
-"""Set aside too, but no sign that anything is wrong: a sixth of a Python library's files are empty."""
+NOT_A_PAGE = "not a page"
+HARMLESS = (EMPTY, NOT_A_PAGE)
+"""Reasons that are no sign of anything wrong: a sixth of a Python library's files are empty, and most of what a crawl
+fetches are pictures, redirects and errors."""
 
 
 class Problem(Exception):  # noqa: N818 - carries a Reject's fields to where the file is known
@@ -19,11 +21,12 @@ class Problem(Exception):  # noqa: N818 - carries a Reject's fields to where the
         reason: one of a few, to count by.
         detail: what exactly was found.
         place: where in the file, if known here.
+        count: how many of its kind it stands for.
     """
 
-    def __init__(self, reason: str, detail: str = "", place: str = "") -> None:
-        super().__init__(reason, detail, place)
-        self.reason, self.detail, self.place = reason, detail, place
+    def __init__(self, reason: str, detail: str = "", place: str = "", count: int = 1) -> None:
+        super().__init__(reason, detail, place, count)
+        self.reason, self.detail, self.place, self.count = reason, detail, place, count
 
 
 def too_long(limit: int) -> Problem:

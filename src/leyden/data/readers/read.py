@@ -12,7 +12,7 @@ from leyden.data.readers.html import read_html
 from leyden.data.readers.jsonl import read_jsonl
 from leyden.data.readers.pdf import read_pdf
 from leyden.data.readers.pieces import Piece, Reader
-from leyden.data.readers.problem import EMPTY, Problem, check
+from leyden.data.readers.problem import EMPTY, HARMLESS, Problem, check
 from leyden.data.readers.settings import ReadSettings
 from leyden.data.readers.text import read_code, read_text
 from leyden.data.readers.warc import read_warc
@@ -60,7 +60,7 @@ def read_piece(piece: Piece, settings: ReadSettings, rejects: Rejects) -> Iterat
     try:
         yield from _read(piece, settings, rejects, size=before[0])
     except Problem as problem:
-        rejects.append(Reject(str(path), problem.place, problem.reason, problem.detail))
+        rejects.append(_reject(str(path), "", problem))
     except OSError as error:
         rejects.append(_unreadable(path, error))
     except (UserError, ImportError):  # of the settings, not of the file: a package that is not there
@@ -77,10 +77,10 @@ def _read(piece: Piece, settings: ReadSettings, rejects: Rejects, size: int) -> 
         try:
             document = _good(found, settings)
         except Problem as problem:
-            rejects.append(Reject(path, problem.place or place, problem.reason, problem.detail))
+            rejects.append(_reject(path, place, problem))
             counts[problem.reason] += 1
             times = counts[problem.reason]
-            if problem.reason != EMPTY and times >= max(settings.max_rejects, num_documents):
+            if problem.reason not in HARMLESS and times >= max(settings.max_rejects, num_documents):
                 detail = (
                     f"{times:,} times '{problem.reason}', and {num_documents:,} documents; what follows is not read"
                 )
@@ -98,6 +98,10 @@ def _good(found: Document | Problem, settings: ReadSettings) -> Document:
         raise found
     check(found, settings.max_document_bytes)
     return found
+
+
+def _reject(path: str, place: str, problem: Problem) -> Reject:
+    return Reject(path, problem.place or place, problem.reason, problem.detail, problem.count)
 
 
 def _unreadable(path: Path, error: OSError) -> Reject:

@@ -29,6 +29,11 @@ class ReadSettings(Config):
     """A file of text, a page or a line that is longer is set aside, without being held in memory."""
     max_rejects: int = Field(default=10_000, ge=1)
     """What is left of a file is not read once so much of it was set aside for one reason, and more than was read."""
+    max_extraction_seconds: float = Field(default=10.0, gt=0)
+    """The processor's time that finding the text of a page may take: of HTML, or of a PDF file, all of whose pages may
+    take thirty times as much. What takes longer is set aside; ordinary pages take a few milliseconds."""
+    max_extraction_bytes: int = Field(default=1 << 30, ge=1 << 24)
+    """The memory that finding the text of a page or of a PDF file may take; what takes more is set aside."""
     encoding: str = ""
     """What a file of text that is not UTF-8 is decoded with, ``cp1252`` say; empty: it is set aside."""
 

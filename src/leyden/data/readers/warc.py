@@ -1,183 +1,131 @@
 """Web archives: WARC (pages as they were fetched) and WET (their text)."""
 
-import re
-import sys
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator
 from itertools import count
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from leyden.data.documents import Document
-from leyden.data.readers.html import decode_page, extract
-from leyden.data.readers.packed import GZIP_MEMBER, ZSTD_FRAME, chunks, find
+from leyden.data.readers.charsets import decode_text
+from leyden.data.readers.html import extract
+from leyden.data.readers.http import Response, declared_type, decoded_body, parse_response, sniffed_type
 from leyden.data.readers.pieces import Found, Piece
-from leyden.data.readers.problem import Problem, decode, too_long
+from leyden.data.readers.problem import NOT_A_PAGE, Problem, decode, too_long
+from leyden.data.readers.records import Record, records
 from leyden.data.readers.rows import time_of
 from leyden.data.readers.settings import ReadSettings
 
-_PLAIN_RECORD = re.compile(rb"WARC/[01]\.\d+\r?\n")
-_MANDATORY = ("warc-type", "warc-record-id", "warc-date", "content-length")  # ISO 28500, section 5
-_HTML = ("text/html", "application/xhtml+xml")
+_TYPES = ("text/html", "application/xhtml+xml", "text/plain")
+_PAGES = ("response", "resource", "conversion")
+_ABOUT = ("warcinfo", "request", "metadata")
+"""Records that say how others came about: they hold nothing that was fetched."""
+
+_NAMED = 50
+"""Kinds of records that are passed over and counted by themselves; those of other kinds are counted together."""
+
+
+class _NotAPage(Exception):  # noqa: N818 - it says what a record is
+    """A record that is read and is no page, such as a picture; its argument says what it is."""
 
 
 def read_warc(piece: Piece, settings: ReadSettings) -> Iterator[Found]:
     """The pages of a WARC (``response`` and ``resource`` records of HTML or plain text that were fetched well) and the
-    texts of a WET (``conversion`` records); other records are no documents.
+    texts of a WET (``conversion`` records). What else was fetched is passed over, and counted at the end, by its kind.
 
     A range gives the records that begin in it, named by the byte where they do (``@1204``); a whole file, named by the
     record's number (``:7``). After a record that is broken, reading goes on at the next that begins.
     """
-    stop = sys.maxsize if piece.end is None else piece.end
-    labels = (f":{number}" for number in count(1)) if piece.end is None else None
-    begin = _begin_of_records(piece.source.path)
-    with piece.source.path.open("rb") as file:
-        start = find(file, begin, piece.start) if piece.start else 0
-        lost: Found | None = None  # what is broken after the last good record, unless the next that begins is
-        while start is not None and start < stop:
-            good = -1
-            try:
-                for good, found in _found_from(file, start, stop, labels, piece, settings):
-                    if lost is not None:
-                        yield lost
-                        lost = None
-                    if found is not None:
-                        yield f"byte {good}", found
-                break
-            except OSError as error:
-                if error.errno is not None:
-                    raise  # of the disk, not of the archive
-                problem = Problem("corrupt WARC", str(error))
-            lost = (f"after byte {good}", problem) if good >= 0 else None
-            if lost is None:
-                yield f"byte {start}", problem
-            start = find(file, begin, max(good, start) + 1)
-        if lost is not None:
-            yield lost
-
-
-def _found_from(
-    file: BinaryIO, start: int, stop: int, labels: Iterator[str] | None, piece: Piece, settings: ReadSettings
-) -> Iterator[tuple[int, Document | Problem | None]]:
-    """For each record from ``start`` to ``stop`` its place, and the document that it is, if any.
-
-    Raises:
-        OSError: the record after the last one given is broken.
-    """
-    place = start
-    for record in _records(file, start):
-        if record.stream_pos >= stop:
-            return
-        place = record.stream_pos
-        yield place, _read(record, next(labels) if labels else f"@{place}", piece, settings)
-    _check_end(file, piece.source.path, place)
-
-
-def is_packed_by_record(path: Path) -> bool:
-    """Whether each record is a member of gzip by itself, as archives ought to be: then a file can be cut between them.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    with path.open("rb") as file:
+    numbers = count(1)
+    others: Counter[str] = Counter()
+    for place, record in records(piece.source.path, piece.start, piece.end, settings.max_document_bytes + 1):
+        if isinstance(record, Problem):
+            yield place, record
+            continue
+        label = f":{next(numbers)}" if piece.end is None else f"@{record.place}" + _among_others(record)
+        if record.headers["warc-type"].lower() in _ABOUT:
+            continue
         try:
-            records = _records(file, 0)
-            places = [record.stream_pos for record, _ in zip(records, range(2), strict=False)]
-        except OSError as error:
-            if error.errno is not None:
-                raise
-            return False
-        return len(places) == 2 and places[1] > 0 and _begins_at(file, places[1], GZIP_MEMBER)
+            document, broken = _read(record, label, piece, settings)
+        except _NotAPage as other:
+            kind = str(other)
+            others[kind if kind in others or len(others) < _NAMED else "of other kinds"] += 1
+        except Problem as problem:
+            yield place, problem
+        else:
+            yield place, document
+            if broken:
+                yield place, Problem("cut short", f"{broken}; what comes before is a document")
+    for kind, number in others.items():
+        yield "", Problem(NOT_A_PAGE, kind, count=number)
 
 
-def _begin_of_records(path: Path) -> re.Pattern[bytes]:
-    """What records begin with, by how the file is packed."""
-    return {".gz": GZIP_MEMBER, ".zst": ZSTD_FRAME}.get(path.suffix.lower(), _PLAIN_RECORD)
+def _among_others(record: Record) -> str:
+    """What tells records apart that are packed together."""
+    return f":{record.number}" if record.number > 1 else ""
 
 
-def _begins_at(file: BinaryIO, place: int, pattern: re.Pattern[bytes]) -> bool:
-    file.seek(place)
-    return pattern.match(file.read(16)) is not None
-
-
-def _records(file: BinaryIO, start: int) -> Iterator[Any]:
-    from fastwarc.warc import ArchiveIterator
-
-    file.seek(start)
-    return iter(ArchiveIterator(file, auto_decode="all"))
-
-
-def _check_end(file: BinaryIO, path: Path, last: int) -> None:
-    """Look at the end of the file, of which the iterator says nothing; ``last`` is where its last record is.
+def _read(record: Record, label: str, piece: Piece, settings: ReadSettings) -> tuple[Document, str]:
+    """The document of a record, and where its body broke off, or nothing.
 
     Raises:
-        OSError: something is broken from there on.
+        _NotAPage: it is none.
+        Problem: it cannot be read.
     """
-    # Where many records are packed as one, they have no places that can be unpacked from: then all is looked at.
-    start = last if _begins_at(file, last, _begin_of_records(path)) else 0
-    tail = b""
-    for chunk in chunks(path, start):
-        if isinstance(chunk, Problem):
-            raise OSError(chunk.detail)
-        tail = (tail + chunk)[-4:]
-    if tail not in (b"", b"\r\n\r\n"):
-        raise OSError("the file ends within a record")
-
-
-def _read(record: Any, label: str, piece: Piece, settings: ReadSettings) -> Document | Problem | None:
-    """The document of a record; None if it is none.
-
-    Raises:
-        OSError: the record is broken.
-    """
-    from fastwarc.warc import WarcRecordType
-
-    headers = {name.lower(): value for name, value in record.headers.to_tuples()}
-    if missing := [name for name in _MANDATORY if name not in headers]:
-        raise OSError(f"a record without {', '.join(missing)}")
-    if record.record_type not in (WarcRecordType.response, WarcRecordType.resource, WarcRecordType.conversion):
-        return None
-    kind = _content_type(record, headers)
-    if kind not in (*_HTML, "text/plain") or not _fetched(record):
-        return None
-    expected, limit = record.content_length, settings.max_document_bytes
-    data = record.reader.read(limit + 1)
-    if len(data) > limit:
-        return too_long(limit)
-    if len(data) < expected and not _is_encoded(record):
-        raise OSError(f"{len(data):,} of the record's {expected:,} bytes")
-    try:
-        text, about = _text(data, kind, record, settings)
-    except Problem as problem:
-        return problem
-    about = {"warc_record_id": headers["warc-record-id"].strip("<>"), **about}
-    return Document(
+    kind = record.headers["warc-type"].lower()
+    if kind not in _PAGES:
+        raise _NotAPage(f"record: {kind}")
+    text, about, broken = (_text_of if kind == "conversion" else _page_of)(record, settings)
+    if "warc-record-id" in record.headers:
+        about = {"warc_record_id": record.headers["warc-record-id"].strip("<>"), **about}
+    if "warc-truncated" in record.headers:
+        about = {**about, "warc_truncated": record.headers["warc-truncated"]}
+    document = Document(
         id=piece.source.name + label,
         text=text,
         source=piece.source.origin or str(piece.source.path),
-        url=headers.get("warc-target-uri"),
-        time=time_of(headers["warc-date"]),
+        url=record.headers.get("warc-target-uri"),
+        time=time_of(record.headers.get("warc-date")),
         metadata=about if settings.metadata == "all" else {},
     )
+    return document, broken
 
 
-def _text(data: bytes, kind: str, record: Any, settings: ReadSettings) -> tuple[str, dict[str, Any]]:
-    from fastwarc.warc import WarcRecordType
-
-    if record.record_type == WarcRecordType.conversion:
-        return decode(data), {}
-    charset = record.http_charset or ""
-    return extract(data, charset, settings) if kind in _HTML else (decode_page(data, charset), {})
-
-
-def _content_type(record: Any, headers: Mapping[str, str]) -> str:
-    given = record.http_content_type if record.is_http else headers.get("content-type")
-    return (headers.get("warc-identified-payload-type") or given or "").partition(";")[0].strip().lower()
+def _text_of(record: Record, settings: ReadSettings) -> tuple[str, dict[str, Any], str]:
+    """The text of a ``conversion`` record; nothing, nothing."""
+    kind, _ = declared_type(record.headers.get("content-type", "text/plain"))
+    if kind != "text/plain":
+        raise _NotAPage(f"type: {kind}")
+    if record.length > settings.max_document_bytes:
+        raise too_long(settings.max_document_bytes)
+    return decode(record.block), {}, ""
 
 
-def _fetched(record: Any) -> bool:
-    return not record.is_http or 200 <= (record.http_headers.status_code or 0) < 300
+def _page_of(record: Record, settings: ReadSettings) -> tuple[str, dict[str, Any], str]:
+    """The text of a page, its metadata, and where its body broke off, or nothing."""
+    answer, given = _answer(record)
+    if answer.status is not None and not 200 <= answer.status < 300:
+        raise _NotAPage(f"status: {answer.status}")
+    kind, charset = declared_type(given)
+    if "warc-identified-payload-type" in record.headers:
+        kind, _ = declared_type(record.headers["warc-identified-payload-type"])
+    if kind and kind not in _TYPES:
+        raise _NotAPage(f"type: {kind}")
+    if record.length > settings.max_document_bytes:
+        raise too_long(settings.max_document_bytes)
+    body, broken = decoded_body(answer, settings.max_document_bytes)
+    if broken and not body:
+        raise Problem("corrupt HTTP", broken)
+    kind = kind or sniffed_type(body)
+    if kind not in _TYPES:
+        raise _NotAPage(f"type: {kind}")
+    text, about = (decode_text(body, charset), {}) if kind == "text/plain" else extract(body, charset, settings)
+    return text, about, broken
 
 
-def _is_encoded(record: Any) -> bool:
-    names = {name.lower() for name, _ in record.http_headers.to_tuples()} if record.is_http else set()
-    return bool(names & {"content-encoding", "transfer-encoding"})
+def _answer(record: Record) -> tuple[Response, str]:
+    """What a server answered, and the type that it gave; a ``resource`` is a body alone."""
+    given, kind = record.headers.get("content-type", ""), record.headers["warc-type"].lower()
+    if given.lower().startswith("application/http") or (kind == "response" and not given):
+        answer = parse_response(record.block)
+        return answer, answer.all("content-type")
+    return Response(None, (), record.block), given
