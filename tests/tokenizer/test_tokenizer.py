@@ -1,6 +1,7 @@
 """Text and bytes round-trip, special tokens stay apart from text, and training does what was asked."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -248,3 +249,25 @@ def test_an_end_token_that_is_none_is_a_user_error(directory, tmp_path, wrong):
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": wrong}))
     with pytest.raises(UserError, match="eos_token_id"):
         Tokenizer.load(tmp_path)
+
+
+def test_without_threads_one_encodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ``tokenizers`` panics where the system's limit allows it no thread."""
+    tokenizer = Tokenizer.train(["some words"], vocab_size=261)
+    want = [ids.tolist() for ids in tokenizer.encode_batch(["some", "words"])]
+
+    class PanicException(BaseException):
+        pass
+
+    class Limited:
+        def encode_batch_fast(self, *arguments: object, **settings: object) -> object:
+            if os.environ.get("TOKENIZERS_PARALLELISM") != "false":
+                raise PanicException("The global thread pool has not been initialized.: ThreadPoolBuildError")
+            return backend.encode_batch_fast(*arguments, **settings)
+
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+    encoder = tokenizer._encoder
+    backend = encoder._backend
+    monkeypatch.setattr(encoder, "_backend", Limited())
+    assert [ids.tolist() for ids in tokenizer.encode_batch(["some", "words"])] == want
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM")

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
@@ -88,7 +88,9 @@ class Encoder:
             "on it. Leave the text out or shorten its longest run of like characters, or take another tokenizer."
         )
         with panics_are_user_errors(message, GaveUpError):
-            encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+            encodings = _with_threads_or_without(
+                lambda: self._backend.encode_batch_fast(texts, add_special_tokens=False)
+            )
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
     @cached_property
@@ -112,6 +114,18 @@ class Encoder:
             for token in longest_first
         ]
         return re.compile("|".join(alternatives))
+
+
+def _with_threads_or_without(encode: Callable[[], Any]) -> Any:
+    """What ``encode`` gives; where ``tokenizers`` may not start its threads, by this one alone from here on."""
+    try:
+        return encode()
+    except BaseException as error:
+        if type(error).__name__ != "PanicException" or "thread pool" not in str(error):
+            raise
+    log_once(__name__, "Text is encoded by one thread: the system's limit (ulimit -u) allows no more.")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    return encode()
 
 
 def _num_bytes(text: Any) -> int:

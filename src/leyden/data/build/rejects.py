@@ -16,6 +16,7 @@ from typing import Any, Self, TextIO
 from leyden.core.files import atomic_file, discard
 from leyden.data.build.directory import StageDirectory
 from leyden.data.documents import Reject
+from leyden.data.marks import read_mark, write_mark
 
 _NAMES, _COUNTS = "not_read.jsonl", "not_read.json"
 _NAMED = 10_000
@@ -57,27 +58,24 @@ class RejectFile:
 
 def write_not_read(place: StageDirectory, skipped: Mapping[str, Sequence[Reject]]) -> None:
     """Count and name what was passed over, of each source."""
-    counts = {source: Counter(reject.reason for reject in rejects) for source, rejects in skipped.items()}
-    text = json.dumps(counts, indent=1)
-    if (place.path / _COUNTS).exists() and (place.path / _COUNTS).read_text(encoding="utf-8") == text:
+    counts = {source: dict(Counter(reject.reason for reject in rejects)) for source, rejects in skipped.items()}
+    before = read_mark(place.path / _COUNTS)
+    if before is not None and before.facts == counts and before.fault() is None:
         return
+    discard(place.path / _COUNTS)
     named: Counter[str] = Counter()
     with RejectFile(place.path / _NAMES) as file:
         for reject in itertools.chain.from_iterable(skipped.values()):
             named[reject.reason] += 1
             if named[reject.reason] <= _NAMED:
                 file.append(reject)
-    with atomic_file(place.path / _COUNTS) as part:
-        part.write_text(text, encoding="utf-8")
+    write_mark(place.path / _COUNTS, file.paths(), counts)
 
 
 def not_read(place: StageDirectory) -> Counter[str]:
     """How many files and folders were passed over, by reason."""
-    try:
-        counts = json.loads((place.path / _COUNTS).read_text(encoding="utf-8"))
-        return sum((Counter(of_source) for of_source in counts.values()), Counter[str]())
-    except (FileNotFoundError, ValueError):  # a build of an earlier version; it is written at every run
-        return Counter()
+    mark = read_mark(place.path / _COUNTS)
+    return sum((Counter(of_source) for of_source in mark.facts.values()), Counter[str]()) if mark else Counter()
 
 
 def reject_lines(place: StageDirectory) -> Iterator[dict[str, str]]:

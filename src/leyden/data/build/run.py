@@ -17,6 +17,7 @@ from leyden.core.errors import UserError
 from leyden.core.files import atomic_file, discard, remove_leftovers
 from leyden.core.lock import folder_lock
 from leyden.core.log import progress, say
+from leyden.core.threads import require_threads
 from leyden.data.build.directory import FINISHED, Build, Counts, StageDirectory, Tally
 from leyden.data.build.plan import Step, fingerprint, plan_steps
 from leyden.data.build.recipe import BuildRecipe
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 DOING = "builds a corpus"
 """What the lock of a build's directory says."""
+_ARROW_THREADS, _OTHER_THREADS = 16, 2
+"""What libraries start for the least build: up to one a core, and some that read files."""
 
 
 def run_build(recipe: BuildRecipe, directory: Path, open_model: "OpenModel | None" = None) -> Build:
@@ -55,6 +58,7 @@ def run_build(recipe: BuildRecipe, directory: Path, open_model: "OpenModel | Non
 
 def carry_out(recipe: BuildRecipe, directory: Path, open_model: "OpenModel | None" = None) -> Build:
     """:func:`run_build` by one who holds the directory's lock."""
+    require_threads(min(os.cpu_count() or 1, _ARROW_THREADS) + _OTHER_THREADS, "A data build")
     engine = Engine(recipe.build.workers or os.cpu_count() or 1, recipe.build.runner)
     build = Build(directory)
     _clear_up(directory)
