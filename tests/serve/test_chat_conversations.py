@@ -23,10 +23,12 @@ def serving(model: HybridLM, tokenizer: Tokenizer, tmp_path: Path) -> Callable[.
     """One run of a server after another, over the same directory."""
 
     @asynccontextmanager
-    async def serve(served: HybridLM = model, directory: Path | None = tmp_path / "kept") -> AsyncGenerator[Any, None]:
+    async def serve(
+        served: HybridLM = model, directory: Path | None = tmp_path / "kept", **more: Any
+    ) -> AsyncGenerator[Any, None]:
         loop = EngineLoop(Engine(served, tokenizer, max_sequences=2, kv_gigabytes=0.01))
         loop.start()
-        settings = ServerSettings(conversations=directory)
+        settings = ServerSettings(conversations=directory, **more)
         names = ServedModel(("jar",), tokenizer, loop.engine.max_positions, served.config.vocab_size, "jar")
         service = Service(loop, names, settings)
         transport = httpx.ASGITransport(create_app(service), raise_app_exceptions=False)
@@ -91,7 +93,7 @@ def test_the_next_turn_reads_what_is_new(serving: Callable[..., Any], tokenizer:
 def test_a_conversation_is_saved_with_its_answer(
     serving: Callable[..., Any], model: HybridLM, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    path = tmp_path / "kept" / "jars.leyden"
+    path = tmp_path / "kept" / "no-key" / "jars.leyden"
 
     async def run() -> None:
         async with serving() as client:
@@ -127,7 +129,7 @@ def test_a_server_that_never_rests_saves_what_there_is(
             await long_turn(client, tokenizer, conversation="jars")
             await client.__dict__["service"].later.finish(30)
             assert not other.done()
-            assert (tmp_path / "kept" / "jars.leyden").exists()
+            assert (tmp_path / "kept" / "no-key" / "jars.leyden").exists()
             other.cancel()
 
     asyncio.run(run())
@@ -141,7 +143,7 @@ def test_a_conversation_outlives_the_server(serving: Callable[..., Any], tmp_pat
             answer = said(await ask(client, first))
             kept = await ask(client, first, conversation="jars", stream=stream)
             assert kept.status_code == 200
-        assert [path.name for path in (tmp_path / "kept").iterdir()] == ["jars.leyden"]
+        assert [path.name for path in (tmp_path / "kept" / "no-key").iterdir()] == ["jars.leyden"]
         second = [*first, {"role": "assistant", "content": answer}, {"role": "user", "content": "And now?"}]
         async with serving() as client:
             anew = await ask(client, second)
@@ -161,7 +163,7 @@ def test_what_cannot_go_on_is_refused(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     messages = [SYSTEM, {"role": "user", "content": "The jar?"}]
-    path = tmp_path / "kept" / "jars.leyden"
+    path = tmp_path / "kept" / "no-key" / "jars.leyden"
 
     async def refused(words: str, served: HybridLM | None = None, **fields: Any) -> None:
         async with serving(**({"served": served} if served else {})) as client:
@@ -183,10 +185,70 @@ def test_what_cannot_go_on_is_refused(
         (tmp_path / "file").touch()
         async with serving(directory=tmp_path / "file") as client:
             said(await ask(client, messages, conversation="jars"))
-        assert "file/jars.leyden cannot be written" in caplog.text
+        assert "file/no-key cannot be made" in caplog.text
         async with serving(directory=None) as client:
             response = await ask(client, messages, conversation="jars")
         assert response.status_code == 400 and "keeps no conversations" in response.text
+
+    asyncio.run(run())
+
+
+def test_keys_see_nothing_of_each_other(serving: Callable[..., Any], tmp_path: Path) -> None:
+    first = [SYSTEM, {"role": "user", "content": "The jar?"}]
+    kept = tmp_path / "kept"
+    keys = ("alice", "bob")
+
+    async def run() -> None:
+        async with serving(api_keys=keys) as client:
+
+            async def cached_of(key: str, **fields: Any) -> int:
+                client.headers["authorization"] = f"Bearer {key}"
+                response = await ask(client, first, **fields)
+                said(response)
+                await rest(client)
+                return cached(response)
+
+            assert await cached_of("alice", conversation="jars") == 0
+            (theirs,) = kept.glob("*/jars.leyden")
+            content = theirs.read_bytes()
+            assert await cached_of("alice") >= 256
+            assert await cached_of("bob") == 0
+            assert await cached_of("bob", conversation="jars") >= 256
+            assert await cached_of("bob", cache_salt="of one project") == 0
+            assert await cached_of("bob", cache_salt="of one project") >= 256
+            assert len(list(kept.glob("*/jars.leyden"))) == 2 and theirs.read_bytes() == content
+            for path in kept.rglob("*"):
+                assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600)
+                assert not any(key in path.name for key in keys)
+        async with serving(api_keys=keys, shared_cache=True) as client:
+            client.headers["authorization"] = "Bearer alice"
+            said(await ask(client, first))
+            client.headers["authorization"] = "Bearer bob"
+            assert cached(await ask(client, first)) >= 256
+
+    asyncio.run(run())
+
+
+def test_the_oldest_conversations_make_room(
+    serving: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = [SYSTEM, {"role": "user", "content": "The jar?"}]
+    folder = tmp_path / "kept" / "no-key"
+
+    async def kept_of(gigabytes: float, *names: str) -> set[str]:
+        async with serving(conversations_gigabytes=gigabytes) as client:
+            for name in names:
+                said(await ask(client, first, conversation=name))
+                await rest(client)
+            assert not client.__dict__["service"].conversations._turns  # nothing is held for one that nobody works on
+        return {path.stem for path in folder.iterdir()}
+
+    async def run() -> None:
+        assert await kept_of(1, "a", "b") == {"a", "b"}
+        size = (folder / "a.leyden").stat().st_size
+        assert await kept_of(2.5 * size / 2**30, "c", "a", "d") == {"a", "d"}
+        assert await kept_of(size / 2 / 2**30, "e") == set()
+        assert "--conversations-gigabytes" in caplog.text
 
     asyncio.run(run())
 

@@ -1,5 +1,6 @@
 """Conversations on disk: going on after a restart is going on; what is torn, altered or another's is refused."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -7,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from leyden.core.errors import UserError
 from leyden.model import PAGE, HybridLM, Pools
+from leyden.serve import conversation
 from leyden.serve.conversation import fingerprint, load_conversation, save_conversation
 from leyden.serve.memory import Memory, audit
 from leyden.serve.runner import Reading, Runner
@@ -137,6 +139,90 @@ def test_bad_files_are_refused(model: HybridLM, saved: Path, tmp_path: Path) -> 
     refused(other, "not a conversation")
     other.write_bytes(b"\xff" * 100)
     refused(other, "not a conversation")
+
+
+def _write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    """A file with these contents and a right checksum, which whoever writes one can compute."""
+    save_file(tensors, path, {"checksum": "0" * 64, **metadata})
+    place, _ = conversation._find_checksum(path)
+    content = bytearray(path.read_bytes())
+    content[place : place + 64] = conversation._checksum(path, place)
+    path.write_bytes(content)
+
+
+_WRONG_TENSORS: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
+    "tokens as floats": lambda held: held.update(tokens=held["tokens"].float()),
+    "tokens in rows": lambda held: held.update(tokens=held["tokens"][None]),
+    "no tokens": lambda held: held.pop("tokens"),
+    "few tokens": lambda held: held.update(tokens=held["tokens"][:300]),
+    "negative tokens": lambda held: held.update(tokens=-held["tokens"] - 1),
+    "tokens of another vocabulary": lambda held: held.update(tokens=held["tokens"] + 290),
+    "no pages": lambda held: held.update({name: held[name][:, :0] for name in ("keys", "values")}),
+    "fewer values than keys": lambda held: held.update(values=held["values"][:, :1]),
+    "no keys": lambda held: held.pop("keys"),
+    "keys alone": lambda held: [held.pop(name) for name in ("state", "values")],
+    "another dtype": lambda held: held.update(keys=held["keys"].double()),
+    "another shape": lambda held: held.update(state=held["state"][:1]),
+    "no dimensions": lambda held: held.update(keys=torch.zeros(())),
+    "no numbers": lambda held: held.update(state=held["state"] * float("nan")),
+    "something else": lambda held: held.update(other=torch.zeros(1)),
+}
+_WRONG_METADATA: dict[str, dict[str, str | None]] = {
+    "no messages": {"messages": None},
+    "messages that are no JSON": {"messages": "["},
+    "messages that are no turns": {"messages": '[{"role": 1}]'},
+    "deep messages": {"messages": "[" * 100_000},
+    "no model": {"model": None},
+    "no version": {"leyden_conversation": None},
+    "another version": {"leyden_conversation": "\x1b[31m" * 1000},
+}
+
+
+@pytest.mark.parametrize("wrong", [*_WRONG_TENSORS, *_WRONG_METADATA])
+def test_a_right_checksum_over_wrong_contents(model: HybridLM, saved: Path, wrong: str) -> None:
+    """One sentence, and nothing is held or kept."""
+    tensors = load_file(saved)
+    metadata = {"leyden_conversation": "1", "model": fingerprint(model), "messages": "[]"}
+    memory = _memory(model)
+    _write(saved, tensors, metadata)
+    assert load_conversation(saved, _memory(model), fingerprint(model), 290).restored_tokens == 512
+    if wrong in _WRONG_TENSORS:
+        _WRONG_TENSORS[wrong](tensors)
+    changed = {**metadata, **_WRONG_METADATA.get(wrong, {})}
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    _write(saved, contiguous, {name: value for name, value in changed.items() if value is not None})
+    with pytest.raises(UserError) as caught:
+        load_conversation(saved, memory, fingerprint(model), 290)
+    assert len(str(caught.value)) < 600 and "\n" not in str(caught.value)
+    audit(memory)
+    assert memory.usage.pages_used == memory.usage.pages_kept == 0
+
+
+def test_special_files_and_large_ones(model: HybridLM, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with (tmp_path / "sparse").open("wb") as file:
+        file.write((1 << 32).to_bytes(8, "little"))
+        file.truncate(1 << 33)
+    for path in (tmp_path / "pipe", tmp_path / "sparse", Path("/dev/zero"), tmp_path):
+        with pytest.raises(UserError, match="cannot be read"):
+            load_conversation(path, _memory(model), fingerprint(model))
+
+
+def test_permissions(model: HybridLM, tmp_path: Path) -> None:
+    for mode in (0o600, 0o640):
+        save_conversation(tmp_path / "talk", _memory(model), [1], fingerprint(model), mode=mode)
+        assert (tmp_path / "talk").stat().st_mode & 0o777 == mode
+
+
+def test_texts_of_another_salt_are_not_gone_on_from(model: HybridLM, saved: Path) -> None:
+    memory = _memory(model)
+    assert load_conversation(saved, memory, fingerprint(model), salt="alice").restored_tokens == 512
+    for salt, known in (("alice", 512), ("bob", 0), ("", 0)):
+        holding = memory.admit(_TURN, salt)
+        assert holding is not None and (holding.length, holding.cache.possible) == (known, known)
+        memory.release(holding)
+    assert memory.kept(_TEXT, "bob") == ([], None)
+    audit(memory)
 
 
 def test_other_versions_are_refused(model: HybridLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,8 +154,13 @@ UNKEPT: list[tuple[Any, str]] = [
     ({"dependencies": {"a": ["b"]}}, "at #: 'dependencies' belongs to older drafts"),
     ({"properties": {"a": {"minimum": "3"}}}, 'at #/properties/a/minimum: this is no JSON schema: "3" is not of type'),
     ({"type": "array", "items": False, "minItems": 1}, "no JSON value"),
-    ({"$defs": {"a": {"required": ["b"], "properties": {"b": {"$ref": "#/$defs/a"}}, "type": "object"}},
-      "$ref": "#/$defs/a"}, "no JSON value"),
+    (
+        {
+            "$defs": {"a": {"required": ["b"], "properties": {"b": {"$ref": "#/$defs/a"}}, "type": "object"}},
+            "$ref": "#/$defs/a",
+        },
+        "no JSON value",
+    ),
     ({"type": "object", "$ref": "#"}, "no JSON value"),
 ]
 
@@ -200,7 +205,6 @@ def test_patterns_of_whole_texts(pattern: str) -> None:
     for seed in range(20):
         text, _ = walk(grammar, random.Random(seed))
         assert validator.is_valid(text)
-
 
 
 WORDS = ("a", "b", "c", "kind", "é", "a b")

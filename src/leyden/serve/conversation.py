@@ -9,17 +9,19 @@ model, and the checksum of the whole file with zeros in the checksum's place.
 import hashlib
 import json
 import re
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from pydantic import TypeAdapter
+from safetensors import SafetensorError, safe_open
 
 from leyden.checkpoint.tensor_stream import TensorStream
 from leyden.core.errors import UserError
 from leyden.core.files import atomic_file
-from leyden.model import PAGE, HybridLM
+from leyden.model import PAGE, HybridLM, Pools
 from leyden.serve.memory import Memory
 from leyden.serve.memory.snapshots import copy_pages
 from leyden.tokenizer import Tokenizer
@@ -33,6 +35,10 @@ _HEAD_BYTES = 4096
 """The metadata, in which the format is named, begin a file."""
 
 _CHUNK_BYTES = 1 << 22
+_MAX_HEADER_BYTES = 100_000_000
+"""As safetensors has it; the turns of a chat stand there."""
+_MAX_TOKEN_BYTES = 1 << 29
+_MESSAGES = TypeAdapter(list[dict[str, str]])
 _PAGES_AT_ONCE = 64
 
 
@@ -76,6 +82,8 @@ def save_conversation(
     tokens: Sequence[int],
     fingerprint: str,
     messages: Sequence[Mapping[str, str]] = (),
+    salt: str = "",
+    mode: int | None = None,
 ) -> int:
     """Write a conversation to ``path``, whole or not at all.
 
@@ -85,6 +93,8 @@ def save_conversation(
         tokens: the text so far.
         fingerprint: of the model, see :func:`fingerprint`.
         messages: the turns, where it is a chat.
+        salt: of the requests that read it, see :class:`leyden.serve.request.Request`.
+        mode: the file's permissions; None: those that the umask gives.
 
     Returns:
         How many of the tokens will not be read again.
@@ -93,7 +103,7 @@ def save_conversation(
         UserError: there is something else than a conversation at ``path``, or the disk is full.
     """
     _refuse_to_replace_others(path)
-    pages, state = memory.kept(tokens)
+    pages, state = memory.kept(tokens, salt)
     pools = memory.pools
     contents: dict[str, Iterable[torch.Tensor]] = {"tokens": [torch.tensor(tokens, dtype=torch.int64)]}
     described = [("tokens", torch.int64, (len(tokens),))]
@@ -109,7 +119,9 @@ def save_conversation(
         "messages": json.dumps(list(messages)),
         "checksum": "0" * 64,
     }
-    with atomic_file(path) as part:
+    with atomic_file(path, mode) as part:
+        part.unlink(missing_ok=True)
+        part.touch(0o666 if mode is None else mode)
         with TensorStream(part, described, metadata) as stream:
             for name, _, _ in described:
                 for tensor in contents[name]:
@@ -122,7 +134,9 @@ def save_conversation(
     return len(pages) * PAGE
 
 
-def load_conversation(path: Path, memory: Memory, fingerprint: str) -> Conversation:
+def load_conversation(
+    path: Path, memory: Memory, fingerprint: str, vocab_size: int | None = None, salt: str = ""
+) -> Conversation:
     """Read a conversation, and put what the model has read of it into the prefix cache.
 
     Without room for any snapshot in ``memory`` the text is read again (``restored_tokens`` is 0).
@@ -131,12 +145,39 @@ def load_conversation(path: Path, memory: Memory, fingerprint: str) -> Conversat
         path: as :func:`save_conversation` wrote it.
         memory: between two steps.
         fingerprint: of the model that is to go on, see :func:`fingerprint`.
+        vocab_size: ids of its tokens lie below.
+        salt: of the requests that may go on from it, see :class:`leyden.serve.request.Request`.
 
     Raises:
         UserError: no such file, one that is torn, altered or something else, another model's or another version's, or
             one that does not fit into ``memory``.
     """
+    contents = read_conversation(path, memory.pools, fingerprint, vocab_size)
+    return Conversation(contents.tokens, contents.messages, restore_conversation(path, memory, contents, salt))
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a file holds, checked.
+
+    Attributes:
+        tokens, messages: as of :class:`Conversation`.
+        tensors: ``state``, ``keys`` and ``values``; none where nothing can be gone on from.
+    """
+
+    tokens: list[int]
+    messages: list[dict[str, str]]
+    tensors: dict[str, torch.Tensor]
+
+
+def read_conversation(path: Path, pools: Pools, fingerprint: str, vocab_size: int | None = None) -> Contents:
+    """Read and check a file, from any thread; arguments and errors are those of :func:`load_conversation`."""
     try:
+        most = pools.keys.nbytes + pools.values.nbytes + pools.states.nbytes + _MAX_HEADER_BYTES + _MAX_TOKEN_BYTES
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > most:
+            what = "is not a file" if not stat.S_ISREG(status.st_mode) else "is larger than any that this engine saves"
+            raise UserError(f"{path} cannot be read: it {what}.")
         place, written = _find_checksum(path)
         whole = _checksum(path, place) == written
     except FileNotFoundError:
@@ -145,22 +186,58 @@ def load_conversation(path: Path, memory: Memory, fingerprint: str) -> Conversat
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None
     if not whole:
         raise UserError(f"{path} is torn or was altered (its checksum is wrong); start anew, or take a copy of it.")
+    try:
+        contents = _contents(path, fingerprint)
+        _check_contents(path, contents, pools, vocab_size)
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise UserError(f"{path} is no conversation as Leyden saves them ({reason}); start anew.") from None
+    return contents
+
+
+def _contents(path: Path, fingerprint: str) -> Contents:
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
         if metadata["leyden_conversation"] != _VERSION:
             raise UserError(
-                f"{path} has version {metadata['leyden_conversation']} of the format, and this Leyden reads version "
-                f"{_VERSION}; take the Leyden that wrote it."
+                f"{path} has version {metadata['leyden_conversation'][:20]} of the format, and this Leyden reads "
+                f"version {_VERSION}; take the Leyden that wrote it."
             )
         if metadata["model"] != fingerprint:
             raise UserError(
-                f"{path} was saved with another model (fingerprint {metadata['model']}; this one has {fingerprint}); "
-                "load the one it was saved with, or start anew."
+                f"{path} was saved with another model (fingerprint {metadata['model'][:40]}; this one has "
+                f"{fingerprint}); load the one it was saved with, or start anew."
             )
-        contents = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dictionary
-    tokens = contents["tokens"].tolist()
-    restored = _restore(path, memory, tokens, contents) if "state" in contents else 0
-    return Conversation(tokens, json.loads(metadata["messages"]), restored)
+        messages = _MESSAGES.validate_json(metadata["messages"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dictionary
+    tokens = tensors.pop("tokens")
+    if tokens.dtype != torch.int64 or tokens.dim() != 1:
+        raise ValueError(f"its tokens are of {tokens.dtype} and shape {tuple(tokens.shape)}")
+    return Contents(tokens.tolist(), messages, tensors)
+
+
+def _check_contents(path: Path, contents: Contents, pools: Pools, vocab_size: int | None) -> None:
+    """A right checksum says nothing of who wrote the file."""
+    tokens, tensors = contents.tokens, contents.tensors
+    if tokens and not 0 <= min(tokens) <= max(tokens) < (vocab_size or max(tokens) + 1):
+        raise ValueError("it has tokens that are not in the vocabulary")
+    if not tensors:
+        return
+    if tensors.keys() != {"state", "keys", "values"}:
+        raise ValueError(f"it has the tensors {', '.join(sorted(tensors))[:100]}")
+    for name, pool in (("keys", pools.keys), ("values", pools.values), ("state", pools.states)):
+        given, expected = tensors[name], (*pool.shape[:1], *pool.shape[2:])
+        shape = tuple(given.shape) if name == "state" else (*given.shape[:1], *given.shape[2:])
+        if given.dtype != pool.dtype or shape != expected:
+            raise UserError(
+                f"{path}: {name} of {given.dtype} and shape {shape}, where this engine's are of {pool.dtype} and shape "
+                f"{expected}; load the model as it was when it was saved."
+            )
+        if not given.isfinite().all():
+            raise ValueError(f"its {name} are no numbers")
+    num_pages = tensors["keys"].shape[1]
+    if not 1 <= num_pages <= len(tokens) // PAGE or tensors["values"].shape[1] != num_pages:
+        raise ValueError(f"it has {num_pages} pages for {len(tokens)} tokens")
 
 
 def _parts(pool: torch.Tensor, pages: list[int]) -> Iterator[torch.Tensor]:
@@ -170,31 +247,33 @@ def _parts(pool: torch.Tensor, pages: list[int]) -> Iterator[torch.Tensor]:
             yield layer[pages[start : start + _PAGES_AT_ONCE]]
 
 
-def _restore(path: Path, memory: Memory, tokens: list[int], contents: dict[str, torch.Tensor]) -> int:
-    """As if the text's beginning had just been read by a sequence that then ended."""
-    pools, keys, values = memory.pools, contents["keys"], contents["values"]
+def restore_conversation(path: Path, memory: Memory, contents: Contents, salt: str = "") -> int:
+    """Put what was read into the prefix cache, as if a sequence had just read it and ended.
+
+    Arguments and errors are those of :func:`load_conversation`.
+
+    Returns:
+        How many of the tokens need not be read again.
+    """
+    if not contents.tensors:
+        return 0
+    pools, keys, values = memory.pools, contents.tensors["keys"], contents.tensors["values"]
     num_pages = keys.shape[1]
-    for name, pool in (("keys", pools.keys), ("values", pools.values), ("state", pools.states)):
-        given = contents[name] if name == "state" else contents[name][:, 0]
-        if given.dtype != pool.dtype or given.shape != pool[:, 0].shape:
-            raise UserError(
-                f"{path}: {name} of {given.dtype} and shape {tuple(given.shape)}, where this engine's are of "
-                f"{pool.dtype} and shape {tuple(pool[:, 0].shape)}; load the model as it was when it was saved."
-            )
-    holding = memory.admit(tokens[: num_pages * PAGE])
+    holding = memory.admit(contents.tokens[: num_pages * PAGE], salt)
     if holding is None:
         usage = memory.usage
         raise UserError(
             f"{path} needs {num_pages} pages and a state; of {usage.pages_total} pages {usage.pages_used} are in use, "
             f"of {usage.states_total} states {usage.states_used}. Raise kv_gigabytes, or wait until there is room."
         )
-    here = range(holding.length // PAGE, num_pages)  # the pages before are shared, and may be in use
-    copy_pages((pools.keys, pools.values), [holding.pages[page] for page in here], (keys, values), here)
-    pools.states[:, holding.state] = contents["state"].to(pools.states.device)
-    memory.settled(holding, num_pages * PAGE)
-    restored = num_pages * PAGE if memory.cuts(holding) else 0
-    memory.release(holding)
-    return restored
+    try:
+        here = range(holding.length // PAGE, num_pages)  # the pages before are shared, and may be in use
+        copy_pages((pools.keys, pools.values), [holding.pages[page] for page in here], (keys, values), here)
+        pools.states[:, holding.state] = contents.tensors["state"].to(pools.states.device)
+        memory.settled(holding, num_pages * PAGE)
+        return num_pages * PAGE if memory.cuts(holding) else 0
+    finally:
+        memory.release(holding)
 
 
 def _refuse_to_replace_others(path: Path) -> None:
@@ -216,7 +295,7 @@ def _find_checksum(path: Path) -> tuple[int, bytes]:
     """
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
-        header = stream.read(length) if length <= path.stat().st_size else b""
+        header = stream.read(length) if length <= min(path.stat().st_size, _MAX_HEADER_BYTES) else b""
     found = _CHECKSUM.search(header)
     if found is None or len(header) < length:
         raise UserError(f"{path} is torn, or not a conversation that Leyden has saved.")

@@ -10,7 +10,15 @@ from leyden.core.errors import UserError
 from leyden.model import PAGE, HybridLM, Pools
 from leyden.serve.completion import Chunk, Completion
 from leyden.serve.config import EngineConfig
-from leyden.serve.conversation import Conversation, fingerprint, load_conversation, save_conversation
+from leyden.serve.conversation import (
+    Contents,
+    Conversation,
+    fingerprint,
+    load_conversation,
+    read_conversation,
+    restore_conversation,
+    save_conversation,
+)
 from leyden.serve.drafts import make_guesser
 from leyden.serve.job import Generation, generations
 from leyden.serve.memory import Memory, plan_memory
@@ -148,17 +156,17 @@ class Engine:
         if self._aborts:
             self._take_in()
 
-    def read_ahead(self, tokens: Sequence[int]) -> None:
+    def read_ahead(self, tokens: Sequence[int], salt: str = "") -> None:
         """Let the prefix cache have a text, which is read when there is nothing else to do; between two steps.
 
         Of one that is longer than a prompt may be, or shorter than a page, nothing is read.
         """
         if PAGE <= len(tokens) <= self.max_positions:
-            self._scheduler.settle(list(tokens))
+            self._scheduler.settle(list(tokens), salt)
 
-    def reads_ahead(self, tokens: list[int]) -> bool:
+    def reads_ahead(self, tokens: list[int], salt: str = "") -> bool:
         """Whether a text that :meth:`read_ahead` was given is still to be read; between two steps."""
-        return any(job.tokens == tokens for job in self._scheduler.settling)
+        return any(job.salt == salt and job.tokens == tokens for job in self._scheduler.settling)
 
     def rest(self) -> None:
         """Read what is left to be read for the prefix cache alone, unless there are requests."""
@@ -230,13 +238,29 @@ class Engine:
 
     # Conversations on disk.
 
-    def save_conversation(self, path: Path, tokens: Sequence[int], messages: Sequence[Mapping[str, str]] = ()) -> int:
+    def save_conversation(
+        self,
+        path: Path,
+        tokens: Sequence[int],
+        messages: Sequence[Mapping[str, str]] = (),
+        *,
+        salt: str = "",
+        mode: int | None = None,
+    ) -> int:
         """Write what was read of ``tokens`` to a file (:func:`leyden.serve.conversation.save_conversation`)."""
-        return save_conversation(path, self.memory, tokens, self._fingerprint, messages)
+        return save_conversation(path, self.memory, tokens, self._fingerprint, messages, salt, mode)
 
     def load_conversation(self, path: Path) -> Conversation:
         """Put what a file holds into the prefix cache (:func:`leyden.serve.conversation.load_conversation`)."""
-        return load_conversation(path, self.memory, self._fingerprint)
+        return load_conversation(path, self.memory, self._fingerprint, self.model.config.vocab_size)
+
+    def read_conversation(self, path: Path) -> Contents:
+        """What a file holds, checked; from any thread (:func:`leyden.serve.conversation.read_conversation`)."""
+        return read_conversation(path, self.memory.pools, self._fingerprint, self.model.config.vocab_size)
+
+    def restore_conversation(self, path: Path, contents: Contents, salt: str = "") -> int:
+        """Put it into the prefix cache (:func:`leyden.serve.conversation.restore_conversation`)."""
+        return restore_conversation(path, self.memory, contents, salt)
 
     @property
     def _fingerprint(self) -> str:

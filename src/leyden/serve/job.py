@@ -26,6 +26,7 @@ class Job:
         tokens: all of it, as far as it is known.
         goal: how many of its first tokens are read in parts, as prompts are; later ones are read one by one.
         rank: the lower goes first: priority, time of arrival, and index among those that arrived together.
+        salt: as of :class:`leyden.serve.request.Request`.
         read: how many tokens have been read.
         holding: the slots and pages it has, while it is running.
         swapped: what it held, while it had to make room.
@@ -34,6 +35,7 @@ class Job:
     tokens: list[int]
     goal: int
     rank: tuple[int, float, int]
+    salt: str = ""
     read: int = 0
     holding: Holding | None = None
     swapped: Swapped | None = None
@@ -102,7 +104,8 @@ class Generation(Job):
         max_positions: int,
         tally: Tally,
     ) -> None:
-        super().__init__(list(request.tokens), len(request.tokens), (request.priority, request.arrived, index))
+        rank = (request.priority, request.arrived, index)
+        super().__init__(list(request.tokens), len(request.tokens), rank, request.salt)
         sampling = request.sampling
         self.request, self.index, self.sampler = request, index, sampler
         self.name = f"{request.id} {index}"

@@ -10,7 +10,7 @@ Where one rank alone fails, the others wait for it until their collectives give 
 import secrets
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -71,13 +71,13 @@ class LeadingEngine(Engine):
         finally:
             self._stepping = False
 
-    def read_ahead(self, tokens: Sequence[int]) -> None:
+    def read_ahead(self, tokens: Sequence[int], salt: str = "") -> None:
         """As :meth:`Engine.read_ahead`."""
         self._announcer.tell("read ahead")
-        self._announcer.tell(list(tokens))
-        super().read_ahead(tokens)
+        self._announcer.tell([list(tokens), salt])
+        super().read_ahead(tokens, salt)
 
-    def save_conversation(self, path: Path, tokens: Sequence[int], messages: Sequence[Mapping[str, str]] = ()) -> int:
+    def save_conversation(self, path: Path, tokens: Sequence[int], *_: Any, **__: Any) -> int:
         """Refused: a file would hold this rank's heads alone."""
         raise UserError(f"{path} is not written: several ranks hold a part of a conversation each; serve with one.")
 
@@ -118,7 +118,7 @@ class FollowingEngine(Engine):
             if order == "step":
                 self.step()
             elif order == "read ahead":
-                self.read_ahead(self._announcer.hear())
+                self.read_ahead(*self._announcer.hear())
             else:
                 self._take_in()
 

@@ -30,6 +30,8 @@ class Request:
         settle: read the completion once more in parts when there is nothing else to do, for the prefix cache: the next
             turn of a chat goes on from there. What decoding computed has other roundings, and is not kept.
         watched: somebody waits for every token. As long as nobody does, steps read more at once.
+        salt: requests with the same one share what was read of their texts, and no others do: neither what a client is
+            told of the cache nor the time it waits says anything of the texts under other salts.
     """
 
     tokens: Sequence[int]
@@ -39,6 +41,7 @@ class Request:
     arrived: float = field(default_factory=time.perf_counter)
     settle: bool = True
     watched: bool = True
+    salt: str = ""
 
 
 @dataclass(frozen=True)

@@ -87,11 +87,11 @@ class Scheduler:
             job.swapped.discard()
         job.holding = job.swapped = None
 
-    def settle(self, tokens: list[int]) -> None:
+    def settle(self, tokens: list[int], salt: str = "") -> None:
         """Read ``tokens`` up to the grid when there is time, so that the cache has them; old ones make room."""
         if len(self.settling) == self._max_sequences:
             self._forget(self.settling[0])
-        self.settling.append(Job(tokens, len(tokens) // PAGE * PAGE, (0, 0.0, 0)))
+        self.settling.append(Job(tokens, len(tokens) // PAGE * PAGE, (0, 0.0, 0), salt))
 
     def abandon_settling(self) -> None:
         """Nothing of it is to be relied on."""
@@ -99,10 +99,11 @@ class Scheduler:
             job.read = 0
             self._forget(job)
 
-    def supersede(self, tokens: list[int]) -> None:
+    def supersede(self, prompt: Job) -> None:
         """A prompt will be read that begins with a text to be settled: that one need not be."""
-        for job in [job for job in self.settling if _shared(tokens, job.tokens, job.goal) == job.goal]:
-            self._forget(job)
+        for job in [job for job in self.settling if job.salt == prompt.salt]:
+            if _shared(prompt.tokens, job.tokens, job.goal) == job.goal:
+                self._forget(job)
 
     @property
     def has_requests(self) -> bool:
@@ -175,9 +176,9 @@ class Scheduler:
                 break
             if self._awaits(job):
                 continue
-            holding = self._memory.admit(job.tokens[: job.goal])
+            holding = self._memory.admit(job.tokens[: job.goal], job.salt)
             if holding is None and self._interrupt_settling():
-                holding = self._memory.admit(job.tokens[: job.goal])
+                holding = self._memory.admit(job.tokens[: job.goal], job.salt)
             if holding is None:
                 break
             self.waiting.remove(job)
@@ -196,7 +197,7 @@ class Scheduler:
                 return True
         job.awaits = None
         for other in self.running:
-            if other.holding is None or other.decodes or not self._memory.cuts(other.holding):
+            if other.salt != job.salt or other.holding is None or other.decodes or not self._memory.cuts(other.holding):
                 continue
             position = _shared(job.tokens, other.tokens, min(job.goal - 1, other.goal))
             if position > other.read:
@@ -229,7 +230,7 @@ class Scheduler:
         while self.settling:
             job = self.settling[0]
             if job.holding is None:
-                job.holding = self._memory.admit(job.tokens)
+                job.holding = self._memory.admit(job.tokens, job.salt)
                 job.read = 0 if job.holding is None else job.holding.length
             if job.holding is not None and job.read < job.goal:
                 return job, job.part(PAGE, ())

@@ -45,7 +45,7 @@ class Steps:
 
     def add(self, job: Generation) -> None:
         """Let a completion wait for its turn; its siblings come with it."""
-        self.scheduler.supersede(job.tokens)
+        self.scheduler.supersede(job)
         self.scheduler.add(job)
 
     def abort(self, job: Generation) -> None:
@@ -186,7 +186,7 @@ class Steps:
         self._finish(job, reason)
         wanted = error is None and job.request.settle and job.request.sampling.n == 1
         if wanted and job.goal // PAGE < len(job.tokens) // PAGE:
-            self.scheduler.settle(job.tokens)
+            self.scheduler.settle(job.tokens, job.salt)
         return job.delta(error)
 
     def _finish(self, job: Generation, reason: FinishReason) -> None:

@@ -63,7 +63,7 @@ class ScriptedLoop:
     async def between_steps(self, work: Callable[[Any], None]) -> None:
         work(self)
 
-    def read_ahead(self, tokens: list[int]) -> None:
+    def read_ahead(self, tokens: list[int], salt: str) -> None:
         self.ahead.append(tokens)
 
     def drain(self, timeout: float) -> None:

@@ -28,7 +28,7 @@ from leyden.serve.http.protocol.chat import (
 )
 from leyden.serve.http.protocol.common import Usage
 from leyden.serve.http.response_format import answer_grammar
-from leyden.serve.http.service import Service, new_id
+from leyden.serve.http.service import Service, new_id, owner_of
 from leyden.serve.http.tool_parser import CallDelta, ToolParser
 from leyden.serve.http.tools import ToolUse, gather
 from leyden.serve.request import Delta
@@ -51,8 +51,9 @@ def chat_routes(service: Service) -> APIRouter:
         if body.conversation is not None:
             if service.conversations is None:
                 raise ApiError(400, "This server keeps no conversations (--conversations).", param="conversation")
-            await service.conversations.open(body.conversation)
-        return await _ChatAnswer(service, body, name, prompt, threads).respond(
+            salt = service.salt(request, body.cache_salt)
+            await service.conversations.open(owner_of(request), body.conversation, salt)
+        return await _ChatAnswer(service, body, name, prompt, request).respond(
             request, body.stream, body.stream_options
         )
 
@@ -92,7 +93,7 @@ def _prompt(service: Service, body: ChatRequest) -> _ChatPrompt:
 class _ChatAnswer(Answer[ChatPiece]):
     """The answers to one request."""
 
-    def __init__(self, service: Service, body: ChatRequest, name: str, prompt: _ChatPrompt, threads: Threads) -> None:
+    def __init__(self, service: Service, body: ChatRequest, name: str, prompt: _ChatPrompt, request: Request) -> None:
         self._head: dict[str, Any] = {
             "id": new_id("chatcmpl"),
             "created": int(time.time()),
@@ -103,6 +104,7 @@ class _ChatAnswer(Answer[ChatPiece]):
         self._body = body
         self._service = service
         self._tools = prompt.tools.tools
+        self._owner, self._salt = owner_of(request), service.salt(request, body.cache_salt)
         self._writers = [
             _Writer(tokenizer, body, index, prompt.tools.parser(tokenizer)) for index in range(body.n or 1)
         ]
@@ -110,8 +112,8 @@ class _ChatAnswer(Answer[ChatPiece]):
         self._num_prompt_top = body.prompt_logprobs
         self._of_prompt: dict[str, Any] = {}
         # Not what is drawn is settled, but what the next turn will send of it.
-        generation = service.generate(self._head["id"], [prompt.tokens], prompt.sampling, settle=False)
-        super().__init__(generation, len(self._writers), threads, large=body.prompt_logprobs is not None)
+        generation = service.generate(self._head["id"], [prompt.tokens], prompt.sampling, salt=self._salt, settle=False)
+        super().__init__(generation, len(self._writers), request.state.threads, large=body.prompt_logprobs is not None)
 
     @property
     def finished(self) -> bool:
@@ -135,11 +137,11 @@ class _ChatAnswer(Answer[ChatPiece]):
         tokens = await self._threads.run(
             encode_answered, self._tokenizer, chat, tools=self._tools, variables=body.chat_template_kwargs
         )
-        await service.loop.between_steps(lambda engine: engine.read_ahead(tokens))
+        await service.loop.between_steps(lambda engine: engine.read_ahead(tokens, self._salt))
         if body.conversation is not None and service.conversations is not None:
             roles = {"developer": "system"}  # templates know no other
             turns = [{"role": roles.get(each.role, each.role), "content": text_of(each.content)} for each in chat]
-            await service.conversations.save(body.conversation, tokens, turns)
+            await service.conversations.save(self._owner, body.conversation, self._salt, tokens, turns)
 
     def chunk(self, pieces: Sequence[ChatPiece], **usage: Usage | None) -> ChatChunk:
         of_prompt, self._of_prompt = self._of_prompt, {}  # the first chunk alone tells of the prompt

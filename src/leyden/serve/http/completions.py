@@ -34,7 +34,7 @@ def completion_routes(service: Service) -> APIRouter:
         name = service.model.called(body.model)
         threads: Threads = request.state.threads
         prompts = await threads.run(_prompts, service, body)
-        answer = _CompletionAnswer(service, body, name, prompts, threads)
+        answer = _CompletionAnswer(service, body, name, prompts, threads, service.salt(request, body.cache_salt))
         return await answer.respond(request, body.stream, body.stream_options)
 
     return router
@@ -79,6 +79,7 @@ class _CompletionAnswer(Answer[CompletionChoice]):
         name: str,
         prompts: Sequence[_Prompt],
         threads: Threads,
+        salt: str,
     ) -> None:
         self._head = Completion(
             id=new_id("cmpl"),
@@ -96,7 +97,7 @@ class _CompletionAnswer(Answer[CompletionChoice]):
             for index in range(self._n)
         ]
         self._of_prompts: dict[int, tuple[TokenLogprobs | None, ...]] = {}
-        generation = service.generate(self._head.id, [prompt.tokens for prompt in prompts], _sampling(body))
+        generation = service.generate(self._head.id, [prompt.tokens for prompt in prompts], _sampling(body), salt=salt)
         large = body.prompt_logprobs is not None or (body.echo is True and body.logprobs is not None)
         super().__init__(generation, len(self._writers), threads, large=large)
 

@@ -29,6 +29,7 @@ class Generation:
         name: the response's id; each prompt's request is named after it.
         prompts: token ids.
         sampling: of every prompt.
+        salt: of every prompt's request.
         settle: whether the engine reads what it wrote, see :class:`leyden.serve.request.Request`.
 
     Attributes:
@@ -45,6 +46,7 @@ class Generation:
         prompts: Sequence[Sequence[int]],
         sampling: Sampling,
         *,
+        salt: str = "",
         settle: bool = True,
     ) -> None:
         self.name, self.prompts = name, prompts
@@ -53,7 +55,8 @@ class Generation:
         self._loop = loop
         self._prepared: object = None
         self._waiting = deque(
-            (place, Request(tokens, sampling, f"{name}-{place}", settle=settle)) for place, tokens in enumerate(prompts)
+            (place, Request(tokens, sampling, f"{name}-{place}", settle=settle, salt=salt))
+            for place, tokens in enumerate(prompts)
         )
         self._running: dict[int, AsyncGenerator[Delta, None]] = {}
         self._watches = [Watch(metrics) for _ in prompts]

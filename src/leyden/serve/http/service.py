@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from fastapi import Request as HttpRequest
+
 from leyden.core.errors import suggest
 from leyden.core.log import logger
 from leyden.serve.http.budget import Budget
@@ -154,8 +156,21 @@ class Service:
     @cached_property
     def conversations(self) -> Conversations | None:
         """Chats that are kept; None where none are."""
-        directory = self.settings.conversations
-        return None if directory is None else Conversations(directory, self.loop)
+        settings = self.settings
+        if settings.conversations is None:
+            return None
+        bytes_each = int(settings.conversations_gigabytes * (1 << 30) / max(1, len(settings.api_keys)))
+        return Conversations(settings.conversations, self.loop, bytes_each)
+
+    def salt(self, request: HttpRequest, given: str | None) -> str:
+        """What separates a request's texts in the prefix cache from those of others (``Request.salt`` of the engine).
+
+        Args:
+            request: whose key is known.
+            given: what the client adds.
+        """
+        owner = "" if self.settings.shared_cache else owner_of(request)
+        return f"{owner}/{given or ''}" if owner or given else ""
 
     def require_alive(self) -> None:
         """Raise an ApiError (503) where the engine is dead."""
@@ -169,10 +184,15 @@ class Service:
             raise unavailable("The server takes no further requests; it is starting or shutting down.")
 
     def generate(
-        self, name: str, prompts: Sequence[Sequence[int]], sampling: Sampling, *, settle: bool = True
+        self, name: str, prompts: Sequence[Sequence[int]], sampling: Sampling, *, salt: str, settle: bool = True
     ) -> Generation:
         """The completions of one request's prompts, which the engine does not have yet."""
-        return Generation(self.loop, self.metrics, name, prompts, sampling, settle=settle)
+        return Generation(self.loop, self.metrics, name, prompts, sampling, salt=salt, settle=settle)
+
+
+def owner_of(request: HttpRequest) -> str:
+    """What stands for the API key of a request; nothing where there are none."""
+    return getattr(request.state, "owner", "")
 
 
 def new_id(prefix: str) -> str:

@@ -84,16 +84,16 @@ class Memory:
         """A sequence of more never fits."""
         return self.pages.count * PAGE
 
-    def admit(self, tokens: Sequence[int]) -> Holding | None:
+    def admit(self, tokens: Sequence[int], salt: str = "") -> Holding | None:
         """Take a slot, and pages for a whole prompt; what was read of it before is taken over.
 
         It goes on from the deepest place strictly before its last token where a state was kept and all pages before
-        it are.
+        it are. Texts of different salts have nothing in common.
 
         Returns:
             None where it does not fit now; then nothing was let go.
         """
-        blocks = _blocks(tokens)
+        blocks = _blocks(tokens, salt)
         chain = self.tree.walk(blocks[: (len(tokens) - 1) // PAGE])
         depth = max((node.depth for node in chain if node.snapshot is not None), default=0)
         holding = self._hold(chain[:depth], _num_pages(len(tokens)))
@@ -229,12 +229,12 @@ class Memory:
         swapped.discard()
         return holding
 
-    def kept(self, tokens: Sequence[int]) -> tuple[list[int], torch.Tensor | None]:
+    def kept(self, tokens: Sequence[int], salt: str = "") -> tuple[list[int], torch.Tensor | None]:
         """Of the longest beginning of ``tokens`` from which can be gone on, the pages, and a copy of the state.
 
         The state [lightning layers, H, K, K] float32 lies on the host; None, and no pages, where there is none.
         """
-        chain = self.tree.walk(_blocks(tokens))
+        chain = self.tree.walk(_blocks(tokens, salt))
         end = next((node for node in reversed(chain) if node.snapshot is not None), None)
         if end is None or end.snapshot is None:
             return [], None
@@ -310,11 +310,12 @@ def _cache_use(chain: Sequence[Node], depth: int) -> CacheUse:
     return CacheUse(len(chain) * PAGE, depth * PAGE, {reason: tokens for reason, tokens in lost.items() if tokens})
 
 
-def _blocks(tokens: Sequence[int]) -> list[bytes]:
-    """The whole pages of ``tokens``, each as bytes."""
+def _blocks(tokens: Sequence[int], salt: str) -> list[bytes]:
+    """The whole pages of ``tokens``, each as bytes; the first behind the salt, so that no other text begins like it."""
     content = array("q", tokens).tobytes()
     width = PAGE * array("q").itemsize
-    return [content[start : start + width] for start in range(0, len(content) - width + 1, width)]
+    blocks = [content[start : start + width] for start in range(0, len(content) - width + 1, width)]
+    return [salt.encode() + blocks[0], *blocks[1:]] if blocks else []
 
 
 def _num_pages(num_tokens: int) -> int:
