@@ -1,10 +1,10 @@
 """Calls in an answer: found however it is cut into pieces, and what is none stays text."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-import xgrammar
 from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
@@ -13,10 +13,13 @@ from leyden.core.errors import UserError
 from leyden.serve.http.response_format import ResponseFormat, answer_grammar
 from leyden.serve.http.tool_parser import CallDelta, ToolParser
 from leyden.serve.http.tools import ToolChoice, Tools, ToolUse, gather
+from leyden.serve.sampling import Grammar, Grammars
 from leyden.tokenizer import Tokenizer
 
+FORMAT: TypeAdapter[Any] = TypeAdapter(ResponseFormat)
 NAMES = ("get", "get_weather", "now")
 BLOCK = '<function_call>```typescript\nfunctions.get_weather({"city": "Leyden"})\n```'
+LISTED = '<tool_calls>\n{"name": "get", "arguments": {"a": 1}}\n{"name": "now", "arguments": {}}\n</tool_calls>'
 TAGGED = '<tool_call>\n{"name": "now", "arguments": {"zone": 1}}\n</tool_call>'
 
 
@@ -53,6 +56,18 @@ def read(pieces: Iterable[str], **options: Any) -> tuple[str | None, list[tuple[
         ),
         (TAGGED + "\n" + TAGGED, None, [("now", '{"zone": 1}')] * 2),
         ('<tool_call>{"name":"get","parameters":{}}</tool_call>', None, [("get", "{}")]),
+        (LISTED, None, [("get", '{"a": 1}'), ("now", "{}")]),
+        ("I see.\n" + LISTED + "\nDone.", "I see.\n\nDone.", [("get", '{"a": 1}'), ("now", "{}")]),
+        ('<tool_calls>\n{"name": "get", "arguments": {"a": 1', None, [("get", '{"a": 1')]),
+        # The arguments before the name.
+        ('<tool_call>{"arguments": {"a": "}"}, "name": "get"}</tool_call>', None, [("get", '{"a": "}"}')]),
+        (
+            '<tool_calls>\n{"arguments": {}, "name": "now"}\n{"parameters":{"b":[1]},"name":"get"}\n</tool_calls>',
+            None,
+            [("now", "{}"), ("get", '{"b":[1]}')],
+        ),
+        ('<tool_call>{"arguments": {"a": 1}, "name": "rm"}', '<tool_call>{"arguments": {"a": 1}, "name": "rm"}', []),
+        ('<tool_call>{"arguments": {"a": [1', '<tool_call>{"arguments": {"a": [1', []),
         # Brackets and quotes inside strings.
         (
             '```typescript\nfunctions.get({"a": "}\\")`\\\\", "b": [{}]})\n```',
@@ -111,6 +126,9 @@ FRAGMENTS = [
         "x",
         BLOCK,
         TAGGED,
+        LISTED,
+        "<tool_calls>\n{",
+        '{"arguments": {"a": "',
     ),
     *('<tool_call>{"name": "get", "arguments": {', "```typescript\nfunctions.now({"),
 ]
@@ -230,63 +248,128 @@ def test_a_tool_of_another_shape_is_refused(tool: Any) -> None:
         TypeAdapter(Tools).validate_python([tool])
 
 
-def accepts(structure: str, text: str) -> bool:
-    vocabulary = xgrammar.TokenizerInfo([b"a", b"<end>"], stop_token_ids=[1])
-    compiled = xgrammar.GrammarCompiler(vocabulary).compile_structural_tag(structure)
-    matcher = xgrammar.GrammarMatcher(compiled)
-    return matcher.accept_string(text) and matcher.accept_token(1)
+@pytest.fixture
+def with_template(tokenizer: Tokenizer, tmp_path: Path) -> Callable[[str], Tokenizer]:
+    """The tokenizer with another chat template."""
+
+    def make(template: str) -> Tokenizer:
+        if not template:
+            return tokenizer
+        tokenizer.save(tmp_path)
+        (tmp_path / "chat_template.jinja").write_text(template)
+        return Tokenizer.load(tmp_path)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def accepts(tokenizer: Tokenizer) -> Iterator[Callable[..., bool]]:
+    """Whether a text, special tokens by their spelling, fits a grammar."""
+    grammars = Grammars(tokenizer, tokenizer.vocab_size)
+
+    def fits(grammar: Grammar | None, text: str, *, special: bool = True) -> bool:
+        assert grammar is not None
+        matcher = grammars.compile(grammar).matcher()._matcher
+        tokens = [*tokenizer.encode(text, allow_special=special), tokenizer.eos_id]
+        return all(matcher.accept_token(token) for token in tokens)
+
+    yield fits
+    grammars.close()
+
+
+WRITTEN = {
+    # By what of it is in the template: how calls begin, are set apart and end; and one call.
+    "": ("<function_call>```typescript\n", "\n", "\n```", "functions.%s(%s)"),
+    "<tool_call>": ("<tool_call>\n", "\n<tool_call>\n", "", '{"name": "%s", "arguments": %s}\n</tool_call>'),
+    "<tool_calls>": ("<tool_calls>\n", "\n", "\n</tool_calls>", '{"name": "%s", "arguments": %s}'),
+}
 
 
 @pytest.mark.parametrize("parallel", [True, False])
-@pytest.mark.parametrize("template", ["minimax", "tagged"])
+@pytest.mark.parametrize("template", WRITTEN)
 def test_a_forced_call_is_one_that_the_parser_reads(
-    tokenizer: Tokenizer, tmp_path: Any, template: str, parallel: bool
+    with_template: Callable[[str], Tokenizer], accepts: Callable[..., bool], template: str, parallel: bool
 ) -> None:
-    if template == "tagged":
-        tokenizer.save(tmp_path)
-        (tmp_path / "chat_template.jinja").write_text("<tool_call>")
-        tokenizer = Tokenizer.load(tmp_path)
+    tokenizer = with_template(template)
     use = ToolUse.of(TOOLS, choice("required"), parallel)
     grammar = use.grammar(tokenizer)
-    assert grammar is not None and grammar.structure is not None
-    weather, now = (
-        ('get_weather({"city": "x"})', "now({})")
-        if template == "minimax"
-        else (
-            '"get_weather", "arguments": {"city": "x"}}\n</tool_call>',
-            '"now", "arguments": {}}\n</tool_call>',
-        )
-    )
-    begin, between, end = (
-        ("functions.", "\nfunctions.", "\n```")
-        if template == "minimax"
-        else (
-            '{"name": ',
-            '\n<tool_call>\n{"name": ',
-            "",
-        )
-    )
-    one, two = begin + weather + end, begin + weather + between + now + end
-    assert accepts(grammar.structure, one)
-    assert accepts(grammar.structure, two) == parallel
-    assert not accepts(grammar.structure, one.replace("city", "town"))
-    assert not accepts(grammar.structure, "Hello")
+    opening, separator, closing, call = WRITTEN[template]
+    weather, now = call % ("get_weather", '{"city": "x"}'), call % ("now", "{}")
+    one, two = weather + closing, weather + separator + now + closing
+    assert accepts(grammar, one)
+    assert accepts(grammar, two) == parallel
+    for other in (
+        one.replace("city", "town"),
+        call % ("now", "3") + closing,
+        call % ("now", '{"a": 1}') + closing,
+        "Hi",
+    ):
+        assert not accepts(grammar, other)
     parser = use.parser(tokenizer)
     assert parser is not None
     content, calls = gather([*parser.push(two), *parser.finish()])
     assert content is None
     assert [call.function.name for call in calls] == (["get_weather", "now"] if parallel else ["get_weather"])
-    opening = tokenizer.decode(use.opening(tokenizer))
-    assert opening == ("<function_call>```typescript\n" if template == "minimax" else "<tool_call>\n")
+    assert tokenizer.decode(use.opening(tokenizer)) == opening
+
+
+@pytest.mark.parametrize("template", WRITTEN)
+def test_an_answer_calls_or_fits_the_format(
+    with_template: Callable[[str], Tokenizer], accepts: Callable[..., bool], template: str
+) -> None:
+    """As OpenAI's Agents SDK asks for both."""
+    tokenizer = with_template(template)
+    use = ToolUse.of(TOOLS, choice("auto"), None)
+    form = FORMAT.validate_python({"type": "json_schema", "json_schema": {"name": "city", "schema": CITY}})
+    grammar = answer_grammar(form, use, tokenizer)
+    opening, _, closing, call = WRITTEN[template]
+    assert accepts(grammar, '{"city": "x"}') and not accepts(grammar, '{"town": "x"}')
+    assert accepts(grammar, opening + call % ("get_weather", '{"city": "x"}') + closing)
+    assert not accepts(grammar, opening + call % ("get_weather", '{"town": "x"}') + closing)
+    assert not accepts(grammar, "Hello")
+    # A special token by its letters is no call.
+    assert accepts(grammar, opening + call % ("now", "{}") + closing, special=False) == (template != "")
+    any_object = FORMAT.validate_python({"type": "json_object"})
+    assert accepts(answer_grammar(any_object, use, tokenizer), '{"town": [1]}')
+    forced = ToolUse.of(TOOLS, choice("required"), None)
+    assert answer_grammar(form, forced, tokenizer) == forced.grammar(tokenizer)
+
+
+def function_tools(**function: Any) -> Any:
+    return TypeAdapter(Tools).validate_python([{"type": "function", "function": {"name": "f", **function}}])
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [{"$schema": "http://json-schema.org/draft-07/schema#"}, {"title": "NoArgs"}, {}, {"type": ["object", "null"]}],
+)
+def test_arguments_of_a_forced_call_are_an_object(
+    tokenizer: Tokenizer, accepts: Callable[..., bool], parameters: dict[str, Any]
+) -> None:
+    grammar = ToolUse.of(function_tools(parameters=parameters), choice("required"), None).grammar(tokenizer)
+    assert accepts(grammar, 'functions.f({"a": 1})\n```')
+    assert not accepts(grammar, "functions.f(3)\n```") and not accepts(grammar, "functions.f(null)\n```")
+
+
+@pytest.mark.parametrize("kind", ["string", ["array", "null"], None])
+def test_parameters_that_are_no_object(kind: Any) -> None:
+    for value in ("auto", "required"):
+        with pytest.raises(UserError, match=r'the function .f. are of "type": .*always an object'):
+            ToolUse.of(function_tools(parameters={"type": kind}), choice(value), None)
+
+
+def test_parameters_that_cannot_be_enforced(tokenizer: Tokenizer, accepts: Callable[..., bool]) -> None:
+    tools = function_tools(parameters={"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}})
+    assert ToolUse.of(tools, choice("auto"), None).grammar(tokenizer) is None
+    grammar = ToolUse.of(tools, choice("required"), None).grammar(tokenizer)
+    with pytest.raises(UserError, match=r"behind 'functions.f\(', at #/properties/a: 'uniqueItems' cannot be enforced"):
+        accepts(grammar, "")
 
 
 def test_nothing_is_forced_without_a_choice(tokenizer: Tokenizer) -> None:
     free = ToolUse.of(TOOLS, None, None)
     assert free.opening(tokenizer) == [] and free.grammar(tokenizer) is None and free.parser(tokenizer) is not None
     assert ToolUse().parser(tokenizer) is None
-
-
-FORMAT: TypeAdapter[Any] = TypeAdapter(ResponseFormat)
 
 
 def test_formats_of_an_answer(tokenizer: Tokenizer) -> None:
@@ -297,8 +380,6 @@ def test_formats_of_an_answer(tokenizer: Tokenizer) -> None:
     schema = {"type": "json_schema", "json_schema": {"name": "city", "schema": CITY, "strict": True}}
     grammar = answer_grammar(FORMAT.validate_python(schema), ToolUse(), tokenizer)
     assert grammar is not None and grammar.json_schema is not None
-    with pytest.raises(UserError, match="two things of one answer"):
-        answer_grammar(FORMAT.validate_python(schema), ToolUse.of(TOOLS, None, None), tokenizer)
     assert answer_grammar(FORMAT.validate_python(schema), ToolUse.of(TOOLS, "none", None), tokenizer) == grammar
 
 

@@ -106,7 +106,8 @@ class _ChatAnswer(Answer[ChatPiece]):
         self._tools = prompt.tools.tools
         self._owner, self._salt = owner_of(request), service.salt(request, body.cache_salt)
         self._writers = [
-            _Writer(tokenizer, body, index, prompt.tools.parser(tokenizer)) for index in range(body.n or 1)
+            _Writer(tokenizer, body, index, prompt.tools.parser(tokenizer), forced=prompt.tools.forced is not None)
+            for index in range(body.n or 1)
         ]
         self._tokenizer = tokenizer
         self._num_prompt_top = body.prompt_logprobs
@@ -159,20 +160,36 @@ class _Writer:
         ended: whether it told why it ended.
     """
 
-    def __init__(self, tokenizer: Tokenizer, body: ChatRequest, index: int, parser: ToolParser | None) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, body: ChatRequest, index: int, parser: ToolParser | None, *, forced: bool
+    ) -> None:
         self._tokenizer = tokenizer
         self._num_top = (body.top_logprobs or 0) if body.logprobs else None
         self._index = index
         self._parser = parser
+        self._forced = forced
         self._parts: list[str | CallDelta] = []
         self._begun = False
         self.ended = False
 
     def write(self, delta: Delta) -> ChatPiece | None:
-        """The piece that ``delta`` makes."""
+        """The piece that ``delta`` makes.
+
+        Raises:
+            ApiError: the answer has ended before the call that it had to make.
+        """
         if self.ended or not (delta.tokens or delta.text or delta.finish_reason):
             return None
         parts = self._taken_apart(delta)
+        if self._forced and delta.finish_reason and self._parser is not None and not self._parser.num_calls:
+            field = "max_completion_tokens" if delta.finish_reason == "length" else "stop"
+            raise ApiError(
+                400,
+                f'The answer ended (finish_reason "{delta.finish_reason}") before the call that "tool_choice" asks for '
+                'had begun. Allow more tokens, and give no "stop" that a call may contain.',
+                param=field,
+                code="call_cut_off",
+            )
         self._parts += parts
         end = self._end(delta)
         self.ended = end is not None

@@ -48,19 +48,17 @@ def answer_grammar(
 ) -> Grammar | None:
     """What an answer must be, of a request's format and its tools; None: anything.
 
+    The format is that of an answer without calls: one that may call a function fits it or calls, one that must, calls.
+
     Raises:
-        UserError: a schema out of bounds; or a format beside functions that the answer may call instead.
+        UserError: a schema out of bounds.
     """
-    if response_format is None or isinstance(response_format, TextFormat):
+    if response_format is None or isinstance(response_format, TextFormat) or tools.forced is not None:
         return tools.grammar(tokenizer)
-    if tools.names:
-        raise UserError(
-            f'"response_format" of type {response_format.type} and "tools" want two things of one answer: leave one of '
-            'them out, or set "tool_choice" to "none".'
-        )
-    if isinstance(response_format, JsonObjectFormat):
-        return Grammar(json_object=True)
+    is_object = isinstance(response_format, JsonObjectFormat)
+    schema = {"type": "object"} if is_object else response_format.json_schema.schema_
     try:
-        return Grammar.model_validate({"json_schema": response_format.json_schema.schema_})
+        grammar = Grammar(json_object=True) if is_object else Grammar.model_validate({"json_schema": schema})
     except UserError as error:
         raise UserError(f"response_format: {error}") from None
+    return tools.or_format(schema, tokenizer) if tools.names else grammar

@@ -1,19 +1,26 @@
 """Calls of functions in what a model writes, found while it is written.
 
-Two ways of writing them are known; a call by either names one of the functions it was given:
+Three ways of writing them are known; a call by any names one of the functions it was given:
 
-- MiniMax-01's: ``<function_call>``, then a block of TypeScript with one call a line::
+- MiniMax-Text-01's: ``<function_call>``, then a block of TypeScript with one call a line::
 
       <function_call>```typescript
       functions.get_weather({"city": "Leyden"})
       ```
 
   The first word is a special token, which text without special tokens lacks; the block is known by its own first line.
+- MiniMax-M1's, one JSON object a line::
+
+      <tool_calls>
+      {"name": "get_weather", "arguments": {"city": "Leyden"}}
+      </tool_calls>
+
 - ``<tool_call>{"name": "get_weather", "arguments": {"city": "Leyden"}}</tool_call>``, the most common one elsewhere.
 
 A call is one from the brace that opens its arguments on; what looks like one and breaks off before is text. From there
 on the arguments go out as they come. They end with the brace that closes them, or with the text, and are what the model
-wrote, which need not be JSON (OpenAI says the same of its own).
+wrote, which need not be JSON (OpenAI says the same of its own). Where a JSON object has the arguments before the name,
+they are held until the name has come.
 """
 
 import uuid
@@ -22,15 +29,17 @@ from dataclasses import dataclass
 
 import regex
 
-_CALL = r"functions\.(?P<name>{names})\s{{0,2}}\(\s{{0,4}}(?=[{{)])"
-_HEAD = (
-    r"(?:<function_call>\s{{0,4}})?```typescript\s{{1,4}}" + _CALL + r"|"
-    r'(?P<tagged><tool_call>)\s{{0,8}}\{{\s{{0,8}}"name"\s{{0,8}}:\s{{0,8}}"(?P<name>{names})"\s{{0,8}},\s{{0,8}}'
-    r'"(?:arguments|parameters)"\s{{0,8}}:\s{{0,8}}(?=\{{)'
-)
 # White space is bounded, so that a model that writes nothing else does not make text wait for ever.
+_CALL = r"functions\.(?P<name>{names})\s{{0,2}}\(\s{{0,4}}(?=[{{)])"
+_KEY = r'\s{{0,8}}"(?:arguments|parameters)"\s{{0,8}}:\s{{0,8}}(?=\{{)'
+_NAME = r'\s{{0,8}}"name"\s{{0,8}}:\s{{0,8}}"(?P<name>{names})"'
+_OBJECT = r"\{{(?:" + _NAME + r"\s{{0,8}}," + _KEY + r"|(?P<held>" + _KEY + r"))"
+_HEAD = (
+    r"(?:<function_call>\s{{0,4}})?```typescript\s{{1,4}}" + _CALL + r"|(?P<tagged><tool_calls?>)\s{{0,8}}" + _OBJECT
+)
 _TAIL = r"\s{{0,4}}\)[\s;]{{0,8}}(?:```|" + _CALL + ")"
-_TAGGED_TAIL = regex.compile(r"\s{0,8}\}\s{0,8}</tool_call>")
+_TAGGED_TAIL = r"\s{{0,8}}\}}[\s,]{{0,8}}(?:</tool_calls?>|" + _OBJECT + ")"
+_NAME_BEHIND = r"\s{{0,8}}," + _NAME
 _BRACKET = regex.compile(r"\s{0,8}[)}]")
 _DELIMITER = regex.compile(r'\\.?|["{}\[\]]', regex.DOTALL)
 
@@ -72,9 +81,12 @@ class ToolParser:
 
     def __init__(self, names: Collection[str], *, parallel: bool = True, new_id: Callable[[], str] = call_id) -> None:
         alternatives = "|".join(map(regex.escape, sorted(names)))
-        self._head = regex.compile(_HEAD.format(names=alternatives))
-        self._tail = regex.compile(_TAIL.format(names=alternatives))
+        self._head, self._tail, self._tagged_tail, self._name_behind = (
+            regex.compile(pattern.format(names=alternatives)) for pattern in (_HEAD, _TAIL, _TAGGED_TAIL, _NAME_BEHIND)
+        )
         self._closing: regex.Pattern[str] = self._tail
+        self._opening = ""  # of a call whose name comes behind its arguments, and these
+        self._arguments = ""
         self._state = self._in_text
         self._parallel = parallel
         self._new_id = new_id
@@ -101,6 +113,8 @@ class ToolParser:
                 self._out.append(self._space)
         elif self._state == self._in_arguments:
             self._argue(self._held)
+        elif self._state != self._behind_arguments:
+            self._say(self._opening + self._arguments + self._held)
         self._held = ""
         return self._take()
 
@@ -119,24 +133,38 @@ class ToolParser:
         if match.partial:
             self._held = self._held[match.start() :]
             return False
-        self._closing = _TAGGED_TAIL if match["tagged"] else self._tail
+        self._closing = self._tagged_tail if match["tagged"] else self._tail
         self._begin_call(match)
         return True
 
     def _begin_call(self, match: "regex.Match[str]") -> None:
         self._held = self._held[match.end() :]
-        self._space = ""
-        self._out.append(CallDelta(self.num_calls, id=self._new_id(), name=match["name"]))
-        self.num_calls += 1
         self._depth, self._quoted = 0, False
+        if match.groupdict().get("held") is not None:
+            self._opening, self._arguments = match.group(), ""
+            self._state = self._before_name
+            return
+        self._tell(match["name"])
         if self._held.startswith(")"):  # a call without arguments
             self._argue("{}")
             self._end_arguments()
         else:
             self._state = self._in_arguments
 
+    def _tell(self, name: str) -> None:
+        self._space = ""
+        self._out.append(CallDelta(self.num_calls, id=self._new_id(), name=name))
+        self.num_calls += 1
+
     def _in_arguments(self) -> bool:
         """Arguments go out up to the brace that closes them."""
+        self._argue(self._scanned())
+        if self._depth == 0:
+            self._end_arguments()
+        return self._depth == 0
+
+    def _scanned(self) -> str:
+        """What is certain of an object in braces, up to the one that closes it; it is held no longer."""
         held, end = self._held, len(self._held)
         for match in _DELIMITER.finditer(held):
             found = match.group()
@@ -151,11 +179,26 @@ class ToolParser:
                 if self._depth == 0:
                     end = match.end()
                     break
-        self._argue(held[:end])
         self._held = held[end:]
-        if self._depth == 0:
-            self._end_arguments()
-        return self._depth == 0
+        return held[:end]
+
+    def _before_name(self) -> bool:
+        """Arguments are held, up to the brace that closes them and the name that follows; or all of it is text."""
+        if self._depth or not self._arguments:
+            self._arguments += self._scanned()
+            return self._depth == 0 and bool(self._arguments)
+        match = self._name_behind.match(self._held, partial=True)
+        if match is not None and match.partial:
+            return False
+        if match is None:
+            self._say(self._opening + self._arguments)
+            self._state = self._in_text
+            return True
+        self._held = self._held[match.end() :]
+        self._tell(match["name"])
+        self._argue(self._arguments)
+        self._end_arguments()
+        return True
 
     def _argue(self, text: str) -> None:
         if text:
@@ -170,7 +213,7 @@ class ToolParser:
         match = self._closing.match(self._held, partial=True)
         if match is not None and match.partial:
             return False
-        if match is not None and match.groupdict().get("name"):
+        if match is not None and (match.groupdict().get("name") or match.groupdict().get("held") is not None):
             self._begin_call(match)
             return True
         match = match or _BRACKET.match(self._held)

@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue
@@ -15,7 +16,7 @@ from leyden.serve.sampling import Grammar
 from leyden.tokenizer import Tokenizer
 
 _MAX_TOOLS = 128  # as OpenAI
-_MAX_WHITESPACE = 8  # a model that knows nothing better to write would write nothing else
+_NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class _Form:
 
 
 _MINIMAX = _Form("<function_call>```typescript\n", "functions.%s(", ")", "\n", "\n```")
+_LISTED = _Form("<tool_calls>\n", '{"name": "%s", "arguments": ', "}", "\n", "\n</tool_calls>")
 _TAGGED = _Form("<tool_call>\n", '{"name": "%s", "arguments": ', "}\n</tool_call>", "\n<tool_call>\n", closing="")
 
 
@@ -73,12 +75,14 @@ class ToolUse:
     Attributes:
         tools: for the chat template; None where the model is to know of none.
         names: of the functions that the answer may call; none where it is read as text alone.
+        schemas: of their parameters.
         forced: of those, the ones of which the answer must call one, with their parameters' schemas.
         parallel: whether it may call several.
     """
 
     tools: tuple[dict[str, Any], ...] | None = None
     names: tuple[str, ...] = ()
+    schemas: dict[str, Any] = field(default_factory=dict)
     forced: dict[str, Any] | None = None
     parallel: bool = True
 
@@ -87,18 +91,16 @@ class ToolUse:
         """Read a request's ``tools``, ``tool_choice`` and ``parallel_tool_calls``; none of them need be there.
 
         Raises:
-            UserError: two tools of one name, a choice without tools or of one that is not among them, a schema out of
-                bounds.
+            UserError: two tools of one name, a choice without tools or of one that is not among them, parameters that
+                are no schema of objects or out of bounds.
         """
         if not tools:
             if choice not in (None, "none", "auto"):
                 raise UserError('"tool_choice" asks for a call, but "tools" is empty; list the functions there.')
             return cls()
-        schemas = {tool.function.name: tool.function.parameters or {"type": "object"} for tool in tools}
+        schemas = {tool.function.name: _of_objects(tool.function) for tool in tools}
         if len(schemas) != len(tools):
             raise UserError('two of "tools" have the same function.name; names are unique.')
-        for name, schema in schemas.items():
-            _check_schema(name, schema)
         if choice == "none":
             return cls()
         forced = None
@@ -110,7 +112,7 @@ class ToolUse:
                 raise UserError(f'"tool_choice" names the function {name!r}, not of "tools"{suggest(name, schemas)}')
             forced = {name: schemas[name]}
         shown = tuple(tool.model_dump(exclude_none=True) for tool in tools)
-        return cls(shown, tuple(forced or schemas), forced, parallel is not False)
+        return cls(shown, tuple(forced or schemas), schemas, forced, parallel is not False)
 
     def opening(self, tokenizer: Tokenizer) -> list[int]:
         """Tokens behind the prompt with which a forced call has begun; none where the answer is free."""
@@ -120,7 +122,21 @@ class ToolUse:
         """What the answer must be behind the opening; None: anything."""
         if self.forced is None:
             return None
-        return Grammar(structure=_structure(_form(tokenizer), self.forced, self.parallel))
+        return _structure(_calls(_form(tokenizer), self.forced, self.parallel))
+
+    def or_format(self, schema: Any, tokenizer: Tokenizer) -> Grammar:
+        """What the answer must be where it may call a function, and else must fit a schema."""
+        form = _form(tokenizer)
+        calls = _calls(form, self.schemas, self.parallel)
+        return _structure(
+            {
+                "type": "or",
+                "elements": [
+                    {"type": "json_schema", "json_schema": schema},
+                    {"type": "sequence", "elements": [*_spelled(form.opening, tokenizer), calls]},
+                ],
+            }
+        )
 
     def parser(self, tokenizer: Tokenizer) -> ToolParser | None:
         """What takes the answer apart, the opening already taken in; None where there is nothing to call."""
@@ -146,25 +162,39 @@ def gather(parts: Sequence[str | CallDelta]) -> tuple[str | None, list[ToolCall]
     return (None if calls and not text else text), calls
 
 
-def _check_schema(name: str, schema: dict[str, Any]) -> None:
+def _of_objects(function: FunctionDefinition) -> dict[str, Any]:
+    """The schema of a function's arguments, which are always an object.
+
+    Raises:
+        UserError: it is of something else, or out of bounds.
+    """
+    schema = _NO_PARAMETERS if function.parameters is None else function.parameters
+    kind = schema.get("type", "object")
+    if kind != "object" and not (isinstance(kind, list) and "object" in kind):
+        raise UserError(
+            f'the parameters of the function {function.name!r} are of "type": {json.dumps(kind)}; arguments are always '
+            'an object, so write "type": "object", with the arguments among its "properties".'
+        )
     try:
         Grammar.model_validate({"json_schema": schema})
     except UserError as error:
-        raise UserError(f"the parameters of the function {name!r} are out of bounds: {error}") from None
+        raise UserError(f"the parameters of the function {function.name!r} are out of bounds: {error}") from None
+    return {**schema, "type": "object"}
 
 
 def _form(tokenizer: Tokenizer) -> _Form:
     """How the model writes calls, which its chat template tells."""
-    return _TAGGED if "<tool_call>" in (tokenizer.chat_template or "") else _MINIMAX
+    template = tokenizer.chat_template or ""
+    return _LISTED if "<tool_calls>" in template else _TAGGED if "<tool_call>" in template else _MINIMAX
 
 
-def _structure(form: _Form, schemas: dict[str, Any], parallel: bool) -> str:
-    """Calls of these functions, the opening left out, as a structural tag of xgrammar."""
+def _calls(form: _Form, schemas: dict[str, Any], parallel: bool) -> dict[str, Any]:
+    """Calls of these functions, the opening left out, as a part of a structural tag of xgrammar."""
     tags = [
         {
             "type": "tag",
             "begin": form.begin % name,
-            "content": {"type": "json_schema", "json_schema": schema, "max_whitespace_cnt": _MAX_WHITESPACE},
+            "content": {"type": "json_schema", "json_schema": schema},
             "end": form.end,
         }
         for name, schema in schemas.items()
@@ -177,4 +207,20 @@ def _structure(form: _Form, schemas: dict[str, Any], parallel: bool) -> str:
         "stop_after_first": not parallel,
     }
     closing = [{"type": "const_string", "value": form.closing}] if form.closing else []
-    return json.dumps({"type": "structural_tag", "format": {"type": "sequence", "elements": [calls, *closing]}})
+    return {"type": "sequence", "elements": [calls, *closing]}
+
+
+def _spelled(text: str, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """A text, and the special tokens in it, as parts of a structural tag."""
+    parts: list[dict[str, Any]] = []
+    tokens = tokenizer.encode(text, allow_special=True)
+    for special, group in groupby(tokens, tokenizer.is_special):
+        if special:
+            parts += [{"type": "token", "token": token} for token in group]
+        else:
+            parts.append({"type": "const_string", "value": tokenizer.decode(list(group))})
+    return parts
+
+
+def _structure(form: dict[str, Any]) -> Grammar:
+    return Grammar(structure=json.dumps({"type": "structural_tag", "format": form}))

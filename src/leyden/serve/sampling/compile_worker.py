@@ -18,11 +18,11 @@ _PLACE = re.compile(r"^\[[0-9:.]+\] \S+?:[0-9]+: ", re.MULTILINE)
 _CHECK = re.compile(r"Check failed: \(.*?\) is (?:false|true): ")
 
 
-def make(tokens: Sequence[bytes], ends: Sequence[int]) -> Callable[[str, Any], tuple[bool, str]]:
+def make(vocabularies: Sequence[Sequence[bytes]], ends: Sequence[int]) -> Callable[[str, Any], tuple[bool, str]]:
     """What compiles one grammar after the other.
 
     Args:
-        tokens: what each token stands for; nothing, where it is no text.
+        vocabularies: what each token stands for, in texts and in structures, see :func:`of_structure`.
         ends: the tokens that end a text.
 
     Returns:
@@ -36,12 +36,12 @@ def make(tokens: Sequence[bytes], ends: Sequence[int]) -> Callable[[str, Any], t
     sys.modules["transformers"] = placeholder
     import xgrammar
 
-    info = xgrammar.TokenizerInfo(list(tokens), xgrammar.VocabType.RAW, stop_token_ids=list(ends))
-    compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
+    infos = [xgrammar.TokenizerInfo(each, xgrammar.VocabType.RAW, stop_token_ids=ends) for each in vocabularies]
+    compilers = [xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False) for info in infos]
 
     def compile_grammar(kind: str, value: Any) -> tuple[bool, str]:
         try:
-            ask = _asked(schemas, compiler, kind, value)
+            ask = _asked(schemas, compilers[of_structure(kind)], kind, value)
             compiled, warning = _warned(ask)
         except (schemas.SchemaError, schemas.PatternError) as error:
             return False, str(error)
@@ -52,6 +52,11 @@ def make(tokens: Sequence[bytes], ends: Sequence[int]) -> Callable[[str, Any], t
         return (False, f"it cannot be enforced in full: {_reason(warning)}") if warning else (True, compiled)
 
     return compile_grammar
+
+
+def of_structure(kind: str) -> bool:
+    """Whether a grammar may name special tokens; xgrammar (0.2.8) wants them to stand for something, then."""
+    return kind == "structure"
 
 
 def _asked(schemas: Any, compiler: Any, kind: str, value: Any) -> Callable[[], Any]:

@@ -17,6 +17,7 @@ import torch
 
 from leyden.core.errors import UserError
 from leyden.core.limited import LimitedProcess, LimitReached
+from leyden.serve.sampling.compile_worker import of_structure
 from leyden.serve.sampling.config import Grammar
 from leyden.tokenizer import Tokenizer
 
@@ -52,7 +53,7 @@ class Grammars:
         self._kept: OrderedDict[Grammar, CompiledGrammar | str] = OrderedDict()
         self._used: WeakValueDictionary[Grammar, CompiledGrammar] = WeakValueDictionary()
         self._lock = threading.Lock()
-        self._info: xgrammar.TokenizerInfo | None = None
+        self._infos: dict[bool, xgrammar.TokenizerInfo] = {}
         self._worker: LimitedProcess | None = None
 
     def known(self, grammar: Grammar) -> bool:
@@ -88,7 +89,8 @@ class Grammars:
     def _compile(self, grammar: Grammar) -> "CompiledGrammar | str":
         kind, value = next((name, value) for name, value in grammar if value is not None)
         if self._worker is None:
-            file, setup = Path(__file__).with_name("compile_worker.py"), (self._tokens(), self._ends)
+            setup = ([self._tokens(special) for special in (False, True)], self._ends)
+            file = Path(__file__).with_name("compile_worker.py")
             self._worker = LimitedProcess(file, setup, seconds=_SECONDS, memory_bytes=_MEMORY_BYTES)
         try:
             fits, text = self._worker.call(kind, value)
@@ -101,14 +103,24 @@ class Grammars:
             return f"grammar: compiled, '{kind}' has {len(text)} bytes, more than {_MAX_BYTES}; make it simpler."
         import xgrammar
 
-        if self._info is None:
-            self._info = xgrammar.TokenizerInfo(self._tokens(), xgrammar.VocabType.RAW, stop_token_ids=self._ends)
-        return CompiledGrammar(xgrammar.CompiledGrammar.deserialize_json(text, self._info), tuple(self._ends))
+        special = of_structure(kind)
+        if special not in self._infos:
+            tokens = self._tokens(special)
+            self._infos[special] = xgrammar.TokenizerInfo(tokens, xgrammar.VocabType.RAW, stop_token_ids=self._ends)
+        return CompiledGrammar(xgrammar.CompiledGrammar.deserialize_json(text, self._infos[special]), tuple(self._ends))
 
-    def _tokens(self) -> list[bytes]:
-        """What each token stands for; special tokens, whose spelling is no text, and missing ones for nothing."""
+    def _tokens(self, special: bool) -> list[bytes]:
+        """What each token stands for: missing ones for nothing, and special ones, whose spelling is no text, likewise.
+
+        Where a grammar may name ``special`` tokens, they stand for bytes that are in no text.
+        """
         own = self._tokenizer
-        return [b"" if own.is_special(index) else own.token_bytes(index) for index in range(self._vocab_size)]
+        return [
+            (b"\xff%d" % index if special and index < own.vocab_size and index not in self._ends else b"")
+            if own.is_special(index)
+            else own.token_bytes(index)
+            for index in range(self._vocab_size)
+        ]
 
 
 @dataclass(frozen=True, eq=False)
