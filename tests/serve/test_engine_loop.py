@@ -1,6 +1,7 @@
 """The engine in its thread: deltas reach asyncio, readers may leave, and the end is orderly."""
 
 import asyncio
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
@@ -12,8 +13,10 @@ import torch
 from leyden.core.errors import UserError
 from leyden.model import HybridLM
 from leyden.serve import Delta, Engine, QueueFullError, Request, Sampling
+from leyden.serve import loop as engine_loop
 from leyden.serve.loop import EngineLoop
 from leyden.serve.memory import audit
+from leyden.serve.sampling import Grammar
 from leyden.tokenizer import Tokenizer
 
 LONG = Sampling(max_tokens=100_000, temperature=0, ignore_eos=True)
@@ -160,5 +163,39 @@ def test_a_fault_ends_every_request_and_is_seen(model: HybridLM, monkeypatch: py
         assert last.error is not None and "the engine has stopped" in last.error
         assert not loop.alive and not loop.ready
         loop.drain(0)
+
+    run(work())
+
+
+def test_grammars_wait_in_a_line_of_their_own(loop: EngineLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bounded; whoever leaves it gives up the place; and nothing else waits behind them."""
+    monkeypatch.setattr(engine_loop, "_MAX_GRAMMARS", 3)
+    begun: list[Grammar | None] = []
+    released, prepare = threading.Event(), loop.engine.prepare
+
+    def slowly(sampling: Sampling) -> object:
+        if sampling.grammar is None:
+            return prepare(sampling)
+        begun.append(sampling.grammar)
+        return released.wait(30)
+
+    monkeypatch.setattr(loop.engine, "prepare", slowly)
+
+    def of(number: int) -> Sampling:
+        return Sampling(grammar=Grammar(regex=f"a{{{number}}}"), max_tokens=9)
+
+    async def work() -> None:
+        waiting = [asyncio.create_task(loop.prepare(of(number))) for number in (1, 2, 3)]
+        await until(lambda: len(begun) == 1)
+        with pytest.raises(QueueFullError, match="3 grammars are being compiled"):
+            await loop.prepare(of(4))
+        assert (await collect(loop, Request([1], SHORT, "plain")))[-1].finish_reason == "length"
+        waiting[1].cancel()
+        await asyncio.gather(waiting[1], return_exceptions=True)
+        last = asyncio.create_task(loop.prepare(of(5)))
+        await asyncio.sleep(0)
+        released.set()
+        await asyncio.gather(waiting[0], waiting[2], last)
+        assert begun == [of(number).grammar for number in (1, 3, 5)]
 
     run(work())

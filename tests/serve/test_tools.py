@@ -321,7 +321,7 @@ def test_an_answer_calls_or_fits_the_format(
     tokenizer = with_template(template)
     use = ToolUse.of(TOOLS, choice("auto"), None)
     form = FORMAT.validate_python({"type": "json_schema", "json_schema": {"name": "city", "schema": CITY}})
-    grammar = answer_grammar(form, use, tokenizer)
+    grammar = answer_grammar(form, None, use, tokenizer)
     opening, _, closing, call = WRITTEN[template]
     assert accepts(grammar, '{"city": "x"}') and not accepts(grammar, '{"town": "x"}')
     assert accepts(grammar, opening + call % ("get_weather", '{"city": "x"}') + closing)
@@ -330,9 +330,9 @@ def test_an_answer_calls_or_fits_the_format(
     # A special token by its letters is no call.
     assert accepts(grammar, opening + call % ("now", "{}") + closing, special=False) == (template != "")
     any_object = FORMAT.validate_python({"type": "json_object"})
-    assert accepts(answer_grammar(any_object, use, tokenizer), '{"town": [1]}')
+    assert accepts(answer_grammar(any_object, None, use, tokenizer), '{"town": [1]}')
     forced = ToolUse.of(TOOLS, choice("required"), None)
-    assert answer_grammar(form, forced, tokenizer) == forced.grammar(tokenizer)
+    assert answer_grammar(form, None, forced, tokenizer) == forced.grammar(tokenizer)
 
 
 def function_tools(**function: Any) -> Any:
@@ -373,14 +373,14 @@ def test_nothing_is_forced_without_a_choice(tokenizer: Tokenizer) -> None:
 
 
 def test_formats_of_an_answer(tokenizer: Tokenizer) -> None:
-    assert answer_grammar(None, ToolUse(), tokenizer) is None
-    assert answer_grammar(FORMAT.validate_python({"type": "text"}), ToolUse(), tokenizer) is None
-    grammar = answer_grammar(FORMAT.validate_python({"type": "json_object"}), ToolUse(), tokenizer)
+    assert answer_grammar(None, None, ToolUse(), tokenizer) is None
+    assert answer_grammar(FORMAT.validate_python({"type": "text"}), None, ToolUse(), tokenizer) is None
+    grammar = answer_grammar(FORMAT.validate_python({"type": "json_object"}), None, ToolUse(), tokenizer)
     assert grammar is not None and grammar.json_object
     schema = {"type": "json_schema", "json_schema": {"name": "city", "schema": CITY, "strict": True}}
-    grammar = answer_grammar(FORMAT.validate_python(schema), ToolUse(), tokenizer)
+    grammar = answer_grammar(FORMAT.validate_python(schema), None, ToolUse(), tokenizer)
     assert grammar is not None and grammar.json_schema is not None
-    assert answer_grammar(FORMAT.validate_python(schema), ToolUse.of(TOOLS, "none", None), tokenizer) == grammar
+    assert answer_grammar(FORMAT.validate_python(schema), None, ToolUse.of(TOOLS, "none", None), tokenizer) == grammar
 
 
 @pytest.mark.parametrize(
@@ -404,4 +404,4 @@ def test_a_format_out_of_bounds(tokenizer: Tokenizer) -> None:
         deep = {"items": deep}
     form = FORMAT.validate_python({"type": "json_schema", "json_schema": {"name": "a", "schema": deep}})
     with pytest.raises(UserError, match=r"response_format: .*levels"):
-        answer_grammar(form, ToolUse(), tokenizer)
+        answer_grammar(form, None, ToolUse(), tokenizer)

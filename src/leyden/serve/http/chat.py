@@ -72,7 +72,7 @@ class _ChatPrompt:
 def _prompt(service: Service, body: ChatRequest) -> _ChatPrompt:
     model = service.model
     tools = ToolUse.of(body.tools, body.tool_choice, body.parallel_tool_calls)
-    grammar = answer_grammar(body.response_format, tools, model.tokenizer)
+    grammar = answer_grammar(body.response_format, body.constraint(), tools, model.tokenizer)
     goes_on = body.continue_final_message is True
     begins = body.add_generation_prompt
     tokens = encode_messages(

@@ -44,15 +44,24 @@ ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Fie
 
 
 def answer_grammar(
-    response_format: TextFormat | JsonObjectFormat | JsonSchemaFormat | None, tools: ToolUse, tokenizer: Tokenizer
+    response_format: TextFormat | JsonObjectFormat | JsonSchemaFormat | None,
+    constraint: Grammar | None,
+    tools: ToolUse,
+    tokenizer: Tokenizer,
 ) -> Grammar | None:
-    """What an answer must be, of a request's format and its tools; None: anything.
+    """What an answer must be, of a request's format, other constraint and tools; None: anything.
 
     The format is that of an answer without calls: one that may call a function fits it or calls, one that must, calls.
 
     Raises:
-        UserError: a schema out of bounds.
+        UserError: a schema out of bounds; another constraint beside a format or functions that may be called.
     """
+    plain = response_format is None or isinstance(response_format, TextFormat)
+    if constraint is not None:
+        if tools.names or not plain:
+            beside = '"tools"' if tools.names else '"response_format"'
+            raise UserError(f'{beside} and a grammar of its own want two things of one answer; leave one of them out.')
+        return constraint
     if response_format is None or isinstance(response_format, TextFormat) or tools.forced is not None:
         return tools.grammar(tokenizer)
     is_object = isinstance(response_format, JsonObjectFormat)

@@ -10,7 +10,7 @@ import re
 import sys
 import tempfile
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ _PLACE = re.compile(r"^\[[0-9:.]+\] \S+?:[0-9]+: ", re.MULTILINE)
 _CHECK = re.compile(r"Check failed: \(.*?\) is (?:false|true): ")
 
 
-def make(vocabularies: Sequence[Sequence[bytes]], ends: Sequence[int]) -> Callable[[str, Any], tuple[bool, str]]:
+def make(vocabularies: list[list[bytes]], ends: list[int]) -> Callable[[str, Any], tuple[bool, str]]:
     """What compiles one grammar after the other.
 
     Args:

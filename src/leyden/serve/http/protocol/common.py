@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, AliasChoices, BaseModel, Field, WithJsonSchema, model_validator
 
+from leyden.serve.http.protocol.constraints import Constrained
 from leyden.serve.http.protocol.neutral import Neutral, OtherServers, Wire
 from leyden.serve.sampling import Sampling
 from leyden.serve.sampling.config import MAX_TOP
@@ -48,7 +49,7 @@ class StreamOptions(Wire):
     """Events are as long as what they tell."""
 
 
-class GenerationRequest(OtherServers):
+class GenerationRequest(OtherServers, Constrained):
     """How the next tokens are drawn, and when the text ends; null is as good as leaving a field out."""
 
     model: str | None = None
@@ -128,6 +129,7 @@ class GenerationRequest(OtherServers):
             "stop_token_ids": self.stop_token_ids,
             "ignore_eos": self.ignore_eos,
             "prompt_logprobs": self.prompt_logprobs,
+            "grammar": self.constraint(),
             **more,
         }
         return Sampling(**{name: value for name, value in given.items() if value is not None})

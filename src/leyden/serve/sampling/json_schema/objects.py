@@ -148,11 +148,10 @@ def _names(writer: "Writer", schema: CanonicalSchema) -> tuple[Term, list[str] |
             return ANYTHING, None
         case canonical.FalseView():
             return NOTHING, []
-        case canonical.ConstView(value):
-            return text_term(value), [value]
-        case canonical.EnumView(values):
-            names = [value for value in values if value != ANYTHING_DECLARED]
-            return either(map(text_term, names)), names
+        case canonical.ConstView() | canonical.EnumView() as view:
+            values = [view.value] if isinstance(view, canonical.ConstView) else view.values
+            listed = [value for value in values if isinstance(value, str) and value != ANYTHING_DECLARED]
+            return either(map(text_term, listed)), listed
         case canonical.AnyOfView(branches):
             parts = [_names(writer, branch) for branch in branches]
             lists = [names for _, names in parts]

@@ -42,6 +42,12 @@ _MOST_REPEATED = 100_000
 _MOST_RESOLVED = 64
 """References inside each other, each of them merged with what stands beside it."""
 _VALUE, _STRING, _NUMBER, _INTEGER = ("value",), ("string",), ("number",), ("integer",)
+# fmt: off
+_BLAMED = (
+    "not", "if", "oneOf", "unevaluatedProperties", "unevaluatedItems", "dependentSchemas", "contains", "allOf", "anyOf",
+    "$ref", "$dynamicRef",
+)
+# fmt: on
 _SURROGATES = range(0xD800, 0xE000)
 
 
@@ -115,7 +121,7 @@ class Writer:
                         )
                 return [(self.rule(branch),) for branch in branches]
             case canonical.RawView(raw):
-                raise self.refusal(*self._first(raw if isinstance(raw, dict) else {}))
+                raise self.refusal(*self._first(raw))
             case _:
                 raise self.refusal(*self._first(schema.to_json_schema()))
 
@@ -139,22 +145,10 @@ class Writer:
             parts.append(branch)
         return reduce(lambda one, other: one.intersect(other), parts)
 
-    def _first(self, table: dict[str, Any]) -> tuple[str, str]:
+    def _first(self, table: Any) -> tuple[str, str]:
         """Which of the keywords of ``table`` to blame, and for what."""
-        blamed = (
-            "not",
-            "if",
-            "oneOf",
-            "unevaluatedProperties",
-            "unevaluatedItems",
-            "dependentSchemas",
-            "contains",
-            "allOf",
-            "anyOf",
-            "$ref",
-            "$dynamicRef",
-            *table,
-        )
+        table = table if isinstance(table, dict) else {}
+        blamed = (*_BLAMED, *table)
         found = next((key for key in blamed if key in table and key in self.reading.places), None)
         found = found or next((key for key in blamed if key in self.reading.places), "$schema")
         return found, "cannot be enforced as it is used here; leave it out, or write the schema without it"
