@@ -1,6 +1,8 @@
 """Ranks that serve a model together: logits and greedy tokens are those of one process."""
 
+import base64
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -25,6 +27,7 @@ from leyden.serve import Engine, Sampling
 from leyden.serve import ranks as ranks_module
 from leyden.serve.config import EngineConfig
 from leyden.serve.ranks import FollowingEngine, LeadingEngine
+from leyden.serve.request import Request
 from leyden.serve.runner import Reading, Runner
 from leyden.tokenizer import Tokenizer
 
@@ -141,9 +144,13 @@ def test_plans_that_cannot_serve_are_refused() -> None:
         (ParallelConfig(), 3, "tp = 3 does not divide 16"),
         (ParallelConfig(tp=2), 4, "there are 4"),
         (ParallelConfig(ep=4), 2, "does not divide the"),
+        (ParallelConfig(tp=1), 2, "tp = 1 cannot be kept"),
+        (ParallelConfig(), 3, "Numbers of ranks that can serve it: 1, 2."),
     ):
         with pytest.raises(UserError, match=words):
             serving_plan(config, world, tiny)
+    with pytest.raises(UserError, match=r"1 key-value heads(.|\n)*can serve it: 1\."):
+        serving_plan(ParallelConfig(), 2, preset("tiny", num_key_value_heads=1))
 
 
 def _serve(directory: Path, world: int) -> list[str]:
@@ -169,3 +176,18 @@ def test_torchrun_serves_what_one_process_does(tmp_path: Path) -> None:
     tokenizer = Tokenizer.train(["a jar keeps lightning, a jar keeps it"] * 3, vocab_size=265)
     save(small_model(torch.float32, vocab_size=tokenizer.vocab_size), tokenizer, tmp_path)
     assert _serve(tmp_path, 2) == _serve(tmp_path, 1)
+
+
+def test_what_is_announced_is_json_and_runs_nothing(tmp_path: Path) -> None:
+    """A store takes values from whoever reaches its port."""
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 2)
+    teller, listener = Announcer(store, 2), Announcer(store, 2)
+    sampling = Sampling(max_tokens=3, temperature=0.1, logit_bias={5: 1.5}, stop=("é",), seed=7, stop_token_ids=(3,))
+    request = Request([1, 2], sampling, "a", priority=2, settle=False, watched=False, salt="b/c")
+    teller.tell([ranks_module._told(request)])
+    (told,) = listener.hear()
+    heard = ranks_module._heard(told)
+    assert {**vars(heard), "sampling": None} == {**vars(request), "sampling": None} and heard.sampling == sampling
+    store.set("announced/1", base64.b64encode(pickle.dumps(print)).decode())
+    with pytest.raises(ValueError, match="Expecting value"):
+        listener.hear()

@@ -86,7 +86,7 @@ def _serve_alone(
     from leyden.core.device import find_device
     from leyden.core.log import logger
     from leyden.serve import Engine
-    from leyden.serve.http import listen, url
+    from leyden.serve.http import listen
     from leyden.serve.http.conversations import make_directory
     from leyden.serve.http.run import run_server
 
@@ -95,7 +95,7 @@ def _serve_alone(
     if settings.conversations is not None:
         make_directory(settings.conversations)
     bound = listen(settings)  # before the model is loaded, which may take long
-    logger(__name__).info("%s is being loaded, to be served at %s", model, url(bound))
+    logger(__name__).info("%s is being loaded.", model)
     weights, tokenizer = load(model, int8=int8, device=where)
     engine = Engine(weights, tokenizer, config, draft=None if draft is None else load(draft, device=where)[0])
     run_server(bound, engine, **shown)
@@ -128,7 +128,7 @@ def _serve_on_ranks(
     from leyden.core.log import logger
     from leyden.parallel import ParallelConfig, team_of
     from leyden.parallel.serving import serving_plan
-    from leyden.serve.http import listen, url
+    from leyden.serve.http import listen
     from leyden.serve.http.run import run_server
     from leyden.serve.ranks import engine_of
 
@@ -142,7 +142,7 @@ def _serve_on_ranks(
         assert team.mesh is not None
         bound = listen(shown["settings"]) if team.rank == 0 else None
         if bound is not None:
-            logger(__name__).info("%s is being loaded, to be served at %s", model, url(bound))
+            logger(__name__).info("%s is being loaded.", model)
         weights, tokenizer = load(model, int8=int8, mesh=team.mesh, device=team.mesh.device)
         with engine_of(team, weights, tokenizer, config) as engine:
             if engine is not None and bound is not None:

@@ -1,7 +1,6 @@
 """What the first rank tells the others beside collectives: a value after another, however long it takes."""
 
-import base64
-import pickle
+import json
 from datetime import timedelta
 from typing import Any
 
@@ -14,7 +13,8 @@ class Announcer:
     """Values from the first rank to all others, in order.
 
     A collective would end a listener that hears nothing for as long as its timeout; here it waits for hours, as a
-    server without requests does. Values are pickled: the store is the ranks' own, and who can write to it is one.
+    server without requests does. Values are JSON: whoever reaches the store's port can write to it, and what is read
+    from there runs nothing.
 
     Args:
         store: that all ranks have.
@@ -25,9 +25,8 @@ class Announcer:
         self._store, self._listeners, self._count = store, world - 1, 0
 
     def tell(self, value: Any) -> None:
-        """Give every other rank ``value``, and wait for nobody; for the first rank alone."""
-        text = base64.b64encode(pickle.dumps(value)).decode()  # a store takes text
-        self._store.set(f"announced/{self._count}", text)
+        """Give every other rank ``value``, which JSON can tell, and wait for nobody; for the first rank alone."""
+        self._store.set(f"announced/{self._count}", json.dumps(value))
         self._count += 1
 
     def hear(self) -> Any:
@@ -35,7 +34,7 @@ class Announcer:
         key = f"announced/{self._count}"
         while not self._is_there(key):
             pass
-        value = pickle.loads(base64.b64decode(self._store.get(key)))
+        value = json.loads(self._store.get(key))
         if self._store.add(f"heard/{self._count}", 1) == self._listeners:
             for name in (key, f"heard/{self._count}"):
                 self._store.delete_key(name)

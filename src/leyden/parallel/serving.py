@@ -27,13 +27,14 @@ from leyden.parallel.weights import cut_weights
 def serving_plan(config: ParallelConfig, world: int, model: ModelConfig) -> Plan:
     """The plan of ``config`` on ``world`` ranks that serve one copy of a model.
 
-    ``tp`` left at 1 becomes all of them. Where neither ``ep`` nor ``etp`` is said, ranks have different experts if
+    ``tp`` left out becomes all of them. Where neither ``ep`` nor ``etp`` is said, ranks have different experts if
     their number divides evenly, else a part of each.
 
     Raises:
         UserError: an axis that is for training, or sizes that do not divide the model; all that is wrong.
     """
-    tp = config.tp if config.tp > 1 else world
+    said = "tp" in config.model_fields_set
+    tp = config.tp if said else world
     ep, etp = config.ep, config.etp
     if ep == etp == 1 and model.num_local_experts:
         ep, etp = (1, tp) if model.num_local_experts % tp else (tp, 1)
@@ -45,11 +46,24 @@ def serving_plan(config: ParallelConfig, world: int, model: ModelConfig) -> Plan
     ]
     if GRAIN % tp:  # the rows of a step, which tensor ranks divide evenly
         problems.append(f"tp = {tp} does not divide {GRAIN}, of which the rows of a step are a multiple.")
+    if said and tp != world:
+        problems.append(f"tp = {tp} cannot be kept: heads are shared by all {world} ranks; leave tp out.")
     problems += problems_of(plan, world, model)
     if problems:
         lines = [f"this model cannot be served by {world} ranks so:", *(f"  - {problem}" for problem in problems)]
-        raise UserError("\n".join(lines))
+        raise UserError("\n".join([*lines, f"  Numbers of ranks that can serve it: {_worlds(model)}."]))
     return plan
+
+
+def _worlds(model: ModelConfig) -> str:
+    """The numbers of ranks that a model is served by without any axis being said."""
+
+    def serves(world: int) -> bool:
+        ep, etp = (1, world) if model.num_local_experts % world else (world, 1)
+        shared = (ep, etp) if model.num_local_experts else (1, 1)
+        return not problems_of(Plan(tp=world, ep=shared[0], etp=shared[1]), world, model)
+
+    return ", ".join(str(world) for world in range(1, GRAIN + 1) if GRAIN % world == 0 and serves(world))
 
 
 def divide(model: HybridLM, mesh: Mesh) -> dict[str, Part]:

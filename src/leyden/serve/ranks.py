@@ -7,6 +7,7 @@ which requests came and which were aborted before each step. States, keys and va
 Where one rank alone fails, the others wait for it until their collectives give up; torchrun ends them with it.
 """
 
+import dataclasses
 import secrets
 import signal
 import threading
@@ -24,6 +25,7 @@ from leyden.serve.conversation import Conversation
 from leyden.serve.engine import Engine
 from leyden.serve.memory import plan_memory
 from leyden.serve.request import Request
+from leyden.serve.sampling import Sampling
 from leyden.tokenizer import Tokenizer
 
 Order = Literal["step", "take in", "read ahead", "stop"]
@@ -93,7 +95,7 @@ class LeadingEngine(Engine):
         if not self._stepping:
             self._announcer.tell("take in")
         with self._together:  # what comes meanwhile is for the next time
-            self._announcer.tell(([first.request for first in self._arrivals], list(self._aborts)))
+            self._announcer.tell([[_told(first.request) for first in self._arrivals], list(self._aborts)])
             super()._take_in()
 
 
@@ -123,10 +125,9 @@ class FollowingEngine(Engine):
                 self._take_in()
 
     def _take_in(self) -> None:
-        requests: Sequence[Request]
         requests, aborts = self._announcer.hear()
-        for request in requests:
-            super().add(request)
+        for told in requests:
+            super().add(_heard(told))
         self._aborts += aborts
         super()._take_in()
 
@@ -134,6 +135,16 @@ class FollowingEngine(Engine):
     def has_room(self) -> bool:
         """The first rank has found room for what it tells."""
         return True
+
+
+def _told(request: Request) -> dict[str, Any]:
+    """A request as JSON."""
+    fields = {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}
+    return {**fields, "tokens": list(request.tokens), "sampling": request.sampling.model_dump_json()}
+
+
+def _heard(told: dict[str, Any]) -> Request:
+    return Request(**{**told, "sampling": Sampling.model_validate_json(told["sampling"])})
 
 
 @contextmanager
