@@ -182,6 +182,28 @@ def test_one_of_several_templates_is_the_default(directory, tmp_path):
         Tokenizer.load(tmp_path)
 
 
+@pytest.mark.parametrize("in_files", [False, True])
+def test_a_template_of_its_own_for_tools(directory, tmp_path, in_files):
+    chat, tools = "{{ messages[0].content }}", "{{ messages[0].content }}{{ tools | tojson }}"
+    (tmp_path / "tokenizer.json").write_bytes((directory / "tokenizer.json").read_bytes())
+    if in_files:
+        (tmp_path / "additional_chat_templates").mkdir()
+        (tmp_path / "chat_template.jinja").write_text(chat)
+        (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text(tools)
+    else:
+        templates = [{"name": "default", "template": chat}, {"name": "tool_use", "template": tools}]
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": templates}))
+    loaded = Tokenizer.load(tmp_path)
+    loaded.save(tmp_path / "saved")
+    loaded.save(tmp_path)
+    for each in (loaded, Tokenizer.load(tmp_path / "saved"), Tokenizer.load(tmp_path)):
+        assert (each.chat_template, each.tool_template) == (chat, tools)
+        messages, told = [{"role": "user", "content": "a"}], [{"type": "function", "function": {"name": "f"}}]
+        assert each.apply_chat_template(messages) == "a"
+        assert each.apply_chat_template(messages, told) == "a" + json.dumps(told)
+        assert each.decode(each.encode_chat(messages, told)) == "a" + json.dumps(told)
+
+
 def _broken(directory, files):
     good = json.loads((directory / "tokenizer.json").read_text())
     nameless = {**good, "added_tokens": []}

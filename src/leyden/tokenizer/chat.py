@@ -16,7 +16,7 @@ from typing import Any
 from leyden.core.errors import UserError
 from leyden.core.limited import LimitedProcess, LimitReached
 from leyden.tokenizer import sandbox
-from leyden.tokenizer.kept import check_kept
+from leyden.tokenizer.kept import check_form, check_kept
 from leyden.tokenizer.template_form import TemplateForm, text_of
 
 Message = Mapping[str, Any]
@@ -85,12 +85,13 @@ class ChatTemplate:
         check_messages(messages)
         _check_depth([*messages, *(tools or ()), variables])
         form = self.form
+        check_form(form, messages, tools)
 
         def text(messages: Sequence[Message]) -> str:
             return self._text(form.give(messages), form.give_tools(tools), add_generation_prompt, variables)
 
         rendered = text(messages)
-        check_kept(form, messages, tools, rendered, text)
+        check_kept(messages, rendered, text)
         return rendered
 
     def render_marked(

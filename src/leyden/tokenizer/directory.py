@@ -15,6 +15,7 @@ from leyden.core.errors import UserError
 from leyden.core.files import atomic_file
 
 _NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
+_TEMPLATE_FILES = {"default": "chat_template.jinja", "tool_use": "additional_chat_templates/tool_use.jinja"}
 _MODEL_FILES = ("generation_config.json", "config.json")
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
 
@@ -28,6 +29,7 @@ class TokenizerFiles:
         names: special tokens by their part: ``bos_token``, ``eos_token``, ``unk_token``, ``pad_token``, where named.
         others: further special tokens.
         chat_template: Jinja source, or None.
+        tool_template: of chats with tools, where that is another one (``tool_use`` among named templates).
         end_ids: what the model's files call the end of a text, in the order in which they are read.
         model_vocab_size: how many tokens the model has, padding included; 0 where there is no model.
     """
@@ -38,6 +40,7 @@ class TokenizerFiles:
     chat_template: str | None
     end_ids: tuple[int, ...] = ()
     model_vocab_size: int = 0
+    tool_template: str | None = None
 
 
 def read_files(directory: Path) -> TokenizerFiles:
@@ -53,12 +56,19 @@ def read_files(directory: Path) -> TokenizerFiles:
     config = {**special_map, **_read_json(directory / "tokenizer_config.json")}
     names = {name: _content(config[name]) for name in _NAMES if config.get(name) is not None}
     listed = [token for name in _LISTS for token in _tokens(config.get(name))]
-    template = directory / "chat_template.jinja"
-    source = _read_text(template) if template.is_file() else _default_template(config.get("chat_template"), directory)
+    templates = _templates(config.get("chat_template"), directory)
     ends = [index for name in _MODEL_FILES for index in _end_ids(directory / name)]
     size = _read_json(directory / "config.json").get("vocab_size")
     vocab_size = size if isinstance(size, int) else 0
-    return TokenizerFiles(_read_text(path), names, tuple(listed), source, tuple(dict.fromkeys(ends)), vocab_size)
+    return TokenizerFiles(
+        definition=_read_text(path),
+        names=names,
+        others=tuple(listed),
+        chat_template=templates.get("default"),
+        end_ids=tuple(dict.fromkeys(ends)),
+        model_vocab_size=vocab_size,
+        tool_template=templates.get("tool_use"),
+    )
 
 
 def write_files(directory: Path, files: TokenizerFiles, bos_id: int) -> None:
@@ -73,8 +83,12 @@ def write_files(directory: Path, files: TokenizerFiles, bos_id: int) -> None:
         config["additional_special_tokens"] = list(files.others)
     if files.chat_template is not None:
         config["chat_template"] = files.chat_template
-    # Another template would take precedence over the one in the configuration.
-    (directory / "chat_template.jinja").unlink(missing_ok=True)
+    if files.tool_template is not None:
+        named = {"default": files.chat_template, "tool_use": files.tool_template}
+        config["chat_template"] = [{"name": name, "template": source} for name, source in named.items()]
+    # Other templates would take precedence over those in the configuration.
+    for name in _TEMPLATE_FILES.values():
+        (directory / name).unlink(missing_ok=True)
     texts = {"tokenizer.json": files.definition, "tokenizer_config.json": json.dumps(config, indent=2) + "\n"}
     if files.end_ids:
         ends = {"bos_token_id": bos_id, "eos_token_id": list(files.end_ids)}
@@ -127,13 +141,15 @@ def _end_ids(path: Path) -> list[int]:
     return ids
 
 
-def _default_template(template: Any, directory: Path) -> str | None:
-    """The template itself, or the one called ``default`` where there are several."""
-    if template is None or isinstance(template, str):
-        return template
-    if isinstance(template, list):
-        named = {item.get("name"): item.get("template") for item in template if isinstance(item, Mapping)}
-        if isinstance(named.get("default"), str):
-            return named["default"]
+def _templates(configured: Any, directory: Path) -> dict[str, str]:
+    """The templates by name, ``default`` and ``tool_use``, of the configuration and of files of their own."""
     path = directory / "tokenizer_config.json"
-    raise UserError(f"{path}: chat_template is neither a text nor a list of named ones with a default.")
+    files = {name: directory / file for name, file in _TEMPLATE_FILES.items()}
+    texts = {name: _read_text(file) for name, file in files.items() if file.is_file()}
+    listed = [{"name": "default", "template": configured}] if isinstance(configured, str) else configured or []
+    items = listed if isinstance(listed, list) else []
+    named = {item.get("name"): item.get("template") for item in items if isinstance(item, Mapping)}
+    found = {name: source for name, source in named.items() if name in _TEMPLATE_FILES and isinstance(source, str)}
+    if configured is not None and "default" not in found | texts:
+        raise UserError(f"{path}: chat_template is neither a text nor a list of named ones with a default.")
+    return found | texts

@@ -15,26 +15,11 @@ _MAX_SEARCHES = 16
 """So many messages are looked for in the whole text; it may be long, and they many."""
 
 
-def check_kept(
-    form: TemplateForm,
-    messages: Sequence[Message],
-    tools: Sequence[Mapping[str, Any]] | None,
-    text: str,
-    render: Callable[[Sequence[Message]], str],
-) -> None:
-    """Refuse ``text`` where the template lost messages, calls or tools.
-
-    Templates may change what is said (trim it, write it as JSON, cut off an earlier answer's thoughts). Where the words
-    are not found, others are put in their place: these must come out.
-
-    Args:
-        form: of the template.
-        messages, tools: of the chat, of OpenAI's form.
-        text: what the template made of them.
-        render: what it makes of other messages with the same tools.
+def check_form(form: TemplateForm, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None) -> None:
+    """Refuse messages and tools of a kind that a template of this ``form`` leaves out.
 
     Raises:
-        UserError: it lost one, which is named.
+        UserError: which that is.
     """
     if tools and form.tools is None:
         raise UserError(
@@ -48,6 +33,22 @@ def check_kept(
             )
         if form.contents.get(message["role"]) == () and text_of(message.get("content")).strip():
             raise _lost(place, message)
+
+
+def check_kept(messages: Sequence[Message], text: str, render: Callable[[Sequence[Message]], str]) -> None:
+    """Refuse ``text`` where the template lost what messages say.
+
+    Templates may change how it is written (trim it, write it as JSON, cut off an earlier answer's thoughts). Where the
+    words are not found, others are put in their place: these must come out.
+
+    Args:
+        messages: of the chat, of OpenAI's form.
+        text: what the template made of them.
+        render: what it makes of others.
+
+    Raises:
+        UserError: which message was lost.
+    """
     missing = _missing(messages, text)
     if missing:
         _check_missing(messages, missing, text, render)

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 Message = dict[str, Any]
@@ -21,9 +22,13 @@ Render = Callable[[Sequence[Message], Sequence[Mapping[str, Any]] | None], str |
 Content = Literal["string", "parts", "part"]
 """A string; a list of parts, however many; a list of one part."""
 
+Style = Literal["text", "mapping"]
+"""A call's arguments: the JSON text that the model wrote, or what it says."""
+
 _SYSTEM, _USER, _ASSISTANT, _TOOL, _MORE = "qzvsystem", "qzvuser", "qzvassistant", "qzvtool", "qzvmore"
 _NAME, _KEY, _VALUE = "qzvname", "qzvkey", "qzvvalue"
 _CALL_ID = "call_qzv0123456789abcdef"
+_STYLES: tuple[Style, ...] = ("text", "mapping")
 _MAX_DEPTH = 64
 
 
@@ -38,7 +43,7 @@ class _Calls:
         short_ids: ids are nine letters and digits (Mistral's templates refuse all others).
     """
 
-    arguments: Literal["text", "mapping"]
+    arguments: Style
     empty: Literal[""] | None
     beside_text: bool
     short_ids: bool
@@ -223,46 +228,60 @@ def _try_calls(
 ) -> tuple[_Calls | None, tuple[Content, ...] | None]:
     """How calls come out, and in which form their results do; None for the latter where results are refused."""
     asked = {"role": "user", "content": _give(_USER, contents.get("user", ()))}
+    empty_text = _give("", contents.get("assistant", ()))
     best: tuple[int, _Calls | None, tuple[Content, ...] | None] = (-1, None, None)
     forms: tuple[Content, ...] = ("string", "part")
-    styles: tuple[Literal["text", "mapping"], ...] = ("text", "mapping")
     empties: tuple[Literal[""] | None, ...] = ("", None)
     declared = (None, [_tool()])  # some write calls only where tools are declared
-    for tools, short, style, form, empty in itertools.product(declared, (False, True), styles, forms, empties):
+    for tools, short, form, empty in itertools.product(declared, (False, True), forms, empties):
         told = _give(_TOOL, (form,))
-        content = None if empty is None else _give("", contents.get("assistant", ()))
-        text = render([asked, *_called(style, content, told, short)], tools)
+        attempt = partial(_called, render, asked, told, short, tools)
+        texts: dict[Style, str | None] = {
+            style: attempt(style, None if empty is None else empty_text) for style in _STYLES
+        }
+        style = _style(texts)
+        text = texts[style or "text"] or texts["mapping"]
         if text is None:
             continue
-        called, answered = _shows_call(text, style), _TOOL in text and not _shows_part(text, _TOOL)
-        if called + answered > best[0]:
-            calls = _Calls(style, empty, beside_text=True, short_ids=short) if called else None
-            best = (called + answered, calls, (form,) if answered else ())
-        if called and answered:
+        answered = _TOOL in text and not _shows_part(text, _TOOL)
+        if (style is not None) + answered > best[0]:
+            calls = None
+            if style is not None:
+                spoken = attempt(style, _give(_ASSISTANT, contents.get("assistant", ())))
+                calls = _Calls(style, empty, spoken is not None and _shows_call(spoken, style), short)
+            best = ((style is not None) + answered, calls, (form,) if answered else ())
+        if best[0] == 2:
             break
-    _, calls, tool = best
-    if calls is not None:
-        content = _give(_ASSISTANT, contents.get("assistant", ()))
-        told = _give(_TOOL, tool or ())
-        texts = [render([asked, *_called(calls.arguments, content, told, calls.short_ids)], some) for some in declared]
-        beside = any(text is not None and _shows_call(text, calls.arguments) for text in texts)
-        calls = _Calls(calls.arguments, calls.empty, beside, calls.short_ids)
-    return calls, tool
+    return best[1], best[2]
 
 
-def _called(style: Literal["text", "mapping"], content: Any, told: Any, short: bool) -> list[Message]:
-    """A call, and its result."""
+def _style(texts: Mapping[Style, str | None]) -> Style | None:
+    """How arguments come out; where a template takes both, as the text that was written, unless it writes another."""
+    shown = [style for style in _STYLES if _shows_call(texts[style] or "", style)]
+    if len(shown) == 2:
+        return "text" if texts["text"] == texts["mapping"] else "mapping"
+    return shown[0] if shown else None
+
+
+def _called(
+    render: Render,
+    asked: Message,
+    told: Any,
+    short: bool,
+    tools: Sequence[Mapping[str, Any]] | None,
+    style: Style,
+    content: Any,
+) -> str | None:
+    """The text of a chat: asked, called beside ``content`` with arguments in a ``style``, and told."""
     call_id = "qzv012345" if short else _CALL_ID
     arguments = {_KEY: _VALUE}
     function = {"name": _NAME, "arguments": json.dumps(arguments) if style == "text" else arguments}
     calls = [{"id": call_id, "type": "function", "function": function}]
-    return [
-        {"role": "assistant", "content": content, "tool_calls": calls},
-        {"role": "tool", "tool_call_id": call_id, "name": _NAME, "content": told},
-    ]
+    called = {"role": "assistant", "content": content, "tool_calls": calls}
+    return render([asked, called, {"role": "tool", "tool_call_id": call_id, "name": _NAME, "content": told}], tools)
 
 
-def _shows_call(text: str, style: Literal["text", "mapping"]) -> bool:
+def _shows_call(text: str, style: Style) -> bool:
     """Whether arguments came out: character by character, or their items, and not as Python spells them."""
     before_result = text.partition(_TOOL)[0]
     if style == "text":

@@ -204,6 +204,11 @@ class Tokenizer:
         """The source of the chat template, in Jinja; None where there is none."""
         return self._files.chat_template
 
+    @property
+    def tool_template(self) -> str | None:
+        """The source of the template of chats with tools; :attr:`chat_template`, unless the model has one for them."""
+        return self._files.tool_template or self._files.chat_template
+
     def is_special(self, token_id: int) -> bool:
         """Whether ``token_id`` is a special token."""
         return token_id in self._special
@@ -269,7 +274,7 @@ class Tokenizer:
         Raises:
             UserError: no chat template, a malformed message, or one that the template refuses.
         """
-        return self._chat.render(messages, tools, add_generation_prompt)
+        return self._template(tools).render(messages, tools, add_generation_prompt)
 
     def encode_chat(
         self,
@@ -291,9 +296,9 @@ class Tokenizer:
         """
         special = list(self.special_tokens)
         if continue_final_message:
-            text, mark = self._chat.render_open(messages, tools, special, variables)
+            text, mark = self._template(tools).render_open(messages, tools, special, variables)
         else:
-            text, mark = self._chat.render_marked(messages, tools, add_generation_prompt, special, variables)
+            text, mark = self._template(tools).render_marked(messages, tools, add_generation_prompt, special, variables)
         return self._encoder.encode_special(text, mark)
 
     def _checked_ends(self) -> tuple[int, ...]:
@@ -320,6 +325,13 @@ class Tokenizer:
         """The token of each single byte."""
         ids = {content: index for index, content in self._tokens.items() if len(content) == 1}
         return [ids[bytes([byte])] for byte in range(256)]
+
+    def _template(self, tools: Sequence[Mapping[str, Any]] | None) -> ChatTemplate:
+        return self._tool_chat if tools and self._files.tool_template is not None else self._chat
+
+    @cached_property
+    def _tool_chat(self) -> ChatTemplate:
+        return ChatTemplate(self._files.tool_template or "", self._files.names)
 
     @cached_property
     def _chat(self) -> ChatTemplate:
