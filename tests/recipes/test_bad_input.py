@@ -133,4 +133,4 @@ def test_a_smaller_vocabulary_where_it_is_allowed(
 
 def test_a_directory_that_is_a_file(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "run").write_text("in the way")
-    assert refused() == f"error: {tmp_path / 'run'} cannot hold a run: File exists; give another --dir."
+    assert refused() == f"error: {tmp_path / 'run'} is a file and cannot hold a run; give another --dir."

@@ -2,7 +2,6 @@
 
 import errno
 import itertools
-import json
 import os
 import signal
 import subprocess
@@ -14,13 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from whole_runs import after_step, assert_same_run, interrupt, metrics
 
 from leyden.checkpoint import training
 from leyden.core.errors import Interrupted
 from leyden.recipes import load_recipe, run, stages
-from leyden.train.metrics import MetricsLog
-
-TIMING = {"tokens_per_second", "mfu"}
 
 KILLED = """
 import os
@@ -37,32 +34,6 @@ def append_and_die(log, record):
 MetricsLog.append = append_and_die
 main()
 """
-
-
-def metrics(directory: Path) -> list[dict[str, Any]]:
-    records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in record.items() if key not in TIMING} for record in records]
-
-
-def assert_same_run(directory: Path, undisturbed: Path) -> None:
-    assert metrics(directory) == metrics(undisturbed)
-    for name in ("final/model.safetensors", "final/config.json", "eval.jsonl", "samples.jsonl", "recipe.toml"):
-        assert (directory / name).read_bytes() == (undisturbed / name).read_bytes(), name
-
-
-def after_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], None]) -> None:
-    append = MetricsLog.append
-
-    def append_and_act(log: MetricsLog, record: dict[str, Any]) -> None:
-        append(log, record)
-        if record["step"] == step:
-            act()
-
-    monkeypatch.setattr(MetricsLog, "append", append_and_act)
-
-
-def interrupt() -> None:
-    os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_killed_in_the_second_stage(

@@ -22,7 +22,7 @@ from leyden.checkpoint.pieces import Piece, load_pieces, save_pieces
 from leyden.checkpoint.tensor_files import read_json
 from leyden.core.config import Config
 from leyden.core.errors import UserError
-from leyden.core.files import disk_errors_are_user_errors
+from leyden.core.files import atomic_directory, disk_errors_are_user_errors, link_or_copy
 from leyden.core.log import logger
 
 _log = logger(__name__)
@@ -106,6 +106,84 @@ def latest_training(run_dir: Path, crew: Crew = ALONE) -> Path | None:
     return None
 
 
+def checkpoint_at(run_dir: Path, step: int | None) -> Path:
+    """The whole checkpoint of a run at ``step``; None: the newest.
+
+    Raises:
+        UserError: there is none, or it is damaged; the message lists those that there are.
+    """
+    found = _checkpoints(run_dir / "checkpoints")
+    if step is None:
+        path = latest_training(run_dir)
+    else:
+        path = run_dir / "checkpoints" / f"step_{step:08d}"
+        if path in found:
+            check_whole(path)
+        else:
+            path = None
+    if path is None:
+        there = ", ".join(str(int(one.name.removeprefix("step_"))) for one in found)
+        wanted = "no whole checkpoint" if step is None else f"no checkpoint of step {step}"
+        raise UserError(
+            f"{run_dir} has {wanted}; {f'it has those of steps {there}' if there else 'it has none at all'}."
+        )
+    return path
+
+
+def check_whole(path: Path) -> None:
+    """Refuse a checkpoint that is not as it was written.
+
+    Raises:
+        UserError: what is missing or has changed.
+    """
+    problem = _problem(path, ALONE)
+    if problem is not None:
+        raise UserError(f"{path} is not a whole checkpoint: {problem}. Take an earlier one, or restore it from a copy.")
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether ``path`` is a directory as :func:`save_training` writes it."""
+    return all((path / name).is_file() for name in (_MANIFEST, _VALUES, INDEX_FILE))
+
+
+def read_values(path: Path) -> Any:
+    """The values of the checkpoint ``path`` that are the same on all ranks."""
+    return json.loads((path / _VALUES).read_text(encoding="utf-8"))["run"]
+
+
+def newest_values(run_dir: Path) -> Any | None:
+    """The values of the newest checkpoint of which they can be read, its tensors unchecked; None where there is none.
+
+    What a run has done is asked for at every start, and must not cost the reading of all tensors.
+    """
+    for path in reversed(_checkpoints(run_dir / "checkpoints")):
+        try:
+            expected = _manifest.validate_json((path / _MANIFEST).read_bytes())[_VALUES]
+            if _fingerprint(path / _VALUES) == expected:
+                return read_values(path)
+        except (OSError, ValueError, KeyError):
+            continue
+    return None
+
+
+def fork_training(source: Path, run_dir: Path, values: Any) -> None:
+    """Give the run ``run_dir`` the checkpoint ``source`` of another, with other values for all ranks.
+
+    Files of tensors are linked where the file system can, since none is ever written to again, and copied elsewhere.
+
+    Raises:
+        UserError: the disk fails.
+    """
+    with atomic_directory(run_dir / "checkpoints" / source.name) as part:
+        manifest = _manifest.validate_json((source / _MANIFEST).read_bytes())
+        for name in manifest.keys() - {_VALUES}:
+            link_or_copy(source / name, part / name)
+        saved = json.loads((source / _VALUES).read_text(encoding="utf-8"))
+        (part / _VALUES).write_text(json.dumps(saved | {"run": values}, allow_nan=False), encoding="utf-8")
+        manifest[_VALUES] = _fingerprint(part / _VALUES)
+        (part / _MANIFEST).write_bytes(_manifest.dump_json(dict(sorted(manifest.items())), indent=1))
+
+
 def load_training(path: Path, tensors: Mapping[str, Piece], crew: Crew = ALONE) -> Values:
     """Fill ``tensors`` in place from the checkpoint ``path``, and return its values.
 
@@ -118,7 +196,7 @@ def load_training(path: Path, tensors: Mapping[str, Piece], crew: Crew = ALONE) 
         UserError: names, shapes or dtypes differ; on all ranks, with everything that is wrong on any (nothing was
             changed).
     """
-    _check(path, tensors, crew)
+    check_training(path, tensors, crew)
     crew.each(lambda: load_pieces(path, tensors))
     saved = read_json(path / _VALUES)
     ranks = saved.get("ranks")
@@ -133,7 +211,12 @@ def _of_ranks(value: Any, crew: Crew) -> list[Any]:
     return [value] if len(set(hashes)) == 1 else crew.each(lambda: value)
 
 
-def _check(path: Path, tensors: Mapping[str, Piece], crew: Crew) -> None:
+def check_training(path: Path, tensors: Mapping[str, Piece], crew: Crew = ALONE) -> None:
+    """Refuse tensors that are not those of the checkpoint ``path``; nothing is read of them.
+
+    Raises:
+        UserError: as :func:`load_training` says.
+    """
     saved = read_index(path)
 
     def compare() -> tuple[set[str], list[str], bytes]:

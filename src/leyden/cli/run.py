@@ -18,15 +18,26 @@ def run(
     resume: Annotated[
         Literal["auto", "never"], typer.Option(help="Go on with an earlier run there, or refuse.")
     ] = "auto",
-    dry_run: Annotated[bool, typer.Option(help="Check the recipe and print it in full; do nothing.")] = False,
+    origin: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="RUN[@STEP]",
+            help="Begin where that run was at a step, in a new --dir.",
+            show_default=False,
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option(help="Check the recipe, and its data where that is there; print it in full; do nothing.")
+    ] = False,
 ) -> None:
     """Run a recipe; Ctrl-C saves, and the same command goes on from there, bit for bit."""
-    from leyden.recipes import default_directory, dry, load_recipe
+    from leyden.recipes import check, default_directory, load_recipe
     from leyden.recipes import run as run_recipe
 
     loaded = load_recipe(recipe, settings or [])
     where = directory or default_directory(recipe)
     if dry_run:
-        print(dry(loaded), end="")
+        print(check(loaded, where, resume=resume, origin=origin), end="")
         return
-    run_recipe(loaded, where, resume=resume)
+    run_recipe(loaded, where, resume=resume, origin=origin)

@@ -53,7 +53,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     try:
         with disk_errors_are_user_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            _recover(path)
+            recover_directory(path)
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir()
             yield part
@@ -95,6 +95,16 @@ def read_text(path: Path, max_bytes: int) -> str:
         raise UserError(f"{path} is not UTF-8 (byte {error.start}); it should be a text file.") from None
 
 
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """Give a file that nobody will write to a second name; where the file system cannot, a copy."""
+    try:
+        if os.stat(source).st_uid != os.geteuid():
+            raise PermissionError  # a second name of another user's file would keep that user's permissions
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def _swap(part: Path, path: Path) -> None:
     """Put the finished directory in place of the older one: at once where the system can, else in two steps."""
     if not path.exists():
@@ -115,7 +125,7 @@ def _exchange(one: Path, other: Path) -> bool:
     return rename(_AT_THIS_DIRECTORY, os.fsencode(one), _AT_THIS_DIRECTORY, os.fsencode(other), _EXCHANGE) == 0
 
 
-def _recover(path: Path) -> None:
+def recover_directory(path: Path) -> None:
     """Put the older directory back, if the process was killed between the two steps of a swap."""
     if _old(path).exists() and not path.exists():
         os.replace(_old(path), path)

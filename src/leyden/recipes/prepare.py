@@ -9,7 +9,7 @@ from leyden.core.checksums import changed_files, write_checksums
 from leyden.core.errors import UserError
 from leyden.core.files import atomic_file
 from leyden.core.log import say
-from leyden.data import Corpus, TokenShards, build_corpus, write_shards
+from leyden.data import Corpus, TokenShards, build_corpus, find_sources, write_shards
 from leyden.data.build.tokens import BuildTokens, held_out_texts, read_tokens
 from leyden.recipes.schema import Recipe
 from leyden.tokenizer import Tokenizer
@@ -19,6 +19,9 @@ TOKENS_DIRECTORY = "data"
 
 TOKENIZER_DIRECTORY = "tokenizer"
 """Of every run: the tokenizer that its model is trained with, whoever made it."""
+
+FORK_FILE = "fork.json"
+"""Of a run that began where another was; its tokenizer is there before its tokens are."""
 
 _HELD_OUT = "held_out.jsonl"
 
@@ -59,10 +62,22 @@ def prepare(recipe: Recipe, directory: Path) -> None:
     if not shards.exists():
         corpus = build_corpus(recipe.data.text or None, held_out_fraction=recipe.data.held_out_fraction)
         _tell(corpus)
-        trained = _tokenizer(recipe, corpus)
+        trained = _tokenizer(recipe, corpus, directory)
         trained.save(directory / TOKENIZER_DIRECTORY)
         _write_corpus(corpus, directory)
         write_shards(corpus.train, trained, shards)
+
+
+def check_sources(recipe: Recipe) -> None:
+    """Refuse a recipe on text that is not there, or whose tokenizer is not; nothing is read of the text.
+
+    Raises:
+        UserError: what is missing.
+    """
+    if recipe.data.text and not find_sources(recipe.data.text)[0]:
+        raise UserError(f"there is nothing to read in {', '.join(map(str, recipe.data.text))}; give more text.")
+    if recipe.tokenizer.path is not None:
+        Tokenizer.load(recipe.tokenizer.path)
 
 
 def read_prepared(recipe: Recipe, directory: Path) -> Prepared:
@@ -139,9 +154,11 @@ def _prints(tokens: BuildTokens) -> dict[str, str]:
     return {group: shards.fingerprint for group, shards in tokens.groups.items()}
 
 
-def _tokenizer(recipe: Recipe, corpus: Corpus) -> Tokenizer:
+def _tokenizer(recipe: Recipe, corpus: Corpus, directory: Path) -> Tokenizer:
     if recipe.tokenizer.path is not None:
         return Tokenizer.load(recipe.tokenizer.path)
+    if (directory / FORK_FILE).exists():  # the weights know the tokens of the run that it was forked from
+        return Tokenizer.load(directory / TOKENIZER_DIRECTORY)
     wanted = recipe.tokenizer.vocab_size
     texts = (document.text for document in corpus.train)
     tokenizer = Tokenizer.train(texts, vocab_size=wanted, allow_smaller=recipe.tokenizer.allow_smaller)

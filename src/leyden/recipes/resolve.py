@@ -1,5 +1,6 @@
-"""What a recipe leaves open, settled once and written down, so that a resumed run is the same run."""
+"""What a recipe leaves open, settled once and written down, and what of it may change while its run is under way."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -7,19 +8,28 @@ from leyden.core.config import read_toml
 from leyden.core.errors import UserError
 from leyden.core.launch import launched
 from leyden.recipes.loader import parse_recipe
-from leyden.recipes.prepare import has_begun
+from leyden.recipes.prepare import TOKENS_DIRECTORY, has_begun
 from leyden.recipes.schema import Recipe
+from leyden.train import Progress
 
 RECIPE_FILE = "recipe.toml"
 
 _FREE = (
     "parallel",
+    "evaluate",
+    "data.build",
     "train.async_checkpoint",
     "train.checkpoint_steps",
     "train.keep_checkpoints",
     "train.max_skipped_steps",
 )
-"""What a run may change on its way: it leaves every step as it was but for the order of additions."""
+"""What may change at any time: it leaves every step as it was but for the order of additions. A build may lie
+elsewhere; that its tokens are the same is seen by their fingerprints."""
+
+_READ = ("data.text", "data.held_out_fraction", "tokenizer")
+"""What tokens follow from that a run has made of text."""
+
+_LENGTH = ("tokens", "steps", "minutes")
 
 
 def earlier_recipe(directory: Path, resume: Literal["auto", "never"]) -> Recipe | None:
@@ -36,45 +46,143 @@ def earlier_recipe(directory: Path, resume: Literal["auto", "never"]) -> Recipe 
             f"{directory} holds a run already and --resume never asks for a new one; give another --dir, remove "
             f"{directory}, or go on with that run by --resume auto."
         )
-    return parse_recipe(read_toml(path), str(path))
+    data = read_toml(path)
+    if data.get("data", {}).get("build") is not None:
+        data.pop("tokenizer", None)  # written by versions that took no notice of it
+    return located(parse_recipe(data, str(path)))
 
 
-def adopt(recipe: Recipe, earlier: Recipe | None, directory: Path) -> Recipe:
-    """``recipe`` with what the earlier run settled (dtype, measured steps).
+def located(recipe: Recipe) -> Recipe:
+    """``recipe`` with absolute paths, so that its run can be gone on with from any working directory."""
+    data, tokenizer = recipe.data, recipe.tokenizer
+    places = {"build": data.build and data.build.absolute(), "text": tuple(path.absolute() for path in data.text)}
+    path = tokenizer.path and tokenizer.path.absolute()
+    return recipe.model_copy(
+        update={"data": data.model_copy(update=places), "tokenizer": tokenizer.model_copy(update={"path": path})}
+    )
 
-    They must agree in everything else but the plan and how often a checkpoint is written: a run may go on on other
-    ranks, with the same batches at the same steps.
+
+def settled(recipe: Recipe, earlier: Recipe, progress: Progress | None) -> Recipe:
+    """``recipe`` with what an earlier run settled: dtype, and measured steps of the same minutes."""
+    begun = -1 if progress is None else progress.stage
+    stages = list(recipe.stage)
+    for index, (stage, before) in enumerate(zip(recipe.stage, earlier.stage, strict=False)):
+        measured = stage.model_copy(update={"steps": before.steps})
+        same = measured == before or (index <= begun and stage.minutes == before.minutes)
+        if stage.minutes is not None and stage.steps is None and same:
+            stages[index] = measured
+    update: dict[str, Any] = {"stage": tuple(stages)}
+    if recipe.train.dtype == "auto":
+        update["train"] = recipe.train.model_copy(update={"dtype": earlier.train.dtype})
+    return recipe.model_copy(update=update)
+
+
+def same_documents(recipe: Recipe, other: Recipe) -> bool:
+    """Whether the tokens that a run makes of its text are the same by both."""
+    leaves = _differences(_dump(recipe), _dump(other))
+    return recipe.data.build is None and not any(_is_of(path, (*_READ, "data.build")) for path, _, _ in leaves)
+
+
+def adopt(recipe: Recipe, earlier: Recipe | None, directory: Path, progress: Progress | None) -> Recipe:
+    """``recipe`` with what the earlier run settled, if that run may go on by it.
+
+    What has been done must be what ``recipe`` says: the table in docs/recipes.md has every key.
+
+    Args:
+        recipe: what is asked for.
+        earlier: of the run in ``directory``; None: there is none.
+        directory: the run's.
+        progress: of the run; None where it has no checkpoint, and will begin at step 1.
 
     Raises:
-        UserError: they differ; the message names every key with both values.
+        UserError: it is not; the message names every key with both values, and says what to do.
     """
     if earlier is None:
         return recipe
-    stages = tuple(
-        stage.model_copy(update={"steps": before.steps}) if stage.minutes is not None and stage.steps is None else stage
-        for stage, before in zip(recipe.stage, earlier.stage, strict=False)
-    )
-    update: dict[str, Any] = {"stage": stages + recipe.stage[len(stages) :]}
-    if recipe.train.dtype == "auto":
-        update["train"] = recipe.train.model_copy(update={"dtype": earlier.train.dtype})
-    settled = recipe.model_copy(update=update)
-    changes = _differences(settled.model_dump(mode="json"), earlier.model_dump(mode="json"), "")
+    asked = settled(recipe, earlier, progress)
+    leaves = _differences(_dump(asked), _dump(earlier))
+    if progress is None and not (directory / "final").exists():
+        changes = [_told(leaf) for leaf in leaves if _is_of(leaf[0], _READ)]
+        if changes:
+            raise UserError(
+                f"{directory} has read its documents by another recipe: {'; '.join(changes)}. To have them read again, "
+                f"remove {directory / TOKENS_DIRECTORY}; or give another --dir."
+            )
+        return asked
+    changes = [_told(leaf) for leaf in leaves if not _is_of(leaf[0], (*_FREE, "stage"))]
+    changes += _stage_changes(asked, earlier, progress)
     if changes:
-        raise UserError(
-            f"{directory} holds a run of another recipe: {'; '.join(changes)}. Go on with the recipe it has "
-            f"({launched().command('run', directory / RECIPE_FILE, '--dir', directory)}), or give another --dir."
+        raise UserError(_refusal(directory, changes, earlier, progress))
+    return asked
+
+
+def is_trained(recipe: Recipe, directory: Path, progress: Progress | None) -> bool:
+    """Whether ``final/`` is what ``recipe`` ends with, and not with what it said before it was lengthened."""
+    if progress is None or not (directory / "final").exists():
+        return (directory / "final").exists()
+    last = len(recipe.stage) - 1
+    return progress.stage > last or (progress.stage == last and recipe.stage[last].total_steps == progress.stage_step)
+
+
+def _stage_changes(now: Recipe, before: Recipe, progress: Progress | None) -> list[str]:
+    """What differs in the stages that have begun, and may not."""
+    if progress is None:  # there is a model, but no checkpoint to go on from
+        progress = Progress(0, len(before.stage), 0)
+        if len(now.stage) > len(before.stage):
+            return [f"stage.{len(before.stage)} is new, and the checkpoints that it would go on from are gone"]
+    changes = []
+    for index, was in enumerate(before.stage[: progress.stage + 1]):
+        if index >= len(now.stage):
+            changes.append(f"stage.{index} ('{was.name}') has begun and is left out now")
+            continue
+        stage, begun = now.stage[index], index == progress.stage
+        free = {*_LENGTH} if begun or stage.total_steps == was.total_steps else set()
+        leaves = _differences(stage.model_dump(mode="json"), was.model_dump(mode="json"), f"stage.{index}")
+        free |= {"mixture.max_epochs"} if begun else set()  # a bound, which the batches do not depend on
+        changes += [_told(leaf) for leaf in leaves if not _is_of(leaf[0], [f"stage.{index}.{key}" for key in free])]
+        if begun and stage.total_steps is not None and stage.total_steps < progress.stage_step:
+            changes.append(f"stage.{index} has taken {progress.stage_step} steps, and is to have {stage.total_steps}")
+    return changes
+
+
+def _refusal(directory: Path, changes: list[str], earlier: Recipe, progress: Progress | None) -> str:
+    launch = launched()
+    go_on = launch.command("run", directory / RECIPE_FILE, "--dir", directory)
+    if progress is None:
+        rest = "It is finished, and its checkpoints are gone, so that nothing can be trained on: give another --dir."
+    else:
+        fork = launch.command("run", "RECIPE", "--from", f"{directory}@{progress.step}", "--dir", "NEW")
+        rest = (
+            f"It is at step {progress.step}, in stage '{earlier.stage[progress.stage].name}', which can be made "
+            f"longer; later stages can be changed, added and left out. To change more from here on, fork it ({fork})."
         )
-    return settled
+    said = "; ".join(changes)
+    return f"{directory} holds a run of another recipe: {said}. {rest} To go on with the recipe it has: {go_on}"
 
 
-def _differences(now: Any, before: Any, path: str) -> list[str]:
-    """``key is X there and Y now`` for every leaf that differs and may not."""
-    if path in _FREE:
-        return []
+def _dump(recipe: Recipe) -> dict[str, Any]:
+    return recipe.model_dump(mode="json")
+
+
+Leaf = tuple[str, Any, Any]
+"""A key that differs, its value now and before."""
+
+
+def _differences(now: Any, before: Any, path: str = "") -> list[Leaf]:
     if isinstance(now, dict) and isinstance(before, dict):
         keys = sorted(now.keys() | before.keys())
         return [d for key in keys for d in _differences(now.get(key), before.get(key), f"{path}.{key}".lstrip("."))]
     if isinstance(now, list) and isinstance(before, list) and len(now) == len(before):
         pairs = enumerate(zip(now, before, strict=True))
         return [d for i, (new, old) in pairs for d in _differences(new, old, f"{path}.{i}")]
-    return [] if now == before else [f"{path} is {before!r} there and {now!r} now"]
+    return [] if now == before else [(path, now, before)]
+
+
+def _is_of(path: str, sections: Iterable[str]) -> bool:
+    """Whether ``path`` is one of ``sections`` or lies below one."""
+    return any(path == section or path.startswith(f"{section}.") for section in sections)
+
+
+def _told(leaf: Leaf) -> str:
+    path, now, before = leaf
+    return f"{path} is {before!r} there and {now!r} now"

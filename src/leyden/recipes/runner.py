@@ -4,57 +4,97 @@ Started by torchrun, every rank runs this. The first prepares, writes and evalua
 train (:mod:`leyden.parallel`).
 """
 
-import json
 import math
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
 from leyden.core.device import keep_freed_memory
 from leyden.core.errors import Interrupted, UserError
-from leyden.core.files import atomic_file
+from leyden.core.files import atomic_file, disk_errors_are_user_errors
 from leyden.core.launch import Launch, launched
+from leyden.core.lock import folder_lock
 from leyden.core.log import say
-from leyden.evaluate import machine, write_report
+from leyden.evaluate import write_report
 from leyden.parallel import ParallelConfig, Plan, Team, Watchdog, make_plan, team_of
 from leyden.parallel.planner import StepShape, check_plan
+from leyden.recipes.batches import check_batches, tell_warm_up
+from leyden.recipes.folder import check_folder, nothing_left_behind, set_outcome_aside, sweep
+from leyden.recipes.fork import Fork, Origin, check_origin
 from leyden.recipes.loader import dry
+from leyden.recipes.machine import note_machine
 from leyden.recipes.outcome import evaluate_run, tell_outcome, write_samples
-from leyden.recipes.prepare import prepare, read_prepared
-from leyden.recipes.resolve import RECIPE_FILE, adopt, earlier_recipe
+from leyden.recipes.prepare import TOKENS_DIRECTORY, check_sources, has_begun, prepare, read_build, read_prepared
+from leyden.recipes.resolve import RECIPE_FILE, adopt, earlier_recipe, is_trained, located
 from leyden.recipes.schema import Recipe
 from leyden.recipes.stages import save_trained, settle_dtype, settle_steps, train
+from leyden.train import Progress
+
+Resume = Literal["auto", "never"]
 
 
-def run(recipe: Recipe, directory: Path, *, resume: Literal["auto", "never"] = "auto") -> Path:
+def run(recipe: Recipe, directory: Path, *, resume: Resume = "auto", origin: str | None = None) -> Path:
     """Carry out ``recipe`` in ``directory``, or go on where an earlier run of it stopped.
 
     Args:
         recipe: what to do.
         directory: the run's; it holds all that is made (docs/recipes.md lists it), and all ranks see it.
         resume: ``"auto"`` goes on with what is there; ``"never"`` refuses a directory that holds a run.
+        origin: ``DIR`` or ``DIR@STEP``: begin where that run was (:mod:`leyden.recipes.fork`).
 
     Returns:
         The finished model, ``directory/final``.
 
     Raises:
-        UserError: ``directory`` holds a run of another recipe, or this one cannot be carried out.
+        UserError: ``directory`` holds a run of another recipe, another process runs there, this recipe cannot be
+            carried out, or the disk fails.
         Interrupted: Ctrl-C or SIGTERM during training; everything is saved.
     """
     keep_freed_memory()
-    launch = launched()
+    launch, start = launched(), Origin.parse(origin) if origin is not None else None
     plan = _plan(recipe, launch, directory)
-    go_on = f"To go on: {launch.command('run', directory / RECIPE_FILE, '--dir', directory, '--resume', 'auto')}"
+    command = launch.command("run", directory / RECIPE_FILE, "--dir", directory, "--resume", "auto")
+    go_on = f"To go on: {command}"
     try:
-        with team_of(plan) as team:
-            begun = team.first(lambda: _begin(recipe, directory, resume))
-            recipe = Recipe.parse(begun["recipe"], "the run's recipe")
-            if not begun["trained"]:
-                _train(recipe, directory, go_on, team)
-        if launch.rank == 0:
-            _show(recipe, directory)
+        # Of several ranks the first holds the folder for all.
+        with ExitStack() as held, disk_errors_are_user_errors(directory):
+            with team_of(plan) as team:
+                begun = team.first(lambda: _begin(recipe, directory, resume, start, held))
+                recipe = Recipe.parse(begun["recipe"], "the run's recipe")
+                if not begun["trained"]:
+                    _train(recipe, directory, go_on, team)
+            if launch.rank == 0:
+                _show(recipe, directory)
     except KeyboardInterrupt:
         raise Interrupted(f"Stopped; what was finished is kept. {go_on}") from None
     return directory / "final"
+
+
+def check(recipe: Recipe, directory: Path, *, resume: Resume = "auto", origin: str | None = None) -> str:
+    """What :func:`run` would carry out, as TOML: everything is checked that can be without making anything.
+
+    Raises:
+        UserError: as :func:`run` does.
+    """
+    world = max(launched().world, _fewest_ranks(recipe.parallel))
+    _check_plan(recipe, world)
+    check_folder(directory)
+    recipe, progress = located(recipe), Progress.of(directory)
+    start = Origin.parse(origin) if origin is not None else None
+    start = check_origin(directory, start, begun=progress is not None)
+    recipe = adopt(recipe, earlier_recipe(directory, resume), directory, progress)
+    first = 0 if progress is None else progress.stage
+    if start is not None and progress is None:
+        fork = Fork(start, recipe)
+        recipe, first = fork.recipe, fork.stage
+    if recipe.data.build is not None:
+        check_batches(recipe, read_build(recipe), first=first)
+    elif (directory / TOKENS_DIRECTORY).exists():
+        check_batches(recipe, read_prepared(recipe, directory), first=first)
+    else:
+        check_sources(recipe)
+    tell_warm_up(recipe)
+    return dry(recipe)
 
 
 def _plan(recipe: Recipe, launch: Launch, directory: Path) -> Plan:
@@ -67,13 +107,17 @@ def _plan(recipe: Recipe, launch: Launch, directory: Path) -> Plan:
     if launch.world == 1 and needed > 1:
         command = Launch(world=needed, local_world=needed).command("run", "RECIPE", "--dir", directory)
         raise UserError(
-            f"[parallel] divides this run among at least {needed} ranks, and one process was started. Start them by "
-            f"{command}, or leave [parallel] out."
+            f"[parallel] divides this run among at least {needed} ranks, and one process was started. Leave [parallel] "
+            f"out, or start them: {command}"
         )
+    _check_plan(recipe, launch.world)
+    return make_plan(recipe.parallel, launch.world)
+
+
+def _check_plan(recipe: Recipe, world: int) -> None:
     for stage in recipe.stage:
         step = StepShape(stage.seq_len, stage.micro_batch, stage.batch_tokens // stage.micro_batch)
-        check_plan(recipe.parallel, launch.world, recipe.model, step)
-    return make_plan(recipe.parallel, launch.world)
+        check_plan(recipe.parallel, world, recipe.model, step)
 
 
 def _fewest_ranks(config: ParallelConfig) -> int:
@@ -83,34 +127,55 @@ def _fewest_ranks(config: ParallelConfig) -> int:
     return config.pp * config.dp_replicate * shard * ranks
 
 
-def _begin(recipe: Recipe, directory: Path, resume: Literal["auto", "never"]) -> dict[str, Any]:
-    """Prepare what training needs; of several ranks, the first does.
+def _begin(recipe: Recipe, directory: Path, resume: Resume, start: Origin | None, held: ExitStack) -> dict[str, Any]:
+    """Take the folder, and prepare what training needs; of several ranks, the first does.
 
     Returns:
         The recipe as the run has it, as JSON values, and whether the model is trained already.
     """
-    recipe = adopt(recipe, earlier_recipe(directory, resume), directory)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{directory} cannot hold a run: {error.strerror}; give another --dir.") from None
-    trained = (directory / "final").exists()
+    check_folder(directory)
+    missing = [folder for folder in (directory, *directory.parents) if not folder.exists()]
+    held.enter_context(folder_lock(directory, "trains a run"))
+    held.enter_context(nothing_left_behind(directory, missing))
+    sweep(directory)
+    progress = Progress.of(directory)
+    start = check_origin(directory, start, begun=has_begun(directory))
+    recipe = adopt(located(recipe), earlier_recipe(directory, resume), directory, progress)
+    fork = Fork(start, recipe) if start is not None and progress is None else None
+    trained = is_trained(recipe, directory, progress)
+    set_outcome_aside(recipe, directory, progress, trained)
     if not (directory / "report" / "index.html").exists():
-        _write(directory / RECIPE_FILE, dry(recipe))  # before anything is made by it
-        prepare(recipe, directory)
-        recipe = settle_dtype(recipe)
+        recipe = _prepare(recipe if fork is None else fork.recipe, directory, progress, fork)
     return {"recipe": recipe.model_dump(mode="json"), "trained": trained}
+
+
+def _prepare(recipe: Recipe, directory: Path, progress: Progress | None, fork: Fork | None) -> Recipe:
+    """Make the tokens, and check every stage that is to come on them."""
+    _write(directory / RECIPE_FILE, dry(recipe))  # before anything is made by it
+    if fork is not None:
+        fork.take_data(directory)
+    prepare(recipe, directory)
+    recipe = settle_dtype(recipe)
+    prepared = read_prepared(recipe, directory)
+    first = fork.stage if fork is not None else progress.stage if progress is not None else 0
+    check_batches(recipe, prepared, directory / "plans", first)
+    if fork is not None:
+        fork.take_state(recipe, prepared, directory)
+    return recipe
 
 
 def _train(recipe: Recipe, directory: Path, go_on: str, team: Team) -> None:
     """Train, on all ranks, and write the finished model."""
     prepared = read_prepared(recipe, directory)
     with Watchdog(team):
-        recipe = settle_steps(recipe, prepared, team)
+        measured = settle_steps(recipe, prepared, team)
+        if measured != recipe:  # what could not be checked while lengths were open
+            team.first(lambda: check_batches(measured, prepared, directory / "plans"))
         if team.rank == 0:
-            _write(directory / RECIPE_FILE, dry(recipe))
-            _write(directory / "environment.json", json.dumps(machine(), indent=1))
-        state = train(recipe, prepared, directory, go_on, team)
+            tell_warm_up(measured)
+            _write(directory / RECIPE_FILE, dry(measured))
+            note_machine(directory, measured.train.dtype, team)
+        state = train(measured, prepared, directory, go_on, team)
     save_trained(state, prepared.tokenizer, directory / "final")
 
 

@@ -13,14 +13,13 @@ from leyden.checkpoint.export import export
 from leyden.checkpoint.pieces import Piece
 from leyden.core.device import compute_dtype, default_device, matmul_flops_per_second
 from leyden.core.log import progress, say
-from leyden.data import PackedBatches
-from leyden.data.loader.mixture import Mixture, MixturePoint
-from leyden.data.mixing import MixedBatches
 from leyden.data.packing import Batches
 from leyden.data.prefetch import Prefetched
 from leyden.model import HybridLM, count_model
 from leyden.parallel import Team, Weights
 from leyden.parallel.recompute import install_compile, install_recompute
+from leyden.recipes.batches import make_batches, tell_mixture
+from leyden.recipes.pace import Pace
 from leyden.recipes.prepare import Prepared
 from leyden.recipes.schema import Recipe, Stage
 from leyden.tokenizer import Tokenizer
@@ -82,10 +81,12 @@ def train(recipe: Recipe, prepared: Prepared, directory: Path, how_to_resume: st
             continue
         objective = _OBJECTIVES[stage.objective]()
         settings = _fit_settings(recipe, stage, how_to_resume, team)
-        batches = _batches(recipe, index, prepared, directory / "plans")
-        _tell_mixture(batches, settings.total_steps)
+        batches = make_batches(recipe, index, prepared, directory / "plans")
+        tell_mixture(batches, settings.total_steps)
+        schedule = stage.learning_rate()
+        pace = [Pace(stage.name, stage.minutes, settings.total_steps, how_to_resume)] if stage.minutes else []
         with _own_share(batches, team) as ahead:
-            fit(state, ahead, objective, stage.learning_rate(), settings, run_dir=directory, stage=index)
+            fit(state, ahead, objective, schedule, settings, run_dir=directory, stage=index, callbacks=pace)
     return state
 
 
@@ -131,42 +132,6 @@ def save_trained(state: TrainState, tokenizer: Tokenizer, path: Path) -> None:
     export(learnt, config, tokenizer, path, layout="transformers", mesh=state.team.mesh)
 
 
-def _tell_mixture(batches: Batches, steps: int) -> None:
-    """Say what each source will give, before anything is trained.
-
-    Raises:
-        UserError: one would repeat more often than the mixture allows.
-    """
-    if isinstance(batches, MixedBatches):
-        for part in batches.plan(steps):
-            bound = f", up to {part.up_to:,} tokens long" if part.up_to else ""
-            say(f"{part.source}{bound}: {part.tokens:,} tokens, its documents {part.epochs:.2f} times")
-
-
-def _batches(recipe: Recipe, index: int, prepared: Prepared, plans: Path | None = None) -> Batches:
-    stage = recipe.stage[index]
-    shards, seed = prepared.shards, recipe.train.seed + index
-    if stage.mixture is None and len(shards) == 1:
-        return PackedBatches(
-            *shards.values(),
-            seq_len=stage.seq_len,
-            batch_tokens=stage.micro_batch,
-            seed=seed,
-            packing=stage.packing,
-            plans=plans,
-        )
-    as_they_are = MixturePoint(weights={name: float(group.num_tokens) for name, group in shards.items()})
-    return MixedBatches(
-        shards,
-        stage.mixture or Mixture(point=(as_they_are,)),
-        seq_len=stage.seq_len,
-        batch_tokens=stage.micro_batch,
-        seed=seed,
-        batches_per_step=stage.batch_tokens // stage.micro_batch,
-        plans=plans,
-    )
-
-
 def _enter(state: TrainState, stage: Stage) -> None:
     """Take over what a stage changes in the model's configuration."""
     model: Any = state.model  # a HybridLM, or the stages of a pipeline, which all take it over
@@ -200,7 +165,7 @@ def _measure(recipe: Recipe, index: int, prepared: Prepared, team: Team) -> int:
     objective, minutes = _OBJECTIVES[stage.objective](), stage.minutes
     seconds = []
     with (
-        _own_share(_batches(recipe, index, prepared), team) as batches,
+        _own_share(make_batches(recipe, index, prepared), team) as batches,
         progress(f"timing {stage.name}", _WARM_STEPS + _TIMED_STEPS, "steps") as bar,
     ):
         for _ in range(_WARM_STEPS + _TIMED_STEPS):

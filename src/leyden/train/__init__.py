@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from leyden.train.optimizer import MasterAdamW as MasterAdamW
     from leyden.train.schedule import Schedule as Schedule
     from leyden.train.state import Batches as Batches
+    from leyden.train.state import Progress as Progress
     from leyden.train.state import TrainState as TrainState
     from leyden.train.step import StepResult as StepResult
     from leyden.train.step import train_step as train_step
@@ -35,6 +36,7 @@ _HOMES = {
     "Objective": "leyden.train.objective",
     "PackedBatch": "leyden.train.objective",
     "Pretrain": "leyden.train.objective",
+    "Progress": "leyden.train.state",
     "Schedule": "leyden.train.schedule",
     "StepResult": "leyden.train.step",
     "TrainState": "leyden.train.state",
@@ -52,6 +54,7 @@ __all__ = [
     "Objective",
     "PackedBatch",
     "Pretrain",
+    "Progress",
     "Schedule",
     "StepResult",
     "TrainState",

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,9 +13,30 @@ from torch import nn
 from leyden.checkpoint.background import Background
 from leyden.checkpoint.crew import crew_of
 from leyden.checkpoint.pieces import Piece
-from leyden.checkpoint.training import Values, latest_training, load_training, save_training
+from leyden.checkpoint.training import Values, latest_training, load_training, newest_values, save_training
 from leyden.parallel import Team
 from leyden.train.optimizer import MasterAdamW
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        step: optimizer steps taken in the whole run.
+        stage: index of the stage it is in.
+        stage_step: optimizer steps taken in that stage.
+    """
+
+    step: int
+    stage: int
+    stage_step: int
+
+    @classmethod
+    def of(cls, run_dir: Path) -> "Progress | None":
+        """By the newest checkpoint of ``run_dir``; None where there is none."""
+        values = newest_values(run_dir)
+        return None if values is None else cls(values["step"], values["stage"], values["stage_step"])
 
 
 class Batches(Protocol):

@@ -1,0 +1,85 @@
+"""The folder of a run: what a start that failed leaves, what a kill left, and what an earlier end left."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from leyden.core.config import read_toml
+from leyden.core.errors import UserError
+from leyden.core.files import recover_directory
+from leyden.core.log import say
+from leyden.recipes.schema import Recipe
+from leyden.train import Progress
+
+_OUTCOME = ("eval.jsonl", "samples.jsonl", "report")
+"""What is made of the finished model ``final/``."""
+
+
+def check_folder(directory: Path) -> None:
+    """Refuse a file in the place of a run's folder.
+
+    Raises:
+        UserError: there is one.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"{directory} is a file and cannot hold a run; give another --dir.")
+
+
+@contextmanager
+def nothing_left_behind(directory: Path, missing: Sequence[Path]) -> Iterator[None]:
+    """Where the block raises a UserError before a run has made anything, its folder is as it was.
+
+    Args:
+        directory: the run's.
+        missing: those of it and its parents that were not there before, innermost first.
+    """
+    try:
+        yield
+    except UserError:
+        kept = ("data", "checkpoints", "metrics.jsonl")
+        if missing and not any((directory / name).exists() for name in kept):
+            shutil.rmtree(directory, ignore_errors=True)
+            with contextlib.suppress(OSError):  # something else may lie in a parent by now
+                for parent in missing[1:]:
+                    parent.rmdir()
+        raise
+
+
+def sweep(directory: Path) -> None:
+    """Finish or remove what a killed process was in the midst of writing; the caller holds the folder."""
+    for old in directory.glob(".*.old"):
+        recover_directory(old.with_name(old.name.removeprefix(".").removesuffix(".old")))
+    for pattern in (".*.part", "checkpoints/.step_*", "plans/*/tmp*"):
+        for part in directory.glob(pattern):
+            _remove(part)
+
+
+def set_outcome_aside(recipe: Recipe, directory: Path, progress: Progress | None, trained: bool) -> None:
+    """Where a finished run is to go on, move its model and what was made of it to ``earlier/step_XXXXXXXX/``.
+
+    With other settings of ``[evaluate]`` alone the model stays, and is evaluated again.
+    """
+    names = () if trained else ("final", *_OUTCOME)
+    if trained and progress is not None and (directory / "report").exists():
+        before = read_toml(directory / "recipe.toml").get("evaluate")
+        now = recipe.evaluate.model_dump(mode="json", exclude_none=True)
+        names = () if before == now else _OUTCOME
+    found = [directory / name for name in names if (directory / name).exists()]
+    if not found or progress is None:
+        return
+    place = directory / "earlier" / f"step_{progress.step:08d}"
+    place.mkdir(parents=True, exist_ok=True)
+    for path in found:
+        _remove(place / path.name)
+        os.replace(path, place / path.name)
+    say(f"what the run had come to at step {progress.step} is in {place}")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,44 @@
+"""``environment.json`` of a run: what it was computed on; and a line where it goes on on something else."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from leyden.core.device import default_device
+from leyden.core.environment import machine
+from leyden.core.files import atomic_file
+from leyden.core.log import say
+from leyden.ops.backend import choose
+from leyden.parallel import Team
+
+_DECIDE_BITS = ("cpu", "gpus", "threads", "ranks", "backend", "torch")
+"""With another of these, sums are taken in another order or by other instructions."""
+
+
+def note_machine(directory: Path, dtype: str, team: Team) -> None:
+    """Write ``environment.json``; say once what differs from where the run's steps were taken so far.
+
+    Args:
+        directory: the run's.
+        dtype: that it computes in.
+        team: the ranks.
+    """
+    wanted, device = getattr(torch, dtype), default_device()
+    backend = choose("training", "auto", device, triton=wanted, native=wanted)
+    now = machine() | {"ranks": 1 if team.mesh is None else team.mesh.plan.world, "backend": backend}
+    path = directory / "environment.json"
+    before = _read(path) if any((directory / "checkpoints").glob("step_*")) else {}
+    other = [f"{key} {before[key]} -> {now[key]}" for key in _DECIDE_BITS if key in before and before[key] != now[key]]
+    if other:
+        say(f"the machine is another than before ({'; '.join(other)}): the bits of the steps from here on may differ")
+    with atomic_file(path) as part:
+        part.write_text(json.dumps(now, indent=1), encoding="utf-8")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,40 @@
+"""What tests of whole runs compare, and how they disturb one."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from leyden.train.metrics import MetricsLog
+
+TIMING = {"tokens_per_second", "mfu"}
+
+
+def metrics(directory: Path) -> list[dict[str, Any]]:
+    records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key not in TIMING} for record in records]
+
+
+def assert_same_run(directory: Path, undisturbed: Path) -> None:
+    assert metrics(directory) == metrics(undisturbed)
+    for name in ("final/model.safetensors", "final/config.json", "eval.jsonl", "samples.jsonl", "recipe.toml"):
+        assert (directory / name).read_bytes() == (undisturbed / name).read_bytes(), name
+
+
+def after_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], None]) -> None:
+    append = MetricsLog.append
+
+    def append_and_act(log: MetricsLog, record: dict[str, Any]) -> None:
+        append(log, record)
+        if record["step"] == step:
+            act()
+
+    monkeypatch.setattr(MetricsLog, "append", append_and_act)
+
+
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
