@@ -1,11 +1,14 @@
 """A small text, a small recipe of two stages, and its run that nothing disturbed."""
 
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from leyden.data.build import BuildRecipe, run_build
 
 RECIPE = """
 [model]
@@ -84,3 +87,21 @@ def finished(recipe_file: Path, leyden_cli: Callable[..., Any]) -> Path:
     assert outcome.out == ""
     (recipe_file.parent / "said.txt").write_text(outcome.err)
     return directory
+
+
+@pytest.fixture
+def built(tmp_path: Path) -> Path:
+    """Two sources, a tenth of each held out, tokens by source."""
+    for name, word in (("first", "apple"), ("second", "plum")):
+        rows = [
+            {"text": " ".join(f"{word} {i} {i * i} {word * (i % 3)}." for i in range(n, n + 40))} for n in range(60)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = {
+        "build": {"workers": 1},
+        "source": [{"name": name, "paths": [str(tmp_path / f"{name}.jsonl")]} for name in ("first", "second")],
+        "stage": [{"kind": "exact"}, {"kind": "hold_out", "share": 0.1}],
+        "tokens": {"vocab_size": 300, "by": "source"},
+    }
+    run_build(BuildRecipe.parse(recipe, "test"), tmp_path / "build")
+    return tmp_path / "build"

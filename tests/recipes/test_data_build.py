@@ -5,50 +5,18 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from whole_runs import SMALL_MODEL, on_build
 
 from leyden.core.errors import UserError
-from leyden.data.build import BuildRecipe, run_build
 from leyden.recipes import run
 from leyden.recipes.loader import dry, parse_recipe
 from leyden.recipes.prepare import read_build
 from leyden.tokenizer import Tokenizer
 
-_MODEL = {
-    "preset": "tiny",
-    "num_hidden_layers": 2,
-    "hidden_size": 32,
-    "intermediate_size": 32,
-    "head_dim": 16,
-    "rotary_dim": 8,
-}
-
-
-@pytest.fixture
-def built(tmp_path: Path) -> Path:
-    """Two sources, a tenth of each held out, tokens by source."""
-    for name, word in (("first", "apple"), ("second", "plum")):
-        rows = [
-            {"text": " ".join(f"{word} {i} {i * i} {word * (i % 3)}." for i in range(n, n + 40))} for n in range(60)
-        ]
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    recipe = {
-        "build": {"workers": 1},
-        "source": [{"name": name, "paths": [str(tmp_path / f"{name}.jsonl")]} for name in ("first", "second")],
-        "stage": [{"kind": "exact"}, {"kind": "hold_out", "share": 0.1}],
-        "tokens": {"vocab_size": 300, "by": "source"},
-    }
-    run_build(BuildRecipe.parse(recipe, "test"), tmp_path / "build")
-    return tmp_path / "build"
-
-
-def recipe(build: Path, **stage: object) -> dict[str, object]:
-    stage = {"name": "one", "objective": "pretrain", "steps": 3, "seq_len": 64, "batch_tokens": 128, **stage}
-    return {"model": _MODEL, "data": {"build": str(build)}, "train": {"dtype": "float32"}, "stage": [stage]}
-
 
 def test_a_run_on_a_build(built: Path, tmp_path: Path) -> None:
     mixture = {"point": [{"step": 0, "weights": {"first": 1}}, {"step": 2, "weights": {"second": 1}}]}
-    run(parse_recipe(recipe(built, mixture=mixture), "test"), tmp_path / "run")
+    run(parse_recipe(on_build(built, mixture=mixture), "test"), tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3]
     result = json.loads((tmp_path / "run" / "eval.jsonl").read_text())
@@ -59,45 +27,47 @@ def test_a_run_on_a_build(built: Path, tmp_path: Path) -> None:
 
 
 def test_without_a_mixture_each_gives_what_it_has(built: Path, tmp_path: Path) -> None:
-    run(parse_recipe(recipe(built, packing="best_fit"), "test"), tmp_path / "run")
+    run(parse_recipe(on_build(built, packing="best_fit"), "test"), tmp_path / "run")
     assert (tmp_path / "run" / "final" / "model.safetensors").exists()
 
 
 def test_a_mixture_of_other_groups(built: Path, tmp_path: Path) -> None:
     mixture = {"point": [{"step": 0, "weights": {"frist": 1}}]}
     with pytest.raises(UserError, match=r"frist.*first"):
-        run(parse_recipe(recipe(built, mixture=mixture), "test"), tmp_path / "run")
+        run(parse_recipe(on_build(built, mixture=mixture), "test"), tmp_path / "run")
     capped = {"point": [{"step": 0, "weights": {"first": 1, "second": 0}}], "max_epochs": {"first": 0.001}}
     with pytest.raises(UserError, match="more than its max_epochs"):
-        run(parse_recipe(recipe(built, mixture=capped), "test"), tmp_path / "run")
-    run(parse_recipe(recipe(built), "test"), tmp_path / "run")  # nothing was made by those, so another recipe may begin
+        run(parse_recipe(on_build(built, mixture=capped), "test"), tmp_path / "run")
+    run(
+        parse_recipe(on_build(built), "test"), tmp_path / "run"
+    )  # nothing was made by those, so another recipe may begin
 
 
 def test_a_build_without_tokens(built: Path, tmp_path: Path) -> None:
     (built / "tokens" / "groups.json").unlink()
     with pytest.raises(UserError, match=r"has no tokens; give its recipe a \[tokens\] table"):
-        run(parse_recipe(recipe(built), "test"), tmp_path / "run")
+        run(parse_recipe(on_build(built), "test"), tmp_path / "run")
 
 
 def test_other_tokens_are_another_run(built: Path, tmp_path: Path) -> None:
-    run(parse_recipe(recipe(built), "test"), tmp_path / "run")
+    run(parse_recipe(on_build(built), "test"), tmp_path / "run")
     (tmp_path / "run" / "report" / "index.html").unlink()
     (tmp_path / "run" / "build.json").write_text('{"first": "other"}')
     with pytest.raises(UserError, match="has other tokens"):
-        run(parse_recipe(recipe(built), "test"), tmp_path / "run")
+        run(parse_recipe(on_build(built), "test"), tmp_path / "run")
 
 
 def test_build_and_text_exclude_each_other(built: Path) -> None:
-    given = recipe(built)
+    given = on_build(built)
     given["data"] = {"build": str(built), "text": ["a.txt"]}
     with pytest.raises(UserError, match="give either text"):
         parse_recipe(given, "test")
 
 
 def test_the_vocabulary_is_the_builds(built: Path, tmp_path: Path) -> None:
-    assert parse_recipe(recipe(built), "test").model.vocab_size == 300
+    assert parse_recipe(on_build(built), "test").model.vocab_size == 300
     for rows, fits in ((299, False), (300, True), (320, True)):
-        given = recipe(built) | {"model": {**_MODEL, "vocab_size": rows}}
+        given = on_build(built) | {"model": {**SMALL_MODEL, "vocab_size": rows}}
         if fits:
             assert read_build(parse_recipe(given, "test")).tokenizer.vocab_size == 300
         else:
@@ -107,11 +77,11 @@ def test_the_vocabulary_is_the_builds(built: Path, tmp_path: Path) -> None:
 
 def test_a_tokenizer_beside_a_build_is_refused(built: Path) -> None:
     with pytest.raises(UserError, match=r"\[tokenizer\] does not go with data.build.*leave \[tokenizer\] out"):
-        parse_recipe(recipe(built) | {"tokenizer": {"vocab_size": 300}}, "test")
+        parse_recipe(on_build(built) | {"tokenizer": {"vocab_size": 300}}, "test")
 
 
 def test_a_resolved_recipe_is_read_without_its_build(built: Path) -> None:
-    resolved = tomllib.loads(dry(parse_recipe(recipe(built), "test")))
+    resolved = tomllib.loads(dry(parse_recipe(on_build(built), "test")))
     assert "tokenizer" not in resolved
     resolved["data"]["build"] = str(built / "gone")
     assert parse_recipe(resolved, "test").model.vocab_size == 300
@@ -119,6 +89,6 @@ def test_a_resolved_recipe_is_read_without_its_build(built: Path) -> None:
 
 def test_tokens_of_another_tokenizer(built: Path, tmp_path: Path) -> None:
     Tokenizer.train(["to be or not to be"] * 2, vocab_size=264).save(built / "tokenizer")
-    given = recipe(built) | {"model": {**_MODEL, "vocab_size": 300}}
+    given = on_build(built) | {"model": {**SMALL_MODEL, "vocab_size": 300}}
     with pytest.raises(UserError, match="tokenizer"):
         run(parse_recipe(given, "test"), tmp_path / "run")

@@ -11,6 +11,14 @@ import pytest
 
 from leyden.train.metrics import MetricsLog
 
+SMALL_MODEL = {
+    "preset": "tiny",
+    "num_hidden_layers": 2,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "head_dim": 16,
+    "rotary_dim": 8,
+}
 TIMING = {"tokens_per_second", "mfu"}
 
 
@@ -38,3 +46,9 @@ def after_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], Non
 
 def interrupt() -> None:
     os.kill(os.getpid(), signal.SIGINT)
+
+
+def on_build(build: Path, **stage: object) -> dict[str, Any]:
+    """A recipe of one stage on a build."""
+    stage = {"name": "one", "objective": "pretrain", "steps": 3, "seq_len": 64, "batch_tokens": 128, **stage}
+    return {"model": SMALL_MODEL, "data": {"build": str(build)}, "train": {"dtype": "float32"}, "stage": [stage]}
