@@ -1,8 +1,10 @@
 """What goes wrong on ranks: plans that cannot be, steps that are not finite, errors of one rank, ranks that hang."""
 
+import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -223,3 +225,51 @@ def test_a_rank_that_dies_is_named_by_the_other(recipe: Path, tmp_path: Path) ->
     ended = rank_runs.torchrun("run", recipe, "--dir", tmp_path / "run", *PLAN, fault=("kill", 1, 3))
     assert ended.code == 1
     assert "rank 1 gives no sign of life; it was last at step " in ended.said
+
+
+ORPHAN = """
+import time
+from leyden.parallel.launcher import end_with_launcher
+end_with_launcher()
+print("bound", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_rank_ends_with_its_launcher() -> None:
+    """A launcher that is killed outright; the rank's standard error comes to its end when the rank does."""
+    launcher = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+    started = time.monotonic()
+    with subprocess.Popen(
+        [sys.executable, "-c", launcher, ORPHAN], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "bound\n"
+        process.kill()
+        assert f"rank 0 ends: process {process.pid}, which started it, is gone" in process.stderr.read()
+    assert time.monotonic() - started < 50
+
+
+@pytest.mark.slow
+def test_ranks_whose_torchrun_is_killed_end_and_the_next_start_goes_on(recipe: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "leyden"]
+    settings = (*PLAN, "--set", "stage.short.steps=4000")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    with subprocess.Popen(
+        [*command, "run", str(recipe), "--dir", str(directory), *settings], stderr=subprocess.PIPE, env=environment
+    ) as process:
+        assert process.stderr is not None
+        while not any((directory / "checkpoints").glob("step_*")):
+            time.sleep(0.1)
+        process.kill()
+        said = process.stderr.read().decode()  # until both ranks have ended
+    assert all(f"rank {rank} ends: process {process.pid}" in said for rank in (0, 1))
+    ended = rank_runs.torchrun("run", recipe, "--dir", directory, *PLAN, "--set", "stage.short.steps=4000", "--dry-run")
+    assert ended.code == 0, ended.said
+    step = int(max((directory / "checkpoints").glob("step_*")).name.removeprefix("step_"))
+    steps = ("--set", f"stage.short.steps={step + 1}")
+    ended = rank_runs.torchrun("run", recipe, "--dir", directory, *PLAN, *steps)
+    assert ended.code == 0, ended.said
+    assert f"going on from step {step}" in ended.said

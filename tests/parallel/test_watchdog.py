@@ -11,8 +11,9 @@ from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUs
 
 from leyden.core.errors import UserError
 from leyden.parallel import Mesh, ParallelConfig, Plan, Team, Watchdog, team, watchdog
+from leyden.parallel.launcher import EXIT_CODE
 from leyden.parallel.team import Place
-from leyden.parallel.watchdog import EXIT_CODE, Report
+from leyden.parallel.watchdog import Report
 
 TIMEOUT_SECONDS = 4.0
 

@@ -149,7 +149,7 @@ def test_what_a_kill_left_is_swept(finished: Path, tmp_path: Path) -> None:
     (run / "final").rename(run / ".final.old")  # between the two steps of a swap
     for name in ("plans/0123/tmpabc/plan", ".final.part"):
         (run / name).mkdir(parents=True)
-    for name in (".step_00000004.old", ".step_00000012.part"):
+    for name in (".step_00000004.gone", ".step_00000012.part"):
         (run / "checkpoints" / name).mkdir()
     (run / ".eval.jsonl.part").write_text("")
     sweep(run)

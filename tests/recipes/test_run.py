@@ -33,6 +33,7 @@ FILES = {
     "checkpoints/step_00000010/values.json",
     "checkpoints/step_00000010/tensors.json",
     "checkpoints/step_00000010/rank_00000.safetensors",
+    "final/SHA256SUMS",
     "final/config.json",
     "final/model.safetensors",
     "final/tokenizer.json",

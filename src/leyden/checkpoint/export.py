@@ -16,7 +16,7 @@ import torch
 from leyden.checkpoint.crew import Crew, crew_of
 from leyden.checkpoint.holders import Holders, Rectangle
 from leyden.checkpoint.layouts import Derived, Layout, layout_named
-from leyden.checkpoint.model_directory import bindings_of, check_fit, narrowed, refuse_to_replace_others
+from leyden.checkpoint.model_directory import bindings_of, check_fit, narrowed, note_files, refuse_to_replace_others
 from leyden.checkpoint.pieces import Piece
 from leyden.checkpoint.rules import Binding
 from leyden.checkpoint.tensor_files import SHARD_BYTES, shard_name, write_index, write_json
@@ -74,6 +74,7 @@ def export(
             write_index(part, [[tensor.name for tensor in file] for file in files], sum(t.num_bytes for t in tensors))
             if tokenizer is not None:
                 tokenizer.save(part)
+            note_files(part)
 
     with crew.directory(directory) as part:
         names = [part / shard_name(index, len(files)) for index in range(len(files))]

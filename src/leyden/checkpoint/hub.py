@@ -1,28 +1,55 @@
-"""Where a MODEL lies: a directory, or a repository of the Hugging Face hub."""
+"""Where a MODEL lies: a model's directory, a run, a checkpoint of one, or a repository of the Hugging Face hub."""
 
 import re
 from pathlib import Path
 
+from leyden.checkpoint.training import check_whole, is_checkpoint, latest_training
+from leyden.core.checksums import SUMS
 from leyden.core.errors import UserError
+from leyden.core.log import say
 
+_KINDS = (
+    "a directory with config.json and its weights, as a run's final/ is; a run, which stands for that; or a checkpoint"
+)
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
-_WANTED = ["*.json", "*.safetensors", "*.jinja"]
+_WANTED = ["*.json", "*.safetensors", "*.jinja", SUMS]
 
 
 def find_model(model: str | Path) -> Path:
-    """The directory of ``model``; a hub id ``org/name`` is downloaded first (weights and JSON, nothing that runs).
+    """The directory of ``model``: with ``config.json``, or a checkpoint (:func:`is_checkpoint`) that is whole.
+
+    A run is its ``final/``, and its newest whole checkpoint before it has one. A hub id ``org/name`` is downloaded
+    first (weights and JSON, nothing that runs).
 
     Raises:
-        UserError: no such directory, or the hub's package, the network or the repository is missing.
+        UserError: no such directory, no model in it, a damaged checkpoint, or the hub's package, the network or the
+            repository is missing.
     """
     path = Path(model)
     if path.is_dir():
-        return path
+        return _model_in(path)
     if path.exists():
-        raise UserError(f"{model} is a file; a model is a directory with config.json and its weights.")
+        raise UserError(f"{model} is a file; a model is {_KINDS}.")
     if isinstance(model, Path) or not _HUB_ID.fullmatch(model):
         raise UserError(f"{model} does not exist; give a model's directory, or a hub id such as org/name.")
     return _download(model)
+
+
+def _model_in(path: Path) -> Path:
+    if (path / "config.json").exists():
+        return path
+    if is_checkpoint(path):
+        check_whole(path)
+        return path
+    if (path / "final" / "config.json").exists():
+        return path / "final"
+    newest = latest_training(path)
+    if newest is not None:
+        say(f"{path} has no final/ yet: this is its newest checkpoint, {newest.name}")
+        return newest
+    if (path / "recipe.toml").exists():
+        raise UserError(f"{path} is a run that has neither a model (final/) nor a whole checkpoint yet; let it go on.")
+    raise UserError(f"{path / 'config.json'} does not exist; a model is {_KINDS}.")
 
 
 def _download(hub_id: str) -> Path:

@@ -1,8 +1,8 @@
 """Models on disk: ``load``, ``save`` and ``convert``.
 
-A MODEL is a directory with ``config.json``, safetensors and, mostly, a tokenizer, in one of three layouts. It is
-memory-mapped, never unpickled, and written whole or not at all. Matrices keep the dtype they are stored in; norms and
-routers are float32 in the model whatever the file says.
+A MODEL is a directory with ``config.json``, safetensors and, mostly, a tokenizer, in one of three layouts; or a
+training checkpoint, whose masters are in our own. It is memory-mapped, never unpickled, written whole or not at all.
+Matrices keep the dtype they are stored in; norms and routers are float32 in the model whatever the file says.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,9 +14,12 @@ import torch
 
 from leyden.checkpoint.hub import find_model
 from leyden.checkpoint.layouts import Derived, Layout, layout_named, layout_of
+from leyden.checkpoint.master_files import MasterFiles
 from leyden.checkpoint.rules import Binding, bind
 from leyden.checkpoint.stored_weights import StoredWeights, check_room, empty_model, fill
 from leyden.checkpoint.tensor_files import TensorFiles, read_json, write_json, write_tensors
+from leyden.checkpoint.training import is_checkpoint, read_values
+from leyden.core.checksums import SUMS, changed_files, write_checksums
 from leyden.core.errors import UserError
 from leyden.core.files import atomic_directory
 from leyden.model import HybridLM, ModelConfig
@@ -30,7 +33,7 @@ _HEAD = "lm_head.weight"
 """The output projection, as every layout calls it; a tied model may come with a copy of its embedding there."""
 _MANY_LAYERS, _MANY_TENSORS = 1 << 8, 1 << 17
 """Up to here names are made whatever config.json says, and what is missing is listed."""
-_OURS_TO_REPLACE = ("*.json", "*.safetensors", "*.jinja")
+_OURS_TO_REPLACE = ("*.json", "*.safetensors", "*.jinja", SUMS)
 
 
 def load(
@@ -44,7 +47,7 @@ def load(
     """Open a model in any layout.
 
     Args:
-        model: a directory, or a hub id ``org/name``.
+        model: a model's directory, a run, a checkpoint of one, or a hub id ``org/name``.
         dtype: cast the matrices; by default they stay as stored, memory-mapped.
         device: where to put it; by default the CPU.
         int8: hold weights in 8 bits (:func:`leyden.model.quantize`), rounded while they are read, so that no more than
@@ -57,10 +60,10 @@ def load(
         The model in evaluation mode, and its tokenizer, None where the directory has none.
 
     Raises:
-        UserError: nothing there, another kind of model, tensors missing, unexpected, misshapen or truncated, or weights
-            that do not fit into the memory that is free.
+        UserError: nothing there, another kind of model, tensors missing, unexpected, misshapen or truncated, files that
+            are not what Leyden wrote (``SHA256SUMS``), or weights that do not fit into the memory that is free.
     """
-    stored, device = _open(find_model(model)), torch.device(device or "cpu")
+    stored, device = _open(find_model(model), mesh), torch.device(device or "cpu")
     dtype = dtype or stored.weights.dtype
     check_room(stored.config, dtype, int8, device, mesh)
     network = empty_model(stored.config, dtype, int8, mesh)
@@ -124,14 +127,29 @@ class _Stored:
 def _read_settings(directory: Path) -> tuple[Layout, ModelConfig, dict[str, Any]]:
     """The layout of a directory, the model's shape, and the content of config.json."""
     path = directory / "config.json"
-    data = read_json(path)
+    if is_checkpoint(directory):
+        path = directory / "values.json"
+        data = {"model_type": "leyden", **_config_of_checkpoint(directory)}
+    else:
+        data = read_json(path)
     layout = layout_of(data, str(path))
     return layout, layout.read_config(data, str(path)), data
 
 
-def _open(directory: Path) -> _Stored:
+def _config_of_checkpoint(directory: Path) -> dict[str, Any]:
+    config = read_values(directory).get("model")
+    if config is None:
+        raise UserError(
+            f"{directory} was written by an earlier version, without the model's shape. Go on with its run by this "
+            "version: the next checkpoint has it."
+        )
+    return config
+
+
+def _open(directory: Path, mesh: Mesh | None = None) -> _Stored:
     layout, config, data = _read_settings(directory)
-    files = TensorFiles(directory)
+    trained = is_checkpoint(directory)
+    files = MasterFiles(directory) if trained else TensorFiles(directory)
     _check_count(layout, config, files)
     bindings, float32 = bindings_of(layout, config)
     derived = layout.derived(config, data)
@@ -140,10 +158,23 @@ def _open(directory: Path) -> _Stored:
         files.forget_copy(_HEAD, of=next(b.theirs[0] for b in bindings if b.ours == "embed_tokens.weight"))
     files.check(wanted | {item.name: item.shape for item in derived})
     _check_derived(files, derived)
-    has_tokenizer = (directory / _TOKENIZER_FILE).exists()
-    tokenizer = Tokenizer.load(directory) if has_tokenizer else None
+    _check_unchanged(files, mesh)
+    place = directory.absolute().parents[1] / "tokenizer" if trained else directory
+    tokenizer = Tokenizer.load(place) if (place / _TOKENIZER_FILE).exists() else None
     check_fit(config, tokenizer, str(directory))
     return _Stored(config, StoredWeights(files, bindings, float32), tokenizer)
+
+
+def _check_unchanged(files: TensorFiles, mesh: Mesh | None) -> None:
+    """Compare what is read with its hashes, where Leyden wrote some; of several ranks each looks at its share."""
+    directory = files.directory
+    names = sorted({tensor.file.name for tensor in files.stored.values()} | {_TOKENIZER_FILE})
+    changed = changed_files(directory, names if mesh is None else names[mesh.rank :: mesh.plan.world])
+    if changed:
+        raise UserError(
+            f"{', '.join(str(directory / name) for name in changed)}: not what was written there by {SUMS}; it is "
+            f"damaged, or was changed. Restore it from a copy; if the change was meant, remove {directory / SUMS}."
+        )
 
 
 def _check_count(layout: Layout, config: ModelConfig, files: TensorFiles) -> None:
@@ -217,6 +248,13 @@ def _write(
         write_tensors(part, tensors())
         if tokenizer is not None:
             tokenizer.save(part)
+        note_files(part)
+
+
+def note_files(directory: Path) -> None:
+    """Write the hashes of a model's weights and vocabulary, which :func:`load` compares."""
+    vocabulary = directory / _TOKENIZER_FILE
+    write_checksums(directory, [*directory.glob("*.safetensors"), *([vocabulary] if vocabulary.exists() else [])])
 
 
 def check_fit(config: ModelConfig, tokenizer: Tokenizer | None, source: str) -> None:

@@ -8,7 +8,6 @@ hashes tells a torn checkpoint from a whole one.
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,13 @@ from leyden.checkpoint.pieces import Piece, load_pieces, save_pieces
 from leyden.checkpoint.tensor_files import read_json
 from leyden.core.config import Config
 from leyden.core.errors import UserError
-from leyden.core.files import atomic_directory, disk_errors_are_user_errors, link_or_copy
+from leyden.core.files import (
+    atomic_directory,
+    discard,
+    disk_errors_are_user_errors,
+    link_or_copy,
+    remove_leftovers,
+)
 from leyden.core.log import logger
 
 _log = logger(__name__)
@@ -294,7 +299,5 @@ def _prune(newest: Path, keep: int) -> None:
     kept = [path for path in paths if path <= newest][-keep:]
     for path in paths:
         if path not in kept:
-            # Renamed first, so that a crash half-way does not leave a torn checkpoint under a good name.
-            path.rename(path.with_name(f".{path.name}.old"))
-    for leftover in newest.parent.glob(".step_*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+            discard(path)
+    remove_leftovers(newest.parent, below=False)

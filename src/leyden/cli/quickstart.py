@@ -16,7 +16,7 @@ def quickstart(
         typer.Option(help="Files or folders to learn from; by default Python's standard library.", show_default=False),
     ] = None,
     directory: Annotated[Path, typer.Option("--dir", help="Where the run is kept.")] = Path("runs/quickstart"),
-    minutes: Annotated[float, typer.Option(min=0.01, help="The most that training takes.")] = 5.0,
+    minutes: Annotated[float, typer.Option(min=0.01, help="About how long training takes.")] = 5.0,
 ) -> None:
     """Train a small MiniMax-01 on this machine's own text, evaluate it, and let it write."""
     from leyden.recipes import quickstart as start

@@ -24,7 +24,8 @@ def write_checksums(directory: Path, files: Iterable[Path]) -> None:
     """
     names = sorted(file.relative_to(directory).as_posix() for file in files)
     with atomic_file(directory / SUMS) as part:
-        part.write_text("".join(f"{_hash(directory / name)}  {name}\n" for name in names), encoding="utf-8")
+        lines = [f"{digest}  {name}\n" for name, digest in zip(names, _hashes(directory, names), strict=True)]
+        part.write_text("".join(lines), encoding="utf-8")
 
 
 def read_checksums(directory: Path) -> dict[str, str]:
@@ -44,9 +45,13 @@ def changed_files(directory: Path, names: Iterable[str] | None = None) -> list[s
     """
     listed = read_checksums(directory)
     wanted = sorted(listed if names is None else listed.keys() & set(names))
-    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
-        found = list(pool.map(lambda name: _hash(directory / name), wanted))
+    found = _hashes(directory, wanted)
     return [name for name, digest in zip(wanted, found, strict=True) if digest != listed[name]]
+
+
+def _hashes(directory: Path, names: Iterable[str]) -> list[str | None]:
+    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
+        return list(pool.map(lambda name: _hash(directory / name), names))
 
 
 def _hash(file: Path) -> str | None:

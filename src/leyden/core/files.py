@@ -53,7 +53,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     try:
         with disk_errors_are_user_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            recover_directory(path)
+            _recover(path)
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir()
             yield part
@@ -125,7 +125,7 @@ def _exchange(one: Path, other: Path) -> bool:
     return rename(_AT_THIS_DIRECTORY, os.fsencode(one), _AT_THIS_DIRECTORY, os.fsencode(other), _EXCHANGE) == 0
 
 
-def recover_directory(path: Path) -> None:
+def _recover(path: Path) -> None:
     """Put the older directory back, if the process was killed between the two steps of a swap."""
     if _old(path).exists() and not path.exists():
         os.replace(_old(path), path)

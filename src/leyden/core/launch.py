@@ -5,6 +5,9 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+PARENT = os.getppid()
+"""The process that started this one, torchrun for a rank of it; read as early as can be, while that surely lives."""
+
 
 @dataclass(frozen=True)
 class Launch:

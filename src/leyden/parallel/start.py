@@ -11,6 +11,7 @@ from torch.distributed import PrefixStore, rendezvous  # pyright: ignore[reportP
 from leyden.core.errors import Interrupted, UserError
 from leyden.core.launch import launched
 from leyden.core.log import speak_up
+from leyden.parallel.launcher import end_with_launcher
 from leyden.parallel.mesh import Mesh, collective_timeout, start_mesh
 from leyden.parallel.plan import Plan
 from leyden.parallel.team import Team
@@ -66,6 +67,7 @@ def team_of(plan: Plan) -> Iterator[Team]:
     if plan.world == 1:
         yield Team()
         return
+    end_with_launcher()
     mesh = start_ranks(plan, rank_device())
     try:
         yield Team(mesh)

@@ -21,10 +21,8 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore  # pyright: ignore[reportPrivateImportUsage] - documented, not in __all__
 
 from leyden.core.errors import Interrupted, UserError
+from leyden.parallel.launcher import EXIT_CODE
 from leyden.parallel.team import Place, Team
-
-EXIT_CODE = 75
-"""Of a process that ends because another rank hangs or is gone: EX_TEMPFAIL, "try again"."""
 
 _MOST_SECONDS_BETWEEN_BEATS = 1.0
 _BEATS_PER_TIMEOUT = 20

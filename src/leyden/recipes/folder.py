@@ -9,7 +9,7 @@ from pathlib import Path
 
 from leyden.core.config import read_toml
 from leyden.core.errors import UserError
-from leyden.core.files import recover_directory
+from leyden.core.files import discard, remove_leftovers
 from leyden.core.log import say
 from leyden.recipes.schema import Recipe
 from leyden.train import Progress
@@ -50,11 +50,10 @@ def nothing_left_behind(directory: Path, missing: Sequence[Path]) -> Iterator[No
 
 def sweep(directory: Path) -> None:
     """Finish or remove what a killed process was in the midst of writing; the caller holds the folder."""
-    for old in directory.glob(".*.old"):
-        recover_directory(old.with_name(old.name.removeprefix(".").removesuffix(".old")))
-    for pattern in (".*.part", "checkpoints/.step_*", "plans/*/tmp*"):
-        for part in directory.glob(pattern):
-            _remove(part)
+    for folder in (directory, directory / "checkpoints"):
+        remove_leftovers(folder, below=False)
+    for part in directory.glob("plans/*/tmp*"):
+        discard(part)
 
 
 def set_outcome_aside(recipe: Recipe, directory: Path, progress: Progress | None, trained: bool) -> None:
@@ -73,13 +72,6 @@ def set_outcome_aside(recipe: Recipe, directory: Path, progress: Progress | None
     place = directory / "earlier" / f"step_{progress.step:08d}"
     place.mkdir(parents=True, exist_ok=True)
     for path in found:
-        _remove(place / path.name)
+        discard(place / path.name)
         os.replace(path, place / path.name)
     say(f"what the run had come to at step {progress.step} is in {place}")
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from leyden.checkpoint import load
+from leyden.checkpoint.hub import find_model
 from leyden.core.errors import UserError
 from leyden.data.label.language_model import Answer, Request
 from leyden.serve import Engine, Sampling
@@ -29,7 +30,7 @@ class LocalModel:
         if tokenizer is None:
             raise UserError(f"{directory} has no tokenizer, so that it cannot be asked anything.")
         self._engine, self._tokenizer = Engine(model, tokenizer), tokenizer
-        self._identity = _digest(Path(directory))
+        self._identity = _digest(find_model(directory))
 
     @property
     def identity(self) -> str:

@@ -13,7 +13,7 @@ def quickstart(*, text: Sequence[Path] = (), directory: Path = Path("runs/quicks
     Args:
         text: files and folders; empty: the Python standard library's source.
         directory: the run's.
-        minutes: the most that training takes.
+        minutes: about how long training takes.
 
     Returns:
         The directory of the finished model.

@@ -14,6 +14,7 @@ from leyden.checkpoint.background import Background
 from leyden.checkpoint.crew import crew_of
 from leyden.checkpoint.pieces import Piece
 from leyden.checkpoint.training import Values, latest_training, load_training, newest_values, save_training
+from leyden.core.config import Config
 from leyden.parallel import Team
 from leyden.train.optimizer import MasterAdamW
 
@@ -180,6 +181,7 @@ class TrainState:
         return {name: Piece(t, weights[name.partition(".")[2]].part) for name, t in self._tensors().items()}
 
     def _values(self) -> dict[str, Any]:
+        config = getattr(self.model, "config", None)
         return {
             "step": self.step,
             "tokens": self.tokens,
@@ -187,6 +189,7 @@ class TrainState:
             "stage_step": self.stage_step,
             "skipped_in_a_row": self.skipped_in_a_row,
             "optimizer_steps": self.optimizer.num_steps,
+            "model": config.model_dump(mode="json") if isinstance(config, Config) else None,
             "batches": None if self._batches is None else self._batches.state_dict(),
         }
 
