@@ -8,7 +8,7 @@ import typer
 if TYPE_CHECKING:
     from leyden.data.label import LanguageModel
 
-app = typer.Typer(help="Documents to a clean corpus: build, inspect, stats.", no_args_is_help=True)
+app = typer.Typer(help="Documents to a clean corpus: build, inspect, stats, stages.", no_args_is_help=True)
 _Directory = Annotated[Path, typer.Argument(help="A build's directory.")]
 
 
@@ -71,3 +71,14 @@ def stats(
     from leyden.data.build.use import show_stats
 
     show_stats(directory, as_json=json)
+
+
+@app.command()
+def stages(
+    kind: Annotated[str | None, typer.Argument(help="A kind of stage: its keys, with defaults.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print all tables of a recipe, as a page.")] = False,
+) -> None:
+    """What a data recipe may say: the kinds of stages, or every key of one."""
+    from leyden.data.build.use import show_stages
+
+    show_stages(kind, as_page=markdown)

@@ -21,7 +21,7 @@ class HoldOut(Stage):
 
     kind: Literal["hold_out"] = "hold_out"
     share: float = Field(default=0.01, gt=0, lt=1)
-    """Of the documents."""
+    """Of the documents that come to this stage."""
 
     def apply(self, documents: Documents, shard: str, work: Path) -> Documents:
         """Drop the chosen ones with the reason ``held out``."""

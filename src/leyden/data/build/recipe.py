@@ -33,12 +33,12 @@ class TokensSection(Config):
     tokenizer: Path | None = None
     """A directory with ``tokenizer.json``. None: one is trained on the documents that are left."""
     vocab_size: int = Field(default=32_768, ge=261)
-    """Of a tokenizer that is trained."""
+    """Tokens of a tokenizer that is trained."""
     by: Literal["all", "source", "group"] = "all"
     """What shares a folder of shards, which a training mixture weighs as one: everything; each source; or each group
     that a ``mixture`` stage made."""
     layout: Layout = Layout()
-    """Of nested documents."""
+    """How dialogues, and questions with answers, become text."""
 
 
 class BuildRecipe(Config):

@@ -23,6 +23,7 @@ from leyden.core.printable import printable
 from leyden.data.build.directory import Build
 from leyden.data.build.inspect import Span, clusters, compare, left_at, story, text_of
 from leyden.data.build.recipe import BuildRecipe
+from leyden.data.build.reference import page, stage_tables, summaries
 from leyden.data.build.rejects import reading_line
 from leyden.data.build.report import funnel, write_report
 from leyden.data.build.run import DOING, carry_out
@@ -184,3 +185,28 @@ def _print_changes(spans: Sequence[Span]) -> None:
         line.truncate(_SHOWN_CHARACTERS, overflow="ellipsis")
     if spans:
         _out.print(line, soft_wrap=True)
+
+
+def show_stages(kind: str | None, *, as_page: bool) -> None:
+    """Print the kinds of stages, the keys of one kind, or the whole page of keys.
+
+    Raises:
+        UserError: there is no such kind.
+    """
+    if as_page:
+        print(page(), end="")
+        return
+    if kind is None:
+        table = Table("kind", "what it does")
+        for name, about in summaries().items():
+            table.add_row(name, escape(about))
+        _out.print(table)
+        _out.print("leyden data stages KIND prints the keys of one.", markup=False)
+        return
+    for found in stage_tables(kind):
+        _out.print(f"[bold]{escape(found.title)}[/]")
+        _out.print(escape(found.about))
+        table = Table("key", "type", "default", "meaning")
+        for key in found.keys:
+            table.add_row(*(escape(cell.replace("`", "")) for cell in (key.name, key.kind, key.default, key.meaning)))
+        _out.print(table)

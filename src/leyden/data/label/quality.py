@@ -41,7 +41,7 @@ class Quality(Stage):
 
     kind: Literal["quality"] = "quality"
     model: ModelSettings
-    """The judge."""
+    """The model that judges."""
     sample: int = Field(default=4000, ge=2)
     """Documents that it labels."""
     categories: tuple[str, ...] = CATEGORIES

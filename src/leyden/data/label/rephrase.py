@@ -79,7 +79,7 @@ class Rephrase(Stage):
     max_characters: int = Field(default=12_000, ge=1)
     """So are longer ones, which a model would not treat as a whole."""
     max_tokens: int = Field(default=4096, ge=1)
-    """Of an answer."""
+    """An answer ends after so many."""
     temperature: float = Field(default=0.7, ge=0)
     """Of the model's draws."""
     seed: int = 0

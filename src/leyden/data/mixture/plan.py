@@ -24,6 +24,7 @@ class QualityClass(Config):
     """A class of documents within every category, by their scores."""
 
     name: str
+    """What the class is called; the last part of its documents' group."""
     share: float = Field(gt=0, le=1)
     """Of a category's bytes, from the lowest scores up; over all classes they sum to 1."""
     weight: float = Field(gt=0)

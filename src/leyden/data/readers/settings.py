@@ -28,7 +28,8 @@ class ReadSettings(Config):
     max_document_bytes: int = Field(default=64 << 20, ge=1)
     """A file of text, a page or a line that is longer is set aside, without being held in memory."""
     max_rejects: int = Field(default=10_000, ge=1)
-    """What is left of a file is not read once so much of it was set aside for one reason, and more than was read."""
+    """A file is given up, and the rest of it not read, once so much of it was set aside for one reason, and no less
+    than it gave documents. What is merely empty does not count."""
     max_extraction_seconds: float = Field(default=10.0, gt=0)
     """The processor's time that finding the text of a page may take: of HTML, or of a PDF file, all of whose pages may
     take thirty times as much. What takes longer is set aside; ordinary pages take a few milliseconds."""
@@ -48,16 +49,17 @@ class ReadSettings(Config):
 
 
 class SourceSettings(ReadSettings):
-    """A recipe's ``[[source]]``."""
+    """Which files are read, and how documents are made of them; a recipe has one or several."""
 
     name: str = Field(pattern=r"^\w[\w.-]*$")
     """What its documents give as their source, and what their ids begin with."""
     paths: tuple[str, ...] = Field(min_length=1)
     """Files, folders, patterns (``crawl/**/*.warc.gz``), or datasets of the Hugging Face hub (``hf://OWNER/NAME``)."""
     format: str = "auto"
-    """How files are read: ``auto``, by their suffixes, or one of :data:`~leyden.data.sources.FORMATS` for all that are
-    named, and of what is in folders for those with its suffixes. A ``.json`` in a folder is configuration more often
-    than data, and is read under ``jsonl`` alone."""
+    """How files are read: ``auto``, by their suffixes; or ``text``, ``markdown``, ``code``, ``html``, ``jsonl``,
+    ``parquet``, ``arrow``, ``warc`` or ``pdf`` for all files that are named, and of what is in folders for those with
+    the suffixes of that format. A ``.json`` in a folder is configuration more often than data, and is read under
+    ``jsonl`` alone."""
 
     @field_validator("format")
     @classmethod

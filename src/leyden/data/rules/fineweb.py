@@ -11,7 +11,7 @@ from leyden.data.rules.gopher import duplicate_share
 
 
 class FineWeb(Rules):
-    """Pages whose lines do not end like sentences, come again, or are as short as those of a menu.
+    """Drop pages whose lines do not end like sentences, come again, or are as short as those of a menu.
 
     Lines are those that are not blank, without the white space around them.
     """
@@ -28,7 +28,7 @@ class FineWeb(Rules):
     max_short_lines: float = 0.67
     """Share of lines shorter than ``short_line_characters``; the paper."""
     short_line_characters: int = 30
-    """The paper."""
+    """Characters from which a line is not short any more; the paper."""
     max_duplicate_line_characters: float = 0.1
     """Share of the characters of lines that came before; the paper. The released code of FineWeb ran with 0.01."""
     max_newlines_per_word: float = 0.3

@@ -14,20 +14,23 @@ from leyden.data.rules.characters import LETTER, UNSPACED
 
 
 class GopherQuality(Rules):
-    """Numbers and lengths of words, symbols, bullets, ellipses, letters and stop words (A.1.1, quality filtering)."""
+    """Drop documents by their numbers and lengths of words, symbols, bullets, ellipses, letters and stop words.
+
+    The rules and thresholds are those of Gopher's quality filtering (arXiv 2112.11446, appendix A.1.1).
+    """
 
     TITLE: ClassVar[str] = "gopher"
     VERSION: ClassVar[int] = 2
     kind: Literal["gopher_quality"] = "gopher_quality"
 
     min_words: int = 50
-    """Words with a letter or digit; A.1.1."""
+    """A document of fewer words with a letter or digit is dropped; A.1.1."""
     max_words: int = 100_000
-    """A.1.1."""
+    """A document of more is dropped; A.1.1."""
     min_word_length: float = 3
     """Mean characters of a word's core; A.1.1. Not asked where most words are letters of scripts without spaces."""
     max_word_length: float = 10
-    """A.1.1."""
+    """The same from above; A.1.1."""
     max_symbols: float = 0.1
     """Hashes per word, and ellipses (``...`` or ``…``) per word, where every word counts; A.1.1."""
     max_bullet_lines: float = 0.9
@@ -120,7 +123,7 @@ def ends_in_ellipsis(analysis: Analysis) -> np.ndarray:
 
 
 class GopherRepetition(Rules):
-    """Lines, paragraphs and n-grams that come again (table A1).
+    """Drop documents whose lines, paragraphs and n-grams come again (Gopher, arXiv 2112.11446, table A1).
 
     A line, paragraph or n-gram of five and more words is a duplicate from its second time on; n-grams are of words as
     they are written, with case and punctuation. Characters are those of words, without the white space between them;

@@ -18,17 +18,18 @@ class Length(Rules):
     kind: Literal["length"] = "length"
 
     min_characters: int = Field(0, ge=0)
-    """Code points."""
+    """Documents of fewer code points are dropped."""
     max_characters: int = _NO_END
-    """Code points."""
+    """Documents of more code points are dropped."""
     min_words: int = Field(0, ge=0)
-    """Words as :mod:`leyden.data.rules.analysis` counts them."""
+    """Documents of fewer words are dropped. A word stands between white space, or is a character of a script without
+    spaces."""
     max_words: int = _NO_END
-    """Words."""
+    """Documents of more words are dropped."""
     min_bytes: int = Field(0, ge=0)
-    """UTF-8 bytes."""
+    """Documents of fewer UTF-8 bytes are dropped."""
     max_bytes: int = _NO_END
-    """UTF-8 bytes."""
+    """Documents of more UTF-8 bytes are dropped."""
 
     def limits(self, analysis: Analysis) -> list[Limit]:
         """See :meth:`Rules.limits`."""
