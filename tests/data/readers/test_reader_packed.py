@@ -11,7 +11,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leyden.data.readers.packed import chunks
+from leyden.data.readers.packed import FREE_BYTES, chunks
 from leyden.data.readers.problem import Problem
 
 PACK = {".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}
@@ -97,6 +97,20 @@ def test_a_bomb_is_not_held(tmp_path, read, suffix, megabytes, held):
     assert documents == []
     assert [reject.reason for reject in rejects] == ["too long"]
     assert peak < held << 20
+
+
+@pytest.mark.parametrize("suffix", PACK)
+def test_what_unpacks_to_far_more_than_text_does_is_read_no_further(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(PACK[suffix](bytes(9 << 20)) * 2)
+    found = list(chunks(path))
+    size = sum(len(chunk) for chunk in found if isinstance(chunk, bytes))
+    if suffix == ".gz":  # which cannot
+        assert size == 18 << 20
+    else:
+        assert size > FREE_BYTES
+        assert isinstance(found[-1], Problem)
+        assert found[-1].reason == "unpacks to too much"
 
 
 def test_windows_of_zstd_long_are_read(tmp_path):

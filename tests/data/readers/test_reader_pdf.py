@@ -85,11 +85,11 @@ def test_a_file_that_needs_another_package_says_so(tmp_path, read):
 
 
 def test_a_file_that_takes_too_long_is_set_aside_and_the_next_is_read(tmp_path, read):
-    (tmp_path / "a.pdf").write_bytes(_pdf("a) Tj (" * 60_000, "An end."))
+    (tmp_path / "a.pdf").write_bytes(_pdf("a) Tj (" * 200_000, "An end."))
     (tmp_path / "b.pdf").write_bytes(_pdf(*["a) Tj (" * 200] * 40))  # no page takes long, all together do
     (tmp_path / "c.pdf").write_bytes(_pdf("Minutes of the council"))
-    documents, rejects = read(tmp_path, max_extraction_seconds=0.1)
-    assert [document.text for document in documents][-1] == "Minutes of the council"
+    documents, rejects = read(tmp_path, max_extraction_seconds=0.3)
+    assert documents[-1].text == "Minutes of the council"
     assert rejects[0].reason == "took too long"
     documents, rejects = read(tmp_path / "b.pdf", max_extraction_seconds=0.005)
     assert documents == []

@@ -1,8 +1,10 @@
 """Bytes of the web to text, as browsers decode them (https://encoding.spec.whatwg.org)."""
 
 import codecs
+import functools
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import webencodings
 
@@ -10,6 +12,7 @@ from leyden.data.readers.problem import Problem
 
 _BOMS = {b"\xef\xbb\xbf": "utf-8", b"\xfe\xff": "utf-16be", b"\xff\xfe": "utf-16le"}
 _UTF_16 = ("utf-16be", "utf-16le")
+_UNICODE = ("utf-8", *_UTF_16)
 
 _ASCII = re.compile("[\x00-\x7f]+")
 _MARKUP = re.compile(rb"<(?:(!--)|([!?])|(meta|script|style|title|textarea|noscript)(?=[\s/>])|/?[a-z])", re.IGNORECASE)
@@ -98,6 +101,8 @@ def _num_high(data: bytes) -> int:
 
 def _errors(text: str, data: bytes) -> tuple[int, int]:
     """How many errors there were, but for a character that the end cuts; and how many characters are not ASCII."""
+    if "\ufffd" not in text:
+        return 0, 1
     cut = text.endswith("\ufffd")
     errors = text.count("\ufffd") - data.count(b"\xef\xbf\xbd") - cut
     return errors, len(_ASCII.sub("", text)) - cut
@@ -173,16 +178,34 @@ def _of_label(label: bytes) -> webencodings.Encoding | None:
 
 def _decoded(data: bytes, name: str) -> str:
     """Bytes of one of the standard's encodings, which Python's codecs are brought up to."""
-    encoding = webencodings.lookup("gb18030" if name == "gbk" else name)  # browsers decode both alike
+    name = "gb18030" if name == "gbk" else name  # browsers decode both alike
+    encoding = webencodings.lookup(name)
     assert encoding is not None
-    text = encoding.codec_info.decode(data, "whatwg")[0]
-    table = _TRANSLATED.get(name)
-    return text.translate(table) if table else text
+    if name not in _OF_SEVERAL_BYTES:
+        table: Any = _table(name)  # a string is one, whatever the type stubs say
+        return codecs.charmap_decode(data, "strict", table)[0]
+    text = encoding.codec_info.decode(data, "replace")[0]
+    if name in ("gb18030", "euc-jp") and 0 < text.count("\ufffd") < _MAX_REPAIRED:
+        text = encoding.codec_info.decode(data, "whatwg")[0]
+    return text.translate(_JAPANESE) if name in ("euc-jp", "iso-2022-jp") else text
 
 
+_OF_SEVERAL_BYTES = (*_UNICODE, "gb18030", "big5", "euc-jp", "euc-kr", "iso-2022-jp", "shift_jis")
 _JAPANESE = str.maketrans("〜‖−¢£¬", "～∥－￠￡￢")
-_TRANSLATED = {"euc-jp": _JAPANESE, "iso-2022-jp": _JAPANESE, "koi8-u": str.maketrans("╝╬", "ўЎ")}
+_KOI8_U = str.maketrans("╝╬", "ўЎ")
 """Where Python's tables differ from the web's."""
+
+_MAX_REPAIRED = 100_000
+"""Errors that are looked at one by one: what has more is no text."""
+
+
+@functools.lru_cache
+def _table(name: str) -> str:
+    """The characters of the 256 bytes of an encoding of single bytes."""
+    encoding = webencodings.lookup(name)
+    assert encoding is not None
+    table = encoding.codec_info.decode(bytes(range(256)), "whatwg")[0]
+    return table.translate(_KOI8_U) if name == "koi8-u" else table
 
 
 def _instead(error: UnicodeError) -> tuple[str, int]:

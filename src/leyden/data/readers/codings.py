@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 _CHUNK = re.compile(rb"[ \t]*([0-9a-fA-F]{1,16})[ \t]*(?:;[^\n]*)?\r?\n")
 _BINARY = re.compile(rb"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f]")
+_MAX_CHUNKS = 1_000_000
 _FEED_BYTES = 1 << 12  # unpacked at once: at most 4 MiB
 _ZSTD_FEED_BYTES = 1 << 8  # at most 8 MiB
 
@@ -40,6 +41,8 @@ def _without_chunks(data: bytes) -> tuple[bytes, str]:
         ends = data[at : at + 2]
         if len(parts) == 1 and not ends.startswith((b"\r\n", b"\n")) and not data.startswith(b"\r\n", start - 2):
             return data, ""  # a text whose first line happens to be a number
+        if len(parts) > _MAX_CHUNKS:
+            return b"".join(parts), f"it has more than {_MAX_CHUNKS:,} chunks"
         if at > len(data):
             return b"".join(parts), f"its last chunk has {len(parts[-1]):,} of {at - start:,} bytes"
         at += 2 if ends == b"\r\n" else ends[:1] == b"\n"

@@ -169,6 +169,12 @@ def find(file: BinaryIO, pattern: re.Pattern[bytes], start: int, *, longest: int
     return None
 
 
+def is_at(file: BinaryIO, pattern: re.Pattern[bytes], place: int, *, longest: int = 16) -> bool:
+    """Whether ``pattern`` matches at a place, as :func:`find` finds it."""
+    file.seek(place)
+    return pattern.match(file.read(longest)) is not None
+
+
 def lines(pieces: Iterable[bytes | Problem], limit: int, start: int = 0) -> Iterator[tuple[int, bytes | Problem]]:
     """Lines without their ends, each with the place of its first byte.
 

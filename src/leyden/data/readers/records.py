@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from leyden.data.readers.packed import GZIP_MEMBER, find, is_packed, placed_chunks
+from leyden.data.readers.packed import GZIP_MEMBER, find, is_at, is_packed, placed_chunks
 from leyden.data.readers.problem import Problem
 
 _VERSION = re.compile(rb"WARC/\d+\.\d+\s*")
@@ -56,20 +56,21 @@ def records(path: Path, start: int, end: int | None, limit: int) -> Iterator[tup
         end: where the range ends; None: with the file.
         limit: how many bytes of a block are held.
     """
-    if start:
-        with path.open("rb") as file:
-            found = find(file, GZIP_MEMBER, start)
-        if found is None:
+    stop = sys.maxsize if end is None else end
+    with path.open("rb") as file:
+        begin = find(file, GZIP_MEMBER, start) if start else 0
+        if begin is None or begin >= stop:
             return
-        start = found
-    unit: _Unit | None = _Unit(path, start)
-    if start and not unit.begins_here():  # it goes on with a record of the range before
-        unit = unit.following()
-    while unit is not None and unit.place < (sys.maxsize if end is None else end):
-        last = unit
-        for last, found in _records_of(unit, limit):
-            yield last.where, found
-        unit = last.following()
+        unit: _Unit | None = _Unit(path, begin)
+        # A range has what can be found from its first byte on, and what follows that and cannot: so each unit is read
+        # once, even where it is broken just so that it can be read and not be found.
+        while begin and unit is not None and not (unit.begins_here() and is_at(file, GZIP_MEMBER, unit.place)):
+            unit = unit.following()
+        while unit is not None and not (unit.place >= stop and is_at(file, GZIP_MEMBER, unit.place)):
+            last = unit
+            for last, found in _records_of(unit, limit):
+                yield last.where, found
+            unit = last.following()
 
 
 def is_packed_by_record(path: Path) -> bool:
@@ -201,13 +202,15 @@ class _Unit:
             raise Problem("corrupt WARC", f"a record without {', '.join(missing)}")
         if not _NUMBER.fullmatch(length):
             raise Problem("corrupt WARC", f"a Content-Length of {length[:40]!r}")
-        block = self._read(min(int(length), limit))
-        read = len(block) + self._skip(int(length) - len(block))
-        if read < int(length):
-            raise Problem("corrupt WARC", f"{read:,} of the record's {int(length):,} bytes")
+        size = int(length)
+        there = self._left()  # so that a length that cannot be does not cost reading all that is there
+        block = self._read(min(size, limit)) if size <= there else b""
+        read = len(block) + self._skip(size - len(block)) if size <= there else there
+        if read < size:
+            raise Problem("corrupt WARC", f"{read:,} of the record's {size:,} bytes")
         self._skip_blank()  # where the record is packed by itself, its checksum is behind this
         place = self.place if self._packed else self.begin
-        return Record(place, number, headers, int(length), block)
+        return Record(place, number, headers, size, block)
 
     def _headers(self) -> dict[str, str]:
         lines: list[bytes] = []
@@ -259,6 +262,10 @@ class _Unit:
             self._pass(self._at + step)
             left -= step
         return size - left
+
+    def _left(self) -> int:
+        """How many bytes of the unit are left, where that can be told."""
+        return sys.maxsize if self._packed else self._path.stat().st_size - self._offset
 
     def _pass(self, at: int) -> None:
         self._offset += at - self._at

@@ -124,8 +124,9 @@ def _page_of(record: Record, settings: ReadSettings) -> tuple[str, dict[str, Any
 
 def _answer(record: Record) -> tuple[Response, str]:
     """What a server answered, and the type that it gave; a ``resource`` is a body alone."""
-    given, kind = record.headers.get("content-type", ""), record.headers["warc-type"].lower()
-    if given.lower().startswith("application/http") or (kind == "response" and not given):
+    given = record.headers.get("content-type", "")
+    is_response = record.headers["warc-type"].lower() == "response"
+    if given.lower().startswith("application/http") or (is_response and (not given or record.block[:5] == b"HTTP/")):
         answer = parse_response(record.block)
         return answer, answer.all("content-type")
     return Response(None, (), record.block), given
