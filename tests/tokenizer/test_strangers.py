@@ -86,6 +86,11 @@ def test_a_vocabulary_that_lacks_bytes_is_refused(altered):
         altered(drop)
 
 
+def test_a_vocabulary_that_is_not_spelt_in_bytes_is_refused(altered):
+    with pytest.raises(UserError, match="'▁' stands for none"):
+        altered(lambda definition: definition["model"]["vocab"].update({"▁the": 500})).decode([500])
+
+
 @pytest.mark.parametrize("pattern", ["(a+)+$", "(a|aa)+$"])
 def test_an_expression_that_gives_up_is_a_user_error(altered, pattern):
     split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")

@@ -45,6 +45,7 @@ TAKES = {
     "mistral_small": Takes("both"),
     "gemma2": Takes(system="refused"),
     "gemma3": Takes("both"),
+    "gemma4": Takes(calls="mapping", tools="wrapped"),
     "qwen2_5": Takes(calls="mapping", tools="wrapped"),
     "qwen3": Takes(calls="text", tools="wrapped"),
     "qwen2_vl": Takes("both"),
@@ -175,6 +176,14 @@ def test_a_template_gets_calls_and_their_results(name):
         assert words in text
     said = [{**message, "content": "I look."} if message.get("tool_calls") else message for message in CALLED]
     assert "Leyden" in chat.render(said, None, True)
+    twice = json.loads(json.dumps(CALLED))
+    twice[1]["tool_calls"].append({**CALLED[1]["tool_calls"][0], "id": "call_2"})
+    twice[1]["tool_calls"][1]["function"] = {"name": "weather", "arguments": '{"town": "Delft"}'}
+    if name == "llama3_1":
+        with pytest.raises(UserError, match="One call at a time"):
+            chat.render(twice, None, True)
+    else:
+        assert "Delft" in chat.render(twice, None, True)
     parsed = json.loads(json.dumps(CALLED))
     parsed[1]["tool_calls"][0]["function"]["arguments"] = json.loads(ARGUMENTS)
     assert chat.render(parsed, None, True) == text
@@ -191,6 +200,16 @@ def test_a_template_tells_tools_or_the_request_is_refused(name):
     text = chat.render(TURNS, [TOOL], True)
     assert text == stock(name, by_hand(takes, TURNS), given)
     assert "weather" in text and "The sky over a town." in text
+
+
+def test_calls_that_a_template_leaves_out_are_refused():
+    first = "{% for m in messages %}{{ m.content }}{{ m.tool_calls[0] | tojson if m.tool_calls }}{% endfor %}"
+    chat = ChatTemplate(first, {})
+    assert "Leyden" in chat.render(CALLED, None, True)
+    twice = json.loads(json.dumps(CALLED))
+    twice[1]["tool_calls"] *= 2
+    with pytest.raises(UserError, match=r"Message 1 \(assistant\) has 2 tool_calls, of which .* one a message"):
+        chat.render(twice, None, True)
 
 
 BROKEN = ["", " \n", "null", '{"path": "C:\\temp', "3", "[1]", '"x"', '{"a":' * 900 + "1" + "}" * 900]

@@ -27,9 +27,15 @@ def check_form(form: TemplateForm, messages: Sequence[Message], tools: Sequence[
             '"tools" out, or take a model whose template has one.'
         )
     for place, message in enumerate(messages):
-        if message.get("tool_calls") and form.calls is None and form.calls_as_text is None:
+        calls = message.get("tool_calls")
+        if calls and form.calls is None and form.calls_as_text is None:
             raise UserError(
                 f"Message {place} ({message['role']}) has tool_calls, which the model's chat template leaves out."
+            )
+        if isinstance(calls, list) and len(calls) > 1 and form.calls is not None and not form.calls.several:
+            raise UserError(
+                f"Message {place} ({message['role']}) has {len(calls)} tool_calls, of which the model's chat template "
+                "writes down one; give it one a message."
             )
         if form.contents.get(message["role"]) == () and text_of(message.get("content")).strip():
             raise _lost(place, message)

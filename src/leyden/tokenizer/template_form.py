@@ -26,7 +26,7 @@ Style = Literal["text", "mapping"]
 """A call's arguments: the JSON text that the model wrote, or what it says."""
 
 _SYSTEM, _USER, _ASSISTANT, _TOOL, _MORE = "qzvsystem", "qzvuser", "qzvassistant", "qzvtool", "qzvmore"
-_NAME, _KEY, _VALUE = "qzvname", "qzvkey", "qzvvalue"
+_NAME, _KEY, _VALUE, _OTHER = "qzvname", "qzvkey", "qzvvalue", "qzvother"
 _CALL_ID = "call_qzv0123456789abcdef"
 _STYLES: tuple[Style, ...] = ("text", "mapping")
 _MAX_DEPTH = 64
@@ -41,12 +41,14 @@ class _Calls:
         empty: the content of an answer that has calls and no text.
         beside_text: whether calls come out of an answer that has text, too; else the text is left out.
         short_ids: ids are nine letters and digits (Mistral's templates refuse all others).
+        several: whether all calls of one answer come out, or the template says itself that it takes but one.
     """
 
     arguments: Style
     empty: Literal[""] | None
     beside_text: bool
     short_ids: bool
+    several: bool
 
 
 @dataclass(frozen=True)
@@ -247,8 +249,9 @@ def _try_calls(
         if (style is not None) + answered > best[0]:
             calls = None
             if style is not None:
-                spoken = attempt(style, _give(_ASSISTANT, contents.get("assistant", ())))
-                calls = _Calls(style, empty, spoken is not None and _shows_call(spoken, style), short)
+                spoken = attempt(style, _give(_ASSISTANT, contents.get("assistant", ()))) or ""
+                twice = attempt(style, None if empty is None else empty_text, others=(_OTHER,))
+                calls = _Calls(style, empty, _shows_call(spoken, style), short, twice is None or _OTHER in twice)
             best = ((style is not None) + answered, calls, (form,) if answered else ())
         if best[0] == 2:
             break
@@ -257,7 +260,7 @@ def _try_calls(
 
 def _style(texts: Mapping[Style, str | None]) -> Style | None:
     """How arguments come out; where a template takes both, as the text that was written, unless it writes another."""
-    shown = [style for style in _STYLES if _shows_call(texts[style] or "", style)]
+    shown: list[Style] = [style for style in _STYLES if _shows_call(texts[style] or "", style)]
     if len(shown) == 2:
         return "text" if texts["text"] == texts["mapping"] else "mapping"
     return shown[0] if shown else None
@@ -271,12 +274,13 @@ def _called(
     tools: Sequence[Mapping[str, Any]] | None,
     style: Style,
     content: Any,
+    others: Sequence[str] = (),
 ) -> str | None:
     """The text of a chat: asked, called beside ``content`` with arguments in a ``style``, and told."""
     call_id = "qzv012345" if short else _CALL_ID
-    arguments = {_KEY: _VALUE}
-    function = {"name": _NAME, "arguments": json.dumps(arguments) if style == "text" else arguments}
-    calls = [{"id": call_id, "type": "function", "function": function}]
+    given = [{_KEY: value} for value in (_VALUE, *others)]
+    functions = [{"name": _NAME, "arguments": json.dumps(each) if style == "text" else each} for each in given]
+    calls = [{"id": call_id, "type": "function", "function": function} for function in functions]
     called = {"role": "assistant", "content": content, "tool_calls": calls}
     return render([asked, called, {"role": "tool", "tool_call_id": call_id, "name": _NAME, "content": told}], tools)
 

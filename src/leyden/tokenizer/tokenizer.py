@@ -318,7 +318,12 @@ class Tokenizer:
         """The bytes of every token."""
         added = {index: token.content.encode() for index, token in self._backend.get_added_tokens_decoder().items()}
         learnt = self._backend.get_vocab(with_added_tokens=False)
-        return {index: bytes(map(_BYTES.__getitem__, token)) for token, index in learnt.items()} | added
+        try:
+            return {index: bytes(map(_BYTES.__getitem__, token)) for token, index in learnt.items()} | added
+        except KeyError as error:
+            raise UserError(
+                f"The vocabulary is not spelt in bytes: {error} stands for none; Leyden reads byte-level BPE."
+            ) from None
 
     @cached_property
     def _byte_ids(self) -> list[int]:
