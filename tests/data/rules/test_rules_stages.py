@@ -130,7 +130,7 @@ def test_repair_gives_normal_text_once_and_for_all(text):
     assert Unicode(encoding=False).repair(once) == once
 
 
-SENTENCES = [
+QUOTING = [
     "O título é “{}” em maiúsculas, e a manhã não acabou.",
     "A palavra do dia é «{}».",
     "Sonuç: “{}” geçerli, çünkü ağaç öğrendi.",
@@ -170,7 +170,8 @@ BEHIND = ["", "…", "®", "?", " E", ","]
 
 
 def test_sound_text_is_never_repaired():
-    sound = [sentence.format(word + behind) for sentence in SENTENCES for word in WORDS for behind in BEHIND]
+    sound = [sentence.format(word + behind) for sentence in QUOTING for word in WORDS[:-1] for behind in BEHIND]
+    sound += [sentence.format(WORDS[-1]) for sentence in QUOTING]  # of one letter
     repaired = Unicode(form="none").repair("\n".join(sound)).split("\n")
     assert [pair for pair in zip(sound, repaired, strict=True) if len(set(pair)) > 1] == []
     alone = [f"{word}{mark}" for word in WORDS[:-1] for mark in ("”", "»", "…", "“ ", "’, ", "™")]
@@ -180,7 +181,7 @@ def test_sound_text_is_never_repaired():
 def test_wrongly_decoded_text_is_repaired_in_bulk():
     import ftfy.bad_codecs.sloppy  # noqa: F401  Windows-1252 as programs decode it, without gaps
 
-    sound = [sentence.format(word) for sentence in SENTENCES for word in WORDS]
+    sound = [sentence.format(word) for sentence in QUOTING for word in WORDS]
     for encoding in ("sloppy-windows-1252", "latin-1"):
         wrong = [text.encode().decode(encoding) for text in sound]
         lines = [Unicode().repair(text) for text in wrong]

@@ -65,12 +65,11 @@ class Unicode(Rules):
         return _HARMLESS.fullmatch(text) is not None and not (self.html_entities and "&" in text)
 
     def _repair_line(self, line: str) -> str:
-        """A line, of which the ends of words are repaired apart from the marks behind them."""
         import ftfy
 
-        config = _config(self.encoding, self.html_entities and "<" not in line, self.form)
-        parts = _doubtful().split(line) if self.encoding else [line]
-        return "".join(ftfy.fix_text(part, config) for part in parts)
+        if self.html_entities and "<" not in line:
+            line = ftfy.fixes.unescape_html(line)
+        return ftfy.fix_text(_decoded_anew(line) if self.encoding else line, _config(self.form))
 
     def _repair_doubtful(self, lines: Sequence[str], done: list[str]) -> None:
         """Repair whole lines with doubtful ends of words, if most of the text was wrongly decoded, and all of the line.
@@ -79,7 +78,8 @@ class Unicode(Rules):
             lines: as they were.
             done: what :meth:`_repair_line` made of them; changed.
         """
-        doubtful, wrong, sound = [], 0, 0
+        doubtful: list[int] = []
+        wrong = sound = 0
         for number, (line, made) in enumerate(zip(lines, done, strict=True)):
             if line.isascii():
                 continue
@@ -90,15 +90,31 @@ class Unicode(Rules):
             else:
                 sound += not is_wrong
         for number in doubtful if wrong > sound else ():
-            done[number] = self._repair_whole(lines[number]) or done[number]
+            once = _decoded_once(lines[number], whole=True)
+            if once != lines[number]:
+                done[number] = self._repair_line(once)
 
-    def _repair_whole(self, line: str) -> str | None:
-        """A line decoded anew as a whole; None where that is not possible, as some of it is sound."""
-        import ftfy
 
-        config = _config(self.encoding, self.html_entities and "<" not in line, self.form)
-        made, steps = ftfy.fix_and_explain(line, config)
-        return None if any(step.parameter == "decode_inconsistent_utf8" for step in steps or ()) else made
+def _decoded_anew(line: str) -> str:
+    """A line with wrong decodings undone, one after the other; ends of words apart from the marks behind them."""
+    while True:
+        once = "".join(map(_decoded_once, _doubtful().split(line)))
+        if once == line:
+            return line
+        line = once
+
+
+def _decoded_once(text: str, whole: bool = False) -> str:
+    """Text with one wrong decoding undone: of all its characters, or else (unless ``whole``) of those that show it."""
+    import ftfy
+
+    if text.isascii():
+        return text
+    _, steps = ftfy.fix_encoding_and_explain(text)
+    if not steps or (whole and steps[0].action != "encode"):
+        return text
+    actions = [step.action for step in steps]
+    return ftfy.apply_plan(text, steps[: actions.index("decode") + 1 if actions[0] == "encode" else 1])
 
 
 @functools.cache
@@ -125,13 +141,14 @@ def _is_recoded(line: str, made: str) -> bool:
     return made != line and sum(not c.isascii() for c in made) < sum(not c.isascii() for c in line)
 
 
-@functools.lru_cache(8)
-def _config(encoding: bool, html_entities: bool, form: Form) -> "TextFixerConfig":
+@functools.cache
+def _config(form: Form) -> "TextFixerConfig":
+    """All repairs but those of the encoding, which are made before."""
     from ftfy import TextFixerConfig
 
     return TextFixerConfig(
-        unescape_html=html_entities,
-        fix_encoding=encoding,
+        unescape_html=False,
+        fix_encoding=False,
         fix_latin_ligatures=False,
         fix_character_width=False,
         uncurl_quotes=False,
