@@ -129,3 +129,15 @@ def test_bad_sets_are_errors_that_name_them(name, content, message, tmp_path):
 def test_settings_that_contradict_are_refused():
     with pytest.raises(UserError, match="min_words = 9 must not exceed ngram_words = 5"):
         Contamination.parse({"sets": ["a"], "ngram_words": 5, "min_words": 9}, "recipe")
+
+
+def test_a_text_that_many_items_share_costs_no_more_for_coming_often(tmp_path):
+    boiler = "answer the question that follows with one of the letters a b c or d and nothing else at all"
+    items = [f"{boiler} {text(1000 + number, 9)}" for number in range(1500)]
+    (tmp_path / "set.txt").write_text("\n".join(items))
+    stage = Contamination(sets=(tmp_path / "set.txt",), overlap=0.9)
+    documents = [Document("often", f"{boiler} " * 4000 + items[7], "memory"), Document("own", text(5, 50), "memory")]
+    found = marked(stage, documents, tmp_path)
+    assert found["often"][0] == "contaminated by set.txt"
+    assert found["often"][1].startswith("set.txt, line 8, text: 100 % of its n-grams, words 0 to ")
+    assert found["own"][0] is None

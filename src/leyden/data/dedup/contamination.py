@@ -1,6 +1,7 @@
 """Documents that hold parts of evaluation sets, found by n-grams of words (Brown et al. 2020, appendix C)."""
 
 import functools
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pydantic import Field, model_validator
 
 from leyden.core.errors import UserError
 from leyden.data.dedup.normalisation import normalised, texts_of
+from leyden.data.dedup.runs import groups
 from leyden.data.dedup.windows import hash_strings, inner_windows, window_hashes, words_of
 from leyden.data.documents import Documents
 from leyden.data.stage import Stage
@@ -142,21 +144,35 @@ class Index:
             offsets: [D+1] int64, where each document's words begin.
         """
         units = hash_strings(words)
-        hits = [np.zeros((0, 5), np.int64)]
-        for length, (hashes, owners, places) in self._tables.items():
-            starts, rows = inner_windows(offsets, length)
-            own = window_hashes(units, length)[starts]
-            low, high = np.searchsorted(hashes, own), np.searchsorted(hashes, own, side="right")
-            hit = np.flatnonzero(high > low)
-            counts = (high - low)[hit]
-            entry = (
-                np.repeat(low[hit], counts) + np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-            )
-            start = np.repeat(starts[hit], counts)
-            same = self._same(words, start, places[entry], length)
-            columns = np.repeat(rows[hit], counts), owners[entry], entry, start, np.full(len(entry), length)
-            hits.append(np.stack(columns, axis=1)[same])
-        return self._best(np.concatenate(hits), words, offsets)
+        best: dict[int, tuple[float, int, int, int]] = {}
+        for length in self._tables:
+            rows, ngrams, firsts, lasts = self._ngrams_in(words, units, offsets, length)
+            borders = np.flatnonzero(np.diff(rows, prepend=-1, append=-1)).tolist() if len(rows) else []
+            for begin, end in itertools.pairwise(borders):
+                row, of_row = int(rows[begin]), slice(begin, end)
+                found = self._best(length, ngrams[of_row], firsts[of_row], lasts[of_row])
+                if row not in best or (found[0], -found[1]) > (best[row][0], -best[row][1]):
+                    best[row] = found
+        return {row: self._match(words, int(offsets[row]), *found) for row, found in best.items()}
+
+    def _ngrams_in(
+        self, words: pa.Array, units: np.ndarray, offsets: np.ndarray, length: int
+    ) -> tuple[np.ndarray, ...]:
+        """The n-grams of items that documents hold, each once a document, so that no document has more than there are.
+
+        Returns:
+            [G] int64 each, sorted: the row, the first entry of the n-gram in its table, where it comes first and last.
+        """
+        hashes, _, places = self._tables[length]
+        starts, rows = inner_windows(offsets, length)
+        own = window_hashes(units, length)[starts]
+        entry = np.searchsorted(hashes, own)
+        hit = np.flatnonzero(hashes[np.minimum(entry, len(hashes) - 1)] == own)
+        starts, rows, entry = starts[hit], rows[hit], entry[hit]
+        order, fresh = groups(rows, entry)  # stable, so that places rise in each group
+        first, last = order[fresh], order[np.append(fresh[1:], True)[: len(fresh)]]
+        same = self._same(words, starts[first], places[entry[first]], length)
+        return rows[first][same], entry[first][same], starts[first][same], starts[last][same]
 
     def _same(self, words: pa.Array, starts: np.ndarray, places: np.ndarray, length: int) -> np.ndarray:
         """[H] bool, whether windows of documents and of items have the same words: their hashes are equal."""
@@ -166,21 +182,23 @@ class Index:
         equal = np.fromiter((a == b for a, b in zip(ours, theirs, strict=True)), bool, len(ours))
         return np.all(equal.reshape(-1, length), axis=1)
 
-    def _best(self, hits: np.ndarray, words: pa.Array, offsets: np.ndarray) -> dict[int, Match]:
-        """Of hits [H, 5] (row, item, entry, start, length), the match of each row."""
-        hits = hits[np.lexsort((hits[:, 3], hits[:, 1], hits[:, 0]))]
-        best: dict[int, Match] = {}
-        new_pair = np.diff(hits[:, :2], axis=0, prepend=-1).any(axis=1)
-        for of_pair in np.split(hits, np.flatnonzero(new_pair)[1:]) if len(hits) else ():
-            row, item = int(of_pair[0, 0]), int(of_pair[0, 1])
-            share = len(np.unique(of_pair[:, 2])) / float(self._totals[item])
-            if row in best and best[row].share >= share:
-                continue
-            first, last = int(of_pair[0, 3]), int(of_pair[-1, 3] + of_pair[-1, 4]) - 1
-            excerpt = " ".join(words.slice(first, min(last - first + 1, _EXCERPT_WORDS)).to_pylist())
-            begin = int(offsets[row])
-            best[row] = Match(*self.names[item], share, first - begin, last - begin, excerpt)
-        return best
+    def _best(
+        self, length: int, ngrams: np.ndarray, firsts: np.ndarray, lasts: np.ndarray
+    ) -> tuple[float, int, int, int]:
+        """Of the n-grams [G] of one document, the item that has most of them: share, item, first and last word."""
+        hashes, owners, _ = self._tables[length]
+        counts = np.searchsorted(hashes, hashes[ngrams], side="right") - ngrams
+        which = np.repeat(np.arange(len(ngrams)), counts)
+        entries = ngrams[which] + np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)
+        items, place = np.unique(owners[entries], return_inverse=True)
+        shares = np.bincount(place) / self._totals[items]
+        most = int(np.argmax(shares))
+        mine = which[place == most]
+        return float(shares[most]), int(items[most]), int(firsts[mine].min()), int(lasts[mine].max()) + length - 1
+
+    def _match(self, words: pa.Array, begin: int, share: float, item: int, first: int, last: int) -> Match:
+        excerpt = " ".join(words.slice(first, min(last - first + 1, _EXCERPT_WORDS)).to_pylist())
+        return Match(*self.names[item], share, first - begin, last - begin, excerpt)
 
 
 @functools.lru_cache(maxsize=1)
