@@ -8,7 +8,7 @@ out again.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -243,8 +243,17 @@ def _mark_text(text: str, special: Sequence[str], mark: str) -> str:
         return text
     start = text.index(body)
     head, tail = text[:start], text[start + len(body) :]
-    if any(body.endswith(token[:length]) for token in special for length in range(1, len(token))):
+    beginnings, ends = _parts_of(tuple(special))
+    if body.endswith(beginnings):
         tail = mark + tail
-    if any(body.startswith(token[length:]) for token in special for length in range(1, len(token))):
+    if body.startswith(ends):
         head = head + mark
     return head + body + tail
+
+
+@lru_cache(maxsize=8)
+def _parts_of(special: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What special tokens begin with, and what they end with, the whole tokens left out."""
+    beginnings = {token[:length] for token in special for length in range(1, len(token))}
+    ends = {token[length:] for token in special for length in range(1, len(token))}
+    return tuple(beginnings), tuple(ends)

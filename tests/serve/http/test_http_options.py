@@ -14,7 +14,7 @@ DOCS = Path(__file__).parents[3] / "docs"
 
 def test_every_option_is_documented_with_its_default() -> None:
     text = (DOCS / "serving.md").read_text(encoding="utf-8").partition("## Options")[2].partition("\n## ")[0]
-    rows = {name: default for name, default in re.findall(r"^\| `--([a-z0-9-]+)` \|(.*?)\| .+ \|$", text, re.MULTILINE)}
+    rows = dict(re.findall(r"^\| `--([a-z0-9-]+)` \|(.*?)\| .+ \|$", text, re.MULTILINE))
     command = typer.main.get_command(app).commands["serve"]  # pyright: ignore[reportAttributeAccessIssue]
     options = {each.opts[0].removeprefix("--"): each for each in command.params if each.opts[0].startswith("--")}
     assert rows.keys() == options.keys() - {"help"}
@@ -29,7 +29,7 @@ def test_every_option_is_documented_with_its_default() -> None:
 def test_every_setting_of_the_server_has_an_option() -> None:
     command = typer.main.get_command(app).commands["serve"]  # pyright: ignore[reportAttributeAccessIssue]
     names = {each.name for each in command.params}
-    assert ServerSettings.model_fields.keys() - names == {"api_keys", "allow_origins"}
+    assert ServerSettings.model_fields.keys() - names == {"api_keys", "allow_origins", "stream_buffer"}
     assert {"api_key", "allow_origin"} <= names
 
 

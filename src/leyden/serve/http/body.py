@@ -21,8 +21,8 @@ T = TypeVar("T")
 
 SMALL_BYTES = 1 << 16
 """A body of up to this always has room, and waits behind none that is larger."""
-_MAX_TABLES = 100_000
-_MAX_TEXTS = 400_000
+_MAX_TABLES = 50_000
+_MAX_TEXTS = 150_000
 _MAX_FIELDS = 4096
 _TABLES_AND_TEXTS = re.compile(rb'[\[{]|"(?:[^"\\]++|\\.?)*+"?', re.DOTALL)
 

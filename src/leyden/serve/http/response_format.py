@@ -60,7 +60,7 @@ def answer_grammar(
     if constraint is not None:
         if tools.names or not plain:
             beside = '"tools"' if tools.names else '"response_format"'
-            raise UserError(f'{beside} and a grammar of its own want two things of one answer; leave one of them out.')
+            raise UserError(f"{beside} and a grammar of its own want two things of one answer; leave one of them out.")
         return constraint
     if response_format is None or isinstance(response_format, TextFormat) or tools.forced is not None:
         return tools.grammar(tokenizer)

@@ -90,7 +90,6 @@ class ServedModel:
             max_tokens: asked for; None leaves it open, but at least one must fit.
             param: the field that the prompt came in.
         """
-        self.check_vocabulary(tokens, param)
         if len(tokens) + (max_tokens or 1) > self.context_tokens:
             asked = f" and {max_tokens} more were asked for" if max_tokens else ""
             raise ApiError(
@@ -100,6 +99,7 @@ class ServedModel:
                 param=param,
                 code="context_length_exceeded",
             )
+        self.check_vocabulary(tokens, param)
 
 
 @dataclass(frozen=True)
