@@ -69,6 +69,16 @@ def test_another_encoding(tmp_path, read):
     assert [document.text for document in read(tmp_path / "d.txt", encoding="utf-16")[0]] == ["Zürich"]
 
 
+def test_a_byte_order_mark_says_the_encoding(tmp_path, read):
+    for name in ("utf-8-sig", "utf-16", "utf-16-be"):
+        bom = "\ufeff" if name == "utf-16-be" else ""
+        (tmp_path / f"{name}.txt").write_bytes((bom + "Zürich").encode(name))
+    (tmp_path / "cut.txt").write_bytes("Zürich".encode("utf-16")[:-1])
+    documents, rejects = read(tmp_path)
+    assert [document.text for document in documents] == ["Zürich"] * 3
+    assert [reject.reason for reject in rejects] == ["not UTF-8"]
+
+
 def test_a_dataset_of_the_hub(tmp_path, read, monkeypatch):
     asked = {}
 

@@ -113,6 +113,20 @@ def test_what_unpacks_to_far_more_than_text_does_is_read_no_further(tmp_path, su
         assert found[-1].reason == "unpacks to too much"
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_frames_of_zstd_that_share_a_dictionary(tmp_path, packed):
+    parts = [f"line {n}: words that come again and again, {n * n}\n".encode() for n in range(2000)]
+    dictionary = zstandard.train_dictionary(2000, parts)
+    data = dictionary.as_bytes()
+    frame = zstandard.ZstdCompressor().compress(data) if packed else data
+    packer = zstandard.ZstdCompressor(dict_data=dictionary)
+    head = b"\x5d\x2a\x4d\x18" + len(frame).to_bytes(4, "little") + frame
+    (tmp_path / "a.zst").write_bytes(head + b"".join(map(packer.compress, parts)))
+    assert b"".join(chunks(tmp_path / "a.zst")) == b"".join(parts)
+    (tmp_path / "a.zst").write_bytes(b"".join(map(packer.compress, parts[:3])))
+    assert all(isinstance(chunk, Problem) for chunk in chunks(tmp_path / "a.zst"))
+
+
 def test_windows_of_zstd_long_are_read(tmp_path):
     parameters = zstandard.ZstdCompressionParameters(window_log=28, enable_ldm=True)
     data = os.urandom(1000)

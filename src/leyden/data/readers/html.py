@@ -1,5 +1,6 @@
 """Web pages to text: the main content, without menus, footers and other furniture."""
 
+import itertools
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +18,8 @@ _MAX_LEVELS = 1000
 
 _TAG = re.compile(r"<(/?)(?!(?:br|hr|img|p|li|td|th|tr|dt|dd|option|input|meta|link|col)\b)[a-z]", re.IGNORECASE)
 """Of elements that must be closed. The others hold nothing, or lie within one of these: at most three to one."""
+
+_STEPS = {"": 1, "/": -1}
 
 
 def read_html(piece: Piece, settings: ReadSettings) -> Iterator[Found]:
@@ -57,9 +60,5 @@ def extract(data: bytes, charset: str, settings: ReadSettings) -> tuple[str, dic
 
 def _may_be_deep(page: str) -> bool:
     """Whether elements may be nested more deeply than is allowed: a cheap look at the tags alone."""
-    level = 0
-    for match in _TAG.finditer(page):
-        level += -1 if match[1] else 1
-        if level > _MAX_LEVELS // 4:
-            return True
-    return False
+    levels = itertools.accumulate(map(_STEPS.__getitem__, _TAG.findall(page)))
+    return max(levels, default=0) > _MAX_LEVELS // 4

@@ -44,19 +44,41 @@ class Packing:
     error: type[Exception]
 
 
-def _gzip() -> Packing:
+def _gzip(_: BinaryIO) -> Packing:
     return Packing("gzip", GZIP_MEMBER, 1 << 14, lambda: zlib.decompressobj(31), zlib.error)  # at most 1032 to 1
 
 
-def _zstd() -> Packing:
+def _zstd(file: BinaryIO) -> Packing:
     import zstandard
 
     # A block of 4 bytes can unpack to 128 KiB; windows of up to 2 GiB (--long=31) are usual in archives of forums.
-    unpacker = zstandard.ZstdDecompressor(max_window_size=1 << 31)
+    unpacker = zstandard.ZstdDecompressor(max_window_size=1 << 31, dict_data=_dictionary(file))
     return Packing("zstd", ZSTD_FRAME, 1 << 12, unpacker.decompressobj, zstandard.ZstdError)
 
 
-_PACKINGS: dict[str, Callable[[], Packing]] = {".gz": _gzip, ".zst": _zstd}
+def _dictionary(file: BinaryIO) -> Any:
+    """The dictionary that all frames of a file need, if its first frame holds one, as in archives of the web
+    (https://iipc.github.io/warc-specifications/specifications/warc-zstd/): as it is, or packed itself.
+    """
+    import zstandard
+
+    file.seek(0)
+    magic, size = file.read(4), int.from_bytes(file.read(4), "little")
+    if magic != _DICTIONARY_FRAME or size > _DICTIONARY_BYTES:
+        return None
+    data = file.read(size)
+    if data.startswith(_FRAME):
+        try:
+            data = zstandard.ZstdDecompressor().decompress(data, max_output_size=_DICTIONARY_BYTES)
+        except zstandard.ZstdError:
+            return None  # the frames will say that they need it
+    return zstandard.ZstdCompressionDict(data)
+
+
+_FRAME, _DICTIONARY_FRAME = b"\x28\xb5\x2f\xfd", b"\x5d\x2a\x4d\x18"
+_DICTIONARY_BYTES = 16 << 20
+
+_PACKINGS: dict[str, Callable[[BinaryIO], Packing]] = {".gz": _gzip, ".zst": _zstd}
 
 
 def chunks(path: Path, start: int = 0) -> Iterator[bytes | Problem]:
@@ -77,7 +99,7 @@ def placed_chunks(path: Path, start: int = 0) -> Iterator[tuple[int, bytes | Pro
     packing = _PACKINGS.get(path.suffix.lower())
     with path.open("rb") as file:
         if packing is not None:
-            yield from _bounded(_unpacked(file, packing(), start), file, start)
+            yield from _bounded(_unpacked(file, packing(file), start), file, start)
         else:
             file.seek(start)
             while chunk := file.read(READ_BYTES):

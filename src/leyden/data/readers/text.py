@@ -1,5 +1,6 @@
 """Files that are one document each: text, Markdown, and the files of a source tree."""
 
+import codecs
 import io
 import tokenize
 from collections.abc import Iterator
@@ -11,12 +12,16 @@ from leyden.data.readers.problem import Problem, decode
 from leyden.data.readers.settings import ReadSettings
 from leyden.data.sources import programming_language
 
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
 
 def read_text(piece: Piece, settings: ReadSettings) -> Iterator[Found]:
-    """The file, UTF-8 or of the fallback encoding. One with a NUL byte is set aside as binary, unless it is UTF-16 or
-    UTF-32 by that encoding.
+    """The file, UTF-8, UTF-16 with a byte order mark, or of the fallback encoding. One with a NUL byte is set aside as
+    binary, unless it is UTF-16 or UTF-32 by that encoding.
     """
     data = whole(piece.source.path, settings.max_document_bytes)
+    if data.startswith(_UTF_16) and not data.startswith(codecs.BOM_UTF32_LE):
+        data = _decode_utf_16(data).encode()
     if not settings.encoding.lower().startswith(("utf-16", "utf_16", "utf-32", "utf_32")):
         _not_binary(data)
     yield "", _document(piece, decode(data, settings.encoding), {})
@@ -38,6 +43,13 @@ def _document(piece: Piece, text: str, metadata: dict[str, str]) -> Document:
 def _not_binary(data: bytes) -> None:
     if b"\0" in data:
         raise Problem("binary", "a NUL byte", f"byte {data.index(0)}")
+
+
+def _decode_utf_16(data: bytes) -> str:
+    try:
+        return data.decode("utf-16")
+    except UnicodeDecodeError as error:
+        raise Problem("not UTF-8", f"but UTF-16: {error.reason}", f"byte {error.start}") from None
 
 
 def _decode_python(data: bytes) -> str:
