@@ -189,6 +189,15 @@ def test_a_costly_template_is_stopped(name, strict, monkeypatch):
     assert after == "a"
 
 
+def test_a_template_of_which_each_try_is_slow_is_stopped(monkeypatch):
+    monkeypatch.setattr(chat, "_TRYING_SECONDS", 0)
+    with pytest.raises(UserError, match="takes more than 0 seconds to be tried"):
+        ChatTemplate("{{ messages[0].content }}", {}).render([{"role": "user", "content": "a"}], None, False)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="has 1048577 characters"):
+        ChatTemplate("a" * (1 << 20) + "b", {}).render([{"role": "user", "content": "a"}], None, False)
+
+
 def test_templates_of_others_run():
     source = (
         "{% set ns = namespace(n=0) %}{% for m in messages %}{% if m.role == 'skip' %}{% continue %}{% endif %}\n"

@@ -7,6 +7,7 @@ Special tokens are then recognised in the marked text, where only the template's
 out again.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from importlib import resources
@@ -24,7 +25,10 @@ Message = Mapping[str, Any]
 _MARKS = (range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))  # private use: no text gives these a meaning
 _MAX_DEPTH = 200
 _MINIMAX = resources.files("leyden.tokenizer").joinpath("minimax.jinja").read_text(encoding="utf-8")
+_MAX_SOURCE = 1 << 20
 _STRANGERS = LimitedProcess(Path(sandbox.__file__), seconds=10, memory_bytes=1 << 30)
+_TRYING_SECONDS = 20
+"""For all that is rendered to find a template's form; a sound one takes some milliseconds."""
 
 
 def minimax_template() -> str:
@@ -51,8 +55,11 @@ class ChatTemplate:
         Raises:
             UserError: it takes more time or memory than it may.
         """
+        end = time.monotonic() + _TRYING_SECONDS
 
         def attempt(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None) -> str | None:
+            if time.monotonic() > end:
+                raise LimitReached(f"The chat template takes more than {_TRYING_SECONDS} seconds to be tried.", "time")
             try:
                 return self._text(messages, tools, True, None).casefold()
             except LimitReached:
@@ -156,6 +163,8 @@ class ChatTemplate:
         variables: Mapping[str, Any] | None,
     ) -> str:
         """What the template makes of messages and tools as they are."""
+        if len(self.source) > _MAX_SOURCE:
+            raise UserError(f"The chat template has {len(self.source)} characters, more than {_MAX_SOURCE}.")
         given = {"messages": list(messages), "tools": tools, "add_generation_prompt": add_generation_prompt}
         try:
             return self._run(self.source, {**(variables or {}), **self._names, **given})
