@@ -183,7 +183,7 @@ class _Http(h11.Connection):
                 raise h11.RemoteProtocolError("the body comes in too many tiny chunks")
         return event
 
-    def send(self, event: Any) -> bytes | None:
+    def send(self, event: Any) -> Any:
         """As h11's."""
         if isinstance(event, h11.Response) and (self._ambiguous or self.their_state is h11.SEND_BODY):
             headers = [(name, value) for name, value in event.headers if name != _CLOSE[0]] + [_CLOSE]

@@ -42,10 +42,10 @@ def ignorable(problems: Sequence[ErrorDetails], body: Any) -> list[Path]:
 def path_of(problem: ErrorDetails, body: Any) -> Path:
     """Where in ``body`` the problem is. What pydantic says besides is which kinds of value it tried there."""
     path: list[str | int] = []
-    value = body
+    value: Any = body
     for step in problem["loc"]:
         if (isinstance(value, dict) and step in value) or (isinstance(value, list) and isinstance(step, int)):
-            value = value[step]
+            value = value[step]  # pyright: ignore[reportCallIssue, reportArgumentType] - a place of a list, a key else
             path.append(step)
     if problem["type"] == "missing":
         path.append(problem["loc"][-1])
