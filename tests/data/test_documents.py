@@ -72,6 +72,7 @@ BROKEN = {
     "rows.jsonl": (b"\n \n", "", "empty"),
     "cookie.py": (b"# coding: klingon\n", "", "not UTF-8"),
     "codec.py": (b"# coding: hex\n00", "", "not UTF-8"),
+    "slow.py": (b"# coding: punycode\n-" + b"b" * 10**7, "", "not UTF-8"),  # hours of work
     "surrogate.py": (b"# coding: unicode_escape\nx = '\\ud800'", "byte", "not UTF-8"),
     "latin.py": (b"x = '\xe9'", "", "not UTF-8"),
     "not.txt.gz": (b"plain text", "compressed byte", "corrupt gzip"),

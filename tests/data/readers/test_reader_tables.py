@@ -54,8 +54,8 @@ TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
 @pytest.mark.parametrize("name", MADE)
 def test_a_file_of_a_few_bytes_gives_no_more_than_its_part(tmp_path, read, name, monkeypatch):
-    monkeypatch.setattr(columns, "_FREE_BYTES", 2 << 20)
-    monkeypatch.setattr(columns, "_RATIO", 10)
+    monkeypatch.setattr(columns, "FREE_BYTES", 2 << 20)
+    monkeypatch.setattr(columns, "MAX_RATIO", 10)
     MADE[name](tmp_path / name)
     documents, rejects = read(tmp_path / name)
     assert [reject.reason for reject in rejects] == ["unpacks to too much"]
@@ -93,7 +93,7 @@ def test_a_value_that_is_too_long_costs_its_row(tmp_path, read):
 
 def test_where_memory_does_not_suffice_rows_are_decoded_one_by_one(tmp_path, read, monkeypatch):
     monkeypatch.setattr(columns, "_MEMORY_BYTES", (64 << 20) - (1 << 28))  # what is mapped counts for the other 256 MiB
-    monkeypatch.setattr(columns, "_FREE_BYTES", 1 << 30)
+    monkeypatch.setattr(columns, "FREE_BYTES", 1 << 30)
     columns._process.cache_clear()
     steps, call = [], columns._call
     monkeypatch.setattr(columns, "_call", lambda *asked: steps.append(asked[-2]) or call(*asked))

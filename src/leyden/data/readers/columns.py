@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from leyden.core.limited import LimitedProcess, LimitReached
 from leyden.data.readers.nested import TURNS
+from leyden.data.readers.packed import FREE_BYTES, MAX_RATIO
 from leyden.data.readers.pieces import Found, Piece
 from leyden.data.readers.problem import Problem
 from leyden.data.readers.rows import columns_to_read, document_of
@@ -30,8 +31,8 @@ _STEP = 256
 """Rows that are decoded at once, unless they take too much memory."""
 _MEMORY_BYTES = 512 << 20
 _SECONDS = 60
-_FREE_BYTES, _RATIO, _ROW_BYTES = 16 << 20, 1032, 256
-"""A file may give rows of so many bytes, and so many more for each of its own; a row counts for so many more."""
+_ROW_BYTES = 256
+"""What a row counts for beside its contents, where a file's rows are weighed with what the file has."""
 
 
 def row_group_ranges(path: Path, size: int, shard_bytes: int) -> Iterator[tuple[int, int, int | None]]:
@@ -87,7 +88,7 @@ class _Table:
     def __init__(self, piece: Piece, format: str, columns: tuple[str, ...], settings: ReadSettings) -> None:
         self._piece, self._format, self._columns, self._settings = piece, format, columns, settings
         self._given = 0
-        self._most = _FREE_BYTES + _RATIO * piece.source.path.stat().st_size
+        self._most = FREE_BYTES + MAX_RATIO * piece.source.path.stat().st_size
 
     def documents(self, group: int, first: int) -> Iterator[Found]:
         """The rows of one row group, whose first is row ``first`` of the file.

@@ -15,6 +15,10 @@ from leyden.data.sources import programming_language
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
+_OF_NAMES = ("punycode", "idna")
+"""Codecs for the names of hosts: the time that they take grows with the square of what they are given."""
+
+
 def read_text(piece: Piece, settings: ReadSettings) -> Iterator[Found]:
     """The file, UTF-8, UTF-16 with a byte order mark, or of the fallback encoding. One with a NUL byte is set aside as
     binary, unless it is UTF-16 or UTF-32 by that encoding.
@@ -56,6 +60,8 @@ def _decode_python(data: bytes) -> str:
     """Decode Python source by its coding cookie (PEP 263), UTF-8 where it has none."""
     try:
         encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
+        if codecs.lookup(encoding).name in _OF_NAMES:
+            raise LookupError(f"{encoding} is an encoding of names, not of text")
         text = data.decode(encoding)
         text.encode()  # some codecs, such as unicode_escape, give lone surrogates
     except (SyntaxError, LookupError, ValueError) as error:
