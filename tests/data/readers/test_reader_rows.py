@@ -195,6 +195,15 @@ def test_json_that_is_nested_too_deeply_is_set_aside(tmp_path, read):
         json_value(json.loads("[" * 65 + "]" * 65))
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", pytest.param("a.json", marks=pytest.mark.slow)])
+def test_json_of_millions_of_lists_is_set_aside(tmp_path, read, name):
+    wide = '{"text": "a", "other": [' + "[]," * 2_000_000 + "[]]}"
+    (tmp_path / name).write_text(f'{{"text": "first"}}\n{wide}\n' if name == "a.jsonl" else f"[{wide}]")
+    documents, rejects = read(tmp_path / name)
+    assert [document.text for document in documents] == ["first"][: name == "a.jsonl"]
+    assert [reject.reason for reject in rejects] == ["nested too widely"]
+
+
 def test_a_number_that_python_does_not_read_is_set_aside(tmp_path, read):
     (tmp_path / "a.jsonl").write_text('{"text": "a", "n": ' + "9" * 5000 + '}\n{"text": "b", "n": ' + "9" * 400 + "}\n")
     documents, rejects = read(tmp_path / "a.jsonl")

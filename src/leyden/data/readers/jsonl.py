@@ -11,7 +11,7 @@ from typing import Any
 from leyden.data.documents import Document
 from leyden.data.readers.packed import chunks, line_range, lines
 from leyden.data.readers.pieces import Found, Piece
-from leyden.data.readers.problem import Problem, decode, too_long
+from leyden.data.readers.problem import MAX_BRACKETS, Problem, decode, too_long
 from leyden.data.readers.rows import document_of
 from leyden.data.readers.settings import ReadSettings
 from leyden.data.sources import plain_suffix
@@ -91,6 +91,7 @@ def values(pieces: Iterable[bytes | Problem], limit: int) -> Iterator[Any]:
 def _scan(text: str, limit: int) -> Generator[Any, None, tuple[str, str]]:
     """The values at the beginning of ``text``; returns what follows them, and why that is not another."""
     place = 0
+    _not_too_wide(text)
     while True:
         start = _BETWEEN.match(text, place).end()  # pyright: ignore[reportOptionalMemberAccess]
         try:
@@ -123,9 +124,18 @@ def parse(data: bytes) -> Any:
     """JSON as Python objects.
 
     Raises:
-        Problem: it is not UTF-8, not JSON, or nested too deeply.
+        Problem: it is not UTF-8, not JSON, or nested too deeply or too widely.
     """
+    text = decode(data)
+    _not_too_wide(text)
     try:
-        return json.loads(decode(data))
+        return json.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError: also for a number of more than 4,300 digits
         raise Problem("not JSON", str(error)) from None
+
+
+def _not_too_wide(text: str) -> None:
+    """Raise a Problem if the objects of ``text`` would take far more memory than it does."""
+    brackets = text.count("[") + text.count("{")
+    if brackets > MAX_BRACKETS:
+        raise Problem("nested too widely", f"{brackets:,} opening brackets, more than {MAX_BRACKETS:,}")

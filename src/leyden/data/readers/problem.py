@@ -5,6 +5,10 @@ from leyden.data.documents import Document
 MAX_DEPTH = 64
 """Levels of lists and objects in a row; what is nested deeper is not data that anyone wrote."""
 
+MAX_BRACKETS = 2_000_000
+"""Opening brackets and braces in the JSON of one row, those in its texts among them: an empty list is two bytes there,
+and seventy as an object."""
+
 EMPTY = "empty"
 NOT_A_PAGE = "not a page"
 HARMLESS = (EMPTY, NOT_A_PAGE)
