@@ -262,11 +262,11 @@ def test_domains(lists):
         "http://co.uk",
         "http://x.ads.co.uk",
     ]
-    urls += ["http://xn--bcher-kva.de/", "http://[broken", None, ""]
-    documents = _documents(*"abcdefghi", url=urls)
+    urls += ["http://xn--bcher-kva.de/", "http://[broken", None, "", "http://" + "é." * 100_000 + "example.org"]
+    documents = _documents(*"abcdefghij", url=urls)
     judged = stage.apply(documents, "", WORK)
     dropped = [reason == "url: domain" for reason in judged.column("reason")]
-    assert dropped == [True, True, False, False, True, True, False, False, False]
+    assert dropped == [True, True, False, False, True, True, False, False, False, False]
     assert judged.column("detail")[4] == "ads.co.uk; none is allowed"
 
 

@@ -13,6 +13,7 @@ from leyden.data.documents import Documents
 from leyden.data.rules.base import Limit, Rules, empty_verdicts
 from leyden.data.rules.lists import HashedSet, load, lowered
 
+_LONGEST_NAME = 253
 _SEPARATOR = re.compile(r"[\W_]+")
 
 
@@ -82,12 +83,17 @@ def _limit(name: str, found: Sequence[Sequence[str]], most: int = 0) -> Limit:
 
 
 def host(url: str) -> str:
-    """The host of an address in lower case and ASCII (IDNA), or nothing; a scheme may lack."""
+    """The host of an address in lower case and ASCII (IDNA), or nothing; a scheme may lack.
+
+    One that is longer than a name of the domain name system can be (RFC 1035) is none.
+    """
     try:
         name = urlsplit(url if "//" in url else "//" + url).hostname or ""
     except ValueError:
         return ""
     name = name.rstrip(".")
+    if len(name) > _LONGEST_NAME:
+        return ""
     try:
         return name if name.isascii() else name.encode("idna").decode()
     except UnicodeError:

@@ -66,9 +66,10 @@ class Unicode(Rules):
 
     def _repair_line(self, line: str) -> str:
         import ftfy
+        from ftfy.fixes import unescape_html
 
         if self.html_entities and "<" not in line:
-            line = ftfy.fixes.unescape_html(line)
+            line = unescape_html(line)
         return ftfy.fix_text(_decoded_anew(line) if self.encoding else line, _config(self.form))
 
     def _repair_doubtful(self, lines: Sequence[str], done: list[str]) -> None:
@@ -113,8 +114,9 @@ def _decoded_once(text: str, whole: bool = False) -> str:
     _, steps = ftfy.fix_encoding_and_explain(text)
     if not steps or (whole and steps[0].action != "encode"):
         return text
-    actions = [step.action for step in steps]
-    return ftfy.apply_plan(text, steps[: actions.index("decode") + 1 if actions[0] == "encode" else 1])
+    plan = [(step.action, step.parameter) for step in steps]
+    actions = [action for action, _ in plan]
+    return ftfy.apply_plan(text, plan[: actions.index("decode") + 1 if actions[0] == "encode" else 1])
 
 
 @functools.cache
