@@ -123,10 +123,7 @@ def _shards(path: Path) -> list[tuple[int, str | None, Any]]:
         from leyden.data.build import Build
 
         stage = Build.whole(path).stages()[-1]
-        for shard in stage.shards():
-            stage.check(shard, unread=stage.dropped(shard))
-        files = [stage.documents(shard) for shard in stage.shards()]
-        return [(file.stat().st_size, None, file) for file in files]
+        return [(file.stat().st_size, None, file) for file in stage.files()]
     shards = plan_shards(SourceSettings(name="text", paths=(str(path),)), _SHARD_BYTES)
     return [(sum(piece.num_bytes for piece in shard), path.name or str(path), shard) for shard in shards]
 

@@ -140,6 +140,26 @@ def test_a_damaged_file_of_answers_is_told(tmp_path):
         Answers(tmp_path)
 
 
+def test_no_bit_of_kept_answers_changes_unseen(tmp_path):
+    keys = [f"{number:064x}" for number in range(2)]
+    with Answers(tmp_path) as answers:
+        for key in keys:
+            answers.put(key, Answer(f"the answer to {key[-1]}"))
+    path = tmp_path / "answers.jsonl"
+    content = path.read_bytes()
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        try:
+            damaged = Answers(tmp_path)
+        except UserError as error:
+            assert "damaged at byte" in str(error)
+            continue
+        for key in keys:
+            assert damaged.get(key) in (None, Answer(f"the answer to {key[-1]}"))  # none: it is asked again
+    path.write_text(json.dumps({"key": keys[0], "text": "of an older version", "finish": "stop"}) + "\n")
+    assert Answers(tmp_path).get(keys[0]) == Answer("of an older version")
+
+
 def test_settings_say_what_is_missing(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"either path .* or url"):
         ModelSettings.parse({}, "stage")

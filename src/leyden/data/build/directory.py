@@ -17,7 +17,7 @@ from leyden.core.launch import Launch
 from leyden.core.lock import lock_holder
 from leyden.core.log import say
 from leyden.data.documents import Documents
-from leyden.data.marks import Mark, read_mark
+from leyden.data.marks import Mark, read_mark, side_by_side
 from leyden.data.parquet import read_batches
 
 READ = "read"
@@ -167,19 +167,36 @@ class StageDirectory:
         Raises:
             UserError: a file is damaged.
         """
-        for shard in self.shards():
-            kept, left = self.documents(shard), self.dropped(shard)
-            self.check(shard, unread=kept if dropped else left)
-            yield from read_batches(left if dropped else kept)
+        for path in self.files(dropped=dropped):
+            yield from read_batches(path)
 
-    def check(self, shard: str, *, unread: Path) -> None:
-        """Compare the files of a shard, but for ``unread``, with their hashes.
+    def files(self, *, dropped: bool = False) -> list[Path]:
+        """The files of what was kept, or dropped, each compared with its hash.
 
         Raises:
             UserError: one is damaged.
         """
+        shards = self.shards()
+        kept, left = [self.documents(shard) for shard in shards], [self.dropped(shard) for shard in shards]
+        read, unread = (left, kept) if dropped else (kept, left)
+        for fault in side_by_side(lambda pair: self._fault(*pair), list(zip(shards, unread, strict=True))):
+            self._refuse(fault)
+        return read
+
+    def check_work(self) -> None:
+        """Compare what the stage learnt with its hashes.
+
+        Raises:
+            UserError: a file is damaged, or the stage has not seen the whole corpus yet.
+        """
+        mark = read_mark(self.prepared)
+        self._refuse(f"{self.work} is not finished" if mark is None else mark.fault())
+
+    def _fault(self, shard: str, unread: Path) -> str | None:
         mark = self.mark(shard)
-        fault = f"{self.done(shard)} is damaged" if mark is None else mark.fault(unread=[unread])
+        return f"{self.done(shard)} is damaged" if mark is None else mark.fault(unread=[unread])
+
+    def _refuse(self, fault: str | None) -> None:
         if fault:
             raise UserError(f"{fault}. Remove it; to make it again: {Build(self.path.parents[1]).command()}")
 

@@ -131,8 +131,9 @@ def clusters(build: Build) -> list[Cluster]:
     """The clusters of duplicates and near-duplicates of every stage that made some, the largest first."""
     found = []
     for stage in build.stages():
-        if not (stage.work / "verdicts").is_dir():
+        if not (stage.work / "verdicts").is_dir() or not stage.prepared.exists():
             continue
+        stage.check_work()
         members: dict[tuple[int, str], list[tuple[str, float | None]]] = {}
         for shard in stage.shards():
             for row in read_verdicts(stage.work, shard).to_pylist():
@@ -152,10 +153,11 @@ def text_of(build: Build, stage: str, id: str) -> str:
 
 
 def _find(stage: StageDirectory, id: str) -> tuple[Documents | None, bool]:
-    for folder, dropped in (("documents", False), ("dropped", True)):
-        if not any((stage.path / folder).glob("*.parquet")):
+    for dropped in (False, True):
+        files = [str(path) for path in stage.files(dropped=dropped)]
+        if not files:
             continue
-        dataset = pyarrow.dataset.dataset(stage.path / folder, format="parquet", schema=SCHEMA)
+        dataset = pyarrow.dataset.dataset(files, format="parquet", schema=SCHEMA)
         table = dataset.to_table(filter=pyarrow.dataset.field("id") == id)
         if table.num_rows:
             return Documents(table.slice(0, 1)), dropped

@@ -146,9 +146,7 @@ def document_files(path: Path) -> list[Path]:
     """
     if (path / "stages").is_dir():
         last = Build.whole(path).stages()[-1]
-        files = [last.documents(shard) for shard in last.shards()]
-        for shard in last.shards():
-            last.check(shard, unread=last.dropped(shard))
+        files = last.files()
     else:
         files = [path] if path.is_file() else sorted(path.glob("*.parquet"))
     if not files:

@@ -6,6 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO, Self
 
+import xxhash
+
 from leyden.core.errors import UserError
 from leyden.core.files import disk_errors_are_user_errors
 from leyden.data.label.language_model import Answer, LanguageModel, Request
@@ -52,7 +54,7 @@ class Answers:
 
     def put(self, key: str, answer: Answer) -> None:
         """Keep an answer; it has left this process when this returns."""
-        line = json.dumps({"key": key, **asdict(answer)}).encode() + b"\n"
+        line = _line(key, answer)
         with disk_errors_are_user_errors(self._path):
             if self._appended is None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,13 +77,35 @@ class Answers:
                 if not line.endswith(b"\n"):
                     break
                 try:
-                    self._places[bytes.fromhex(json.loads(line)["key"])] = place
+                    self._places[_checked_key(line)] = place
                 except (ValueError, LookupError, TypeError):
                     raise UserError(
                         f"{self._path} is damaged at byte {place}; remove that line, or the file to ask all again."
                     ) from None
                 place += len(line)
         return place
+
+
+def _line(key: str, answer: Answer) -> bytes:
+    """An answer as it is kept, with a hash, since it is not asked for again."""
+    said = {"key": key, **asdict(answer)}
+    return json.dumps({**said, "hash": _hash_of(said)}).encode() + b"\n"
+
+
+def _checked_key(line: bytes) -> bytes:
+    """The key of a kept answer.
+
+    Raises:
+        ValueError, LookupError, TypeError: the line is damaged; older ones have no hash.
+    """
+    said = json.loads(line)
+    if "hash" in said and said.pop("hash") != _hash_of(said):
+        raise ValueError("it is not what was written")
+    return bytes.fromhex(said["key"])
+
+
+def _hash_of(said: dict[str, str]) -> str:
+    return xxhash.xxh3_64_hexdigest(json.dumps(said, sort_keys=True).encode())
 
 
 def ask(model: LanguageModel, requests: Sequence[Request], answers: Answers) -> list[str]:
