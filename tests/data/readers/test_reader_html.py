@@ -110,6 +110,17 @@ def test_lists_stay_and_menus_go(tmp_path, read):
     ]
 
 
+@pytest.mark.parametrize("html", ["resiliparse", "trafilatura"])
+@pytest.mark.parametrize("around", ["<menu>{}</menu>", "<dir>{}</dir>", "{}", "<div><div>{}</div></div>"])
+def test_lists_of_other_elements_end_where_they_end(tmp_path, read, html, around):
+    items = around.format("<li>Boil the beans in salted water.</li><li>Drain them well.</li>")
+    (tmp_path / "a.html").write_text(f"<html><body><p>{BODY}</p>{items}<p>Serve it hot, with bread.</p>")
+    [document], _ = read(tmp_path, html=html)
+    lines = [line.strip(" •-") for line in document.text.splitlines() if line.strip()]
+    assert lines[-3:] == ["Boil the beans in salted water.", "Drain them well.", "Serve it hot, with bread."]
+    assert document.text.splitlines()[-1] == lines[-1]
+
+
 def test_lists_of_navigation_go_whatever_is_in_them(tmp_path, read):
     words = "<ul><li>The whole library, and all of its shelves</li></ul>"
     around = [f"<{tag}>{words}</{tag}>" for tag in ("nav", "header", "footer", "aside")]

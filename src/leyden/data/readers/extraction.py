@@ -60,6 +60,8 @@ def text_of_html(page: str, extractor: str, max_levels: int, with_metadata: bool
     if max_levels and _levels(tree, max_levels) > max_levels:
         return None, {}
     about = _about(tree) if with_metadata else {}
+    if tree.body is not None and _mend_lists(tree):
+        page = tree.document.html
     return _by_trafilatura(page) if extractor == "trafilatura" else _by_resiliparse(tree), about
 
 
@@ -69,6 +71,26 @@ def _by_resiliparse(tree: Any) -> str:
     if tree.body is not None:
         _keep_lists(tree)
     return extract_plain_text(tree, main_content=True)
+
+
+def _mend_lists(tree: Any) -> bool:
+    """Make a ``ul`` of every other list of items without numbers, which the extractors mistake; whether there was one.
+
+    They leave them out, or take what follows for one more item.
+    """
+    lists = tree.body.query_selector_all("menu, dir").values()
+    for element in lists:
+        block = tree.create_element("ul")
+        for name in ("class", "id", "role"):
+            if element.hasattr(name):
+                block.setattr(name, element.getattr(name))
+        _move_children(element, block)
+    items = tree.body.query_selector_all(":not(ul):not(ol) > li").values()
+    for item in items:
+        block = tree.create_element("ul")
+        item.replace_with(block)
+        block.append_child(item)
+    return bool(lists or items)
 
 
 def _keep_lists(tree: Any) -> None:
