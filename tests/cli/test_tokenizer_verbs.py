@@ -1,6 +1,7 @@
 """``leyden tokenizer train`` and ``report``: what they read, print and write."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ def folder(tmp_path: Path) -> Path:
     (folder / "de.txt").write_text(GERMAN * 3)
     (folder / "code.py").write_text("def tower(glass):\n    return glass\n" * 10)
     (folder / "bad.txt").write_bytes(b"\xff\xfe\x00")
+    (folder / "LICENSE").write_text("all of it")
     return folder
 
 
@@ -35,7 +37,9 @@ def test_training_reports_by_language_and_domain(leyden_cli: Cli, folder: Path, 
     directory = tmp_path / "tokenizer"
     outcome = leyden_cli("tokenizer", "train", folder, rows, "--dir", directory, "--vocab-size", 300)
     assert outcome.code == 0, outcome.err
-    assert outcome.out == f"{directory} holds a tokenizer of 300 tokens (1 documents set aside)\n"
+    assert outcome.out == f"{directory} holds a tokenizer of 300 tokens\n"
+    assert "not read: 1 (1 suffix not read)" in outcome.err
+    assert re.search(r"set aside: 1 \(1 (binary|not UTF-8)\)", outcome.err)
     facts = json.loads((directory / "report" / "report.json").read_text())
     assert {name: row["documents"] for name, row in facts["by_language"].items()} == {
         "en": 1, "de": 1, "Python": 1, "la": 2,

@@ -3,6 +3,7 @@
 import functools
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -52,16 +53,15 @@ def train(
     from leyden.tokenizer.words import WordCounts
 
     targets = dict(map(_target, target or ()))
-    counts, num_rejects = WordCounts(max_words), 0
-    for some, rejects in _over_shards("counting words", functools.partial(_count, max_words), text, workers):
+    counts = WordCounts(max_words)
+    for some in _over_shards("counting words", functools.partial(_count, max_words), text, workers):
         counts.update(some)
-        num_rejects += rejects
     tokenizer, training = Tokenizer.from_words(counts, vocab_size=vocab_size, targets=targets)
     tokenizer.save(directory)
     survey = TokenSurvey.of_words(tokenizer, counts)
     _show(survey)
     _show_weights(write_report(directory / "report", survey, training, counts)["training"])
-    print(f"{directory} holds a tokenizer of {tokenizer.vocab_size} tokens ({num_rejects} documents set aside)")
+    print(f"{directory} holds a tokenizer of {tokenizer.vocab_size} tokens")
 
 
 @app.command()
@@ -79,7 +79,7 @@ def report(
     from leyden.tokenizer.survey import TokenSurvey
 
     survey = TokenSurvey(Tokenizer.load(directory))
-    for (sizes, uses), _ in _over_shards("encoding", functools.partial(_encode, directory), text, workers):
+    for sizes, uses in _over_shards("encoding", functools.partial(_encode, directory), text, workers):
         survey.update(sizes, uses)
     _show(survey)
     if output is not None:
@@ -99,24 +99,38 @@ def encode(
     print(*tokenizer.encode(sys.stdin.read() if text is None else text))
 
 
-def _over_shards(title: str, task: Any, paths: list[Path], workers: int) -> Iterator[tuple[Any, int]]:
-    """What ``task`` makes of each shard of ``paths``, and how many documents of it were set aside; with a bar."""
-    from leyden.core.log import progress
+def _over_shards(title: str, task: Any, paths: list[Path], workers: int) -> Iterator[Any]:
+    """What ``task`` makes of each shard of ``paths``; with a bar, and at the end what was not read, with reasons.
+
+    Args:
+        title: of the bar.
+        task: gives for a shard its result, and how much of it was set aside, by reason.
+        paths: files, folders, builds.
+        workers: processes; 0: one a core, unless there is little to read.
+    """
+    from leyden.core.log import progress, say
+    from leyden.data.build.rejects import by_reason
     from leyden.data.engine import Engine
 
-    shards = [shard for path in paths for shard in _shards(path)]
+    skipped: list[Reject] = []
+    shards = [shard for path in paths for shard in _shards(path, skipped)]
     sizes = [size for size, *_ in shards]
     if not shards:
         raise UserError(f"There is nothing to read in {', '.join(map(str, paths))}: no file of a kind that is read.")
     num_workers = 1 if sum(sizes) < _ALONE_BYTES and not workers else workers or os.cpu_count() or 1
     with progress(title, sum(sizes), "bytes") as bar:
-        for index, result in Engine(num_workers).map(task, shards):
+        aside: Counter[str] = Counter()
+        for index, (result, rejects) in Engine(num_workers).map(task, shards):
             bar.advance(sizes[index])
+            aside += rejects
             yield result
+    for reasons, what in ((Counter(reject.reason for reject in skipped), "not read"), (aside, "set aside")):
+        if reasons:
+            say(f"{what}: {reasons.total():,} ({by_reason(reasons)})")
 
 
-def _shards(path: Path) -> list[tuple[int, str | None, Any]]:
-    """Bytes, domain (None: as documents say) and a list of pieces or a Parquet file."""
+def _shards(path: Path, skipped: "list[Reject]") -> list[tuple[int, str | None, Any]]:
+    """Bytes, domain (None: as documents say) and a list of pieces or a Parquet file; and what is not read."""
     from leyden.data.readers import SourceSettings, plan_shards
 
     if (path / "stages").is_dir():
@@ -124,7 +138,7 @@ def _shards(path: Path) -> list[tuple[int, str | None, Any]]:
 
         stage = Build.whole(path).stages()[-1]
         return [(file.stat().st_size, None, file) for file in stage.files()]
-    shards = plan_shards(SourceSettings(name="text", paths=(str(path),)), _SHARD_BYTES)
+    shards = plan_shards(SourceSettings(name="text", paths=(str(path),)), _SHARD_BYTES, skipped)
     return [(sum(piece.num_bytes for piece in shard), path.name or str(path), shard) for shard in shards]
 
 
@@ -154,26 +168,33 @@ def _language(document: "Document", text: str) -> str:
     return named or Language().identify(text)[0] or ""  # pyright: ignore[reportCallIssue]
 
 
-def _count(max_words: int, shard: tuple[int, str | None, Any]) -> "tuple[WordCounts, int]":
-    """The words of a shard, and how many of its documents were set aside."""
+def _count(max_words: int, shard: tuple[int, str | None, Any]) -> "tuple[WordCounts, Counter[str]]":
+    """The words of a shard, and how much of it was set aside, by reason."""
     from leyden.tokenizer.words import WordCounts
 
     rejects: list[Reject] = []
     counts = WordCounts(max_words)
     for text, group in _documents(shard, rejects):
         counts.add(text, group)
-    return counts, len(rejects)
+    return counts, _reasons(rejects)
 
 
-def _encode(directory: Path, shard: tuple[int, str | None, Any]) -> tuple[tuple[Any, Any], int]:
-    """Sizes and uses of tokens of a shard, and how many of its documents were set aside."""
+def _encode(directory: Path, shard: tuple[int, str | None, Any]) -> tuple[tuple[Any, Any], Counter[str]]:
+    """Sizes and uses of tokens of a shard, and how much of it was set aside, by reason."""
     from leyden.tokenizer.survey import TokenSurvey
 
     rejects: list[Reject] = []
     survey = TokenSurvey(_load(directory))
     for text, group in _documents(shard, rejects):
         survey.add([text], group)
-    return (survey.sizes, survey.uses), len(rejects)
+    return (survey.sizes, survey.uses), _reasons(rejects)
+
+
+def _reasons(rejects: "list[Reject]") -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for reject in rejects:
+        counts[reject.reason] += reject.count
+    return counts
 
 
 @functools.lru_cache(1)

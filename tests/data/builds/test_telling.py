@@ -9,7 +9,7 @@ import pytest
 
 from leyden.core.errors import UserError
 from leyden.core.log import say
-from leyden.data.build import Build, run_build
+from leyden.data.build import Build, plan, run_build
 from leyden.data.build.recipe import BuildRecipe, BuildSection, TokensSection
 from leyden.data.build.use import build_and_report, show_clusters, show_dropped, show_stats, show_story
 from leyden.data.dedup import Exact
@@ -74,6 +74,19 @@ def test_what_a_build_tells(folder, tmp_path, capsys):
     assert "00-read: 3 documents of 2 files, 0.0 MB\n" in capsys.readouterr().err
     assert list((directory / "rejected").iterdir()) == []
     assert not names.exists()
+
+
+def test_a_file_that_goes_while_the_build_begins_costs_that_file(folder, tmp_path, monkeypatch, capsys):
+    planned = plan.plan_shards
+
+    def then_one_goes(*arguments):
+        shards = planned(*arguments)
+        (folder / "a.txt").unlink()
+        return shards
+
+    monkeypatch.setattr(plan, "plan_shards", then_one_goes)
+    run_build(recipe(folder, max_rejected=0.5), tmp_path / "build")
+    assert "2 set aside (1 empty, 1 unreadable)" in capsys.readouterr().err
 
 
 def test_a_folder_without_a_file_that_is_read_says_what_there_is(tmp_path):

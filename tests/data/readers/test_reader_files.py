@@ -174,6 +174,18 @@ def test_links_do_not_leave_the_folder_that_was_named(packed, read, pattern):
         assert _reasons(skipped) == {name: reason for name, reason in NOT_READ.items() if name.endswith(".txt")}
     [own] = read(packed / "same" / "b.txt")[0]  # who names a link means it
     assert own.text == "b.txt"
+    assert len(read(packed / "same")[0]) == 1
+
+
+def test_folders_that_are_called_like_files(tmp_path, read):
+    for name in ("a.jsonl", "b.txt.gz", "new\nline.parquet", "[c]*.txt"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "d.txt").write_text(name)
+    names = {"a.jsonl", "b.txt.gz", "new\nline.parquet", "[c]*.txt"}
+    assert {document.text for document in read(tmp_path)[0]} == names
+    for name in names:
+        assert [document.text for document in read(tmp_path / name)[0]] == [name]
+        assert [document.text for document in read(tmp_path / name, format="text")[0]] == [name]
 
 
 def test_a_snapshot_in_the_cache_of_the_hub_has_its_own_blobs(tmp_path, read):

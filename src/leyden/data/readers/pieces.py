@@ -143,8 +143,8 @@ def _cut(file: SourceFile, settings: SourceSettings, shard_bytes: int) -> Iterat
     try:
         size = file.path.stat().st_size
         can_be_cut = _can_be_cut(file.path, name)
-    except OSError:
-        size, can_be_cut = 0, False  # reading it will say so
+    except Exception:  # of the disk, or of a library; reading it will say so
+        size, can_be_cut = 0, False
     if can_be_cut and name == "parquet":
         from leyden.data.readers.columns import row_group_ranges
 
