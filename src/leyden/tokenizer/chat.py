@@ -89,17 +89,29 @@ class ChatTemplate:
         Raises:
             UserError: a malformed message, or one that the template refuses (an unknown role) or leaves out.
         """
+        return self._rendered(messages, tools, add_generation_prompt, variables)[0]
+
+    def _rendered(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None,
+        add_generation_prompt: bool,
+        variables: Mapping[str, Any] | None,
+    ) -> tuple[str, list[Any]]:
+        """The text, as :meth:`render` gives it; and messages, tools and variables as the template got them."""
         check_messages(messages)
         _check_depth([*messages, *(tools or ()), variables])
         form = self.form
         check_form(form, messages, tools)
+        given_tools = form.give_tools(tools)
 
         def text(messages: Sequence[Message]) -> str:
-            return self._text(form.give(messages), form.give_tools(tools), add_generation_prompt, variables)
+            return self._text(form.give(messages), given_tools, add_generation_prompt, variables)
 
-        rendered = text(messages)
+        given = form.give(messages)
+        rendered = self._text(given, given_tools, add_generation_prompt, variables)
         check_kept(messages, rendered, text)
-        return rendered
+        return rendered, [given, given_tools, variables]
 
     def render_marked(
         self,
@@ -114,14 +126,13 @@ class ChatTemplate:
         Raises:
             UserError: as :meth:`render`; or the template acts on such a look-alike, so that a mark changes its result.
         """
-        plain = self.render(messages, tools, add_generation_prompt, variables)
+        plain, given = self._rendered(messages, tools, add_generation_prompt, variables)
         mark = _unused(plain)
-        given = [self.form.give(messages), self.form.give_tools(tools), variables]
         marked_given = _marked(given, special, mark)
         if marked_given == given:
             return plain, mark
-        messages, tools, variables = marked_given
-        marked = self._text(messages, tools, add_generation_prompt, variables)
+        marked_messages, marked_tools, marked_variables = marked_given
+        marked = self._text(marked_messages, marked_tools, add_generation_prompt, marked_variables)
         if marked.replace(mark, "") != plain:
             raise UserError(
                 "A message contains the text of a special token, which this chat template would act upon; remove it "

@@ -11,8 +11,9 @@ from leyden.tokenizer.template_form import TemplateForm, text_of
 Message = Mapping[str, Any]
 
 _WORD = re.compile(r"(?<![\w/])\w+")
+_LETTERS = re.compile(r"qzv([0-9]+)xw*")
 _MAX_SEARCHES = 16
-"""So many messages are looked for in the whole text; it may be long, and they many."""
+"""So many messages are looked for in the whole text, where they do not follow in order: all may be many and long."""
 
 
 def check_form(form: TemplateForm, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None) -> None:
@@ -63,15 +64,17 @@ def check_kept(messages: Sequence[Message], text: str, render: Callable[[Sequenc
 def _missing(messages: Sequence[Message], text: str) -> list[int]:
     """The places of the messages whose words do not occur in ``text``, or were no longer looked for."""
     missing: list[int] = []
-    at = 0
+    at = num_searches = 0
     for place, message in enumerate(messages):
         if message.get("tool_calls"):
             continue  # many templates write the calls alone
         for words in _words(message.get("content")):
-            found = text.find(words, at)
+            found = text.find(words, at) if num_searches < _MAX_SEARCHES else -1
             if found >= 0:
                 at = found + len(words)
-            elif len(missing) >= _MAX_SEARCHES or words not in text:
+                continue
+            num_searches += 1
+            if num_searches > _MAX_SEARCHES or words not in text:
                 missing.append(place)
                 break
     return missing
@@ -92,10 +95,13 @@ def _check_missing(
     """
     letters = {place: _letters(text_of(messages[place].get("content")), place) for place in missing}
     other = _spaceless(render([_saying(message, letters.get(place)) for place, message in enumerate(messages)]))
+    found: dict[int, int] = {}
+    for run in _LETTERS.finditer(other):
+        found[int(run[1])] = max(found.get(int(run[1]), 0), len(run[0]))
     shown: set[str] | None = None
     for place in missing:
         message = messages[place]
-        lost = _spaceless(letters[place]) not in other
+        lost = found.get(place, 0) < len(_spaceless(letters[place]))
         if not lost and message["role"] != "assistant":
             shown = shown or set(_WORD.findall(_plainly(text)))
             lost = not shown.issuperset(_WORD.findall(_plainly(text_of(message["content"]))))
@@ -106,18 +112,20 @@ def _check_missing(
 def _letters(words: str, place: int) -> str:
     """Letters that occur nowhere else, as many and with the same spaces between them as in ``words``."""
     mark = f"qzv{place}x"
-    return mark + re.sub(r"\S", "q", words[len(mark) :])
+    return mark + re.sub(r"\S+", lambda word: "w" * len(word[0]), words[len(mark) :])
 
 
 def _spaceless(text: str) -> str:
-    """``text`` without white space, that which JSON spells included."""
-    return re.sub(r"\s|\\[ntr]", "", text).casefold()
+    """``text`` in lower case without white space, that which JSON spells included."""
+    return "".join(text.split()).replace("\\n", "").replace("\\t", "").replace("\\r", "").casefold()
 
 
 def _plainly(text: str) -> str:
-    """``text`` without what JSON and HTML put before and for some characters."""
-    spelt = re.sub(r"\\u([0-9a-fA-F]{4})", lambda code: chr(int(code[1], 16)), text)
-    return html.unescape(re.sub(r"\\[ntrbf]", " ", spelt).replace("\\", "")).casefold()
+    """``text`` in lower case without what JSON and HTML put before and for some characters."""
+    if "\\" in text:
+        text = re.sub(r"\\u([0-9a-fA-F]{4})", lambda code: chr(int(code[1], 16)), text)
+        text = re.sub(r"\\[ntrbf]", " ", text).replace("\\", "")
+    return html.unescape(text).casefold()
 
 
 def _saying(message: Message, words: str | None) -> Message:

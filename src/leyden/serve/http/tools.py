@@ -184,7 +184,7 @@ def _of_objects(function: FunctionDefinition) -> dict[str, Any]:
 
 def _form(tokenizer: Tokenizer) -> _Form:
     """How the model writes calls, which its chat template tells."""
-    template = tokenizer.chat_template or ""
+    template = tokenizer.tool_template or ""
     return _LISTED if "<tool_calls>" in template else _TAGGED if "<tool_call>" in template else _MINIMAX
 
 
