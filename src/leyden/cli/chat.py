@@ -21,7 +21,7 @@ _HELP = """\
 
 
 def chat(
-    model: Annotated[str, typer.Argument(help="A model's directory in any layout, or a hub id.")],
+    model: Annotated[str, typer.Argument(help="A model's directory in any layout, a run, a checkpoint, or a hub id.")],
     system: Annotated[str | None, typer.Option(help="What the model is told first.", show_default=False)] = None,
     max_tokens: Annotated[int, typer.Option(help="The most tokens of an answer.")] = 1024,
     temperature: Annotated[float, typer.Option(help="0 takes the most probable token every time.")] = 1.0,

@@ -7,7 +7,7 @@ import typer
 
 
 def convert(
-    model: Annotated[str, typer.Argument(help="A model's directory in any layout, or a hub id.")],
+    model: Annotated[str, typer.Argument(help="A model's directory in any layout, a run, a checkpoint, or a hub id.")],
     directory: Annotated[Path, typer.Argument(help="Where to write; it must not exist, or be empty.")],
     layout: Annotated[Literal["transformers", "minimax", "leyden"], typer.Option(help="The layout to write.")],
     force: Annotated[bool, typer.Option("--force", help="Replace the model that is in the directory.")] = False,

@@ -7,7 +7,7 @@ import typer
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A model's directory in any layout, or a hub id.")],
+    model: Annotated[str, typer.Argument(help="A model's directory in any layout, a run, a checkpoint, or a hub id.")],
     text: Annotated[list[Path], typer.Option(help="Files or folders of documents that the model has not seen.")],
     task: Annotated[list[str], typer.Option(help="What to measure: bits_per_byte.")],
 ) -> None:

@@ -9,7 +9,7 @@ from leyden.cli.options import Device
 
 
 def generate(
-    model: Annotated[str, typer.Argument(help="A model's directory in any layout, or a hub id.")],
+    model: Annotated[str, typer.Argument(help="A model's directory in any layout, a run, a checkpoint, or a hub id.")],
     prompt: Annotated[str | None, typer.Argument(help="The beginning; standard input where left out.")] = None,
     max_tokens: Annotated[int, typer.Option(help="The most tokens to generate.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 takes the most probable token every time.")] = 1.0,

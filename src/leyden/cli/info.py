@@ -6,7 +6,12 @@ import typer
 
 
 def info(
-    what: Annotated[str, typer.Argument(help="A recipe, a model's directory, or a preset (text-01, tiny, 1b, ...).")],
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="A recipe, a model's directory, a run, a checkpoint, or a preset (text-01, tiny, 1b, ...)."
+        ),
+    ],
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", help="Change one value, as in --set model.num_local_experts=16 or --set parallel.cp=2."),

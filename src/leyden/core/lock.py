@@ -42,8 +42,7 @@ def folder_lock(folder: Path, doing: str) -> Iterator[None]:
     try:
         if descriptor is not None:
             with disk_errors_are_user_errors(folder / LOCK):
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, json.dumps(_holder(doing)).encode(), 0)
+                (folder / LOCK).write_text(json.dumps(_holder(doing)), encoding="utf-8")
         yield
     finally:
         if descriptor is not None:
@@ -73,8 +72,9 @@ def lock_holder(folder: Path) -> str | None:
 
 def _acquire(folder: Path) -> int | None:
     """The open file of the lock; None where the file system has no locks, which is said."""
+    access = os.O_RDONLY  # no file stays open for writing, which would keep a failing disk from being made read-only
     while True:
-        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(folder / LOCK, access | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -85,6 +85,9 @@ def _acquire(folder: Path) -> int | None:
             ) from None
         except OSError as error:
             os.close(descriptor)
+            if error.errno == errno.EBADF and access == os.O_RDONLY:
+                access = os.O_RDWR  # NFS locks none but files that may be written
+                continue
             if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK):
                 raise
             logger(__name__).warning("%s: this file system has no locks; start no second process here.", folder)

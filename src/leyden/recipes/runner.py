@@ -57,14 +57,15 @@ def run(recipe: Recipe, directory: Path, *, resume: Resume = "auto", origin: str
     go_on = f"To go on: {command}"
     try:
         # Of several ranks the first holds the folder for all.
-        with ExitStack() as held, disk_errors_are_user_errors(directory):
-            with team_of(plan) as team:
+        with ExitStack() as held:
+            with team_of(plan) as team, disk_errors_are_user_errors(directory):
                 begun = team.first(lambda: _begin(recipe, directory, resume, start, held))
                 recipe = Recipe.parse(begun["recipe"], "the run's recipe")
                 if not begun["trained"]:
                     _train(recipe, directory, go_on, team)
             if launch.rank == 0:
-                _show(recipe, directory)
+                with disk_errors_are_user_errors(directory):
+                    _show(recipe, directory)
     except KeyboardInterrupt:
         raise Interrupted(f"Stopped; what was finished is kept. {go_on}") from None
     return directory / "final"
@@ -137,6 +138,12 @@ def _begin(recipe: Recipe, directory: Path, resume: Resume, start: Origin | None
     missing = [folder for folder in (directory, *directory.parents) if not folder.exists()]
     held.enter_context(folder_lock(directory, "trains a run"))
     held.enter_context(nothing_left_behind(directory, missing))
+    with disk_errors_are_user_errors(directory):
+        return _begin_in(recipe, directory, resume, start)
+
+
+def _begin_in(recipe: Recipe, directory: Path, resume: Resume, start: Origin | None) -> dict[str, Any]:
+    """The same, in a folder that is this process's."""
     sweep(directory)
     progress = Progress.of(directory)
     start = check_origin(directory, start, begun=has_begun(directory))
@@ -167,7 +174,7 @@ def _prepare(recipe: Recipe, directory: Path, progress: Progress | None, fork: F
 def _train(recipe: Recipe, directory: Path, go_on: str, team: Team) -> None:
     """Train, on all ranks, and write the finished model."""
     prepared = read_prepared(recipe, directory)
-    with Watchdog(team):
+    with Watchdog(team), disk_errors_are_user_errors(directory):
         measured = settle_steps(recipe, prepared, team)
         if measured != recipe:  # what could not be checked while lengths were open
             team.first(lambda: check_batches(measured, prepared, directory / "plans"))
