@@ -11,7 +11,8 @@ import pytest
 import zstandard
 
 from leyden.core.errors import UserError
-from leyden.data import find_sources, read_documents, standard_library_sources
+from leyden.data import Document, find_sources, read_documents, standard_library_sources
+from leyden.data.parquet import batches
 
 TEXT = "Zürich\r\n東京 🙂\n"
 
@@ -66,7 +67,7 @@ def test_folders_are_searched_in_the_order_of_names(tmp_path, monkeypatch):
 BROKEN = {
     "latin.txt": (b"ab\xe9", "byte 2", "not UTF-8"),
     "binary.md": (b"ab\0", "byte 2", "binary"),
-    "utf16.txt": ("ab".encode("utf-16"), "byte 3", "binary"),
+    "utf16.txt": ("ab".encode("utf-16-le"), "byte 1", "binary"),  # without a byte order mark, nothing says so
     "empty.txt": (b"", "", "empty"),
     "bom.txt": (b"\xef\xbb\xbf", "", "empty"),
     "rows.jsonl": (b"\n \n", "", "empty"),
@@ -212,3 +213,10 @@ def test_sources_know_their_format(tmp_path):
     sources, skipped = find_sources([tmp_path])
     assert [source.format for source in sources] == ["code", "jsonl", "parquet", "text"]
     assert skipped == []
+
+
+def test_a_batch_is_bounded_by_all_that_its_documents_say():
+    long = {"tags": ["x" * (1 << 20)], "other": {"y" * 1000: [1, [2]]}}
+    given = [Document(str(number), "a", "s", metadata=long) for number in range(40)]
+    assert [len(batch) for batch in batches(given)] == [8, 8, 8, 8, 8]
+    assert [len(batch) for batch in batches([Document("a", "a", "s")] * 5000)] == [4096, 904]

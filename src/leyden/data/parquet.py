@@ -1,6 +1,6 @@
 """Documents in Parquet files: what stands between stages. A row group is a batch, and bounds memory."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
@@ -85,14 +85,27 @@ def batches(documents: Iterable[Document]) -> Iterator[Documents]:
 
 
 def grouped(documents: Iterable[Document], characters: int, at_most: int | None = None) -> Iterator[list[Document]]:
-    """Documents in runs, each closed by the one that takes it to so many ``characters``, or ``at_most`` documents."""
+    """Documents in runs, each closed by the one that takes it to so many ``characters``, or ``at_most`` documents.
+
+    What they say beside their texts counts, too: a table may have a short text and a long picture of it in letters.
+    """
     group: list[Document] = []
     size = 0
     for document in documents:
         group.append(document)
         size += len(document.text) + sum(len(message.content) for message in document.messages)
+        size += _characters(document.metadata)
         if size >= characters or len(group) == at_most:
             yield group
             group, size = [], 0
     if group:
         yield group
+
+
+def _characters(value: Any) -> int:
+    """About how long a value of JSON is, written out."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return 2 + sum(len(name) + _characters(item) for name, item in value.items())
+    return 2 + sum(map(_characters, value)) if isinstance(value, list | tuple) else 8
