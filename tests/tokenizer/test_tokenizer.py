@@ -293,3 +293,18 @@ def test_without_threads_one_encodes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoder, "_backend", Limited())
     assert [ids.tolist() for ids in tokenizer.encode_batch(["some", "words"])] == want
     monkeypatch.delenv("TOKENIZERS_PARALLELISM")
+
+
+def test_the_end_of_a_sequence_is_named_by_the_model_where_the_tokenizer_does_not(directory, tmp_path):
+    definition = json.loads((directory / "tokenizer.json").read_text())
+    definition |= {"added_tokens": [{**definition["added_tokens"][0], "id": 395, "content": "</s>"}]}
+    definition["post_processor"] = None
+    (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
+    for wrong in (10**30, 399):
+        (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": wrong}))
+        with pytest.raises(UserError, match="which token ends a sequence"):
+            Tokenizer.load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 395}))
+    Tokenizer.load(tmp_path).save(tmp_path / "saved")
+    for loaded in (Tokenizer.load(tmp_path), Tokenizer.load(tmp_path / "saved")):
+        assert (loaded.eos_id, loaded.end_ids, loaded.special_tokens) == (395, (395,), {"</s>": 395})

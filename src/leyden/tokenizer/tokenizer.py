@@ -60,6 +60,7 @@ class Tokenizer:
                 end token is none.
         """
         check_backend(backend)
+        files = _with_end(backend, files)
         _make_special(backend, [*files.names.values(), *files.others])
         backend.encode_special_tokens = True  # the spelling of a special token in text is text
         backend.no_truncation()
@@ -268,13 +269,14 @@ class Tokenizer:
         messages: Sequence[Message],
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
     ) -> str:
         """The chat as text, to be read; :meth:`encode_chat` gives its tokens, and tells text from special tokens.
 
         Raises:
             UserError: no chat template, a malformed message, or one that the template refuses.
         """
-        return self._template(tools).render(messages, tools, add_generation_prompt)
+        return self._template(tools).render(messages, tools, add_generation_prompt, variables)
 
     def encode_chat(
         self,
@@ -367,6 +369,14 @@ def _make_special(backend: Backend, tokens: Sequence[str]) -> None:
     special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
     missing = [token for token in tokens if token not in special]
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in missing])
+
+
+def _with_end(backend: Backend, files: TokenizerFiles) -> TokenizerFiles:
+    """``files`` that name a token which ends a sequence, by the model's files where the tokenizer's name none."""
+    if "eos_token" in files.names or backend.token_to_id(EOS) is not None:
+        return files
+    tokens = [backend.id_to_token(index) for index in files.end_ids[:1] if 0 <= index < 1 << 32]
+    return replace(files, names={**files.names, "eos_token": tokens[0]}) if tokens and tokens[0] else files
 
 
 def _find_ids(backend: Backend, names: Mapping[str, str]) -> _Ids:
