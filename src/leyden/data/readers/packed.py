@@ -15,7 +15,12 @@ MAX_RATIO = 1032
 """Of a packed file's bytes unpacked to those packed, beyond the first :data:`FREE_BYTES`: gzip reaches no more. Zstd
 does, with one byte over and over; the text that people keep is packed at 3 to 20."""
 
-FREE_BYTES = 16 << 20
+FREE_BYTES = 4 << 20
+
+_FIRST_BYTES = 64
+"""Of a member, and of one that unpacks to more than usual, unpacked at once: at most 2 MiB, of either kind."""
+
+_USUAL_RATIO = 100
 
 GZIP_MEMBER = re.compile(rb"\x1f\x8b\x08[\x00-\x1f].{4}[\x00\x02\x04][\x00-\x0d\xff]", re.DOTALL)
 """The header of a member: method 8; flags below 32; any time; "best", "fastest" or neither; a known operating system.
@@ -32,7 +37,8 @@ class Packing:
     Attributes:
         name: for messages.
         member: what a member begins with.
-        feed_bytes: handed to the unpacker at once, so small that the most that they can unpack to fits in memory.
+        feed_bytes: handed to the unpacker at once, as a rule; so few that the most that they can unpack to fits in
+            memory.
         unpacker: makes an object with ``decompress``, ``eof`` and ``unused_data`` for one member.
         error: what it raises.
     """
@@ -162,15 +168,17 @@ def _bounded(
 def _member(file: BinaryIO, packing: Packing, start: int) -> Generator[tuple[int, bytes], None, int]:
     """The bytes of the member at ``start``; returns where the next one begins, or -1 at the end of the file."""
     file.seek(start)
-    position, unpacker = start, packing.unpacker()
-    while packed := file.read(packing.feed_bytes):
+    position, unpacker, feed_bytes = start, packing.unpacker(), _FIRST_BYTES
+    while packed := file.read(feed_bytes):
         if position == start and packing.name == "gzip":  # zeros may follow a member, to the end of a tape's block
             start += len(packed) - len(packed := packed.lstrip(b"\0"))
             position = start
         if not packed:
             continue
         position += len(packed)
-        yield start, unpacker.decompress(packed)
+        data = unpacker.decompress(packed)
+        feed_bytes = packing.feed_bytes if len(data) <= _USUAL_RATIO * len(packed) else _FIRST_BYTES
+        yield start, data
         if unpacker.eof:
             return position - len(unpacker.unused_data)
     if position > start:

@@ -126,7 +126,7 @@ class _Unit:
     def __init__(self, path: Path, place: int, skip: int = 0) -> None:
         self.place, self.begin = place, skip
         self._path, self._packed = path, is_packed(path)
-        self._chunks = placed_chunks(path, place if self._packed else skip)
+        self._chunks = _with_beginnings(placed_chunks(path, place if self._packed else skip))
         self._member: int | None = None  # whose bytes were held last
         self._pending: tuple[int, bytes | Problem] | None = None  # read, not yet held
         self._held, self._at = b"", 0  # bytes, and how many of them have been passed
@@ -292,6 +292,25 @@ class _Unit:
                 self._held, self._at = self._held[self._at :] + chunk, 0
                 return True
         return False
+
+
+def _with_beginnings(found: Iterator[tuple[int, bytes | Problem]]) -> Iterator[tuple[int, bytes | Problem]]:
+    """The chunks of members of which none begins with too few bytes to tell whether a record does."""
+    member, held, begun = -1, b"", False
+    for place, chunk in found:
+        if place != member or isinstance(chunk, Problem):
+            if held:
+                yield member, held
+            member, held, begun = place, b"", False
+        if isinstance(chunk, Problem):
+            yield place, chunk
+            continue
+        held += chunk
+        if begun or len(held) >= len(_MAGIC):
+            yield place, held
+            held, begun = b"", True
+    if held:
+        yield member, held
 
 
 def _by_name(lines: list[bytes]) -> dict[str, str]:
