@@ -221,6 +221,11 @@ class Documents:
         """Those whose column ``name`` contains ``part``."""
         return Documents(self.table.filter(pc.match_substring(self.table.column(name), part)))
 
+    def piece(self, begin: int, end: int) -> "Documents":
+        """Those from ``begin`` to before ``end``."""
+        first = None if self.first_row is None else self.first_row + begin
+        return Documents(self.table.slice(begin, end - begin), first)
+
     def kept(self) -> "Documents":
         """Those without a reason."""
         return Documents(self.table.filter(pc.is_null(self.table.column("reason"))))

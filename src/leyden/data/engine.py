@@ -16,6 +16,8 @@ os.environ.setdefault("DAFT_PROGRESS_BAR", "0")  # the bars are ours
 
 import daft
 
+from leyden.core.panics import panics_are_user_errors
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -40,11 +42,12 @@ class Engine:
             items: picklable.
 
         Raises:
-            Exception: what a task raised, with its traceback as a note; tasks that have not begun do not run.
+            Exception: what a task raised, with its traceback as a note; tasks that have not begun do not run. A panic
+                of a library written in Rust is a UserError that names the item.
         """
         if (self.workers == 1 and self.runner == "native") or len(items) <= 1:
             for index, item in enumerate(items):
-                yield index, task(item)
+                yield index, _run(task, item)
             return
         if self.runner == "ray":
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else Ray tells an address of its use
@@ -59,6 +62,12 @@ class Engine:
             yield row["index"], result
 
 
+def _run(task: Callable[[Item], Result], item: Item) -> Result:
+    message = f"A library gave up (it panicked; its message is above) on {item!r:.300}. Take that out, or report it."
+    with panics_are_user_errors(message):
+        return task(item)
+
+
 class _Task:
     """A task in a process of Daft's; items and results travel as bytes."""
 
@@ -69,7 +78,7 @@ class _Task:
     def run(self, item: bytes) -> bytes:
         """The pickled error, if any, and result."""
         try:
-            return pickle.dumps((None, self._task(pickle.loads(item))))
+            return pickle.dumps((None, _run(self._task, pickle.loads(item))))
         except Exception as error:
             trace = traceback.format_exc()
             error.add_note(f"in a worker process:\n{trace}")

@@ -9,7 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+import pyarrow as pa
+
 from leyden.core.config import Config
+from leyden.core.errors import UserError
+from leyden.core.panics import panics_are_user_errors
 from leyden.data.documents import Documents
 from leyden.data.engine import Engine
 from leyden.data.parquet import read_batches
@@ -49,6 +53,10 @@ class Corpus:
             yield from read_batches(path)
 
 
+class _PanicError(UserError):
+    """A library written in Rust panicked."""
+
+
 class Stage(Config):
     """One step over documents; subclasses have ``kind: Literal["..."] = "..."``, their settings, and ``apply``."""
 
@@ -78,6 +86,18 @@ class Stage(Config):
             work: what ``prepare`` wrote to.
         """
         raise NotImplementedError
+
+    def apply_safely(self, documents: Documents, shard: str, work: Path) -> Documents:
+        """What :meth:`apply` gives; a document on which a library panics is dropped with that as its reason."""
+        try:
+            with panics_are_user_errors("", _PanicError):
+                return self.apply(documents, shard, work)
+        except _PanicError:
+            if len(documents) <= 1:
+                return documents.drop([f"{self.name}: a library gave up"] * len(documents), ["it panicked"])
+        middle = len(documents) // 2
+        halves = documents.piece(0, middle), documents.piece(middle, len(documents))
+        return Documents(pa.concat_tables([self.apply_safely(half, shard, work).table for half in halves]))
 
     def summary(self, work: Path) -> str:
         """What is said in the terminal once the stage is done, beside its counts: one line, or nothing."""

@@ -18,6 +18,7 @@ from leyden.core.errors import UserError
 from leyden.data.build import Build, run_build
 from leyden.data.build.recipe import BuildRecipe, BuildSection, load_build_recipe
 from leyden.data.documents import Documents
+from leyden.data.engine import Engine
 from leyden.data.readers import SourceSettings
 from leyden.data.stage import Corpus, Stage
 
@@ -40,6 +41,26 @@ class Shout(Stage):
 
     def apply(self, documents: Documents, shard: str, work: Path) -> Documents:
         return documents.rewrite(lambda texts: [text.upper() for text in texts])
+
+
+class PanicError(BaseException):
+    """As a library in Rust raises where it panics."""
+
+
+PanicError.__name__ = "PanicException"
+
+
+class Panic(Stage):
+    """Drops the documents whose rows it is told, and panics on one text."""
+
+    kind: Literal["panic"] = "panic"
+    number: int
+
+    def apply(self, documents: Documents, shard: str, work: Path) -> Documents:
+        if any(int(text.split()[-1]) == self.number for text in documents.texts()):
+            raise PanicError
+        rows = range(documents.rows().start, documents.rows().stop)
+        return documents.drop(["the second" if row == 1 else None for row in rows])
 
 
 class KeepFirst(Stage):
@@ -174,6 +195,21 @@ def test_after_a_failure_it_goes_on(corpus: Path, tmp_path: Path) -> None:
     build = run_build(settings, tmp_path / "build")
     assert {name: at for name, at in made(tmp_path / "build").items() if name in before} == before
     assert len(texts(build)) == 12
+
+
+def test_a_panic_of_a_library_costs_the_document(corpus: Path, tmp_path: Path) -> None:
+    build = run_build(recipe(corpus, Panic(number=8)), tmp_path / "build")
+    gone = [(row.column("reason"), row.texts()) for row in build.stages()[1].read(dropped=True)]
+    reasons = Counter(reason for reasons, _ in gone for reason in reasons)
+    assert reasons == {"panic: a library gave up": 1, "the second": 4}
+    [text] = [t for reasons, texts in gone for r, t in zip(reasons, texts, strict=True) if "library" in r]
+    assert int(text.split()[-1]) == 8
+    with pytest.raises(UserError, match=r"gave up .* on 'shard'"):
+        list(Engine().map(_panic, ["shard"]))
+
+
+def _panic(item: str) -> None:
+    raise PanicError
 
 
 def test_workers_change_nothing(corpus: Path, tmp_path: Path) -> None:

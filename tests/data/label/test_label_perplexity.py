@@ -7,6 +7,7 @@ import pytest
 from leyden.core.errors import UserError
 from leyden.data.documents import Document, Message
 from leyden.data.label import Perplexity, read_arpa, train_ngrams, write_arpa
+from leyden.tokenizer import GaveUpError, Tokenizer
 
 PROSE = "the river runs past the old mill and the mill wheel turns in the river while the miller sleeps"
 WORDS = PROSE.split()
@@ -98,6 +99,23 @@ def test_a_tokenizers_pieces(reference, documents, make_corpus, run_stage, token
     bad = [rows[f"bad{n}"]["scores"]["perplexity"] for n in range(70)]
     assert max(good) < min(bad)
     assert np.isfinite(bad).all()
+
+
+def test_a_text_that_the_tokenizer_gives_up_on_has_no_score(
+    reference, documents, make_corpus, run_stage, tokenizer, tmp_path, monkeypatch
+):
+    def encode(self: Tokenizer, text: str) -> list[int]:
+        if "zzz" in text:
+            raise GaveUpError("a text cannot be encoded")
+        return whole(self, text)
+
+    whole = Tokenizer.encode
+    monkeypatch.setattr(Tokenizer, "encode", encode)
+    tokenizer.save(tmp_path / "tokenizer")
+    stage = Perplexity(reference=(reference,), order=4, tokenizer=tmp_path / "tokenizer")
+    rows = run_stage(stage, make_corpus([*documents[:4], Document("hard", "one zzz", "t")]))
+    assert rows["hard"]["scores"] == {} and rows["hard"]["metadata"]["perplexity"] == "tail"
+    assert all("perplexity" in rows[document.id]["scores"] for document in documents[:4])
 
 
 def test_dialogues_are_read_by_their_messages(reference, make_corpus, run_stage):

@@ -183,7 +183,7 @@ def _run_shard(stage: Stage, before: StageDirectory, place: StageDirectory, item
     started, counts = time.process_time(), Counts()
     with DocumentsWriter(place.documents(shard)) as kept, DocumentsWriter(place.dropped(shard)) as dropped:
         for batch in read_batches(before.documents(shard)):
-            judged = stage.apply(batch, shard, place.work)
+            judged = stage.apply_safely(batch, shard, place.work)
             if len(judged) < len(batch):
                 raise RuntimeError(f"stage {stage.name} lost {len(batch) - len(judged)} documents of shard {shard}")
             counts.given.add(batch)

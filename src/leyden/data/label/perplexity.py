@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from leyden.core.files import atomic_file
-from leyden.core.log import progress, say
+from leyden.core.log import logger, progress, say
 from leyden.data.documents import Documents, Reject
 from leyden.data.engine import Engine
 from leyden.data.label.arpa import read_arpa
@@ -25,6 +25,7 @@ from leyden.data.label.kneser_ney import train_ngrams
 from leyden.data.label.ngram import BOS, EOS, UNK, NGramModel
 from leyden.data.marks import map_missing
 from leyden.data.stage import Corpus, Stage
+from leyden.tokenizer import GaveUpError
 
 _WORDS = re.compile(r"\n|\w+|[^\w\s]")
 _DIGITS = str.maketrans(dict.fromkeys("123456789", "0"))
@@ -35,9 +36,9 @@ Bucket = Literal["head", "middle", "tail"]
 class Perplexity(Stage):
     """Set the score ``perplexity``, and ``perplexity`` in the metadata to ``head``, ``middle`` or ``tail``.
 
-    A line is a sentence; text is put in lower case and digits become 0, as CCNet does. A document without words has no
-    score and is of the tail. The model is left in ``model/`` of the stage's work;
-    ``write_arpa(NGramModel.load(work / "model"), path)`` gives it to others.
+    A line is a sentence; text is put in lower case and digits become 0, as CCNet does. A document without words, or one
+    on which the tokenizer gives up, has no score and is of the tail. The model is left in ``model/`` of the stage's
+    work; ``write_arpa(NGramModel.load(work / "model"), path)`` gives it to others.
     """
 
     VERSION: ClassVar[int] = 2
@@ -122,19 +123,30 @@ class Perplexity(Stage):
         if self.model is not None:
             model = read_arpa(self.model)
         else:
-            model = train_ngrams(self._sentences(_reference(self.reference)), self.order, min_count=self.min_count)
+            model = train_ngrams(self._reference_sentences(), self.order, min_count=self.min_count)
             say(f"perplexity: a model of {sum(len(order.keys) for order in model.orders):,} n-grams")
         model.save(place)
         return sorted(place.iterdir())
 
-    def _sentences(self, texts: Iterable[str]) -> Iterator[list[str]]:
+    def _reference_sentences(self) -> Iterator[list[str]]:
+        """Those of the reference; a text on which the tokenizer gives up is left out, with a line."""
+        for text in _reference(self.reference):
+            try:
+                sentences = self._sentences(text)
+            except GaveUpError as error:
+                logger(__name__).warning("perplexity.reference: a text is left out: %s", error)
+                continue
+            yield from sentences
+
+    def _sentences(self, text: str) -> list[list[str]]:
         """The words of every line that has some."""
-        pieces = None if self.tokenizer is None else _tokenizer(self.tokenizer, _changed_ns(self.tokenizer))
-        for text in texts:
-            for line in normalise(text).split("\n"):
-                words = _WORDS.findall(line) if pieces is None else [str(id_) for id_ in pieces.encode(line.strip())]
-                if words:
-                    yield words
+        lines = normalise(text).split("\n")
+        if self.tokenizer is None:
+            found = [_WORDS.findall(line) for line in lines]
+        else:
+            pieces = _tokenizer(self.tokenizer, _changed_ns(self.tokenizer))
+            found = [[str(id_) for id_ in pieces.encode(line.strip())] for line in lines]
+        return [words for words in found if words]
 
     def _rows(self, documents: Documents) -> np.ndarray:
         """The documents to score."""
@@ -145,11 +157,16 @@ class Perplexity(Stage):
     def _score(self, documents: Documents, model: Path) -> np.ndarray:
         """[D] float64, perplexities; NaN for documents that are not scored."""
         loaded, texts, rows = _loaded(model, _changed_ns(model)), documents.texts(), self._rows(documents)
-        chosen = [texts[row] for row in rows]
-        if self.tokenizer is None:
-            tokens = [tokens_of(text, loaded) for text in chosen]
-        else:
-            tokens = [loaded.encode(self._sentences([text])) for text in chosen]
+        tokens = [np.empty(0, np.int64)] * len(rows)
+        for index, row in enumerate(rows):
+            try:
+                by_words = self.tokenizer is None
+                tokens[index] = (
+                    tokens_of(texts[row], loaded) if by_words else loaded.encode(self._sentences(texts[row]))
+                )
+            except GaveUpError as error:
+                name = documents.column("id")[row]
+                logger(__name__).warning("the document %s has no perplexity: %s", name, error)
         result = np.full(len(documents), np.nan)
         result[rows] = perplexities(tokens, loaded)
         return result
