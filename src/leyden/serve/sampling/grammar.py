@@ -17,7 +17,7 @@ import torch
 
 from leyden.core.errors import UserError
 from leyden.core.limited import LimitedProcess, LimitReached
-from leyden.serve.sampling.compile_worker import of_structure
+from leyden.serve.sampling.compile_worker import compiled, compiler_of, of_structure
 from leyden.serve.sampling.config import Grammar
 from leyden.tokenizer import Tokenizer
 
@@ -53,7 +53,7 @@ class Grammars:
         self._kept: OrderedDict[Grammar, CompiledGrammar | str] = OrderedDict()
         self._used: WeakValueDictionary[Grammar, CompiledGrammar] = WeakValueDictionary()
         self._lock = threading.Lock()
-        self._infos: dict[bool, xgrammar.TokenizerInfo] = {}
+        self._compilers: dict[bool, xgrammar.GrammarCompiler] = {}
         self._worker: LimitedProcess | None = None
 
     def known(self, grammar: Grammar) -> bool:
@@ -89,7 +89,7 @@ class Grammars:
     def _compile(self, grammar: Grammar) -> "CompiledGrammar | str":
         kind, value = next((name, value) for name, value in grammar if value is not None)
         if self._worker is None:
-            setup = ([self._tokens(special) for special in (False, True)], self._ends)
+            setup = ([self._tokens(special) for special in (False, True)], self._ends, _MAX_BYTES)
             file = Path(__file__).with_name("compile_worker.py")
             self._worker = LimitedProcess(file, setup, seconds=_SECONDS, memory_bytes=_MEMORY_BYTES)
         try:
@@ -99,15 +99,10 @@ class Grammars:
             return f"grammar: '{kind}' takes more than {limits} to compile; make it simpler."
         if not fits:
             return f"grammar: '{kind}'{'' if text.startswith('at ') else ':'} {text.rstrip('.')}."
-        if len(text) > _MAX_BYTES:
-            return f"grammar: compiled, '{kind}' has {len(text)} bytes, more than {_MAX_BYTES}; make it simpler."
-        import xgrammar
-
         special = of_structure(kind)
-        if special not in self._infos:
-            tokens = self._tokens(special)
-            self._infos[special] = xgrammar.TokenizerInfo(tokens, xgrammar.VocabType.RAW, stop_token_ids=self._ends)
-        return CompiledGrammar(xgrammar.CompiledGrammar.deserialize_json(text, self._infos[special]), tuple(self._ends))
+        if special not in self._compilers:
+            self._compilers[special] = compiler_of(self._tokens(special), self._ends)
+        return CompiledGrammar(compiled(self._compilers[special], kind, text), tuple(self._ends))
 
     def _tokens(self, special: bool) -> list[bytes]:
         """What each token stands for: missing ones for nothing, and special ones, whose spelling is no text, likewise.

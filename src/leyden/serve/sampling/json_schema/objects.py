@@ -110,25 +110,31 @@ def _pairs(writer: "Writer", keys: _Keys, least: int, most: int | None) -> Rule:
             "minProperties", "cannot be enforced where keys are free, since a key may be written twice; name them"
         )
     writer.bounded("maxProperties", most)
-    counted = max(least, len(keys.named) if most is not None else 0, 1)
+    counted = max(least, 0 if most is None else len(keys.named))
     if len(keys.named) * counted > _MOST_COUNTED:
-        raise writer.refusal(
-            "maxProperties" if most is not None else "minProperties", "has too many properties to count"
-        )
-    following = {count: writer.end("}", free, count, least, most) for count in range(counted + 1)}
+        keyword = "minProperties" if most is None else "maxProperties"
+        raise writer.refusal(keyword, "has too many properties to count")
+    counts = range(counted + 1)
+    # One more pair, of the keys from a place on, where so many came before.
+    another = {count: rules.new("k") for count in counts}
+    for count in counts:
+        if free is not None and (most is None or count < most):
+            rules.add(another[count], (*writer.several(free, count, least, most), '"}"'))
+    needed = False  # whether a required key is still to come
     for name in reversed(keys.named):
         key = literal(json.dumps(name, ensure_ascii=False))
         pair = rules.add(rules.new("p"), (key, SPACE, '":"', SPACE, keys.value(name), "ws"))
-        before = {}
-        for count in range(counted + 1):
-            before[count] = rules.new("o")
+        ends = {count: rules.new("e") for count in counts}
+        for count, end in ends.items():
+            rules.add(end, ('","', "ws", another[count]), *([('"}"',)] if count >= least and not needed else []))
+        before = {count: rules.new("k") for count in counts}
+        for count, rule in before.items():
             if most is None or count < most:
-                comma = ('","', "ws") if count else ()
-                rules.add(before[count], (*comma, pair, following[min(count + 1, counted)]))
+                rules.add(rule, (pair, ends[min(count + 1, counted)]))
             if name not in keys.required:
-                rules.add(before[count], (following[count],))
-        following = before
-    return following[0]
+                rules.add(rule, (another[count],))
+        another, needed = before, needed or name in keys.required
+    return rules.add(rules.new("b"), (another[0],), *([('"}"',)] if least == 0 and not needed else []))
 
 
 def _in_order(writer: "Writer", names: list[str]) -> list[str]:

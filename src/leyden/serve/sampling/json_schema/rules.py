@@ -1,5 +1,6 @@
 """Rules of a grammar in xgrammar's EBNF, and those of them that no text can fulfil taken out."""
 
+from collections import Counter
 from collections.abc import Iterable
 
 from .numbers import INTEGER, NUMBER
@@ -26,6 +27,8 @@ _VALUES = {
     "null": '"null"',
 }
 _ESCAPED: Ranges = ((0, 31), (34, 34), (92, 92))
+_MOST_DEPTH = 16
+"""Of groups inside each other in one rule."""
 _PLAIN: Ranges = complement(_ESCAPED)
 _SHORT = {8: "b", 9: "t", 10: "n", 12: "f", 13: "r", 34: '"', 92: "\\"}
 
@@ -71,19 +74,34 @@ class Rules:
         return rule
 
     def text(self, root: Rule) -> str | None:
-        """The grammar that begins with ``root``; None where no text fulfils it."""
+        """The grammar that begins with ``root``; None where no text fulfils it.
+
+        A rule that one other alone uses becomes a part of it: what xgrammar sends from process to process grows with
+        the square of the number of rules.
+        """
         alive = self._alive()
         if root not in alive:
             return None
-        used, order = {root}, [root]
-        lines = [f"root ::= {root}"]
+        order, uses, kept = [root], Counter([root]), {}
         for rule in order:
-            kept = [a for a in self._rules[rule] if _needed(a) <= alive]
-            lines.append(f"{rule} ::= " + " | ".join(" ".join(a) or '""' for a in dict.fromkeys(kept)))
-            fresh = sorted({part for a in kept for part in _needed(a) if part in self._rules} - used)
-            used.update(fresh)
-            order.extend(fresh)
-        return "\n".join([*lines, *(f"{name} ::= {body}" for name, body in _VALUES.items())])
+            kept[rule] = list(dict.fromkeys(a for a in self._rules[rule] if _needed(a) <= alive))
+            for part in (part for alternative in kept[rule] for part in alternative):
+                many = isinstance(part, Many)
+                used = part.rule if many else part
+                if isinstance(used, Rule) and used in self._rules:
+                    order += [] if uses[used] else [used]
+                    uses[used] += 2 if many else 1
+        lines: list[str] = []
+        inside: dict[str, tuple[str, int]] = {}  # a rule that is a part of another one, and its depth
+        for rule in reversed(order):  # a rule comes before those that it alone uses
+            alternatives = [" ".join(inside.get(part, (part, 0))[0] for part in a) or '""' for a in kept[rule]]
+            depth = max((inside.get(part, ("", 0))[1] for a in kept[rule] for part in a), default=0)
+            body = " | ".join(alternatives)
+            if rule != root and uses[rule] == 1 and depth < _MOST_DEPTH:
+                inside[rule] = (body, depth) if len(alternatives) == 1 else (f"({body})", depth + 1)
+            else:
+                lines.append(f"{rule} ::= {body}")
+        return "\n".join([f"root ::= {root}", *lines, *(f"{name} ::= {body}" for name, body in _VALUES.items())])
 
     def _alive(self) -> set[Rule]:
         """The rules that some text fulfils."""

@@ -282,21 +282,18 @@ class Writer:
     def _further(self, view: canonical.ArrayView, place: int, least: int, most: int | None) -> Rule:
         """The rule for what comes behind ``place`` items, up to the end."""
         item = Rule("value") if view.items is None else self.rule(view.items)
-        return self.end("]", item, place, least, most)
-
-    def end(self, closing: str, item: Rule | None, count: int, least: int, most: int | None) -> Rule:
-        """The rule for what comes behind ``count`` items, with as many more as are wanted, up to the bracket."""
-        end, bracket = self.rules.new("e"), literal(closing)
-        if count >= least:
-            self.rules.add(end, (bracket,))
-        if item is not None and (most is None or most > count):
-            further = self.rules.add(self.rules.new("m"), ('","', "ws", item, "ws"))
-            first = () if count else (item, "ws")
-            done = max(count, 1)
-            low = max(0 if first else 1, least - done)
-            many = Many(further, low, None if most is None else most - done)
-            self.rules.add(end, (*first, many, bracket))
+        end = self.rules.new("e")
+        if place >= least:
+            self.rules.add(end, ('"]"',))
+        if most is None or most > place:
+            comma = ('","', "ws") if place else ()
+            self.rules.add(end, (*comma, *self.several(item, place, least, most), '"]"'))
         return end
+
+    def several(self, item: Rule, count: int, least: int, most: int | None) -> Alternative:
+        """One ``item`` and as many more as are wanted, ``count`` of them having come before."""
+        further = self.rules.add(self.rules.new("m"), ('","', "ws", item, "ws"))
+        return (item, "ws", Many(further, max(0, least - count - 1), None if most is None else most - count - 1))
 
 
 def _of_length(term: Term, least: int, most: int | None) -> Term:
