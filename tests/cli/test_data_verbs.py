@@ -146,7 +146,7 @@ def test_what_became_of_one_document(place: Path, leyden_cli: Cli) -> None:
     assert "02-length dropped: length: words" in dropped.out
     unknown = leyden_cli("data", "inspect", str(place), "letters/letters/shrt.txt")
     assert unknown.code == 2
-    assert "did you mean 'letters/letters/short.txt'?" in unknown.err.replace("\n", " ")
+    assert "near it are: letters/letters/short.txt" in unknown.err.replace("\n", " ")
 
 
 def test_near_duplicates_side_by_side(place: Path, leyden_cli: Cli) -> None:

@@ -31,7 +31,8 @@ class TokensSection(Config):
     """What becomes of the documents that are left: token shards, in ``tokens/``."""
 
     tokenizer: Path | None = None
-    """A directory with ``tokenizer.json``. None: one is trained on the documents that are left."""
+    """A directory with ``tokenizer.json``, which is copied into the build. None: one is trained on the documents that
+    are left."""
     vocab_size: int = Field(default=32_768, ge=261)
     """Tokens of a tokenizer that is trained."""
     by: Literal["all", "source", "group"] = "all"
