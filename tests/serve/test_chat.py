@@ -1,6 +1,7 @@
 """A chat reads its new turns, and answers as a run over the whole conversation would."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -140,6 +141,21 @@ def test_a_conversation_that_outgrows_the_model_is_left_as_it_was(
     assert chat.messages == before
     list(chat.send("A jar"))
     assert len(chat.messages) == 4
+
+
+def test_a_chat_by_a_template_of_parts_that_refuses_to_end_with_an_answer(
+    model: HybridLM, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    tokenizer.save(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(
+        "{% for m in messages %}[{{ m.role }}]{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}"
+        "{% if messages[-1].role == 'assistant' %}{{ raise_exception('the user speaks last') }}{% endif %}"
+    )
+    own = Tokenizer.load(tmp_path)
+    chat = Chat(Engine(model, own), sampling=GREEDY)
+    for text in ("The jar", "and the lightning?"):
+        assert "".join(chat.send(text)) == chat.messages[-1]["content"]
+    assert own.decode(own.encode_chat(chat.messages[:-1])).startswith("[user]The jar[assistant]")
 
 
 def test_a_chat_needs_a_tokenizer(model: HybridLM) -> None:

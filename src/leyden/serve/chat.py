@@ -1,6 +1,7 @@
 """A conversation, of which each turn reads no more than what is new."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -77,6 +78,8 @@ class Chat:
             answer["content"] += chunk.text
             if chunk.text:
                 yield chunk.text
-        # As the next turn will render it: its tokens need not be those that were drawn.
-        self._engine.read_ahead(self._tokenizer.encode_chat(self.messages, add_generation_prompt=False))
+        # As the next turn will render it: its tokens need not be those that were drawn. Some templates refuse a chat
+        # that ends with an answer; it is read with the next turn then.
+        with suppress(UserError):
+            self._engine.read_ahead(self._tokenizer.encode_chat(self.messages, add_generation_prompt=False))
         self._engine.rest()
