@@ -108,6 +108,18 @@ def test_a_request_that_never_arrives_whole(serve: Serve, connect) -> None:
     assert httpx.get(f"{url}/health").status_code == 200
 
 
+def test_a_client_that_goes_in_the_midst_of_its_body_is_no_defect(
+    serve: Serve, connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "leyden")
+    client = connect(serve())
+    client.sendall(post("/v1/completions", STREAM, length=10_000))
+    time.sleep(0.05)
+    client.close()
+    until(lambda: "code=client_gone" in caplog.text)
+    assert "Traceback" not in caplog.text
+
+
 def test_an_idle_connection_is_closed(serve: Serve, connect) -> None:
     client = connect(serve(idle_seconds=1, request_seconds=60))
     client.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")

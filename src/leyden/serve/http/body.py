@@ -12,6 +12,7 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
+from starlette.requests import ClientDisconnect
 
 from leyden.serve.http.errors import ApiError, busy
 from leyden.serve.http.problems import Path, explain, ignorable
@@ -76,12 +77,15 @@ async def read(request: Request, limit: int, take: Callable[[int], bool]) -> byt
     if announced.isdecimal() and int(announced) > limit:
         raise _too_large(limit)
     data = bytearray()
-    async for piece in request.stream():
-        data += piece
-        if len(data) > limit:
-            raise _too_large(limit)
-        if len(data) > SMALL_BYTES and not take(len(data)):
-            raise busy("Requests with large bodies fill the memory that this server has for them; try again.")
+    try:
+        async for piece in request.stream():
+            data += piece
+            if len(data) > limit:
+                raise _too_large(limit)
+            if len(data) > SMALL_BYTES and not take(len(data)):
+                raise busy("Requests with large bodies fill the memory that this server has for them; try again.")
+    except ClientDisconnect:
+        raise ApiError(400, "The client went before its request was there.", code="client_gone") from None
     return bytes(data)
 
 
