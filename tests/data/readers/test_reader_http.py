@@ -53,11 +53,12 @@ def test_codings_in_every_place(pages, coding):
         response(4, packed, HTML, "Content-Encoding: identity", f"content-encoding: {coding}"),
         response(5, gzip.compress(packed), HTML, f"Content-Encoding: {coding}, gzip"),
         response(6, PAGE, HTML, f"Content-Encoding: {coding}", "Transfer-Encoding: chunked"),  # declared, not applied
+        response(8, page(0).encode("utf-16"), HTML, f"Content-Encoding: {coding}"),
         response(7, chunked(PAGE), HTML, f"Content-Encoding: {coding}", "Transfer-Encoding: chunked"),
     ]
     documents, rejects = pages(*records * 3)
     assert rejects == []
-    assert [_is_whole(document) for document in documents] == [True] * 21
+    assert [_is_whole(document) for document in documents] == [True] * 24
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ _ATTRIBUTE = re.compile(
     rb"[\s/]*(?:(>)|([^\s/>][^\s/>=]*)(?:\s*=\s*(?:\"([^\"]*)\"|'([^']*)'|([^\s>\"'][^\s>]*)))?)", re.DOTALL
 )
 _UNCLOSED = re.compile(rb"\s*=\s*[\"']")
+_CHARSET = re.compile(rb"charset", re.IGNORECASE)
 _IN_CONTENT = re.compile(rb"charset\s*=\s*(?:\"([^\"]*)\"|'([^']*)'|([^\s;\"']+))", re.IGNORECASE)
 _IN_XML = re.compile(rb"<\?xml[^>]*?\sencoding\s*=\s*(?:\"([^\">]*)\"|'([^'>]*)')")
 
@@ -122,7 +123,7 @@ def _declared(data: bytes) -> webencodings.Encoding | None:
 
     As browsers do, it passes over what scripts and styles hold.
     """
-    at = 0
+    at = 0 if _CHARSET.search(data) else len(data)
     while match := _MARKUP.search(data, at):
         comment, other, tag = match.groups()
         if comment or other:

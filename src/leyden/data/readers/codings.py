@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 
 _CHUNK = re.compile(rb"[ \t]*([0-9a-fA-F]{1,16})[ \t]*(?:;[^\n]*)?\r?\n")
 _BINARY = re.compile(rb"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f]")
+_BOMS = (b"\xff\xfe", b"\xfe\xff", b"\xef\xbb\xbf")
+_MAGIC = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
 _MAX_CHUNKS = 1_000_000
 _FEED_BYTES = 1 << 12  # unpacked at once: at most 4 MiB
 _ZSTD_FEED_BYTES = 1 << 8  # at most 8 MiB
@@ -26,7 +28,9 @@ def undo(coding: str, data: bytes, limit: int) -> tuple[bytes, str]:
     if name == "chunked":
         return _without_chunks(data)
     parts = _UNPACKED_BY.get(name)
-    return (data, "") if parts is None or not data else _unpacked(parts, name, data, limit)
+    if parts is None or not data or not data.startswith(_MAGIC.get(name, b"")):
+        return data, ""
+    return _unpacked(parts, name, data, limit)
 
 
 def _without_chunks(data: bytes) -> tuple[bytes, str]:
@@ -68,7 +72,7 @@ def _unpacked(parts: Callable[[bytes], Iterator[bytes]], name: str, data: bytes,
             if size > limit:
                 break
     except (_CutShort, zlib.error, brotli.error, zstandard.ZstdError) as error:
-        if not _BINARY.search(data[:1445]):
+        if not _BINARY.search(data[:1445]) or data.startswith(_BOMS):
             return data, ""  # text, which was never packed
         return b"".join(done), f"the {name} body breaks off after {size:,} bytes ({error})"
     return b"".join(done), ""
@@ -86,7 +90,7 @@ def _by_zlib(data: bytes, wbits: int) -> Iterator[bytes]:
 def _by_gzip(data: bytes) -> Iterator[bytes]:
     """All members; what follows the last one is passed over."""
     at = 0
-    while at == 0 or data.startswith(b"\x1f\x8b", at):
+    while data.startswith(_MAGIC["gzip"], at):
         unpacker = zlib.decompressobj(31)
         while not unpacker.eof:
             if at >= len(data):
@@ -122,7 +126,7 @@ def _by_zstd(data: bytes) -> Iterator[bytes]:
 
     packer = zstandard.ZstdDecompressor(max_window_size=1 << 27)
     at = 0
-    while at == 0 or data.startswith(b"\x28\xb5\x2f\xfd", at):
+    while data.startswith(_MAGIC["zstd"], at):
         unpacker = packer.decompressobj()
         while not unpacker.eof:
             if at >= len(data):

@@ -53,6 +53,7 @@ def text_of_html(page: str, extractor: str, max_levels: int, with_metadata: bool
     from resiliparse.parse.html import HTMLTree
     from resiliparse.parse.html.exception import HTMLParserException
 
+    tree: Any
     try:
         tree = HTMLTree.parse(page)
     except HTMLParserException:  # nothing is not HTML: there was no memory for its elements
