@@ -219,4 +219,6 @@ def test_a_batch_is_bounded_by_all_that_its_documents_say():
     long = {"tags": ["x" * (1 << 20)], "other": {"y" * 1000: [1, [2]]}}
     given = [Document(str(number), "a", "s", metadata=long) for number in range(40)]
     assert [len(batch) for batch in batches(given)] == [8, 8, 8, 8, 8]
+    given = [Document("i" * (1 << 20), "a", "s", url="u" * (1 << 20))] * 8
+    assert [len(batch) for batch in batches(given)] == [4, 4]
     assert [len(batch) for batch in batches([Document("a", "a", "s")] * 5000)] == [4096, 904]

@@ -94,7 +94,7 @@ def grouped(documents: Iterable[Document], characters: int, at_most: int | None 
     for document in documents:
         group.append(document)
         size += len(document.text) + sum(len(message.content) for message in document.messages)
-        size += _characters(document.metadata)
+        size += len(document.id) + len(document.url or "") + _characters(document.metadata)
         if size >= characters or len(group) == at_most:
             yield group
             group, size = [], 0

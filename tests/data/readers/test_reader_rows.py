@@ -122,6 +122,15 @@ def test_a_row_that_is_no_document(row, reason):
     assert raised.value.reason == reason
 
 
+def test_what_is_said_of_a_reject_is_bounded(tmp_path, read):
+    names = {f"{number}{'x' * 1000}": 1 for number in range(100)}
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "a", **names}) + "\n")
+    [reject] = read(tmp_path / "a.jsonl", id="key")[1]
+    assert (reject.reason, len(str(reject)) < 1000) == ('no "key"', True)
+    (tmp_path / "b.jsonl").write_text(json.dumps({"messages": [{"role": "y" * 10**6, "content": "a"}]}) + "\n")
+    assert len(str(read(tmp_path / "b.jsonl")[1])) < 1000
+
+
 def test_a_missing_id():
     for value in (None, "", 1.5):
         with pytest.raises(Problem, match='no "key"'):

@@ -142,7 +142,7 @@ def _damaged(path, good, rng):
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("count", [12, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [8, pytest.param(1000, marks=pytest.mark.slow)])
 def test_no_damage_costs_more_than_the_file(tmp_path, read, count):
     _parquet(tmp_path / "a.parquet", _table(), row_group_size=50)
     _arrow(tmp_path / "a.arrow", _table(), compression="zstd")

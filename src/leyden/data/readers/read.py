@@ -31,7 +31,13 @@ READERS: dict[str, Reader] = {
 }
 """What reads a file of each of :data:`~leyden.data.sources.FORMATS`."""
 
-_SIMPLE = ReadSettings(rows="text", metadata="none", max_document_bytes=1 << 40)
+_SIMPLE = ReadSettings(rows="text", metadata="none")
+_FILES = _SIMPLE.model_copy(update={"max_document_bytes": 1 << 40})
+"""A file that was named and is one document may have any length; a row of a table may not."""
+
+
+_DETAIL_CHARACTERS = 400
+"""Of what was found in a file, which may quote it."""
 
 
 class Rejects(Protocol):
@@ -101,7 +107,7 @@ def _good(found: Document | Problem, settings: ReadSettings) -> Document:
 
 
 def _reject(path: str, place: str, problem: Problem) -> Reject:
-    return Reject(path, problem.place or place, problem.reason, problem.detail, problem.count)
+    return Reject(path, problem.place or place, problem.reason, problem.detail[:_DETAIL_CHARACTERS], problem.count)
 
 
 def _unreadable(path: Path, error: OSError) -> Reject:
@@ -149,7 +155,8 @@ def read_documents(paths: Iterable[str | Path | SourceFile], rejects: list[Rejec
         raise UserError(f"There is nothing to read: the folders named hold no file of {', '.join(SUFFIXES)}.")
     num_documents, num_skipped = 0, len(rejects)
     for source in sources:
-        for document in read_piece(Piece(source, source.format, 0), _SIMPLE, rejects):
+        settings = _SIMPLE if source.format in ("jsonl", "parquet", "arrow") else _FILES
+        for document in read_piece(Piece(source, source.format, 0), settings, rejects):
             num_documents += 1
             yield document
     if not num_documents:
