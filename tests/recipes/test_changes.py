@@ -1,17 +1,19 @@
 """A run whose recipe changes on its way: stages to come, longer stages, forks; and what is left as it was."""
 
+import itertools
 import json
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from whole_runs import after_step, assert_same_run, interrupt, metrics
 
 from leyden.checkpoint import read_config
-from leyden.recipes import load_recipe
+from leyden.recipes import load_recipe, stages
 from leyden.recipes.fork import Origin
 from leyden.tokenizer import Tokenizer
 
@@ -175,3 +177,21 @@ def test_where_a_fork_begins_is_read_as_it_is_written(finished: Path, tmp_path: 
     assert Origin.parse(f"{finished}") == Origin(finished, None)
     assert Origin.parse(f"{at}@3") == Origin(at, 3)
     assert Origin.parse(f"{finished}/checkpoints/step_00000008") == Origin(finished, 8)
+
+
+def test_other_minutes_are_measured_and_never_fewer_steps_than_were_taken(
+    finished: Path, tmp_path: Path, leyden_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps that seem to take a second each: of the last stage, which has taken 4."""
+    for minutes, steps in ((0.1, 5), (0.02, 4)):
+        directory = Path(shutil.copytree(finished, tmp_path / f"{steps}"))
+        length = ("stage.long.minutes=" + str(minutes), "evaluate.prompts=[]")
+        recipe = tmp_path / "minutes.toml"
+        recipe.write_text((finished / "recipe.toml").read_text().replace("tokens = 1000\n", "minutes = 1.0\n"))
+        with monkeypatch.context() as patch:
+            patch.setattr(stages, "time", SimpleNamespace(perf_counter=itertools.count().__next__))
+            outcome = leyden_run(directory, *length, recipe=recipe)
+        assert outcome.code == 0, outcome.err
+        assert len(metrics(directory)) == 6 + steps
+        assert load_recipe(str(directory / "recipe.toml")).stage[1].steps == steps
+        assert "is finished" in leyden_run(directory, *length, recipe=recipe).err

@@ -147,3 +147,6 @@ def test_minutes_become_steps_once(
     assert outcome.code == 0, outcome.err
     assert [record["step"] for record in metrics(tmp_path / "run")] == list(range(1, 10))
     assert load_recipe(str(tmp_path / "run" / "recipe.toml")) == settled
+    monkeypatch.setattr(stages, "time", SimpleNamespace(perf_counter=itertools.count().__next__))
+    outcome = leyden_cli(*command, "--set", "stage.short.minutes=0.01", "--dry-run")
+    assert "stage.0.minutes" in outcome.err, "the stage has ended"

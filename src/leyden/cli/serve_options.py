@@ -15,7 +15,7 @@ def _option(help: str, panel: str | None = None, **more: Any) -> Any:
     return typer.Option(help=help, rich_help_panel=panel, show_default=False, **more)
 
 
-Model = Annotated[str, typer.Argument(help="A model's directory in any layout, or a hub id.")]
+Model = Annotated[str, typer.Argument(help="A model's directory in any layout, a run, a checkpoint, or a hub id.")]
 Host = Annotated[str | None, _option("Address to listen on; 127.0.0.1. Others need an API key.")]
 Port = Annotated[int | None, _option("Port; 8000. 0 takes a free one.")]
 Uds = Annotated[Path | None, _option("Path of a Unix socket to listen on, in place of an address.")]

@@ -175,7 +175,7 @@ def _train(recipe: Recipe, directory: Path, go_on: str, team: Team) -> None:
     """Train, on all ranks, and write the finished model."""
     prepared = read_prepared(recipe, directory)
     with Watchdog(team), disk_errors_are_user_errors(directory):
-        measured = settle_steps(recipe, prepared, team)
+        measured = settle_steps(recipe, prepared, team, Progress.of(directory))
         if measured != recipe:  # what could not be checked while lengths were open
             team.first(lambda: check_batches(measured, prepared, directory / "plans"))
         if team.rank == 0:

@@ -23,7 +23,7 @@ from leyden.recipes.pace import Pace
 from leyden.recipes.prepare import Prepared
 from leyden.recipes.schema import Recipe, Stage
 from leyden.tokenizer import Tokenizer
-from leyden.train import FitSettings, MasterAdamW, Objective, Pretrain, TrainState, fit, train_step
+from leyden.train import FitSettings, MasterAdamW, Objective, Pretrain, Progress, TrainState, fit, train_step
 
 _OBJECTIVES: dict[str, Callable[[], Objective]] = {"pretrain": Pretrain}
 
@@ -42,16 +42,18 @@ def settle_dtype(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"train": recipe.train.model_copy(update={"dtype": name})})
 
 
-def settle_steps(recipe: Recipe, prepared: Prepared, team: Team) -> Recipe:
-    """``recipe`` with a number of steps for every stage.
+def settle_steps(recipe: Recipe, prepared: Prepared, team: Team, progress: Progress | None) -> Recipe:
+    """``recipe`` with a number of steps for every stage, of the one that ``progress`` is in no fewer than it has taken.
 
     A stage given in minutes is timed over a few steps of a model that is then thrown away; nothing later reads a clock.
     All ranks take those steps, and the first rank's clock decides.
     """
-    stages = [
-        stage if stage.total_steps else stage.model_copy(update={"steps": _measure(recipe, index, prepared, team)})
-        for index, stage in enumerate(recipe.stage)
-    ]
+    stages = list(recipe.stage)
+    for index, stage in enumerate(recipe.stage):
+        if stage.total_steps is None:
+            taken = progress.stage_step if progress is not None and progress.stage == index else 0
+            steps = max(taken, _measure(recipe, index, prepared, team))
+            stages[index] = stage.model_copy(update={"steps": steps})
     return recipe.model_copy(update={"stage": tuple(stages)})
 
 
