@@ -11,6 +11,7 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from random import Random
 from typing import Any, Literal
 
 import pytest
@@ -270,3 +271,39 @@ def test_a_template_that_loses_words_is_refused(name):
 @pytest.mark.parametrize("name", CHANGING)
 def test_a_template_may_change_how_words_are_written(name):
     assert ChatTemplate(CHANGING[name], {}).render(SAID, None, True)
+
+
+PIECES = ["content", "role", "'text'", "[0]", " is string", " | trim", "{% endfor %}", "{% endif %}", "tool_calls"]
+PIECES += ["message", "messages", "loop.last", "==", "not ", "[1:]", "{{", "}}", "'", "| tojson", "user", "assistant"]
+
+
+def mutated(source: str, random: Random) -> str:
+    """``source`` with one to three pieces cut out, put in or exchanged."""
+    for _ in range(random.randint(1, 3)):
+        place, piece = random.randrange(len(source)), random.choice(PIECES)
+        source = random.choice(
+            [
+                source[:place] + source[place + random.randint(1, 12) :],
+                source[:place] + piece + source[place:],
+                source.replace(piece, random.choice(PIECES), 1),
+            ]
+        )
+    return source
+
+
+@pytest.mark.parametrize("rounds", [15, pytest.param(1500, marks=pytest.mark.slow)])
+def test_whatever_a_template_does_nothing_is_lost_in_silence(rounds):
+    random, sources = Random(rounds), [path.read_text() for path in sorted(ZOO.glob("*.jinja"))]
+    rendered = 0
+    for _ in range(rounds):
+        chat = ChatTemplate(mutated(random.choice(sources), random), NAMES)
+        for messages, tools in ((TURNS, None), ([SYSTEM, *TURNS], None), ([SYSTEM, *CALLED], [TOOL])):
+            try:
+                text = chat.render(messages, tools, True)
+            except UserError:
+                continue
+            rendered += 1
+            said = [message["content"] for message in messages if message["content"]]
+            for words in [*said, "weather", "Leyden"][: len(said) + 2 * bool(tools)]:
+                assert words in text or json.dumps(words, ensure_ascii=False)[1:-1] in text
+    assert rendered
