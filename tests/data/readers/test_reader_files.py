@@ -177,6 +177,24 @@ def test_links_do_not_leave_the_folder_that_was_named(packed, read, pattern):
     assert len(read(packed / "same")[0]) == 1
 
 
+@pytest.mark.parametrize("settings", [{}, {"format": "jsonl"}, {"format": "code"}])
+def test_everything_in_a_folder_is_read_or_has_a_reason(packed, settings):
+    for name in ("c.py", "d.parquet", "e.PNG", ".git/config", "set/state.json", "set/a.arrow", "set/b.arrow"):
+        (packed / name).parent.mkdir(exist_ok=True)
+        (packed / name).write_text(name)
+    (packed / "set" / "dataset_info.json").write_text("{}")
+    (packed / "set" / "state.json").write_text('{"_data_files": [{"filename": "a.arrow"}]}')
+    skipped = []
+    shards = plan_shards(SourceSettings(name="s", paths=(str(packed),), **settings), 1 << 20, skipped)
+    accounted = {str(piece.source.path) for shard in shards for piece in shard}
+    assert accounted.isdisjoint(reject.source for reject in skipped)
+    accounted.update(reject.source for reject in skipped)
+    for folder, folders, names in os.walk(packed):
+        folders[:] = [name for name in folders if os.path.join(folder, name) not in accounted]
+        for name in names:
+            assert os.path.join(folder, name) in accounted
+
+
 def test_folders_that_are_called_like_files(tmp_path, read):
     for name in ("a.jsonl", "b.txt.gz", "new\nline.parquet", "[c]*.txt"):
         (tmp_path / name).mkdir()
