@@ -26,8 +26,10 @@ def integers(minimum: int | None, maximum: int | None, divisors: Term = ANYTHING
     def side(least: int, most: int | None) -> Term:
         if most is not None and most < least:
             return NOTHING
-        widest = max(_DIGITS, len(str(least)) + 1, len(str(most or 0)))
-        longest = widest - 1 if divisors == ANYTHING else None  # to count digits, too, would take many more states
+        # To count digits, too, would take many more states where there are divisors.
+        longest = max(_DIGITS, len(str(least)) + 1) - 1 if divisors == ANYTHING else None
+        if longest is not None and len(str(most)) > longest + 1:
+            most = None  # it is more than can be written
         plain = either((literal("0"), sequence((_POSITIVE, repeat(_DIGIT, 0, longest)))))
         bounds = [without(_below(least))] if least else []
         bounds += [] if most is None else [_up_to(most)]
@@ -56,7 +58,8 @@ def _side(least: Decimal | None, most: Decimal | None, above: bool, below: bool,
     """Of zero and above."""
     if most is not None and (most < 0 or (most == 0 and below)):
         return NOTHING
-    widest = max(_DOUBLE_DIGITS, *(_whole_digits(bound) + 1 for bound in (least, most) if bound is not None), 0)
+    widest = _DOUBLE_DIGITS if least is None or least < 0 else max(_DOUBLE_DIGITS, _whole_digits(least) + 1)
+    most = None if most is None or _whole_digits(most) > widest else most  # it is more than can be written
     fraction = both(
         sequence((repeat(_DIGIT, 1, _DOUBLE_DIGITS), literal("."), repeat(_DIGIT, 1, _DOUBLE_DIGITS))),
         repeat(Chars(((46, 46), (48, 57))), 3, _DOUBLE_DIGITS + 1),

@@ -42,6 +42,8 @@ _IMPLYING = {
     "array": frozenset(("items", "prefixItems")),
 }
 _SAYING = frozenset(("type", "enum", "const", "$ref", "$dynamicRef", "anyOf", "oneOf", "not", "if"))
+_SHOWN = 100
+"""Characters of a pattern in a message."""
 _KEYWORDS = frozenset((*_TABLES, *_LISTS, *_SCHEMAS, *_PLAIN))
 _SHARED = ("$ref=#/$defs/", "$ref=#/definitions/")
 _NEGATING = ("not", "if", "oneOf", "dependentSchemas", "contains", "unevaluatedProperties", "unevaluatedItems")
@@ -223,5 +225,6 @@ def _told(message: str, places: Mapping[str, str]) -> str:
         return f"at {place}: '$ref' leads to {quoted!r}, which is not in this schema"
     if "regular expression" in message:
         keyword = "pattern" if f"pattern={quoted}" in places else "patternProperties"
-        return f"at {places.get(f'{keyword}={quoted}', '#')}: '{keyword}' {quoted!r} is no regular expression"
+        place = places.get(f"{keyword}={quoted}", "#")
+        return f"at {place}: '{keyword}' {quoted[:_SHOWN]!r} is no regular expression, or too large a one"
     return message

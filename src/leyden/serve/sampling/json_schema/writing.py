@@ -210,7 +210,7 @@ class Writer:
             return pattern_term(pattern, wide=wide)
         except PatternError as error:
             keyword = "pattern" if f"pattern={pattern}" in self.reading.places else "patternProperties"
-            raise self.refusal(keyword, f"{pattern!r} cannot be enforced: {error}", pattern) from None
+            raise self.refusal(keyword, f"{pattern[:100]!r} cannot be enforced: {error}", pattern) from None
 
     def format(self, name: str) -> Term:
         if name not in FORMATS:
