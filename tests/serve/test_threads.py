@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from leyden.serve import threads
 from leyden.serve.threads import Threads, WorkError
 
 
@@ -64,11 +65,11 @@ def test_work_waits_for_no_more_than_the_threads_there_are() -> None:
 
 def test_the_end_of_the_process_waits_for_none() -> None:
     script = (
-        "import asyncio, threading; from leyden.serve.threads import Threads\n"
+        "import asyncio, runpy, sys, threading; Threads = runpy.run_path(sys.argv[1])['Threads']\n"
         "async def run():\n"
         "    asyncio.create_task(Threads('stuck', 1).run(threading.Event().wait)); await asyncio.sleep(0.05)\n"
         "asyncio.run(run())"
     )
     began = time.monotonic()
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", script, threads.__file__], check=True, timeout=60)
     assert time.monotonic() - began < 50
