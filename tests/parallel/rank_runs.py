@@ -59,7 +59,7 @@ sample_tokens = 4
 
 TOTAL_STEPS = 9
 _FAULTY = Path(__file__).with_name("faulty_run.py")
-_TIMING = {"tokens_per_second", "mfu"}
+_TIMING = {"time", "tokens_per_second", "mfu"}
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,14 @@ from test_exactness import DROPS, build, joined, rows_of
 
 from leyden.parallel import ParallelConfig, Plan, Team, attach
 from leyden.train import AdamWConfig, MasterAdamW, Pretrain, TrainState, train_step
+from leyden.train.held_out import HeldOut, measure
 
 STEPS = 5
 MICRO_BATCHES = 2
 
 
-def losses(plan: Plan, changes: dict[str, Any], dtype: torch.dtype) -> list[tuple[float, float]]:
-    """(loss, gradient norm) of every step of ``plan``'s ranks, or of one process where the plan has one."""
+def losses(plan: Plan, changes: dict[str, Any], dtype: torch.dtype) -> list[tuple[float, float, float]]:
+    """(loss, gradient norm, loss on the same rows afterwards) of every step of ``plan``'s ranks, or of one process."""
     model = build(changes)
     if plan.world == 1:
         model.to(dtype)
@@ -34,7 +35,8 @@ def losses(plan: Plan, changes: dict[str, Any], dtype: torch.dtype) -> list[tupl
         micro_batches = [rows_of(Plan(dp_shard=4), seed=100 * step + n) for n in range(MICRO_BATCHES)]
         own = [joined(rows[4 * rank // dp : 4 * (rank + 1) // dp]) for rows in micro_batches]
         result = train_step(state, own, Pretrain(), lr=3e-3, clip_norm=1.0)
-        results.append((result.loss, result.grad_norm))
+        unseen = measure(state, HeldOut(every_steps=1, batches=[own], num_bytes=1), Pretrain())["held_out_loss"]
+        results.append((result.loss, result.grad_norm, unseen))
     return results
 
 

@@ -19,7 +19,7 @@ SMALL_MODEL = {
     "head_dim": 16,
     "rotary_dim": 8,
 }
-TIMING = {"tokens_per_second", "mfu"}
+TIMING = {"time", "tokens_per_second", "mfu"}
 
 
 def metrics(directory: Path) -> list[dict[str, Any]]:

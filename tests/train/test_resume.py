@@ -16,7 +16,7 @@ from leyden.checkpoint import training
 from leyden.core.errors import Interrupted, UserError
 from leyden.train import LossSums, MasterAdamW, Pretrain, StepResult, TrainState, read_metrics
 
-TIMING = {"tokens_per_second", "mfu"}
+TIMING = {"time", "tokens_per_second", "mfu"}
 TOTAL_STEPS = sum(toy_run.STAGE_STEPS)
 
 

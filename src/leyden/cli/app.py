@@ -20,6 +20,7 @@ from leyden.cli import (
     plan,
     quickstart,
     run,
+    runs,
     serve,
     study,
     tokenizer,
@@ -76,6 +77,9 @@ app.command()(chat.chat)
 app.command()(serve.serve)
 app.command(name="eval")(evaluate.evaluate)
 app.command()(convert.convert)
+app.command()(runs.report)
+app.command()(runs.ls)
+app.command()(runs.compare)
 app.add_typer(tokenizer.app, name="tokenizer")
 app.add_typer(data.app, name="data")
 app.add_typer(study.app, name="study")

@@ -19,13 +19,20 @@ _MAX_ANNOTATED_CELLS = 160
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a plot; a None value leaves a gap."""
+    """One line of a plot; a None value leaves a gap.
+
+    Attributes:
+        values: over ``steps``, or over the plot's where that is None.
+        label, color, width, opacity: how it is drawn.
+        steps: its own, if they are not the plot's.
+    """
 
     values: Sequence[float | None]
     label: str = ""
     color: str = ACCENT
     width: float = 1.4
     opacity: float = 1.0
+    steps: Sequence[int] | None = None
 
 
 def line_plot(
@@ -42,7 +49,7 @@ def line_plot(
 
     Args:
         name: of the plot, unlike any other's on the page.
-        steps: [N] of every curve's values.
+        steps: [N] of the values of every curve that has no steps of its own.
         curves: drawn in order.
         y_label: what the values are.
         marks: (step, name) of vertical lines: where stages begin.
@@ -53,9 +60,10 @@ def line_plot(
         axes = drawn.axes
         for curve in curves:
             values = [np.nan if value is None else value for value in curve.values]
-            marker = "o" if len(steps) == 1 else None
+            own = steps if curve.steps is None else curve.steps
+            marker = "o" if len(own) == 1 else None
             axes.plot(
-                steps,
+                own,
                 values,
                 color=curve.color,
                 linewidth=curve.width,

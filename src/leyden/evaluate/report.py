@@ -45,8 +45,8 @@ class Bar:
     ours: bool
 
 
-def write_report(run_dir: Path) -> Path:
-    """Write ``run_dir/report/index.html`` and return its path.
+def write_report(run_dir: Path, name: str = "index.html") -> Path:
+    """Write ``run_dir/report/NAME`` and return its path.
 
     It reads ``metrics.jsonl``, ``eval.jsonl``, ``samples.jsonl``, ``recipe.toml``, ``data.json`` and
     ``environment.json``, as far as they are there.
@@ -67,7 +67,7 @@ def write_report(run_dir: Path) -> Path:
         "recipe": recipe,
         "machine": _facts(_json(run_dir / "environment.json")),
     }
-    path = run_dir / "report" / "index.html"
+    path = run_dir / "report" / name
     write_page(path, Path(__file__).with_name("report.html"), page)
     return path
 
@@ -119,6 +119,9 @@ def _numbers(metrics: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str
     measured = _bits_per_byte(results)
     if measured is not None:
         numbers.append((f"{measured['value']:.3f}", "bits/byte", "on held-out documents"))
+    unseen = [line for line in metrics if line.get("held_out_loss") is not None]
+    if measured is None and unseen:
+        numbers.append((f"{unseen[-1]['held_out_bits_per_byte']:.3f}", "bits/byte", "on held-out documents so far"))
     if metrics:
         end = _end(metrics)
         losses = [line["loss"] for line in end if line.get("loss") is not None]
@@ -143,8 +146,12 @@ def _training_figures(metrics: Sequence[Mapping[str, Any]]) -> list[Plot]:
     if not metrics:
         return []
     loss = _column(metrics, "loss")
-    curves = [Curve(loss, "each step", MUTED, 0.8, 0.55), Curve(_smooth(loss), "smoothed", ACCENT, 1.8)]
+    curves = [Curve(loss, "each step", MUTED, 0.8, 0.55), Curve(smooth(loss), "smoothed", ACCENT, 1.8)]
     smoothing = f"Smoothed: mean over {2 * _SMOOTHING_STEPS + 1} steps around each."
+    measured = [(line["step"], line["held_out_loss"]) for line in metrics if line.get("held_out_loss") is not None]
+    if measured:
+        curves.append(Curve([loss for _, loss in measured], "held out", SECOND, 1.8, steps=[s for s, _ in measured]))
+        smoothing += " Held out: on documents that no step trains on."
     figures = [_figure(metrics, "loss", "Loss", curves, "nats per token", caption=smoothing, wide=True)]
     for key, title, label in (
         ("lr", "Learning rate", "learning rate"),
@@ -221,7 +228,7 @@ def _column(metrics: Sequence[Mapping[str, Any]], key: str) -> list[float | None
     return [line.get(key) for line in metrics]
 
 
-def _smooth(values: Sequence[float | None]) -> list[float | None]:
+def smooth(values: Sequence[float | None]) -> list[float | None]:
     """The mean of the values around each; near the ends the window shrinks evenly, so that nothing is shifted."""
     smoothed: list[float | None] = []
     for index in range(len(values)):

@@ -11,6 +11,7 @@ from leyden.data.loader.mixture import Mixture
 from leyden.model import ModelConfig, preset
 from leyden.parallel import ParallelConfig
 from leyden.train import AdamWConfig, Schedule
+from leyden.train.sinks import SinkName
 
 
 class TokenizerSection(Config):
@@ -58,10 +59,17 @@ class TrainSection(Config):
     clip_norm: float = Field(default=1.0, gt=0)
     max_skipped_steps: int = Field(default=10, ge=1)
     optimizer: AdamWConfig = AdamWConfig()
+    sinks: tuple[SinkName, ...] = ()
+    """What else gets the metrics of every step: ``tensorboard``, ``wandb``."""
 
 
 class EvaluateSection(Config):
-    """What is measured and shown once training is done."""
+    """What is measured while a model is trained, and shown once it is done."""
+
+    every_steps: int = Field(default=100, ge=0)
+    """The loss on held-out documents is measured after every so many steps, and at the end of a stage; 0: never."""
+    held_out_tokens: int = Field(default=16_384, ge=2)
+    """Of the held-out documents, how many tokens that takes; rounded up to whole steps."""
 
     prompts: tuple[str, ...] = ()
     """Texts that the finished model completes."""

@@ -13,6 +13,7 @@ from leyden.checkpoint.export import export
 from leyden.checkpoint.pieces import Piece
 from leyden.core.device import compute_dtype, default_device, matmul_flops_per_second
 from leyden.core.log import progress, say
+from leyden.data.held_out import HeldOutBatches
 from leyden.data.packing import Batches
 from leyden.data.prefetch import Prefetched
 from leyden.model import HybridLM, count_model
@@ -24,6 +25,8 @@ from leyden.recipes.prepare import Prepared
 from leyden.recipes.schema import Recipe, Stage
 from leyden.tokenizer import Tokenizer
 from leyden.train import FitSettings, MasterAdamW, Objective, Pretrain, Progress, TrainState, fit, train_step
+from leyden.train.held_out import HeldOut, measure
+from leyden.train.sinks import open_sinks
 
 _OBJECTIVES: dict[str, Callable[[], Objective]] = {"pretrain": Pretrain}
 
@@ -85,10 +88,25 @@ def train(recipe: Recipe, prepared: Prepared, directory: Path, how_to_resume: st
         settings = _fit_settings(recipe, stage, how_to_resume, team)
         batches = make_batches(recipe, index, prepared, directory / "plans")
         tell_mixture(batches, settings.total_steps)
-        schedule = stage.learning_rate()
+        held_out = _held_out(recipe, stage, prepared, team)
         pace = [Pace(stage.name, stage.minutes, settings.total_steps, how_to_resume)] if stage.minutes else []
-        with _own_share(batches, team) as ahead:
-            fit(state, ahead, objective, schedule, settings, run_dir=directory, stage=index, callbacks=pace)
+        sinks = recipe.train.sinks if team.rank == 0 else ()
+        with (
+            _own_share(batches, team) as ahead,
+            open_sinks(sinks, directory, state.step, recipe.model_dump(mode="json")) as opened,
+        ):
+            fit(
+                state,
+                ahead,
+                objective,
+                stage.learning_rate(),
+                settings,
+                run_dir=directory,
+                stage=index,
+                held_out=held_out,
+                sinks=opened,
+                callbacks=pace,
+            )
     return state
 
 
@@ -116,6 +134,23 @@ def _new_state(recipe: Recipe, team: Team) -> TrainState:
     if team.mesh is None:
         model.to(dtype)  # now, so that the masters begin unrounded, as those of many ranks do
     return TrainState(model, optimizer, team, async_checkpoint=section.async_checkpoint)
+
+
+def _held_out(recipe: Recipe, stage: Stage, prepared: Prepared, team: Team) -> HeldOut | None:
+    """This rank's share of the documents that the loss is measured on between steps."""
+    every, per_step = recipe.evaluate.every_steps, stage.batch_tokens // stage.micro_batch
+    if not every or not prepared.held_out:
+        return None
+    batches = HeldOutBatches(
+        prepared.held_out,
+        prepared.tokenizer,
+        num_tokens=recipe.evaluate.held_out_tokens,
+        seq_len=stage.seq_len,
+        batch_tokens=stage.micro_batch,
+        multiple=per_step,
+    )
+    own = [batches.share(number, *team.share) for number in range(batches.num_batches)]
+    return HeldOut(every, [own[first : first + per_step] for first in range(0, len(own), per_step)], batches.num_bytes)
 
 
 def _own_share(batches: Batches, team: Team) -> Prefetched:
@@ -165,6 +200,7 @@ def _measure(recipe: Recipe, index: int, prepared: Prepared, team: Team) -> int:
     assert stage.minutes is not None, "a stage without steps or tokens has minutes"
     state = _new_state(recipe, team)
     objective, minutes = _OBJECTIVES[stage.objective](), stage.minutes
+    held_out, held_out_seconds = _held_out(recipe, stage, prepared, team), 0.0
     seconds = []
     with (
         _own_share(make_batches(recipe, index, prepared), team) as batches,
@@ -176,8 +212,12 @@ def _measure(recipe: Recipe, index: int, prepared: Prepared, team: Team) -> int:
             train_step(state, micro_batches, objective, lr=0.0, clip_norm=recipe.train.clip_norm)
             seconds.append(time.perf_counter() - started)
             bar.advance()
+        if held_out is not None:
+            started = time.perf_counter()
+            measure(state, held_out, objective)
+            held_out_seconds = (time.perf_counter() - started) / held_out.every_steps
     step_seconds = statistics.median(seconds[_WARM_STEPS:])
-    steps = team.first(lambda: max(1, int(minutes * 60 * _MARGIN / step_seconds)))
+    steps = team.first(lambda: max(1, int(minutes * 60 * _MARGIN / (step_seconds + held_out_seconds))))
     say(
         f"stage {stage.name}: {step_seconds:.2f} s a step of {stage.batch_tokens:,} tokens; "
         f"{steps} steps fit {stage.minutes:g} minutes"

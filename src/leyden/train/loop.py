@@ -4,6 +4,7 @@ No decision here reads a clock or draws a random number, so that a run killed an
 all ranks of a team take the same decisions at the same step.
 """
 
+import datetime as dt
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -15,10 +16,12 @@ from pydantic import Field
 from leyden.core.config import Config
 from leyden.core.errors import Interrupted, UserError
 from leyden.core.log import logger, progress
+from leyden.train.held_out import HeldOut, measure
 from leyden.train.metrics import MetricsLog
 from leyden.train.objective import Objective
 from leyden.train.schedule import Schedule
 from leyden.train.signals import StopRequest
+from leyden.train.sinks import Sink
 from leyden.train.state import Batches, TrainState
 from leyden.train.step import StepResult, train_step
 
@@ -59,6 +62,8 @@ def fit(
     *,
     run_dir: Path,
     stage: int = 0,
+    held_out: HeldOut | None = None,
+    sinks: Sequence[Sink] = (),
     callbacks: Sequence[Callback] = (),
 ) -> None:
     """Train to the end of a stage, from wherever ``state`` is in it.
@@ -71,6 +76,8 @@ def fit(
         settings: the rest.
         run_dir: gets ``metrics.jsonl`` and ``checkpoints/``; the same for all ranks.
         stage: index of the stage in the run.
+        held_out: documents on which the loss is measured now and then; it changes nothing of the training.
+        sinks: get every line of ``metrics.jsonl`` too; of several ranks, the first's.
         callbacks: called after every step, before its checkpoint.
 
     Raises:
@@ -80,7 +87,8 @@ def fit(
     state.enter_stage(stage, batches)
     run_dir.mkdir(parents=True, exist_ok=True)
     team, total = state.team, settings.total_steps
-    metrics = MetricsLog(run_dir / "metrics.jsonl", last_step=state.step, writes=team.rank == 0)
+    metrics = MetricsLog(run_dir / "metrics.jsonl", last_step=state.step, writes=team.rank == 0, sinks=sinks)
+    measured: dict[str, float] = {}
     with StopRequest() as stop, progress(f"training: {settings.stage}", total, "steps") as bar:
         bar.advance(state.stage_step)
         while state.stage_step < total:
@@ -93,8 +101,13 @@ def fit(
             )
             rate = result.tokens / (time.perf_counter() - started)
             state.check_saving()
-            metrics.append(_record(state, result, settings, lr=lr, tokens_per_second=rate))
-            bar.advance(1, f"loss {result.loss:.3f}, {rate:.0f} tokens/s")
+            record = _record(state, result, settings, lr=lr, tokens_per_second=rate)
+            if held_out and (state.step % held_out.every_steps == 0 or state.stage_step == total):
+                measured = measure(state, held_out, objective)
+                record |= {name: _finite(value) for name, value in measured.items()}
+            metrics.append(record)
+            unseen = f", unseen {measured['held_out_loss']:.3f}" if measured else ""
+            bar.advance(1, f"loss {result.loss:.3f}{unseen}, {rate:.0f} tokens/s")
             _stop_if_skipped_too_often(state, result, settings)
             for callback in callbacks:
                 callback(state, result)
@@ -149,6 +162,7 @@ def _record(
     return {
         "stage": settings.stage,
         "step": state.step,
+        "time": dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
         "tokens": state.tokens,
         "loss": _finite(result.loss),
         "aux_loss": _finite(result.aux_loss),

@@ -2,10 +2,12 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from leyden.core.files import atomic_file, disk_errors_are_user_errors
+from leyden.train.sinks import Sink
 
 
 class MetricsLog:
@@ -15,10 +17,11 @@ class MetricsLog:
         path: the file.
         last_step: the step that the run goes on from; lines of later steps, and a line torn by a crash, are removed.
         writes: False where another rank writes the file; this object then does nothing.
+        sinks: what else gets every line.
     """
 
-    def __init__(self, path: Path, *, last_step: int, writes: bool = True) -> None:
-        self._path, self._writes = path, writes
+    def __init__(self, path: Path, *, last_step: int, writes: bool = True, sinks: Sequence[Sink] = ()) -> None:
+        self._path, self._writes, self._sinks = path, writes, sinks
         if not writes:
             return
         kept = [record for record in read_metrics(path) if record["step"] <= last_step]
@@ -35,6 +38,8 @@ class MetricsLog:
             return
         with disk_errors_are_user_errors(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, allow_nan=False) + "\n")
+        for sink in self._sinks:
+            sink.append(record)
 
     def sync(self) -> None:
         """Make sure that all lines are on the disk, so that no checkpoint is ahead of them."""

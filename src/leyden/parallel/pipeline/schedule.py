@@ -107,6 +107,13 @@ class Pipeline(nn.Module):
         Raises:
             UserError: rows of several lengths, too few for the schedule, or longer than the model can read.
         """
+        return self._go_through(batches, objective, backward=True)
+
+    def evaluate(self, batches: Sequence[PackedRow], objective: Objective[_S]) -> list[_S]:
+        """As :meth:`run`, forward alone and without gradients."""
+        return self._go_through(batches, objective, backward=False)
+
+    def _go_through(self, batches: Sequence[PackedRow], objective: Objective[_S], *, backward: bool) -> list[_S]:
         length = _length(batches)
         for batch in batches:
             check_tokens(self.config, batch.tokens, cu_seqlens=batch.cu_seqlens)
@@ -119,7 +126,8 @@ class Pipeline(nn.Module):
         numbers = torch.arange(len(batches))
         for stage in self.stages:
             stage.batches = batches
-        self._schedule.step(micro_batch=numbers, target=numbers, return_outputs=False)
+        go = self._schedule.step if backward else self._schedule.eval
+        go(micro_batch=numbers, target=numbers, return_outputs=False)
         for stage in self.stages:
             stage.batches = ()
         sums, self._sums = self._sums, []
