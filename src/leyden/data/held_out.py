@@ -74,9 +74,9 @@ class HeldOutBatches(Batches):
 def _take(documents: Sequence[str], tokenizer: Tokenizer, num_tokens: int) -> Iterator[np.ndarray]:
     """Tokens of documents in a drawn order, from what begins each to what ends it, ``num_tokens`` in all at most."""
     left = num_tokens
-    for index in np.random.default_rng(0).permutation(len(documents)):
+    for index in np.random.default_rng(0).permutation(len(documents)).tolist():
         if left < 2:  # one that is read, and one that is predicted
             return
-        ids = np.array([tokenizer.bos_id, *tokenizer.encode(documents[index]), tokenizer.eod_id], np.int64)[:left]
+        ids = np.array([tokenizer.bos_id, *tokenizer.encode(documents[int(index)]), tokenizer.eod_id], np.int64)[:left]
         left -= len(ids)
         yield ids

@@ -126,7 +126,8 @@ def _runs(folder: Path, depth: int) -> Iterator[Path]:
 def _total_steps(recipe: Mapping[str, Any]) -> int | None:
     stages = recipe.get("stage", [])
     counts = [_steps(stage) for stage in stages] if isinstance(stages, list) else []
-    return sum(counts) if counts and None not in counts else None  # pyright: ignore[reportArgumentType] - no None left
+    known = [count for count in counts if count is not None]
+    return sum(known) if known and len(known) == len(counts) else None
 
 
 def _steps(stage: Mapping[str, Any]) -> int | None:
