@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
 READY  := $(VENV)/.ready
+TOOLS  := $(VENV)/.ready-dev
 ARGS   ?=
 
 .PHONY: quickstart test test-all check bench clean
@@ -13,24 +14,29 @@ quickstart: $(READY)  ## from raw text to a model that answers (under 10 minutes
 # Threads that wait by spinning make every parallel region many times slower where other programs hold the cores.
 test test-all: export OMP_WAIT_POLICY = PASSIVE
 
-test: $(READY)  ## the fast tests
+test: $(TOOLS)  ## the fast tests
 	$(PY) -m pytest -m "not slow and not gpu" -n auto --dist loadfile $(ARGS)
 
-test-all: $(READY)  ## with the long fault, load and soak tests
+test-all: $(TOOLS)  ## with the long fault, load and soak tests
 	$(PY) -m pytest -m "not gpu" $(ARGS)
 
-check: $(READY)  ## lint, types, imports
+check: $(TOOLS)  ## lint, types, imports
 	$(PY) -m ruff check src tests
 	$(PY) -m pyright
 	$(VENV)/bin/lint-imports
 
-bench: $(READY)  ## speed beside transformers, on the CPU
+bench: $(TOOLS)  ## speed beside transformers, on the CPU
 	$(PY) -m leyden bench cpu $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist
 
-# A torch that is already in .venv and new enough is kept (a CUDA build, say), and with it the triton it came with.
+$(TOOLS): $(READY) requirements-dev.lock
+	$(PY) -m pip install --quiet --disable-pip-version-check --requirement requirements-dev.lock
+	@touch $(TOOLS)
+
+# What the quickstart runs with, and no tools of tests. A torch that is already in .venv and new enough is kept (a CUDA
+# build, say), and with it the triton it came with.
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Leyden needs Python 3.11 or newer; %s is %s. Set PYTHON=..." % (sys.executable, sys.version.split()[0]) if sys.version_info < (3, 11) else 0)'
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
