@@ -119,6 +119,9 @@ def test_a_template_that_acts_on_special_text_is_refused(tokenizer):
         ([{"role": "wizard", "content": "a"}], "role wizard is not known; allowed: system, user"),
         ([{"role": "tool", "content": "a"}], "has no name"),
         ([{"role": "assistant", "tool_calls": 3}], "chat template refused"),
+        ([{"role": "assistant", "tool_calls": [3]}], "chat template refused"),
+        ([{"role": "assistant", "tool_calls": [{"id": [1], "function": {}}]}], "chat template refused"),
+        ([{"role": "tool", "tool_call_id": [1], "content": "a"}], "chat template refused"),
         ([{"role": "user", "content": "\ud800"}], "lone surrogate"),
     ],
 )

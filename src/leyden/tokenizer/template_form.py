@@ -86,18 +86,19 @@ class TemplateForm:
 
     def give(self, messages: Sequence[Mapping[str, Any]]) -> list[Message]:
         """``messages``, of OpenAI's form, in the template's."""
-        names: dict[Any, Any] = {}
+        names: dict[str, Any] = {}
         given: list[Message] = []
         for message in messages:
             made = dict(message)
             calls = message.get("tool_calls")
             content = message.get("content")
             if isinstance(calls, list) and all(map(_is_call, calls)) and calls:
-                names |= {call.get("id"): call["function"].get("name") for call in calls}
+                names |= {str(call.get("id")): call["function"].get("name") for call in calls}
                 content = self._give_calls(made, content, [dict(call) for call in calls])
             if "tool_call_id" in made:
-                if made.get("name") is None and names.get(made["tool_call_id"]) is not None:
-                    made["name"] = names[made["tool_call_id"]]
+                name = names.get(str(made["tool_call_id"]))
+                if made.get("name") is None and name is not None:
+                    made["name"] = name
                 made["tool_call_id"] = self._id(made["tool_call_id"])
             made["content"] = content if content is None and made.get("tool_calls") else self._content(made, content)
             given.append(made)
@@ -107,7 +108,7 @@ class TemplateForm:
         """``tools``, each in OpenAI's wrapper or bare, in the template's form."""
         if self.tools != "bare" or not tools:
             return None if tools is None else list(tools)
-        return [tool["function"] if isinstance(tool.get("function"), Mapping) else tool for tool in tools]
+        return [tool["function"] if _is_call(tool) else tool for tool in tools]
 
     def _content(self, message: Mapping[str, Any], content: Any) -> Any:
         role = "tool" if message["role"] == "function" else message["role"]
@@ -145,6 +146,7 @@ def text_of(content: Any) -> str:
 
 
 def _is_call(call: Any) -> bool:
+    """Whether it wraps a function, as calls and tools do."""
     return isinstance(call, Mapping) and isinstance(call.get("function"), Mapping)
 
 
