@@ -8,7 +8,7 @@ from exactness import DTYPES, assert_within_noise, examples, random, with_gradie
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leyden.ops import lightning_attention
+from leyden.ops import lightning_attention, lightning_attention_step
 
 H, K, V = 4, 6, 10
 SLOPES = torch.tensor([0.0, 0.004, 0.9, 300.0])  # none, a deep layer's, the steepest released, far steeper
@@ -320,3 +320,13 @@ def test_packed_documents_in_more_than_one_row_are_refused() -> None:
     x = torch.zeros(2, 5, H, K)
     with pytest.raises(ValueError, match="one row"):
         lightning_attention(x, x, x, SLOPES, cu_seqlens=torch.tensor([0, 5]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounded_slopes_are_refused(dtype: torch.dtype) -> None:
+    """A buffer of a module that is cast is cast too, and its decays are other ones without a word."""
+    q, k, v = torch.randn(3, 1, 5, 2, 16, dtype=dtype).unbind()
+    with pytest.raises(ValueError, match="slopes in float32"):
+        lightning_attention(q, k, v, SLOPES[:2].to(dtype))
+    with pytest.raises(ValueError, match="slopes in float32"):
+        lightning_attention_step(q[:, 0], k[:, 0], v[:, 0], SLOPES[:2].to(dtype), torch.zeros(1, 2, 16, 16))

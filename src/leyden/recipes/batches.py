@@ -68,8 +68,14 @@ def check_batches(recipe: Recipe, prepared: Prepared, plans: Path | None = None,
             raise UserError(f"stage '{stage.name}': {error}") from None
 
 
-def tell_warm_up(recipe: Recipe) -> None:
-    """Say of which stages the warm-up takes all steps."""
+def tell_doubts(recipe: Recipe) -> None:
+    """Say what may be carried out and is seldom meant: no softmax layer, and a warm-up that takes all steps."""
+    model = recipe.model
+    if "full_attention" not in model.layer_types:
+        say(
+            f"the model has {model.num_hidden_layers} lightning layers and no softmax layer, as a model of fewer than 8 "
+            "layers has unless model.layer_types says otherwise; it cannot look up what it read long ago."
+        )
     for stage in recipe.stage:
         steps = stage.total_steps
         if steps is not None and 0 < steps <= stage.warmup_steps:

@@ -28,6 +28,8 @@ def describe(what: str, settings: Sequence[str], length: int) -> str:
     bf16 = torch.bfloat16
     softmax = config.layer_types.count("full_attention")
     kinds = f"{config.num_hidden_layers} ({config.num_hidden_layers - softmax} lightning, {softmax} softmax)"
+    if not softmax:
+        kinds += "; layer_types adds softmax layers, which fewer than 8 layers have not by themselves"
     rows = [
         ("layers", kinds),
         ("parameters", _billions(count.parameters)),

@@ -18,7 +18,7 @@ from leyden.core.log import say
 from leyden.evaluate import write_report
 from leyden.parallel import ParallelConfig, Plan, Team, Watchdog, make_plan, team_of
 from leyden.parallel.planner import StepShape, check_plan
-from leyden.recipes.batches import check_batches, tell_warm_up
+from leyden.recipes.batches import check_batches, tell_doubts
 from leyden.recipes.folder import check_folder, nothing_left_behind, set_outcome_aside, sweep
 from leyden.recipes.fork import Fork, Origin, check_origin
 from leyden.recipes.loader import dry
@@ -94,7 +94,7 @@ def check(recipe: Recipe, directory: Path, *, resume: Resume = "auto", origin: s
         check_batches(recipe, read_prepared(recipe, directory), first=first)
     else:
         check_sources(recipe)
-    tell_warm_up(recipe)
+    tell_doubts(recipe)
     return dry(recipe)
 
 
@@ -179,7 +179,7 @@ def _train(recipe: Recipe, directory: Path, go_on: str, team: Team) -> None:
         if measured != recipe:  # what could not be checked while lengths were open
             team.first(lambda: check_batches(measured, prepared, directory / "plans"))
         if team.rank == 0:
-            tell_warm_up(measured)
+            tell_doubts(measured)
             _write(directory / RECIPE_FILE, dry(measured))
             note_machine(directory, measured.train.dtype, team)
         state = train(measured, prepared, directory, go_on, team)

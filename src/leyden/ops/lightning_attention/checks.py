@@ -17,6 +17,7 @@ def check_inputs(
         raise ValueError(f"lightning_attention: q, k [B, T, H, K] and v [B, T, H, V] expected; given {shapes}.")
     if slopes.shape != (q.shape[2],):
         raise ValueError(f"lightning_attention: one slope a head expected; given {shapes}.")
+    check_slopes(slopes)
     if not (q.dtype == k.dtype == v.dtype and q.is_floating_point()):
         given = f"q {q.dtype}, k {k.dtype}, v {v.dtype}"
         raise ValueError(f"lightning_attention: one dtype, a floating one, expected; given {given}.")
@@ -29,6 +30,15 @@ def check_inputs(
     wanted = (num_states, q.shape[2], q.shape[3], v.shape[3])
     if initial_state is not None and initial_state.shape != wanted:
         raise ValueError(f"lightning_attention: initial_state {wanted} expected; given {tuple(initial_state.shape)}.")
+
+
+def check_slopes(slopes: torch.Tensor) -> None:
+    """Raise ValueError where slopes are narrower than float32: rounded decays forget at another rate, or not at all."""
+    if slopes.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"lightning_attention: slopes in float32 or float64 expected; given {slopes.dtype}. Converting a module's "
+            "dtype converts its buffers too: keep the slopes out of that, or make them anew by lightning_slopes."
+        )
 
 
 def _check_bounds(cu_seqlens: torch.Tensor, num_tokens: int) -> None:

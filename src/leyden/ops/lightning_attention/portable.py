@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from leyden.ops.lightning_attention.checks import check_slopes
 from leyden.ops.lightning_attention.chunks import Decays, Segment, scan, segments
 from leyden.ops.lightning_attention.documents import Documents, write_end_states
 
@@ -45,7 +46,11 @@ def lightning_attention_step(
 
     Returns:
         The output [B, H, V] in the dtype of q, and the new state.
+
+    Raises:
+        ValueError: slopes narrower than float32.
     """
+    check_slopes(slopes)
     decay = torch.exp(-slopes.to(state.dtype)).view(-1, 1, 1)
     new = torch.mul(state, decay)
     new.addcmul_(k.to(state.dtype).unsqueeze(-1), v.to(state.dtype).unsqueeze(-2))
