@@ -98,7 +98,7 @@ def test_a_warm_up_of_all_steps_is_said(built: Path, tmp_path: Path, leyden_cli:
     (tmp_path / "short.toml").write_text(dump_toml(on_build(built, warmup_steps=2)))
     assert leyden_cli("run", tmp_path / "short.toml", "--dry-run").err == ""
 
-
+    assert "warm-up" not in leyden_cli("run", tmp_path / "short.toml", "--dry-run").err
 def test_a_dry_run_on_a_run_says_what_the_run_would(
     finished: Path, recipe_file: Path, leyden_cli: Callable[..., Any]
 ) -> None:

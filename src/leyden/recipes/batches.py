@@ -73,8 +73,8 @@ def tell_doubts(recipe: Recipe) -> None:
     model = recipe.model
     if "full_attention" not in model.layer_types:
         say(
-            f"the model has {model.num_hidden_layers} lightning layers and no softmax layer, as a model of fewer than 8 "
-            "layers has unless model.layer_types says otherwise; it cannot look up what it read long ago."
+            f"the model has {model.num_hidden_layers} lightning layers and no softmax layer, as models of fewer than 8 "
+            "layers have unless model.layer_types says otherwise; it cannot look up what it read long ago."
         )
     for stage in recipe.stage:
         steps = stage.total_steps
