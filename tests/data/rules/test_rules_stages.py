@@ -206,6 +206,8 @@ def test_what_looks_like_the_end_of_a_word_is_repaired_where_all_is_wrong(text):
         ("x@example.com y@sub.example z@a.test", None),
         ("a@b @ c@.com d@-x.com @e.com", None),
         ("8.8.8.8 (1.1.1.1), 9.9.9.9:53/8", "4 (4), 4:53/8"),
+        ("Version 8.8.8.8, ver. 8.8.8.8; section 8.8.8.8, § 8.8.8.8. Firmware\n8.8.8.8", None),
+        ("<img src=logo@2x.png> a@3x.webp", None),
         ("10.0.0.1 127.0.0.1 192.168.1.1 224.0.0.1x 999.8.8.8 08.8.8.8 v8.8.8.8 1.2.3.4.5", None),
         ("2606:4700:4700::1111 2001:4860::8888.", "6 6."),
         ("fe80::1 ::1 2001:db8::5 std::a 12:34:56 2606:zz::", None),

@@ -26,6 +26,16 @@ _PHONE = re.compile(
     r"|(?<=\()\d{3}\) ?\d{3}[ .-]\d{4}|(?<=\d)\d\d[-.]\d{3}[-.]\d{4})(?![\w-])"
 )
 
+_NUMBERING = re.compile(
+    r"(?:\b(?:versions?|ver|release|build|firmware|sections?|sec|chapter|clause|figure|fig|table|appendix|annex)\b\.?"
+    r"|§)\s*\Z",
+    re.IGNORECASE,
+)
+"""What four numbers are numbered by, where they stand behind it: no address."""
+_NUMBERING_CHARACTERS = 16
+_PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp", ".bmp", ".ico")
+"""Endings of files that are no top-level domains: ``logo@2x.png`` is a picture."""
+
 _RESERVED = ("example.com", "example.net", "example.org")  # RFC 2606, as are the last labels below
 _RESERVED_ENDINGS = (".example", ".invalid", ".test", ".localhost", *("." + domain for domain in _RESERVED))
 
@@ -38,13 +48,14 @@ class Personal(Rules):
     """
 
     TITLE: ClassVar[str] = "pii"
+    VERSION: ClassVar[int] = 2
     kind: Literal["pii"] = "pii"
 
     emails: bool = True
     """Mask e-mail addresses."""
     ips: bool = True
-    """Mask IPv4 and IPv6 addresses that are reachable in public (``ipaddress.is_global``). A version of four numbers
-    (``1.2.3.4``) cannot be told from an address."""
+    """Mask IPv4 and IPv6 addresses that are reachable in public (``ipaddress.is_global``). Four numbers right behind a
+    word such as ``version`` or ``section`` stay; other versions of four numbers cannot be told from addresses."""
     phones: bool = False
     """Mask telephone numbers: international ones with ``+`` and 8 to 15 digits (E.164), and ten digits in the North
     American way. Off, as part numbers look alike."""
@@ -78,7 +89,11 @@ class Personal(Rules):
             (self.phones, _PHONE, _is_number, self.phone),
         ):
             if asked:
-                spans = [match.span() for match in pattern.finditer(text) if match[0] != mask and valid(match[0])]
+                spans = [
+                    match.span()
+                    for match in pattern.finditer(text)
+                    if match[0] != mask and valid(match[0]) and not (pattern is _IPV4 and _is_numbering(text, match))
+                ]
                 text, number = _masked(text, spans, mask), number + len(spans)
         return text, number
 
@@ -104,7 +119,12 @@ def _masked(text: str, spans: Sequence[tuple[int, int]], mask: str) -> str:
 
 def _is_personal(domain: str) -> bool:
     domain = domain.lower()
-    return len(domain) <= 253 and domain not in _RESERVED and not domain.endswith(_RESERVED_ENDINGS)
+    return len(domain) <= 253 and domain not in _RESERVED and not domain.endswith(_RESERVED_ENDINGS + _PICTURES)
+
+
+def _is_numbering(text: str, match: re.Match[str]) -> bool:
+    before = text[max(match.start() - _NUMBERING_CHARACTERS, 0) : match.start()]
+    return _NUMBERING.search(before) is not None
 
 
 def _is_public(address: str) -> bool:
