@@ -240,8 +240,13 @@ def test_a_rank_ends_with_its_launcher() -> None:
     """A launcher that is killed outright; the rank's standard error comes to its end when the rank does."""
     launcher = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
     started = time.monotonic()
+    environment = {**os.environ, "TORCHELASTIC_RUN_ID": "x"}
     with subprocess.Popen(
-        [sys.executable, "-c", launcher, ORPHAN], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", launcher, ORPHAN],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None

@@ -20,7 +20,12 @@ _PAUSE_SECONDS = 0.5
 
 @functools.cache
 def end_with_launcher() -> None:
-    """From here on this process ends within a second once its parent is gone; what it had saved is whole."""
+    """From here on a rank of torchrun ends within a second once that is gone; what it had saved is whole.
+
+    Ranks that something else started, a script that has ended since perhaps, are left alone.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
     threading.Thread(target=watch_launcher, args=(os._exit,), name="launcher", daemon=True).start()
 
 
