@@ -80,6 +80,7 @@ def test_the_last_stage_is_lengthened(copied: Path, tmp_path: Path, leyden_run: 
     assert {path: path.stat().st_mtime_ns for path in copied.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_other_prompts_are_completed_by_the_model_that_is_there(copied: Path, leyden_run: Run) -> None:
     model = (copied / "final" / "model.safetensors").stat().st_mtime_ns
     assert leyden_run(copied, 'evaluate.prompts=["now"]').code == 0
@@ -134,6 +135,7 @@ def test_a_fork_takes_other_rates_and_documents(finished: Path, text: Path, tmp_
     assert "did not begin at" in leyden_run(finished, options=("--from", str(tmp_path / "fork"))).err
 
 
+@pytest.mark.slow
 def test_stages_of_other_names_begin_anew(finished: Path, tmp_path: Path, leyden_run: Run) -> None:
     """With the RoPE base that the weights are used to."""
     settings = ("stage.0.name=more", "stage.0.steps=1", "stage.1.name=last", "stage.1.tokens=256")
@@ -179,6 +181,7 @@ def test_where_a_fork_begins_is_read_as_it_is_written(finished: Path, tmp_path: 
     assert Origin.parse(f"{finished}/checkpoints/step_00000008") == Origin(finished, 8)
 
 
+@pytest.mark.slow
 def test_other_minutes_are_measured_and_never_fewer_steps_than_were_taken(
     finished: Path, tmp_path: Path, leyden_run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

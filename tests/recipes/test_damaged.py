@@ -29,6 +29,7 @@ def test_a_changed_file_is_named(started: Path, name: str, leyden_cli: Callable[
     assert not (started / "eval.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_what_was_made_again_is_gone_on_with(started: Path, finished: Path, leyden_cli: Callable[..., Any]) -> None:
     """As the message says: without its tokens a run reads the documents again."""
     (started / "held_out.jsonl").write_text("")

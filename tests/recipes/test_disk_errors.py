@@ -20,11 +20,19 @@ PLACES = [
 ]
 
 
-def test_a_disk_that_fails_everywhere_in_turn(
-    finished: Path, recipe_file: Path, tmp_path: Path, leyden_cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "places", [PLACES[1:2] + PLACES[-1:], pytest.param(PLACES, marks=pytest.mark.slow)], ids=["two", "all"]
+)
+def test_a_disk_that_fails_in_one_place_after_another(
+    finished: Path,
+    recipe_file: Path,
+    tmp_path: Path,
+    leyden_cli: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    places: list[tuple[str, int]],
 ) -> None:
     command = ("run", recipe_file, "--dir", tmp_path / "run")
-    for place, number in PLACES:
+    for place, number in places:
 
         def fail(*_: Any, number: int = number, **__: Any) -> None:
             raise OSError(number, os.strerror(number), str(tmp_path / "run" / "file"))
