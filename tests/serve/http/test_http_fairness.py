@@ -137,9 +137,9 @@ def test_the_event_loop_does_nothing_that_grows_with_a_body(serve: Serve, monkey
 @pytest.mark.slow
 def test_nobody_waits_for_the_largest_body(serve: Serve, loop) -> None:
     loop.step_seconds = 0.005
-    longest = measure(serve(max_body_bytes=16 << 20), (16 << 20) - 100)
+    longest = measure(serve(), (4 << 20) - 100)  # what a server of so short a context allows
     print({name: round(seconds, 3) for name, seconds in longest.items()})
-    assert max(longest.values()) < 3, longest
+    assert max(longest.values()) < 2, longest
 
 
 def test_bodies_have_room_together(serve: Serve) -> None:
