@@ -228,7 +228,7 @@ def _write_shard(directory: Path, name: str, tokenised: Iterable[_Tokenised], sh
             text_bytes += made.num_bytes
             if shard_tokens is not None and num_tokens >= shard_tokens:
                 break
-    np.array(ends, END).tofile(directory / f"{name}.ends")
+    (directory / f"{name}.ends").write_bytes(np.array(ends, END).data)
     _write_documents(directory / f"{name}.documents", ids, sources)
     if masks:
         _write_masks(directory / f"{name}.learned", masks, ends)
@@ -260,4 +260,4 @@ def _write_masks(path: Path, masks: Sequence[tuple[int, np.ndarray]], ends: Sequ
     learned = np.ones(ends[-1], bool)
     for start, bits in masks:
         learned[start : start + length_of[start]] = np.unpackbits(bits, count=length_of[start])
-    np.packbits(learned, bitorder="little").tofile(path)
+    path.write_bytes(np.packbits(learned, bitorder="little").data)

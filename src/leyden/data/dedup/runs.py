@@ -13,6 +13,7 @@ import numpy as np
 
 from leyden.core.errors import UserError
 from leyden.core.files import atomic_file
+from leyden.data.arrays import write_array
 
 _COPIES = 4
 """How many times a partition's records are in memory while it is sorted and grouped."""
@@ -27,8 +28,8 @@ def file_name(shard: str) -> str:
 
 def save_array(path: Path, array: np.ndarray) -> Path:
     """Write ``array`` to ``path``, whole or not at all."""
-    with atomic_file(path) as part, part.open("wb") as file:
-        np.save(file, array)
+    with atomic_file(path) as part:
+        write_array(part, array)
     return path
 
 

@@ -6,7 +6,9 @@ blocks and then does one), and learns on from whatever the memory held: NaN at w
 """
 
 import ctypes
+import errno
 import functools
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -108,7 +110,24 @@ def train(path: Path, texts: Sequence[str], labels: Sequence[str], settings: Fas
         )
     with atomic_file(path) as part:
         model.save_model(str(part))
+        _check_saved(model, part)
     lines.unlink()
+
+
+def _check_saved(model: Any, path: Path) -> None:
+    """Read back what fastText wrote, since it looks at no error of the disk; what is cut off lacks the last matrix.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    import fasttext
+
+    try:
+        whole = np.array_equal(fasttext.load_model(str(path)).get_output_matrix(), model.get_output_matrix())
+    except (ValueError, MemoryError, RuntimeError):
+        whole = False
+    if not whole:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from urllib.parse import quote
 import numpy as np
 
 from leyden.core.files import atomic_file
+from leyden.data.arrays import write_array
 from leyden.data.documents import Documents
 from leyden.data.marks import map_missing
 from leyden.data.parquet import read_batches
@@ -41,8 +42,8 @@ def _score_shard(item: tuple[str, Path], score: Score, work: Path) -> list[Path]
     name, documents = item
     path = _place(work, name)
     scores = [np.empty(0), *(score(batch) for batch in read_batches(documents))]
-    with atomic_file(path) as part, part.open("wb") as file:
-        np.save(file, np.concatenate(scores))
+    with atomic_file(path) as part:
+        write_array(part, np.concatenate(scores))
     return [path]
 
 

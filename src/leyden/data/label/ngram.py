@@ -15,6 +15,7 @@ import numpy as np
 
 from leyden.core.errors import UserError
 from leyden.core.files import atomic_directory
+from leyden.data.arrays import write_array
 from leyden.data.label.ngram_tables import KeyTable
 
 UNK, BOS, EOS = 0, 1, 2
@@ -101,7 +102,7 @@ class NGramModel:
             (part / "words.txt").write_text("".join(word + "\n" for word in self.words), encoding="utf-8")
             for n, order in enumerate(self.orders, 1):
                 for name in Order.__annotations__:
-                    np.save(part / f"{n}-{name}.npy", getattr(order, name))
+                    write_array(part / f"{n}-{name}.npy", getattr(order, name))
 
     @classmethod
     def load(cls, directory: Path) -> Self:

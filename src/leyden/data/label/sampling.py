@@ -8,6 +8,7 @@ import numpy as np
 import xxhash
 
 from leyden.core.files import atomic_file
+from leyden.data.arrays import write_array
 from leyden.data.documents import Documents
 from leyden.data.marks import map_missing
 from leyden.data.parquet import DocumentsWriter, read_batches
@@ -57,8 +58,8 @@ def _least(item: tuple[str, Path], folder: Path, size: int, salt: str) -> list[P
     path = _place(folder, name, "npy")
     parts = [np.unique(draws(batch.texts(), salt))[:size] for batch in read_batches(documents)]
     found = np.unique(np.concatenate([np.empty(0), *parts]))[:size]
-    with atomic_file(path) as part, part.open("wb") as file:
-        np.save(file, found)
+    with atomic_file(path) as part:
+        write_array(part, found)
     return [path]
 
 

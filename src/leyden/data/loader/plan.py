@@ -158,7 +158,7 @@ class BestFit:
                 num_pieces += len(window.pieces)
                 num_sequences += len(window.counts)
                 pending = window.pending
-        pending.tofile(part / "pending")
+        (part / "pending").write_bytes(pending.data)
         files = [part / name for name in ("pieces", "bounds", "pending")]
         for file in files:
             with file.open("rb") as written:
