@@ -1,6 +1,7 @@
 """Normalisation, windows of words and sorted runs against plain Python."""
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given, settings, strategies
 
 from leyden.core.errors import UserError
+from leyden.data.arrays import write_array
 from leyden.data.dedup.changes import _cut, _merged
 from leyden.data.dedup.clusters import Forest
 from leyden.data.dedup.exact import hash_texts
@@ -238,3 +240,18 @@ def test_spans_are_cut_from_messages_as_from_their_joined_text(parts, spans):
 
 def test_hashes_of_no_strings_are_none():
     assert hash_strings(pa.array([], pa.large_string())).shape == (0,)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a system without a disk that is always full")
+@pytest.mark.parametrize("length", [0, 3, 100_000])
+def test_arrays_on_a_full_disk_are_told(length):
+    with pytest.raises(OSError, match="No space left"):
+        write_array(Path("/dev/full"), np.zeros(length))
+
+
+def test_arrays_come_back(tmp_path):
+    for array in (np.arange(7), np.zeros(0, np.uint64), np.zeros(3, [("row", "<u4"), ("begin", "<i8")])):
+        write_array(tmp_path / "a.npy", array)
+        again = np.load(tmp_path / "a.npy")
+        assert again.dtype == array.dtype
+        assert (again == array).all()

@@ -1,13 +1,14 @@
 import json
 import random
 
+import fasttext
 import numpy as np
 import pytest
 
 from leyden.core.errors import UserError
 from leyden.data.documents import Document
 from leyden.data.label import Classifier
-from leyden.data.label.fast_text import FastTextSettings
+from leyden.data.label.fast_text import FastTextSettings, _check_saved, train
 
 GOOD = "because therefore explains the reason water boils at lower pressure when heated slowly in a closed vessel"
 BAD = "buy cheap now offer free click here deal sale win prize bonus casino limited best price order today"
@@ -85,3 +86,13 @@ def test_bad_input_is_told(examples, documents, make_corpus, tmp_path):
         Classifier(positives=(tmp_path / "no.jsonl",)).prepare(corpus)
     with pytest.raises(UserError, match="not both"):
         Classifier.parse({"positives": ["a"], "min_score": 0.1, "keep": 0.2}, "stage")
+
+
+def test_a_model_that_a_full_disk_cut_off_is_seen(tmp_path):
+    train(tmp_path / "m.bin", ["good words", "bad words"] * 3, ["a", "b"] * 3, FastTextSettings(buckets=8, dim=2))
+    model, content = fasttext.load_model(str(tmp_path / "m.bin")), (tmp_path / "m.bin").read_bytes()
+    _check_saved(model, tmp_path / "m.bin")
+    for length in (0, 10, len(content) // 2, len(content) - 4, len(content) - 1):
+        (tmp_path / "m.bin").write_bytes(content[:length])
+        with pytest.raises(OSError, match="No space left"):
+            _check_saved(model, tmp_path / "m.bin")
