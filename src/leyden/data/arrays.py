@@ -1,6 +1,6 @@
 """NumPy arrays to files, so that a disk that is full is told.
 
-``tofile``, and with it ``save`` to an open file, write through a buffer of C whose last part can be lost without a word.
+``tofile``, and so ``save`` to an open file, write through a buffer of C whose last part can be lost without a word.
 """
 
 from pathlib import Path
