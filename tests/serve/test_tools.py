@@ -95,43 +95,14 @@ def test_text_and_calls(text: str, content: str | None, calls: list[tuple[str, s
     assert read(text) == (content, calls)
 
 
+# fmt: off
 FRAGMENTS = [
-    *(
-        "<function_call>",
-        "```typescript\n",
-        "functions.",
-        "get",
-        "get_weather",
-        "now",
-        "rm",
-        "(",
-        ")",
-        "{",
-        "}",
-        "[",
-        "]",
-    ),
-    *(
-        "<tool_call>",
-        "</tool_call>",
-        '"name": ',
-        '"arguments": ',
-        '"',
-        "\\",
-        ", ",
-        ";",
-        " ",
-        "\n",
-        "```",
-        "x",
-        BLOCK,
-        TAGGED,
-        LISTED,
-        "<tool_calls>\n{",
-        '{"arguments": {"a": "',
-    ),
-    *('<tool_call>{"name": "get", "arguments": {', "```typescript\nfunctions.now({"),
+    "<function_call>", "```typescript\n", "functions.", "get", "get_weather", "now", "rm", "(", ")", "{", "}", "[", "]",
+    "<tool_call>", "</tool_call>", '"name": ', '"arguments": ', '"', "\\", ", ", ";", " ", "\n", "```", "x", BLOCK, TAGGED,
+    LISTED, "<tool_calls>\n{", '{"arguments": {"a": "', '<tool_call>{"name": "get", "arguments": {',
+    "```typescript\nfunctions.now({",
 ]
+# fmt: on
 
 
 @given(st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=3), max_size=12), st.data(), st.booleans())

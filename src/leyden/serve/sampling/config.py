@@ -39,11 +39,11 @@ class Grammar(Config):
     model_config = ConfigDict(strict=True)
 
     json_schema: str | None = None
-    """A JSON value that fits this schema (JSON text). Strings with a length or a pattern have no escapes in them."""
+    """A JSON value that fits this schema (JSON text). What a grammar cannot keep of a schema is refused by name."""
     json_object: bool | None = None
     """Any JSON object, where true."""
     regex: str | None = None
-    """A text that this regular expression matches as a whole."""
+    """A text that this regular expression, of ECMA-262, matches as a whole."""
     ebnf: str | None = None
     """A text of this grammar, in GBNF notation, whose first rule is ``root``."""
     choice: Annotated[tuple[str, ...], Field(strict=False, min_length=1, max_length=MAX_CHOICES)] | None = None
