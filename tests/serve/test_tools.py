@@ -98,8 +98,8 @@ def test_text_and_calls(text: str, content: str | None, calls: list[tuple[str, s
 # fmt: off
 FRAGMENTS = [
     "<function_call>", "```typescript\n", "functions.", "get", "get_weather", "now", "rm", "(", ")", "{", "}", "[", "]",
-    "<tool_call>", "</tool_call>", '"name": ', '"arguments": ', '"', "\\", ", ", ";", " ", "\n", "```", "x", BLOCK, TAGGED,
-    LISTED, "<tool_calls>\n{", '{"arguments": {"a": "', '<tool_call>{"name": "get", "arguments": {',
+    "<tool_call>", "</tool_call>", '"name": ', '"arguments": ', '"', "\\", ", ", ";", " ", "\n", "```", "x", BLOCK,
+    TAGGED, LISTED, "<tool_calls>\n{", '{"arguments": {"a": "', '<tool_call>{"name": "get", "arguments": {',
     "```typescript\nfunctions.now({",
 ]
 # fmt: on
