@@ -25,8 +25,8 @@ class Killed(BaseException):
 
 @pytest.mark.slow
 def test_killed_at_a_change_of_each_class(tmp_path: Path) -> None:
-    """By the system, over all kinds of stages."""
-    command = [sys.executable, str(Path(__file__).with_name("kills.py")), str(tmp_path), "5"]
+    """By the system, over all kinds of stages: at one class in nine, of a new build, then of a rebuild."""
+    command = [sys.executable, str(Path(__file__).with_name("kills.py")), str(tmp_path), "9"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.count("classes") == 2
