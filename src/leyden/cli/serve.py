@@ -108,9 +108,9 @@ def _check_alone(model: str, axes: dict[str, int]) -> None:
 
     world = max(axes.get("tp", 1), axes.get("ep", 1) * axes.get("etp", 1))
     if world > 1:
-        options = " ".join(f"--{name} {size}" for name, size in axes.items())
-        command = Launch(world=world, local_world=world).command(f"serve {model} {options}")
-        raise UserError(f"{options} is for {world} ranks, and this is one process; start them: {command}")
+        options = [word for name, size in axes.items() for word in (f"--{name}", str(size))]
+        command = Launch(world=world, local_world=world).command("serve", model, *options)
+        raise UserError(f"{' '.join(options)} is for {world} ranks, and this is one process; start them: {command}")
 
 
 def _serve_on_ranks(
