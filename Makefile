@@ -36,12 +36,12 @@ $(TOOLS): $(READY) requirements-dev.lock
 	@touch $(TOOLS)
 
 # What the quickstart runs with, and no tools of tests. A torch that is already in .venv and new enough is kept (a CUDA
-# build, say), and with it the triton it came with.
+# build, say), and with it the triton it came with, if it came with one.
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Leyden needs Python 3.11 or newer; %s is %s. Set PYTHON=..." % (sys.executable, sys.version.split()[0]) if sys.version_info < (3, 11) else 0)'
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@if $(PY) -c 'import sys, torch; sys.exit(tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11))' 2>/dev/null; \
-	then grep -vE '^(torch|triton)==' requirements.lock > $(VENV)/requirements.txt; \
+	then grep -vE "^(torch$$($(PY) -c 'import triton' 2>/dev/null && echo '|triton'))==" requirements.lock > $(VENV)/requirements.txt; \
 	else cp requirements.lock $(VENV)/requirements.txt; fi
 	$(PY) -m pip install --quiet --disable-pip-version-check --requirement $(VENV)/requirements.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --editable .

@@ -86,7 +86,7 @@ def test_a_file_that_needs_another_package_says_so(tmp_path, read):
 
 def test_a_file_that_takes_too_long_is_set_aside_and_the_next_is_read(tmp_path, read):
     (tmp_path / "a.pdf").write_bytes(_pdf("a) Tj (" * 200_000, "An end."))
-    (tmp_path / "b.pdf").write_bytes(_pdf(*["a) Tj (" * 200] * 40))  # no page takes long, all together do
+    (tmp_path / "b.pdf").write_bytes(_pdf(*["a) Tj (" * 200] * 400))  # no page takes long, all together do
     (tmp_path / "c.pdf").write_bytes(_pdf("Minutes of the council"))
     documents, rejects = read(tmp_path, max_extraction_seconds=0.3)
     assert documents[-1].text == "Minutes of the council"
