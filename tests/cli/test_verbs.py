@@ -152,6 +152,22 @@ def test_a_tokenizer_is_trained_and_used(leyden_cli: Cli, text: Path, tmp_path: 
     assert len(tokenizer.encode(TEXT)) < len(TEXT)
 
 
+def test_a_tokenizer_is_written_over_none_but_its_own(leyden_cli: Cli, text: Path, model: Path, tmp_path: Path) -> None:
+    train = ("tokenizer", "train", text, "--vocab-size", 262, "--dir")
+    before = (model / "tokenizer.json").read_bytes()
+    refused(leyden_cli(*train, model), "holds no tokenizer that `leyden tokenizer train` made", "another --dir")
+    assert (model / "tokenizer.json").read_bytes() == before
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "tokenizer.json").write_text("{}")
+    refused(leyden_cli(*train, tmp_path / "folder"), "another --dir")
+    (tmp_path / "mine" / "report").mkdir(parents=True)
+    (tmp_path / "mine" / "report" / "index.html").write_text("my page")
+    refused(leyden_cli("tokenizer", "report", model, text, "--output", tmp_path / "mine" / "report"), "no page that")
+    assert (tmp_path / "mine" / "report" / "index.html").read_text() == "my page"
+    for _ in range(2):
+        assert leyden_cli(*train, tmp_path / "new").code == 0
+
+
 def test_a_tokenizer_that_cannot_be(leyden_cli: Cli, text: Path, tmp_path: Path) -> None:
     train = ("tokenizer", "train", text, "--dir", tmp_path / "tokenizer", "--vocab-size")
     refused(leyden_cli(*train, 100), "A vocabulary of 100 is too small")

@@ -3,7 +3,6 @@
 import json
 import math
 import random
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 import toy_run
 
 from leyden.core.errors import UserError
-from leyden.train import MasterAdamW, Pretrain, Schedule, TrainState, fit, read_metrics
+from leyden.train import MasterAdamW, Pretrain, Schedule, TrainState, fit, read_metrics, sinks
 from leyden.train.held_out import HeldOut, measure
 from leyden.train.sinks import open_sinks
 
@@ -75,8 +74,8 @@ def test_every_line_has_the_time_of_day(tmp_path: Path) -> None:
 def test_tensorboard_gets_each_step_once_across_a_resume(tmp_path: Path) -> None:
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     for total, last in ((3, 0), (5, 3)):
-        with open_sinks(["tensorboard"], tmp_path, last, {}) as sinks:
-            _fit(tmp_path, settings=toy_run.settings(total_steps=total), held_out=HELD_OUT, sinks=sinks)
+        with open_sinks(["tensorboard"], tmp_path, last, {}) as opened:
+            _fit(tmp_path, settings=toy_run.settings(total_steps=total), held_out=HELD_OUT, sinks=opened)
     read = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
     read.Reload()
     records = read_metrics(tmp_path / "metrics.jsonl")
@@ -90,14 +89,14 @@ def test_weights_and_biases_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    with open_sinks(["wandb"], tmp_path, 0, {"train": {"seed": 0}}) as sinks:
-        _fit(tmp_path, sinks=sinks)
+    with open_sinks(["wandb"], tmp_path, 0, {"train": {"seed": 0}}) as opened:
+        _fit(tmp_path, sinks=opened)
     (written,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
     assert b"grad_norm" in written.read_bytes()
 
 
 def test_a_sink_whose_package_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setattr(sinks, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install wandb"), open_sinks(["wandb"], tmp_path, 0, {}):
         pass
 

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 def report(directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of runs.")]) -> None:
     """Draw the report of a run, at any time; of one that is not finished, what there is so far."""
-    from leyden.evaluate import write_report
+    from leyden.evaluate.report import PROGRESS, write_report
     from leyden.evaluate.runs import is_finished
 
     _check(directories)
     for directory in directories:
-        print(write_report(directory, "index.html" if is_finished(directory) else "progress.html"))
+        print(write_report(directory, "index.html" if is_finished(directory) else PROGRESS))
 
 
 def ls(
@@ -51,18 +51,14 @@ def compare(
     """Set runs side by side: where each is, and in what their recipes differ."""
     from rich.table import Table
 
-    from leyden.core.errors import UserError
+    from leyden.core.page import refuse_to_replace_others
     from leyden.core.printable import printable
     from leyden.evaluate.compare import write_comparison
     from leyden.evaluate.runs import read_recipe, recipe_differences, summarise
 
     _check(directories)
-    if (
-        out is not None
-        and out.exists()
-        and (not out.is_file() or "Leyden runs side by side" not in out.read_text("utf-8", "replace"))
-    ):
-        raise UserError(f"{out} exists and is no page of leyden compare; give another --out.")
+    if out is not None:
+        refuse_to_replace_others(out)
     names = [str(directory) for directory in directories]
     _print(_table([summarise(directory) for directory in directories], names))
     differences = Table(box=None, header_style="bold")

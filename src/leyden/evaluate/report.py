@@ -22,6 +22,9 @@ _BASELINES = {
     "xz_4096": "xz 9e, 4 KB at a time",
     "xz_documents": "xz 9e, whole documents",
 }
+PROGRESS = "progress.html"
+"""The report of a run that is not finished."""
+
 _SMOOTHING_STEPS = 8
 """On either side."""
 _END_SHARE = 0.1
@@ -69,6 +72,8 @@ def write_report(run_dir: Path, name: str = "index.html") -> Path:
     }
     path = run_dir / "report" / name
     write_page(path, Path(__file__).with_name("report.html"), page)
+    if name != PROGRESS:
+        (path.parent / PROGRESS).unlink(missing_ok=True)  # it says less, and would be found beside the whole one
     return path
 
 

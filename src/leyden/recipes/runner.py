@@ -29,6 +29,7 @@ from leyden.recipes.resolve import RECIPE_FILE, adopt, earlier_recipe, is_traine
 from leyden.recipes.schema import Recipe
 from leyden.recipes.stages import save_trained, settle_dtype, settle_steps, train
 from leyden.train import Progress
+from leyden.train.sinks import require_sinks
 
 Resume = Literal["auto", "never"]
 
@@ -51,6 +52,7 @@ def run(recipe: Recipe, directory: Path, *, resume: Resume = "auto", origin: str
         Interrupted: Ctrl-C or SIGTERM during training; everything is saved.
     """
     keep_freed_memory()
+    require_sinks(recipe.train.sinks)
     launch, start = launched(), Origin.parse(origin) if origin is not None else None
     plan = _plan(recipe, launch, directory)
     command = launch.command("run", directory / RECIPE_FILE, "--dir", directory, "--resume", "auto")
@@ -77,6 +79,7 @@ def check(recipe: Recipe, directory: Path, *, resume: Resume = "auto", origin: s
     Raises:
         UserError: as :func:`run` does.
     """
+    require_sinks(recipe.train.sinks)
     world = max(launched().world, _fewest_ranks(recipe.parallel))
     _check_plan(recipe, world)
     check_folder(directory)

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,7 +26,7 @@ from leyden.recipes.schema import Recipe, Stage
 from leyden.tokenizer import Tokenizer
 from leyden.train import FitSettings, MasterAdamW, Objective, Pretrain, Progress, TrainState, fit, train_step
 from leyden.train.held_out import HeldOut, measure
-from leyden.train.sinks import open_sinks
+from leyden.train.sinks import Sink, open_sinks
 
 _OBJECTIVES: dict[str, Callable[[], Objective]] = {"pretrain": Pretrain}
 
@@ -80,34 +80,42 @@ def train(recipe: Recipe, prepared: Prepared, directory: Path, how_to_resume: st
     state = _new_state(recipe, team)
     if state.resume(directory):
         say(f"going on from step {state.step}")
-    for index, stage in enumerate(recipe.stage):
-        _enter(state, stage)
-        if index < state.stage:
-            continue
-        objective = _OBJECTIVES[stage.objective]()
-        settings = _fit_settings(recipe, stage, how_to_resume, team)
-        batches = make_batches(recipe, index, prepared, directory / "plans")
-        tell_mixture(batches, settings.total_steps)
-        held_out = _held_out(recipe, stage, prepared, team)
-        pace = [Pace(stage.name, stage.minutes, settings.total_steps, how_to_resume)] if stage.minutes else []
-        sinks = recipe.train.sinks if team.rank == 0 else ()
-        with (
-            _own_share(batches, team) as ahead,
-            open_sinks(sinks, directory, state.step, recipe.model_dump(mode="json")) as opened,
-        ):
-            fit(
-                state,
-                ahead,
-                objective,
-                stage.learning_rate(),
-                settings,
-                run_dir=directory,
-                stage=index,
-                held_out=held_out,
-                sinks=opened,
-                callbacks=pace,
-            )
+    names = recipe.train.sinks if team.rank == 0 else ()
+    with open_sinks(names, directory, state.step, recipe.model_dump(mode="json")) as sinks:
+        for index, stage in enumerate(recipe.stage):
+            _enter(state, stage)
+            if index >= state.stage:
+                _train_stage(state, recipe, index, prepared, directory, how_to_resume, sinks)
     return state
+
+
+def _train_stage(
+    state: TrainState,
+    recipe: Recipe,
+    index: int,
+    prepared: Prepared,
+    directory: Path,
+    how_to_resume: str,
+    sinks: Sequence[Sink],
+) -> None:
+    stage, team = recipe.stage[index], state.team
+    settings = _fit_settings(recipe, stage, how_to_resume, team)
+    batches = make_batches(recipe, index, prepared, directory / "plans")
+    tell_mixture(batches, settings.total_steps)
+    pace = [Pace(stage.name, stage.minutes, settings.total_steps, how_to_resume)] if stage.minutes else []
+    with _own_share(batches, team) as ahead:
+        fit(
+            state,
+            ahead,
+            _OBJECTIVES[stage.objective](),
+            stage.learning_rate(),
+            settings,
+            run_dir=directory,
+            stage=index,
+            held_out=_held_out(recipe, stage, prepared, team),
+            sinks=sinks,
+            callbacks=pace,
+        )
 
 
 def _new_state(recipe: Recipe, team: Team) -> TrainState:

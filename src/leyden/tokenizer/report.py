@@ -30,6 +30,9 @@ def write_report(
     Returns:
         What ``report.json`` holds.
     """
+    from leyden.core.page import refuse_to_replace_others
+
+    refuse_to_replace_others(directory / "index.html")
     facts = _facts(survey)
     if training is not None and counts is not None:
         facts["training"] = _training_facts(training, counts)

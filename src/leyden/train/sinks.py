@@ -7,6 +7,8 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -44,17 +46,26 @@ def open_sinks(
     Raises:
         UserError: the package of one is not installed.
     """
+    require_sinks(names)
     with ExitStack() as stack:
         sinks = []
         for name in dict.fromkeys(names):
-            try:
-                sinks.append(_SINKS[name](run_dir, last_step, recipe))
-            except ImportError:
-                raise UserError(
-                    f"[train] sinks = ['{name}'] needs the package {name}: pip install {name}; or leave it out."
-                ) from None
+            sinks.append(_SINKS[name](run_dir, last_step, recipe))
             stack.callback(sinks[-1].close)
         yield sinks
+
+
+def require_sinks(names: Sequence[SinkName]) -> None:
+    """See to it that the packages of these sinks are installed.
+
+    Raises:
+        UserError: one is not.
+    """
+    for name in names:
+        if find_spec(name) is None:
+            raise UserError(
+                f"[train] sinks = ['{name}'] needs the package {name}: pip install {name}; or leave it out."
+            )
 
 
 class TensorBoard:
@@ -84,8 +95,7 @@ class WeightsAndBiases:
     """
 
     def __init__(self, run_dir: Path, last_step: int, recipe: Mapping[str, Any]) -> None:
-        import wandb
-
+        wandb: Any = import_module("wandb")  # its types are there only where it is
         place = run_dir.resolve()
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "leyden"),

@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from leyden.core.errors import UserError
 from leyden.core.files import atomic_file
 from leyden.core.printable import printable
 
@@ -54,6 +55,7 @@ _STYLE: dict[Any, Any] = {
     "ytick.labelcolor": MUTED,
     "legend.frameon": False,
 }
+_MADE_BY = b"<footer>Made by Leyden"
 WIDE, HALF = 10.6, 5.1
 """Widths in inches; with them a point is the same on the page in either."""
 
@@ -92,11 +94,31 @@ class Plot:
     wide: bool = False
 
 
+def refuse_to_replace_others(path: Path) -> None:
+    """See to it that a page may be written to ``path``: nothing is there, or a page that Leyden made.
+
+    Raises:
+        UserError: something else is there.
+    """
+    if path.is_file():
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 1024))
+            if _MADE_BY in file.read():
+                return
+    elif not path.exists():
+        return
+    raise UserError(f"{path} is there and is no page that Leyden made; name another place for the page.")
+
+
 def write_page(path: Path, template: Path, facts: Mapping[str, Any]) -> None:
     """Render ``template`` (which extends ``page.html`` of this folder) with ``facts``, and write it to ``path``.
 
     What others wrote is escaped: markup, and characters that hide text or cannot be written.
+
+    Raises:
+        UserError: ``path`` is there and is no page of Leyden's, or cannot be written.
     """
+    refuse_to_replace_others(path)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([template.parent, Path(__file__).parent]),
         autoescape=True,
