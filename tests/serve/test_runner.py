@@ -53,6 +53,25 @@ def test_the_logits_are_those_of_the_model(network: HybridLM) -> None:
     torch.testing.assert_close(step, torch.stack(following), atol=tolerance, rtol=0)
 
 
+@pytest.mark.parametrize(("length", "wanted"), [(700, 1), (641, 1), (640, 130), (512, 1), (257, 2), (130, 3), (5, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_not_wanted_changes_no_bit_of_what_is(
+    make_model: Callable[..., HybridLM], dtype: torch.dtype, length: int, wanted: int
+) -> None:
+    """A last layer of softmax attention computes no more than the wanted rows' blocks of queries."""
+    network = make_model(layer_types=("linear_attention",) * 3 + ("full_attention",)).to(dtype)
+    vocab = network.config.vocab_size
+    text, other = _text(length, 5, vocab), _text(300, 6, vocab)
+
+    def read(wanted: int, others: int) -> torch.Tensor:
+        readings = [Reading(other, 0, [9, 10], [0], wanted=others), Reading(text, 0, [3, 1, 7], [2], wanted=wanted)]
+        return _runner(network).run([], readings)
+
+    every = read(length, 300)[300:]
+    assert torch.equal(read(wanted, 1)[1:], every[-wanted:])
+    assert torch.equal(read(wanted, 0), every[-wanted:])
+
+
 def test_a_draft_can_be_taken_back(network: HybridLM) -> None:
     text = _text(300, 4, network.config.vocab_size)
     runner = _runner(network)

@@ -22,6 +22,9 @@ PAGE = 256
 lightning attention, and a multiple of the blocks of softmax attention."""
 
 
+_BLOCK = 128
+"""Softmax attention takes queries in blocks that begin at multiples of it, however many keys they see."""
+
 GRAIN = 16
 """Matrix libraries take other ways, with other roundings, for few rows: all products have a multiple of so many."""
 
@@ -44,6 +47,8 @@ class Rows:
         tables: [rows that decode + sequences that prefill, max_pages] int32, the pages of each one's sequence, in
             order; entries behind its last page are not looked at.
         wanted: [R] int64, the rows whose hidden states are asked for. None: all.
+        last_wanted: of each sequence that prefills, how many of its last rows are among them, known on the host; the
+            last layer then computes no others. None: it computes all.
     """
 
     positions: torch.Tensor
@@ -54,6 +59,7 @@ class Rows:
     states_after: torch.Tensor
     tables: torch.Tensor
     wanted: torch.Tensor | None = None
+    last_wanted: tuple[int, ...] | None = None
     places: torch.Tensor = field(init=False)
     """[T] int64: where each token's keys and values lie, as ``page * PAGE + offset``."""
 
@@ -114,17 +120,27 @@ class PooledKeyValues:
     values: torch.Tensor
     rows: Rows
 
-    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """Write k and v [1, T, Hkv, D] into the pages; attention of q [1, T, Hq, D] to its own sequence's."""
-        rows, out = self.rows, torch.empty_like(q)
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, wanted_alone: bool = False) -> torch.Tensor:
+        """Write k and v [1, T, Hkv, D] into the pages; attention of q [1, T, Hq, D] to its own sequence's.
+
+        With ``wanted_alone`` the rows of prompts that ``rows.wanted`` does not name are zeros. The others are computed
+        from a position on where a block of queries begins (:data:`_BLOCK`), so that they have the bits they always have.
+        """
+        rows, out = self.rows, torch.zeros_like(q) if wanted_alone else torch.empty_like(q)
+        last_wanted = rows.last_wanted if wanted_alone else None
         n, num_rows = rows.num_decodes, len(rows.positions)
         self.keys.flatten(0, 1)[rows.places] = k[0, :num_rows]
         self.values.flatten(0, 1)[rows.places] = v[0, :num_rows]
         if n:
             lengths = (rows.positions[:n] + 1).int()
             out[0, :n] = paged_attention(q[0, :n], self.keys, self.values, rows.tables[:n], lengths)
-        for table, (start, stop) in zip(rows.tables[n:], rows.spans(), strict=True):
+        for number, (table, (start, stop)) in enumerate(zip(rows.tables[n:], rows.spans(), strict=True)):
             length = int(rows.positions[stop - 1]) + 1
+            if last_wanted is not None:
+                if last_wanted[number] == 0:
+                    continue
+                first = (length - last_wanted[number]) // _BLOCK * _BLOCK
+                start = max(start, stop - (length - first))
             end = -(-length // GRAIN) * GRAIN
             pages = table[: -(-length // PAGE)]
             queries = pad_rows(q[0, start:stop], stop - start + end - length)

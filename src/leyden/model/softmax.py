@@ -52,7 +52,8 @@ class SoftmaxAttention(nn.Module):
         q = apply_rotary(q, sequence.cos[-last:], sequence.sin[-last:])
         k = apply_rotary(k, sequence.cos, sequence.sin)
         if pooled:
-            return self.o_proj(take(memory.attend(q, k, v), wanted).flatten(2))
+            attended = memory.attend(q, k, v, wanted_alone=wanted is not None)
+            return self.o_proj(take(attended, wanted).flatten(2))
         if memory is not None:
             k, v = memory.append(k, v, sequence.start)
         return self.o_proj(self.attend(q, k, v, sequence).flatten(2))

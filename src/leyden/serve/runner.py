@@ -92,6 +92,7 @@ class Runner:
             states_after=torch.tensor(after, dtype=torch.int64, device=device),
             tables=_tables(tables, device),
             wanted=pad_rows(torch.tensor(wanted, dtype=torch.int64, device=device), _padded(len(wanted))),
+            last_wanted=tuple(reading.wanted for reading in prefills),
         )
         ids = pad_rows(torch.tensor(tokens, device=device), _padded(len(tokens)))
         hidden = self.model.read(ids, rows, self.pools)
