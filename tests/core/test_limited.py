@@ -1,6 +1,8 @@
 """Calls in a child process, bounded in time and memory."""
 
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,18 +116,23 @@ def test_a_child_that_cannot_be_set_up_says_why(tmp_path: Path) -> None:
             process.call()
 
 
-def test_a_process_that_was_forked_has_a_child_of_its_own(process: LimitedProcess) -> None:
-    mine = process.call("greet")[1]
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.write(write, str(process.call("greet")[1]).encode())
-        os._exit(0)
-    os.waitpid(child, 0)
-    assert int(os.read(read, 20)) != mine
-    assert process.call("greet")[1] == mine
-    for descriptor in (read, write):
-        os.close(descriptor)
+_FORKS = """
+import os, pathlib, sys
+from leyden.core.limited import LimitedProcess
+process = LimitedProcess(pathlib.Path(sys.argv[1]), ("hello",), seconds=5, memory_bytes=1 << 26)
+mine = process.call("greet")[1]
+if os.fork() == 0:
+    assert process.call("greet")[1] != mine
+    process.close()
+    os._exit(0)
+assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
+assert process.call("greet")[1] == mine
+"""
+
+
+def test_a_process_that_was_forked_has_a_child_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "work.py").write_text(_WORK)
+    subprocess.run([sys.executable, "-c", _FORKS, tmp_path / "work.py"], check=True, timeout=60)
 
 
 def test_threads_get_their_own_answers(process: LimitedProcess) -> None:

@@ -67,7 +67,7 @@ def test_of_many_one_holds_it_at_a_time(tmp_path: Path) -> None:
     inside, most = [0], [0]
 
     def work() -> None:
-        for _ in range(200):
+        for _ in range(50):
             try:
                 with folder_lock(tmp_path / "run", "tests"):
                     inside[0] += 1

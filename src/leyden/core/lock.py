@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from leyden.core.files import disk_errors_are_user_errors
 from leyden.core.log import logger
 from leyden.core.printable import printable
 
+_LOOKS, _LOOK_SECONDS = 4, 0.02
 LOCK = ".lock"
 """The name of the file in the folder; it says who holds the lock, and is gone when nobody does."""
 
@@ -37,7 +39,6 @@ def folder_lock(folder: Path, doing: str) -> Iterator[None]:
     """
     with disk_errors_are_user_errors(folder / LOCK):
         made = not folder.exists()
-        folder.mkdir(parents=True, exist_ok=True)
         descriptor = _acquire(folder)
     try:
         if descriptor is not None:
@@ -73,13 +74,22 @@ def lock_holder(folder: Path) -> str | None:
 def _acquire(folder: Path) -> int | None:
     """The open file of the lock; None where the file system has no locks, which is said."""
     access = os.O_RDONLY  # no file stays open for writing, which would keep a failing disk from being made read-only
+    patience = _LOOKS
     while True:
-        descriptor = os.open(folder / LOCK, access | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(folder / LOCK, access | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except FileNotFoundError:  # who held the lock has just removed the folder that it had made
+            continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             told = _told(descriptor)
             os.close(descriptor)
+            patience -= 1
+            if patience:  # it may be one who looks who holds it, which takes no time
+                time.sleep(_LOOK_SECONDS)
+                continue
             raise UserError(
                 f"{folder} is in use: {told}. Wait until it ends, or stop it, or name another folder."
             ) from None

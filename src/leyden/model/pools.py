@@ -124,7 +124,7 @@ class PooledKeyValues:
         """Write k and v [1, T, Hkv, D] into the pages; attention of q [1, T, Hq, D] to its own sequence's.
 
         With ``wanted_alone`` the rows of prompts that ``rows.wanted`` does not name are zeros. The others are computed
-        from a position on where a block of queries begins (:data:`_BLOCK`), so that they have the bits they always have.
+        from where a block of queries begins (:data:`_BLOCK`), so that they have the bits they always have.
         """
         rows, out = self.rows, torch.zeros_like(q) if wanted_alone else torch.empty_like(q)
         last_wanted = rows.last_wanted if wanted_alone else None
