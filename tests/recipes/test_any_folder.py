@@ -117,3 +117,14 @@ def test_a_bit_that_flipped_in_a_model_is_named(finished: Path, tmp_path: Path, 
         leyden.load(model)
     (model / "SHA256SUMS").unlink()
     leyden.load(model)
+
+
+def test_settings_that_changed_are_said(finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """People edit them; a flipped bit that leaves them well-formed must not pass unseen all the same."""
+    model = Path(shutil.copytree(finished / "final", tmp_path / "final"))
+    leyden.load(model)
+    assert "changed since" not in caplog.text
+    settings = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(settings | {"max_position_embeddings": 4096}))
+    leyden.load(model)
+    assert f"{model / 'config.json'}: changed since the model was written (SHA256SUMS)" in caplog.text

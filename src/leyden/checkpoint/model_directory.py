@@ -22,17 +22,21 @@ from leyden.checkpoint.training import is_checkpoint, read_values
 from leyden.core.checksums import SUMS, changed_files, write_checksums
 from leyden.core.errors import UserError
 from leyden.core.files import atomic_directory
+from leyden.core.log import logger
 from leyden.model import HybridLM, ModelConfig
 from leyden.model.float32 import Float32Module
 from leyden.model.quantized import Int8
 from leyden.parallel.mesh import Mesh
 from leyden.tokenizer import Tokenizer
 
+_log = logger(__name__)
 _TOKENIZER_FILE = "tokenizer.json"
 _HEAD = "lm_head.weight"
 """The output projection, as every layout calls it; a tied model may come with a copy of its embedding there."""
 _MANY_LAYERS, _MANY_TENSORS = 1 << 8, 1 << 17
 """Up to here names are made whatever config.json says, and what is missing is listed."""
+_SETTINGS = ("*.json", "*.jinja")
+"""What people edit, apart from the tokenizer."""
 _OURS_TO_REPLACE = ("*.json", "*.safetensors", "*.jinja", SUMS)
 
 
@@ -175,6 +179,13 @@ def _check_unchanged(files: TensorFiles, mesh: Mesh | None) -> None:
             f"{', '.join(str(directory / name) for name in changed)}: not what was written there by {SUMS}; it is "
             f"damaged, or was changed. Restore it from a copy; if the change was meant, remove {directory / SUMS}."
         )
+    settings = [file.name for kind in _SETTINGS for file in directory.glob(kind) if file.name != _TOKENIZER_FILE]
+    if (mesh is None or mesh.rank == 0) and (edited := changed_files(directory, settings)):
+        _log.warning(
+            "%s: changed since the model was written (%s); restore it from a copy, if nobody meant to.",
+            ", ".join(str(directory / name) for name in edited),
+            SUMS,
+        )
 
 
 def _check_count(layout: Layout, config: ModelConfig, files: TensorFiles) -> None:
@@ -252,9 +263,8 @@ def _write(
 
 
 def note_files(directory: Path) -> None:
-    """Write the hashes of a model's weights and vocabulary, which :func:`load` compares."""
-    vocabulary = directory / _TOKENIZER_FILE
-    write_checksums(directory, [*directory.glob("*.safetensors"), *([vocabulary] if vocabulary.exists() else [])])
+    """Write the hashes of a model's files, which :func:`load` compares: changed settings are said, others refused."""
+    write_checksums(directory, [file for kind in ("*.safetensors", *_SETTINGS) for file in directory.glob(kind)])
 
 
 def check_fit(config: ModelConfig, tokenizer: Tokenizer | None, source: str) -> None:
