@@ -81,6 +81,8 @@ def test_what_serving_takes() -> None:
     assert "more than the 74.51 GiB" in _served("text-01", "--gpus", "8")["does not fit"]
     with pytest.raises(UserError, match="tp = 3 does not divide 64 attention heads"):
         _served("text-01", "--gpus", "3")
+    with pytest.raises(UserError, match=r"'tp'.*given: 'many'"):
+        _served("text-01", "--gpus", "8", "--set", "parallel.tp=many")
     with pytest.raises(UserError, match="take --int8 layers"):
         _served("text-01", "--gpus", "8", "--int8", "all")
 

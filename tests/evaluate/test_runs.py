@@ -35,6 +35,8 @@ def runs(tmp_path: Path) -> Path:
         lines[4] |= {"held_out_loss": 4.75, "held_out_bits_per_byte": 2.5}
         (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (tmp_path / "runs" / "notes").mkdir()
+    (tmp_path / "runs" / "corpus" / "tokenizer").mkdir(parents=True)  # a data build, which has a recipe, too
+    (tmp_path / "runs" / "corpus" / "recipe.toml").touch()
     (tmp_path / "runs" / ".hidden").mkdir()
     return tmp_path / "runs"
 

@@ -123,3 +123,12 @@ def test_a_file_on_which_the_library_panics_is_a_user_error(directory, monkeypat
     monkeypatch.setattr("leyden.tokenizer.tokenizer.Backend", SimpleNamespace(from_str=panic))
     with pytest.raises(UserError, match="is not a tokenizer"):
         Tokenizer.load(directory)
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json", "config.json"])
+@pytest.mark.parametrize("text", ['{"x": 1' + "0" * 5000 + "}", "[" * 100_000, "[]", "{", "\xff"])
+def test_settings_that_are_no_json_object_are_refused(directory, tmp_path, name, text) -> None:
+    (tmp_path / "tokenizer.json").write_text((directory / "tokenizer.json").read_text())
+    (tmp_path / name).write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=name):
+        Tokenizer.load(tmp_path)

@@ -28,9 +28,14 @@ def never_conversed(model: str | Path) -> bool:
 
 
 def _recipe(path: Path) -> dict[str, Any]:
-    """The recipe of the run that ``path`` is or lies in; an empty one where there is none that can be read."""
+    """The recipe of the run that ``path`` is or lies in."""
     path = path.resolve()
     run = path.parent if path.name == "final" else path.parent.parent if path.parent.name == "checkpoints" else path
+    return read_recipe(run)
+
+
+def read_recipe(run: Path) -> dict[str, Any]:
+    """``recipe.toml`` of a run; empty where there is none that can be read."""
     try:
         return tomllib.loads((run / "recipe.toml").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

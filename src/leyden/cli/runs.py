@@ -51,10 +51,11 @@ def compare(
     """Set runs side by side: where each is, and in what their recipes differ."""
     from rich.table import Table
 
+    from leyden.checkpoint.origin import read_recipe
     from leyden.core.page import refuse_to_replace_others
     from leyden.core.printable import printable
     from leyden.evaluate.compare import write_comparison
-    from leyden.evaluate.runs import read_recipe, recipe_differences, summarise
+    from leyden.evaluate.runs import recipe_differences, summarise
 
     _check(directories)
     if out is not None:

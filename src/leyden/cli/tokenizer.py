@@ -48,11 +48,12 @@ def train(
 ) -> None:
     """Train a tokenizer on documents, and report on it in --dir/report."""
     from leyden.tokenizer import Tokenizer
+    from leyden.tokenizer.directory import refuse_to_replace_others
     from leyden.tokenizer.report import write_report
     from leyden.tokenizer.survey import TokenSurvey
     from leyden.tokenizer.words import WordCounts
 
-    _refuse_to_replace_others(directory)
+    refuse_to_replace_others(directory)
     targets = dict(map(_target, target or ()))
     counts = WordCounts(max_words)
     for some in _over_shards("counting words", functools.partial(_count, max_words), text, workers):
@@ -63,17 +64,6 @@ def train(
     _show(survey)
     _show_weights(write_report(directory / "report", survey, training, counts)["training"])
     print(f"{directory} holds a tokenizer of {tokenizer.vocab_size} tokens")
-
-
-def _refuse_to_replace_others(directory: Path) -> None:
-    """A tokenizer is written where nothing is, or over one that this verb made, which has its report beside it."""
-    from leyden.core.errors import UserError
-
-    there = {entry.name for entry in directory.iterdir()} if directory.is_dir() else set()
-    if (there and not (directory / "report" / "report.json").exists()) or directory.is_file() or "config.json" in there:
-        raise UserError(
-            f"{directory} is there and holds no tokenizer that `leyden tokenizer train` made; give another --dir."
-        )
 
 
 @app.command()

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from leyden.checkpoint.origin import read_recipe
 from leyden.core.page import Plot, write_page
 from leyden.evaluate.plots import Curve, line_plot
 from leyden.evaluate.report import smooth
-from leyden.evaluate.runs import read_recipe, recipe_differences, summarise
+from leyden.evaluate.runs import recipe_differences, summarise
 from leyden.train import read_metrics
 
 _COLOURS = ("#2b7bba", "#d1603d", "#3c8d53", "#8457a6", "#b08d1e", "#2a9d98", "#b8437f", "#6b7280")

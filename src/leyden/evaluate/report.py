@@ -15,6 +15,7 @@ import numpy as np
 
 from leyden.core.page import ACCENT, MUTED, SECOND, Plot, write_page
 from leyden.evaluate.plots import Curve, line_plot, load_at_end, load_over_time
+from leyden.evaluate.runs import end_of
 from leyden.train import read_metrics
 
 _BASELINES = {
@@ -27,8 +28,6 @@ PROGRESS = "progress.html"
 
 _SMOOTHING_STEPS = 8
 """On either side."""
-_END_SHARE = 0.1
-"""The last tenth of the steps stands for the end of training."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ def _numbers(metrics: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str
     if measured is None and unseen:
         numbers.append((f"{unseen[-1]['held_out_bits_per_byte']:.3f}", "bits/byte", "on held-out documents so far"))
     if metrics:
-        end = _end(metrics)
+        end = end_of(metrics)
         losses = [line["loss"] for line in end if line.get("loss") is not None]
         rates = [line["tokens_per_second"] for line in metrics if line.get("tokens_per_second")]
         if losses:
@@ -140,10 +139,6 @@ def _numbers(metrics: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str
         if used:
             numbers.append((f"{100 * np.median(used):.1f} %", "", "of the measured matmul peak (model FLOPs)"))
     return numbers
-
-
-def _end(metrics: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    return metrics[-max(1, round(len(metrics) * _END_SHARE)) :]
 
 
 def _training_figures(metrics: Sequence[Mapping[str, Any]]) -> list[Plot]:
@@ -174,7 +169,7 @@ def _expert_figures(metrics: Sequence[Mapping[str, Any]]) -> list[Plot]:
     if not lines:
         return []
     load = np.array([line["expert_load"] for line in lines], dtype=float)
-    end = load[-len(_end(lines)) :].mean(0)
+    end = load[-len(end_of(lines)) :].mean(0)
     figures = [
         Plot(
             "Load of every expert",
@@ -185,7 +180,7 @@ def _expert_figures(metrics: Sequence[Mapping[str, Any]]) -> list[Plot]:
         Plot(
             "Load at the end",
             load_at_end("load-end", end),
-            f"Mean of the last {len(_end(lines))} steps; 1 is an even split. "
+            f"Mean of the last {len(end_of(lines))} steps; 1 is an even split. "
             + ("" if any(_column(metrics, "dropped")) else "No token was dropped in the whole run."),
         ),
     ]

@@ -3,19 +3,18 @@
 import json
 import os
 import time
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from leyden.checkpoint.origin import read_recipe
 from leyden.core.lock import lock_holder
 from leyden.train import read_metrics
 
 _DEPTH = 3
 """Folders below the one that is named, in which runs are looked for."""
 _END_SHARE = 0.1
-"""The last tenth of the steps stands for where training is."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def find_runs(folder: Path) -> list[Path]:
 def is_run(directory: Path) -> bool:
     """Whether a folder is a run's."""
     return (directory / "recipe.toml").is_file() and any(
-        (directory / name).exists() for name in ("metrics.jsonl", "data.json", "build.json", "checkpoints", "tokenizer")
+        (directory / name).exists() for name in ("metrics.jsonl", "data.json", "build.json", "checkpoints")
     )
 
 
@@ -70,7 +69,7 @@ def is_finished(directory: Path) -> bool:
 def summarise(directory: Path) -> RunSummary:
     """Read a run's metrics, evaluation and recipe."""
     metrics = read_metrics(directory / "metrics.jsonl")
-    end = metrics[-max(1, round(len(metrics) * _END_SHARE)) :]
+    end = end_of(metrics)
     measured = [line for line in metrics if line.get("held_out_loss") is not None]
     last: Mapping[str, Any] = measured[-1] if measured else {}
     results = [line["value"] for line in read_metrics(directory / "eval.jsonl") if line.get("task") == "bits_per_byte"]
@@ -89,12 +88,9 @@ def summarise(directory: Path) -> RunSummary:
     )
 
 
-def read_recipe(directory: Path) -> dict[str, Any]:
-    """``recipe.toml`` of a run; empty where it is missing or damaged."""
-    try:
-        return tomllib.loads((directory / "recipe.toml").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+def end_of(metrics: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """The last tenth of the steps, which stands for where training is."""
+    return metrics[-max(1, round(len(metrics) * _END_SHARE)) :]
 
 
 def recipe_differences(recipes: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:

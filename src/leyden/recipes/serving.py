@@ -6,6 +6,7 @@ from math import prod
 import torch
 
 from leyden.checkpoint.stored_weights import empty_model
+from leyden.core.config import override
 from leyden.core.errors import UserError
 from leyden.model import PAGE, HybridLM, ModelConfig, Pools
 from leyden.model.quantized import Int8
@@ -40,8 +41,7 @@ def serving_text(
     """
     axes = [setting for setting in settings if setting.startswith("parallel.")]
     config = read_shape(what, [setting for setting in settings if setting not in axes])
-    sizes = dict(setting.removeprefix("parallel.").split("=", 1) for setting in axes)
-    parallel = ParallelConfig.parse({name: int(size) for name, size in sizes.items()}, "--set parallel")
+    parallel = ParallelConfig.parse(override({"parallel": {}}, axes)["parallel"], "--set parallel")
     if int8 == "all" and gpus > 1:
         raise UserError("ranks hold the embedding and output projection as they are; take --int8 layers.")
     plan = serving_plan(parallel, gpus, config) if gpus > 1 else Plan()

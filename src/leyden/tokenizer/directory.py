@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from leyden.core.errors import UserError
-from leyden.core.files import atomic_file
+from leyden.core.files import atomic_file, read_text
 
+_MAX_BYTES = 1 << 30
 _NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 _TEMPLATE_FILES = {"default": "chat_template.jinja", "tool_use": "additional_chat_templates/tool_use.jinja"}
 _MODEL_FILES = ("generation_config.json", "config.json")
@@ -61,7 +62,7 @@ def read_files(directory: Path) -> TokenizerFiles:
     size = _read_json(directory / "config.json").get("vocab_size")
     vocab_size = size if isinstance(size, int) else 0
     return TokenizerFiles(
-        definition=_read_text(path),
+        definition=read_text(path, _MAX_BYTES),
         names=names,
         others=tuple(listed),
         chat_template=templates.get("default"),
@@ -69,6 +70,22 @@ def read_files(directory: Path) -> TokenizerFiles:
         model_vocab_size=vocab_size,
         tool_template=templates.get("tool_use"),
     )
+
+
+def refuse_to_replace_others(directory: Path) -> None:
+    """See to it that a trained tokenizer may be written to a directory.
+
+    It may where nothing is, and over one that was trained there before, which has its report beside it.
+
+    Raises:
+        UserError: something else is there, a model among others.
+    """
+    there = {entry.name for entry in directory.iterdir()} if directory.is_dir() else set()
+    ours = not there or (directory / "report" / "report.json").exists()
+    if directory.is_file() or not ours or "config.json" in there:
+        raise UserError(
+            f"{directory} is there and holds no tokenizer that `leyden tokenizer train` made; give another --dir."
+        )
 
 
 def write_files(directory: Path, files: TokenizerFiles, bos_id: int) -> None:
@@ -98,20 +115,13 @@ def write_files(directory: Path, files: TokenizerFiles, bos_id: int) -> None:
             part.write_text(text, encoding="utf-8")
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}.") from None
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     """The object in ``path``; an empty one where there is no such file."""
     if not path.is_file():
         return {}
     try:
-        data = json.loads(_read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
+        data = json.loads(read_text(path, _MAX_BYTES))
+    except (ValueError, RecursionError) as error:  # among them a number of more digits than Python reads
         raise UserError(f"{path} is not JSON: {error}.") from None
     if not isinstance(data, dict):
         raise UserError(f"{path} must hold a JSON object, not {type(data).__name__}.")
@@ -145,7 +155,7 @@ def _templates(configured: Any, directory: Path) -> dict[str, str]:
     """The templates by name, ``default`` and ``tool_use``, of the configuration and of files of their own."""
     path = directory / "tokenizer_config.json"
     files = {name: directory / file for name, file in _TEMPLATE_FILES.items()}
-    texts = {name: _read_text(file) for name, file in files.items() if file.is_file()}
+    texts = {name: read_text(file, _MAX_BYTES) for name, file in files.items() if file.is_file()}
     listed = [{"name": "default", "template": configured}] if isinstance(configured, str) else configured or []
     items = listed if isinstance(listed, list) else []
     named = {item.get("name"): item.get("template") for item in items if isinstance(item, Mapping)}

@@ -3,6 +3,7 @@
 import re
 import zlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 _CHUNK = re.compile(rb"[ \t]*([0-9a-fA-F]{1,16})[ \t]*(?:;[^\n]*)?\r?\n")
 _BINARY = re.compile(rb"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f]")
@@ -88,15 +89,19 @@ def _by_zlib(data: bytes, wbits: int) -> Iterator[bytes]:
 
 
 def _by_gzip(data: bytes) -> Iterator[bytes]:
-    """All members; what follows the last one is passed over."""
+    return _members(data, "gzip", lambda: zlib.decompressobj(31), _FEED_BYTES)
+
+
+def _members(data: bytes, name: str, unpacker_of: Callable[[], Any], feed_bytes: int) -> Iterator[bytes]:
+    """All members (of gzip) or frames (of zstd); what follows the last one is passed over."""
     at = 0
-    while data.startswith(_MAGIC["gzip"], at):
-        unpacker = zlib.decompressobj(31)
+    while data.startswith(_MAGIC[name], at):
+        unpacker = unpacker_of()
         while not unpacker.eof:
             if at >= len(data):
                 raise _CutShort("it is cut short")
-            yield unpacker.decompress(data[at : at + _FEED_BYTES])
-            at = min(at + _FEED_BYTES, len(data))
+            yield unpacker.decompress(data[at : at + feed_bytes])
+            at = min(at + feed_bytes, len(data))
         at -= len(unpacker.unused_data)
 
 
@@ -121,19 +126,10 @@ def _by_brotli(data: bytes) -> Iterator[bytes]:
 
 
 def _by_zstd(data: bytes) -> Iterator[bytes]:
-    """All frames; what follows the last one is passed over."""
     import zstandard
 
     packer = zstandard.ZstdDecompressor(max_window_size=1 << 27)
-    at = 0
-    while data.startswith(_MAGIC["zstd"], at):
-        unpacker = packer.decompressobj()
-        while not unpacker.eof:
-            if at >= len(data):
-                raise _CutShort("it is cut short")
-            yield unpacker.decompress(data[at : at + _ZSTD_FEED_BYTES])
-            at = min(at + _ZSTD_FEED_BYTES, len(data))
-        at -= len(unpacker.unused_data)
+    return _members(data, "zstd", packer.decompressobj, _ZSTD_FEED_BYTES)
 
 
 _UNPACKED_BY: dict[str, Callable[[bytes], Iterator[bytes]]] = {

@@ -73,10 +73,18 @@ class Sequence(Term):
 
 
 @dataclass(frozen=True)
-class Either(Term):
-    """What is in one of ``terms``."""
+class _OfTerms(Term):
+    """A language made of others, each of which goes on with the same text."""
 
     terms: frozenset[Term]
+
+    def cuts(self) -> Iterator[int]:
+        for term in self.terms:
+            yield from term.cuts()
+
+
+class Either(_OfTerms):
+    """What is in one of ``terms``."""
 
     @property
     def nullable(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -85,16 +93,9 @@ class Either(Term):
     def derive(self, point: int) -> Term:
         return either(term.derive(point) for term in self.terms)
 
-    def cuts(self) -> Iterator[int]:
-        for term in self.terms:
-            yield from term.cuts()
 
-
-@dataclass(frozen=True)
-class All(Term):
+class All(_OfTerms):
     """What is in all of ``terms``."""
-
-    terms: frozenset[Term]
 
     @property
     def nullable(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -102,10 +103,6 @@ class All(Term):
 
     def derive(self, point: int) -> Term:
         return both(*(term.derive(point) for term in self.terms))
-
-    def cuts(self) -> Iterator[int]:
-        for term in self.terms:
-            yield from term.cuts()
 
 
 @dataclass(frozen=True)
