@@ -18,6 +18,7 @@ import torch
 from rich.console import Console
 
 from leyden import __version__
+from leyden.bench.beside import beside_note, busy
 from leyden.bench.duel import Duel
 from leyden.bench.plan import FULL, QUICK, Plan
 from leyden.bench.result import BenchResult, Row, render
@@ -36,11 +37,12 @@ _TOLERANCE = 1e-4
 _TABLE_WIDTH = 118
 
 
-def run_cpu(*, quick: bool = False, output: Path | None = None) -> BenchResult:
+def run_cpu(*, quick: bool = False, beside: int = 0, output: Path | None = None) -> BenchResult:
     """Run the whole comparison and print its table; under 8 minutes, or 40 seconds with ``quick``, on two cores.
 
     Args:
         quick: a small shape and few repeats, to see that everything runs; its figures mean nothing.
+        beside: busy processes that run along with both sides.
         output: where to write the result as JSON as well.
 
     Raises:
@@ -52,18 +54,18 @@ def run_cpu(*, quick: bool = False, output: Path | None = None) -> BenchResult:
     plan = QUICK if quick else FULL
     with tempfile.TemporaryDirectory() as parent:
         directory = str(Path(parent, "model"))
-        save(_model(plan.model), None, directory, layout="transformers")
-        with progress("bench cpu", _turns(plan), "turns") as bar:
+        save(bench_model(plan.model), None, directory, layout="transformers")
+        with busy(beside), progress("bench cpu", _turns(plan), "turns") as bar:
             rows, settings, checks = _measure(directory, plan, bar)
     result = BenchResult(
         name="cpu",
         rows=rows,
-        settings={"quick": quick, **settings},
+        settings={"quick": quick, "beside": beside, **settings},
         checks=checks,
         machine=machine(),
         versions={"leyden": __version__, "torch": torch.__version__, "transformers": version("transformers")},
-        command="leyden bench cpu" + " --quick" * quick,
-        notes=["quick form: these figures mean nothing"] if quick else [],
+        command="leyden bench cpu" + " --quick" * quick + f" --beside {beside}" * (beside > 0),
+        notes=["quick form: these figures mean nothing"] * quick + beside_note(beside),
     )
     if output is not None:
         result.save(output)
@@ -91,7 +93,7 @@ def _worker(side: str, directory: str, plan: Plan) -> Worker:
     return Worker(f"leyden.bench.{side}:{side.capitalize()}", directory, threads=plan.threads)
 
 
-def _model(config: ModelConfig) -> HybridLM:
+def bench_model(config: ModelConfig) -> HybridLM:
     """Initial weights, the output projection enlarged so that logits are far from equal."""
     model = HybridLM(config, seed=0)
     with torch.no_grad():

@@ -57,7 +57,7 @@ def run_data(
         raise UserError("leyden bench data compares with datatrove: pip install datatrove spacy orjson.")
     repeats, megabytes = (1, min(megabytes, 0.5)) if quick else (3, megabytes)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        size, texts = _write_text(text, megabytes, Path(folder))
+        size, texts = write_text(text, megabytes, Path(folder))
         Tokenizer.train(texts, vocab_size=2000 if quick else 50_000, allow_smaller=True).save(Path(folder, "tokenizer"))
         theirs = stack.enter_context(Worker("leyden.bench.data_theirs:Theirs", folder, threads=1))
         ours = stack.enter_context(Worker("leyden.bench.data_ours:Ours", folder, threads=1))
@@ -83,7 +83,7 @@ def run_data(
     return result
 
 
-def _write_text(paths: Sequence[Path], megabytes: float, folder: Path) -> tuple[int, list[str]]:
+def write_text(paths: Sequence[Path], megabytes: float, folder: Path) -> tuple[int, list[str]]:
     """Write ``text.jsonl``; its bytes of text, and the texts."""
     rejects: list[Reject] = []
     sources = find_sources(paths)[0] if paths else standard_library_sources()

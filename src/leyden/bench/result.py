@@ -72,6 +72,8 @@ class BenchResult:
         machine: as :func:`leyden.evaluate.machine` gives it.
         versions: of the libraries compared.
         command: how to run it again.
+        notes: lines below the table.
+        sides: what the columns of ``theirs`` and ``ours`` are called.
     """
 
     name: str
@@ -82,6 +84,7 @@ class BenchResult:
     versions: dict[str, str]
     command: str
     notes: list[str] = field(default_factory=list)
+    sides: tuple[str, str] = ("theirs", "ours")
 
     def save(self, path: Path) -> None:
         """Write it as JSON, each row with its verdict."""
@@ -99,7 +102,7 @@ def render(result: BenchResult) -> Group:
     """The result as a table with its notes, for a rich console."""
     table = Table(title=f"leyden bench {result.name}", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("work (tokens/s where no unit is named)", no_wrap=True)
-    for name in ("theirs", "ours", "ratio", "floor"):
+    for name in (*result.sides, "ratio", "floor"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("goal")
     for row in result.rows:

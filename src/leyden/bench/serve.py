@@ -20,6 +20,7 @@ import torch
 from rich.console import Console
 
 from leyden import __version__
+from leyden.bench.beside import beside_note, busy
 from leyden.bench.result import BenchResult, Row, render
 from leyden.bench.serve_against import Llama, generate_rows, greedy_agreement, llama_difference, llama_rows, server_rows
 from leyden.bench.serve_gguf import write_gguf
@@ -42,11 +43,14 @@ _TABLE_WIDTH = 118
 _SOURCE_CHARACTERS = 3_000_000
 
 
-def run_serve(*, quick: bool = False, output: Path | None = None, llama: str | None = None) -> BenchResult:
+def run_serve(
+    *, quick: bool = False, beside: int = 0, output: Path | None = None, llama: str | None = None
+) -> BenchResult:
     """Run the whole comparison and print its table.
 
     Args:
         quick: a small shape and few repeats, to see that everything runs; its figures mean nothing.
+        beside: busy processes that run along with all sides.
         output: where to write the result as JSON as well.
         llama: an interpreter that has llama-cpp-python. None: those rows are left out.
 
@@ -58,24 +62,27 @@ def run_serve(*, quick: bool = False, output: Path | None = None, llama: str | N
         raise UserError("leyden bench serve runs transformers too; install it: pip install transformers accelerate.")
     plan = QUICK if quick else FULL
     versions = {"leyden": __version__, "torch": torch.__version__, "transformers": version("transformers")}
-    notes = ["quick form: these figures mean nothing"] if quick else []
+    notes = ["quick form: these figures mean nothing"] * quick + beside_note(beside)
     with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
         worker = None if llama is None else stack.enter_context(_llama(llama, plan))
         texts = _write(plan, Path(directory), gguf=worker is not None)
         if worker is not None:
             versions["llama-cpp-python"] = worker.version
-        with progress("bench serve", _turns(plan, worker is not None), "turns") as bar:
+        with busy(beside), progress("bench serve", _turns(plan, worker is not None), "turns") as bar:
             ours = stack.enter_context(_worker("ours:ServeOurs", directory, plan))
             bench = Bench(plan, ours, bar)
             rows, checks = _measure(bench, directory, worker, texts, notes)
     result = BenchResult(
         name="serve",
         rows=rows,
-        settings={"quick": quick, **asdict(plan), "model": plan.model.model_dump(mode="json")},
+        settings={"quick": quick, "beside": beside, **asdict(plan), "model": plan.model.model_dump(mode="json")},
         checks=checks,
         machine=machine(),
         versions=versions,
-        command="leyden bench serve" + " --quick" * quick + " --llama PYTHON" * (llama is not None),
+        command="leyden bench serve"
+        + " --quick" * quick
+        + f" --beside {beside}" * (beside > 0)
+        + " --llama PYTHON" * (llama is not None),
         notes=notes,
     )
     if output is not None:

@@ -10,15 +10,42 @@ app = typer.Typer(help="Measure Leyden beside other software, and its GPU kernel
 Output = Annotated[Path | None, typer.Option(help="Where to write the figures as JSON.", show_default=False)]
 
 
+Beside = Annotated[
+    int, typer.Option(min=0, help="Busy processes of one thread that compute all the while.", show_default=False)
+]
+
+
 @app.command()
 def cpu(
     quick: Annotated[bool, typer.Option(help="Small shapes and few repeats: checks that all of it runs.")] = False,
+    beside: Beside = 0,
     output: Output = None,
 ) -> None:
     """Training, prefill, decoding and memory beside transformers on two CPU threads."""
     from leyden.bench import run_cpu
 
-    run_cpu(quick=quick, output=output)
+    run_cpu(quick=quick, beside=beside, output=output)
+
+
+@app.command()
+def regress(
+    rows: Annotated[
+        list[str] | None, typer.Argument(metavar="[ROW...]", help="Rows, or how their names begin; all by default.")
+    ] = None,
+    base: Annotated[str, typer.Option(metavar="REV", help="The commit to compare with.")] = "HEAD",
+    rounds: Annotated[int, typer.Option(min=3, help="Turns of each side.")] = 9,
+    quick: Annotated[bool, typer.Option(help="Small shapes: checks that all of it runs.")] = False,
+    beside: Beside = 0,
+    output: Output = None,
+) -> None:
+    """This checkout beside another commit, in turns; 1 if a row fell by more than the noise, which is measured too."""
+    from leyden.bench.regress import lost, run_regress
+    from leyden.core.log import say
+
+    fell = lost(run_regress(base, rows or (), rounds=rounds, beside=beside, quick=quick, output=output))
+    if fell:
+        say(f"slower than {base} by more than the noise: {', '.join(fell)}")
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -28,12 +55,13 @@ def serve(
         typer.Option(metavar="PYTHON", help="An interpreter that has llama-cpp-python.", show_default=False),
     ] = None,
     quick: Annotated[bool, typer.Option(help="Small shapes and few repeats: checks that all of it runs.")] = False,
+    beside: Beside = 0,
     output: Output = None,
 ) -> None:
     """The engine on two CPU threads: many streams, chats, long contexts, int8; beside transformers and llama.cpp."""
     from leyden.bench.serve import run_serve
 
-    run_serve(quick=quick, output=output, llama=llama)
+    run_serve(quick=quick, beside=beside, output=output, llama=llama)
 
 
 @app.command()
