@@ -8,16 +8,14 @@ suffice.
 import importlib
 import itertools
 import json
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 import triton
+from compiled import Facts
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
@@ -36,9 +34,17 @@ _OPTIONS = ("num_warps", "num_stages")
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel as an op would launch it."""
+    """One kernel as an op would launch it.
+
+    Attributes:
+        name: the kernel's.
+        form: the values of its compile-time constants that tell its forms apart.
+        source: what Triton compiles.
+        options: warps and stages.
+    """
 
     name: str
+    form: dict[str, Any]
     source: ASTSource
     options: dict[str, int]
 
@@ -47,21 +53,29 @@ class Launch:
         options = {name: keywords[name] for name in _OPTIONS if name in keywords}
         given = dict(zip(kernel.arg_names, arguments, strict=False))
         given |= {name: value for name, value in keywords.items() if name not in _OPTIONS}
-        constant = {p.name for p in kernel.params if p.is_constexpr}
+        parameters = {p.name: p for p in kernel.params}
+        constant = {name for name, p in parameters.items() if p.is_constexpr}
         signature, constants, attributes = {}, {}, {}
         for index, name in enumerate(kernel.arg_names):
-            value = given[name]
-            if name in constant or value is None or (isinstance(value, int) and value == 1):
+            value, special = given[name], not parameters[name].do_not_specialize
+            if name in constant or value is None or (isinstance(value, int) and value == 1 and special):
                 signature[name], constants[(index,)] = "constexpr", value
             elif isinstance(value, torch.Tensor):
                 signature[name], attributes[(index,)] = _TYPES[value.dtype], [["tt.divisibility", 16]]
             elif isinstance(value, float):
                 signature[name] = "fp32"
             else:
-                signature[name] = "i32"
-                if value % 16 == 0:
+                signature[name] = "i32" if abs(value) < 1 << 31 else "i64"
+                if value % 16 == 0 and special:
                     attributes[(index,)] = [["tt.divisibility", 16]]
-        return cls(kernel.__name__, ASTSource(kernel, signature, constants, attributes), options)
+        form = {
+            name: given[name] for name in kernel.arg_names if name in constant and isinstance(given[name], bool | int)
+        }
+        return cls(kernel.__name__, form, ASTSource(kernel, signature, constants, attributes), options)
+
+    def key(self) -> str:
+        """Equal for launches that are compiled once."""
+        return f"{self.source.hash()} {self.options}"
 
 
 @dataclass
@@ -88,23 +102,12 @@ def record(launch_module: str, call: Callable[[Any], None]) -> list[Launch]:
     """What ``call(module)`` launches."""
     module = importlib.import_module(launch_module)
     real = module.kernels
-    module.kernels = recorder = Recorder(real)
+    module.kernels = recorder = Recorder(real.module)
     try:
         call(module)
     finally:
         module.kernels = real
     return recorder.launches
-
-
-def resources(cubin: bytes) -> dict[str, int]:
-    """Registers and spilled bytes a thread, from the assembler's own report."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        said = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    found = dict(part.split(":") for line in said.splitlines() if "REG:" in line for part in line.split())
-    return {"registers": int(found["REG"]), "spilled": int(found["STACK"])}
 
 
 def lightning(dtype: torch.dtype, width: int) -> Iterator[Launch]:
@@ -236,13 +239,15 @@ OPS = {
 
 def main(ops: str, dtype: str, *architectures: str) -> None:
     """One JSON line a kernel and architecture; ``ops`` are names with their widths, ``rotary:64,experts:2048``."""
-    launches: dict[str, Launch] = {}
+    launches: dict[str, tuple[str, Launch]] = {}
     for op, _, width in (named.partition(":") for named in ops.split(",")):
-        launches |= {launch.source.hash(): launch for launch in OPS[op](getattr(torch, dtype), int(width))}
-    for architecture, launch in itertools.product(architectures, launches.values()):
-        compiled = triton.compile(launch.source, GPUTarget("cuda", int(architecture), 32), launch.options)
-        facts = {"kernel": launch.name, "architecture": int(architecture), **resources(compiled.asm["cubin"])}
-        sys.stdout.write(json.dumps(facts) + "\n")
+        found = OPS[op](getattr(torch, dtype), int(width))
+        launches |= {launch.key(): (f"{op}.{launch.name}", launch) for launch in found}
+    for architecture, (name, launch) in itertools.product(map(int, architectures), launches.values()):
+        compiled = triton.compile(launch.source, GPUTarget("cuda", architecture, 32), launch.options)
+        facts = asdict(Facts.of(compiled, architecture))
+        line = {"kernel": name, "architecture": architecture, "form": launch.form, **launch.options, **facts}
+        sys.stdout.write(json.dumps(line) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What every op test runs under."""
 
 import contextlib
+import importlib.util
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,6 +18,18 @@ def device(request: pytest.FixtureRequest) -> str:
     if request.param == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("the kernels are compiled for the GPU in this process")
     return request.param
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interpreter_computes_as_a_gpu() -> Iterator[None]:
+    """Kernels that are interpreted round as compiled ones do."""
+    if os.environ.get("TRITON_INTERPRET") != "1" or importlib.util.find_spec("triton") is None:
+        yield
+        return
+    from gpu_arithmetic import gpu_arithmetic  # imports triton, which not every machine has
+
+    with gpu_arithmetic():
+        yield
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from exactness import Op, assert_all_within_noise, assert_within_noise, random, with_gradients
+from exactness import HARDWARE, Op, assert_all_within_noise, assert_within_noise, random, with_gradients
 
 from leyden.ops import gated_rms_norm, residual_rms_norm, rms_norm
 from leyden.ops.backend import choose
@@ -46,7 +46,7 @@ def test_output_and_gradients(norm: Norm, dtype: torch.dtype, shape: tuple[int, 
     same_precision = with_gradients(norm("torch"), inputs)
     exact = with_gradients(norm("reference"), [x.double() for x in inputs])
     for number, (a, p, e) in enumerate(zip(mine, same_precision, exact, strict=True)):
-        assert_within_noise(a.cpu(), p, e, what=f"result {number}")
+        assert_within_noise(a.cpu(), p, e, what=f"result {number}", hardware=HARDWARE if shape[-1] == 1 else 0.0)
     assert (mine[0].dtype, mine[-1].dtype) == (dtype, torch.float32)
 
 

@@ -1,16 +1,55 @@
-"""What the Triton bodies share on the host: tile arithmetic, precisions, and whether kernels are interpreted."""
+"""What the Triton bodies share on the host: launching on the right device, tile arithmetic, precisions."""
 
+from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import torch
 import triton.language as tl
 from triton import knobs
+from triton.runtime.jit import KernelInterface
 
 _PRODUCTS = {
     torch.bfloat16: (tl.bfloat16, "ieee"),
-    torch.float16: (tl.float32, "tf32"),
+    torch.float16: (tl.float32, "tf32x3"),
     torch.float32: (tl.float32, "ieee"),
 }
+
+
+class Kernels:
+    """The kernels of a module, launched where their first argument is: ``kernels.attend[grid](q, ...)``.
+
+    Triton launches on the current device, which need not be the tensors'; a kernel there would read addresses that are
+    not its device's. Launching is beyond types: a subscript with the grid, compile-time constants by keyword.
+
+    Attributes:
+        module: where the kernels are defined.
+    """
+
+    def __init__(self, module: ModuleType) -> None:
+        self.module = module
+
+    def __getattr__(self, name: str) -> Any:
+        kernel = getattr(self.module, name)
+        if isinstance(kernel, KernelInterface):
+            kernel = _Kernel(kernel)
+        setattr(self, name, kernel)
+        return kernel
+
+
+class _Kernel:
+    def __init__(self, kernel: KernelInterface[Any]) -> None:
+        self._kernel = kernel
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        def launch(first: torch.Tensor, *arguments: Any, **keywords: Any) -> None:
+            if first.is_cuda and first.get_device() != torch.cuda.current_device():
+                with torch.cuda.device(first.device):
+                    self._kernel[grid](first, *arguments, **keywords)
+            else:
+                self._kernel[grid](first, *arguments, **keywords)
+
+        return launch
 
 
 def interpreted() -> bool:
@@ -21,8 +60,9 @@ def interpreted() -> bool:
 def products(dtype: torch.dtype) -> tuple[Any, str]:
     """The dtype in which matrix products take tensors of ``dtype``, and ``tl.dot``'s input precision.
 
-    Products of float16 may overflow it, so they are taken in float32, by tf32, which rounds as float16 does. The
-    interpreter's bfloat16 products are wrong; there they are taken in float32 as well.
+    Products of float16 may overflow it, so they are taken in float32: by three products of tf32, since one drops 13
+    bits of what was computed in float32 before (decayed values, scores, states). The interpreter's bfloat16 products
+    are wrong; there they are taken in float32 as well.
     """
     product, precision = _PRODUCTS[dtype]
     return (tl.float32 if interpreted() else product), precision

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from leyden.ops.cross_entropy import kernels as jitted
-from leyden.ops.launching import power_of_two
+from leyden.ops.launching import Kernels, power_of_two
 
-kernels: Any = jitted  # launching is beyond types
+kernels = Kernels(jitted)
 
 _CHUNK_ELEMENTS = 1 << 28
 """Logits that exist at once: 512 MB in bfloat16. Each chunk adds to all of dweight, so short chunks are dear."""

@@ -13,9 +13,9 @@ from torch.nn.functional import grouped_mm
 
 from leyden.ops.experts import kernels as jitted
 from leyden.ops.experts.grouped import reason_against
-from leyden.ops.launching import blocks, power_of_two
+from leyden.ops.launching import Kernels, blocks, power_of_two
 
-kernels: Any = jitted  # launching is beyond types
+kernels = Kernels(jitted)
 
 _BLOCK = 1024
 """Dims that a program reads at once."""

@@ -1,13 +1,11 @@
 """What is launched for products with weights in 8 bits in Triton."""
 
-from typing import Any
-
 import torch
 
 from leyden.ops.int8_linear import kernels as jitted
-from leyden.ops.launching import blocks, last_dim_contiguous, products
+from leyden.ops.launching import Kernels, blocks, last_dim_contiguous, products
 
-kernels: Any = jitted  # launching is beyond types
+kernels = Kernels(jitted)
 
 _TILE = 64
 """Rows and columns of a program, however few rows there are: reading the weight takes the time then, and other tiles

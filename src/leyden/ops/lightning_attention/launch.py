@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from leyden.ops.launching import blocks, last_dim_contiguous, padded, power_of_two, products
+from leyden.ops.launching import Kernels, blocks, last_dim_contiguous, padded, power_of_two, products
 from leyden.ops.lightning_attention import kernels as jitted
 
-kernels: Any = jitted  # launching is beyond types: a subscript with the grid, compile-time constants by keyword
+kernels = Kernels(jitted)
 
 _PROGRAMS = 128
 """Programs that fill a GPU: documents are cut into segments until there are about so many, and not further, since the

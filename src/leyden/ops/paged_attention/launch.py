@@ -1,13 +1,11 @@
 """What is launched for one call of paged attention in Triton: two kernels, nothing read back from the device."""
 
-from typing import Any
-
 import torch
 
-from leyden.ops.launching import blocks, last_dim_contiguous, padded, power_of_two, products
+from leyden.ops.launching import Kernels, blocks, last_dim_contiguous, padded, power_of_two, products
 from leyden.ops.paged_attention import kernels as jitted
 
-kernels: Any = jitted  # launching is beyond types
+kernels = Kernels(jitted)
 
 _SPLIT = 512
 """Keys of a program. Its partial result is then at most 3 % of what it reads, with 8 queries to a key head."""

@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 
-from leyden.ops.launching import blocks, last_dim_contiguous, padded, products
+from leyden.ops.launching import Kernels, blocks, last_dim_contiguous, padded, products
 from leyden.ops.ranged_attention import kernels as jitted
 
-kernels: Any = jitted  # launching is beyond types
+kernels = Kernels(jitted)
 
 
 def _tiles(q: torch.Tensor, k: torch.Tensor) -> tuple[int, dict[str, Any]]:

@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from leyden.ops.launching import blocks, last_dim_contiguous, power_of_two
+from leyden.ops.launching import Kernels, blocks, last_dim_contiguous, power_of_two
 from leyden.ops.rms_norm import kernels as jitted
 
-kernels: Any = jitted  # launching is beyond types: a subscript with the grid, compile-time constants by keyword
+kernels = Kernels(jitted)
 
 _TILE = 2048
 """Elements of a program's tile, or one row where that is longer."""

@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 
-from leyden.ops.launching import blocks, last_dim_contiguous, power_of_two
+from leyden.ops.launching import Kernels, blocks, last_dim_contiguous, power_of_two
 from leyden.ops.rotary import kernels as jitted
 
-kernels: Any = jitted  # launching is beyond types: a subscript with the grid, compile-time constants by keyword
+kernels = Kernels(jitted)
 
 _TILE = 4096
 """Elements of a program's tile: 32 heads of 128."""

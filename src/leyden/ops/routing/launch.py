@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 
-from leyden.ops.launching import blocks, power_of_two
+from leyden.ops.launching import Kernels, blocks, power_of_two
 from leyden.ops.routing import kernels as jitted
 
-kernels: Any = jitted  # launching is beyond types
+kernels = Kernels(jitted)
 
 _TILE = 1024
 """Probabilities that a program holds."""
