@@ -160,7 +160,7 @@ def test_long_contexts_are_read_in_pieces(
     pools = _copy(_pools(model, torch.float32, num_pages=80), modules.pools)
     step = NativeDecoder(model, pools)
     decodes = [
-        Reading([5, 6], length, torch.randperm(80, generator=generator).tolist(), [0, 1, 0], wanted=2),
+        Reading([5, 6], length, (1 + torch.randperm(79, generator=generator)).tolist(), [0, 1, 0], wanted=2),
         Reading([7], 3, [0], [2, 2]),
     ]
     logits = []

@@ -45,7 +45,7 @@ CacheGigabytes = Annotated[
 SwapGigabytes = Annotated[
     float | None, _option("Host memory for sequences that make room; a tenth of what is free.", _ENGINE)
 ]
-Decoder = Annotated[str | None, _option("What reads single tokens: auto, native or torch.", _ENGINE)]
+Decoder = Annotated[str | None, _option("What reads single tokens: auto, native, graph or torch.", _ENGINE)]
 Speculation = Annotated[str | None, _option("Where guesses come from: none, prompt or draft.", _ENGINE)]
 Draft = Annotated[str | None, _option("The small model that guesses, for --speculation draft.", _ENGINE)]
 DraftTokens = Annotated[int | None, _option("Tokens guessed at a time; 4.", _ENGINE)]

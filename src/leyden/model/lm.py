@@ -14,7 +14,7 @@ from leyden.model.experts import DenseMLP, MixtureOfExperts
 from leyden.model.initialization import initialize
 from leyden.model.lightning import LightningAttention
 from leyden.model.norm import RMSNorm
-from leyden.model.pools import PooledKeyValues, PooledStates, Pools, Rows, pad_rows
+from leyden.model.pools import PooledKeyValues, PooledStates, Pools, Rows
 from leyden.model.ranks import Ranks
 from leyden.model.sequence import Sequence, Wanted, lay_out, take
 from leyden.model.softmax import SoftmaxAttention
@@ -206,7 +206,7 @@ class HybridLM(nn.Module):
             [R, D], normed, for the rows that are wanted; where tensor ranks divide the tokens, whose number is then a
             multiple of theirs, the same on each of them.
         """
-        cos, sin = rotary_angles(pad_rows(rows.positions, len(tokens)), self.config.rotary_dim, self.config.rope_theta)
+        cos, sin = rotary_angles(rows.positions, self.config.rotary_dim, self.config.rope_theta)
         sequence = Sequence(0, None, cos, sin)
         x = self.embed_tokens(tokens[None])
         last = None if self.ranks.divide_tokens else rows.wanted

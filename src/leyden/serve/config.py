@@ -23,8 +23,9 @@ class EngineConfig(Config):
     """Memory for snapshots of states, from which a text read before goes on. None: a tenth of what is free; 0: none."""
     swap_gigabytes: float | None = Field(default=None, ge=0)
     """Host memory for sequences that had to make room for others. None: a tenth of what is free."""
-    decoder: Literal["auto", "native", "torch"] = "auto"
-    """What reads single tokens: one compiled call a step on a CPU, the model's own modules, or the first that can."""
+    decoder: Literal["auto", "native", "graph", "torch"] = "auto"
+    """What reads single tokens: one compiled call a step on a CPU, one CUDA graph a step on a GPU, the model's own
+    modules op by op, or the first that can."""
     speculation: Literal["none", "prompt", "draft"] = "none"
     """Where guesses of the next tokens come from, which one step then verifies: the text so far, or a small model."""
     draft_tokens: int = Field(default=4, ge=1, le=16)

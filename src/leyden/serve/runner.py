@@ -1,12 +1,16 @@
 """One step of the model over many sequences: some read a part of their prompt, others one more token each."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
-from leyden.model import HybridLM, NativeDecoder, Pools, Rows
-from leyden.model.pools import GRAIN, pad_rows
+from leyden.core.transfers import on_device, send
+from leyden.model import PAGE, HybridLM, NativeDecoder, Pools, Rows
+from leyden.model.pools import GRAIN
+from leyden.serve.graphs import DecodeGraphs
 
 
 class Reading(NamedTuple):
@@ -34,18 +38,26 @@ class Reading(NamedTuple):
 
 
 class Runner:
-    """Runs the model's own modules, on any device, and the native step in their place where there is one.
+    """Runs the model's own modules, on any device, and a faster step in their place where there is one.
+
+    All that a step needs to know goes to the device by one copy, and nothing comes back from it but the logits.
 
     Args:
         model: in evaluation mode.
         pools: what the sequences' slots and pages lie in.
-        native: reads the tokens of those that decode, in the same pools. None: the modules do.
+        decoder: reads the tokens of those that decode, in the same pools; :class:`DecodeGraphs` where nothing prefills
+            beside them. None: the modules do.
     """
 
-    def __init__(self, model: HybridLM, pools: Pools, native: NativeDecoder | None = None) -> None:
+    def __init__(self, model: HybridLM, pools: Pools, decoder: NativeDecoder | DecodeGraphs | None = None) -> None:
         self.model = model
         self.pools = pools
-        self.native = native
+        self.decoder = decoder
+
+    @property
+    def mixes(self) -> bool:
+        """Whether it reads prompts and single tokens together in less time than one after the other."""
+        return not isinstance(self.decoder, NativeDecoder)
 
     def run(self, decodes: Sequence[Reading], prefills: Sequence[Reading]) -> torch.Tensor:
         """Read all of them.
@@ -56,49 +68,84 @@ class Runner:
                 give the bits of the whole.
 
         Returns:
-            The logits [R, V] in float32 of the wanted tokens, in the order of ``decodes`` and then ``prefills``.
+            The logits [R, V] in float32 of the wanted tokens, in the order of ``decodes`` and then ``prefills``; good
+            until the next call.
         """
-        if self.native is None or not decodes:
-            return self._run(decodes, prefills)
-        decoded = self.native.run(decodes)
-        return torch.cat([decoded, self._run([], prefills)]) if prefills else decoded
+        with on_device(self.pools.states.device):
+            if isinstance(self.decoder, DecodeGraphs):
+                logits = None if prefills else self.decoder.run(decodes)
+                return self._run(decodes, prefills) if logits is None else logits
+            if self.decoder is None or not decodes:
+                return self._run(decodes, prefills)
+            decoded = self.decoder.run(decodes)
+            return torch.cat([decoded, self._run([], prefills)]) if prefills else decoded
 
     @torch.inference_mode()
     def _run(self, decodes: Sequence[Reading], prefills: Sequence[Reading]) -> torch.Tensor:
         """By the modules."""
-        device = self.pools.states.device
+        for reading in (*decodes, *prefills):
+            if reading.start == 0:
+                self.pools.states[:, reading.states[0]] = 0
+        ids, rows, num_wanted = self._rows(decodes, prefills)
+        hidden = self.model.read(ids, rows, self.pools)
+        if not num_wanted:
+            return hidden.new_empty(0, self.model.config.vocab_size, dtype=torch.float32)
+        return self.model.logits(hidden)[:num_wanted]
+
+    def _rows(self, decodes: Sequence[Reading], prefills: Sequence[Reading]) -> tuple[torch.Tensor, Rows, int]:
+        """The ids, whose they are, and how many rows are wanted."""
         rounds, order = _rounds(decodes)
-        tokens = [decodes[i].tokens[j] for i, j in order]
-        positions = [decodes[i].start + j for i, j in order]
-        tables = [decodes[i].pages for i, _ in order] + [reading.pages for reading in prefills]
-        before = [decodes[i].states[j] for i, j in order] + [reading.states[0] for reading in prefills]
-        after = [decodes[i].states[j + 1] for i, j in order] + [reading.states[0] for reading in prefills]
-        cu_seqlens = [0]
-        row_of = {place: row for row, place in enumerate(order)}
-        wanted = [row_of[i, j] for i, r in enumerate(decodes) for j in range(len(r.tokens) - r.wanted, len(r.tokens))]
-        for reading in prefills:
-            tokens += reading.tokens
-            positions += range(reading.start, reading.stop)
-            cu_seqlens.append(cu_seqlens[-1] + len(reading.tokens))
-            wanted += range(len(tokens) - reading.wanted, len(tokens))
-        fresh = [reading.states[0] for reading in (*decodes, *prefills) if reading.start == 0]
-        self.pools.states[:, fresh] = 0
+        counts = [len(reading.tokens) for reading in prefills]
+        bounds = [0, *accumulate(counts)]
+        n, num_rows = len(order), len(order) + bounds[-1]
+        ids, positions = np.zeros((2, _padded(num_rows)), np.int64)
+        ids[:n] = [decodes[i].tokens[j] for i, j in order]
+        positions[:n] = [decodes[i].start + j for i, j in order]
+        for reading, start, stop in zip(prefills, bounds, bounds[1:], strict=False):
+            ids[n + start : n + stop] = reading.tokens
+            positions[n + start : n + stop] = range(reading.start, reading.stop)
+        tables = _tables([decodes[i].pages for i, _ in order] + [reading.pages for reading in prefills])
+        owner = np.repeat(np.arange(len(tables)), [1] * n + counts)
+        pages, offsets = np.divmod(positions[:num_rows], PAGE)
+        first = [reading.states[0] for reading in prefills]
+        before = [decodes[i].states[j] for i, j in order] + first
+        after = [decodes[i].states[j + 1] for i, j in order] + first
+        wanted = _wanted(decodes, order) + [
+            n + row
+            for reading, stop in zip(prefills, bounds[1:], strict=True)
+            for row in range(stop - reading.wanted, stop)
+        ]
+        sent = send(
+            [
+                ids,
+                positions,
+                tables[owner, pages].astype(np.int64) * PAGE + offsets,
+                np.asarray(before, np.int64),
+                np.asarray(after, np.int64),
+                np.asarray([*wanted, *[0] * (_padded(len(wanted)) - len(wanted))], np.int64),
+                (positions[:n] + 1).astype(np.int32),
+                np.asarray(bounds, np.int32),
+                tables,
+            ],
+            self.pools.states.device,
+        )
         rows = Rows(
-            positions=torch.tensor(positions, device=device),
-            num_decodes=len(order),
+            positions=sent[1],
+            places=sent[2],
+            num_decodes=n,
             rounds=rounds,
-            cu_seqlens=tuple(cu_seqlens),
-            states_before=torch.tensor(before, dtype=torch.int64, device=device),
-            states_after=torch.tensor(after, dtype=torch.int64, device=device),
-            tables=_tables(tables, device),
-            wanted=pad_rows(torch.tensor(wanted, dtype=torch.int64, device=device), _padded(len(wanted))),
+            moves=tuple(before[a:b] != after[a:b] for a, b in zip(rounds, rounds[1:], strict=False)),
+            lengths=sent[6],
+            bounds=tuple(bounds),
+            ends=tuple(reading.stop for reading in prefills),
+            cu_seqlens=sent[7],
+            states_before=sent[3],
+            states_after=sent[4],
+            tables=sent[8],
+            wanted=sent[5],
             last_wanted=tuple(reading.wanted for reading in prefills),
         )
-        ids = pad_rows(torch.tensor(tokens, device=device), _padded(len(tokens)))
-        hidden = self.model.read(ids, rows, self.pools)
-        if not wanted:
-            return hidden.new_empty(0, self.model.config.vocab_size, dtype=torch.float32)
-        return self.model.logits(hidden)[: len(wanted)]
+        return sent[0], rows, len(wanted)
 
 
 def _rounds(decodes: Sequence[Reading]) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
@@ -111,9 +158,18 @@ def _rounds(decodes: Sequence[Reading]) -> tuple[tuple[int, ...], list[tuple[int
     return tuple(bounds), order
 
 
-def _tables(pages: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
-    width = max(map(len, pages))
-    return torch.tensor([[*row, *[0] * (width - len(row))] for row in pages], dtype=torch.int32, device=device)
+def _wanted(decodes: Sequence[Reading], order: Sequence[tuple[int, int]]) -> list[int]:
+    """The rows of the decodes' wanted tokens, reading by reading."""
+    row_of = {place: row for row, place in enumerate(order)}
+    return [row_of[i, j] for i, r in enumerate(decodes) for j in range(len(r.tokens) - r.wanted, len(r.tokens))]
+
+
+def _tables(pages: Sequence[Sequence[int]]) -> np.ndarray:
+    """[sequences, pages of the longest] int32."""
+    tables = np.zeros((len(pages), max(map(len, pages))), np.int32)
+    for row, own in zip(tables, pages, strict=True):
+        row[: len(own)] = own
+    return tables
 
 
 def _padded(num_rows: int) -> int:

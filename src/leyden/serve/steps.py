@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import torch
 
 from leyden.core.device import is_out_of_memory
+from leyden.core.transfers import pick
 from leyden.model import PAGE, HybridLM
 from leyden.serve.config import EngineConfig
 from leyden.serve.drafts import Drafts
@@ -16,7 +17,7 @@ from leyden.serve.sampling import Draw, draw
 from leyden.serve.scheduler import Scheduler
 from leyden.serve.speculation import Guesser
 from leyden.serve.statistics import Statistics
-from leyden.serve.weights import native_decoder
+from leyden.serve.weights import decoder_of
 
 
 class Steps:
@@ -38,7 +39,7 @@ class Steps:
     ) -> None:
         self.scheduler = Scheduler(memory, config.max_sequences, config.step_tokens)
         self._memory = memory
-        self._runner = Runner(model, memory.pools, native_decoder(model, memory.pools, config.decoder))
+        self._runner = Runner(model, memory.pools, decoder_of(model, memory.pools, config.decoder))
         self._drafts = Drafts(guesser, memory, config.draft_tokens, statistics)
         self._statistics = statistics
         self._in_model = False
@@ -59,10 +60,11 @@ class Steps:
         for job in plan.admitted:
             self._statistics.admitted(job.goal, job.cache)
         deltas = [delta for job in plan.failed for delta in self._fail(job, "the memory for keys and values is full")]
-        if plan.decodes:
-            deltas += self._decode(plan.decodes)
-        if plan.parts:
-            deltas += self._prefill(plan.parts)
+        if plan.decodes and plan.parts and self._runner.mixes:
+            deltas += self._mixed(plan.decodes, plan.parts)
+        else:
+            deltas += self._decode(plan.decodes) if plan.decodes else []
+            deltas += self._prefill(plan.parts) if plan.parts else []
         if plan.settling is not None:
             self._settle(*plan.settling)
         self._count()
@@ -97,10 +99,9 @@ class Steps:
         try:
             logits = self._read(readings, [])
         except (MemoryError, RuntimeError) as error:
-            self._check_memory(error)  # the states of all of them may be torn
-            return [delta for job in jobs for delta in self._fail(job, "the machine ran out of memory")]
-        draws = self._drafts.accept(jobs, readings, logits)
-        return [self._advance(job, drawn) for job, drawn in zip(jobs, draws, strict=True)]
+            self._check_memory(error)
+            return self._torn(jobs)
+        return self._drawn(jobs, readings, logits)
 
     def _prefill(self, parts: list[tuple[Generation, int]]) -> list[Delta]:
         readings = [job.reading(stop) for job, stop in parts]
@@ -109,6 +110,23 @@ class Steps:
         except (MemoryError, RuntimeError) as error:
             self._check_memory(error)
             return self._make_do(parts)
+        return self._were_read(parts, readings, logits)
+
+    def _mixed(self, jobs: list[Generation], parts: list[tuple[Generation, int]]) -> list[Delta]:
+        """Both in one pass over the weights."""
+        decodes, prefills = self._drafts.readings(jobs), [job.reading(stop) for job, stop in parts]
+        try:
+            logits = self._read(decodes, prefills)
+        except (MemoryError, RuntimeError) as error:
+            self._check_memory(error)
+            return self._torn(jobs) + self._make_do(parts)
+        bound = sum(reading.wanted for reading in decodes)
+        return self._drawn(jobs, decodes, logits[:bound]) + self._were_read(parts, prefills, logits[bound:])
+
+    def _were_read(
+        self, parts: list[tuple[Generation, int]], readings: list[Reading], logits: torch.Tensor
+    ) -> list[Delta]:
+        """Parts of prompts were read; those that are at their end draw their first token from the logits [R, V]."""
         ready: list[Generation] = []
         rows: list[int] = []
         deltas: list[Delta] = []
@@ -124,7 +142,10 @@ class Steps:
                 rows += [end - 1] * len(together)
             else:
                 deltas.append(job.delta())
-        return deltas + self._draw(ready, logits[rows])
+        if not ready:
+            return deltas
+        draws = draw([job.sampler for job in ready], pick(logits, rows))
+        return deltas + [self._advance(job, [drawn]) for job, drawn in zip(ready, draws, strict=True)]
 
     def _settle(self, job: Job, stop: int) -> None:
         """Read a part of a text for the cache alone."""
@@ -162,12 +183,10 @@ class Steps:
 
     # Drawing.
 
-    def _draw(self, jobs: list[Generation], logits: torch.Tensor) -> list[Delta]:
-        """The next token of each of ``jobs``, from its row of logits [R, V]."""
-        if not jobs:
-            return []
-        draws = draw([job.sampler for job in jobs], logits)
-        return [self._advance(job, [drawn]) for job, drawn in zip(jobs, draws, strict=True)]
+    def _drawn(self, jobs: list[Generation], readings: list[Reading], logits: torch.Tensor) -> list[Delta]:
+        """The next tokens of each of ``jobs``, from the logits [R, V] behind all that was read."""
+        draws = self._drafts.accept(jobs, readings, logits)
+        return [self._advance(job, drawn) for job, drawn in zip(jobs, draws, strict=True)]
 
     def _advance(self, job: Generation, draws: list[Draw]) -> Delta:
         """Its next tokens were drawn."""
@@ -198,6 +217,10 @@ class Steps:
     def _fail(self, job: Generation, error: str) -> list[Delta]:
         """It cannot go on, nor can those that would have gone on from the prompt it reads."""
         return [self._end(failed, "error", error) for failed in (job, *job.siblings)]
+
+    def _torn(self, jobs: list[Generation]) -> list[Delta]:
+        """After a step that ran out of memory: the states of all that decode in it may be torn, so they end."""
+        return [delta for job in jobs for delta in self._fail(job, "the machine ran out of memory")]
 
     def _make_do(self, parts: list[tuple[Generation, int]]) -> list[Delta]:
         """After a step that ran out of memory: end what read most in it; the others begin anew.

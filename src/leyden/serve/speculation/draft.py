@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 import torch
 
 from leyden.core.errors import UserError
+from leyden.core.transfers import pick
 from leyden.model import PAGE, HybridLM, ModelConfig, Pools
 from leyden.serve.runner import Reading, Runner
 from leyden.serve.speculation.guesser import Ask, Guesser
-from leyden.serve.weights import native_decoder
+from leyden.serve.weights import decoder_of
 
 _PART = 8 * PAGE
 """Tokens of a text that are read in one go; a long prompt is caught up with over several steps, without guesses."""
@@ -77,7 +78,7 @@ class DraftModel(Guesser):
         if num_pages < 1:
             raise UserError(f"a page of the draft model takes {page_bytes:,} bytes; only {kv_bytes:,} are given to it.")
         pools = Pools(model.config, max_sequences * draft_tokens, num_pages, dtype=weight.dtype, device=weight.device)
-        self._runner = Runner(model, pools, native_decoder(model, pools, "auto"))
+        self._runner = Runner(model, pools, decoder_of(model, pools, "auto"))
         self._longest = longest
         self._draft_tokens = draft_tokens
         self._free_slots = list(range(pools.num_states))
@@ -137,7 +138,7 @@ class DraftModel(Guesser):
         logits = self._runner.run([reading for _, reading in single], [reading for _, reading in parts])
         order = [index for index, _ in single + parts]
         rows = [row for row, index in enumerate(order) if self._texts[asks[index].id].read == len(asks[index].tokens)]
-        return [order[row] for row in rows], logits[rows]
+        return [order[row] for row in rows], pick(logits, rows)
 
     def _next(self, ask: Ask, guess: list[int]) -> Reading:
         """Read the last guess, into the slot behind the one before."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from leyden.core.transfers import pick
 from leyden.serve.sampling import Draw, Sampler, draw
 
 
@@ -28,8 +29,7 @@ def verify(samplers: Sequence[Sampler], guesses: Sequence[Sequence[int]], logits
     position = 0
     while going:
         rows = [first[index] + position for index in going]
-        part = logits if len(rows) == num_rows else logits[rows]
-        drawn = draw([samplers[index] for index in going], part)
+        drawn = draw([samplers[index] for index in going], pick(logits, rows))
         for index, one in zip(going, drawn, strict=True):
             draws[index].append(one)
         going = [

@@ -1,0 +1,191 @@
+"""Steps on a GPU, without one: nothing waits for the device, few kernels are launched, and recordings are exact.
+
+What would run on a GPU runs on meta tensors, of which nothing can be read (``device_ops.py``).
+"""
+
+import logging
+from collections.abc import Callable
+
+import pytest
+import torch
+from device_ops import DeviceQueue, RecordedOps, take_gpu_bodies
+
+from leyden.core.device import default_device
+from leyden.model import PAGE, HybridLM, Pools
+from leyden.serve import Engine, Sampling, steps
+from leyden.serve.graphs import DecodeGraphs, size_of
+from leyden.serve.runner import Reading, Runner
+from leyden.tokenizer import Tokenizer
+
+pytestmark = pytest.mark.skipif(default_device().type != "cpu", reason="kernels are interpreted where there is no GPU")
+
+DTYPE = torch.bfloat16
+
+
+@pytest.fixture(autouse=True)
+def gpu_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
+    take_gpu_bodies(monkeypatch)
+
+
+def _pools(model: HybridLM, device: str = "cpu") -> Pools:
+    pools = Pools(model.config, 40, 24, dtype=model.dtype, device=device)
+    for memory in (pools.states, pools.keys, pools.values):
+        memory.fill_(torch.nan)  # nothing may be read that was not written
+    return pools
+
+
+def _decodes(count: int) -> list[Reading]:
+    return [Reading([i], 300 + i, [i % 20, i % 20 + 1], [i, i]) for i in range(count)]
+
+
+@pytest.fixture
+def on_device(make_model: Callable[..., HybridLM]) -> HybridLM:
+    return make_model().to(DTYPE).to("meta")
+
+
+@pytest.mark.parametrize("beside", ["alone", "prompts", "no decodes"])
+def test_no_step_waits_and_each_is_told_by_one_copy(on_device: HybridLM, beside: str) -> None:
+    runner = Runner(on_device, _pools(on_device, "meta"))
+    decodes = [] if beside == "no decodes" else _decodes(5)
+    prompts = [Reading([1] * 300, 256, [21, 22, 23], [30]), Reading([1] * 40, 0, [20], [31], wanted=0)]
+    with DeviceQueue() as queue:
+        logits = runner.run(decodes, [] if beside == "alone" else prompts)
+    assert logits.shape == (len(decodes) + (beside != "alone"), on_device.config.vocab_size)
+    assert queue.copies == 1
+
+
+def _launches(network: HybridLM, decodes: list[Reading], prompts: list[Reading]) -> int:
+    """Of a step on a GPU; where only single tokens are read, of what is recorded."""
+    pools = _pools(network, "meta")
+    with DeviceQueue() as queue:
+        if prompts:
+            Runner(network, pools).run(decodes, prompts)
+        else:
+            queues = []
+
+            def record(step: Callable[[], None]) -> Callable[[], None]:
+                before = queue.num_launches
+                step()
+                queues.append(queue.num_launches - before)
+                return step
+
+            assert DecodeGraphs(network, pools, record).run(decodes) is not None
+            return queues[0]
+    return queue.num_launches
+
+
+@pytest.mark.parametrize(
+    ("step", "lightning", "softmax", "around"),
+    [("decode", 13, 16, 14), ("prefill", 15, 29, 17), ("mixed", 16, 30, 17)],
+)
+def test_kernels_of_a_layer(
+    make_model: Callable[..., HybridLM], step: str, lightning: int, softmax: int, around: int
+) -> None:
+    """An op of Leyden counts as one; lower is better, and nothing may come back."""
+    decodes = [] if step == "prefill" else _decodes(5)
+    prompts = [] if step == "decode" else [Reading([1] * 300, 256, [21, 22, 23], [30])]
+
+    def launches(*kinds: str) -> int:
+        network = make_model(num_hidden_layers=len(kinds), layer_types=kinds).to(DTYPE).to("meta")
+        return _launches(network, decodes, prompts)
+
+    one, two = launches("linear_attention"), launches("linear_attention", "linear_attention")
+    with_softmax = launches("full_attention", "linear_attention")
+    assert (two - one, with_softmax - one, one - (two - one)) == (lightning, softmax, around)
+
+
+HELD = [(250, [3, 1, 8], 5), (256, [7, 2], 0), (3, [6], 9), (510, [11, 10, 4], 2)]
+"""Of four sequences, how many tokens were read, their pages, and their slots."""
+
+
+def _pools_of_held(network: HybridLM) -> Pools:
+    """As if those were read; all other memory is poisoned."""
+    pools, generator = _pools(network), torch.Generator().manual_seed(0)
+    slots, pages = [slot for _, _, slot in HELD], [page for _, own, _ in HELD for page in own]
+    for memory, places in ((pools.states, slots), (pools.keys, pages), (pools.values, pages)):
+        values = torch.randn(len(memory), len(places), *memory.shape[2:], generator=generator)
+        memory[:, places] = values.to(memory.dtype)
+    return pools
+
+
+def test_a_recording_gives_the_bits_of_its_step(make_model: Callable[..., HybridLM]) -> None:
+    """While lengths, slots, pages, the width of tables and the number of sequences change from step to step."""
+    network = make_model(num_hidden_layers=2, layer_types=("linear_attention", "full_attention"), num_attention_heads=1)
+    recorder, recorded, plain, modules = RecordedOps(), *(_pools_of_held(network) for _ in range(3))
+    graphs, steps_alone = DecodeGraphs(network, recorded, recorder), DecodeGraphs(network, plain, lambda step: step)
+    lengths = [length for length, _, _ in HELD]
+    for step, company in enumerate([[0, 1, 2], [2, 0], [3], [0, 3, 2]]):
+        decodes = [Reading([step + 7 * i], lengths[i], HELD[i][1], [HELD[i][2]] * 2) for i in company]
+        if step == 2:  # more pages than it needs: another table
+            decodes = [decodes[0]._replace(pages=[*HELD[3][1], 12, 13])]
+        expected, got = steps_alone.run(decodes), graphs.run(decodes)
+        assert got is not None
+        assert torch.equal(got, expected)
+        if step == 0:
+            torch.testing.assert_close(got, Runner(network, modules).run(decodes, []), rtol=0, atol=1e-6)
+        for i in company:
+            lengths[i] += 1
+    assert recorder.recordings == 2  # of 16 rows, with tables of 4 and of 16 pages
+    for name, width in (("states", None), ("keys", -1), ("values", -1)):  # but for the page that is nobody's
+        ours, theirs = (getattr(pools, name)[:, :width] for pools in (recorded, plain))
+        assert torch.equal(ours.nan_to_num(7), theirs.nan_to_num(7))
+        assert ours.isnan().sum() == getattr(_pools_of_held(network), name)[:, :width].isnan().sum()
+
+
+def test_what_cannot_be_recorded_is_left_to_the_modules(make_model: Callable[..., HybridLM]) -> None:
+    network = make_model().to(DTYPE)
+    recorder, pools = RecordedOps(), _pools_of_held(network)
+    graphs = DecodeGraphs(network, pools, recorder)
+    length, pages, slot = HELD[0]
+    plain = Reading([1], length, pages, [slot] * 2)
+    for other in (
+        plain._replace(tokens=[1, 2], states=[slot] * 3),
+        plain._replace(states=[slot, 30]),
+        plain._replace(wanted=0),
+        Reading([1], 0, [12], [31, 31]),
+    ):
+        assert graphs.run([plain, other]) is None
+    assert graphs.run([]) is None
+    assert graphs.run([plain] * 49) is None  # more than there are slots
+    assert recorder.recordings == 0
+
+
+def test_a_step_that_waits_is_run_by_the_modules_ever_after(
+    make_model: Callable[..., HybridLM], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # the CPU's bodies take less time
+    network = make_model().to(DTYPE)
+    pools, attempts = _pools_of_held(network), []
+
+    def record(step: Callable[[], None]) -> Callable[[], None]:
+        attempts.append(step)
+        raise RuntimeError("called a synchronizing CUDA operation\nand more")
+
+    runner = Runner(network, pools, DecodeGraphs(network, pools, record))
+    length, pages, slot = HELD[0]
+    caplog.set_level(logging.INFO)
+    for i in range(2):
+        assert runner.run([Reading([1], length + i, pages, [slot] * 2)], []).isfinite().all()
+    assert len(attempts) == 1
+    assert "decoding without CUDA graphs: called a synchronizing CUDA operation" in caplog.text
+
+
+@pytest.mark.slow
+def test_an_engine_on_recordings_generates_what_one_on_modules_does(
+    make_model: Callable[..., HybridLM], tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = make_model(num_hidden_layers=2, layer_types=("linear_attention", "full_attention"), num_attention_heads=1)
+    recorder, prompts = RecordedOps(), [[5, 9, 2], list(range(1, 20))]
+    sampling = [Sampling(max_tokens=4, temperature=0.0), Sampling(max_tokens=3, seed=3)]
+    with Engine(network, None, decoder="torch", max_sequences=4, kv_gigabytes=0.001) as engine:
+        expected = [c.tokens for c in engine.generate(prompts, sampling)]
+    monkeypatch.setattr(steps, "decoder_of", lambda model, pools, decoder: DecodeGraphs(model, pools, recorder))
+    with Engine(network, None, max_sequences=4, kv_gigabytes=0.001) as engine:
+        assert [c.tokens for c in engine.generate(prompts, sampling)] == expected
+    assert recorder.recordings == 1
+
+
+def test_sizes_of_recordings() -> None:
+    sizes = [size_of(rows) for rows in (0, 1, 16, 17, 33, 49, 65, 97, 129, 193, 200)]
+    assert sizes == [16, 16, 16, 32, 48, 64, 96, 128, 192, 256, 256]
+    assert all(size_of(rows) >= rows and size_of(rows) % 16 == 0 for rows in range(1000))
