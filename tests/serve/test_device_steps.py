@@ -11,7 +11,7 @@ import torch
 from device_ops import DeviceQueue, RecordedOps, take_gpu_bodies
 
 from leyden.core.device import default_device
-from leyden.model import PAGE, HybridLM, Pools
+from leyden.model import HybridLM, Pools
 from leyden.serve import Engine, Sampling, steps
 from leyden.serve.graphs import DecodeGraphs, size_of
 from leyden.serve.runner import Reading, Runner
