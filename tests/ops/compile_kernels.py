@@ -6,7 +6,6 @@ suffice.
 """
 
 import importlib
-import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +18,8 @@ from compiled import Facts
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
+
+from leyden.ops import launching
 
 _TYPES = {
     torch.bfloat16: "*bf16",
@@ -239,15 +240,17 @@ OPS = {
 
 def main(ops: str, dtype: str, *architectures: str) -> None:
     """One JSON line a kernel and architecture; ``ops`` are names with their widths, ``rotary:64,experts:2048``."""
-    launches: dict[str, tuple[str, Launch]] = {}
-    for op, _, width in (named.partition(":") for named in ops.split(",")):
-        found = OPS[op](getattr(torch, dtype), int(width))
-        launches |= {launch.key(): (f"{op}.{launch.name}", launch) for launch in found}
-    for architecture, (name, launch) in itertools.product(map(int, architectures), launches.values()):
-        compiled = triton.compile(launch.source, GPUTarget("cuda", architecture, 32), launch.options)
-        facts = asdict(Facts.of(compiled, architecture))
-        line = {"kernel": name, "architecture": architecture, "form": launch.form, **launch.options, **facts}
-        sys.stdout.write(json.dumps(line) + "\n")
+    for architecture in map(int, architectures):
+        launching._OFF_A_GPU = architecture // 10
+        launches: dict[str, tuple[str, Launch]] = {}
+        for op, _, width in (named.partition(":") for named in ops.split(",")):
+            found = OPS[op](getattr(torch, dtype), int(width))
+            launches |= {launch.key(): (f"{op}.{launch.name}", launch) for launch in found}
+        for name, launch in launches.values():
+            compiled = triton.compile(launch.source, GPUTarget("cuda", architecture, 32), launch.options)
+            facts = asdict(Facts.of(compiled, architecture))
+            line = {"kernel": name, "architecture": architecture, "form": launch.form, **launch.options, **facts}
+            sys.stdout.write(json.dumps(line) + "\n")
 
 
 if __name__ == "__main__":

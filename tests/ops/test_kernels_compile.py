@@ -11,6 +11,10 @@ import pytest
 
 PROGRAM = Path(__file__).with_name("compile_kernels.py")
 AMPERE, HOPPER, BLACKWELL = 80, 90, 100
+SPILLED = {"ranged_attention.differentiate_keys": 16}
+"""Bytes of a thread, where it is not none: four registers of 255."""
+AHEAD = {f"ranged_attention.{name}": 1 for name in ("attend", "differentiate_queries", "differentiate_keys")}
+"""Blocks whose loads are under way while a block's products run."""
 OTHERS = [("float16", 64), ("float32", 64)]
 
 
@@ -43,10 +47,11 @@ def test_the_other_ops_on_hopper(tmp_path: Path) -> None:
         *("routing.route", "routing.route_backward", "cross_entropy.losses", "int8_linear.multiply"),
         *(f"experts.{name}" for name in ("permute", "unpermute", "activate", "activate_backward")),
         *("paged_attention.attend", "paged_attention.combine"),
-        *(f"ranged_attention.{name}" for name in ("attend", "differentiate_queries", "differentiate_keys")),
+        *(f"ranged_attention.{name}" for name in ("attend", "differentiate_queries", "find", "differentiate_keys")),
     }
     for facts in found:
-        assert facts["spilled"] == 0, facts
+        assert facts["spilled"] <= SPILLED.get(facts["kernel"], 0), facts
+        assert facts["ahead"] is None or facts["ahead"] >= AHEAD.get(facts["kernel"], 0), facts
 
 
 @pytest.mark.slow

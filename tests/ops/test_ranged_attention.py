@@ -6,6 +6,7 @@ import math
 import random as drawing
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from exactness import HARDWARE, assert_within_noise, random
 from leyden.ops import ranged_attention, ranged_attention_backward, softmax_attention
 
 launch = importlib.import_module("leyden.ops.ranged_attention.launch")
+launching = importlib.import_module("leyden.ops.launching")
 portable = importlib.import_module("leyden.ops.ranged_attention.portable")
 
 D = 8
@@ -98,6 +100,48 @@ def test_triton_by_formula(dtype: torch.dtype, heads: tuple[int, int], device: s
 @pytest.mark.parametrize("dim", [1, 16, 100, 256])
 def test_triton_widths(dim: int, device: str) -> None:
     check(*draw(60, 70, (2, 1), torch.float32, dim=dim), "triton", device)
+
+
+@pytest.mark.parametrize("capability", [8, 9])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_blocks_that_need_no_mask(
+    dtype: torch.dtype, capability: int, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Causal over several blocks, by the tiles of both kinds of GPU; and two documents, the second behind a block."""
+    monkeypatch.setattr(launching, "_OFF_A_GPU", capability)
+    T = (150 if capability == 8 else 200) if dtype == torch.bfloat16 else 75
+    tensors, _ = draw(T, T, (2, 1), dtype, dim=24)
+    last = torch.arange(1, T + 1, dtype=torch.int32)
+    check(tensors, [torch.zeros_like(last), last], "triton", device)
+    first = torch.where(last > 70, 70, 0).to(torch.int32)
+    check(tensors, [first, torch.where(last > 70, T, 70).to(torch.int32)], "triton", device)
+
+
+@pytest.mark.parametrize("count", [1, 128, 129])
+def test_the_queries_of_a_block_of_keys_are_found(count: int, device: str) -> None:
+    """Against a search through all of them."""
+    for T, block in ((1, 16), (300, 16), (7, 1)):
+        _, (first, last) = draw(T, count * block, (1, 1), torch.float32, seed=T)
+        bounds = torch.full((4, count), -1, dtype=torch.int32, device=device)
+        grid = (-(-count // 128),)
+        launch.kernels.find[grid](first.to(device), last.to(device), bounds, T, T.bit_length(), count, BN=block, BLOCK=128)
+        begin = torch.arange(count)[:, None] * block
+        parts = (last <= begin, first < begin + block, last < begin + block, first <= begin)
+        assert torch.equal(bounds.cpu().long(), torch.stack([part.sum(1) for part in parts]))
+
+
+def test_heads_beyond_32_bits(tmp_path: Path, device: str) -> None:
+    """Heads so far apart that the third begins behind element 2^31; nothing but their rows is ever touched."""
+    if device != "cpu":
+        pytest.skip("memory that is mapped without being there is the CPU's")
+    apart, tensors, ranges = 1_200_000_000, *draw(3, 5, (3, 3), torch.bfloat16)
+    whole = torch.from_file(str(tmp_path / "sparse"), shared=True, size=2 * apart + 100, dtype=torch.bfloat16)
+    far = []
+    for x in tensors[:2]:
+        far.append(whole.as_strided((3, 3, D), (D, apart, 1), 32 * len(far)).copy_(x))
+    near = both_passes(tensors, ranges, "triton")
+    for a, b in zip(both_passes([*far, *tensors[2:]], ranges, "triton"), near, strict=True):
+        torch.testing.assert_close(a, b)  # delta is summed in another order
 
 
 def test_views_are_read_as_their_copies(device: str) -> None:

@@ -52,6 +52,10 @@ class _Kernel:
         return launch
 
 
+_OFF_A_GPU = 9
+"""The compute capability whose tiles are taken where kernels are interpreted."""
+
+
 def interpreted() -> bool:
     """Whether kernels run on the CPU, in Triton's interpreter (``TRITON_INTERPRET=1`` before they are imported)."""
     return knobs.runtime.interpret
@@ -86,3 +90,12 @@ def blocks(count: int, size: int) -> int:
 def last_dim_contiguous(x: torch.Tensor) -> torch.Tensor:
     """x, or a copy where its last dim is strided: kernels take strides for all dims but that."""
     return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def has_large_memory(device: torch.device) -> bool:
+    """Whether a program may hold 227 KB of shared memory: on Hopper, on the Blackwell of data centres, and off a GPU.
+
+    Elsewhere it may hold 99 KB.
+    """
+    capability = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else _OFF_A_GPU
+    return capability in (9, 10)

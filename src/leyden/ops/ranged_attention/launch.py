@@ -1,23 +1,52 @@
 """What is launched for attention over ranges of keys in Triton, and its gradients; nothing is read back."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from leyden.ops.launching import Kernels, blocks, last_dim_contiguous, padded, products
+from leyden.ops.launching import Kernels, blocks, has_large_memory, last_dim_contiguous, padded, products
 from leyden.ops.ranged_attention import kernels as jitted
 
 kernels = Kernels(jitted)
 
 
-def _tiles(q: torch.Tensor, k: torch.Tensor) -> tuple[int, dict[str, Any]]:
-    """The queries and keys of a block, as many of either, and the constants of all kernels."""
+@dataclass(frozen=True)
+class Tiles:
+    """Queries and keys of a block, and warps: of the two kernels that walk over keys, and of the one over queries."""
+
+    walk: tuple[int, int, int]
+    keys: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, q: torch.Tensor) -> "Tiles":
+        """By padded head width, dtype, and whether the GPU has the shared memory of Hopper."""
+        table = _IN_FLOAT if q.dtype != torch.bfloat16 else _LARGE if has_large_memory(q.device) else _SMALL
+        return next((tiles for width, tiles in table.items() if q.shape[2] <= width), list(table.values())[-1])
+
+
+# As large as registers and shared memory hold with two blocks of keys (or queries) ahead of the products.
+_LARGE = {128: Tiles((128, 64, 8), (64, 128, 8)), 256: Tiles((64, 32, 8), (32, 64, 8))}
+_SMALL = {
+    64: Tiles((64, 32, 4), (64, 32, 4)),
+    128: Tiles((64, 32, 4), (32, 64, 8)),
+    256: Tiles((32, 16, 4), (16, 32, 4)),
+}
+_IN_FLOAT = {
+    64: Tiles((32, 32, 4), (32, 32, 4)),
+    128: Tiles((32, 16, 8), (32, 16, 8)),
+    256: Tiles((16, 16, 8), (16, 16, 8)),
+}
+
+_FOUND = 128
+"""Blocks of keys whose queries one program finds."""
+
+
+def _constants(q: torch.Tensor, k: torch.Tensor, tile: tuple[int, int, int]) -> dict[str, Any]:
     (H, D), (product, precision) = q.shape[1:], products(q.dtype)
-    width = padded(D)
-    block = 64 if q.dtype == torch.bfloat16 and width <= 128 else 32  # as much as registers hold
-    return block, {
-        "H": H, "GROUP": H // k.shape[1], "D": D, "BD": width, "BM": block, "BN": block,
-        "PRODUCT": product, "PRECISION": precision, "num_warps": 8 if width >= 128 else 4, "num_stages": 2,
+    return {
+        "H": H, "GROUP": H // k.shape[1], "D": D, "BD": padded(D), "BM": tile[0], "BN": tile[1],
+        "PRODUCT": product, "PRECISION": precision, "num_warps": tile[2], "num_stages": 3,
     }  # fmt: skip
 
 
@@ -26,12 +55,12 @@ def _forward(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, first: torch.Tensor, last: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The output and the log-sum-exp; it has no gradient by itself."""
-    out, lse = torch.empty_like(q, dtype=torch.float32), q.new_empty(q.shape[:2], dtype=torch.float32)
-    (T, H, _), (block, constants) = q.shape, _tiles(q, k)
+    out, lse = q.new_empty(q.shape, dtype=torch.float32), q.new_empty(q.shape[:2], dtype=torch.float32)
+    (T, H, D), tile = q.shape, Tiles.of(q).walk
     if T:
-        kernels.attend[(blocks(T, block), H)](
-            q, k, v, first, last, out, lse, q.shape[2] ** -0.5, T, k.shape[0],
-            *(stride for x in (q, k, v) for stride in x.stride()[:2]), **constants,
+        kernels.attend[(blocks(T, tile[0]) * (H // k.shape[1]), k.shape[1])](
+            q, k, v, first, last, out, lse, D**-0.5, T, k.shape[0],
+            *(stride for x in (q, k, v) for stride in x.stride()[:2]), **_constants(q, k, tile),
         )  # fmt: skip
     return out, lse
 
@@ -52,19 +81,22 @@ def _backward(
     first: torch.Tensor,
     last: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """dq, dk and dv. As neither bound falls, a search finds the queries that see a block of keys."""
+    """dq, dk and dv."""
     dq, dk, dv = (x.new_empty(x.shape, dtype=torch.float32) for x in (q, k, v))
-    (T, H, D), S, (block, constants) = q.shape, k.shape[0], _tiles(q, k)
+    (T, H, D), (S, key_heads, _), tiles = q.shape, k.shape, Tiles.of(q)
     inputs = (dout, q, k, v, lse, delta, first, last)
     numbers = (D**-0.5, T, S, *(stride for x in (dout, q, k, v) for stride in x.stride()[:2]))
     if T:
-        kernels.differentiate_queries[(blocks(T, block), H)](*inputs, dq, *numbers, **constants)
+        grid = (blocks(T, tiles.walk[0]) * (H // key_heads), key_heads)
+        kernels.differentiate_queries[grid](*inputs, dq, *numbers, **_constants(q, k, tiles.walk))
     if S:
-        begins = torch.arange(0, S, block, device=q.device, dtype=torch.int32)
-        seen_from = torch.searchsorted(last, begins, right=True, out_int32=True)
-        seen_to = torch.searchsorted(first, begins + block, out_int32=True)
-        kernels.differentiate_keys[(len(begins), k.shape[1])](
-            *inputs, seen_from, seen_to, dk, dv, *numbers, **constants
+        count = blocks(S, tiles.keys[1])
+        bounds = first.new_empty(4, count)
+        kernels.find[(blocks(count, _FOUND),)](
+            first, last, bounds, T, T.bit_length(), count, BN=tiles.keys[1], BLOCK=_FOUND
+        )
+        kernels.differentiate_keys[(count, key_heads)](
+            *inputs, bounds, dk, dv, *numbers, **_constants(q, k, tiles.keys)
         )
     return dq, dk, dv
 
@@ -75,11 +107,16 @@ def _(dout, q, k, v, lse, delta, first, last):
     return dq, dk, dv
 
 
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    """x, or a copy whose rows lie near each other: within a block, kernels count elements in 32 bits."""
+    return last_dim_contiguous(x) if x.stride(0) < 1 << 24 else x.contiguous()
+
+
 def ranged_attention_triton(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, first: torch.Tensor, last: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See :func:`leyden.ops.ranged_attention`."""
-    rows = (last_dim_contiguous(x) for x in (q, k, v))
+    rows = (_rows(x) for x in (q, k, v))
     return _forward(*rows, *(x.to(q.device).contiguous() for x in (first, last)))
 
 
@@ -94,6 +131,6 @@ def ranged_attention_backward_triton(
     last: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """See :func:`leyden.ops.ranged_attention_backward`."""
-    rows = (last_dim_contiguous(x) for x in (dout, q, k, v))
+    rows = (_rows(x) for x in (dout, q, k, v))
     facts = (x.float().contiguous() for x in (lse, delta))
     return _backward(*rows, *facts, *(x.to(q.device).contiguous() for x in (first, last)))
