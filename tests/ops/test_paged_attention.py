@@ -18,9 +18,9 @@ LENGTHS = [0, 1, 5, 70, 16, 64, 129]
 
 
 @pytest.fixture
-def short_splits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Splits of 64 keys, combined two by two."""
-    for name, value in (("_SPLIT", 64), ("_COMBINED", 2)):
+def short_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces of 64 keys, or of multiples of that where they would be more than four."""
+    for name, value in (("_LEAST", 64), ("_PIECES", 4)):
         monkeypatch.setattr(launch, name, value)
 
 
@@ -73,12 +73,12 @@ def test_ragged_lengths(dtype: torch.dtype, backend: str, heads: tuple[int, int]
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("page", [1, 16, 48])
-def test_several_splits(dtype: torch.dtype, page: int, short_splits: None, device: str) -> None:
-    check(draw([0, 1, 31, 33, 63, 64, 65, 128, 300], dtype, page=page), "triton", device)
+def test_several_pieces(dtype: torch.dtype, page: int, short_pieces: None, device: str) -> None:
+    check(draw([0, 1, 31, 33, 63, 64, 65, 128, 256, 257, 300, 700], dtype, page=page), "triton", device)
 
 
 @pytest.mark.parametrize("lengths", [[511], [512], [513, 0], [1100]])
-def test_lengths_around_a_split(lengths: list[int], device: str) -> None:
+def test_lengths_around_a_piece(lengths: list[int], device: str) -> None:
     check(draw(lengths, torch.float32, page=64), "triton", device)
 
 
@@ -114,7 +114,7 @@ def test_views_are_read_as_their_copies(device: str) -> None:
     assert torch.equal(viewed, paged_attention(q, keys, values, table, lengths, "triton"))
 
 
-def test_a_sequence_has_the_same_bits_in_any_batch(short_splits: None, device: str) -> None:
+def test_a_sequence_has_the_same_bits_in_any_batch(short_pieces: None, device: str) -> None:
     q, *pages, table, lengths = (x.to(device) for x in draw(LENGTHS, torch.float32))
     together = paged_attention(q, *pages, table, lengths, "triton")
     assert torch.equal(together, paged_attention(q, *pages, table, lengths, "triton"))
@@ -124,8 +124,8 @@ def test_a_sequence_has_the_same_bits_in_any_batch(short_splits: None, device: s
         assert torch.equal(alone[0], together[b])
 
 
-def test_scores_far_apart_stay_finite(short_splits: None, device: str) -> None:
-    """A split whose every score is far below another's weighs nothing."""
+def test_scores_far_apart_stay_finite(short_pieces: None, device: str) -> None:
+    """A piece whose every score is far below another's weighs nothing."""
     q, keys, values, table, lengths = (x.to(device) for x in draw([100], torch.float32))
     q, keys = torch.full_like(q, 50.0), keys.nan_to_num() * 100
     out = paged_attention(q, keys, values, table, lengths, "triton")

@@ -124,7 +124,8 @@ def test_the_queries_of_a_block_of_keys_are_found(count: int, device: str) -> No
         _, (first, last) = draw(T, count * block, (1, 1), torch.float32, seed=T)
         bounds = torch.full((4, count), -1, dtype=torch.int32, device=device)
         grid = (-(-count // 128),)
-        launch.kernels.find[grid](first.to(device), last.to(device), bounds, T, T.bit_length(), count, BN=block, BLOCK=128)
+        there = first.to(device), last.to(device)
+        launch.kernels.find[grid](*there, bounds, T, T.bit_length(), count, BN=block, BLOCK=128)
         begin = torch.arange(count)[:, None] * block
         parts = (last <= begin, first < begin + block, last < begin + block, first <= begin)
         assert torch.equal(bounds.cpu().long(), torch.stack([part.sum(1) for part in parts]))

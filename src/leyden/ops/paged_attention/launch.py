@@ -7,14 +7,18 @@ from leyden.ops.paged_attention import kernels as jitted
 
 kernels = Kernels(jitted)
 
-_SPLIT = 512
-"""Keys of a program. Its partial result is then at most 3 % of what it reads, with 8 queries to a key head."""
+_LEAST = 512
+"""Keys of a piece, or a multiple. Its partial result is then at most 3 % of what is read, with 8 queries to a key."""
 
-_BLOCK_BYTES = 128
-"""Keys that a program reads at once, times the bytes of an element: 64 of bfloat16. More do not fit its registers."""
+_PIECES = 64
+"""Of a sequence, at most, however long it is: their results are kept until they are combined."""
 
-_COMBINED = 32
-"""Splits that are combined at once."""
+_BLOCK_BYTES = 16384
+"""Of the keys that a program reads at once: 64 keys of 128 dims in bfloat16. More do not fit its registers, and with
+those that it reads ahead, not the shared memory of small GPUs."""
+
+_STAGES = 5
+"""The page of a key has to be read before the key: with fewer, keys are waited for as soon as they are asked for."""
 
 
 @torch.library.custom_op("leyden::paged_attention", mutates_args=())
@@ -27,21 +31,21 @@ def _paged_attention(
 ) -> torch.Tensor:
     """Without a gradient: it is for decoding."""
     (B, H, D), (_, page, key_heads, _) = q.shape, key_pages.shape
-    group, num_splits = H // key_heads, max(1, blocks(block_table.shape[1] * page, _SPLIT))
-    parts = q.new_empty(B, H, num_splits, D, dtype=torch.float32)
-    weights = q.new_empty(B, H, num_splits, dtype=torch.float32)
+    group, num_pieces = H // key_heads, min(_PIECES, max(1, blocks(block_table.shape[1] * page, _LEAST)))
+    parts = q.new_empty(B, H, num_pieces, D, dtype=torch.float32)
+    weights = q.new_empty(B, H, num_pieces, dtype=torch.float32)
     out = q.new_empty(q.shape)
     width, (product, precision) = padded(D), products(q.dtype)
-    kernels.attend[(B, key_heads, num_splits)](
-        q, key_pages, value_pages, block_table, lengths, parts, weights, D**-0.5, num_splits,
+    kernels.attend[(B, key_heads, num_pieces)](
+        q, key_pages, value_pages, block_table, lengths, parts, weights, D**-0.5, num_pieces,
         *q.stride()[:2], *key_pages.stride()[:3], *value_pages.stride()[:3], block_table.stride(0),
-        H=H, GROUP=group, D=D, BG=padded(group), BD=width, PAGE=page, SPLIT=_SPLIT,
-        BLOCK=_BLOCK_BYTES // q.element_size(), PRODUCT=product, PRECISION=precision,
-        num_warps=4 if width * q.element_size() <= 256 else 8, num_stages=2,
+        H=H, GROUP=group, D=D, BG=padded(group), BD=width, PAGE=page, LEAST=_LEAST, PIECES=_PIECES,
+        BLOCK=_BLOCK_BYTES // (max(width, 128) * q.element_size()), PRODUCT=product, PRECISION=precision,
+        num_warps=4 if width * q.element_size() <= 256 else 8, num_stages=_STAGES,
     )  # fmt: skip
     kernels.combine[(B, H)](
-        parts, weights, lengths, out, num_splits,
-        H=H, D=D, BD=power_of_two(D), SPLIT=_SPLIT, BLOCK=_COMBINED, num_warps=4,
+        parts, weights, lengths, out, num_pieces,
+        H=H, D=D, BD=power_of_two(D), LEAST=_LEAST, PIECES=_PIECES, num_warps=4,
     )  # fmt: skip
     return out
 

@@ -150,7 +150,7 @@ def find(first, last, bounds, T, bits, num_blocks, BN: tl.constexpr, BLOCK: tl.c
     begin, end = block * BN, (block + 1) * BN
     seen_from, seen_to = tl.zeros([BLOCK], tl.int32), tl.zeros([BLOCK], tl.int32)
     whole_from, whole_to = tl.zeros([BLOCK], tl.int32), tl.zeros([BLOCK], tl.int32)
-    for bit in range(0, bits):
+    for bit in range(bits):
         step = 1 << (bits - 1 - bit)
         seen_from += tl.where(_before(last, seen_from + step, T, begin + 1), step, 0)
         seen_to += tl.where(_before(first, seen_to + step, T, end), step, 0)
@@ -190,7 +190,7 @@ def differentiate_keys(
     total_v = tl.zeros([BN, BD], tl.float32)
     # One loop over blocks and members, so that loads run ahead from one member into the next.
     num_blocks = tl.maximum(tl.cdiv(high - low, BM), 0)
-    for i in range(0, num_blocks * GROUP):
+    for i in range(num_blocks * GROUP):
         start, head = low + i % num_blocks * BM, key_head * GROUP + i // num_blocks
         qs = _rows(q + head * q_stride_h, start, T, q_stride_t, dim, D, BM).to(PRODUCT)
         douts = _rows(dout + head * o_stride_h, start, T, o_stride_t, dim, D, BM).to(PRODUCT)
