@@ -7,6 +7,7 @@ import torch
 from exactness import assert_all_within_noise, examples, random
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from leyden.ops import IGNORE_INDEX, linear_cross_entropy
 from leyden.ops.cross_entropy.reference import linear_cross_entropy_reference
@@ -104,3 +105,26 @@ def test_huge_logits_stay_finite() -> None:
     assert nll.item() == pytest.approx(2e4)
     (gradient,) = torch.autograd.grad(loss, hidden)
     assert gradient.isfinite().all()
+
+
+class Products(TorchDispatchMode):
+    """Counts matrix products."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket is torch.ops.aten.mm
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("backend", ["torch", "native"])
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_no_gradient_is_formed_where_none_can_be_asked_for(backend: str, off):
+    (hidden, weight), labels = draw(5, 11, torch.float32, 0)
+    weight = torch.nn.Parameter(weight)
+    with Products() as training:
+        loss, _ = linear_cross_entropy(hidden, weight, labels, backend=backend)
+    with off(), Products() as evaluation:
+        same, _ = linear_cross_entropy(hidden, weight, labels, backend=backend)
+    assert (training.count, evaluation.count) == (3, 1)
+    torch.testing.assert_close(same, loss.detach(), rtol=0, atol=0)

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.functional import embedding
 
+from leyden.ops.gradients import backward_may_follow
 from leyden.parallel.collectives import gather_rows, reduce_scatter, reduce_scatter_rows
 
 
@@ -56,7 +57,9 @@ class VocabularyProjection(nn.Module):
 
         The gradient is that of the sum of all ranks' shares, which every rank scales by the same factor.
         """
-        return _CrossEntropy.apply(hidden, self.weight, labels, z_loss, self._first, self._widest, self._group)
+        differentiate = backward_may_follow(hidden, self.weight)
+        words = (self._first, self._widest, self._group)
+        return _CrossEntropy.apply(hidden, self.weight, labels, z_loss, differentiate, *words)
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -69,13 +72,13 @@ class _CrossEntropy(torch.autograd.Function):
         weight: torch.Tensor,
         labels: torch.Tensor,
         z_loss: float,
+        differentiate: bool,
         first: int,
         widest: int,
         group: dist.ProcessGroup,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         rows = gather_rows(hidden, 0, group)
-        differentiate = any(ctx.needs_input_grad)
         drows = torch.empty_like(rows) if differentiate else None
         dweight = torch.zeros_like(weight, dtype=dtype) if differentiate else None
         nll, z = rows.new_empty(2, rows.shape[0], dtype=dtype)
@@ -107,7 +110,7 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         dhidden, dweight = ctx.saved_tensors
         scale = grads[0]
-        return dhidden * scale.to(dhidden.dtype), dweight * scale.to(dweight.dtype), *(None,) * 5
+        return dhidden * scale.to(dhidden.dtype), dweight * scale.to(dweight.dtype), *(None,) * 6
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from leyden.ops.backend import choose
 from leyden.ops.cross_entropy.native import NativeLinearCrossEntropy
 from leyden.ops.cross_entropy.portable import LinearCrossEntropy
 from leyden.ops.cross_entropy.reference import linear_cross_entropy_reference
+from leyden.ops.gradients import backward_may_follow
 
 __all__ = ["IGNORE_INDEX", "linear_cross_entropy"]
 
@@ -34,10 +35,11 @@ def linear_cross_entropy(
     chosen = choose("linear_cross_entropy", backend, hidden.device, triton=hidden.dtype, native=hidden.dtype)
     if chosen == "reference":
         return linear_cross_entropy_reference(hidden, weight, labels, z_loss)
+    differentiate = backward_may_follow(hidden, weight)
     if chosen == "native":
-        return NativeLinearCrossEntropy.apply(hidden, weight, labels, z_loss)
+        return NativeLinearCrossEntropy.apply(hidden, weight, labels, z_loss, differentiate)
     if chosen == "triton":
         from leyden.ops.cross_entropy.launch import linear_cross_entropy_triton  # triton, where it is used
 
-        return linear_cross_entropy_triton(hidden, weight, labels, z_loss)
-    return LinearCrossEntropy.apply(hidden, weight, labels, z_loss)
+        return linear_cross_entropy_triton(hidden, weight, labels, z_loss, differentiate)
+    return LinearCrossEntropy.apply(hidden, weight, labels, z_loss, differentiate)

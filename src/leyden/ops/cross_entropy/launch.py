@@ -97,9 +97,8 @@ _forward.register_autograd(_differentiate, setup_context=_save)
 
 
 def linear_cross_entropy_triton(
-    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, z_loss: float
+    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, z_loss: float, differentiate: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See :func:`leyden.ops.linear_cross_entropy`."""
-    differentiate = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     loss, nll, _, _ = _forward(hidden, weight, labels, z_loss, differentiate)
     return loss, nll.detach()

@@ -15,10 +15,15 @@ class NativeLinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, z_loss: float
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        labels: torch.Tensor,
+        z_loss: float,
+        differentiate: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         (N, _), V = hidden.shape, weight.shape[0]
-        rows, labels, differentiate = max(1, _CHUNK_ELEMENTS // V), labels.contiguous(), any(ctx.needs_input_grad)
+        rows, labels = max(1, _CHUNK_ELEMENTS // V), labels.contiguous()
         nll, z = hidden.new_empty(2, N, dtype=torch.float32)
         dhidden = torch.empty_like(hidden) if differentiate else None
         dweight = torch.zeros_like(weight, dtype=torch.float32) if differentiate else None
@@ -43,5 +48,5 @@ class NativeLinearCrossEntropy(torch.autograd.Function):
         dhidden, dweight = ctx.saved_tensors
         scale = grads[0]
         if scale == 1:  # as a rule, and a pass over both is saved
-            return dhidden, dweight, None, None
-        return dhidden * scale.to(dhidden.dtype), dweight * scale.to(dweight.dtype), None, None
+            return dhidden, dweight, None, None, None
+        return dhidden * scale.to(dhidden.dtype), dweight * scale.to(dweight.dtype), None, None, None

@@ -17,12 +17,16 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, z_loss: float
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        labels: torch.Tensor,
+        z_loss: float,
+        differentiate: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         rows = max(1, _CHUNK_ELEMENTS // weight.shape[0])
         nll, squares = hidden.new_zeros((), dtype=dtype), hidden.new_zeros((), dtype=dtype)
-        differentiate = any(ctx.needs_input_grad)
         dhidden = torch.empty_like(hidden) if differentiate else None
         dweight = torch.zeros_like(weight, dtype=dtype) if differentiate else None
         # Two buffers serve every chunk: memory that is mapped anew costs more than the arithmetic on it.
@@ -55,7 +59,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         dhidden, dweight = ctx.saved_tensors
         scale = grads[0]
-        return dhidden * scale.to(dhidden.dtype), dweight * scale.to(dweight.dtype), None, None
+        return dhidden * scale.to(dhidden.dtype), dweight * scale.to(dweight.dtype), None, None, None
 
 
 def _scaled(p: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

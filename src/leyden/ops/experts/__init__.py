@@ -7,6 +7,7 @@ from leyden.ops.experts.grouped import stays_on_device
 from leyden.ops.experts.native import NativeExperts
 from leyden.ops.experts.portable import swiglu_experts_portable
 from leyden.ops.experts.reference import swiglu_experts_reference
+from leyden.ops.gradients import backward_may_follow
 from leyden.ops.int8_linear import Int8Matrices
 
 __all__ = ["swiglu_experts"]
@@ -47,7 +48,8 @@ def swiglu_experts(
     if chosen == "reference":
         return swiglu_experts_reference(x, gate_up, down, experts, weights, kept)
     if chosen == "native":
-        return NativeExperts.apply(x, gate_up, down, experts, weights.float(), kept)
+        keep = backward_may_follow(x, gate_up, down, weights)
+        return NativeExperts.apply(x, gate_up, down, experts, weights.float(), kept, keep)
     if chosen == "triton" and len(x):  # without tokens there is nothing to launch
         from leyden.ops.experts.launch import swiglu_experts_triton  # triton, where it is used
 
@@ -72,5 +74,5 @@ def _in_8_bits(
         gate_up, down = (part.to_float() if isinstance(part, Int8Matrices) else part for part in (gate_up, down))
         return swiglu_experts_reference(x, gate_up, down, experts, weights, kept)
     if chosen == "native":
-        return NativeExperts.apply(x, gate_up, down, experts, weights.float(), kept)
+        return NativeExperts.apply(x, gate_up, down, experts, weights.float(), kept, False)
     return swiglu_experts_portable(x, gate_up, down, experts, weights, kept)

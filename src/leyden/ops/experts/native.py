@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from leyden.ops.experts.portable import alignment, is_differentiated
+from leyden.ops.experts.portable import alignment
 from leyden.ops.int8_linear import Int8Matrices
 from leyden.ops.native import LANES, call, library
 
@@ -118,9 +118,10 @@ class NativeExperts(torch.autograd.Function):
         experts: torch.Tensor,
         weights: torch.Tensor,
         kept: torch.Tensor | None,
+        keep: bool,
     ) -> torch.Tensor:
         sort = _Sorted.of(experts, kept, gate_up.shape[0])
-        width, keep = down.shape[2], is_differentiated(ctx)
+        width = down.shape[2]
         if not keep and type(gate_up) is type(down) and _forward_pays(x.dtype, x.shape[1], width):
             return _forward(x, gate_up, down, experts, weights, kept)
         weights = weights.contiguous()
@@ -157,4 +158,4 @@ class NativeExperts(torch.autograd.Function):
             torch.mm(dy[span].t(), active, out=ddown[expert])
             torch.mm(dboth.t(), rows[span], out=dgate_up[expert])
             torch.mm(dboth, gate_up[expert], out=dy[span])  # from here on the gradient of the rows
-        return sort.sum_by_token(dy), dgate_up, ddown, None, dweights, None
+        return sort.sum_by_token(dy), dgate_up, ddown, None, dweights, None, None

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.nn.functional import silu
 
+from leyden.ops.gradients import backward_may_follow
 from leyden.ops.int8_linear import Int8Matrices
 
 _ALIGNMENT = 64
@@ -35,7 +36,8 @@ def swiglu_experts_portable(
     kept: torch.Tensor | None,
 ) -> torch.Tensor:
     """See :func:`leyden.ops.swiglu_experts`."""
-    return _Experts.apply(x, gate_up, down, weights, _sort(experts, kept, gate_up.shape[0]))
+    keep = backward_may_follow(x, gate_up, down, weights)
+    return _Experts.apply(x, gate_up, down, weights, _sort(experts, kept, gate_up.shape[0]), keep)
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,6 @@ def _sort(experts: torch.Tensor, kept: torch.Tensor | None, num_experts: int) ->
     return _Sorted(order, row, token, spans)
 
 
-def is_differentiated(ctx: Any) -> bool:
-    """Whether a backward may follow; weights want gradients in inference mode too, and get none."""
-    return any(ctx.needs_input_grad) and not torch.is_inference_mode_enabled()
-
-
 class _Experts(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -93,6 +90,7 @@ class _Experts(torch.autograd.Function):
         down: torch.Tensor | Int8Matrices,
         weights: torch.Tensor,
         sort: _Sorted,
+        keep: bool,
     ) -> torch.Tensor:
         rows = x.index_select(0, sort.token)
         projected = x.new_empty(rows.shape[0], gate_up.shape[1])
@@ -101,7 +99,7 @@ class _Experts(torch.autograd.Function):
             torch.mm(rows[span], gate_up[expert].t(), out=projected[span])
             gate, up = projected[span].chunk(2, dim=-1)
             torch.mm(silu(gate).mul_(up), down[expert].t(), out=y[span])
-        if is_differentiated(ctx):
+        if keep:
             ctx.save_for_backward(x, gate_up, down, weights, projected, y)
             ctx.sort = sort
         return _sum_by_token(y * _share(weights, sort, y.dtype), sort, x)
@@ -126,7 +124,7 @@ class _Experts(torch.autograd.Function):
             dgate.copy_(torch.ops.aten.silu_backward(dhidden.mul_(up), gate))
             torch.mm(dprojected[span].t(), rows[span], out=dgate_up[expert])
             torch.mm(dprojected[span], gate_up[expert], out=drows[span])
-        return _sum_by_token(drows, sort, x), dgate_up, ddown, dweights.view_as(weights), None
+        return _sum_by_token(drows, sort, x), dgate_up, ddown, dweights.view_as(weights), None, None
 
 
 def _share(weights: torch.Tensor, sort: _Sorted, dtype: torch.dtype) -> torch.Tensor:

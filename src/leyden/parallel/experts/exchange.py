@@ -18,6 +18,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from leyden.ops import Routing, swiglu_experts
+from leyden.ops.gradients import backward_may_follow
 from leyden.parallel.experts.groups import lay_out
 from leyden.parallel.experts.journey import Journey
 from leyden.parallel.experts.tape import Tape
@@ -48,7 +49,8 @@ class ExpertExchange:
             before that; both in float32 (float64 for float64) and always in the same order.
         """
         journey = Journey(self._mesh, lay_out(routing, self._mesh, len(gate_up)))
-        return _Exchange.apply(x, gate_up, down, routing.weights, journey)
+        keep = backward_may_follow(x, gate_up, down, routing.weights)
+        return _Exchange.apply(x, gate_up, down, routing.weights, journey, keep)
 
 
 class _Exchange(torch.autograd.Function):
@@ -62,8 +64,9 @@ class _Exchange(torch.autograd.Function):
         down: torch.Tensor,
         weights: torch.Tensor,
         journey: Journey,
+        keep: bool,
     ) -> torch.Tensor:
-        groups, keep = journey.groups, any(ctx.needs_input_grad)
+        groups = journey.groups
         tapes = [Tape() for _ in groups]
         out, results = torch.empty_like(x), list[torch.Tensor]()  # of a group after the other
 
@@ -115,4 +118,4 @@ class _Exchange(torch.autograd.Function):
                 dweights[group.tokens, j] = (row * dout[group.tokens]).sum(-1).to(weights.dtype)
 
         ctx.journey.make("backward", leave, work, back)
-        return dx, *dexperts, dweights, None
+        return dx, *dexperts, dweights, None, None
