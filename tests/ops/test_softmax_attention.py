@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leyden.ops import native, softmax_attention
+from leyden.ops.softmax_attention import scores
 
 D = 8
 DTYPES = (torch.bfloat16, torch.float64)
@@ -193,3 +194,71 @@ def test_what_does_not_fit_is_refused(
     q, k, v = (torch.zeros(size) for size in sizes)
     with pytest.raises(ValueError, match="softmax_attention"):
         softmax_attention(q, k, v, None if bounds is None else torch.tensor(bounds), backend)
+
+
+def relative(found: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((found.double() - exact).norm() / exact.norm())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("spread", [1, 9, 30, 100])
+def test_bfloat16_is_at_most_twice_as_far_from_float64_as_pytorch(backend: str, spread: float) -> None:
+    """Trained attention has scores of 10 to 50, of which bfloat16 would keep eight bits."""
+    T, H, G, width = 200, 4, 1, 64
+    q, k, v = (random(1, T, heads, width, dtype=torch.bfloat16, seed=5 + heads) for heads in (H, G, G))
+    q = (q.double() * spread).to(torch.bfloat16)
+
+    def theirs(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> list[torch.Tensor]:
+        heads = (x.transpose(1, 2) for x in (q, k, v))
+        out = torch.nn.functional.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True)
+        return [out.transpose(1, 2)]
+
+    exact = with_gradients(theirs, [x.double() for x in (q, k, v)])
+    allowed = with_gradients(theirs, [q, k, v])
+    ours = with_gradients(lambda *x: [softmax_attention(*x, backend=backend)], [q, k, v])
+    for found, peer, e in zip(ours, allowed, exact, strict=True):
+        assert relative(found, e) <= 2 * relative(peer, e)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("poisoned", ["q", "k", "v", "out"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_nan_in_one_packed_document_stays_in_it(
+    backend: str, poisoned: str, value: float, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if fused and backend != "native":
+        pytest.skip("C++ alone fuses the products")
+    monkeypatch.setattr(scores, "_products_pay", lambda dtype: fused)
+    bounds, other = [0, 5, 30, 33, 70], slice(30, 33)
+    cu_seqlens = torch.tensor(bounds)
+    q, k, v, dout = (random(1, 70, heads, 16, dtype=torch.float32, seed=heads + 3) for heads in (4, 2, 2, 4))
+    inputs = dict(q=q, k=k, v=v, out=dout)
+
+    def run() -> list[torch.Tensor]:
+        q, k, v = (inputs[name].clone().requires_grad_() for name in "qkv")
+        out = softmax_attention(q, k, v, cu_seqlens, backend)
+        return [out.detach(), *torch.autograd.grad(out, (q, k, v), inputs["out"])]
+
+    sound = run()
+    inputs[poisoned][0, 31, 1] = value
+    for found, expected in zip(run(), sound, strict=True):
+        apart = [x.clone() for x in (found, expected)]
+        for x in apart:
+            x[:, other] = 0
+        torch.testing.assert_close(*apart, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif("native" not in BACKENDS, reason="no native library")
+@given(T=st.integers(2, 150), past=st.integers(0, 90), heads=st.sampled_from([(1, 1), (4, 2), (6, 1)]))
+@examples(15)
+def test_fused_products(T: int, past: int, heads: tuple[int, int]) -> None:
+    """What processors with wide vectors run, in float32, which every processor can."""
+    sizes = ((T, heads[0]), (T + past, heads[1]), (T + past, heads[1]))
+    inputs = [random(2, n, h, 16, dtype=torch.float32, seed=seed) for seed, (n, h) in enumerate(sizes)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scores, "_products_pay", lambda dtype: True)
+        fast = with_gradients(lambda *x: [softmax_attention(*x, backend="native")], inputs)
+    exact = with_gradients(lambda *x: [softmax_attention(*x, backend="reference")], [x.double() for x in inputs])
+    for a, e in zip(fast, exact, strict=True):
+        torch.testing.assert_close(a.double(), e, rtol=1e-5, atol=1e-5)

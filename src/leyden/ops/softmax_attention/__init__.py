@@ -3,7 +3,7 @@
 import torch
 
 from leyden.ops.backend import choose
-from leyden.ops.softmax_attention.blocks import BlockAttention
+from leyden.ops.softmax_attention.block_attention import BlockAttention
 from leyden.ops.softmax_attention.gpu import softmax_attention_gpu
 from leyden.ops.softmax_attention.portable import softmax_attention_portable
 from leyden.ops.softmax_attention.reference import softmax_attention_reference

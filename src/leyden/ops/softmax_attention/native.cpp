@@ -1,13 +1,14 @@
-// The softmax of a block of scores, and its backward, in place.
+// The probabilities of a block of queries, and the gradients of its scores. Scores are float32 from the products on:
+// rounded to bfloat16, one of size s would be off by s / 512, and its probability by that share of itself.
 
-#include "native.h"
+#include "products.h"
 
 using namespace leyden;
 
 namespace {
 
-// softmax(scale * scores) of one row; `wide` has room for it.
-template <class T> void softmax(T *scores, int64_t width, float scale, float *wide) {
+// p = softmax(scale * scores) of one row of scores, which become the same in float32.
+template <class T> void softmax(float *scores, int64_t width, float scale, T *p) {
     Vector most = Vector{} - INFINITY, sums = {};
     vectors(width, [&](int64_t i, int n) {
         const Vector v = load(scores + i, n, -INFINITY);
@@ -16,45 +17,138 @@ template <class T> void softmax(T *scores, int64_t width, float scale, float *wi
     const float top = largest(most);
     vectors(width, [&](int64_t i, int n) {
         const Vector e = exp((load(scores + i, n, -INFINITY) - top) * scale);
-        store(wide + i, e, n);
+        store(scores + i, e, n);
         sums += e;
     });
     const float share = 1 / sum(sums);
-    vectors(width, [&](int64_t i, int n) { store(scores + i, load(wide + i, n) * share, n); });
+    vectors(width, [&](int64_t i, int n) {
+        const Vector v = load(scores + i, n) * share;
+        store(scores + i, v, n), store(p + i, v, n);
+    });
+}
+
+// ds = p (dp - delta) scale of one row.
+template <class T> void differentiate(const float *dp, const float *p, float delta, float scale, int64_t width, T *ds) {
+    vectors(width, [&](int64_t i, int n) { store(ds + i, (load(dp + i, n) - delta) * load(p + i, n) * scale, n); });
+}
+
+// Row r of a block of queries sees the keys from seen[r % period] up to seen[period + r % period].
+struct Seen {
+    const int32_t *seen;
+    int64_t period;
+
+    int64_t first(int64_t row) const { return seen[row % period]; }
+    int64_t last(int64_t row) const { return seen[period + row % period]; }
+};
+
+// Zeros where a row does not see, which is from `first` up to `last` of `width`.
+template <class T> void clear_unseen(T *to, int64_t first, int64_t last, int64_t width) {
+    std::fill(to, to + first, T{});
+    std::fill(to + last, to + width, T{});
+}
+
+constexpr int64_t ROWS = 16 * FOURS;  // whole blocks of products
+
+// work(begin, end, lowest, highest) for a few rows of queries and the keys that one of them sees, by whichever thread
+// comes first: later queries see more.
+template <class F> void of_queries(int64_t rows, Seen seen, int64_t threads, F &&work) {
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+    for (int64_t begin = 0; begin < rows; begin += ROWS) {
+        const int64_t end = std::min(begin + ROWS, rows);
+        int64_t lowest = seen.first(begin), highest = seen.last(begin);
+        for (int64_t row = begin; row < end; row++)
+            lowest = std::min(lowest, seen.first(row)), highest = std::max(highest, seen.last(row));
+        work(begin, end, lowest, highest);
+    }
+}
+
+// y[row - begin][key] = x[row] . w[key] for the keys from `lowest` to `highest`; rows of y are apart(width).
+template <class X>
+float *products(const X *x, const X *w, int64_t begin, int64_t end, int64_t lowest, int64_t highest, int64_t width,
+                int64_t dim, std::vector<float> &y) {
+    y.resize((end - begin) * apart(width));
+    product(w, dim, nullptr, (int)dim, (int)lowest, (int)highest, Rows<X>{x + begin * dim, dim, (int)(end - begin)},
+            y.data(), apart(width));
+    return y.data();
 }
 
 }  // namespace
 
-// scores: [rows, width], the probabilities on return. Row r sees the keys from seen[r % period] up to
-// seen[period + r % period]; the others get zero.
-extern "C" void leyden_softmax(int64_t bfloat16, void *scores, const int32_t *seen, float scale, int64_t rows,
-                               int64_t period, int64_t width, int64_t threads) {
+// Whether leyden_attention_* take tensors of this dtype, and are faster than a matrix library's float32 products.
+extern "C" int64_t leyden_attention_pays(int64_t bfloat16) {
+#if defined __AVX512BF16__
+    return true;
+#elif defined __AVX512F__
+    return !bfloat16;
+#else
+    return false;
+#endif
+}
+
+// q: [rows, dim]; k: [width, dim]; p: [rows, width], zero where a row does not see. dim is a multiple of 16.
+extern "C" void leyden_attention_probabilities(int64_t bfloat16, const void *q, const void *k, const int32_t *seen,
+                                               float scale, int64_t rows, int64_t period, int64_t width, int64_t dim,
+                                               void *p, int64_t threads) {
     with_dtype(bfloat16, [&](auto type) {
         using T = decltype(type);
-        share(rows, threads, [&](int64_t begin, int64_t end, int) {
-            std::vector<float> wide(width);
-            for (int64_t row = begin; row < end; row++) {
-                T *at = (T *)scores + row * width;
-                const int64_t first = seen[row % period], last = seen[period + row % period];
-                std::fill(at, at + first, T{});
-                softmax(at + first, last - first, scale, wide.data());
-                std::fill(at + last, at + width, T{});
-            }
-        });
+        if constexpr (std::is_same<T, Input<T>>::value) {
+            const Seen of{seen, period};
+            of_queries(rows, of, threads, [&](int64_t begin, int64_t end, int64_t lowest, int64_t highest) {
+                thread_local std::vector<float> kept;
+                float *scores = products((const T *)q, (const T *)k, begin, end, lowest, highest, width, dim, kept);
+                for (int64_t row = begin; row < end; row++, scores += apart(width)) {
+                    T *to = (T *)p + row * width;
+                    const int64_t first = of.first(row), last = of.last(row);
+                    softmax(scores + first, last - first, scale, to + first);
+                    clear_unseen(to, first, last, width);
+                }
+            });
+        }
     });
 }
 
-// dp: [rows, width], (dp - delta) p scale on return; delta: [rows].
-extern "C" void leyden_softmax_backward(int64_t bfloat16, void *dp, const void *p, const float *delta, float scale,
-                                        int64_t rows, int64_t width, int64_t threads) {
+// As above, and v: [width, dim]; dout: [rows, dim]; delta: [rows]; ds: [rows, width], (dout v^T - delta) p scale.
+extern "C" void leyden_attention_gradients(int64_t bfloat16, const void *q, const void *k, const void *dout,
+                                           const void *v, const float *delta, const int32_t *seen, float scale,
+                                           int64_t rows, int64_t period, int64_t width, int64_t dim, void *p, void *ds,
+                                           int64_t threads) {
     with_dtype(bfloat16, [&](auto type) {
         using T = decltype(type);
+        if constexpr (std::is_same<T, Input<T>>::value) {
+            const Seen of{seen, period};
+            of_queries(rows, of, threads, [&](int64_t begin, int64_t end, int64_t lowest, int64_t highest) {
+                thread_local std::vector<float> kept, kept_too;
+                float *scores = products((const T *)q, (const T *)k, begin, end, lowest, highest, width, dim, kept);
+                float *dp = products((const T *)dout, (const T *)v, begin, end, lowest, highest, width, dim, kept_too);
+                for (int64_t row = begin; row < end; row++, scores += apart(width), dp += apart(width)) {
+                    T *to = (T *)p + row * width, *dto = (T *)ds + row * width;
+                    const int64_t first = of.first(row), last = of.last(row);
+                    softmax(scores + first, last - first, scale, to + first);
+                    differentiate(dp + first, scores + first, delta[row], scale, last - first, dto + first);
+                    clear_unseen(to, first, last, width), clear_unseen(dto, first, last, width);
+                }
+            });
+        }
+    });
+}
+
+// scores: [rows, width] float32, the probabilities on return; p: the same in the dtype named, zero where a row does
+// not see. dp: null, or [rows, width] float32, and then ds as above.
+extern "C" void leyden_softmax(int64_t bfloat16, float *scores, const float *dp, const float *delta,
+                               const int32_t *seen, float scale, int64_t rows, int64_t period, int64_t width, void *p,
+                               void *ds, int64_t threads) {
+    with_dtype(bfloat16, [&](auto type) {
+        using T = decltype(type);
+        const Seen of{seen, period};
         share(rows, threads, [&](int64_t begin, int64_t end, int) {
-            for (int64_t row = begin; row < end; row++)
-                vectors(width, [&](int64_t i, int n) {
-                    T *at = (T *)dp + row * width + i;
-                    store(at, (load(at, n) - delta[row]) * load((const T *)p + row * width + i, n) * scale, n);
-                });
+            for (int64_t row = begin; row < end; row++) {
+                const int64_t first = of.first(row), last = of.last(row), at = row * width + first;
+                softmax(scores + at, last - first, scale, (T *)p + at);
+                clear_unseen((T *)p + row * width, first, last, width);
+                if (!dp) continue;
+                differentiate(dp + at, scores + at, delta[row], scale, last - first, (T *)ds + at);
+                clear_unseen((T *)ds + row * width, first, last, width);
+            }
         });
     });
 }

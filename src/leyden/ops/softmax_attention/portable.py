@@ -3,7 +3,7 @@
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from leyden.ops.softmax_attention.blocks import BlockAttention
+from leyden.ops.softmax_attention.block_attention import BlockAttention
 
 # Queries handled at once where a mask says what they see: bounds it to this many rows.
 _QUERY_BLOCK = 1024
