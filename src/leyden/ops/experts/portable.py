@@ -44,19 +44,25 @@ def swiglu_experts_portable(
 class _Sorted:
     """The M assignments of tokens to experts, in rows sorted by expert.
 
-    Each expert's rows are filled up to a multiple of :func:`alignment` with copies of token 0 of weight zero.
+    Each expert's rows are filled up to a multiple of :func:`alignment` with zeros.
 
     Attributes:
         order: [M] int64, the assignments (n * k + j) sorted by expert.
         row: [M] int64, the row of each.
-        token: [rows] int64, the token of each row.
+        token: [rows] int64, the token of each row; 0 where it only fills up.
+        filling: [rows - M] int64, the rows that only fill up.
         spans: (expert, its rows) for every expert that has any.
     """
 
     order: torch.Tensor
     row: torch.Tensor
     token: torch.Tensor
+    filling: torch.Tensor
     spans: list[tuple[int, slice]]
+
+    def gather(self, x: torch.Tensor) -> torch.Tensor:
+        """[N, D] to [rows, D]."""
+        return x.index_select(0, self.token).index_fill_(0, self.filling, 0)
 
 
 def _sort(experts: torch.Tensor, kept: torch.Tensor | None, num_experts: int) -> _Sorted:
@@ -78,7 +84,8 @@ def _sort(experts: torch.Tensor, kept: torch.Tensor | None, num_experts: int) ->
     row = torch.arange(len(order), device=order.device)
     row += torch.tensor(shifts, device=order.device).repeat_interleave(torch.tensor(counts, device=order.device))
     token = order.new_zeros(start).index_copy_(0, row, order // top_k)
-    return _Sorted(order, row, token, spans)
+    filling = torch.ones_like(token, dtype=torch.bool).index_fill_(0, row, False).nonzero().squeeze(1)
+    return _Sorted(order, row, token, filling, spans)
 
 
 class _Experts(torch.autograd.Function):
@@ -92,7 +99,7 @@ class _Experts(torch.autograd.Function):
         sort: _Sorted,
         keep: bool,
     ) -> torch.Tensor:
-        rows = x.index_select(0, sort.token)
+        rows = sort.gather(x)
         projected = x.new_empty(rows.shape[0], gate_up.shape[1])
         y = torch.empty_like(rows)
         for expert, span in sort.spans:
@@ -108,7 +115,7 @@ class _Experts(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, gate_up, down, weights, projected, y = ctx.saved_tensors
         sort: _Sorted = ctx.sort
-        rows, dout = x.index_select(0, sort.token), grads[0].index_select(0, sort.token)
+        rows, dout = sort.gather(x), sort.gather(grads[0])
         dshare = (y * dout).sum(-1, dtype=weights.dtype)
         dweights = torch.zeros_like(weights).flatten().index_copy_(0, sort.order, dshare[sort.row])
         dy = dout.mul_(_share(weights, sort, dout.dtype))

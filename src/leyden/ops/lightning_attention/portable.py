@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from leyden.ops.finite import all_finite
 from leyden.ops.lightning_attention.checks import check_slopes
 from leyden.ops.lightning_attention.chunks import Decays, Segment, scan, segments
 from leyden.ops.lightning_attention.documents import Documents, write_end_states
@@ -30,7 +31,11 @@ def lightning_attention_portable(
     documents = None if cu_seqlens is None else Documents.of(cu_seqlens, q.device)
     if documents is not None and initial_state is not None:
         return _each_document(q, k, v, slopes, initial_state, documents)
-    return _LightningAttention.apply(q, k, v, slopes, initial_state, documents)
+    out, state = _LightningAttention.apply(q, k, v, slopes, initial_state, documents)
+    if documents is not None and not all_finite(out, state):
+        # What crosses from one document to another is multiplied by zero, which leaves a NaN a NaN.
+        return _each_document(q, k, v, slopes, None, documents)
+    return out, state
 
 
 def lightning_attention_step(
@@ -178,19 +183,32 @@ class _LightningAttention(torch.autograd.Function):
             dscores = decays.weigh_(dos @ vs.mT)
             segment.put(_add_product((vs * decays.exit) @ dexits.mT, dscores.mT, qs), dk)
             segment.put(_add_product((dos * decays.entry) @ states.mT, dscores, ks), dq)
+        if plan.documents is not None and not all_finite(dq, dk, dv):
+            return (*_backward_each_document(q, k, v, plan, dout, None), None, None, None)
         dinitial = None if ctx.initial_dtype is None else dstate.to(ctx.initial_dtype)
         return dq, dk, dv, None, dinitial, None
 
 
 def _backward_each_document(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: _Plan, dout: torch.Tensor, dstate: torch.Tensor
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    plan: _Plan,
+    dout: torch.Tensor,
+    dstate: torch.Tensor | None,
 ) -> tuple[torch.Tensor, ...]:
-    """The gradients of q, k, v where final states of packed documents have gradients too, which training never asks."""
+    """The gradients of q, k, v, document by document.
+
+    For packed documents whose final states have gradients too, which training never asks, and for such of which one
+    holds a NaN or infinity, which must not reach the others.
+    """
     assert plan.documents is not None, "called for packed documents alone"
     with torch.enable_grad():
         inputs = [x.detach().requires_grad_() for x in (q, k, v)]
-        results = _each_document(inputs[0], inputs[1], inputs[2], plan.slopes, None, plan.documents)
-        return torch.autograd.grad(results, inputs, (dout, dstate))
+        out, state = _each_document(inputs[0], inputs[1], inputs[2], plan.slopes, None, plan.documents)
+        if dstate is None:
+            return torch.autograd.grad(out, inputs, dout)
+        return torch.autograd.grad((out, state), inputs, (dout, dstate))
 
 
 def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -1,16 +1,19 @@
 """Attention over ranges of keys in plain PyTorch, a block of queries at a time.
 
-A block meets the keys from the first that one of its queries sees to the last, in one matrix product a key head, in the
-dtype of the inputs (float16 in float32, where its scores cannot overflow); the softmax is in float32. Blocks that see
-nothing cost nothing.
+A block meets the keys from the first that one of its queries sees to the last, in one matrix product a key head. Scores,
+the softmax and the gradients of the scores are float32; what follows is multiplied in the dtype of the inputs (float16 in
+float32, where it cannot overflow). Blocks that see nothing cost nothing.
 
 Shapes: N key heads, G query heads share one, R queries in a block, W keys that it meets.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+
+from leyden.ops.finite import all_finite
 
 _ROWS = 128
 _SCORES_BYTES = 16 << 20
@@ -33,13 +36,16 @@ class _Block:
     hidden: torch.Tensor
 
     @classmethod
-    def of(cls, rows: slice, first: torch.Tensor, last: torch.Tensor, num_keys: int, device: torch.device) -> "_Block":
-        """From what the queries see, which is something."""
+    def of(
+        cls, rows: slice, first: torch.Tensor, last: torch.Tensor, num_keys: int, device: torch.device, *, exact: bool
+    ) -> "_Block":
+        """From what the queries see, which is something; ``exact`` rounds nothing."""
         low, high = _extent(first, last)
-        low, grain = low // _ROWS * _ROWS, _ROWS
-        while grain * 32 < high - low:
-            grain *= 2
-        high = min(low - (low - high) // grain * grain, num_keys)
+        if not exact:
+            low, grain = low // _ROWS * _ROWS, _ROWS
+            while grain * 32 < high - low:
+                grain *= 2
+            high = min(low - (low - high) // grain * grain, num_keys)
         # Where all see from the first key on, all see up to the least of the last.
         key = torch.arange(low if int(first.max()) > low else max(low, int(last.min())), high)
         return cls(rows, slice(low, high), ((key < first[:, None]) | (key >= last[:, None])).to(device))
@@ -53,13 +59,19 @@ def ranged_attention_portable(
     grouped, keys, values = (_by_key_head(x, heads) for x in (q, k, v))
     out = torch.zeros(grouped.shape, dtype=wide, device=q.device)
     lse = torch.full_like(out[..., :1], -torch.inf)
-    for block in _blocks(first, last, len(k), grouped.shape[1], q.device):
-        for n in range(heads):
-            scores = _scores(grouped[n], keys[n, 0], block, wide)
-            total = torch.logsumexp(scores, dim=-1, keepdim=True)
-            p = scores.sub_(_finite(total)).exp_()
-            _put(out[n], block.rows, torch.mm(p.to(values.dtype), values[n, 0, block.keys]))
-            _put(lse[n], block.rows, total)
+    wide_q, wide_k = grouped.to(wide), keys.to(wide)
+
+    def attend(blocks: Iterator[_Block]) -> tuple[torch.Tensor, ...]:
+        for block in blocks:
+            for n in range(heads):
+                scores = _scores(wide_q[n], wide_k[n, 0], block)
+                total = torch.logsumexp(scores, dim=-1, keepdim=True)
+                p = scores.sub_(_finite(total)).exp_()
+                _put(out[n], block.rows, torch.mm(p.to(values.dtype), values[n, 0, block.keys]))
+                _put(lse[n], block.rows, total)
+        return (out,)
+
+    _apart_if_not_finite(functools.partial(_blocks, first, last, len(k), grouped.shape[1], q.device), attend)
     return _by_position(out), _by_position(lse).squeeze(-1)
 
 
@@ -77,18 +89,37 @@ def ranged_attention_backward_portable(
     heads, wide, scale = k.shape[1], torch.promote_types(q.dtype, torch.float32), q.shape[2] ** -0.5
     grouped, keys, values, douts = (_by_key_head(x, heads) for x in (q, k, v, dout))
     lses, deltas = (_by_key_head(x[..., None], heads) for x in (lse, delta))
-    dq, dk, dv = (torch.zeros(x.shape, dtype=wide, device=q.device) for x in (grouped, keys, values))
-    for block in _blocks(first, last, len(k), grouped.shape[1], q.device):
-        rows, seen = block.rows, block.keys
-        for n in range(heads):
-            p = _scores(grouped[n], keys[n, 0], block, wide).sub_(_finite(_take(lses[n], rows))).exp_()
-            dout_rows = _take(douts[n], rows)
-            dv[n, 0, seen] += torch.mm(p.to(keys.dtype).t(), dout_rows)
-            dp = torch.mm(dout_rows, values[n, 0, seen].t()).to(wide)
-            ds = dp.sub_(_take(deltas[n], rows)).mul_(p).mul_(scale).to(keys.dtype)
-            _put(dq[n], rows, torch.mm(ds, keys[n, 0, seen]))
-            dk[n, 0, seen] += torch.mm(ds.t(), _take(grouped[n], rows))
+    dq, dk, dv = (torch.empty(x.shape, dtype=wide, device=q.device) for x in (grouped, keys, values))
+    wide_q, wide_k, wide_v = grouped.to(wide), keys.to(wide), values.to(wide)
+
+    def differentiate(blocks: Iterator[_Block]) -> tuple[torch.Tensor, ...]:
+        dq.zero_(), dk.zero_(), dv.zero_()
+        for block in blocks:
+            rows, seen = block.rows, block.keys
+            for n in range(heads):
+                p = _scores(wide_q[n], wide_k[n, 0], block).sub_(_finite(_take(lses[n], rows))).exp_()
+                dout_rows = _take(douts[n], rows)
+                dv[n, 0, seen] += torch.mm(p.to(keys.dtype).t(), dout_rows)
+                dp = torch.mm(dout_rows.to(wide), wide_v[n, 0, seen].t())
+                ds = dp.sub_(_take(deltas[n], rows)).mul_(p).mul_(scale).to(keys.dtype)
+                _put(dq[n], rows, torch.mm(ds, keys[n, 0, seen]))
+                dk[n, 0, seen] += torch.mm(ds.t(), _take(grouped[n], rows))
+        return dq, dk, dv
+
+    _apart_if_not_finite(functools.partial(_blocks, first, last, len(k), grouped.shape[1], q.device), differentiate)
     return _by_position(dq), _by_position(dk), _by_position(dv)
+
+
+def _apart_if_not_finite(
+    plan: Callable[..., Iterator[_Block]], work: Callable[[Iterator[_Block]], tuple[torch.Tensor, ...]]
+) -> None:
+    """Do the work, and if a NaN or infinity comes of it, again by blocks whose queries begin at the same key.
+
+    In a shared block what a query may not see is multiplied by zero, which leaves a NaN of another document a NaN.
+    """
+    results = work(plan())
+    if not all_finite(*results):
+        work(plan(apart=True))
 
 
 def _by_key_head(x: torch.Tensor, key_heads: int) -> torch.Tensor:
@@ -113,9 +144,9 @@ def _put(x: torch.Tensor, rows: slice, block: torch.Tensor) -> None:
     target.copy_(block.view(target.shape))
 
 
-def _scores(q: torch.Tensor, k: torch.Tensor, block: _Block, wide: torch.dtype) -> torch.Tensor:
+def _scores(q: torch.Tensor, k: torch.Tensor, block: _Block) -> torch.Tensor:
     """[G R, W], minus infinity where a query may not look."""
-    scores = torch.mm(_take(q, block.rows), k[block.keys].t()).to(wide).mul_(q.shape[-1] ** -0.5)
+    scores = torch.mm(_take(q, block.rows), k[block.keys].t()).mul_(q.shape[-1] ** -0.5)
     num_rows, width = block.hidden.shape
     scores.view(-1, num_rows, scores.shape[1])[..., scores.shape[1] - width :].masked_fill_(block.hidden, -torch.inf)
     return scores
@@ -127,9 +158,12 @@ def _finite(lse: torch.Tensor) -> torch.Tensor:
 
 
 def _blocks(
-    first: torch.Tensor, last: torch.Tensor, num_keys: int, group: int, device: torch.device
+    first: torch.Tensor, last: torch.Tensor, num_keys: int, group: int, device: torch.device, *, apart: bool = False
 ) -> Iterator[_Block]:
-    """Cut the queries into blocks whose scores are few enough, leaving out what sees nothing."""
+    """Cut the queries into blocks whose scores are few enough, leaving out what sees nothing.
+
+    Where ``apart``, the queries of a block begin at the same key, and the block has no keys but those they see.
+    """
     first, last = first.cpu(), last.cpu()
     begin = 0
     while begin < len(first):
@@ -138,10 +172,14 @@ def _blocks(
         while rows > 16 and rows * group * (high - low) * 4 > _SCORES_BYTES:
             rows //= 2
             low, high = _extent(first[begin : begin + rows], last[begin : begin + rows])
+        if apart:
+            alike = first[begin : begin + rows] == first[begin]
+            rows = len(alike) if bool(alike.all()) else int(alike.int().argmin())
+            low, high = _extent(first[begin : begin + rows], last[begin : begin + rows])
         mine = slice(begin, begin + rows)
         begin += rows
         if high > low:
-            yield _Block.of(mine, first[mine], last[mine], num_keys, device)
+            yield _Block.of(mine, first[mine], last[mine], num_keys, device, exact=apart)
 
 
 def _extent(first: torch.Tensor, last: torch.Tensor) -> tuple[int, int]:
