@@ -221,7 +221,7 @@ def test_bfloat16_is_at_most_twice_as_far_from_float64_as_pytorch(backend: str, 
 
 
 @pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
 @pytest.mark.parametrize("poisoned", ["q", "k", "v", "out"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_nan_in_one_packed_document_stays_in_it(
@@ -233,7 +233,7 @@ def test_a_nan_in_one_packed_document_stays_in_it(
     bounds, other = [0, 5, 30, 33, 70], slice(30, 33)
     cu_seqlens = torch.tensor(bounds)
     q, k, v, dout = (random(1, 70, heads, 16, dtype=torch.float32, seed=heads + 3) for heads in (4, 2, 2, 4))
-    inputs = dict(q=q, k=k, v=v, out=dout)
+    inputs = {"q": q, "k": k, "v": v, "out": dout}
 
     def run() -> list[torch.Tensor]:
         q, k, v = (inputs[name].clone().requires_grad_() for name in "qkv")

@@ -1,8 +1,8 @@
 """Attention over ranges of keys in plain PyTorch, a block of queries at a time.
 
-A block meets the keys from the first that one of its queries sees to the last, in one matrix product a key head. Scores,
-the softmax and the gradients of the scores are float32; what follows is multiplied in the dtype of the inputs (float16 in
-float32, where it cannot overflow). Blocks that see nothing cost nothing.
+A block meets the keys from the first that one of its queries sees to the last, in one matrix product a key head.
+Scores, the softmax and the gradients of the scores are float32; what follows is multiplied in the dtype of the inputs
+(float16 in float32, where it cannot overflow). Blocks that see nothing cost nothing.
 
 Shapes: N key heads, G query heads share one, R queries in a block, W keys that it meets.
 """
@@ -93,7 +93,8 @@ def ranged_attention_backward_portable(
     wide_q, wide_k, wide_v = grouped.to(wide), keys.to(wide), values.to(wide)
 
     def differentiate(blocks: Iterator[_Block]) -> tuple[torch.Tensor, ...]:
-        dq.zero_(), dk.zero_(), dv.zero_()
+        for total in (dq, dk, dv):
+            total.zero_()
         for block in blocks:
             rows, seen = block.rows, block.keys
             for n in range(heads):

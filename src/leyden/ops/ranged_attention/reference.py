@@ -1,6 +1,7 @@
-"""Attention over ranges of keys by its formula, the whole matrix of scores at once, in float32 or float64."""
+"""Attention over ranges of keys by its formula, one query after another, in float32 or float64."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 
@@ -9,11 +10,13 @@ def ranged_attention_reference(
     q_THD: torch.Tensor, k_SGD: torch.Tensor, v_SGD: torch.Tensor, first_T: torch.Tensor, last_T: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See :func:`leyden.ops.ranged_attention`."""
-    q, k, v, visible = _prepared(q_THD, k_SGD, v_SGD, first_T, last_T)
-    scores = _scores(q, k, visible)
-    lse = scores.logsumexp(-1)
-    p = torch.where(visible[:, None], torch.exp(scores - lse[..., None]), 0)
-    return torch.einsum("ths,shd->thd", p, v), lse
+    q, k, v = _prepared(q_THD, k_SGD, v_SGD)
+    out, lse = torch.zeros_like(q), q.new_full(q.shape[:2], -math.inf)
+    for t, keys in _seen(first_T, last_T):
+        scores = _scores(q[t], k[keys])
+        lse[t] = scores.logsumexp(-1)
+        out[t] = torch.einsum("hs,shd->hd", torch.exp(scores - lse[t, :, None]), v[keys])
+    return out, lse
 
 
 def ranged_attention_backward_reference(
@@ -27,28 +30,33 @@ def ranged_attention_backward_reference(
     last_T: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """See :func:`leyden.ops.ranged_attention_backward`."""
-    q, k, v, visible = _prepared(q_THD, k_SGD, v_SGD, first_T, last_T)
+    q, k, v = _prepared(q_THD, k_SGD, v_SGD)
     dout = dout_THD.to(q.dtype)
-    p = torch.where(visible[:, None], torch.exp(_scores(q, k, visible) - lse_TH[..., None]), 0)
-    ds = p * (torch.einsum("thd,shd->ths", dout, v) - delta_TH[..., None]) / math.sqrt(q.shape[2])
-    dq = torch.einsum("ths,shd->thd", ds, k)
-    dk, dv = torch.einsum("ths,thd->shd", ds, q), torch.einsum("ths,thd->shd", p, dout)
+    dq, dk, dv = (torch.zeros_like(x) for x in (q, k, v))
+    for t, keys in _seen(first_T, last_T):
+        p = torch.exp(_scores(q[t], k[keys]) - lse_TH[t, :, None])
+        ds = p * (torch.einsum("hd,shd->hs", dout[t], v[keys]) - delta_TH[t, :, None]) / math.sqrt(q.shape[2])
+        dq[t] = torch.einsum("hs,shd->hd", ds, k[keys])
+        dk[keys] += torch.einsum("hs,hd->shd", ds, q[t])
+        dv[keys] += torch.einsum("hs,hd->shd", p, dout[t])
     dk, dv = (x.unflatten(1, (k_SGD.shape[1], -1)).sum(2) for x in (dk, dv))
     return dq, dk, dv
 
 
-def _prepared(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, first: torch.Tensor, last: torch.Tensor
-) -> tuple[torch.Tensor, ...]:
-    """q, k and v in the dtype to compute in, one key head a query head, and what is visible [T, S]."""
+def _prepared(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """In the dtype to compute in, one key head a query head."""
     dtype, group = torch.promote_types(q.dtype, torch.float32), q.shape[1] // k.shape[1]
     k, v = (x.to(dtype).repeat_interleave(group, dim=1) for x in (k, v))
-    key = torch.arange(k.shape[0], device=q.device)
-    first, last = first.to(q.device)[:, None], last.to(q.device)[:, None]
-    return q.to(dtype), k, v, (first <= key) & (key < last)
+    return q.to(dtype), k, v
 
 
-def _scores(q: torch.Tensor, k: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-    """[T, H, S]."""
-    scores = torch.einsum("thd,shd->ths", q, k) / math.sqrt(q.shape[2])
-    return scores.masked_fill(~visible[:, None], -math.inf)
+def _seen(first: torch.Tensor, last: torch.Tensor) -> Iterator[tuple[int, slice]]:
+    """Each query that sees something, and the keys that it sees."""
+    for t, (begin, end) in enumerate(zip(first.tolist(), last.tolist(), strict=True)):
+        if begin < end:
+            yield t, slice(begin, end)
+
+
+def _scores(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """[H, S], of one query."""
+    return torch.einsum("hd,shd->hs", q, k) / math.sqrt(q.shape[-1])

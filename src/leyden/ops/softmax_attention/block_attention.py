@@ -67,7 +67,8 @@ class BlockAttention(torch.autograd.Function):
         dk, dv = (torch.empty(keys.shape, dtype=wide) for _ in range(2))
 
         def differentiate(blocks: list[Block]) -> tuple[torch.Tensor, ...]:
-            dk.zero_(), dv.zero_()
+            for total in (dk, dv):
+                total.zero_()
             for n, block in itertools.product(range(len(grouped)), blocks):
                 rows, seen = block.rows, block.keys
                 p, ds = scores.gradients(n, block, take(delta[n], rows))

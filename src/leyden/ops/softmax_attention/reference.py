@@ -1,5 +1,6 @@
-"""Softmax attention by its formula, the whole matrix of scores at once, in float32 or float64."""
+"""Softmax attention by its formula, the whole matrix of a document's scores at once, in float32 or float64."""
 
+import itertools
 import math
 
 import torch
@@ -13,6 +14,13 @@ def softmax_attention_reference(
     window: int | None = None,
 ) -> torch.Tensor:
     """See :func:`leyden.ops.softmax_attention`."""
+    if cu_seqlens is not None:
+        spans = [slice(*pair) for pair in itertools.pairwise(cu_seqlens.tolist())]
+        parts = [
+            softmax_attention_reference(q_BTHD[:, span], k_BSGD[:, span], v_BSGD[:, span], None, window)
+            for span in spans
+        ]
+        return torch.cat(parts, dim=1)
     T, H, D = q_BTHD.shape[1:]
     S, G = k_BSGD.shape[1:3]
     dtype = torch.promote_types(q_BTHD.dtype, torch.float32)
@@ -23,8 +31,5 @@ def softmax_attention_reference(
     visible = key <= query
     if window is not None:
         visible &= key > query - window
-    if cu_seqlens is not None:
-        document = torch.bucketize(torch.arange(T), cu_seqlens.cpu()[1:], right=True)
-        visible &= document[:, None] == document[None, :]
     scores = scores.masked_fill(~visible.to(q.device), -math.inf)
     return torch.einsum("bhts,bshd->bthd", scores.softmax(-1), v).to(q_BTHD.dtype)
