@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -236,9 +237,11 @@ def test_models_that_it_would_read_wrongly_are_refused(make_model: Callable[...,
 
 @pytest.mark.parametrize(("compiler", "reason"), [("no-such-compiler", "no C.. compiler"), ("false", "false failed")])
 def test_a_machine_without_a_compiler_says_so_and_decodes_in_pytorch(
-    model: HybridLM, monkeypatch: pytest.MonkeyPatch, compiler: str, reason: str
+    model: HybridLM, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiler: str, reason: str
 ) -> None:
     monkeypatch.setenv("CXX", compiler)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # where nothing was compiled before
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     native.load.cache_clear()
     try:
         with pytest.raises(UserError, match=reason):

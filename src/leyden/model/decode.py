@@ -9,7 +9,7 @@ from torch import nn
 from leyden.model.experts import MixtureOfExperts
 from leyden.model.lightning import LightningAttention
 from leyden.model.lm import DecoderLayer, HybridLM
-from leyden.model.pools import Pools
+from leyden.model.pools import PAGE, Pools
 from leyden.model.ranks import Ranks
 from leyden.ops.decode import (
     KINDS,
@@ -22,6 +22,7 @@ from leyden.ops.decode import (
     decode_step,
     library,
 )
+from leyden.ops.native import in_reach
 
 
 class Decode(Protocol):
@@ -59,20 +60,24 @@ class NativeDecoder:
         library()
         self._dtype = pools.keys.dtype
         self._kept: list[torch.Tensor] = []  # what the addresses point into
-        config = model.config
+        config = self._config = model.config
         self._layers = (LayerAddresses * config.num_hidden_layers)()
+        heads, width = config.num_attention_heads, config.head_dim
+        states = (pools.states.shape[1], heads, width, width)
+        pages = (pools.keys.shape[1], PAGE, config.num_key_value_heads, width)
         lightning = softmax = 0
         for addresses, layer in zip(self._layers, model.layers, strict=True):
             assert isinstance(layer, DecoderLayer)
             if isinstance(layer.self_attn, LightningAttention):
-                addresses.states = self._at(pools.states[lightning])
+                addresses.states = self._at(pools.states[lightning], *states)
                 lightning += 1
             else:
-                addresses.keys, addresses.values = self._at(pools.keys[softmax]), self._at(pools.values[softmax])
+                addresses.keys = self._at(pools.keys[softmax], *pages, dtype=self._dtype)
+                addresses.values = self._at(pools.values[softmax], *pages, dtype=self._dtype)
                 softmax += 1
             self._attention(addresses, layer)
             self._feed_forward(addresses, layer.mlp)
-        exponents = torch.arange(0, config.rotary_dim, 2, dtype=torch.float64) / max(config.rotary_dim, 1)
+        exponents = torch.arange(0, config.rotary_dim, 2, dtype=torch.float64, device="cpu") / max(config.rotary_dim, 1)
         self._model = ModelAddresses(
             bfloat16=pools.keys.dtype == torch.bfloat16,
             hidden=config.hidden_size,
@@ -90,11 +95,13 @@ class NativeDecoder:
             eps=config.rms_norm_eps,
             head_eps=config.lightning_norm_eps,
             expert_rows=2 * config.intermediate_size,
-            frequencies=self._at(config.rope_theta**-exponents),
-            embedding=self._matrix(model.embed_tokens),
-            final_norm=self._at(model.norm.weight),
-            head=self._matrix(model.lm_head),
+            frequencies=self._at(config.rope_theta**-exponents, len(exponents), dtype=torch.float64),
+            embedding=self._matrix(model.embed_tokens, config.vocab_size, config.hidden_size),
+            final_norm=self._at(model.norm.weight, config.hidden_size),
+            head=self._matrix(model.lm_head, config.vocab_size, config.hidden_size),
             layer=self._layers,
+            num_slots=pools.num_states,
+            num_pages=pools.num_pages,
         )
 
     def run(self, decodes: Sequence[Decode]) -> torch.Tensor:
@@ -103,7 +110,10 @@ class NativeDecoder:
         A token's logits are the same bits whatever is read beside it, and for every number of threads.
 
         Args:
-            decodes: of tokens in the vocabulary, with slots and pages of the pools; nothing is checked.
+            decodes: of tokens in the vocabulary, with slots and pages of the pools.
+
+        Raises:
+            ValueError: a token, slot or page that is outside of those.
         """
         batch = Batch()
         rows, pages = batch.rows, batch.pages
@@ -118,56 +128,65 @@ class NativeDecoder:
             batch.wanted += range(stop - decode.wanted, stop)
         return decode_step(self._model, batch)
 
-    def _at(self, values: torch.Tensor) -> int:
-        """The address of a tensor, which is kept from now on."""
+    def _at(self, values: torch.Tensor, *shape: int, dtype: torch.dtype = torch.float32) -> int:
+        """The address of a tensor, which is kept from now on; the step reads as much as ``shape`` says."""
         values = values.detach().contiguous()
+        if values.shape != shape or values.dtype != dtype or not in_reach(values):
+            given = f"{list(values.shape)} in {values.dtype} on {values.device}"
+            raise UnavailableError(f"a tensor of the model is {given}, where {list(shape)} in {dtype} is wanted")
         self._kept.append(values)
         return values.data_ptr()
 
-    def _matrix(self, module: nn.Module, weight: str = "weight", scale: str = "scale", row: int = 0) -> MatrixAddress:
+    def _matrix(
+        self, module: nn.Module, *shape: int, weight: str = "weight", scale: str = "scale", row: int = 0
+    ) -> MatrixAddress:
         """A weight [..., out, in] from row ``row`` on, with the scales [..., out] of an int8 one."""
         values, scales = getattr(module, weight), getattr(module, scale, None)
         dtypes = {self._dtype, torch.bfloat16} if scales is None else {torch.int8}
         if values.dtype not in dtypes:
             raise UnavailableError(f"a weight is {values.dtype}, where the model computes in {self._dtype}")
         first = row * values.shape[-1] * values.element_size()
-        scale_at = None if scales is None else self._at(scales) + row * scales.element_size()
-        return MatrixAddress(self._at(values) + first, scale_at, KINDS[values.dtype])
+        scale_at = None if scales is None else self._at(scales, *shape[:-1]) + row * scales.element_size()
+        return MatrixAddress(self._at(values, *shape, dtype=values.dtype) + first, scale_at, KINDS[values.dtype])
 
     def _attention(self, addresses: LayerAddresses, layer: DecoderLayer) -> None:
         addresses.attention_alpha, addresses.attention_beta = layer.attention_factors
         addresses.mlp_alpha, addresses.mlp_beta = layer.mlp_factors
-        addresses.input_norm = self._at(layer.input_layernorm.weight)
-        addresses.post_norm = self._at(layer.post_attention_layernorm.weight)
-        attention = layer.self_attn
+        addresses.input_norm = self._at(layer.input_layernorm.weight, self._config.hidden_size)
+        addresses.post_norm = self._at(layer.post_attention_layernorm.weight, self._config.hidden_size)
+        attention, hidden = layer.self_attn, self._config.hidden_size
+        inner = self._config.num_attention_heads * self._config.head_dim
+        shared = self._config.num_key_value_heads * self._config.head_dim
         if isinstance(attention, LightningAttention):
             addresses.lightning = 1
-            addresses.first = self._matrix(attention.qkv_proj)
-            addresses.second = self._matrix(attention.output_gate)
-            addresses.out = self._matrix(attention.out_proj)
-            addresses.head_norm = self._at(attention.norm.weight)
-            addresses.slopes = self._at(attention.slopes.values)
+            addresses.first = self._matrix(attention.qkv_proj, 3 * inner, hidden)
+            addresses.second = self._matrix(attention.output_gate, inner, hidden)
+            addresses.out = self._matrix(attention.out_proj, hidden, inner)
+            addresses.head_norm = self._at(attention.norm.weight, inner)
+            addresses.slopes = self._at(attention.slopes.values, self._config.num_attention_heads)
         else:
-            addresses.first = self._matrix(attention.q_proj)
-            addresses.second = self._matrix(attention.k_proj)
-            addresses.third = self._matrix(attention.v_proj)
-            addresses.out = self._matrix(attention.o_proj)
+            addresses.first = self._matrix(attention.q_proj, inner, hidden)
+            addresses.second = self._matrix(attention.k_proj, shared, hidden)
+            addresses.third = self._matrix(attention.v_proj, shared, hidden)
+            addresses.out = self._matrix(attention.o_proj, hidden, inner)
 
     def _feed_forward(self, addresses: LayerAddresses, mlp: nn.Module) -> None:
-        shared = mlp
+        shared, config = mlp, self._config
+        hidden, inner = config.hidden_size, config.intermediate_size
         if isinstance(mlp, MixtureOfExperts):
-            experts = mlp.experts
-            addresses.router = self._at(mlp.gate.weight)
-            addresses.gate = self._matrix(experts, "gate_up_proj", "gate_up_scale")
-            addresses.up = self._matrix(experts, "gate_up_proj", "gate_up_scale", row=mlp.config.intermediate_size)
-            addresses.down = self._matrix(experts, "down_proj", "down_scale")
+            experts, number = mlp.experts, config.num_local_experts
+            addresses.router = self._at(mlp.gate.weight, number, hidden)
+            both = (number, 2 * inner, hidden)
+            addresses.gate = self._matrix(experts, *both, weight="gate_up_proj", scale="gate_up_scale")
+            addresses.up = self._matrix(experts, *both, weight="gate_up_proj", scale="gate_up_scale", row=inner)
+            addresses.down = self._matrix(experts, number, hidden, inner, weight="down_proj", scale="down_scale")
             if mlp.shared is None:
                 return
-            addresses.shared_coefficient = self._at(mlp.shared.coefficient.weight.float())
-            shared = mlp.shared.mlp
-        addresses.shared_gate = self._matrix(shared.get_submodule("gate_proj"))
-        addresses.shared_up = self._matrix(shared.get_submodule("up_proj"))
-        addresses.shared_down = self._matrix(shared.get_submodule("down_proj"))
+            addresses.shared_coefficient = self._at(mlp.shared.coefficient.weight.float(), 1, hidden)
+            shared, inner = mlp.shared.mlp, config.shared_intermediate_size
+        addresses.shared_gate = self._matrix(shared.get_submodule("gate_proj"), inner, hidden)
+        addresses.shared_up = self._matrix(shared.get_submodule("up_proj"), inner, hidden)
+        addresses.shared_down = self._matrix(shared.get_submodule("down_proj"), hidden, inner)
 
 
 def _check(model: HybridLM, pools: Pools) -> None:

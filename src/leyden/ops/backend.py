@@ -18,14 +18,15 @@ _Function = TypeVar("_Function", bound=Callable[..., object])
 
 _TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
+_CPU = torch.device("cpu")
+
 Backend = Literal["auto", "reference", "torch", "native", "triton"]
 
 
 def choose(
     op: str,
     backend: str,
-    device: torch.device,
-    *,
+    *tensors: torch.Tensor | None,
     triton: torch.dtype | None = None,
     native: torch.dtype | None = None,
 ) -> str:
@@ -34,24 +35,43 @@ def choose(
     Args:
         op: the name of the op, for messages.
         backend: what the caller asked for.
-        device: where the tensors are.
+        tensors: what the body would compute on, the first not None.
         triton: the dtype of the tensors where this op has a Triton body.
         native: the dtype of the tensors where this op has a native body.
 
     Raises:
-        ValueError: an unknown backend, or one that cannot run this op on this device in this dtype.
+        ValueError: tensors on several devices, an unknown backend, or one that cannot run this op on this device in
+            this dtype.
     """
+    # A graph of the compiler cannot call C++, and what it fuses of PyTorch's body needs none.
+    in_reach = not torch.compiler.is_compiling() and native_ops.in_reach(*tensors)
+    if in_reach:
+        device = _CPU
+    else:
+        device = _device(op, tensors)
     if backend == "auto":
-        # A graph of the compiler cannot call C++, and what it fuses of PyTorch's body needs none.
-        return _automatic(op, device.type, triton, None if torch.compiler.is_compiling() else native)
+        return _automatic(op, device.type, triton, native if in_reach else None)
     if backend == "native":
         _check_native(op, device, native)
+        if not in_reach:
+            raise ValueError(
+                f"{op}: backend='native' reads and writes the memory of plain tensors, and these are fake, traced, or "
+                "of a class of their own; use backend='auto' or 'torch'."
+            )
     elif backend == "triton":
         _check_triton(op, device, triton)
     elif backend not in ("reference", "torch"):
         allowed = "'auto', 'reference', 'torch', 'native', 'triton'"
         raise ValueError(f"{op}: backend {backend!r} is unknown; allowed: {allowed}.")
     return backend
+
+
+def _device(op: str, tensors: tuple[torch.Tensor | None, ...]) -> torch.device:
+    """Where all of them are."""
+    places = {str(tensor.device).removesuffix(":0"): tensor.device for tensor in tensors if tensor is not None}
+    if len(places) > 1:
+        raise ValueError(f"{op}: tensors on one device expected; given {', '.join(sorted(places))}.")
+    return next(iter(places.values()))
 
 
 def _check_native(op: str, device: torch.device, dtype: torch.dtype | None) -> None:

@@ -4,14 +4,17 @@
 // Tensors are float32 or bfloat16, arithmetic is float32. Vectors are the compilers' own vector types, which every
 // compiler turns into what the processor has. A function that Python calls takes addresses, int64_t and float, and
 // last the number of threads; each thread's share is fixed by that number, so that results are the same bits run after
-// run.
+// run. Python has checked dtypes and sizes against native/functions.py; numbers in tensors that say where to read or
+// write are checked here. The function returns null, or why it did nothing.
 
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <new>
 #include <type_traits>
 #include <vector>
 
@@ -138,18 +141,54 @@ inline Vector exp(Vector x) {
 
 inline Vector sigmoid(Vector x) { return 1.0f / (1.0f + exp(-x)); }
 
-// work(begin, end, rank) on each thread's share of `count` rows.
-template <class F> void share(int64_t count, int threads, F &&work) {
-#pragma omp parallel num_threads(threads)
-    {
-        const int64_t rank = omp_get_thread_num(), size = omp_get_num_threads();
-        work(count * rank / size, count * (rank + 1) / size, (int)rank);
+// Why a function did nothing, in words, or null.
+typedef const char *Fault;
+
+// What a function of Python's runs in: an exception would end the process.
+template <class F> Fault guarded(F &&work) {
+    try {
+        return work();
+    } catch (const std::bad_alloc &) {
+        return "there is not enough memory";
     }
+}
+
+// work(rank, size) on each thread of a team. One whose memory does not suffice is heard after the others.
+template <class F> void team(int64_t threads, F &&work) {
+    std::atomic<bool> failed{false};
+#pragma omp parallel num_threads((int)threads)
+    try {
+        work(omp_get_thread_num(), omp_get_num_threads());
+    } catch (const std::bad_alloc &) {
+        failed = true;
+    }
+    if (failed) throw std::bad_alloc();
+}
+
+// work(begin, end, rank) on each thread's share of `count` rows.
+template <class F> void share(int64_t count, int64_t threads, F &&work) {
+    team(threads, [&](int64_t rank, int64_t size) {
+        work(count * rank / size, count * (rank + 1) / size, (int)rank);
+    });
+}
+
+// Whether low <= index[i] < high for all of them.
+template <class I> bool within(const I *index, int64_t count, int64_t low, int64_t high) {
+    bool fit = true;
+    for (int64_t i = 0; i < count; i++) fit &= index[i] >= low && index[i] < high;
+    return fit;
+}
+
+// Whether bounds [count + 1] rise from 0 or more to `end` at most.
+inline bool rise(const int64_t *bounds, int64_t count, int64_t end) {
+    bool fit = bounds[0] >= 0 && bounds[count] <= end;
+    for (int64_t i = 0; i < count; i++) fit &= bounds[i] <= bounds[i + 1];
+    return fit;
 }
 
 // total[i] = the sum over rows of what work(begin, end, part) adds to part[i]. Blocks of rows are summed by themselves
 // first: fewer terms a sum, smaller errors.
-template <class F> void sum_over_rows(int64_t rows, int64_t width, int threads, float *total, F &&work) {
+template <class F> void sum_over_rows(int64_t rows, int64_t width, int64_t threads, float *total, F &&work) {
     constexpr int64_t BLOCK = 64;
     std::vector<float> totals(threads * width);
     share(rows, threads, [&](int64_t begin, int64_t end, int rank) {
@@ -166,11 +205,14 @@ template <class F> void sum_over_rows(int64_t rows, int64_t width, int threads, 
 }
 
 // work(T{}) for the dtype that Python named.
-template <class F> void with_dtype(int64_t bfloat16, F &&work) {
-    if (bfloat16)
-        work(BFloat16{});
-    else
-        work(float{});
+template <class F> Fault with_dtype(int64_t bfloat16, F &&work) {
+    return guarded([&]() -> Fault {
+        if (bfloat16)
+            work(BFloat16{});
+        else
+            work(float{});
+        return nullptr;
+    });
 }
 
 }  // namespace leyden

@@ -3,6 +3,7 @@
 import torch
 
 from leyden.ops.backend import choose
+from leyden.ops.checks import check_floating, check_indices
 from leyden.ops.cross_entropy.native import NativeLinearCrossEntropy
 from leyden.ops.cross_entropy.portable import LinearCrossEntropy
 from leyden.ops.cross_entropy.reference import linear_cross_entropy_reference
@@ -31,8 +32,18 @@ def linear_cross_entropy(
     Returns:
         ``sum_n -log p(labels[n]) + z_loss * logsumexp(logits[n])^2``, which is differentiable in hidden and weight,
         and ``sum_n -log p(labels[n])`` in nats, which is not; scalars in float32 (float64 for float64).
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit together, a label outside of the vocabulary (on a GPU it
+            is not looked for), or a backend that cannot run.
     """
-    chosen = choose("linear_cross_entropy", backend, hidden.device, triton=hidden.dtype, native=hidden.dtype)
+    shapes = f"hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)}, labels {tuple(labels.shape)}"
+    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1:] != weight.shape[1:] or labels.shape != hidden.shape[:1]:
+        raise ValueError(f"linear_cross_entropy: hidden [N, D], weight [V, D] and labels [N] expected; given {shapes}.")
+    check_floating("linear_cross_entropy", hidden=hidden, weight=weight)
+    check_indices("linear_cross_entropy", "labels", labels, len(weight), IGNORE_INDEX)
+    labels = labels.long()
+    chosen = choose("linear_cross_entropy", backend, hidden, weight, labels, triton=hidden.dtype, native=hidden.dtype)
     if chosen == "reference":
         return linear_cross_entropy_reference(hidden, weight, labels, z_loss)
     differentiate = backward_may_follow(hidden, weight)

@@ -22,10 +22,11 @@ template <class T> void summarise(const T *logits, int64_t vocab, float &top, fl
 
 // logits: [rows, vocab]; where `differentiate`, the gradient of nll + z_loss * z^2 on return. labels: [rows], a
 // negative one carries no loss. nll, z: [rows], the loss and logsumexp of each row, zero without a label.
-extern "C" void leyden_cross_entropy(int64_t bfloat16, void *logits, const int64_t *labels, int64_t rows,
-                                     int64_t vocab, float z_loss, int64_t differentiate, float *nll, float *z,
-                                     int64_t threads) {
-    with_dtype(bfloat16, [&](auto type) {
+extern "C" Fault leyden_cross_entropy(int64_t bfloat16, void *logits, const int64_t *labels, int64_t rows,
+                                      int64_t vocab, float z_loss, int64_t differentiate, float *nll, float *z,
+                                      int64_t threads) {
+    if (!within(labels, rows, INT64_MIN, vocab)) return "a label is not in the vocabulary";
+    return with_dtype(bfloat16, [&](auto type) {
         using T = decltype(type);
         share(rows, threads, [&](int64_t begin, int64_t end, int) {
             for (int64_t row = begin; row < end; row++) {

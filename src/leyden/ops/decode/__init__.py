@@ -66,6 +66,8 @@ class ModelAddresses(ctypes.Structure):
         ("final_norm", _ADDRESS),
         ("head", MatrixAddress),
         ("layer", ctypes.POINTER(LayerAddresses)),
+        ("num_slots", ctypes.c_int64),
+        ("num_pages", ctypes.c_int64),
     )
 
 
@@ -73,6 +75,7 @@ class _BatchAddresses(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("num_rows", "num_sequences", "num_wanted")),
         *((name, _ADDRESS) for name in ("rows", "bounds", "wanted", "pages")),
+        ("num_pages", ctypes.c_int64),
     )
 
 
@@ -101,22 +104,28 @@ def decode_step(model: ModelAddresses, batch: Batch) -> torch.Tensor:
 
     Args:
         model: with its pools.
-        batch: whose slots and pages are of these pools, and whose ids are of the vocabulary; nothing is checked.
+        batch: whose slots and pages are of these pools, and whose ids are of the vocabulary.
 
     Raises:
+        ValueError: an id, slot, page, position or bound that is outside; nothing was read or written.
         UnavailableError: the native step cannot be had here.
     """
     # Rows that lie powers of two apart push each other out of the caches.
     stride = model.vocab + LANES
-    logits = torch.empty_strided((len(batch.wanted), model.vocab), (stride, 1), dtype=torch.float32)
+    logits = torch.empty_strided((len(batch.wanted), model.vocab), (stride, 1), dtype=torch.float32, device="cpu")
     sizes = (len(batch.rows) // 5, len(batch.bounds) - 1, len(batch.wanted))
+    if min(model.num_slots, model.num_pages, sizes[1]) < 0:
+        raise ValueError(f"decode_step: pools and bounds of sequences expected; given {sizes[1]} sequences.")
     lists = (array("q", batch.rows), array("q", batch.bounds), array("q", batch.wanted), array("i", batch.pages))
-    addresses = _BatchAddresses(*sizes, *(numbers.buffer_info()[0] for numbers in lists))
-    library().leyden_decode(
+    addresses = _BatchAddresses(*sizes, *(numbers.buffer_info()[0] for numbers in lists), len(batch.pages))
+    fault = library().leyden_decode(
         ctypes.byref(model),
         ctypes.byref(addresses),
+        *(ctypes.c_int64(ctypes.sizeof(part)) for part in (ModelAddresses, LayerAddresses, _BatchAddresses)),
         ctypes.c_void_p(logits.data_ptr()),
         ctypes.c_int64(stride),
         ctypes.c_int64(torch.get_num_threads()),
     )
+    if fault is not None:
+        raise ValueError(f"leyden_decode: {fault.decode()}.")
     return logits

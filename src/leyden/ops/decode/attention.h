@@ -90,7 +90,7 @@ void attend_piece(const T *keys, const T *values, int64_t stride, const int32_t 
     const int64_t last = std::min(pieces.pages, (piece + 1) * pieces.each);
     for (int64_t page = piece * pieces.each; page < last; page++) {
         const int count = (int)std::min<int64_t>(PAGE, pieces.length - page * PAGE);
-        const int64_t place = table[page] * PAGE * stride;
+        const int64_t place = (int64_t)table[page] * PAGE * stride;
         product(keys + place, stride, (const float *)nullptr, K, 0, count, Rows<X>{queries, K, heads}, scores.data(),
                 PAGE);
         for (int h = 0; h < heads; h++) {

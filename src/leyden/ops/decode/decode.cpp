@@ -54,6 +54,7 @@ struct Model {
     const float *final_norm;         // [D]
     Matrix head;                     // [vocab, D]
     const Layer *layer;
+    int64_t num_slots, num_pages;    // of the pools
 };
 
 // One token. Rows of a sequence follow each other in the order of their positions.
@@ -68,7 +69,8 @@ struct Batch {
     const Row *rows;
     const int64_t *bounds;  // [num_sequences + 1], of their rows
     const int64_t *wanted;  // [num_wanted], rows whose logits are asked for
-    const int32_t *pages;
+    const int32_t *pages;  // [num_pages]
+    int64_t num_pages;
 };
 }
 
@@ -81,7 +83,9 @@ template <class T> class Buffer {
   public:
     void fit(int64_t count) {
         if (count <= size) return;
+        size = 0;
         memory.reset((T *)std::aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64));
+        if (!memory) throw std::bad_alloc();
         size = count;
     }
     T *operator+(int64_t i) const { return memory.get() + i; }
@@ -494,9 +498,36 @@ template <class T> void step(const Model &model, const Batch &batch, int threads
     Worker<T>(model, batch, shared, omp_get_thread_num(), omp_get_num_threads()).run(logits, stride);
 }
 
+// What would be read or written outside of the model and its pools.
+Fault check(const Model &m, const Batch &batch) {
+    const int64_t B = batch.num_rows, N = batch.num_sequences;
+    if (B > INT32_MAX / std::max(1, m.top_k)) return "a step has too many tokens";
+    if (N < 0 || !rise(batch.bounds, N, B) || batch.bounds[0] || batch.bounds[N] != B)
+        return "the bounds of the sequences do not rise among the tokens";
+    if (!within(batch.wanted, batch.num_wanted, 0, B)) return "a wanted token is not in the batch";
+    bool paged = false;
+    for (int i = 0; i < m.layers; i++) paged |= !m.layer[i].lightning;
+    if (paged && !within(batch.pages, batch.num_pages, 0, m.num_pages)) return "a page is none of the pool's";
+    for (int64_t b = 0; b < B; b++) {
+        const Row &row = batch.rows[b];
+        if (row.token < 0 || row.token >= m.vocab) return "a token's id is not in the vocabulary";
+        if (row.before < 0 || row.after < 0 || std::max(row.before, row.after) >= m.num_slots)
+            return "a slot is none of the pool's";
+        if (row.position < 0 || (paged && (row.table < 0 || row.position / PAGE >= batch.num_pages - row.table)))
+            return "a position lies behind the sequence's pages";
+    }
+    return nullptr;
+}
+
 }  // namespace
 
-// logits: [num_wanted, vocab], rows `stride` apart.
-extern "C" void leyden_decode(const Model *model, const Batch *batch, float *logits, int64_t stride, int64_t threads) {
-    with_dtype(model->bfloat16, [&](auto type) { step<decltype(type)>(*model, *batch, (int)threads, logits, stride); });
+// The sizes are those that Python has for the structures. logits: [num_wanted, vocab], rows `stride` apart.
+extern "C" Fault leyden_decode(const Model *model, const Batch *batch, int64_t model_bytes,
+                               int64_t layer_bytes, int64_t batch_bytes, float *logits, int64_t stride,
+                               int64_t threads) {
+    if (model_bytes != sizeof(Model) || layer_bytes != sizeof(Layer) || batch_bytes != sizeof(Batch))
+        return "the structures are laid out otherwise here than in Python";
+    if (const Fault fault = check(*model, *batch)) return fault;
+    return with_dtype(model->bfloat16,
+                      [&](auto type) { step<decltype(type)>(*model, *batch, (int)threads, logits, stride); });
 }

@@ -3,6 +3,7 @@
 import torch
 
 from leyden.ops.backend import choose
+from leyden.ops.checks import check_floating, check_indices
 from leyden.ops.experts.grouped import stays_on_device
 from leyden.ops.experts.native import NativeExperts
 from leyden.ops.experts.portable import swiglu_experts_portable
@@ -39,12 +40,15 @@ def swiglu_experts(
         [N, D] in the dtype of x.
 
     Raises:
-        ValueError: a backend that cannot run here or, ``"triton"``, does not take these shapes.
+        ValueError: shapes, dtypes or devices that do not fit together, an expert that is none of the E (on a GPU it is
+            not looked for), or a backend that cannot run here or, ``"triton"``, does not take these shapes.
     """
+    _check(x, gate_up, down, experts, weights, kept)
+    experts = experts.long()
     if isinstance(gate_up, Int8Matrices) or isinstance(down, Int8Matrices):
         return _in_8_bits(x, gate_up, down, experts, weights, kept, backend)
     triton = x.dtype if backend != "auto" or stays_on_device(x, down) else None
-    chosen = choose("swiglu_experts", backend, x.device, triton=triton, native=x.dtype)
+    chosen = choose("swiglu_experts", backend, x, gate_up, down, experts, weights, kept, triton=triton, native=x.dtype)
     if chosen == "reference":
         return swiglu_experts_reference(x, gate_up, down, experts, weights, kept)
     if chosen == "native":
@@ -55,6 +59,34 @@ def swiglu_experts(
 
         return swiglu_experts_triton(x, gate_up, down, experts, weights, kept)
     return swiglu_experts_portable(x, gate_up, down, experts, weights, kept)
+
+
+def _check(
+    x: torch.Tensor,
+    gate_up: torch.Tensor | Int8Matrices,
+    down: torch.Tensor | Int8Matrices,
+    experts: torch.Tensor,
+    weights: torch.Tensor,
+    kept: torch.Tensor | None,
+) -> None:
+    fit = x.ndim == experts.ndim == 2 and len(gate_up.shape) == len(down.shape) == 3
+    if fit:
+        E, D, F = down.shape
+        fit = gate_up.shape == (E, 2 * F, D) and E > 0 and x.shape[1] == D and experts.shape[1] > 0
+    chosen = [experts.shape, weights.shape, *([] if kept is None else [kept.shape])]
+    if not fit or len({*chosen}) > 1 or len(experts) != len(x):
+        given = ", ".join(str(tuple(shape)) for shape in (x.shape, gate_up.shape, down.shape, *chosen))
+        raise ValueError(
+            "swiglu_experts: x [N, D], gate_up [E, 2F, D], down [E, D, F], and experts, weights and kept [N, k] "
+            f"expected; given {given}."
+        )
+    floating = {"gate_up": gate_up, "down": down}
+    floating = {name: part for name, part in floating.items() if isinstance(part, torch.Tensor)}
+    check_floating("swiglu_experts", x=x, **floating)
+    check_floating("swiglu_experts", weights=weights)
+    if kept is not None and kept.dtype != torch.bool:
+        raise ValueError(f"swiglu_experts: kept in bool expected; given {kept.dtype}.")
+    check_indices("swiglu_experts", "experts", experts, len(gate_up))
 
 
 def _in_8_bits(
@@ -69,7 +101,8 @@ def _in_8_bits(
     """The bodies that take one expert after another, which ask of a stack no more than its matrices."""
     if torch.is_grad_enabled() and (x.requires_grad or weights.requires_grad):
         raise ValueError("swiglu_experts: experts in 8 bits have no gradient; train in bfloat16.")
-    chosen = choose("swiglu_experts in 8 bits", backend, x.device, native=x.dtype)
+    held = [part.weight if isinstance(part, Int8Matrices) else part for part in (gate_up, down)]
+    chosen = choose("swiglu_experts in 8 bits", backend, x, *held, experts, weights, kept, native=x.dtype)
     if chosen == "reference":
         gate_up, down = (part.to_float() if isinstance(part, Int8Matrices) else part for part in (gate_up, down))
         return swiglu_experts_reference(x, gate_up, down, experts, weights, kept)

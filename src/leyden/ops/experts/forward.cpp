@@ -47,6 +47,31 @@ void pass(const Block &block, Rows<X> x, const W *gate_up, const float *gate_up_
             Rows<X>{hidden.data(), width, x.count}, y + block.begin * apart(dim), apart(dim));
 }
 
+// Of matrices of W: T, or Int8 with scales of their rows.
+template <class T, class W>
+void forward(const T *x, const W *gate_up, const float *gate_up_scale, const W *down, const float *down_scale,
+             const int32_t *tokens_of, const int32_t *row, const int64_t *spans, const float *weights, int64_t experts,
+             int64_t top_k, int64_t tokens, int64_t dim, int64_t width, float *y, T *out, int64_t threads) {
+    const std::vector<Block> blocks = cut(spans, experts, threads);
+    std::atomic<size_t> next{0};
+    team(threads, [&](int64_t, int64_t) {
+        for (size_t i; (i = next++) < blocks.size();) {
+            const Block &block = blocks[i];
+            const Rows<T> rows{x, dim, (int)(block.end - block.begin), tokens_of + block.begin};
+            pass(block, rows, gate_up, gate_up_scale, down, down_scale, dim, width, y);
+        }
+    });
+    share(tokens, threads, [&](int64_t begin, int64_t end, int) {
+        for (int64_t n = begin; n < end; n++)
+            for (int64_t i = 0; i < dim; i += LANES) {
+                Vector total = {};
+                for (int64_t a = n * top_k; a < (n + 1) * top_k; a++)
+                    if (row[a] >= 0) total += load(y + row[a] * apart(dim) + i) * weights[a];
+                store(out + n * dim + i, total);
+            }
+    });
+}
+
 }  // namespace
 
 // Whether leyden_experts_forward is the faster way here: not beside a processor's own matrix unit.
@@ -60,37 +85,34 @@ extern "C" int64_t leyden_experts_forward_pays(int64_t bfloat16) {
 #endif
 }
 
-// x, out: [tokens, dim]; gate_up: [experts, 2 width, dim], down: [experts, dim, width], of int8 with scales of their
-// rows. tokens_of: [rows], whose row it is; row: [tokens, top_k], -1 where dropped; y: [rows, apart(dim)] to work in.
-// dim and width are multiples of 16.
-extern "C" void leyden_experts_forward(int64_t bfloat16, const void *x, const void *gate_up, const float *gate_up_scale,
-                                       const void *down, const float *down_scale, const int32_t *tokens_of,
-                                       const int32_t *row, const int64_t *spans, const float *weights, int64_t experts,
-                                       int64_t top_k, int64_t tokens, int64_t dim, int64_t width, float *y, void *out,
-                                       int64_t threads) {
-    with_dtype(bfloat16, [&](auto type) {
+// x, out: [tokens, dim]; gate_up: [experts, 2 width, dim], down: [experts, dim, width], in the dtype of x, or of int8
+// where they have scales [experts, 2 width] and [experts, dim]. tokens_of: [rows], whose row it is; row: [tokens,
+// top_k], -1 where dropped; spans: [experts + 1]; y: [rows, stride] to work in. dim and width are multiples of 16.
+extern "C" Fault leyden_experts_forward(int64_t bfloat16, const void *x, const void *gate_up, const void *down,
+                                        const int8_t *gate_up_bytes, const float *gate_up_scale,
+                                        const int8_t *down_bytes, const float *down_scale, const int32_t *tokens_of,
+                                        const int32_t *row, const int64_t *spans, const float *weights,
+                                        int64_t experts, int64_t last, int64_t top_k, int64_t tokens, int64_t rows,
+                                        int64_t dim, int64_t width, int64_t stride, float *y, void *out,
+                                        int64_t threads) {
+    if (dim % LANES || width % LANES || stride != apart(dim)) return "16 does not divide the widths";
+    if (last != experts + 1 || !rise(spans, experts, rows) || !within(tokens_of, rows, 0, tokens) ||
+        !within(row, tokens * top_k, INT32_MIN, rows))
+        return "the assignments are not sorted by the experts";
+    const bool whole = gate_up && down, bytes = gate_up_bytes && gate_up_scale && down_bytes && down_scale;
+    if (whole == bytes) return "both matrices in the dtype of x, or both in int8 with scales, are wanted";
+    Fault fault = nullptr;
+    const Fault memory = with_dtype(bfloat16, [&](auto type) {
         using T = decltype(type);
         if constexpr (std::is_same<T, Input<T>>::value) {
-            const std::vector<Block> blocks = cut(spans, experts, threads);
-            const auto run = [&](const Block &block, auto *first, auto *second) {
-                const Rows<T> rows{(const T *)x, dim, (int)(block.end - block.begin), tokens_of + block.begin};
-                pass(block, rows, first, gate_up_scale, second, down_scale, dim, width, y);
+            const auto run = [&](auto *first, auto *second) {
+                forward((const T *)x, first, gate_up_scale, second, down_scale, tokens_of, row, spans, weights, experts,
+                        top_k, tokens, dim, width, y, (T *)out, threads);
             };
-#pragma omp parallel num_threads(threads)
-            {
-#pragma omp for schedule(dynamic, 1)
-                for (size_t i = 0; i < blocks.size(); i++)
-                    if (gate_up_scale) run(blocks[i], (const Int8 *)gate_up, (const Int8 *)down);
-                    else run(blocks[i], (const T *)gate_up, (const T *)down);
-#pragma omp for
-                for (int64_t n = 0; n < tokens; n++)
-                    for (int64_t i = 0; i < dim; i += LANES) {
-                        Vector total = {};
-                        for (int64_t a = n * top_k; a < (n + 1) * top_k; a++)
-                            if (row[a] >= 0) total += load(y + row[a] * apart(dim) + i) * weights[a];
-                        store((T *)out + n * dim + i, total);
-                    }
-            }
-        }
+            if (bytes) run((const Int8 *)gate_up_bytes, (const Int8 *)down_bytes);
+            else run((const T *)gate_up, (const T *)down);
+        } else
+            fault = "this processor does not multiply bfloat16";
     });
+    return memory ? memory : fault;
 }

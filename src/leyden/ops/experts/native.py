@@ -21,11 +21,13 @@ def _sort(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Where each expert's rows begin [E + 1] int64; each assignment's row, each row's assignment (``native.cpp``)."""
     count = experts.numel()
-    row = torch.empty(count, dtype=torch.int32)
-    assignment = torch.empty(count + num_experts * (grain - 1), dtype=torch.int32)
-    bounds = torch.empty(num_experts + 1, dtype=torch.int64)
+    capacity = count + num_experts * (grain - 1)
+    row = experts.new_empty(count, dtype=torch.int32)
+    assignment = experts.new_empty(capacity, dtype=torch.int32)
+    bounds = experts.new_empty(num_experts + 1)
     kept = None if kept is None else kept.contiguous()
-    call("leyden_experts_sort", experts.contiguous(), kept, count, num_experts, grain, row, assignment, bounds)
+    sizes = (count, num_experts, grain, capacity)
+    call("leyden_experts_sort", experts.contiguous(), kept, *sizes, row, assignment, bounds, num_experts + 1)
     return bounds, row, assignment[: int(bounds[-1])]
 
 
@@ -63,13 +65,15 @@ class _Sorted:
     def gather(self, x: torch.Tensor) -> torch.Tensor:
         """[N, D] to [rows, D]."""
         rows = x.new_empty(len(self.assignment), x.shape[1])
-        call("leyden_experts_gather", x.dtype, x, self.assignment, self.top_k, x.shape[1], len(rows), rows)
+        sizes = (self.top_k, x.shape[1], len(x), len(rows))
+        call("leyden_experts_gather", x.dtype, x, self.assignment, *sizes, rows)
         return rows
 
     def sum_by_token(self, rows: torch.Tensor) -> torch.Tensor:
         """[rows, D] to [N, D]."""
         out = rows.new_empty(len(self.row) // self.top_k, rows.shape[1])
-        call("leyden_experts_sum", rows.dtype, rows, self.row, self.top_k, rows.shape[1], len(out), out)
+        sizes = (self.top_k, rows.shape[1], len(rows), len(out))
+        call("leyden_experts_sum", rows.dtype, rows, self.row, *sizes, out)
         return out
 
 
@@ -91,19 +95,18 @@ def _forward(
     (num_experts, dim, width), top_k = down.shape, experts.shape[1]
     spans, row, assignment = _sort(experts, kept, num_experts, 1)
     x = x.contiguous()
-    y, out = x.new_empty(len(assignment), dim + LANES, dtype=torch.float32), torch.empty_like(x)
-    stacks = (*_address(gate_up), *_address(down))
+    stride = dim + LANES
+    y, out = x.new_empty(len(assignment), stride, dtype=torch.float32), torch.empty_like(x)
+    if isinstance(gate_up, Int8Matrices) and isinstance(down, Int8Matrices):
+        scales = [stack.scale.float().contiguous() for stack in (gate_up, down)]
+        stacks = (None, None, gate_up.weight.contiguous(), scales[0], down.weight.contiguous(), scales[1])
+    else:
+        assert isinstance(gate_up, torch.Tensor) and isinstance(down, torch.Tensor)
+        stacks = (gate_up.contiguous(), down.contiguous(), None, None, None, None)
     places = (assignment.div(top_k, rounding_mode="floor"), row, spans, weights.contiguous())
-    sizes = (num_experts, top_k, len(x), dim, width)
+    sizes = (num_experts, num_experts + 1, top_k, len(x), len(assignment), dim, width, stride)
     call("leyden_experts_forward", x.dtype, x, *stacks, *places, *sizes, y, out)
     return out
-
-
-def _address(stack: torch.Tensor | Int8Matrices) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The matrices, and the scales of their rows."""
-    if isinstance(stack, Int8Matrices):
-        return stack.weight.contiguous(), stack.scale.float().contiguous()
-    return stack.contiguous(), None
 
 
 class NativeExperts(torch.autograd.Function):
@@ -133,7 +136,8 @@ class NativeExperts(torch.autograd.Function):
             count = span.stop - span.start
             both, active = projected[span] if keep else projected[:count], hidden[:count]
             torch.mm(rows[span], gate_up[expert].t(), out=both)
-            call("leyden_experts_activate", x.dtype, both, sort.assignment[span], weights, width, count, active)
+            sizes = (width, count, weights.numel())
+            call("leyden_experts_activate", x.dtype, both, sort.assignment[span], weights, *sizes, active)
             torch.mm(active, down[expert].t(), out=y[span])
         if keep:
             ctx.save_for_backward(rows, gate_up, down, weights, projected)
@@ -153,7 +157,7 @@ class NativeExperts(torch.autograd.Function):
             count = span.stop - span.start
             active, dboth = hidden[:count], dprojected[:count]
             torch.mm(dy[span], down[expert], out=active)  # its gradient first
-            given = (projected[span], sort.assignment[span], weights, width, count)
+            given = (projected[span], sort.assignment[span], weights, width, count, weights.numel())
             call("leyden_experts_activate_backward", rows.dtype, *given, active, dboth, dweights)
             torch.mm(dy[span].t(), active, out=ddown[expert])
             torch.mm(dboth.t(), rows[span], out=dgate_up[expert])

@@ -29,7 +29,7 @@ def int8_linear(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, back
         ValueError: shapes or dtypes that do not fit together, x wants a gradient, or a backend that cannot run.
     """
     _check(x, weight, scale)
-    chosen = choose("int8_linear", backend, x.device, triton=x.dtype, native=x.dtype)
+    chosen = choose("int8_linear", backend, x, weight, scale, triton=x.dtype, native=x.dtype)
     rows = x.reshape(-1, x.shape[-1])
     if chosen == "reference":
         y = int8_linear_reference(rows, weight, scale)

@@ -20,9 +20,9 @@ void widen_row(const int8_t *weight, float scale, int64_t dim, T *out) {
 }  // namespace
 
 // out [rows, dim] = weight [rows, dim] * scale [rows].
-extern "C" void leyden_int8_widen(int64_t bfloat16, const int8_t *weight, const float *scale, int64_t rows, int64_t dim,
+extern "C" Fault leyden_int8_widen(int64_t bfloat16, const int8_t *weight, const float *scale, int64_t rows, int64_t dim,
                                   void *out, int64_t threads) {
-    with_dtype(bfloat16, [&](auto type) {
+    return with_dtype(bfloat16, [&](auto type) {
         auto *to = static_cast<decltype(type) *>(out);
         share(rows, threads, [&](int64_t begin, int64_t end, int) {
             for (int64_t row = begin; row < end; row++)

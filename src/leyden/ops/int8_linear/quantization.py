@@ -56,8 +56,8 @@ def widen(weight: torch.Tensor, scale: torch.Tensor, out: torch.Tensor, backend:
         out: [F, D], a floating dtype; overwritten and returned.
         backend: ``"auto"``, ``"torch"`` or ``"native"``.
     """
-    if choose("int8_linear", backend, weight.device, native=out.dtype) == "native":
-        call("leyden_int8_widen", out.dtype, weight, scale.float().contiguous(), *weight.shape, out)
+    if choose("int8_linear", backend, weight, scale, out, native=out.dtype) == "native":
+        call("leyden_int8_widen", out.dtype, weight.contiguous(), scale.float().contiguous(), *weight.shape, out)
         return out
     wide = torch.promote_types(out.dtype, torch.float32)
     for block in row_blocks(*weight.shape):

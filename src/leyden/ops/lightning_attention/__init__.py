@@ -58,7 +58,8 @@ def lightning_attention(
     check_inputs(q, k, v, slopes, initial_state, cu_seqlens)
     learns = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, initial_state))
     native = q.dtype if backend == "native" or (not learns and v.shape[-1] % LANES == 0) else None
-    chosen = choose("lightning_attention", backend, q.device, triton=q.dtype, native=native)
+    given = (q, k, v, slopes, initial_state)
+    chosen = choose("lightning_attention", backend, *given, triton=q.dtype, native=native)
     if chosen == "reference":
         return lightning_attention_reference(q, k, v, slopes, initial_state, cu_seqlens)
     if chosen == "native":

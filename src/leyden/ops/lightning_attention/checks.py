@@ -2,6 +2,9 @@
 
 import torch
 
+from leyden.ops.checks import check_bounds, check_floating
+from leyden.ops.native import in_reach
+
 
 def check_inputs(
     q: torch.Tensor,
@@ -18,14 +21,12 @@ def check_inputs(
     if slopes.shape != (q.shape[2],):
         raise ValueError(f"lightning_attention: one slope a head expected; given {shapes}.")
     check_slopes(slopes)
-    if not (q.dtype == k.dtype == v.dtype and q.is_floating_point()):
-        given = f"q {q.dtype}, k {k.dtype}, v {v.dtype}"
-        raise ValueError(f"lightning_attention: one dtype, a floating one, expected; given {given}.")
+    check_floating("lightning_attention", q=q, k=k, v=v)
     num_states = q.shape[0]
     if cu_seqlens is not None:
         if q.shape[0] != 1:
             raise ValueError(f"lightning_attention: packed documents lie in one row (B = 1); given B = {q.shape[0]}.")
-        _check_bounds(cu_seqlens, q.shape[1])
+        check_bounds("lightning_attention", cu_seqlens, q.shape[1])
         num_states = cu_seqlens.shape[0] - 1
     wanted = (num_states, q.shape[2], q.shape[3], v.shape[3])
     if initial_state is not None and initial_state.shape != wanted:
@@ -41,20 +42,19 @@ def check_slopes(slopes: torch.Tensor) -> None:
         )
 
 
-def _check_bounds(cu_seqlens: torch.Tensor, num_tokens: int) -> None:
-    fit = cu_seqlens.ndim == 1 and not cu_seqlens.is_floating_point() and len(cu_seqlens) > 1
-    if fit and cu_seqlens.device.type == "cpu":  # to look at them on a GPU would wait for all that runs there
-        bounds = cu_seqlens.tolist()
-        fit = bounds[0] == 0 and bounds[-1] == num_tokens and sorted(bounds) == bounds
-    if not fit:
-        raise ValueError(
-            f"lightning_attention: cu_seqlens [N+1] expected, integers that rise from 0 to T = {num_tokens}; "
-            f"given {cu_seqlens}."
-        )
+def check_pool(
+    q: torch.Tensor,
+    v: torch.Tensor,
+    states: torch.Tensor,
+    slots: torch.Tensor,
+    num_sequences: int,
+    *,
+    negative: bool = False,
+) -> None:
+    """Raise ValueError unless states [S, H, K, V] and distinct slots fit q [.., T, H, K] and v.
 
-
-def check_pool(q: torch.Tensor, v: torch.Tensor, states: torch.Tensor, slots: torch.Tensor, num_sequences: int) -> None:
-    """Raise ValueError unless states [S, H, K, V] and slots fit q [.., T, H, K] and v [.., T, H, V]."""
+    With ``negative`` a negative slot is allowed, and is none.
+    """
     wanted = (q.shape[2], q.shape[3], v.shape[3])
     if states.shape[1:] != wanted or states.dtype != torch.float32 or not states.is_contiguous():
         raise ValueError(
@@ -63,3 +63,11 @@ def check_pool(q: torch.Tensor, v: torch.Tensor, states: torch.Tensor, slots: to
         )
     if slots.shape != (num_sequences,) or slots.is_floating_point():
         raise ValueError(f"lightning_attention: {num_sequences} slots expected, integers; given {slots}.")
+    if torch.compiler.is_compiling() or not in_reach(slots):
+        return
+    named = slots.tolist()
+    if negative:
+        named = [slot for slot in named if slot >= 0]
+    if named and (len({*named}) < len(named) or min(named) < 0 or max(named) >= states.shape[0]):
+        allowed = f"from 0 to {len(states) - 1}, each at most once"
+        raise ValueError(f"lightning_attention: slots {allowed}, expected; given {slots.tolist()}.")

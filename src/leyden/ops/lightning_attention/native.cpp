@@ -47,13 +47,13 @@ template <class T, int V> class Head {
         : K(K), decays(slope), queries(CHUNK * K), keys(CHUNK * K), turned(K * CHUNK), values(CHUNK * V * LANES),
           scores(CHUNK * CHUNK) {}
 
-    // Tokens of q and k lie `q_row` elements apart, and so on.
-    void run(const T *q, const T *k, int64_t q_row, const T *v, int64_t v_row, int64_t count, float *state,
+    // Tokens of q lie `q_row` elements apart, and so on.
+    void run(const T *q, int64_t q_row, const T *k, int64_t k_row, const T *v, int64_t v_row, int64_t count, float *state,
              int64_t state_row, T *out, int64_t out_row) {
         for (int64_t first = 0; first < count; first += CHUNK) {
             const int n = (int)std::min<int64_t>(CHUNK, count - first);
             take(q + first * q_row, q_row, n, K, queries);
-            take(k + first * q_row, q_row, n, K, keys);
+            take(k + first * k_row, k_row, n, K, keys);
             take(v + first * v_row, v_row, n, V * LANES, values);
             std::fill(values.begin() + n * V * LANES, values.end(), 0.0f);
             for (int j = 0; j < CHUNK; j++)
@@ -112,32 +112,50 @@ template <class T, int V> class Head {
     }
 };
 
+// What is wrong with slots, each of which one sequence writes.
+Fault apart_from_each_other(const int64_t *slots, int64_t count, int64_t places) {
+    if (!within(slots, count, 0, places)) return "a slot is none of the states'";
+    return guarded([&]() -> Fault {
+        std::vector<int64_t> sorted(slots, slots + count);
+        std::sort(sorted.begin(), sorted.end());
+        const bool twice = std::adjacent_find(sorted.begin(), sorted.end()) != sorted.end();
+        return twice ? "two sequences have one slot" : nullptr;
+    });
+}
+
 }  // namespace
 
-// q, k: [T, heads, K], whose tokens and heads lie q_row and q_head elements apart; v: [T, heads, V], V a multiple of 16;
-// states: [slots, heads, K, V], changed in place; bounds: [sequences + 1] among the tokens; out: [T, heads, V].
-extern "C" void leyden_lightning_prefill(int64_t bfloat16, const void *q, const void *k, int64_t q_row, int64_t q_head,
-                                         const void *v, int64_t v_row, int64_t v_head, const float *slopes,
-                                         float *states, const int64_t *slots, const int64_t *bounds, int64_t sequences,
-                                         int64_t heads, int64_t K, int64_t V, void *out, int64_t threads) {
-    with_dtype(bfloat16, [&](auto type) {
+// q, k: [T, heads, K], tokens and heads as far apart as said; v: [T, heads, V], V a multiple of 16;
+// states: [places, heads, K, V], changed in place; slots: [sequences] among them, each once; bounds: [sequences + 1]
+// among the tokens; out: [T, heads, V].
+extern "C" Fault leyden_lightning_prefill(int64_t bfloat16, const void *q, int64_t q_row, int64_t q_head, const void *k,
+                                          int64_t k_row, int64_t k_head, const void *v, int64_t v_row, int64_t v_head,
+                                          const float *slopes, float *states, const int64_t *slots,
+                                          const int64_t *bounds, int64_t tokens, int64_t heads, int64_t K, int64_t V,
+                                          int64_t places, int64_t sequences, int64_t last, void *out,
+                                          int64_t threads) {
+    if (V % LANES) return "16 does not divide the value dims";
+    if (last != sequences + 1 || !rise(bounds, sequences, tokens)) return "the bounds do not rise among the tokens";
+    if (const Fault fault = apart_from_each_other(slots, sequences, places)) return fault;
+    return with_dtype(bfloat16, [&](auto type) {
         using T = decltype(type);
         // Values of a head are columns by themselves: where there are few heads, more threads share one.
         const bool whole = V % (4 * LANES) == 0 && sequences * heads * (V / (4 * LANES)) >= threads;
         const int64_t width = whole ? 4 * LANES : LANES, parts = V / width;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-        for (int64_t item = 0; item < sequences * heads * parts; item++) {
+        const auto run = [&](int64_t item, auto vectors_across) {
             const int64_t n = item / (heads * parts), h = item / parts % heads, column = item % parts * width;
-            const int64_t first = bounds[n], at = first * q_row + h * q_head;
-            const auto run = [&](auto vectors_across) {
-                Head<T, vectors_across>((int)K, slopes[h])
-                    .run((const T *)q + at, (const T *)k + at, q_row,
-                         (const T *)v + first * v_row + h * v_head + column, v_row, bounds[n + 1] - first,
-                         states + (slots[n] * heads + h) * K * V + column, V,
-                         (T *)out + (first * heads + h) * V + column, heads * V);
-            };
-            if (whole) run(std::integral_constant<int, 4>{});
-            else run(std::integral_constant<int, 1>{});
-        }
+            const int64_t first = bounds[n];
+            Head<T, vectors_across>((int)K, slopes[h])
+                .run((const T *)q + first * q_row + h * q_head, q_row, (const T *)k + first * k_row + h * k_head, k_row,
+                     (const T *)v + first * v_row + h * v_head + column, v_row, bounds[n + 1] - first,
+                     states + (slots[n] * heads + h) * K * V + column, V,
+                     (T *)out + (first * heads + h) * V + column, heads * V);
+        };
+        std::atomic<int64_t> next{0};
+        team(threads, [&](int64_t, int64_t) {
+            for (int64_t item; (item = next++) < sequences * heads * parts;)
+                if (whole) run(item, std::integral_constant<int, 4>{});
+                else run(item, std::integral_constant<int, 1>{});
+        });
     });
 }

@@ -18,13 +18,12 @@ def prefill_natively(
     width = v.shape[-1]
     if width % LANES:
         raise ValueError(f"lightning attention: native takes value dims that {LANES} divides; given {width}.")
-    if q.stride() != k.stride() or q.stride(-1) != 1 or v.stride(-1) != 1:  # not the thirds of one projection
-        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))  # the thirds of one projection, perhaps
     out = torch.empty_like(v, memory_format=torch.contiguous_format)
-    tokens = (q.data_ptr(), k.data_ptr(), *q.stride()[1:3], v.data_ptr(), *v.stride()[1:3])
-    places = (slots.long().contiguous(), cu_seqlens.long().contiguous())
-    sizes = (len(slots), *q.shape[2:], width)
-    call("leyden_lightning_prefill", q.dtype, *tokens, slopes.float().contiguous(), states, *places, *sizes, out)
+    slots, bounds = slots.long().contiguous(), cu_seqlens.long().contiguous()
+    sizes = (*q.shape[1:], width, states.shape[0], slots.shape[0], bounds.shape[0])
+    given = (q, k, v, slopes.float().contiguous(), states, slots, bounds, *sizes, out)
+    call("leyden_lightning_prefill", q.dtype, *given)
     return out
 
 
@@ -38,11 +37,11 @@ def lightning_attention_native(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See :func:`leyden.ops.lightning_attention`; every row, or every packed document, has a state of its own."""
     B, T, H, K = q.shape
-    bounds = torch.arange(B + 1) * T if cu_seqlens is None else cu_seqlens
+    bounds = torch.arange(B + 1, device=q.device) * T if cu_seqlens is None else cu_seqlens
     shape = (len(bounds) - 1, H, K, v.shape[-1])
     state = q.new_zeros(shape, dtype=torch.float32)
     if initial_state is not None:
         state.copy_(initial_state)
     q, k, v_rows = (x.reshape(1, B * T, *x.shape[2:]) for x in (q, k, v))
-    out = prefill_natively(q, k, v_rows, slopes, state, torch.arange(len(state)), bounds)
+    out = prefill_natively(q, k, v_rows, slopes, state, torch.arange(len(state), device=q.device), bounds)
     return out.view_as(v), state

@@ -42,7 +42,8 @@ def lightning_attention_prefill(
     check_inputs(q, k, v, slopes, None, cu_seqlens)
     check_pool(q, v, states, slots, len(cu_seqlens) - 1)
     native = q.dtype if backend == "native" or v.shape[-1] % LANES == 0 else None
-    chosen = choose("lightning_attention_prefill", backend, q.device, triton=q.dtype, native=native)
+    given = (q, k, v, slopes, states, slots)
+    chosen = choose("lightning_attention_prefill", backend, *given, triton=q.dtype, native=native)
     if chosen == "native":
         return prefill_natively(q, k, v, slopes, states, slots, cu_seqlens)
     if chosen == "triton":
@@ -82,8 +83,8 @@ def lightning_attention_decode(
         ValueError: shapes or dtypes that do not fit together, or a backend that cannot run.
     """
     check_inputs(q[:, None], k[:, None], v[:, None], slopes, None, None)
-    check_pool(q[:, None], v[:, None], states, slots, q.shape[0])
-    if choose("lightning_attention", backend, q.device, triton=q.dtype) == "triton":
+    check_pool(q[:, None], v[:, None], states, slots, q.shape[0], negative=True)
+    if choose("lightning_attention", backend, q, k, v, slopes, states, slots, triton=q.dtype) == "triton":
         from leyden.ops.lightning_attention.launch import decode
 
         return decode(q, k, v, slopes.float(), states, slots)

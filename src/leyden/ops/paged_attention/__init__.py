@@ -3,6 +3,8 @@
 import torch
 
 from leyden.ops.backend import choose
+from leyden.ops.checks import check_indices
+from leyden.ops.native import in_reach
 from leyden.ops.paged_attention.portable import paged_attention_portable
 from leyden.ops.paged_attention.reference import paged_attention_reference
 
@@ -37,7 +39,7 @@ def paged_attention(
         ValueError: shapes or dtypes that do not fit together, or a backend that cannot run.
     """
     _check(q, key_pages, value_pages, block_table, lengths)
-    chosen = choose("paged_attention", backend, q.device, triton=q.dtype)
+    chosen = choose("paged_attention", backend, q, key_pages, value_pages, block_table, lengths, triton=q.dtype)
     if chosen == "reference":
         return paged_attention_reference(q, key_pages, value_pages, block_table, lengths)
     if chosen == "triton":
@@ -55,7 +57,7 @@ def _check(
     lengths: torch.Tensor,
 ) -> None:
     fit = q.ndim == 3 and key_pages.ndim == 4 and key_pages.shape == value_pages.shape
-    if not fit or q.shape[2] != key_pages.shape[3] or q.shape[1] % key_pages.shape[2] != 0:
+    if not fit or q.shape[2] != key_pages.shape[3] or not key_pages.shape[2] or q.shape[1] % key_pages.shape[2] != 0:
         raise ValueError(
             "paged_attention: q [B, Hq, D] and pages [P, page, Hkv, D] with Hq a multiple of Hkv expected; given q "
             f"{tuple(q.shape)}, key_pages {tuple(key_pages.shape)}, value_pages {tuple(value_pages.shape)}."
@@ -72,3 +74,8 @@ def _check(
     if block_table.dtype != torch.int32 or lengths.dtype != torch.int32:
         given = f"{block_table.dtype} and {lengths.dtype}"
         raise ValueError(f"paged_attention: block_table and lengths in int32 expected; given {given}.")
+    page = key_pages.shape[1]
+    check_indices("paged_attention", "lengths", lengths, block_table.shape[1] * page + 1)
+    if not torch.compiler.is_compiling() and in_reach(lengths) and in_reach(block_table):
+        used = torch.arange(block_table.shape[1], device="cpu") * page < lengths[:, None]
+        check_indices("paged_attention", "pages", block_table[used], len(key_pages))

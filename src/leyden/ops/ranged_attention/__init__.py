@@ -7,6 +7,7 @@ one op is causal attention, packed documents, and each step of a ring over ranks
 import torch
 
 from leyden.ops.backend import choose
+from leyden.ops.checks import check_indices
 from leyden.ops.ranged_attention.portable import ranged_attention_backward_portable, ranged_attention_portable
 from leyden.ops.ranged_attention.reference import ranged_attention_backward_reference, ranged_attention_reference
 
@@ -41,7 +42,7 @@ def ranged_attention(
         ValueError: shapes or dtypes that do not fit together, or a backend that cannot run.
     """
     _check(q, k, v, first, last)
-    chosen = choose("ranged_attention", backend, q.device, triton=q.dtype)
+    chosen = choose("ranged_attention", backend, q, k, v, triton=q.dtype)
     if chosen == "reference":
         return ranged_attention_reference(q, k, v, first, last)
     if chosen == "triton":
@@ -86,7 +87,7 @@ def ranged_attention_backward(
             f"ranged_attention: dout as q, {tuple(q.shape)} in {q.dtype}, and lse and delta {tuple(q.shape[:2])} "
             f"expected; given {tuple(dout.shape)} in {dout.dtype}, {tuple(lse.shape)} and {tuple(delta.shape)}."
         )
-    chosen = choose("ranged_attention", backend, q.device, triton=q.dtype)
+    chosen = choose("ranged_attention", backend, q, k, v, triton=q.dtype)
     if chosen == "reference":
         return ranged_attention_backward_reference(dout, q, k, v, lse, delta, first, last)
     if chosen == "triton":
@@ -98,7 +99,7 @@ def ranged_attention_backward(
 
 def _check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, first: torch.Tensor, last: torch.Tensor) -> None:
     fit = q.ndim == 3 and k.ndim == 3 and k.shape == v.shape
-    if not fit or q.shape[2] != k.shape[2] or q.shape[1] % k.shape[1] != 0:
+    if not fit or q.shape[2] != k.shape[2] or not k.shape[1] or q.shape[1] % k.shape[1] != 0:
         raise ValueError(
             "ranged_attention: q [T, Hq, D] and k, v [S, Hkv, D] with Hq a multiple of Hkv expected; given q "
             f"{tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}."
@@ -110,3 +111,5 @@ def _check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, first: torch.Tenso
             f"ranged_attention: first and last [{q.shape[0]}] in int32 expected; given {tuple(first.shape)} in "
             f"{first.dtype} and {tuple(last.shape)} in {last.dtype}."
         )
+    check_indices("ranged_attention", "first", first, len(k) + 1)
+    check_indices("ranged_attention", "last", last, len(k) + 1)

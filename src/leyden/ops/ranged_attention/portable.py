@@ -47,7 +47,7 @@ class _Block:
                 grain *= 2
             high = min(low - (low - high) // grain * grain, num_keys)
         # Where all see from the first key on, all see up to the least of the last.
-        key = torch.arange(low if int(first.max()) > low else max(low, int(last.min())), high)
+        key = torch.arange(low if int(first.max()) > low else max(low, int(last.min())), high, device="cpu")
         return cls(rows, slice(low, high), ((key < first[:, None]) | (key >= last[:, None])).to(device))
 
 

@@ -3,6 +3,7 @@
 import torch
 
 from leyden.ops.backend import choose
+from leyden.ops.checks import check_floating
 from leyden.ops.rms_norm.native import NativeRMSNorm
 from leyden.ops.rms_norm.portable import GatedRMSNorm, RMSNorm
 from leyden.ops.rms_norm.reference import (
@@ -30,7 +31,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, backend: str = "
         ValueError: shapes that do not fit together, or a backend that cannot run.
     """
     _check("rms_norm", x, weight, x)
-    chosen = choose("rms_norm", backend, x.device, triton=x.dtype, native=x.dtype)
+    chosen = choose("rms_norm", backend, x, weight, triton=x.dtype, native=x.dtype)
     if chosen == "reference":
         return rms_norm_reference(x, weight, eps)
     if chosen == "native":
@@ -60,7 +61,7 @@ def gated_rms_norm(
         ValueError: shapes that do not fit together, or a backend that cannot run.
     """
     _check("gated_rms_norm", x, weight, gate)
-    chosen = choose("gated_rms_norm", backend, x.device, triton=x.dtype, native=x.dtype)
+    chosen = choose("gated_rms_norm", backend, x, gate, weight, triton=x.dtype, native=x.dtype)
     if chosen == "reference":
         return gated_rms_norm_reference(x, gate, weight, eps)
     if chosen == "native":
@@ -100,9 +101,8 @@ def residual_rms_norm(
         ValueError: shapes or dtypes that do not fit together, or a backend that cannot run.
     """
     _check("residual_rms_norm", kept, weight, added, other="added")
-    if added.dtype != kept.dtype:
-        raise ValueError(f"residual_rms_norm: kept and added of one dtype expected; {kept.dtype} and {added.dtype}.")
-    chosen = choose("residual_rms_norm", backend, kept.device, triton=kept.dtype, native=kept.dtype)
+    check_floating("residual_rms_norm", kept=kept, added=added)
+    chosen = choose("residual_rms_norm", backend, kept, added, weight, triton=kept.dtype, native=kept.dtype)
     if chosen == "reference":
         return residual_rms_norm_reference(kept, added, weight, alpha, beta, eps)
     if chosen == "triton":
@@ -113,7 +113,9 @@ def residual_rms_norm(
 
 
 def _check(op: str, x: torch.Tensor, weight: torch.Tensor, second: torch.Tensor, other: str = "gate") -> None:
-    if weight.shape != x.shape[-1:] or second.shape != x.shape:
+    if weight.ndim != 1 or weight.shape != x.shape[-1:] or second.shape != x.shape:
         first = "x" if other == "gate" else "kept"
         given = f"{first} {tuple(x.shape)}, weight {tuple(weight.shape)}, {other} {tuple(second.shape)}"
         raise ValueError(f"{op}: {first} and {other} [..., D] and weight [D] expected; given {given}.")
+    check_floating(op, x=x)
+    check_floating(op, weight=weight)

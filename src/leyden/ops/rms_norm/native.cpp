@@ -56,9 +56,9 @@ void backward(const T *dy, const T *x, const T *gate, const float *weight, const
 }  // namespace
 
 // x, gate, y: [rows, dim]; weight: [dim] and rstd: [rows], float32. gate may be null.
-extern "C" void leyden_rms_norm(int64_t bfloat16, const void *x, const void *gate, const float *weight, float eps,
+extern "C" Fault leyden_rms_norm(int64_t bfloat16, const void *x, const void *gate, const float *weight, float eps,
                                 int64_t rows, int64_t dim, void *y, float *rstd, int64_t threads) {
-    with_dtype(bfloat16, [&](auto type) {
+    return with_dtype(bfloat16, [&](auto type) {
         using T = decltype(type);
         share(rows, threads, [&](int64_t begin, int64_t end, int) {
             forward((const T *)x, (const T *)gate, weight, eps, begin, end, dim, (T *)y, rstd);
@@ -67,10 +67,11 @@ extern "C" void leyden_rms_norm(int64_t bfloat16, const void *x, const void *gat
 }
 
 // dweight: [dim] float32, written.
-extern "C" void leyden_rms_norm_backward(int64_t bfloat16, const void *dy, const void *x, const void *gate,
+extern "C" Fault leyden_rms_norm_backward(int64_t bfloat16, const void *dy, const void *x, const void *gate,
                                          const float *weight, const float *rstd, int64_t rows, int64_t dim, void *dx,
                                          void *dgate, float *dweight, int64_t threads) {
-    with_dtype(bfloat16, [&](auto type) {
+    if (!gate != !dgate) return "a gate and its gradient go together";
+    return with_dtype(bfloat16, [&](auto type) {
         using T = decltype(type);
         sum_over_rows(rows, dim, threads, dweight, [&](int64_t begin, int64_t end, float *part) {
             std::vector<float> opened(dim);

@@ -12,7 +12,7 @@ class NativeRMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, gate: torch.Tensor | None, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        x, gate = x.contiguous(), None if gate is None else gate.contiguous()
+        x, gate, weight = x.contiguous(), None if gate is None else gate.contiguous(), weight.contiguous()
         y, rstd = torch.empty_like(x), x.new_empty(x.shape[:-1], dtype=torch.float32)
         call("leyden_rms_norm", x.dtype, x, gate, weight, eps, rstd.numel(), x.shape[-1], y, rstd)
         ctx.save_for_backward(x, gate, weight, rstd)

@@ -3,6 +3,7 @@
 import torch
 
 from leyden.ops.backend import choose
+from leyden.ops.checks import check_floating
 from leyden.ops.rotary.native import NativeRotary
 
 __all__ = ["apply_rotary", "rotary_angles"]
@@ -38,10 +39,13 @@ def apply_rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, backend:
     Raises:
         ValueError: shapes that do not fit together, or a backend that cannot run.
     """
-    if cos.shape != sin.shape or cos.shape[0] != x.shape[1] or 2 * cos.shape[1] > x.shape[3]:
+    fit = x.ndim == 4 and cos.ndim == 2 and cos.shape == sin.shape
+    if not fit or cos.shape[0] != x.shape[1] or 2 * cos.shape[1] > x.shape[3]:
         given = f"x {tuple(x.shape)}, cos {tuple(cos.shape)}, sin {tuple(sin.shape)}"
         raise ValueError(f"apply_rotary: x [B, T, H, D], cos and sin [T, R/2] with R <= D expected; given {given}.")
-    chosen = choose("apply_rotary", backend, x.device, triton=x.dtype, native=x.dtype)
+    check_floating("apply_rotary", x=x)
+    check_floating("apply_rotary", cos=cos, sin=sin)
+    chosen = choose("apply_rotary", backend, x, cos, sin, triton=x.dtype, native=x.dtype)
     if chosen == "native":
         return NativeRotary.apply(x, cos.float(), sin.float())
     if chosen == "triton":

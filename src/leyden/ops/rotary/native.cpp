@@ -6,10 +6,11 @@ using namespace leyden;
 
 // x, y: [tokens, heads, dim], where token n stands at row n % positions of cos and sin [positions, half]. `sign` is 1,
 // or -1 to turn back.
-extern "C" void leyden_rotary(int64_t bfloat16, const void *x, const float *cos, const float *sin, float sign,
+extern "C" Fault leyden_rotary(int64_t bfloat16, const void *x, const float *cos, const float *sin, float sign,
                               int64_t tokens, int64_t positions, int64_t heads, int64_t dim, int64_t half, void *y,
                               int64_t threads) {
-    with_dtype(bfloat16, [&](auto type) {
+    if (2 * half > dim || (tokens && !positions)) return "cos and sin have other widths or positions than x";
+    return with_dtype(bfloat16, [&](auto type) {
         using T = decltype(type);
         share(tokens * heads, threads, [&](int64_t begin, int64_t end, int) {
             for (int64_t row = begin; row < end; row++) {

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 
 from leyden.ops.backend import choose
+from leyden.ops.checks import check_floating
 from leyden.ops.routing.native import NativeRoute
 
 __all__ = ["Routing", "drop_over_capacity", "expert_capacity", "route"]
@@ -43,10 +44,13 @@ def route(logits: torch.Tensor, top_k: int, backend: str = "auto") -> Routing:
     Raises:
         ValueError: k out of bounds, or a backend that cannot run.
     """
+    if logits.ndim != 2:
+        raise ValueError(f"route: logits [N, E] expected; given {tuple(logits.shape)}.")
+    check_floating("route", logits=logits)
     if not 1 <= top_k <= logits.shape[1]:
         raise ValueError(f"route: top_k from 1 to the {logits.shape[1]} experts expected; given {top_k}.")
     float32 = logits.dtype if logits.dtype == torch.float32 else None
-    chosen = choose("route", backend, logits.device, triton=float32, native=float32)
+    chosen = choose("route", backend, logits, triton=float32, native=float32)
     if chosen == "native":
         experts, weights, probabilities = NativeRoute.apply(logits, top_k)
         return Routing(experts, weights, probabilities, logits)

@@ -41,23 +41,31 @@ void best_backward(const float *p, const float *weights, const int64_t *chosen, 
 }  // namespace
 
 // logits, probabilities: [rows, experts]; weights, chosen: [rows, k].
-extern "C" void leyden_route(const float *logits, int64_t rows, int64_t num_experts, int64_t top_k,
-                             float *probabilities, float *weights, int64_t *chosen, int64_t threads) {
-    share(rows, threads, [&](int64_t begin, int64_t end, int) {
-        for (int64_t row = begin; row < end; row++)
-            best(logits + row * num_experts, num_experts, top_k, probabilities + row * num_experts,
-                 weights + row * top_k, chosen + row * top_k);
+extern "C" Fault leyden_route(const float *logits, int64_t rows, int64_t num_experts, int64_t top_k,
+                              float *probabilities, float *weights, int64_t *chosen, int64_t threads) {
+    if (top_k > num_experts) return "there are fewer experts than top_k";
+    return guarded([&]() -> Fault {
+        share(rows, threads, [&](int64_t begin, int64_t end, int) {
+            for (int64_t row = begin; row < end; row++)
+                best(logits + row * num_experts, num_experts, top_k, probabilities + row * num_experts,
+                     weights + row * top_k, chosen + row * top_k);
+        });
+        return nullptr;
     });
 }
 
-extern "C" void leyden_route_backward(const float *probabilities, const float *weights, const int64_t *chosen,
-                                      const float *dweights, const float *dprobabilities, int64_t rows,
-                                      int64_t num_experts, int64_t top_k, float *dlogits, int64_t threads) {
-    share(rows, threads, [&](int64_t begin, int64_t end, int) {
-        for (int64_t row = begin; row < end; row++)
-            best_backward(probabilities + row * num_experts, weights + row * top_k, chosen + row * top_k,
-                          dweights ? dweights + row * top_k : nullptr,
-                          dprobabilities ? dprobabilities + row * num_experts : nullptr, num_experts, top_k,
-                          dlogits + row * num_experts);
+extern "C" Fault leyden_route_backward(const float *probabilities, const float *weights, const int64_t *chosen,
+                                       const float *dweights, const float *dprobabilities, int64_t rows,
+                                       int64_t num_experts, int64_t top_k, float *dlogits, int64_t threads) {
+    if (!within(chosen, rows * top_k, 0, num_experts)) return "a chosen expert is none of the experts";
+    return guarded([&]() -> Fault {
+        share(rows, threads, [&](int64_t begin, int64_t end, int) {
+            for (int64_t row = begin; row < end; row++)
+                best_backward(probabilities + row * num_experts, weights + row * top_k, chosen + row * top_k,
+                              dweights ? dweights + row * top_k : nullptr,
+                              dprobabilities ? dprobabilities + row * num_experts : nullptr, num_experts, top_k,
+                              dlogits + row * num_experts);
+        });
+        return nullptr;
     });
 }

@@ -14,7 +14,7 @@ class NativeRoute(torch.autograd.Function):
     def forward(ctx: Any, logits: torch.Tensor, top_k: int) -> tuple[torch.Tensor, ...]:
         logits = logits.contiguous()
         probabilities, weights = torch.empty_like(logits), logits.new_empty(len(logits), top_k)
-        experts = torch.empty(len(logits), top_k, dtype=torch.int64)
+        experts = logits.new_empty(len(logits), top_k, dtype=torch.int64)
         call("leyden_route", logits, *logits.shape, top_k, probabilities, weights, experts)
         ctx.save_for_backward(experts, weights, probabilities)
         ctx.mark_non_differentiable(experts)

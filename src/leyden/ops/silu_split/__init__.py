@@ -3,6 +3,7 @@
 import torch
 
 from leyden.ops.backend import choose
+from leyden.ops.checks import check_floating
 from leyden.ops.silu_split.native import silu_split_native
 from leyden.ops.silu_split.portable import silu_split_portable
 from leyden.ops.silu_split.reference import silu_split_reference
@@ -26,7 +27,8 @@ def silu_split(qkv: torch.Tensor, backend: str = "auto") -> tuple[torch.Tensor, 
     """
     if qkv.ndim != 4 or qkv.shape[-1] % 3:
         raise ValueError(f"silu_split: qkv [B, T, H, 3K] expected; given {tuple(qkv.shape)}.")
-    chosen = choose("silu_split", backend, qkv.device, triton=qkv.dtype, native=qkv.dtype)
+    check_floating("silu_split", qkv=qkv)
+    chosen = choose("silu_split", backend, qkv, triton=qkv.dtype, native=qkv.dtype)
     if chosen == "reference":
         return silu_split_reference(qkv)
     if chosen == "native":

@@ -5,8 +5,8 @@
 using namespace leyden;
 
 // x, y: [count].
-extern "C" void leyden_silu(int64_t bfloat16, const void *x, int64_t count, void *y, int64_t threads) {
-    with_dtype(bfloat16, [&](auto type) {
+extern "C" Fault leyden_silu(int64_t bfloat16, const void *x, int64_t count, void *y, int64_t threads) {
+    return with_dtype(bfloat16, [&](auto type) {
         using T = decltype(type);
         const T *from = (const T *)x;
         T *to = (T *)y;
@@ -21,9 +21,9 @@ extern "C" void leyden_silu(int64_t bfloat16, const void *x, int64_t count, void
 }
 
 // d(x s)/dx = s + x s (1 - s) for s = sigmoid(x). dy, x, dx: [count].
-extern "C" void leyden_silu_backward(int64_t bfloat16, const void *dy, const void *x, int64_t count, void *dx,
+extern "C" Fault leyden_silu_backward(int64_t bfloat16, const void *dy, const void *x, int64_t count, void *dx,
                                      int64_t threads) {
-    with_dtype(bfloat16, [&](auto type) {
+    return with_dtype(bfloat16, [&](auto type) {
         using T = decltype(type);
         share(count / LANES + 1, threads, [&](int64_t begin, int64_t end, int) {
             const int64_t first = begin * LANES;

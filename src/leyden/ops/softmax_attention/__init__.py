@@ -3,6 +3,7 @@
 import torch
 
 from leyden.ops.backend import choose
+from leyden.ops.checks import check_bounds, check_floating
 from leyden.ops.softmax_attention.block_attention import BlockAttention
 from leyden.ops.softmax_attention.gpu import softmax_attention_gpu
 from leyden.ops.softmax_attention.portable import softmax_attention_portable
@@ -38,16 +39,20 @@ def softmax_attention(
     Raises:
         ValueError: shapes that do not fit together, a window of no key, or a backend that cannot run.
     """
-    if q.ndim != 4 or k.shape != v.shape or k.shape[1] < q.shape[1] or q.shape[2] % k.shape[2] != 0:
+    fit = q.ndim == k.ndim == 4 and k.shape == v.shape and k.shape[::3] == q.shape[::3] and k.shape[2] > 0
+    if not fit or k.shape[1] < q.shape[1] or q.shape[2] % k.shape[2] != 0:
         raise ValueError(
             "softmax_attention: q [B, T, Hq, D] and k, v [B, S, Hkv, D] with S >= T and Hq a multiple of Hkv "
             f"expected; given q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}."
         )
     if cu_seqlens is not None and (q.shape[0] != 1 or k.shape[1] != q.shape[1]):
         raise ValueError("softmax_attention: packed documents lie in one row (B = 1) with as many keys as queries.")
+    if cu_seqlens is not None:
+        check_bounds("softmax_attention", cu_seqlens, q.shape[1])
+    check_floating("softmax_attention", q=q, k=k, v=v)
     if window is not None and window < 1:
         raise ValueError(f"softmax_attention: a window of at least 1 token expected; given {window}.")
-    chosen = choose("softmax_attention", backend, q.device, native=q.dtype if q.shape[1] > 1 else None)
+    chosen = choose("softmax_attention", backend, q, k, v, native=q.dtype if q.shape[1] > 1 else None)
     if chosen == "reference":
         return softmax_attention_reference(q, k, v, cu_seqlens, window)
     if chosen == "native":

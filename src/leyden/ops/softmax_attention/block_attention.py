@@ -64,7 +64,7 @@ class BlockAttention(torch.autograd.Function):
         scores = scores_of(grouped, keys, values, dout, native=ctx.native)
         delta = (dout.to(wide) * out).sum(-1, keepdim=True)
         dq = torch.empty_like(grouped)
-        dk, dv = (torch.empty(keys.shape, dtype=wide) for _ in range(2))
+        dk, dv = (torch.empty_like(keys, dtype=wide) for _ in range(2))
 
         def differentiate(blocks: list[Block]) -> tuple[torch.Tensor, ...]:
             for total in (dk, dv):

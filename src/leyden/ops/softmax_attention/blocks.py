@@ -36,7 +36,7 @@ class Block:
         num_keys = self.keys.stop - self.keys.start
         # All see the keys that the first query sees, unless a document begins or has ended before them.
         width = num_keys if int(first[-1]) > 0 else num_keys - int(end[0])
-        key = torch.arange(num_keys - width, num_keys)
+        key = torch.arange(num_keys - width, num_keys, device="cpu")
         return (key >= end) | (key < first)
 
 
@@ -54,12 +54,12 @@ def cut_blocks(
     """
     _, G, T, _ = q.shape
     offset = num_keys - T
-    starts = torch.zeros(T, dtype=torch.int64)
+    starts = torch.zeros(T, dtype=torch.int64, device="cpu")
     if bounds is not None:
-        lengths = torch.tensor(bounds).diff()
-        starts = torch.tensor(bounds[:-1]).repeat_interleave(lengths)
+        lengths = torch.tensor(bounds, device="cpu").diff()
+        starts = torch.tensor(bounds[:-1], device="cpu").repeat_interleave(lengths)
     if window is not None:
-        starts = torch.maximum(starts, torch.arange(offset, num_keys) - (window - 1))
+        starts = torch.maximum(starts, torch.arange(offset, num_keys, device="cpu") - (window - 1))
     ends = list(bounds) if apart and bounds is not None else [T]
     first = 0
     while first < T:
@@ -73,6 +73,7 @@ def cut_blocks(
         while grain * 32 < end - begin:
             grain *= 2
         stop = end if apart else min(begin - (begin - end) // grain * grain, num_keys)
-        seen = torch.stack([starts[first:last], torch.arange(offset + first, end) + 1]) - begin
+        behind = torch.arange(offset + first + 1, end + 1, device="cpu")
+        seen = torch.stack([starts[first:last], behind]) - begin
         yield Block(slice(first, last), slice(begin, stop), seen.to(torch.int32))
         first = last

@@ -39,6 +39,14 @@ struct Seen {
 
     int64_t first(int64_t row) const { return seen[row % period]; }
     int64_t last(int64_t row) const { return seen[period + row % period]; }
+
+    // What is wrong with it, for so many rows of queries and keys.
+    Fault check(int64_t rows, int64_t width) const {
+        if (rows && !period) return "nothing says what the rows see";
+        for (int64_t r = 0; r < period; r++)
+            if (first(r) < 0 || first(r) > last(r) || last(r) > width) return "a row sees keys that are none";
+        return nullptr;
+    }
 };
 
 // Zeros where a row does not see, which is from `first` up to `last` of `width`.
@@ -52,14 +60,16 @@ constexpr int64_t ROWS = 16 * FOURS;  // whole blocks of products
 // work(begin, end, lowest, highest) for a few rows of queries and the keys that one of them sees, by whichever thread
 // comes first: later queries see more.
 template <class F> void of_queries(int64_t rows, Seen seen, int64_t threads, F &&work) {
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-    for (int64_t begin = 0; begin < rows; begin += ROWS) {
-        const int64_t end = std::min(begin + ROWS, rows);
-        int64_t lowest = seen.first(begin), highest = seen.last(begin);
-        for (int64_t row = begin; row < end; row++)
-            lowest = std::min(lowest, seen.first(row)), highest = std::max(highest, seen.last(row));
-        work(begin, end, lowest, highest);
-    }
+    std::atomic<int64_t> next{0};
+    team(threads, [&](int64_t, int64_t) {
+        for (int64_t begin; (begin = next.fetch_add(ROWS)) < rows;) {
+            const int64_t end = std::min(begin + ROWS, rows);
+            int64_t lowest = seen.first(begin), highest = seen.last(begin);
+            for (int64_t row = begin; row < end; row++)
+                lowest = std::min(lowest, seen.first(row)), highest = std::max(highest, seen.last(row));
+            work(begin, end, lowest, highest);
+        }
+    });
 }
 
 // y[row - begin][key] = x[row] . w[key] for the keys from `lowest` to `highest`; rows of y are apart(width).
@@ -86,13 +96,16 @@ extern "C" int64_t leyden_attention_pays(int64_t bfloat16) {
 }
 
 // q: [rows, dim]; k: [width, dim]; p: [rows, width], zero where a row does not see. dim is a multiple of 16.
-extern "C" void leyden_attention_probabilities(int64_t bfloat16, const void *q, const void *k, const int32_t *seen,
+extern "C" Fault leyden_attention_probabilities(int64_t bfloat16, const void *q, const void *k, const int32_t *seen,
                                                float scale, int64_t rows, int64_t period, int64_t width, int64_t dim,
                                                void *p, int64_t threads) {
-    with_dtype(bfloat16, [&](auto type) {
+    if (dim % LANES) return "16 does not divide the head dims";
+    if (bfloat16 && !std::is_same<BFloat16, Input<BFloat16>>::value) return "this processor does not multiply bfloat16";
+    const Seen of{seen, period};
+    if (const Fault fault = of.check(rows, width)) return fault;
+    return with_dtype(bfloat16, [&](auto type) {
         using T = decltype(type);
         if constexpr (std::is_same<T, Input<T>>::value) {
-            const Seen of{seen, period};
             of_queries(rows, of, threads, [&](int64_t begin, int64_t end, int64_t lowest, int64_t highest) {
                 thread_local std::vector<float> kept;
                 float *scores = products((const T *)q, (const T *)k, begin, end, lowest, highest, width, dim, kept);
@@ -108,14 +121,17 @@ extern "C" void leyden_attention_probabilities(int64_t bfloat16, const void *q, 
 }
 
 // As above, and v: [width, dim]; dout: [rows, dim]; delta: [rows]; ds: [rows, width], (dout v^T - delta) p scale.
-extern "C" void leyden_attention_gradients(int64_t bfloat16, const void *q, const void *k, const void *dout,
+extern "C" Fault leyden_attention_gradients(int64_t bfloat16, const void *q, const void *k, const void *dout,
                                            const void *v, const float *delta, const int32_t *seen, float scale,
                                            int64_t rows, int64_t period, int64_t width, int64_t dim, void *p, void *ds,
                                            int64_t threads) {
-    with_dtype(bfloat16, [&](auto type) {
+    if (dim % LANES) return "16 does not divide the head dims";
+    if (bfloat16 && !std::is_same<BFloat16, Input<BFloat16>>::value) return "this processor does not multiply bfloat16";
+    const Seen of{seen, period};
+    if (const Fault fault = of.check(rows, width)) return fault;
+    return with_dtype(bfloat16, [&](auto type) {
         using T = decltype(type);
         if constexpr (std::is_same<T, Input<T>>::value) {
-            const Seen of{seen, period};
             of_queries(rows, of, threads, [&](int64_t begin, int64_t end, int64_t lowest, int64_t highest) {
                 thread_local std::vector<float> kept, kept_too;
                 float *scores = products((const T *)q, (const T *)k, begin, end, lowest, highest, width, dim, kept);
@@ -134,12 +150,14 @@ extern "C" void leyden_attention_gradients(int64_t bfloat16, const void *q, cons
 
 // scores: [rows, width] float32, the probabilities on return; p: the same in the dtype named, zero where a row does
 // not see. dp: null, or [rows, width] float32, and then ds as above.
-extern "C" void leyden_softmax(int64_t bfloat16, float *scores, const float *dp, const float *delta,
+extern "C" Fault leyden_softmax(int64_t bfloat16, float *scores, const float *dp, const float *delta,
                                const int32_t *seen, float scale, int64_t rows, int64_t period, int64_t width, void *p,
                                void *ds, int64_t threads) {
-    with_dtype(bfloat16, [&](auto type) {
+    if ((!dp != !ds) || (!dp != !delta)) return "dp, delta and ds go together";
+    const Seen of{seen, period};
+    if (const Fault fault = of.check(rows, width)) return fault;
+    return with_dtype(bfloat16, [&](auto type) {
         using T = decltype(type);
-        const Seen of{seen, period};
         share(rows, threads, [&](int64_t begin, int64_t end, int) {
             for (int64_t row = begin; row < end; row++) {
                 const int64_t first = of.first(row), last = of.last(row), at = row * width + first;

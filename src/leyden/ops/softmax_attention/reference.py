@@ -27,7 +27,7 @@ def softmax_attention_reference(
     q, k, v = (x.to(dtype) for x in (q_BTHD, k_BSGD, v_BSGD))
     k, v = k.repeat_interleave(H // G, dim=2), v.repeat_interleave(H // G, dim=2)
     scores = torch.einsum("bthd,bshd->bhts", q, k) / math.sqrt(D)
-    query, key = torch.arange(S - T, S)[:, None], torch.arange(S)[None, :]
+    query, key = torch.arange(S - T, S, device="cpu")[:, None], torch.arange(S, device="cpu")[None, :]
     visible = key <= query
     if window is not None:
         visible &= key > query - window
