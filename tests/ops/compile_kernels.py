@@ -111,24 +111,50 @@ def record(launch_module: str, call: Callable[[Any], None]) -> list[Launch]:
     return recorder.launches
 
 
+_LIGHTNING = "leyden.ops.lightning_attention.launch"
+
+
 def lightning(dtype: torch.dtype, width: int) -> Iterator[Launch]:
-    """Forward, backward, prefill and decoding, with documents whole and cut."""
-    name = "leyden.ops.lightning_attention.launch"
-    slopes = torch.rand(2)
+    """Forward, backward, prefill and decoding, of few heads and of many, with documents whole and cut."""
 
     def call(module: Any) -> None:
-        for tokens in (100, 70_000):
-            x = torch.zeros(tokens, 2, width, dtype=dtype)
-            state, cu = torch.zeros(1, 2, width, width), torch.tensor([0, tokens])
-            _, _, entries = module._forward(x, x, x, slopes, state, cu, tokens)
-            module._backward(x, state, x, x, x, slopes, entries if entries.numel() else state, cu, tokens)
-            module.prefill(x, x, x, slopes, state, torch.tensor([0]), cu)
+        for heads, tokens in ((2, 100), (200, 100), (2, 70_000)):
+            for ragged in (False, True):
+                _train(module, dtype, tokens, heads, width, ragged=ragged)
+            _serve(module, dtype, tokens, heads, width)
         for tokens in (10, 30):  # the tiles of short documents
-            x, cu = torch.zeros(tokens, 2, width, dtype=dtype), torch.tensor([0, tokens])
-            module.prefill(x, x, x, slopes, state, torch.tensor([0]), cu)
-        module.decode(x[:1], x[:1], x[:1], slopes, state, torch.tensor([0]))
+            _serve(module, dtype, tokens, 2, width)
 
-    yield from record(name, call)
+    yield from record(_LIGHTNING, call)
+
+
+def lightning_hot(dtype: torch.dtype, width: int) -> Iterator[Launch]:
+    """What takes the time: training on rows, of many heads and of few, which are cut, and decoding."""
+
+    def call(module: Any) -> None:
+        _train(module, dtype, 100, 200, width)
+        _train(module, dtype, 70_000, 2, width)
+        _serve(module, dtype, 1, 2, width)
+
+    yield from record(_LIGHTNING, call)
+
+
+def _train(module: Any, dtype: torch.dtype, tokens: int, heads: int, width: int, *, ragged: bool = False) -> None:
+    x, slopes = torch.zeros(tokens, heads, width, dtype=dtype, device="meta"), torch.zeros(heads, device="meta")
+    cu_seqlens = torch.zeros(2, dtype=torch.int64, device="meta") if ragged else None
+    initial = torch.zeros(1, heads, width, width, device="meta") if ragged else None
+    _, _, entries = module._forward._init_fn(x, x, x, slopes, initial, cu_seqlens, 1)
+    entries = entries if entries.numel() else None
+    module._backward._init_fn(x, initial, x, x, x, slopes, initial, entries, cu_seqlens, 1)
+
+
+def _serve(module: Any, dtype: torch.dtype, tokens: int, heads: int, width: int) -> None:
+    x, slopes = torch.zeros(tokens, heads, width, dtype=dtype, device="meta"), torch.zeros(heads, device="meta")
+    states, slots = torch.zeros(1, heads, width, width, device="meta"), torch.zeros(1, dtype=torch.int64, device="meta")
+    if tokens > 1:
+        module.prefill._init_fn(x, x, x, slopes, states, slots, torch.zeros(2, dtype=torch.int64, device="meta"))
+    module.decode._init_fn(x[:1], x[:1], x[:1], slopes, states, slots)
+    module.step._init_fn(x[:1], x[:1], x[:1], slopes, states)
 
 
 def cross_entropy(dtype: torch.dtype, width: int) -> Iterator[Launch]:
@@ -226,6 +252,7 @@ def routing(_: torch.dtype, width: int) -> Iterator[Launch]:
 
 OPS = {
     "lightning_attention": lightning,
+    "lightning_attention_hot": lightning_hot,
     "cross_entropy": cross_entropy,
     "paged_attention": paged_attention,
     "ranged_attention": ranged_attention,
@@ -251,6 +278,7 @@ def main(ops: str, dtype: str, *architectures: str) -> None:
             facts = asdict(Facts.of(compiled, architecture))
             line = {"kernel": name, "architecture": architecture, "form": launch.form, **launch.options, **facts}
             sys.stdout.write(json.dumps(line) + "\n")
+            sys.stdout.flush()
 
 
 if __name__ == "__main__":

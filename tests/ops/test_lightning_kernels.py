@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 import torch
-from exactness import HARDWARE, assert_within_noise, random, with_gradients
+from exactness import assert_within_noise, random, with_gradients
 
 from leyden.ops import (
     lightning_attention,
@@ -42,7 +42,7 @@ def check(bounds: list[int], dtype: torch.dtype, device: str, *, batch: int = 1,
     plain = with_gradients(body("torch", "cpu"), inputs)
     exact = with_gradients(body("reference", "cpu"), [x.double() for x in inputs])
     for name, a, p, e in zip(("output", "final state", "dq", "dk", "dv", "dstate"), mine, plain, exact, strict=False):
-        assert_within_noise(a, p, e, dim=1 if "state" in name else 2, what=name, hardware=HARDWARE)
+        assert_within_noise(a, p, e, dim=1 if "state" in name else 2, what=name)
     assert (mine[0].dtype, mine[1].dtype) == (dtype, torch.float32)
 
 
@@ -50,7 +50,7 @@ def check(bounds: list[int], dtype: torch.dtype, device: str, *, batch: int = 1,
 def short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Documents are cut at every 64 tokens."""
     monkeypatch.setattr(launch, "_SHORTEST_SEGMENT", 64)
-    monkeypatch.setattr(launch, "_PROGRAMS", 1 << 20)
+    monkeypatch.setattr(launch, "multiprocessors", lambda device: 1 << 20)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -67,26 +67,38 @@ def test_rows_equal_the_recurrence(dtype: torch.dtype, num_tokens: int, batch: i
     ],
 )
 def test_lengths_around_a_tile(num_tokens: int, dtype: torch.dtype, chunk: int, device: str) -> None:
-    assert launch.Tiles.of(K, V, num_tokens, dtype).chunk == chunk
+    assert plan(num_tokens, 1, H, K, V, dtype).tiles.chunk == chunk
     check([0, num_tokens], dtype, device, resumed=False)
 
 
-@pytest.mark.parametrize("bounds", [[0, 127], [0, 128], [0, 129], [0, 1, 258]])
-def test_long_documents_in_narrow_heads(bounds: list[int], monkeypatch: pytest.MonkeyPatch, device: str) -> None:
-    monkeypatch.setattr(launch, "_LONG_DOCUMENT", 100)
-    assert launch.Tiles.of(K, V, bounds[-1] // (len(bounds) - 1), torch.bfloat16).chunk == 128
-    check(bounds, torch.bfloat16, device)
+def plan(num_tokens: int, num_documents: int, heads: int, key_dim: int, value_dim: int, dtype=torch.bfloat16):
+    """Of documents of equal length, on what stands for an H200."""
+    q, v = (
+        torch.empty(num_documents * num_tokens, heads, dim, dtype=dtype, device="meta") for dim in (key_dim, value_dim)
+    )
+    return launch.Plan.of(q, v, num_documents, num_tokens)
 
 
 def test_tiles_of_wide_heads_and_short_documents() -> None:
     def chunks(width: int, dtype: torch.dtype) -> list[int]:
-        return [launch.Tiles.of(width, width, mean, dtype).chunk for mean in (0, 16, 17, 40, 1023, 1 << 20)]
+        return [plan(n, 1, 2, width, width, dtype).tiles.chunk for n in (0, 16, 17, 40, 1023, 1 << 20)]
 
-    assert chunks(64, torch.bfloat16) == [16, 16, 32, 64, 64, 128]
-    assert chunks(128, torch.bfloat16) == chunks(64, torch.float16) == [16, 16, 32, 64, 64, 64]
+    assert chunks(64, torch.bfloat16) == chunks(128, torch.bfloat16) == [16, 16, 32, 64, 64, 64]
+    assert chunks(128, torch.float16) == [16, 16, 32, 64, 64, 64]
     assert chunks(256, torch.bfloat16) == chunks(16, torch.float32) == [16, 16, 32, 32, 32, 32]
     assert chunks(64, torch.float32) == [16] * 6
-    assert launch.Tiles.of(64, 256, 1 << 20, torch.bfloat16) == launch.Tiles.of(256, 64, 1 << 20, torch.bfloat16)
+    assert plan(1 << 20, 1, 2, 64, 256).tiles == plan(1 << 20, 1, 2, 256, 64).tiles
+
+
+def test_programs_fill_the_multiprocessors() -> None:
+    """Whole heads where programs are many; else parts of their value dims, and of their tokens."""
+    many, few = plan(2048, 8, 64, 128, 128), plan(8192, 1, 64, 128, 128)
+    assert (many.tiles.value_dims, many.split) == (128, False)
+    assert (few.tiles.value_dims, few.split, few.length) == (64, True, 4096)
+    for heads, dim in ((48, 128), (24, 64), (16, 128), (64, 64)):
+        cut = plan(131_072, 1, heads, dim, dim)
+        blocks = -(-dim // cut.tiles.value_dims)
+        assert 132 * cut.tiles.resident <= heads * blocks * -(-131_072 // cut.length) <= 1.5 * 132 * cut.tiles.resident
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -231,10 +243,11 @@ def test_nothing_breaks_the_graph(device: str) -> None:
     compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
     for a, b in zip(with_gradients(compiled, [q, k, v]), with_gradients(attend, [q, k, v]), strict=True):
         torch.testing.assert_close(a, b)
-    torch.library.opcheck(launch._forward, (q[0], k[0], v[0].requires_grad_(), slopes, None, cu, 40))
+    torch.library.opcheck(launch._forward, (q[0], k[0], v[0].requires_grad_(), slopes, None, cu, 2))
     states, slots = torch.zeros(3, H, K, V, device=device), torch.tensor([2, 0], device=device)
     torch.library.opcheck(launch.prefill, (q[0], k[0], v[0].detach(), slopes, states, slots, cu))
     torch.library.opcheck(launch.decode, (q[0, :2], k[0, :2], v[0, :2].detach(), slopes, states, slots))
+    torch.library.opcheck(launch.step, (q[0, :3], k[0, :3], v[0, :3].detach(), slopes, states))
 
 
 @pytest.mark.parametrize("num_decodes", [0, 2, 3])
@@ -279,7 +292,8 @@ def test_offsets_beyond_32_bits() -> None:
     tail = x[:, -200:].clone()
     expected, expected_state = lightning_attention(tail, tail, tail, slopes, backend="reference")
     torch.testing.assert_close(out[:, -64:], expected[:, -64:], rtol=2e-2, atol=0.5)
-    torch.testing.assert_close(state, expected_state, rtol=1e-3, atol=1e-2)
+    # Values that have decayed are rounded to bfloat16, 2^-9 of products as large as 16, before float32 sums them.
+    torch.testing.assert_close(state, expected_state, rtol=1e-3, atol=0.1)
 
 
 @pytest.mark.gpu

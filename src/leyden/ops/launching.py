@@ -1,5 +1,6 @@
 """What the Triton bodies share on the host: launching on the right device, tile arithmetic, precisions."""
 
+import functools
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -99,3 +100,13 @@ def has_large_memory(device: torch.device) -> bool:
     """
     capability = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else _OFF_A_GPU
     return capability in (9, 10)
+
+
+def multiprocessors(device: torch.device) -> int:
+    """How many the GPU has; off a GPU, as many as an H200."""
+    return _multiprocessors(device) if device.type == "cuda" else 132
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count

@@ -8,7 +8,9 @@ product; what came before the chunk enters through the state at its beginning.
     scan        in place: from what segments add to the state at their beginning, document by document
     attend      the outputs, segment by segment, each from the state at its beginning
 
-Where documents are many, each is one segment, and ``attend`` alone reads and writes the states of documents.
+Where documents are many, each is one segment, and ``attend`` alone reads and writes the states of documents. Bounds of
+documents are read from ``cu_seqlens`` (RAGGED), or all have one length; counts are not specialised on, so that another
+batch compiles nothing.
 
 The backward is the same computation three times (docs/math.md). With time reversed, ``S_t`` becomes the gradient that
 later tokens leave on the state, in which the current token is decayed once less and the others once more.
@@ -19,13 +21,45 @@ import triton.language as tl
 
 
 @triton.jit
-def _segment(table, cu_seqlens, num_documents, L):
-    """The document of this program's segment, and the segment's first token and end; past the last, no document."""
-    row = tl.program_id(0)
-    document = tl.load(table + 2 * row).to(tl.int64)
-    first = tl.load(cu_seqlens + document).to(tl.int64) + tl.load(table + 2 * row + 1).to(tl.int64) * L
-    end = tl.load(cu_seqlens + document + 1, mask=document < num_documents, other=0).to(tl.int64)
-    return document, first, tl.minimum(end, first + L)
+def _program(H: tl.constexpr, BLOCKS: tl.constexpr):
+    """Row, head and block of this program. Programs that follow each other are the blocks of one head, which read the
+    same queries and keys, then the heads of one row, which lie side by side."""
+    program = tl.program_id(0)
+    return (program // (BLOCKS * H)).to(tl.int64), (program // BLOCKS % H).to(tl.int64), program % BLOCKS
+
+
+@triton.jit
+def _bound(cu_seqlens, document, length, RAGGED: tl.constexpr):
+    """The first token of a document, int64."""
+    if RAGGED:
+        bound = tl.load(cu_seqlens + document).to(tl.int64)
+    else:
+        bound = document.to(tl.int64) * length
+    return bound
+
+
+@triton.jit
+def _segment(segment, cu_seqlens, num_documents, length, L, SPLIT: tl.constexpr, RAGGED: tl.constexpr):
+    """The document of a segment of at most L tokens, its first token, its end, and whether it is all of the document.
+
+    The segments of a document begin at row ``cu_seqlens[document] // L + document``, which leaves room for all of them
+    and is found without a table. A row with nothing in it has its end before its first token, or there.
+    """
+    document = segment
+    if SPLIT:
+        document, last = tl.cast(0, tl.int64), tl.cast(num_documents - 1, tl.int64)
+        while document < last:
+            middle = (document + last + 1) // 2
+            begins = _bound(cu_seqlens, middle, length, RAGGED) // L + middle
+            document = tl.where(begins <= segment, middle, document)
+            last = tl.where(begins <= segment, last, middle - 1)
+    begin, end = _bound(cu_seqlens, document, length, RAGGED), _bound(cu_seqlens, document + 1, length, RAGGED)
+    first, whole = begin, True
+    if SPLIT:
+        part = segment - begin // L - document
+        first, whole = begin + part * L, (part == 0) & (end - begin <= L)
+        end = tl.minimum(end, first + L)
+    return document, first, end, whole
 
 
 @triton.jit
@@ -35,8 +69,29 @@ def _tile(x, stride_t, token, valid, dim, D: tl.constexpr):
 
 
 @triton.jit
-def _decay(slope, tokens):
-    return tl.exp(-slope * tokens.to(tl.float32))
+def _loss(slope, tokens):
+    """exp(-slope tokens) - 1, the share of a state that is lost, as exact as float32.
+
+    What is applied to a state at every step must not be off by the hardware's exponential (2^-22 of the whole, much of
+    what slow heads forget in a token), nor by rounding a decay near 1: this times the state is added to the state.
+    """
+    x = tl.maximum(-slope * tokens, -87.0)
+    halvings = tl.floor(x * 1.4426950408889634 + 0.5)
+    rest = (x - halvings * 0.693359375) + halvings * 2.12194440e-4  # log 2 in two parts, the first times them exact
+    series = 1 + rest * (1 / 2 + rest * (1 / 6 + rest * (1 / 24 + rest * (1 / 120 + rest * (1 / 720 + rest / 5040)))))
+    scale = ((halvings.to(tl.int32) + 127) << 23).to(tl.float32, bitcast=True)
+    return tl.where(x > -87.0, scale * (rest * series) + (scale - 1), -1.0)
+
+
+@triton.jit
+def _decay(slope, tokens, PRODUCT: tl.constexpr):
+    """exp(-slope tokens), which multiplies numbers that are then rounded to PRODUCT."""
+    tokens = tokens.to(tl.float32)
+    if PRODUCT == tl.float32:  # noqa: SIM300
+        decay = 1 + _loss(slope, tokens)
+    else:
+        decay = tl.exp(-slope * tokens)
+    return decay
 
 
 @triton.jit
@@ -44,18 +99,19 @@ def _product(a, b, PRECISION: tl.constexpr):
     return tl.dot(a, b, input_precision=PRECISION)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_documents", "length", "L"])
 def summarise(
-    k, v, slopes, out, table, cu_seqlens,
-    num_documents, L, k_stride_t, k_stride_h, v_stride_t, v_stride_h,
-    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    C: tl.constexpr, REVERSE: tl.constexpr, PRODUCT: tl.constexpr, PRECISION: tl.constexpr,
+    k, v, slopes, out, cu_seqlens,
+    num_documents, length, L, k_stride_t, k_stride_h, v_stride_t, v_stride_h,
+    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
+    RAGGED: tl.constexpr, REVERSE: tl.constexpr, PRODUCT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """out[segment, head] = sum_j exp(-slope (tokens that follow j)) k_j v_j^T, in float32."""
-    document, start, end = _segment(table, cu_seqlens, num_documents, L)
-    if document >= num_documents:
+    """out[segment, head] = sum_j exp(-slope (tokens that follow j)) k_j v_j^T, in float32, but for whole documents."""
+    segment, head, block = _program(H, tl.cdiv(V, BV))
+    _, start, end, whole = _segment(segment, cu_seqlens, num_documents, length, L, True, RAGGED)
+    if whole | (start >= end):
         return
-    head, value_dim, key_dim = tl.program_id(1).to(tl.int64), tl.program_id(2) * BV + tl.arange(0, BV), tl.arange(0, BK)
+    value_dim, key_dim = block * BV + tl.arange(0, BV), tl.arange(0, BK)
     slope = tl.load(slopes + head)
     k += head * k_stride_h
     v += head * v_stride_h
@@ -70,26 +126,33 @@ def summarise(
         ks = _tile(k + first * k_stride_t, k_stride_t, token, valid, key_dim, K)
         vs = _tile(v + first * v_stride_t, v_stride_t, token, valid, value_dim, V)
         left = tl.maximum(token + 1 if REVERSE else count - 1 - token, 0)
-        vs = (vs.to(tl.float32) * _decay(slope, left)[:, None]).to(PRODUCT)
-        state = state * _decay(slope, count) + _product(tl.trans(ks.to(PRODUCT)), vs, PRECISION)
-    out += (tl.program_id(0).to(tl.int64) * H + head) * K * V
+        vs = (vs.to(tl.float32) * _decay(slope, left, PRODUCT)[:, None]).to(PRODUCT)
+        state += state * _loss(slope, count.to(tl.float32))
+        state += _product(tl.trans(ks.to(PRODUCT)), vs, PRECISION)
+    out += (segment * H + head) * K * V
     inside = (key_dim < K)[:, None] & (value_dim < V)[None, :]
     tl.store(out + key_dim[:, None] * V + value_dim[None, :], state, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "L"])
 def scan(
-    states, first, last, slots, slopes, segments, cu_seqlens, L,
-    H: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr,
-    HAS_FIRST: tl.constexpr, HAS_SLOTS: tl.constexpr, REVERSE: tl.constexpr,
+    states, first, last, slots, slopes, cu_seqlens, length, L,
+    H: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr, RAGGED: tl.constexpr,
+    HAS_FIRST: tl.constexpr, HAS_LAST: tl.constexpr, HAS_SLOTS: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
     """From what each segment adds to the state at each segment's beginning, in place; ``last`` is the final state.
 
-    states: [segments, H, SIZE]; first, last: [documents, H, SIZE], or rows by slot; segments: [documents + 1], where
-    each document's segments begin.
+    states: [segments, H, SIZE]; first, last: [documents, H, SIZE], or rows by slot. Documents of one segment are left
+    to ``attend``.
     """
-    document, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
-    element = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
+    document, head, block = _program(H, tl.cdiv(SIZE, BLOCK))
+    begin = _bound(cu_seqlens, document, length, RAGGED)
+    tokens = _bound(cu_seqlens, document + 1, length, RAGGED) - begin
+    if tokens <= L:
+        return
+    begin = begin // L + document
+    num_segments = tl.cdiv(tokens, L)
+    element = block * BLOCK + tl.arange(0, BLOCK)
     inside = element < SIZE
     slope = tl.load(slopes + head)
     row = tl.load(slots + document).to(tl.int64) if HAS_SLOTS else document
@@ -97,45 +160,44 @@ def scan(
     state = tl.zeros([BLOCK], dtype=tl.float32)
     if HAS_FIRST:
         state = tl.load(first + of_document, mask=inside, other=0.0)
-    begin, end = tl.load(segments + document).to(tl.int64), tl.load(segments + document + 1).to(tl.int64)
-    tokens = tl.load(cu_seqlens + document + 1).to(tl.int64) - tl.load(cu_seqlens + document).to(tl.int64)
-    for step in range(end - begin):
-        segment = end - begin - 1 - step if REVERSE else step
+    for step in range(num_segments):
+        segment = num_segments - 1 - step if REVERSE else step
         at = states + ((begin + segment) * H + head) * SIZE + element
         added = tl.load(at, mask=inside, other=0.0)
         tl.store(at, state, mask=inside)
-        state = state * _decay(slope, tl.minimum(tokens - segment * L, L)) + added
-    tl.store(last + of_document, state, mask=inside)
+        state += state * _loss(slope, tl.minimum(tokens - segment * L, L).to(tl.float32)) + added
+    if HAS_LAST:
+        tl.store(last + of_document, state, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_documents", "length", "L"])
 def attend(
-    q, k, v, out, first, last, slots, slopes, table, cu_seqlens,
-    num_documents, L,
+    q, k, v, out, first, entries, last, slots, slopes, cu_seqlens,
+    num_documents, length, L,
     q_stride_t, q_stride_h, k_stride_t, k_stride_h, v_stride_t, v_stride_h, out_stride_t, out_stride_h,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
-    SPLIT: tl.constexpr, HAS_FIRST: tl.constexpr, HAS_LAST: tl.constexpr, HAS_SLOTS: tl.constexpr,
-    TRANSPOSED: tl.constexpr, REVERSE: tl.constexpr, PRODUCT: tl.constexpr, PRECISION: tl.constexpr,
+    SPLIT: tl.constexpr, RAGGED: tl.constexpr, HAS_FIRST: tl.constexpr, HAS_LAST: tl.constexpr,
+    HAS_SLOTS: tl.constexpr, TRANSPOSED: tl.constexpr, REVERSE: tl.constexpr,
+    PRODUCT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The outputs of one segment and head, ``BV`` of its value dims.
 
-    ``first`` holds the state at the beginning of each segment (SPLIT) or document, ``last`` gets that at the end of
-    each document; both are [rows, H, K, V], or [rows, H, V, K] (TRANSPOSED), rows by slot where there are slots.
+    A segment that is a whole document begins from ``first`` and leaves its state in ``last``, both [documents, H, K, V]
+    or rows by slot; the others (SPLIT) begin from ``entries`` [segments, H, K, V]. States are [.., V, K] if TRANSPOSED.
     """
-    document, start, end = _segment(table, cu_seqlens, num_documents, L)
-    if document >= num_documents:
-        return
-    head, value_dim, key_dim = tl.program_id(1).to(tl.int64), tl.program_id(2) * BV + tl.arange(0, BV), tl.arange(0, BK)
+    segment, head, block = _program(H, tl.cdiv(V, BV))
+    document, start, end, whole = _segment(segment, cu_seqlens, num_documents, length, L, SPLIT, RAGGED)
+    value_dim, key_dim = block * BV + tl.arange(0, BV), tl.arange(0, BK)
     slope = tl.load(slopes + head)
-    row = tl.program_id(0).to(tl.int64) if SPLIT else document
-    if HAS_SLOTS:
-        row = tl.load(slots + document).to(tl.int64)
-    at_state = (row * H + head) * K * V
+    row = tl.load(slots + document).to(tl.int64) if HAS_SLOTS else document
     of_state = key_dim[:, None] + value_dim[None, :] * K if TRANSPOSED else key_dim[:, None] * V + value_dim[None, :]
     in_state = (key_dim < K)[:, None] & (value_dim < V)[None, :]
     state = tl.zeros([BK, BV], dtype=tl.float32)
     if HAS_FIRST:
-        state = tl.load(first + at_state + of_state, mask=in_state, other=0.0)
+        state = tl.load(first + (row * H + head) * K * V + of_state, mask=in_state & whole, other=0.0)
+    if SPLIT:  # one of the two masks is empty
+        in_entry = in_state & (not whole) & (start < end)
+        state += tl.load(entries + (segment * H + head) * K * V + of_state, mask=in_entry, other=0.0)
     q += head * q_stride_h
     k += head * k_stride_h
     v += head * v_stride_h
@@ -157,43 +219,44 @@ def attend(
         # From what each chunk counts anew: else the decays of all pairs stay in registers from chunk to chunk.
         distance = mirrored[:, None] - mirrored[None, :]
         distance = distance if REVERSE else -distance
-        scores = _product(qs, tl.trans(ks), PRECISION) * _decay(slope, tl.maximum(distance, 0))
+        scores = _product(qs, tl.trans(ks), PRECISION) * _decay(slope, tl.maximum(distance, 0), PRODUCT)
         scores = tl.where(distance >= 0, scores, 0.0).to(PRODUCT)
         since = tl.maximum(age if REVERSE else age + 1, 0)  # decays since the state at the chunk's beginning
         left = tl.maximum(count - age if REVERSE else count - 1 - age, 0)  # and until the one at its end
-        result = _product(qs, state.to(PRODUCT), PRECISION) * _decay(slope, since)[:, None]
+        result = _product(qs, state.to(PRODUCT), PRECISION) * _decay(slope, since, PRODUCT)[:, None]
         result += _product(scores, vs.to(PRODUCT), PRECISION)
         inside = valid[:, None] & (value_dim < V)[None, :]
         at_out = out + begin * out_stride_t + token[:, None] * out_stride_t + value_dim[None, :]
         tl.store(at_out, result.to(out.dtype.element_ty), mask=inside)
 
-        vs = (vs.to(tl.float32) * _decay(slope, left)[:, None]).to(PRODUCT)
-        state = state * _decay(slope, count) + _product(tl.trans(ks), vs, PRECISION)
+        vs = (vs.to(tl.float32) * _decay(slope, left, PRODUCT)[:, None]).to(PRODUCT)
+        state += state * _loss(slope, count.to(tl.float32))
+        state += _product(tl.trans(ks), vs, PRECISION)
     if HAS_LAST:
-        tl.store(last + at_state + of_state, state, mask=in_state)
+        tl.store(last + (row * H + head) * K * V + of_state, state, mask=in_state & whole)
 
 
 @triton.jit
 def decode(
-    q, k, v, out, states, slots, slopes,
+    q, k, v, out, states, new_states, slots, slopes,
     q_stride_b, q_stride_h, k_stride_b, k_stride_h, v_stride_b, v_stride_h,
-    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, HAS_SLOTS: tl.constexpr,
 ):  # fmt: skip
-    """One token of one sequence and head, ``BV`` of its value dims; the state is updated in place.
+    """One token of one sequence and head, ``BV`` of its value dims; ``new_states`` may be ``states``.
 
     A negative slot is no sequence: its output is zero.
     """
-    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
-    value_dim, key_dim = tl.program_id(2) * BV + tl.arange(0, BV), tl.arange(0, BK)
-    slot = tl.load(slots + row).to(tl.int64)
-    in_key, in_value = (key_dim < K) & (slot >= 0), value_dim < V
+    row, head, block = _program(H, tl.cdiv(V, BV))
+    value_dim, key_dim = block * BV + tl.arange(0, BV), tl.arange(0, BK)
+    slot = tl.load(slots + row).to(tl.int64) if HAS_SLOTS else row
+    in_key, in_value = key_dim < K, value_dim < V
     at_state = (slot * H + head) * K * V + key_dim[:, None] * V + value_dim[None, :]
-    inside = in_key[:, None] & in_value[None, :]
+    inside = in_key[:, None] & (in_value & (slot >= 0))[None, :]
     state = tl.load(states + at_state, mask=inside, other=0.0)
     qs = tl.load(q + row * q_stride_b + head * q_stride_h + key_dim, mask=in_key, other=0.0).to(tl.float32)
     ks = tl.load(k + row * k_stride_b + head * k_stride_h + key_dim, mask=in_key, other=0.0).to(tl.float32)
     vs = tl.load(v + row * v_stride_b + head * v_stride_h + value_dim, mask=in_value, other=0.0).to(tl.float32)
-    state = state * tl.exp(-tl.load(slopes + head)) + ks[:, None] * vs[None, :]
-    tl.store(states + at_state, state, mask=inside)
-    result = tl.sum(state * qs[:, None], axis=0)
+    state += state * _loss(tl.load(slopes + head), 1.0) + ks[:, None] * vs[None, :]
+    tl.store(new_states + at_state, state, mask=inside)
+    result = tl.where(slot >= 0, tl.sum(state * qs[:, None], axis=0), 0.0)
     tl.store(out + (row * H + head) * V + value_dim, result.to(out.dtype.element_ty), mask=in_value)
