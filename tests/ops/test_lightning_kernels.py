@@ -84,7 +84,7 @@ def test_tiles_of_wide_heads_and_short_documents() -> None:
         return [plan(n, 1, 2, width, width, dtype).tiles.chunk for n in (0, 16, 17, 40, 1023, 1 << 20)]
 
     assert chunks(64, torch.bfloat16) == chunks(128, torch.bfloat16) == [16, 16, 32, 64, 64, 64]
-    assert chunks(128, torch.float16) == [16, 16, 32, 64, 64, 64]
+    assert chunks(64, torch.float16) == [16, 16, 32, 64, 64, 64]
     assert chunks(256, torch.bfloat16) == chunks(16, torch.float32) == [16, 16, 32, 32, 32, 32]
     assert chunks(64, torch.float32) == [16] * 6
     assert plan(1 << 20, 1, 2, 64, 256).tiles == plan(1 << 20, 1, 2, 256, 64).tiles

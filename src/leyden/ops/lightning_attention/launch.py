@@ -55,7 +55,7 @@ _TILES = {
         (128, (64, 128, 8, 1), (64, 64, 8, 1)),
         (_ANY, (32, 64, 8, 1)),
     ),
-    torch.float16: ((64, (64, 64, 8, 1)), (128, (64, 32, 8, 1)), (_ANY, (32, 32, 8, 1))),
+    torch.float16: ((64, (64, 32, 4, 2)), (128, (32, 32, 8, 1)), (_ANY, (16, 32, 8, 1))),
     torch.float32: ((32, (32, 64, 8, 1)), (64, (16, 64, 8, 1)), (_ANY, (16, 16, 8, 1))),
 }
 """By the widest head that a row is for: chunk, value dims, warps and residents, where programs are many and where they
