@@ -231,10 +231,30 @@ def experts(dtype: torch.dtype, width: int) -> Iterator[Launch]:
     yield from record("leyden.ops.experts.launch", call)
 
 
+def experts_int8(dtype: torch.dtype, width: int) -> Iterator[Launch]:
+    """With one row for an expert, with forty, and with five hundred."""
+    both, one = torch.zeros(4, 2 * width, width, dtype=torch.int8), torch.zeros(4, width, width, dtype=torch.int8)
+    scales = torch.zeros(4, 2 * width), torch.zeros(4, width)
+
+    def call(module: Any) -> None:
+        module.unpermute = lambda rows, row_of, ends, num_tokens: rows[:num_tokens]  # launched by another module
+        for tokens in (2, 80, 1000):
+            x, weights = torch.zeros(tokens, width, dtype=dtype), torch.ones(tokens, 2)
+            chosen = torch.tensor([[0, 2]]).expand(tokens, 2)
+            module._forward(x, both, scales[0], one, scales[1], chosen, weights, None)
+
+    yield from record("leyden.ops.experts.launch_int8", call)
+
+
 def int8_linear(dtype: torch.dtype, width: int) -> Iterator[Launch]:
-    """To three hundred outputs."""
-    x, weight, scale = torch.zeros(70, width, dtype=dtype), torch.zeros(300, width, dtype=torch.int8), torch.zeros(300)
-    yield from record("leyden.ops.int8_linear.launch", lambda module: module._int8_linear(x, weight, scale))
+    """One row, thirty and seventy to three hundred outputs."""
+    weight, scale = torch.zeros(300, width, dtype=torch.int8), torch.zeros(300)
+
+    def call(module: Any) -> None:
+        for rows in (1, 30, 70):
+            module._int8_linear(torch.zeros(rows, width, dtype=dtype), weight, scale)
+
+    yield from record("leyden.ops.int8_linear.launch", call)
 
 
 def routing(_: torch.dtype, width: int) -> Iterator[Launch]:
@@ -260,6 +280,7 @@ OPS = {
     "rotary": rotary,
     "silu_split": silu_split,
     "experts": experts,
+    "experts_int8": experts_int8,
     "int8_linear": int8_linear,
     "routing": routing,
 }

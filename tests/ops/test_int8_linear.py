@@ -74,6 +74,32 @@ def test_the_product_in_triton(shape: tuple[int, int, int], dtype: torch.dtype, 
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("rows", [15, 17, 65, 255, 256])
+def test_numbers_of_rows_in_triton(rows: int, dtype: torch.dtype, device: str) -> None:
+    """On either side of where the tiles change, and where the matrix library takes over."""
+    x, weight, scale = draw(rows, 36, 70, dtype)
+    judge(x, weight, scale, int8_linear(x.to(device), weight.to(device), scale.to(device), "triton").cpu())
+
+
+@pytest.mark.parametrize("classes", [(1, 16, 17, 64), (65, 128, 255)])
+def test_a_row_has_the_same_bits_among_a_class_of_numbers(classes: tuple[int, ...], device: str) -> None:
+    x, weight, scale = (of.to(device) for of in draw(classes[-1], 70, 300, torch.bfloat16))
+    whole = int8_linear(x, weight, scale, "triton")
+    for rows in classes:
+        assert torch.equal(int8_linear(x[:rows], weight, scale, "triton"), whole[:rows])
+
+
+def test_integers_and_scales_at_their_ends_in_triton(device: str) -> None:
+    """All of 127 or -127, the least and greatest scales, and rows of zeros."""
+    x = random(3, 40, dtype=torch.float32, seed=1)
+    weight = torch.tensor([127, -127, 0, 127, -127], dtype=torch.int8)[:, None].expand(5, 40).contiguous()
+    scale = torch.tensor([1e-45, 1e-38, 3e38, 1.0, 1e30])
+    y = int8_linear(x.to(device), weight.to(device), scale.to(device), "triton").cpu()
+    exact = (x.double() @ weight.double().t()) * scale.double()
+    torch.testing.assert_close(y.double(), exact, rtol=1e-4, atol=1e-44)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_a_row_does_not_depend_on_the_others(dtype: torch.dtype) -> None:
     x, weight, scale = draw(320, 200, 96, dtype)
     whole = int8_linear(x, weight, scale)
@@ -126,4 +152,5 @@ def test_what_does_not_fit_is_refused() -> None:
     _refused(lambda: int8_linear(x.requires_grad_(), weight, scale), "train in bfloat16")
     tokens, *rest = _experts(torch.float32)
     _refused(lambda: swiglu_experts(tokens.requires_grad_(), *rest), "train in bfloat16")
-    _refused(lambda: swiglu_experts(tokens.detach(), *rest, None, "triton"), "no Triton body")
+    one_of_them = (rest[0].to_float(), *rest[1:])
+    _refused(lambda: swiglu_experts(tokens.detach(), *one_of_them, None, "triton"), "no Triton body")

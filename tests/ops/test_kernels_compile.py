@@ -13,7 +13,11 @@ PROGRAM = Path(__file__).with_name("compile_kernels.py")
 AMPERE, HOPPER, BLACKWELL = 80, 90, 100
 SPILLED = {"ranged_attention.differentiate_keys": 16}
 """Bytes of a thread, where it is not none: four registers of 255."""
-AHEAD = {f"ranged_attention.{name}": 1 for name in ("attend", "differentiate_queries", "differentiate_keys")}
+AHEAD = {
+    **{f"ranged_attention.{name}": 1 for name in ("attend", "differentiate_queries", "differentiate_keys")},
+    "paged_attention.attend": 1,
+    **dict.fromkeys(("int8_linear.multiply", "experts_int8.project_int8", "experts_int8.collect_int8"), 1),
+}
 """Blocks whose loads are under way while a block's products run."""
 OTHERS = [("float16", 64), ("float32", 64)]
 RESIDENT = {"attend": 1, "summarise": 2, "scan": 16, "decode": 8}
@@ -45,11 +49,12 @@ def test_lightning_attention_on_hopper(tmp_path: Path) -> None:
 
 def test_the_other_ops_on_hopper(tmp_path: Path) -> None:
     around = "rms_norm:8192,rotary:128,silu_split:128,routing:32,experts:2048,cross_entropy:200,paged_attention:128"
-    found = compiled(tmp_path, f"{around},ranged_attention:128,int8_linear:6144", "bfloat16", HOPPER)
+    found = compiled(tmp_path, f"{around},ranged_attention:128,int8_linear:6144,experts_int8:2048", "bfloat16", HOPPER)
     assert {facts["kernel"] for facts in found} == {
         *("rms_norm.normalise", "rms_norm.differentiate", "rotary.turn", "silu_split.split", "silu_split.join"),
         *("routing.route", "routing.route_backward", "cross_entropy.losses", "int8_linear.multiply"),
         *(f"experts.{name}" for name in ("permute", "unpermute", "activate", "activate_backward")),
+        *("experts_int8.project_int8", "experts_int8.collect_int8"),
         *("paged_attention.attend", "paged_attention.combine"),
         *(f"ranged_attention.{name}" for name in ("attend", "differentiate_queries", "find", "differentiate_keys")),
     }
@@ -62,7 +67,7 @@ def test_the_other_ops_on_hopper(tmp_path: Path) -> None:
 @pytest.mark.parametrize("architecture", [AMPERE, HOPPER, BLACKWELL])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_the_other_ops_everywhere(tmp_path: Path, architecture: int, dtype: str) -> None:
-    around = "rms_norm:33,rms_norm:6144,rotary:20,silu_split:5,routing:5,experts:48,int8_linear:33"
+    around = "rms_norm:33,rms_norm:6144,rotary:20,silu_split:5,routing:5,experts:48,experts_int8:33,int8_linear:33"
     attention = "paged_attention:80,paged_attention:256,ranged_attention:80"
     assert compiled(tmp_path, f"{around},cross_entropy:1,{attention}", dtype, architecture)
 

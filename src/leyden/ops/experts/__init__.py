@@ -29,7 +29,7 @@ def swiglu_experts(
         x: [N, D].
         gate_up: [E, 2F, D], the gate's rows before the up-projection's; dtype of x.
         down: [E, D, F]; dtype of x. Both may be held in 8 bits: of those, one expert at a time becomes floats, there
-            are no gradients, and Triton does not take them.
+            are no gradients; Triton widens both in registers, or takes neither.
         experts: [N, k] int64.
         weights: [N, k] float32.
         kept: [N, k] bool; an assignment that is False costs nothing and adds nothing. All are kept where None.
@@ -98,14 +98,20 @@ def _in_8_bits(
     kept: torch.Tensor | None,
     backend: str,
 ) -> torch.Tensor:
-    """The bodies that take one expert after another, which ask of a stack no more than its matrices."""
+    """Triton's, or those that take one expert after another and ask of a stack no more than its matrices."""
     if torch.is_grad_enabled() and (x.requires_grad or weights.requires_grad):
         raise ValueError("swiglu_experts: experts in 8 bits have no gradient; train in bfloat16.")
     held = [part.weight if isinstance(part, Int8Matrices) else part for part in (gate_up, down)]
-    chosen = choose("swiglu_experts in 8 bits", backend, x, *held, experts, weights, kept, native=x.dtype)
+    both = isinstance(gate_up, Int8Matrices) and isinstance(down, Int8Matrices)
+    dtypes = {"triton": x.dtype if both else None, "native": x.dtype}
+    chosen = choose("swiglu_experts in 8 bits", backend, x, *held, experts, weights, kept, **dtypes)
     if chosen == "reference":
         gate_up, down = (part.to_float() if isinstance(part, Int8Matrices) else part for part in (gate_up, down))
         return swiglu_experts_reference(x, gate_up, down, experts, weights, kept)
     if chosen == "native":
         return NativeExperts.apply(x, gate_up, down, experts, weights.float(), kept, False)
+    if chosen == "triton" and isinstance(gate_up, Int8Matrices) and isinstance(down, Int8Matrices) and len(x):
+        from leyden.ops.experts.launch_int8 import swiglu_experts_int8_triton
+
+        return swiglu_experts_int8_triton(x, gate_up, down, experts, weights, kept)
     return swiglu_experts_portable(x, gate_up, down, experts, weights, kept)

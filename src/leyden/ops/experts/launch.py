@@ -21,7 +21,7 @@ _BLOCK = 1024
 """Dims that a program reads at once."""
 
 
-def _sort(
+def sort_by_expert(
     experts: torch.Tensor, kept: torch.Tensor | None, num_experts: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Assignments [N, k] sorted by expert, dropped ones last.
@@ -50,7 +50,7 @@ def _permute(x: torch.Tensor, row_of: torch.Tensor, ends: torch.Tensor) -> torch
     return rows
 
 
-def _unpermute(rows: torch.Tensor, row_of: torch.Tensor, ends: torch.Tensor, num_tokens: int) -> torch.Tensor:
+def unpermute(rows: torch.Tensor, row_of: torch.Tensor, ends: torch.Tensor, num_tokens: int) -> torch.Tensor:
     """[N k, D] to [N, D]."""
     D = rows.shape[1]
     out = rows.new_empty(num_tokens, D)
@@ -75,9 +75,9 @@ def _forward(
     weights: torch.Tensor,
     kept: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The output, and for the backward the projections and what :func:`_sort` returns."""
+    """The output, and for the backward the projections and what :func:`sort_by_expert` returns."""
     E, _, F = down.shape
-    order, row_of, ends = _sort(experts, kept, E)
+    order, row_of, ends = sort_by_expert(experts, kept, E)
     rows = _permute(x.contiguous(), row_of, ends)
     projected = grouped_mm(rows, _aligned(gate_up).transpose(1, 2), offs=ends)
     hidden = x.new_empty(len(order), F)
@@ -86,7 +86,7 @@ def _forward(
         projected, weights.contiguous(), order, ends, hidden, E=E, F=F, BLOCK=block
     )  # fmt: skip
     y = grouped_mm(hidden, _aligned(down).transpose(1, 2), offs=ends)
-    return _unpermute(y, row_of, ends, len(x)), projected, order, row_of, ends
+    return unpermute(y, row_of, ends, len(x)), projected, order, row_of, ends
 
 
 @_forward.register_fake
@@ -123,7 +123,7 @@ def _backward(
     del dy, hidden
     dgate_up = grouped_mm(dprojected.t(), _permute(x.contiguous(), row_of, ends), offs=ends)
     drows = grouped_mm(dprojected, _aligned(gate_up), offs=ends)
-    return _unpermute(drows, row_of, ends, len(x)), dgate_up, ddown, dweights
+    return unpermute(drows, row_of, ends, len(x)), dgate_up, ddown, dweights
 
 
 @_backward.register_fake

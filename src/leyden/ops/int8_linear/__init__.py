@@ -13,8 +13,9 @@ __all__ = ["Int8Matrices", "int8_linear", "quantize_rows"]
 def int8_linear(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, backend: str = "auto") -> torch.Tensor:
     """``y[n, f] = scale[f] * sum_d x[n, d] weight[f, d]``; for inference, without gradients.
 
-    No more than a block of the weight is ever held in float. A row of x gives the same bits whatever other rows there
-    are, where their number is a multiple of 16.
+    On a CPU no more than a block of the weight is ever held in float, and a row of x gives the same bits whatever other
+    rows there are, where their number is a multiple of 16. On Triton it does so among up to 64 rows, and among 65 to
+    255; from 256 on, the weight is widened whole for the matrix library.
 
     Args:
         x: [..., D], a floating dtype.

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def multiply(
     x, weight, scale, out, num_rows, num_columns, x_stride,
     D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
@@ -12,10 +12,11 @@ def multiply(
 ):  # fmt: skip
     """A tile of out [num_rows, num_columns] = x [num_rows, D] weight [num_columns, D]^T * scale [num_columns].
 
-    Every sum runs over D in the same order, so that a row has the same bits whatever other rows there are.
+    Every sum runs over D in the same order, so that a row has the same bits whatever other rows a tile is made for.
+    Blocks of rows that read the same columns of the weight run side by side.
     """
-    column = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
-    row = tl.program_id(1).to(tl.int64) * BM + tl.arange(0, BM)
+    row = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
+    column = tl.program_id(1).to(tl.int64) * BN + tl.arange(0, BN)
     row_there, column_there = row < num_rows, column < num_columns
     total = tl.zeros([BM, BN], tl.float32)
     for start in range(0, D, BK):

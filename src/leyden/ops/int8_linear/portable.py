@@ -20,7 +20,8 @@ def int8_linear_portable(x: torch.Tensor, weight: torch.Tensor, scale: torch.Ten
         backend: what makes the floats: ``"torch"`` or ``"native"``.
     """
     out = x.new_empty(len(x), len(weight))
-    blocks = list(row_blocks(*weight.shape))
+    # Off the CPU there is no cache that a block has to fit, and every block is launches.
+    blocks = list(row_blocks(*weight.shape)) if x.device.type == "cpu" else [slice(0, len(weight))]
     buffer = x.new_empty(blocks[0].stop if blocks else 0, x.shape[1])
     for block in blocks:
         matrix = widen(weight[block], scale[block], buffer[: block.stop - block.start], backend)

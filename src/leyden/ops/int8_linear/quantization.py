@@ -60,6 +60,8 @@ def widen(weight: torch.Tensor, scale: torch.Tensor, out: torch.Tensor, backend:
         call("leyden_int8_widen", out.dtype, weight.contiguous(), scale.float().contiguous(), *weight.shape, out)
         return out
     wide = torch.promote_types(out.dtype, torch.float32)
+    if weight.device.type != "cpu":  # where no cache has to hold a block, in one kernel
+        return torch.mul(weight, scale.to(wide)[:, None], out=out)
     for block in row_blocks(*weight.shape):
         out[block] = weight[block].to(wide) * scale[block, None]
     return out
