@@ -10,9 +10,10 @@ from leyden.ops.lightning_attention.pool import (
     lightning_attention_mixed,
     lightning_attention_prefill,
 )
-from leyden.ops.lightning_attention.portable import lightning_attention_portable, lightning_attention_step
+from leyden.ops.lightning_attention.portable import lightning_attention_portable
 from leyden.ops.lightning_attention.reference import lightning_attention_reference
 from leyden.ops.lightning_attention.slopes import lightning_slopes
+from leyden.ops.lightning_attention.step import lightning_attention_step
 from leyden.ops.native import LANES
 
 __all__ = [

@@ -85,22 +85,22 @@ class Plan:
     def of(cls, q: torch.Tensor, v: torch.Tensor, num_documents: int, longest: int) -> "Plan":
         """For rows q [T, H, K] and v [T, H, V], of which no document has more than ``longest`` tokens.
 
-        A program takes as many value dims as registers hold, so that queries and keys are read by few, but no more than
-        leave a program for every multiprocessor; where the narrowest are still too few, documents are cut into segments
-        (whose states cost another reading of keys and values, half as much again as the forward moves).
+        A program takes as many value dims as registers hold, so that queries and keys are read by few; fewer where all
+        programs then run at once. Where there is still room for twice as many, documents are cut into segments (whose
+        states cost another reading of keys and values, half as much again as the forward moves).
         """
         (T, H, K), V = q.shape, v.shape[-1]
         width = padded(max(K, V))  # either may be the keys' in one of the backward's passes
-        slots = multiprocessors(q.device)
         table = (_TILES if has_large_memory(q.device) else _NARROW_TILES)[q.dtype]
-        candidates = [Tiles(*tiles) for tiles in next(row for widest, *row in table if width <= widest)]
+        wide, *narrow = (Tiles(*tiles) for tiles in next(row for widest, *row in table if width <= widest))
 
-        def programs(tiles: Tiles) -> int:
-            return H * blocks(V, min(tiles.value_dims, padded(V)))
+        def rounds(tiles: Tiles, documents: int) -> float:
+            programs = documents * H * blocks(V, min(tiles.value_dims, padded(V)))
+            return programs / (multiprocessors(q.device) * tiles.resident)
 
-        chosen = next((t for t in candidates if num_documents * programs(t) >= slots), candidates[-1])
+        chosen = next((tiles for tiles in narrow if rounds(tiles, num_documents) <= 1), wide)
         chosen = replace(chosen, chunk=min(chosen.chunk, padded(T // max(1, num_documents))))
-        parts = blocks(slots * chosen.resident, programs(chosen))
+        parts = max(1, int(1 / rounds(chosen, 1)))
         length = max(_SHORTEST_SEGMENT, blocks(blocks(T, parts), _MULTIPLE) * _MULTIPLE)
         split = longest > length
         return cls(chosen, length, T // length + num_documents if split else num_documents, split)

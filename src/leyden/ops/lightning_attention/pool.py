@@ -7,7 +7,7 @@ import torch
 from leyden.ops.backend import choose
 from leyden.ops.lightning_attention.checks import check_inputs, check_pool
 from leyden.ops.lightning_attention.native import prefill_natively
-from leyden.ops.lightning_attention.portable import lightning_attention_portable, lightning_attention_step
+from leyden.ops.lightning_attention.portable import lightning_attention_portable, step_portable
 from leyden.ops.lightning_attention.reference import lightning_attention_reference
 from leyden.ops.native import LANES
 
@@ -90,7 +90,7 @@ def lightning_attention_decode(
         return decode(q, k, v, slopes.float(), states, slots)
     there = slots >= 0
     out = torch.zeros_like(v)
-    out[there], new = lightning_attention_step(q[there], k[there], v[there], slopes, states[slots[there]])
+    out[there], new = step_portable(q[there], k[there], v[there], slopes, states[slots[there]])
     states[slots[there]] = new
     return out
 

@@ -14,7 +14,6 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from leyden.ops.finite import all_finite
-from leyden.ops.lightning_attention.checks import check_slopes
 from leyden.ops.lightning_attention.chunks import Decays, Segment, scan, segments
 from leyden.ops.lightning_attention.documents import Documents, write_end_states
 
@@ -38,24 +37,10 @@ def lightning_attention_portable(
     return out, state
 
 
-def lightning_attention_step(
+def step_portable(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, slopes: torch.Tensor, state: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One token of :func:`lightning_attention` (decoding).
-
-    Args:
-        q, k: [B, H, K].
-        v: [B, H, V].
-        slopes: [H].
-        state: [B, H, K, V] float32 (or float64); not changed.
-
-    Returns:
-        The output [B, H, V] in the dtype of q, and the new state.
-
-    Raises:
-        ValueError: slopes narrower than float32.
-    """
-    check_slopes(slopes)
+    """See :func:`leyden.ops.lightning_attention_step`."""
     decay = torch.exp(-slopes.to(state.dtype)).view(-1, 1, 1)
     new = torch.mul(state, decay)
     new.addcmul_(k.to(state.dtype).unsqueeze(-1), v.to(state.dtype).unsqueeze(-2))
