@@ -5,6 +5,7 @@ What would run on a GPU runs on meta tensors, of which nothing can be read (``de
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from leyden.model import HybridLM, Pools
 from leyden.serve import Engine, Sampling, steps
 from leyden.serve.graphs import DecodeGraphs, size_of
 from leyden.serve.runner import Reading, Runner
+from leyden.serve.sampling import Sampler, draw
 from leyden.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.skipif(default_device().type != "cpu", reason="kernels are interpreted where there is no GPU")
@@ -72,6 +74,32 @@ def _launches(network: HybridLM, decodes: list[Reading], prompts: list[Reading])
             assert DecodeGraphs(network, pools, record).run(decodes) is not None
             return queues[0]
     return queue.num_launches
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"temperature": 0.0},
+        {},
+        {"top_k": 5, "logprobs": 3},
+        {"top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.3, "logit_bias": {3: 2.0}, "logprobs": 0},
+    ],
+)
+def test_tokens_come_back_by_one_copy(how: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With whatever is to be reported of them; rows of several requests are drawn together."""
+    fetched = []
+
+    def fetch(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        fetched.append(tensors)
+        return [torch.zeros(x.shape, dtype=x.dtype) for x in tensors]
+
+    monkeypatch.setattr("leyden.serve.sampling.sampler.fetch", fetch)
+    samplers = [Sampler(Sampling(seed=i, **own), [1, 2]) for i, own in enumerate([how, {}, {"temperature": 0.0}])]
+    with DeviceQueue():
+        draws = draw(samplers, torch.empty(3, 50, device="meta"))
+    assert len(fetched) == 1
+    assert [one.token for one in draws] == [0, 0, 0]
+    assert (draws[0].logprobs is None) == ("logprobs" not in how)
 
 
 @pytest.mark.parametrize(

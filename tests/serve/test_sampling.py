@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from leyden.core.errors import UserError
 from leyden.serve.sampling import Draw, Grammar, Sampler, Sampling, draw
-from leyden.serve.sampling.sampler import filter_weights
+from leyden.serve.sampling.sampler import filter_weights, invert
+from leyden.serve.sampling.together import choose_together
 
 # Probabilities 0.5, 0.25, 0.125, 0.0625, 0.0625, in shuffled places.
 PROBABILITIES = torch.tensor([0.125, 0.5, 0.0625, 0.25, 0.0625])
@@ -160,6 +161,22 @@ def test_a_large_batch_changes_no_draw(filters: dict[str, Any]) -> None:
     samplings = [Sampling(seed=seed, logprobs=2, **filters) for seed in range(12)]
     expected = [Sampler(own)(row) for own, row in zip(samplings, logits, strict=True)]
     assert draw(list(map(Sampler, samplings)), logits) == expected
+
+
+@settings(max_examples=60)
+@given(st.lists(SAMPLINGS, min_size=1, max_size=6), st.integers(0, 2**32), st.sampled_from([2, 401, 1024]))
+def test_a_gpu_chooses_what_a_cpu_does(samplings: list[Sampling], seed: int, vocab: int) -> None:
+    """All rows at once, by other sums; equal weights count as one another's."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(len(samplings), vocab, generator=generator)
+    if seed % 2:
+        logits = logits.bfloat16().float()
+    uniforms = torch.rand(len(samplings), generator=generator, dtype=torch.float64).tolist()
+    chosen = choose_together(samplings, uniforms, logits)
+    assert chosen.dtype == torch.int64
+    for row, own, uniform, token in zip(logits, samplings, uniforms, chosen.tolist(), strict=True):
+        expected = row.argmax() if own.greedy else invert(row, own, uniform)
+        assert token == int(expected)
 
 
 def slowly_adjusted(logits: torch.Tensor, sampling: Sampling, prompt: list[int], output: list[int]) -> torch.Tensor:

@@ -118,10 +118,31 @@ def test_a_step_needs_gradients() -> None:
     optimizer = MasterAdamW(Small())
     with pytest.raises(RuntimeError, match="accumulate"):
         optimizer.grad_norm()
-    model = Small()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_skipped_step_changes_nothing_but_forgets_the_gradients(dtype: torch.dtype) -> None:
+    model = Small().to(dtype)
     optimizer = MasterAdamW(model)
-    _gradients(model, 0)
-    optimizer.accumulate()
-    optimizer.discard()
-    with pytest.raises(RuntimeError, match="accumulate"):
-        optimizer.step(1e-3, ONE)
+    _update(model, optimizer, 0)
+    before = [x.clone() for x in (*model.parameters(), *optimizer.tensors().values())]
+    for value in (1.0, torch.nan, torch.inf):
+        _gradients(model, 1)
+        next(model.parameters()).grad.fill_(value)
+        optimizer.accumulate()
+        optimizer.step(1e-3, ONE, skip=torch.tensor(True))
+        assert all(map(torch.equal, before, (*model.parameters(), *optimizer.tensors().values())))
+        assert optimizer.num_steps == 1
+        with pytest.raises(RuntimeError, match="accumulate"):
+            optimizer.step(1e-3, ONE)
+    other = Small().to(dtype)
+    other.load_state_dict(model.state_dict())
+    twin = MasterAdamW(other)
+    for name, tensor in twin.tensors().items():
+        tensor.copy_(optimizer.tensors()[name])
+    twin.num_steps = 1
+    for network, own, skip in ((model, optimizer, torch.tensor(False)), (other, twin, None)):
+        _gradients(network, 2)
+        own.accumulate()
+        own.step(1e-3, ONE, skip=skip)
+    assert all(map(torch.equal, model.parameters(), other.parameters()))

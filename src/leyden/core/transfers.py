@@ -55,14 +55,11 @@ def fetch(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     device = tensors[0].device
     if device.type == "cpu":
         return list(tensors)
-    order = sorted(range(len(tensors)), key=lambda i: -tensors[i].element_size())  # wide ones first, so all are aligned
-    flat = [tensors[i].reshape(-1).view(torch.uint8) for i in order]
-    there = flat[0] if len(flat) == 1 else torch.cat(flat)
+    there = _end_to_end(tensors)
     host = _host_memory(len(there))
     host.copy_(there, non_blocking=True)
     torch.cuda.current_stream(device).synchronize()
-    found = dict(zip(order, host.split(list(map(len, flat))), strict=True))
-    return [found[i].view(x.dtype).view(x.shape) for i, x in enumerate(tensors)]
+    return _apart(host, tensors)
 
 
 def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -82,6 +79,23 @@ def pick(rows: torch.Tensor, numbers: Sequence[int]) -> torch.Tensor:
 
 def _host_memory(num_bytes: int) -> torch.Tensor:
     return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+
+
+def _end_to_end(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The bytes of all of them, those of wide elements first, so that all elements are aligned."""
+    flat = [x.reshape(-1).view(torch.uint8) for x in _widest_first(tensors)]
+    return flat[0] if len(flat) == 1 else torch.cat(flat)
+
+
+def _apart(bytes_of: torch.Tensor, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """What :func:`_end_to_end` of ``tensors`` holds."""
+    parts = bytes_of.split([x.numel() * x.element_size() for x in _widest_first(tensors)])
+    found = dict(zip(map(id, _widest_first(tensors)), parts, strict=True))
+    return [found[id(x)].view(x.dtype).view(x.shape) for x in tensors]
+
+
+def _widest_first(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    return sorted(tensors, key=lambda x: -x.element_size())
 
 
 def _room(array: np.ndarray) -> int:

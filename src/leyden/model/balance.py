@@ -83,7 +83,7 @@ def router_sums(config: ModelConfig, routings: List[Routing], layers: range, ran
     ranks = ranks or Ranks()
     num_experts, top_k, num_layers = config.num_local_experts, config.num_experts_per_tok, config.num_hidden_layers
     local = torch.stack([_counts(r.experts, num_experts) for r in routings])  # [L, E], before any drop
-    kept = torch.stack([_counts(r.experts if r.kept is None else r.experts[r.kept], num_experts) for r in routings])
+    kept = torch.stack([_counts(r.experts, num_experts, r.kept) for r in routings])
     all_chosen, all_kept = ranks.sum(torch.stack([local, kept])).to(routings[0].probabilities.dtype)
     num_tokens = all_chosen[0].sum() / top_k
     chosen = all_chosen / num_tokens  # [L, E], rows sum to k
@@ -103,6 +103,7 @@ def router_sums(config: ModelConfig, routings: List[Routing], layers: range, ran
     )
 
 
-def _counts(experts: torch.Tensor, num_experts: int) -> torch.Tensor:
-    """[E] int64, how many assignments each expert has."""
-    return torch.bincount(experts.flatten(), minlength=num_experts)
+def _counts(experts: torch.Tensor, num_experts: int, kept: torch.Tensor | None = None) -> torch.Tensor:
+    """[E] int64, how many assignments each expert has; of those that were kept, where ``kept`` says which."""
+    ones = torch.ones_like(experts) if kept is None else kept.long()
+    return ones.new_zeros(num_experts).scatter_add_(0, experts.flatten(), ones.flatten())

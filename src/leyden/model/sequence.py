@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from leyden.core.transfers import sent
 from leyden.model.config import ModelConfig
 from leyden.model.ranks import RowPart
 from leyden.ops import rotary_angles
@@ -70,10 +71,10 @@ def lay_out(
     """
     positions = torch.arange(start, start + num_tokens, device=device)
     if cu_seqlens is not None:
-        cu_seqlens = cu_seqlens.to(device)
+        cu_seqlens = sent(cu_seqlens, device)
         positions = positions - torch.repeat_interleave(cu_seqlens[:-1], cu_seqlens.diff(), output_size=num_tokens)
     if part is not None:
         positions = positions[part.start : part.stop]
-        cu_seqlens = torch.tensor(part.documents(), dtype=torch.int32, device=device)
+        cu_seqlens = sent(torch.tensor(part.documents(), dtype=torch.int32), device)
     cos, sin = rotary_angles(positions, config.rotary_dim, config.rope_theta)
     return Sequence(start, cu_seqlens, cos, sin, part)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
+from leyden.core.transfers import sent
 from leyden.model import Features, HybridLM
 from leyden.ops import IGNORE_INDEX
 
@@ -64,7 +65,7 @@ class Pretrain:
 
     def __call__(self, model: HybridLM, batch: PackedBatch, /) -> LossSums:
         """The sums of one packed row; of this rank's tokens, where ranks share it."""
-        features = model.features(batch.tokens.to(model.lm_head.weight.device), cu_seqlens=batch.cu_seqlens)
+        features = model.features(sent(batch.tokens, model.lm_head.weight.device), cu_seqlens=batch.cu_seqlens)
         return self.of_features(model, features, batch)
 
     def nothing(self, model: HybridLM) -> LossSums:
@@ -76,10 +77,10 @@ class Pretrain:
 
     def of_features(self, model: HybridLM, features: Features, batch: PackedBatch) -> LossSums:
         """The sums of what the layers made of a row."""
-        labels = batch.labels.to(features.hidden.device)
+        labels = sent(batch.labels, features.hidden.device)
         loss, nll = model.cross_entropy(features.hidden, labels)
         own = model.ranks.own(labels)
-        num_labels, num_tokens = (own != IGNORE_INDEX).sum(), torch.tensor(own.numel(), device=own.device)
+        num_labels, num_tokens = (own != IGNORE_INDEX).sum(), torch.full((), own.numel(), device=own.device)
         if not model.config.num_local_experts:
             nothing = torch.zeros((), device=own.device)
             return LossSums(loss, nll, num_labels, num_tokens, nothing.expand(0, 0), nothing)

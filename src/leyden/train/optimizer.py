@@ -44,8 +44,7 @@ class _Group:
 class MasterAdamW:
     """AdamW (arXiv 1711.05101) over the trainable parameters of a model.
 
-    One step is: ``accumulate()`` after the backward of each micro-batch, ``grad_norm()``, then ``step()`` or, where
-    the gradient cannot be used, ``discard()``.
+    One step is: ``accumulate()`` after the backward of each micro-batch, ``grad_norm()``, then ``step()``.
 
     Args:
         model: a model, or what a rank holds of one.
@@ -88,14 +87,16 @@ class MasterAdamW:
         self.weights.sum_gradients(named)
         return self.weights.norm(named)
 
-    def step(self, lr: float, divisor: torch.Tensor) -> None:
+    def step(self, lr: float, divisor: torch.Tensor, skip: torch.Tensor | None = None) -> None:
         """Update masters and model with the accumulated gradients, each divided by ``divisor``, and forget them.
 
         Args:
             lr: learning rate.
             divisor: scalar; the division happens inside the fused kernel, without a pass of its own.
+            skip: scalar bool; where it is true, the gradients are forgotten and nothing else changes.
         """
         divisor = divisor.to(torch.float32)
+        found_inf = None if skip is None else skip.to(torch.float32)
         for group, gradients in zip(self._groups, self._accumulated(), strict=True):
             if not group.names:
                 continue
@@ -108,6 +109,7 @@ class MasterAdamW:
                 group.steps,
                 fused=True,
                 grad_scale=divisor,
+                found_inf=found_inf,
                 amsgrad=False,
                 beta1=self.config.beta1,
                 beta2=self.config.beta2,
@@ -117,10 +119,6 @@ class MasterAdamW:
                 maximize=False,
             )
             _round_into_model(group)
-        self._gradients = None
-
-    def discard(self) -> None:
-        """Forget the accumulated gradients; nothing else changes."""
         self._gradients = None
 
     @property

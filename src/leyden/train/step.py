@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from leyden.core.transfers import fetch
 from leyden.train.objective import LossSums, Objective
 from leyden.train.state import TrainState
 
@@ -67,14 +68,13 @@ def train_step(
     else:
         parts = [_backward(state, batch, objective, number) for number, batch in enumerate(batches)]
     state.team.at("the exchange of sums", state.step + 1)
-    total, stopped = _sum(state, parts, stop())
+    total, votes = _sum(state, parts, stop())
     grad_norm = state.optimizer.grad_norm() / total.num_labels
-    result = _result(total, grad_norm, stopped)
-    if result.skipped:
-        state.optimizer.discard()
-    else:
-        excess = (grad_norm / clip_norm).clamp_min(1.0)
-        state.optimizer.step(lr, divisor=total.num_labels * excess)
+    # Where the weights are, not here: the host looks when all that the step computes is on its way.
+    finite = total.nll.isfinite() & grad_norm.isfinite() & (total.num_labels > 0)
+    excess = (grad_norm / clip_norm).clamp_min(1.0)
+    state.optimizer.step(lr, divisor=total.num_labels * excess, skip=~finite)
+    result = _result(total, grad_norm, finite, votes)
     state.count(result.tokens, skipped=result.skipped)
     return result
 
@@ -98,26 +98,28 @@ def _through_pipeline(state: TrainState, batches: Sequence[Any], objective: Obje
     return sums
 
 
-def _sum(state: TrainState, parts: Sequence[LossSums], stop: bool) -> tuple[LossSums, bool]:
-    """The sums over all micro-batches and ranks, the one place where contributions meet; and if any rank is to stop."""
+def _sum(state: TrainState, parts: Sequence[LossSums], stop: bool) -> tuple[LossSums, torch.Tensor]:
+    """The sums over all micro-batches and ranks, the one place where contributions meet; and how many are to stop."""
     names = [field.name for field in fields(LossSums)]
     sums = [torch.stack([getattr(part, name).detach() for part in parts]).sum(0) for name in names]
-    *total, votes = state.team.sum([*sums, torch.tensor(int(stop), device=sums[0].device)])
-    return LossSums(**dict(zip(names, total, strict=True))), bool(votes)
+    *total, votes = state.team.sum([*sums, torch.full((), int(stop), device=sums[0].device)])
+    return LossSums(**dict(zip(names, total, strict=True))), votes
 
 
-def _result(total: LossSums, grad_norm: torch.Tensor, stop: bool) -> StepResult:
-    labels = int(total.num_labels)
+def _result(total: LossSums, grad_norm: torch.Tensor, finite: torch.Tensor, votes: torch.Tensor) -> StepResult:
+    """On the host, for which it waits; once a step."""
+    *sums, norm, went, stops = fetch([*vars(total).values(), grad_norm, finite, votes])
+    here = LossSums(*sums)
+    labels = int(here.num_labels)
     divisor = labels or math.nan
-    loss, norm = float(total.nll) / divisor, float(grad_norm)
     return StepResult(
-        loss=loss,
-        aux_loss=float(total.loss - total.nll) / divisor,
-        grad_norm=norm,
-        tokens=int(total.num_tokens),
+        loss=float(here.nll) / divisor,
+        aux_loss=float(here.loss - here.nll) / divisor,
+        grad_norm=float(norm),
+        tokens=int(here.num_tokens),
         labels=labels,
-        load=(total.load / divisor).tolist(),
-        dropped=float(total.dropped) / divisor,
-        skipped=not (math.isfinite(loss) and math.isfinite(norm)),
-        stop=stop,
+        load=(here.load / divisor).tolist(),
+        dropped=float(here.dropped) / divisor,
+        skipped=not went,
+        stop=bool(stops),
     )

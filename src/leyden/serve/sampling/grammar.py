@@ -17,6 +17,7 @@ import torch
 
 from leyden.core.errors import UserError
 from leyden.core.limited import LimitedProcess, LimitReached
+from leyden.core.transfers import send
 from leyden.serve.sampling.compile_worker import compiled, compiler_of, of_structure
 from leyden.serve.sampling.config import Grammar
 from leyden.tokenizer import Tokenizer
@@ -186,13 +187,13 @@ def forbid(logits: torch.Tensor, matchers: Sequence[tuple[int, Matcher]]) -> Non
     """Set to minus infinity, in rows (by their number) of logits [R, V], all tokens that may not come next."""
     import xgrammar
 
-    rows = [row for row, _ in matchers]
-    part = logits[rows]
-    bits = xgrammar.allocate_token_bitmask(len(rows), logits.shape[1])
+    bits = xgrammar.allocate_token_bitmask(len(matchers), logits.shape[1])
     for index, (_, matcher) in enumerate(matchers):
         matcher.allow(bits, index)
-    xgrammar.apply_token_bitmask_inplace(part, bits.to(logits.device))
-    logits[rows] = part
+    rows, allowed = send([np.asarray([row for row, _ in matchers], np.int64), bits.numpy()], logits.device)
+    part = logits.index_select(0, rows)
+    xgrammar.apply_token_bitmask_inplace(part, allowed)
+    logits.index_copy_(0, rows, part)
 
 
 def _bytes_of(kept: CompiledGrammar | str) -> int:

@@ -8,7 +8,10 @@ logits give the same figures for a drawn token and for a token of the prompt.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+
+from leyden.core.transfers import fetch, pick, send
 
 
 @dataclass(frozen=True)
@@ -34,22 +37,47 @@ def token_logprobs(logits: torch.Tensor, tokens: Sequence[int], tops: Sequence[i
         tokens: R of them.
         tops: of how many of the most probable tokens to report in each place.
     """
+    (ids,) = send([np.asarray(tokens, np.int64)], logits.device)
+    return reports(tokens, tops, fetch(measure(logits, ids, tops)))
+
+
+def measure(logits: torch.Tensor, tokens: torch.Tensor, tops: Sequence[int]) -> list[torch.Tensor]:
+    """What :func:`reports` tells of, where the logits are.
+
+    Args:
+        logits, tops: as of :func:`token_logprobs`.
+        tokens: [R] int64, on the device of the logits.
+
+    Returns:
+        The log-probabilities [R] of the tokens; then, for each number of ``tops`` but 0, in rising order, the ids and
+        the log-probabilities of so many most probable tokens [rows that want so many, number].
+    """
     logprobs = logits.log_softmax(-1)
-    own = logprobs.gather(-1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0].tolist()
-    reports = [TokenLogprobs(token, logprob) for token, logprob in zip(tokens, own, strict=True)]
-    for count in {*tops} - {0}:
+    measured = [logprobs.gather(-1, tokens[:, None])[:, 0]]
+    for count in sorted({*tops} - {0}):
+        measured += _most_probable(pick(logprobs, [row for row, top in enumerate(tops) if top == count]), count)
+    return measured
+
+
+def reports(tokens: Sequence[int], tops: Sequence[int], measured: Sequence[torch.Tensor]) -> list[TokenLogprobs]:
+    """One a row, from what :func:`measure` gave, on the host."""
+    told = [TokenLogprobs(token, logprob) for token, logprob in zip(tokens, measured[0].tolist(), strict=True)]
+    for i, count in enumerate(sorted({*tops} - {0})):
+        ids, values = measured[1 + 2 * i].tolist(), measured[2 + 2 * i].tolist()
         rows = [row for row, top in enumerate(tops) if top == count]
-        for row, top in zip(rows, _most_probable(logprobs[rows], count), strict=True):
-            reports[row] = replace(reports[row], top=top)
-    return reports
+        for row, *top in zip(rows, ids, values, strict=True):
+            told[row] = replace(told[row], top=tuple(zip(*top, strict=True)))
+    return told
 
 
-def _most_probable(logprobs: torch.Tensor, count: int) -> list[tuple[tuple[int, float], ...]]:
-    """The ``count`` most probable tokens of each row. The greedy one comes first, also where others are as probable."""
+def _most_probable(logprobs: torch.Tensor, count: int) -> list[torch.Tensor]:
+    """The ``count`` most probable tokens of each row, and their log-probabilities.
+
+    The greedy one comes first, also where others are as probable.
+    """
     values, ids = logprobs.topk(min(count, logprobs.shape[-1]))
     first = logprobs.argmax(-1, keepdim=True)
     found = ids == first
     place = torch.where(found.any(-1, keepdim=True), found.int().argmax(-1, keepdim=True), 0)
     ids = ids.scatter(-1, place, ids[:, :1]).scatter(-1, torch.zeros_like(place), first)
-    rows = zip(ids.tolist(), values.tolist(), strict=True)
-    return [tuple(zip(*row, strict=True)) for row in rows]
+    return [ids, values]

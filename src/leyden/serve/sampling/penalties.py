@@ -6,6 +6,7 @@ from typing import Self
 import numpy as np
 import torch
 
+from leyden.core.transfers import send
 from leyden.serve.sampling.config import Sampling
 
 
@@ -85,10 +86,14 @@ class Adjustments:
 def adjust(logits: torch.Tensor, tables: Sequence[tuple[int, Adjustments]]) -> None:
     """Change rows of logits [R, V] in place, each (by its number) by its table."""
     width = logits.shape[1]
-    device = logits.device
-    places = torch.from_numpy(np.concatenate([row * width + own.tokens[: own.size] for row, own in tables])).to(device)
-    factors = torch.from_numpy(np.concatenate([own.factors[: own.size] for _, own in tables])).to(device)
-    offsets = torch.from_numpy(np.concatenate([own.offsets[: own.size] for _, own in tables])).to(device)
+    places, factors, offsets = send(
+        [
+            np.concatenate([row * width + own.tokens[: own.size] for row, own in tables]),
+            np.concatenate([own.factors[: own.size] for _, own in tables]),
+            np.concatenate([own.offsets[: own.size] for _, own in tables]),
+        ],
+        logits.device,
+    )
     flat = logits.view(-1)
     old = flat[places]
     new = torch.where(old > 0, old / factors, old * factors) + offsets

@@ -10,10 +10,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from leyden.core.transfers import fetch, pick
 from leyden.serve.sampling.config import Sampling
 from leyden.serve.sampling.grammar import CompiledGrammar, forbid
-from leyden.serve.sampling.logprobs import TokenLogprobs, token_logprobs
+from leyden.serve.sampling.logprobs import TokenLogprobs, measure, reports
 from leyden.serve.sampling.penalties import Adjustments, adjust
+from leyden.serve.sampling.together import choose_together
 from leyden.serve.sampling.uniform import Uniforms
 
 
@@ -105,15 +107,21 @@ def draw(samplers: Sequence[Sampler], logits: torch.Tensor) -> list[Draw]:
         samplers: one a row, no two the same; each moves on by a token.
         logits: [R, V] float32; not changed.
     """
-    tokens = _choose(samplers, _adjusted(samplers, logits))
+    adjusted = _adjusted(samplers, logits)
+    if logits.is_cpu:
+        chosen = torch.tensor(_choose(samplers, adjusted))
+    else:
+        chosen = choose_together([own.sampling for own in samplers], [own.uniform for own in samplers], adjusted)
+    rows = [row for row, sampler in enumerate(samplers) if sampler.sampling.logprobs is not None]
+    tops = [samplers[row].sampling.logprobs or 0 for row in rows]
+    measured = measure(pick(logits, rows), pick(chosen, rows), tops) if rows else []
+    found, *measured = fetch([chosen, *measured])
+    tokens = found.tolist()
     for sampler, token in zip(samplers, tokens, strict=True):
         sampler.record(token)
     draws = list(map(Draw, tokens))
-    rows = [row for row, sampler in enumerate(samplers) if sampler.sampling.logprobs is not None]
-    if rows:
-        tops = [samplers[row].sampling.logprobs or 0 for row in rows]
-        for report, row in zip(token_logprobs(logits[rows], [tokens[row] for row in rows], tops), rows, strict=True):
-            draws[row] = Draw(tokens[row], report)
+    for row, told in zip(rows, reports([tokens[row] for row in rows], tops, measured) if rows else [], strict=True):
+        draws[row] = Draw(tokens[row], told)
     return draws
 
 
