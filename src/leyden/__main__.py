@@ -1,13 +1,13 @@
-"""``python -m leyden``: the same as the ``leyden`` command; ``bench ops`` runs without the command line's packages."""
+"""``python -m leyden``: the same as the ``leyden`` command; ``bench gpu`` runs without the command line's packages."""
 
 import importlib.util
 import sys
 
 
 def main() -> None:
-    """Where typer is not installed (a bare GPU machine), ``bench ops`` is read by a plain parser of its own."""
-    if sys.argv[1:3] == ["bench", "ops"] and importlib.util.find_spec("typer") is None:
-        from leyden.bench.ops_bare import main as bare
+    """Where typer is not installed (a bare GPU machine), ``bench gpu`` is read by a plain parser of its own."""
+    if sys.argv[1:3] == ["bench", "gpu"] and importlib.util.find_spec("typer") is None:
+        from leyden.bench.gpu_bare import main as bare
 
         bare(sys.argv[3:])
     else:

@@ -1,6 +1,6 @@
 """The benchmarks behind ``leyden bench``.
 
-Names resolve lazily (PEP 562), so that ``leyden bench ops`` runs on a machine with torch and triton alone.
+Names resolve lazily (PEP 562), so that ``leyden bench gpu`` runs on a machine with torch and triton alone.
 """
 
 from importlib import import_module
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from leyden.bench.cpu import run_cpu as run_cpu
-    from leyden.bench.ops import run_ops as run_ops
+    from leyden.bench.gpu import run_gpu as run_gpu
     from leyden.bench.result import BenchResult as BenchResult
     from leyden.bench.result import Row as Row
     from leyden.bench.result import render as render
@@ -18,9 +18,9 @@ _HOMES = {
     "Row": "leyden.bench.result",
     "render": "leyden.bench.result",
     "run_cpu": "leyden.bench.cpu",
-    "run_ops": "leyden.bench.ops",
+    "run_gpu": "leyden.bench.gpu",
 }
-__all__ = ["BenchResult", "Row", "render", "run_cpu", "run_ops"]
+__all__ = ["BenchResult", "Row", "render", "run_cpu", "run_gpu"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The rows of ``leyden bench ops`` that need a model, and so pydantic: training steps, their utilisation, prefill."""
+"""The rows of ``leyden bench gpu`` that need a model, and so pydantic: training steps, their utilisation, prefill."""
 
 import functools
 from collections.abc import Callable
@@ -62,7 +62,12 @@ def model_jobs(*, quick: bool) -> list[Job]:
     jobs = [_step_job(f"1B {kind} training step, T{t}", kinds[kind], tokens, t) for kind in kinds for t in lengths]
     moe = preset("410m", num_local_experts=8, num_experts_per_tok=2, **small, **mixed)
     row, length, micro_batches = (32, 16, 2) if quick else (16_384, 8192, 4)
-    for name, config, goal in (("1B hybrid", kinds["hybrid"], 0.45), ("MoE of 8 experts, top-2", moe, 0.35)):
+    kinds_and_goals = (
+        ("160M hybrid", preset("160m", **small, **mixed), None),
+        ("1B hybrid", kinds["hybrid"], 0.45),
+        ("MoE of 8 experts, top-2", moe, 0.35),
+    )
+    for name, config, goal in kinds_and_goals:
         jobs.append(_utilisation_job(f"utilisation, {name}, T{length}", config, row, length, micro_batches, goal))
     stack = preset("7b", **{"num_hidden_layers": 8, "vocab_size": 8192, **small, **mixed})
     for length in (32, 64) if quick else (32_768, 262_144):
@@ -93,18 +98,22 @@ def _step_job(work: str, config: ModelConfig, num_tokens: int, length: int) -> J
 
 
 def _utilisation_job(
-    work: str, config: ModelConfig, num_tokens: int, length: int, micro_batches: int, goal: float
+    work: str, config: ModelConfig, num_tokens: int, length: int, micro_batches: int, goal: float | None
 ) -> Job:
     def measure(bench: Bench) -> OpRow:
         trainer = _trainer(config, bench.device, recompute=False)
         batch = Rows.of(num_tokens, length, config.vocab_size, bench.device)
+        if bench.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(bench.device)
         seconds = _timed(bench, lambda: trainer.step([batch] * micro_batches))
+        memory = torch.cuda.max_memory_allocated(bench.device) if bench.device.type == "cuda" else 0
         flops = micro_batches * num_tokens * count_model(config).training_flops_per_token(length)
         floor = flops / bench.speed.flops_per_second
         return OpRow(
             "", seconds, floor, "FLOPs", value=floor / seconds, unit="of the matrix rate", goal=goal,
             note=f"{count_model(config).parameters / 1e9:.2f} B weights, {micro_batches} x {num_tokens} tokens a step; "
-            "model FLOPs over the measured matrix rate",
+            f"{micro_batches * num_tokens / seconds:,.0f} tokens/s, {memory / 2**30:.1f} GiB at most; model FLOPs over "
+            "the measured matrix rate",
         )  # fmt: skip
 
     return Job(work, measure)
@@ -112,7 +121,7 @@ def _utilisation_job(
 
 def _prefill_job(work: str, config: ModelConfig, length: int) -> Job:
     def measure(bench: Bench) -> OpRow:
-        model = _reader(config, bench.device)
+        model = reader(config, bench.device)
         generator = torch.Generator().manual_seed(0)
         tokens = torch.randint(config.vocab_size, (1, length), generator=generator).to(bench.device)
 
@@ -180,7 +189,8 @@ def _trainer(config: ModelConfig, device: torch.device, *, recompute: bool) -> _
     return _latest.get((config, recompute), lambda: _Trainer(_model(config, device), recompute=recompute))
 
 
-def _reader(config: ModelConfig, device: torch.device) -> HybridLM:
+def reader(config: ModelConfig, device: torch.device) -> HybridLM:
+    """A model in evaluation mode; the one before is let go."""
     return _latest.get((config, None), lambda: _model(config, device).eval())
 
 

@@ -1,6 +1,7 @@
-"""The rows of ``leyden bench ops``, as a table of plain text and as JSON; needs nothing beyond the standard library."""
+"""The rows of ``leyden bench gpu``, as a table of plain text and as JSON; needs nothing beyond the standard library."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ class OpRow:
         at_most: True where the goal is met from below.
         note: what else a reader must know.
         missing: why it was not measured.
+        red: the files of red tests that the row rests on; its figures may be of wrong results.
     """
 
     work: str
@@ -35,6 +37,7 @@ class OpRow:
     at_most: bool = False
     note: str = ""
     missing: str = ""
+    red: tuple[str, ...] = ()
 
     @property
     def ratio(self) -> float | None:
@@ -43,24 +46,40 @@ class OpRow:
 
     @property
     def verdict(self) -> str:
-        """``"met"``, ``"missed"``, ``"not measured"``, or nothing where there is no goal."""
+        """``"met"``, ``"missed"``, ``"not measured"``, ``"red tests"``, or nothing where there is no goal."""
         if self.missing:
             return "not measured"
+        if self.red:
+            return "red tests"
         if self.goal is None or self.value is None:
             return ""
         return "met" if (self.value <= self.goal if self.at_most else self.value >= self.goal) else "missed"
 
+    @property
+    def distance(self) -> float | None:
+        """How many times the goal, or else the floor, it is away from; at most 1 where it is reached."""
+        if self.goal is not None and self.value is not None:
+            return self.value / self.goal if self.at_most else self.goal / max(self.value, 1e-12)
+        return self.ratio
+
+
+def worst_first(rows: Sequence[OpRow]) -> list[OpRow]:
+    """By distance; those of which none is known come last, in their order."""
+    return sorted(rows, key=lambda row: -(row.distance or 0.0))
+
 
 @dataclass(frozen=True)
 class OpsResult:
-    """A finished run.
+    """A run, finished or not.
 
     Attributes:
-        rows: what was measured.
+        rows: what was measured, the worst first.
         machine: the GPU and its driver, the measured speeds, the date, the commit.
         versions: of torch and triton.
         command: how to run it again.
         notes: what was left out.
+        tests: what came of the tests, a file each.
+        finished: whether all of it was done.
     """
 
     rows: list[OpRow]
@@ -68,12 +87,19 @@ class OpsResult:
     versions: dict[str, str | None]
     command: str
     notes: list[str]
+    tests: list[Any]
+    finished: bool
+
+    @property
+    def has_red_tests(self) -> bool:
+        """Whether a test failed."""
+        return any(tested.outcome == "red" for tested in self.tests)
 
     def save(self, path: Path) -> None:
-        """Write it as JSON, each row with its ratio and verdict."""
-        data = {"name": "ops", **asdict(self)}
+        """Write it as JSON, each row with its ratio, distance and verdict."""
+        data = {"name": "gpu", **asdict(self)}
         for row, plain in zip(self.rows, data["rows"], strict=True):
-            plain.update(ratio=row.ratio, verdict=row.verdict)
+            plain.update(ratio=row.ratio, distance=row.distance, verdict=row.verdict)
         with atomic_file(path) as part:
             part.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
@@ -88,10 +114,12 @@ class OpsResult:
         notes = [f"{row.work}: {row.note}" for row in self.rows if row.note]
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         machine = (
-            f"{self.machine['gpu']}: copies {self.machine['bytes_per_second'] / 1e12:.3g} TB/s, "
-            f"multiplies {self.machine['flops_per_second'] / 1e12:.3g} TFLOP/s (bfloat16), both measured; {versions}"
+            f"{self.machine['gpu']}: copies {self.machine.get('bytes_per_second', 0) / 1e12:.3g} TB/s, "
+            f"multiplies {self.machine.get('flops_per_second', 0) / 1e12:.3g} TFLOP/s (bfloat16), both measured; "
+            f"{versions}"
         )
-        return "\n".join([*text, "", machine, *self.notes, *notes])
+        red = [f"{tested.file} is {tested.outcome}: {line}" for tested in self.tests for line in tested.failures]
+        return "\n".join([*text, "", machine, *self.notes, *red, *notes])
 
 
 def _cells(row: OpRow) -> tuple[str, ...]:

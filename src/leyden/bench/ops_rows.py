@@ -1,4 +1,4 @@
-"""The rows of ``leyden bench ops`` that need torch and triton alone: each op, its inputs, its floor and its goal."""
+"""The rows of ``leyden bench gpu`` that need torch and triton alone: each op, its inputs, its floor and its goal."""
 
 import importlib.util
 import math

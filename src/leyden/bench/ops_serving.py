@@ -1,4 +1,4 @@
-"""The rows of ``leyden bench ops`` that serving lives by: decoding, prefill beside it, attention over pages."""
+"""The rows of ``leyden bench gpu`` that serving lives by: decoding, prefill beside it, attention over pages."""
 
 from dataclasses import replace
 

@@ -65,7 +65,8 @@ def serve(
 
 
 @app.command()
-def ops(
+def gpu(
+    minutes: Annotated[float, typer.Option(min=0.1, help="How long all of it may take.")] = 8,
     only: Annotated[
         str | None,
         typer.Option(metavar="REGEX", help="Measure the rows whose name it is found in.", show_default=False),
@@ -73,15 +74,11 @@ def ops(
     output: Output = None,
     quick: Annotated[bool, typer.Option("--quick", help="Tiny shapes: checks that all of it runs.")] = False,
 ) -> None:
-    """Every GPU kernel beside the hardware's floor; refuses where a test of the ops is red."""
-    from leyden.bench.ops import RedTestsError, run_ops
-    from leyden.core.log import say
+    """The GPU tests, then every kernel, training and serving beside the hardware's floor, the worst first."""
+    from leyden.bench.gpu import run_gpu
 
-    try:
-        run_ops(only, output, quick=quick)
-    except RedTestsError as red:
-        say(str(red))
-        raise typer.Exit(1) from None
+    if run_gpu(only, output, minutes=minutes, quick=quick).has_red_tests:
+        raise typer.Exit(1)
 
 
 @app.command()
