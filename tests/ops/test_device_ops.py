@@ -72,3 +72,5 @@ def test_a_recording_is_run_on_what_lies_there_now():
     assert out.tolist() == [0, 2, 4, 6]
     with pytest.raises(RuntimeError, match="reads values"):
         RecordedOps()(lambda: x.copy_(x if x[0].item() else -x))
+    with pytest.raises(RuntimeError, match="reads values"):
+        RecordedOps()(lambda: out.copy_(x[x > 0].sum()))
