@@ -4,14 +4,17 @@ from typing import Annotated, Literal
 
 import typer
 
+from leyden.core.errors import UserError
+
 
 def info(
     what: Annotated[
-        str,
+        str | None,
         typer.Argument(
-            help="A recipe, a model's directory, a run, a checkpoint, or a preset (text-01, tiny, 1b, ...)."
+            help="A recipe, a model's directory, a run, a checkpoint, or a preset (text-01, tiny, 1b, ...).",
+            show_default=False,
         ),
-    ],
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", help="Change one value, as in --set model.num_local_experts=16 or --set parallel.cp=2."),
@@ -34,12 +37,23 @@ def info(
         Literal["none", "layers", "all"], typer.Option(help="With --serve: which weights are in 8 bits.")
     ] = "none",
     max_sequences: Annotated[int, typer.Option(min=1, help="With --serve: sequences at once.")] = 32,
+    machine: Annotated[
+        bool, typer.Option("--machine", help="What this machine is, and which body of the ops runs on it and why.")
+    ] = False,
 ) -> None:
     """Parameters, active parameters, FLOPs, and bytes of state and keys and values per token.
 
     With --gpus, also the memory of a rank and the bytes that it sends over every axis in a step. With --serve, the
     weights, states, keys and values of each GPU that serves the model, and how many tokens fit.
     """
+    if machine:
+        from leyden.ops.machine import machine_text
+
+        print(machine_text())
+        if what is None:
+            return
+    if what is None:
+        raise UserError("info needs a recipe, a model or a preset to tell of, or --machine.")
     from leyden.cli.options import size_of
     from leyden.recipes import describe
 

@@ -83,7 +83,7 @@ def make(stem: str, build: Callable[[Path], object], use: Callable[[Path], _Used
 
 
 def folder() -> Path | None:
-    """The first folder that holds compiled code, or could."""
+    """The first folder that holds compiled code and is to be trusted; None before anything was compiled."""
     return next(filter(_is_private, _candidates()), None)
 
 

@@ -200,7 +200,8 @@ def _fits(value: Any, dtype: torch.dtype | None, sizes: list[Any], factor: int, 
         return False
     if not strided:
         return value.is_contiguous()
-    return list(value.shape[-len(sizes) :]) == sizes and (value.stride(-1) == 1 or sizes[-1] <= 1)
+    # Strides of dims of one element, and of tensors without any, mean nothing.
+    return list(value.shape[-len(sizes) :]) == sizes and (value.stride(-1) == 1 or sizes[-1] == 1 or not count)
 
 
 def _parameter(match: re.Match[str], places: dict[str, int]) -> Parameter:

@@ -54,4 +54,4 @@ def _masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | Non
         keys, values = k[:, :, begin:end], v[:, :, begin:end]
         grouped = q.shape[1] != k.shape[1]
         pieces.append(scaled_dot_product_attention(rows, keys, values, attn_mask=visible, enable_gqa=grouped))
-    return torch.cat(pieces, dim=2) if pieces else torch.empty_like(q)
+    return torch.cat(pieces, dim=2) if pieces else q.clone()  # of no queries, and still differentiable

@@ -1,0 +1,74 @@
+"""What this machine is, and which body of the ops runs on it and why: a table that people read."""
+
+import os
+import platform
+from collections.abc import Callable
+
+import torch
+
+from leyden.core.device import default_device
+from leyden.ops import native
+from leyden.ops.native import build, cache, processor
+
+_KNOWN = (
+    *("sse4_2", "avx2", "fma", "avx512f", "avx512vl", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8"),
+    *("asimd", "bf16", "i8mm", "sve"),
+)
+"""Instruction sets that make a difference to products of matrices, by the kernel's names."""
+
+
+def _instructions() -> str:
+    return " ".join(name for name in _KNOWN if name in processor.features()) or "not known"
+
+
+def _bodies() -> str:
+    loaded = native.load()
+    if isinstance(loaded, native.UnavailableError):
+        return f"PyTorch: {loaded}"
+    return f"native, {loaded.origin}"
+
+
+def _library() -> str:
+    loaded = native.load()
+    return "none" if isinstance(loaded, native.UnavailableError) else str(loaded.path)
+
+
+def _compiler() -> str:
+    try:
+        return str(build.Compiler.find())
+    except build.BuildError as reason:
+        return f"none: {reason}"
+
+
+def _threads() -> str:
+    # Not all of the machine's cores need be this process's.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{torch.get_num_threads()} on {cores} cores"
+
+
+def _device() -> str:
+    device = default_device()
+    if device.type == "cpu":
+        return "none"
+    return f"{torch.cuda.get_device_name(device)}, {torch.cuda.device_count()} of them"
+
+
+FIELDS: dict[str, Callable[[], object]] = {
+    "processor": processor.name,
+    "instruction sets": _instructions,
+    "threads": _threads,
+    "GPU": _device,
+    "ops on the CPU": _bodies,
+    "library": _library,
+    "C++ compiler": _compiler,
+    "compiled code": lambda: cache.folder() or "nowhere yet",
+    "PyTorch": lambda: torch.__version__,
+    "system": platform.platform,
+}
+"""What is said, in order, and who knows it."""
+
+
+def machine_text() -> str:
+    """The table, a line a field."""
+    width = max(map(len, FIELDS)) + 2
+    return "\n".join(f"{name:<{width}}{known()}" for name, known in FIELDS.items())
