@@ -115,13 +115,6 @@ def test_decoding_is_judged_by_its_share_of_the_copy_bandwidth():
     assert row.verdict == "missed"
 
 
-def test_prefill_beside_decode_does_the_work_of_one_after_another():
-    shape = {"decodes": 3, "prompts": 2, "length": 5, "heads": 2, "dim": 16}
-    together, apart = ops_serving._mixed_calls(CPU, **shape)[0][1], ops_serving._mixed_calls(CPU, **shape)[1][1]
-    assert torch.equal(together(), apart())
-    assert torch.equal(together(), apart())  # and goes on from the same states
-
-
 def test_softmax_is_beaten_by_as_much_as_its_time_is_longer():
     job = next(job for job in ops_rows.kernel_jobs(quick=True) if job.work.startswith("against causal softmax"))
     row = job.measure(Bench(CPU, FakeClock(6.0, 2.0), SPEED))
@@ -208,7 +201,6 @@ def test_every_row_runs_on_the_cpu():
     assert {row.missing for row in failed} == {"needs a GPU"}
     assert [row.work.split(",")[0] for row in failed] == [
         "decode step in a CUDA graph",
-        "prefill beside decode",
         "engine step",
     ]
     assert all(row.seconds for row in rows if not row.missing)

@@ -10,7 +10,6 @@ from exactness import assert_within_noise, random, with_gradients
 from leyden.ops import (
     lightning_attention,
     lightning_attention_decode,
-    lightning_attention_mixed,
     lightning_attention_prefill,
     lightning_attention_step,
 )
@@ -305,34 +304,27 @@ def test_a_slot_of_nobody_is_zero_whatever_its_token_holds(device: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("heads", [1, 200])
+@pytest.mark.parametrize("whole_heads", [False, True])
 @pytest.mark.parametrize("width", [64, 128])
 @pytest.mark.parametrize("cut", [False, True])
 def test_the_widths_that_models_have(
-    width: int, cut: bool, heads: int, device: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    width: int,
+    cut: bool,
+    whole_heads: bool,
+    device: str,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Heads of 64 and 128 in bfloat16: whole heads a program where they are many, parts of them where they are few."""
-    monkeypatch.setattr(launch, "multiprocessors", lambda device: 1 if heads > 1 else 132)
+    """Heads of 64 and 128 in bfloat16; a program has all value dims where programs are many, half of them where few."""
     if cut:
         request.getfixturevalue("short_segments")
-        monkeypatch.setattr(launch, "multiprocessors", lambda device: 8 if heads > 1 else 1 << 20)
+    if whole_heads:
+        monkeypatch.setattr(launch, "multiprocessors", lambda device: width // 16 if cut else 1)
     bounds = [0, 70, 263]
+    x = torch.empty(bounds[-1], H, width, dtype=torch.bfloat16)
+    chosen = launch.Plan.of(x, x, 2, bounds[-1])
+    assert (chosen.tiles.value_dims, chosen.split) == (width if whole_heads else width // 2, cut)
     check(bounds, torch.bfloat16, device, widths=(width, width))
-
-
-@pytest.mark.parametrize("num_decodes", [0, 2, 3])
-def test_prefill_and_decode_side_by_side(num_decodes: int, device: str) -> None:
-    lengths = [1, 1, 1] if num_decodes == 3 else [1, 1, 20]
-    T, slopes, slots = sum(lengths), SLOPES.to(device), torch.tensor([1, 0, 2], device=device)
-    q, k = (random(1, T, H, K, dtype=torch.float32, seed=seed).to(device) for seed in (1, 2))
-    v = random(1, T, H, V, dtype=torch.float32, seed=3).to(device)
-    first = random(3, H, K, V, dtype=torch.float32, seed=4).to(device)
-    cu = torch.tensor([0, *itertools.accumulate(lengths)], device=device)
-    states, expected_states = first.clone(), first.clone()
-    out = lightning_attention_mixed(q, k, v, slopes, states, slots, cu, num_decodes, "triton")
-    expected = lightning_attention_prefill(q, k, v, slopes, expected_states, slots, cu, "reference")
-    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(states, expected_states, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

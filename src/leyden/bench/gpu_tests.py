@@ -23,7 +23,7 @@ _AT_ONCE = 4
 _MODELS = "training step|utilisation|engine|hybrid layers"
 _TOUCHED = {
     "launching": ".",
-    "lightning": f"lightning|against|decode step|prefill beside|{_MODELS}",
+    "lightning": f"lightning|against|decode step|prefill and decode|{_MODELS}",
     "paged_attention": "paged attention|engine",
     "softmax_attention": f"against causal softmax|{_MODELS}",
     "rms_norm": f"rms_norm|{_MODELS}",

@@ -1,4 +1,4 @@
-"""The rows of ``leyden bench gpu`` that serving lives by: decoding, prefill beside it, attention over pages."""
+"""The rows of ``leyden bench gpu`` that serving lives by: decoding, alone and with prefill, attention over pages."""
 
 from dataclasses import replace
 
@@ -61,48 +61,35 @@ def _captured(call: Call) -> Call:
 
 
 def _mixed_job(quick: bool) -> Job:
+    """One batch of which some sequences decode and the others prefill, one after another."""
     decodes, prompts, length, heads, dim = (3, 1, 20, 2, 16) if quick else (256, 4, 8192, 64, 128)
 
     def measure(bench: Bench) -> OpRow:
-        row = OpRow("", unit="x faster than one after another")
-        if bench.device.type != "cuda":
-            return replace(row, missing=_NO_GPU)
-        together, apart = _mixed_calls(bench.device, decodes, prompts, length, heads, dim)
-        seconds, one_after_another = bench.clock(together), bench.clock(apart)
+        slopes = ops.lightning_slopes(heads, 0, 80).to(bench.device)
+        slots = torch.arange(decodes + prompts, device=bench.device)
+        bounds = torch.arange(0, prompts * length + 1, length, dtype=torch.int32, device=bench.device)
+
+        def bound(seed: int) -> Call:
+            tokens = decodes + prompts * length
+            q, k, v = (random(bench.device, 1, tokens, heads, dim, seed=3 * seed + i) for i in range(3))
+            states = torch.zeros(len(slots), heads, dim, dim, device=bench.device)
+            n = decodes
+
+            def call() -> object:
+                first = ops.lightning_attention_decode(q[0, :n], k[0, :n], v[0, :n], slopes, states, slots[:n])
+                second = ops.lightning_attention_prefill(
+                    q[:, n:], k[:, n:], v[:, n:], slopes, states, slots[n:], bounds
+                )
+                return first, second
+
+            return call
+
         reading = floors.lightning_decode(decodes, heads, dim, dim)
         prefill = floors.lightning_forward(prompts * length, heads, dim, dim, 2 * prompts)  # states read and written
         cost = floors.Cost(reading.bytes + prefill.bytes, reading.flops + prefill.flops)
-        floor, by = bench.speed.floor(cost)
-        return replace(row, seconds=seconds, floor=floor, bound=by, value=one_after_another / seconds)
+        return held_to_floor(bench, [bound(seed) for seed in range(2)], cost)  # a state pool alone is several caches
 
-    return Job(f"prefill beside decode, two streams, {prompts} x {length} beside {decodes}, H{heads}", measure)
-
-
-def _mixed_calls(
-    device: torch.device, decodes: int, prompts: int, length: int, heads: int, dim: int
-) -> tuple[list[Call], list[Call]]:
-    """One batch of which some sequences decode and the others prefill: on two streams, and one after another on one."""
-    slopes = ops.lightning_slopes(heads, 0, 80).to(device)
-    slots = torch.arange(decodes + prompts, device=device)
-    lengths = [1] * decodes + [length] * prompts
-    bounds = torch.tensor([0, *lengths], device=device).cumsum(0).int()
-
-    def bound(seed: int) -> tuple[Call, Call]:
-        q, k, v = (random(device, 1, sum(lengths), heads, dim, seed=3 * seed + i) for i in range(3))
-        states = torch.zeros(len(slots), heads, dim, dim, device=device)
-        n = decodes
-
-        def apart() -> object:
-            first = ops.lightning_attention_decode(q[0, :n], k[0, :n], v[0, :n], slopes, states, slots[:n])
-            second = ops.lightning_attention_prefill(
-                q[:, n:], k[:, n:], v[:, n:], slopes, states, slots[n:], bounds[n:] - n
-            )
-            return torch.cat([first[None], second], dim=1)
-
-        return lambda: ops.lightning_attention_mixed(q, k, v, slopes, states, slots, bounds, n), apart
-
-    pairs = [bound(seed) for seed in range(2)]  # a state pool alone is several times a cache
-    return [together for together, _ in pairs], [apart for _, apart in pairs]
+    return Job(f"prefill and decode, {prompts} x {length} and {decodes}, H{heads}", measure)
 
 
 def _paged_job(quick: bool) -> Job:

@@ -6,7 +6,6 @@ from leyden.ops.int8_linear import Int8Matrices, int8_linear, quantize_rows
 from leyden.ops.lightning_attention import (
     lightning_attention,
     lightning_attention_decode,
-    lightning_attention_mixed,
     lightning_attention_prefill,
     lightning_attention_step,
     lightning_slopes,
@@ -30,7 +29,6 @@ __all__ = [
     "int8_linear",
     "lightning_attention",
     "lightning_attention_decode",
-    "lightning_attention_mixed",
     "lightning_attention_prefill",
     "lightning_attention_step",
     "lightning_slopes",

@@ -7,7 +7,6 @@ from leyden.ops.lightning_attention.checks import check_inputs
 from leyden.ops.lightning_attention.native import lightning_attention_native
 from leyden.ops.lightning_attention.pool import (
     lightning_attention_decode,
-    lightning_attention_mixed,
     lightning_attention_prefill,
 )
 from leyden.ops.lightning_attention.portable import lightning_attention_portable
@@ -19,7 +18,6 @@ from leyden.ops.native import LANES
 __all__ = [
     "lightning_attention",
     "lightning_attention_decode",
-    "lightning_attention_mixed",
     "lightning_attention_prefill",
     "lightning_attention_step",
     "lightning_slopes",

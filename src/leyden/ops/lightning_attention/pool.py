@@ -1,7 +1,5 @@
 """Lightning attention for serving: states in a pool, addressed by slot and updated in place; no gradients."""
 
-import functools
-
 import torch
 
 from leyden.ops.backend import choose
@@ -93,59 +91,3 @@ def lightning_attention_decode(
     out[there], new = step_portable(q[there], k[there], v[there], slopes, states[slots[there]])
     states[slots[there]] = new
     return out
-
-
-def lightning_attention_mixed(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    slopes: torch.Tensor,
-    states: torch.Tensor,
-    slots: torch.Tensor,
-    cu_seqlens: torch.Tensor,
-    num_decodes: int,
-    backend: str = "auto",
-) -> torch.Tensor:
-    """A batch of which some sequences decode and the others prefill, on two CUDA streams side by side.
-
-    Decoding reads states and computes little, prefill computes: the paper's separated execution (arXiv 2501.08313,
-    section 3.3.3) lets one hide behind the other.
-
-    Args:
-        q, k, v, slopes, states, cu_seqlens, backend: as of :func:`lightning_attention_prefill`.
-        slots: [N]; of the sequences that decode, a negative one is none.
-        num_decodes: the first so many sequences have one token each.
-
-    Returns:
-        The output [1, T, H, V].
-
-    Raises:
-        ValueError: as of :func:`lightning_attention_prefill`.
-    """
-    n = num_decodes
-
-    def decode() -> torch.Tensor:
-        return lightning_attention_decode(q[0, :n], k[0, :n], v[0, :n], slopes, states, slots[:n], backend)
-
-    def prefill() -> torch.Tensor:
-        return lightning_attention_prefill(
-            q[:, n:], k[:, n:], v[:, n:], slopes, states, slots[n:], cu_seqlens[n:] - n, backend
-        )[0]
-
-    if n == 0 or n == q.shape[1]:
-        return (decode() if n else prefill())[None]
-    if q.device.type != "cuda":
-        return torch.cat([decode(), prefill()])[None]
-    main, side = torch.cuda.current_stream(q.device), _side_stream(q.device)
-    side.wait_stream(main)
-    with torch.cuda.stream(side):
-        decoded = decode()
-    prefilled = prefill()
-    main.wait_stream(side)
-    decoded.record_stream(main)
-    return torch.cat([decoded, prefilled])[None]
-
-
-@functools.cache
-def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)
