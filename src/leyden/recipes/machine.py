@@ -26,7 +26,7 @@ def note_machine(directory: Path, dtype: str, team: Team) -> None:
         team: the ranks.
     """
     wanted, device = getattr(torch, dtype), default_device()
-    backend = choose("training", "auto", device, triton=wanted, native=wanted)
+    backend = choose("training", "auto", torch.empty(0, device=device), triton=wanted, native=wanted)
     now = machine() | {"ranks": 1 if team.mesh is None else team.mesh.plan.world, "backend": backend}
     path = directory / "environment.json"
     before = _read(path) if any((directory / "checkpoints").glob("step_*")) else {}

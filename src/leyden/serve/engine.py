@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from leyden.core.device import keep_freed_memory
 from leyden.core.errors import UserError
+from leyden.core.transfers import on_device
 from leyden.model import PAGE, HybridLM, Pools
 from leyden.serve.completion import Chunk, Completion
 from leyden.serve.config import EngineConfig
@@ -189,8 +190,9 @@ class Engine:
             What that brings: one delta for each completion that read or drew something.
         """
         try:
-            self._take_in()
-            deltas = self._steps.step()
+            with on_device(self.memory.pools.states.device):
+                self._take_in()
+                deltas = self._steps.step()
             self._strike_off(deltas)
             return deltas
         except BaseException:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
+from leyden.core.transfers import on_device, sent
 from leyden.model import Pools
 
 _PAGES_AT_ONCE = 64
@@ -38,13 +39,14 @@ class Snapshots:
 
     def _pin(self) -> None:
         """Register the block, since the allocator of pinned memory would round it up to a power of two."""
-        cudart = torch.cuda.cudart()
+        cudart, device = torch.cuda.cudart(), self._pools.states.device
         assert cudart is not None
         place = self.states.data_ptr()
-        torch.cuda.check_error(cudart.cudaHostRegister(place, self.states.nbytes, 0))
+        with on_device(device):
+            torch.cuda.check_error(cudart.cudaHostRegister(place, self.states.nbytes, 0))
 
         def free() -> None:  # called before the block itself is freed
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(device)
             cudart.cudaHostUnregister(place)
 
         weakref.finalize(self, free).atexit = False
@@ -78,7 +80,7 @@ def copy_pages(
     """
     for target, source in zip(to, of, strict=True):
         for start in range(0, len(places), _PAGES_AT_ONCE):
-            put = torch.tensor(places[start : start + _PAGES_AT_ONCE], device=target.device)
-            got = torch.tensor(sources[start : start + _PAGES_AT_ONCE], device=source.device)
+            put = sent(torch.tensor(places[start : start + _PAGES_AT_ONCE]), target.device)
+            got = sent(torch.tensor(sources[start : start + _PAGES_AT_ONCE]), source.device)
             for layer in range(len(target)):
                 target[layer, put] = source[layer, got].to(target.device)

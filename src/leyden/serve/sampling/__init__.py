@@ -4,6 +4,7 @@ from leyden.serve.sampling.config import Grammar, Sampling
 from leyden.serve.sampling.grammar import CompiledGrammar, Grammars
 from leyden.serve.sampling.logprobs import TokenLogprobs, token_logprobs
 from leyden.serve.sampling.sampler import Draw, Sampler, draw
+from leyden.serve.sampling.together import choose_together
 
 __all__ = [
     "CompiledGrammar",
@@ -13,6 +14,7 @@ __all__ = [
     "Sampler",
     "Sampling",
     "TokenLogprobs",
+    "choose_together",
     "draw",
     "token_logprobs",
 ]

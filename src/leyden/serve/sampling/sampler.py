@@ -79,7 +79,11 @@ class Sampler:
     @property
     def uniform(self) -> float:
         """The number that decides the next token."""
-        return self._uniforms(self.num_drawn)
+        return self.uniform_of(0)
+
+    def uniform_of(self, ahead: int) -> float:
+        """The number that decides the token ``ahead`` places behind the next."""
+        return self._uniforms(self.num_drawn + ahead)
 
     def foresee(self, logits: torch.Tensor, ahead: int) -> int:
         """What it would draw from logits [V], ``ahead`` tokens later, by penalties and grammar unchanged.
@@ -88,7 +92,7 @@ class Sampler:
         token: both invert their distribution function at the same number.
         """
         own = self.sampling
-        uniform = self._uniforms(self.num_drawn + ahead)
+        uniform = self.uniform_of(ahead)
         return _argmax(logits[None])[0] if own.greedy else int(invert(logits, own, uniform))
 
     def record(self, token: int) -> None:

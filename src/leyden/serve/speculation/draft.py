@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 import torch
 
 from leyden.core.errors import UserError
-from leyden.core.transfers import pick
+from leyden.core.transfers import fetch, pick
 from leyden.model import PAGE, HybridLM, ModelConfig, Pools
 from leyden.serve.runner import Reading, Runner
+from leyden.serve.sampling import Sampler, Sampling, choose_together
 from leyden.serve.speculation.guesser import Ask, Guesser
 from leyden.serve.weights import decoder_of
 
@@ -16,6 +17,7 @@ _PART = 8 * PAGE
 """Tokens of a text that are read in one go; a long prompt is caught up with over several steps, without guesses."""
 _FEW = 16
 """As many or fewer are read by the recurrence, as single tokens are."""
+_GREEDY = Sampling(temperature=0.0)
 
 
 @dataclass
@@ -99,8 +101,9 @@ class DraftModel(Guesser):
         going = [index for index, limit in enumerate(limits) if limit > 0 and self._follow(asks[index], limit)]
         going, logits = self._catch_up(asks, going)
         while going:
-            for index, row in zip(going, logits, strict=True):
-                guesses[index].append(_foretell(asks[index], row, len(guesses[index])))
+            told = _foretell([asks[index].sampler for index in going], logits, [len(guesses[index]) for index in going])
+            for index, token in zip(going, told, strict=True):
+                guesses[index].append(token)
             going = [index for index in going if len(guesses[index]) < limits[index]]
             if going:
                 logits = self._runner.run([self._next(asks[index], guesses[index]) for index in going], [])
@@ -148,6 +151,12 @@ class DraftModel(Guesser):
         return Reading(guess[-1:], text.read + place - 1, text.pages, text.slots[place - 1 : place + 1])
 
 
-def _foretell(ask: Ask, logits: torch.Tensor, ahead: int) -> int:
-    """The token that the small model's logits [V] give, ``ahead`` places behind the sequence's next."""
-    return int(logits.argmax()) if ask.sampler is None else ask.sampler.foresee(logits, ahead)
+def _foretell(samplers: Sequence[Sampler | None], logits: torch.Tensor, ahead: Sequence[int]) -> list[int]:
+    """The tokens that the small model's logits [R, V] give, each so many places behind its sequence's next."""
+    if logits.is_cpu:
+        rows = zip(samplers, logits, ahead, strict=True)
+        return [int(row.argmax()) if own is None else own.foresee(row, places) for own, row, places in rows]
+    samplings = [_GREEDY if own is None else own.sampling for own in samplers]
+    uniforms = [0.0 if own is None else own.uniform_of(places) for own, places in zip(samplers, ahead, strict=True)]
+    (tokens,) = fetch([choose_together(samplings, uniforms, logits)])
+    return tokens.tolist()
