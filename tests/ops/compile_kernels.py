@@ -30,7 +30,7 @@ _TYPES = {
     torch.int64: "*i64",
     torch.bool: "*i1",
 }
-_OPTIONS = ("num_warps", "num_stages")
+_OPTIONS = ("num_warps", "num_stages", "maxnreg")
 
 
 @dataclass(frozen=True)

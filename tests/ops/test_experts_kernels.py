@@ -111,6 +111,32 @@ def test_experts_without_tokens_have_zero_gradients(dtype: torch.dtype, device: 
         assert down[busy].any()
 
 
+@pytest.mark.parametrize("rows", [[0, 0, 0], [4, 0, 0, 3, 0], [0, 5], [2]])
+def test_only_gradients_of_experts_without_tokens_are_cleared(rows: list[int], device: str) -> None:
+    """As grouped products may leave them: whatever was there before."""
+    E, ends = len(rows), torch.tensor(rows).cumsum(0).to(torch.int32).to(device)
+    dgate_up, ddown = (torch.full(shape, torch.nan, device=device) for shape in ((E, 2 * F, D), (E, D, F)))
+    launch.kernels.clear_idle[(E, 3)](dgate_up, ddown, ends, D=D, F=F, BLOCK=128)
+    for gradient in (dgate_up, ddown):
+        for expert, count in zip(gradient, rows, strict=True):
+            assert expert.isnan().all() if count else not expert.any()
+
+
+def test_experts_without_tokens_where_grouped_products_leave_them(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Blackwell of data centres."""
+
+    def leaving(a: torch.Tensor, b: torch.Tensor, *, offs: torch.Tensor) -> torch.Tensor:
+        out = torch.nn.functional.grouped_mm(a, b, offs=offs)
+        if out.ndim == 3:
+            out[offs == torch.cat([offs.new_zeros(1), offs[:-1]])] = torch.nan
+        return out
+
+    monkeypatch.setattr(launch, "grouped_mm", leaving)
+    check(draw(9, 5, 2, torch.float32), torch.tensor([[3, 1]]).expand(9, 2), None, device)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_all_assignments_dropped(dtype: torch.dtype, device: str) -> None:
     experts, kept = torch.tensor([[0, 2]], device=device).expand(6, 2), torch.zeros(6, 2, dtype=torch.bool).to(device)

@@ -53,7 +53,7 @@ def test_the_other_ops_on_hopper(tmp_path: Path) -> None:
     assert {facts["kernel"] for facts in found} == {
         *("rms_norm.normalise", "rms_norm.differentiate", "rotary.turn", "silu_split.split", "silu_split.join"),
         *("routing.route", "routing.route_backward", "cross_entropy.losses", "int8_linear.multiply"),
-        *(f"experts.{name}" for name in ("permute", "unpermute", "activate", "activate_backward")),
+        *(f"experts.{name}" for name in ("permute", "unpermute", "activate", "activate_backward", "clear_idle")),
         *("experts_int8.project_int8", "experts_int8.collect_int8"),
         *("paged_attention.attend", "paged_attention.combine"),
         *(f"ranged_attention.{name}" for name in ("attend", "differentiate_queries", "find", "differentiate_keys")),

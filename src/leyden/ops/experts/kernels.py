@@ -91,6 +91,27 @@ def activate_backward(
 
 
 @triton.jit
+def _clear(x, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+    """Zeros in ``SIZE`` elements, in turns with the other programs of the second axis."""
+    for block in range(tl.program_id(1), tl.cdiv(SIZE, BLOCK), tl.num_programs(1)):
+        at = block * BLOCK + tl.arange(0, BLOCK)
+        tl.store(x + at, tl.zeros([BLOCK], x.dtype.element_ty), mask=at < SIZE)
+
+
+@triton.jit
+def clear_idle(dgate_up, ddown, ends, D: tl.constexpr, F: tl.constexpr, BLOCK: tl.constexpr):
+    """The gradients of an expert without rows, which grouped products may leave as they are, become zero.
+
+    dgate_up: [E, 2 F, D]; ddown: [E, D, F].
+    """
+    expert = tl.program_id(0).to(tl.int64)
+    begin = tl.load(ends + expert - 1, mask=expert > 0, other=0)
+    if tl.load(ends + expert) == begin:
+        _clear(dgate_up + expert * (2 * F * D), 2 * F * D, BLOCK)
+        _clear(ddown + expert * (D * F), D * F, BLOCK)
+
+
+@triton.jit
 def _mine(ends, E: tl.constexpr, BE: tl.constexpr, BM: tl.constexpr, TOGETHER: tl.constexpr):
     """This program's block of columns and its expert, where its block of rows begins, and where the expert's rows end.
 

@@ -20,6 +20,9 @@ kernels = Kernels(jitted)
 _BLOCK = 1024
 """Dims that a program reads at once."""
 
+_CLEARING = 32
+"""Programs that clear the gradients of one expert without rows."""
+
 
 def sort_by_expert(
     experts: torch.Tensor, kept: torch.Tensor | None, num_experts: int
@@ -122,6 +125,8 @@ def _backward(
     ddown = grouped_mm(dy.t(), hidden, offs=ends)
     del dy, hidden
     dgate_up = grouped_mm(dprojected.t(), _permute(x.contiguous(), row_of, ends), offs=ends)
+    # On the Blackwell of data centres grouped_mm gives what no row added to (pytorch/pytorch#172439).
+    kernels.clear_idle[(E, _CLEARING)](dgate_up, ddown, ends, D=x.shape[1], F=F, BLOCK=_BLOCK)
     drows = grouped_mm(dprojected, _aligned(gate_up), offs=ends)
     return unpermute(drows, row_of, ends, len(x)), dgate_up, ddown, dweights
 

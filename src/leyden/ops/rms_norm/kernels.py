@@ -21,7 +21,7 @@ def _store(x, value, row, dim, inside, D: tl.constexpr):
     tl.store(x + row[:, None] * D + dim[None, :], value.to(x.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def normalise(
     x, added, gate, weight, y, rstd, num_rows, eps, alpha, beta, x_stride, added_stride, gate_stride,
     D: tl.constexpr, BD: tl.constexpr, ROWS: tl.constexpr, HAS_ADDED: tl.constexpr, HAS_GATE: tl.constexpr,
@@ -40,7 +40,7 @@ def normalise(
     _store(y, ys, row, dim, inside, D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def differentiate(
     dy, x, added, gate, weight, rstd, dx, dadded, dgate, dweight,
     num_rows, alpha, beta, dy_stride, x_stride, added_stride, gate_stride,
@@ -51,7 +51,6 @@ def differentiate(
     A program adds up its rows one after another, and programs are added up in their order: the same bits every time.
     """
     dim = tl.arange(0, BD)
-    w = tl.load(weight + dim, mask=dim < D, other=0.0)[None, :]
     dw = tl.zeros([ROWS, BD], dtype=tl.float32)
     for block in range(tl.program_id(0), tl.cdiv(num_rows, ROWS), tl.num_programs(0)):
         row = tl.cast(block, tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -62,6 +61,7 @@ def differentiate(
         r = tl.load(rstd + row, mask=row < num_rows, other=0.0)[:, None]
         n = xs * r
         e = _load(dy, dy_stride, row, dim, inside)
+        w = tl.load(weight + dim, mask=dim < D, other=0.0)[None, :]  # from the cache, rather than kept in registers
         if HAS_GATE:
             opened = tl.sigmoid(_load(gate, gate_stride, row, dim, inside))
             e *= opened

@@ -20,6 +20,10 @@ _FEWEST_PROGRAMS = 256
 """Of the backward, where rows are long: about two for each multiprocessor of a Hopper."""
 
 
+_REGISTERS = 128
+"""Of a thread of the backward: with 8 warps of these, two programs fit a multiprocessor, and no form spills."""
+
+
 @dataclass(frozen=True)
 class Tiles:
     """Rows [rows, D] in tiles.
@@ -43,10 +47,10 @@ class Tiles:
         count = blocks(num_rows, rows)
         return cls(rows, padded, count, min(count, max(_FEWEST_PROGRAMS, _PARTIAL_SUMS // padded)))
 
-    def constants(self, added: torch.Tensor | None, gate: torch.Tensor | None) -> dict[str, Any]:
+    def constants(self, added: torch.Tensor | None, gate: torch.Tensor | None, most_warps: int = 16) -> dict[str, Any]:
         return {
             "BD": self.padded, "ROWS": self.rows, "HAS_ADDED": added is not None, "HAS_GATE": gate is not None,
-            "num_warps": min(16, self.rows * self.padded // 512),
+            "num_warps": min(most_warps, self.rows * self.padded // 512),
         }  # fmt: skip
 
 
@@ -100,7 +104,8 @@ def _backward(
     if tiles.count:
         kernels.differentiate[(tiles.programs,)](
             dy, x, added, gate, weight, rstd, dx, dadded, dgate, dweight, N, alpha, beta,
-            *map(_row_stride, (dy, x, added, gate)), D=D, **tiles.constants(added, gate),
+            *map(_row_stride, (dy, x, added, gate)), D=D, **tiles.constants(added, gate, most_warps=8),
+            maxnreg=_REGISTERS,
         )  # fmt: skip
     return dx, dadded, dgate, dweight.sum(0)
 

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "num_blocks", "x_stride_b"])
 def turn(
     x, cos, sin, y, num_rows, num_blocks, x_stride_b, x_stride_t, x_stride_h,
     H: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, BHALF: tl.constexpr, BREST: tl.constexpr,

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def route(
     logits, probabilities, weights, experts, num_tokens,
     E: tl.constexpr, K: tl.constexpr, BE: tl.constexpr, BK: tl.constexpr, ROWS: tl.constexpr,
@@ -37,7 +37,7 @@ def route(
     tl.store(experts + row * K + rank, chosen, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def route_backward(
     probabilities, weights, experts, dprobabilities, dweights, dlogits, num_tokens,
     E: tl.constexpr, K: tl.constexpr, BE: tl.constexpr, BK: tl.constexpr, ROWS: tl.constexpr,

@@ -26,7 +26,7 @@ def _backward(dy, x, dx, inside):
     tl.store(dx, (dy * opened * (1 + x * (1 - opened))).to(dx.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def split(qkv, q, k, v, num_rows, row_stride, K: tl.constexpr, BK: tl.constexpr, ROWS: tl.constexpr):
     """qkv [rows, 3K] to q, k and v [rows, K]."""
     row, dim, inside = _elements(num_rows, K, BK, ROWS)
@@ -37,7 +37,7 @@ def split(qkv, q, k, v, num_rows, row_stride, K: tl.constexpr, BK: tl.constexpr,
     _forward(qkv + 2 * K, v + to, inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def join(dq, dk, dv, qkv, dqkv, num_rows, row_stride, K: tl.constexpr, BK: tl.constexpr, ROWS: tl.constexpr):
     """The gradient of qkv [rows, 3K] from those of q, k and v [rows, K]."""
     row, dim, inside = _elements(num_rows, K, BK, ROWS)
