@@ -43,6 +43,10 @@ class _Count(TorchDispatchMode):
         if op.namespace == "leyden":
             with self:
                 return OPDEFS[op.name().partition(".")[0]]._init_fn(*args, **kwargs)
+        with self:  # what consists of other ops is counted by those
+            out = op.decompose(*args, **kwargs)
+        if out is not NotImplemented:
+            return out
         name = op._schema.name.partition("::")[2]
         given = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]
         if name in _WAITING:
@@ -64,6 +68,8 @@ def _refuse_blocking_copy(name: str, given: list[torch.Tensor], to: torch.device
 def counted(*ops: str) -> Iterator[Launches]:
     """Counts what is launched within, of the Triton kernels of ``ops`` (names of folders) and of PyTorch.
 
+    Of a folder with several modules that launch, the others are named too: ``experts.launch_int8``.
+
     Raises:
         AssertionError: from within, at an op for which the host waits.
     """
@@ -82,7 +88,7 @@ def counted(*ops: str) -> Iterator[Launches]:
 
     with contextlib.ExitStack() as stack:
         for op in ops:
-            module = importlib.import_module(f"leyden.ops.{op}.launch")
+            module = importlib.import_module(f"leyden.ops.{op}" if "." in op else f"leyden.ops.{op}.launch")
             stack.enter_context(mock.patch.object(module, "kernels", Recorded(module.kernels.module)))
         stack.enter_context(_Count(launches))
         yield launches

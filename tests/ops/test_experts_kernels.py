@@ -122,9 +122,7 @@ def test_only_gradients_of_experts_without_tokens_are_cleared(rows: list[int], d
             assert expert.isnan().all() if count else not expert.any()
 
 
-def test_experts_without_tokens_where_grouped_products_leave_them(
-    device: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_experts_without_tokens_where_grouped_products_leave_them(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The Blackwell of data centres."""
 
     def leaving(a: torch.Tensor, b: torch.Tensor, *, offs: torch.Tensor) -> torch.Tensor:

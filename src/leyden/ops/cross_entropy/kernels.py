@@ -39,7 +39,7 @@ def losses(
         # d nll / d logits = p - onehot;  d z^2 / d logits = 2 z p
         scale = (1 + 2 * z_loss * (top + tl.log(total))) / total
         last = tl.cdiv(vocab, BLOCK) - 1
-        for block in range(0, last + 1):  # what was read last is still in the cache, and comes first
+        for block in range(last + 1):  # what was read last is still in the cache, and comes first
             start = (last - block) * BLOCK
             inside = start + word < vocab
             x = tl.load(logits + start + word, mask=inside, other=-float("inf")).to(tl.float32)

@@ -120,9 +120,12 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -
     x, added, gate, weight, _, ctx.alpha, ctx.beta = inputs
     ctx.save_for_backward(x, added, gate, weight, output[1])
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+def _differentiate(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    if grads[0] is None:
+        return (None,) * 7
     x, added, gate, weight, rstd = ctx.saved_tensors
     dy = last_dim_contiguous(grads[0])
     dx, dadded, dgate, dweight = _backward(dy, x, added, gate, weight, rstd, ctx.alpha, ctx.beta)
