@@ -55,6 +55,29 @@ def test_lightning_attention_on_hopper(tmp_path: Path) -> None:
         assert facts["resident"] >= RESIDENT[facts["kernel"].partition(".")[2]], facts
 
 
+def test_another_batch_compiles_nothing_new() -> None:
+    """Lengths and counts of documents are no compile-time constants of lightning attention: all launch one kernel."""
+    program = """
+import torch
+from compile_kernels import _LIGHTNING, record
+def call(module):
+    for tokens, documents in ((640, 1), (641, 1), (700, 16), (1600, 17)):
+        x, slopes = torch.zeros(tokens, 200, 64, dtype=torch.bfloat16, device="meta"), torch.zeros(200, device="meta")
+        bounds = torch.zeros(documents + 1, dtype=torch.int32, device="meta")
+        states = torch.zeros(20, 200, 64, 64, device="meta")
+        slots = torch.zeros(documents, dtype=torch.int64, device="meta")
+        module.prefill._init_fn(x, x, x, slopes, states, slots, bounds)
+print(len({launch.key() for launch in record(_LIGHTNING, call) if launch.form["C"] == 64}))
+"""
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(PROGRAM.parent), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "1"
+
+
 def test_the_other_ops_on_hopper(tmp_path: Path) -> None:
     around = "rms_norm:8192,rotary:128,silu_split:128,routing:32,experts:2048,cross_entropy:200,paged_attention:128"
     found = compiled(tmp_path, f"{around},ranged_attention:128,int8_linear:6144,experts_int8:2048", "bfloat16", HOPPER)
