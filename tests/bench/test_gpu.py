@@ -338,17 +338,17 @@ def test_tests_run_a_file_a_process_within_their_time(tmp_path, monkeypatch):
         red="import os\ndef test_y(): assert os.environ['TRITON_INTERPRET'] == '0'\n",
         empty="",
     )
-    files = [f"test_{name}.py" for name in ("green", "crash", "red", "empty")]
+    files = [f"ops/test_{name}.py" for name in ("green", "crash", "red", "empty")]
     found = {one.file: one for one in run_tests(files, CPU, time.monotonic() + 120)}
     assert {file: one.outcome for file, one in found.items()} == {
-        "test_green.py": "green",
-        "test_crash.py": "red",
-        "test_red.py": "red",
-        "test_empty.py": "not run",
+        "ops/test_green.py": "green",
+        "ops/test_crash.py": "red",
+        "ops/test_red.py": "red",
+        "ops/test_empty.py": "not run",
     }
-    assert found["test_crash.py"].failures[-1] == "its process ended by signal 11"
-    assert found["test_red.py"].failures[0].startswith("FAILED tests/ops/test_red.py::test_y")
-    late = [*run_tests(["test_hang.py"], CPU, time.monotonic() + 2), *run_tests(["test_green.py"], CPU, 0)]
+    assert found["ops/test_crash.py"].failures[-1] == "its process ended by signal 11"
+    assert found["ops/test_red.py"].failures[0].startswith("FAILED tests/ops/test_red.py::test_y")
+    late = [*run_tests(["ops/test_hang.py"], CPU, time.monotonic() + 2), *run_tests(["ops/test_green.py"], CPU, 0)]
     assert [(one.outcome, one.failures) for one in late] == [
         ("not run", ("it took longer than there was time",)),
         ("not run", ("no time was left",)),
@@ -357,15 +357,16 @@ def test_tests_run_a_file_a_process_within_their_time(tmp_path, monkeypatch):
 
 def test_a_gpu_runs_the_files_that_have_tests_for_it(tmp_path, monkeypatch):
     _checkout(tmp_path, monkeypatch, a="@pytest.mark.gpu", b="x = 1")
-    assert gpu_tests.test_files(torch.device("cuda")) == ["test_a.py"]
+    assert gpu_tests.test_files(torch.device("cuda")) == ["ops/test_a.py"]
     monkeypatch.undo()
     ours = gpu_tests.test_files(torch.device("cuda"))
-    assert "test_lightning_kernels.py" in ours
+    assert "ops/test_lightning_kernels.py" in ours
+    assert "serve/test_gpu_steps.py" in ours
     works = [job.work for job in jobs_of(quick=False)[0]]
     for file in ours:  # every test for a GPU stands for some row
-        if file not in ("test_int8_linear.py", "test_ranged_attention.py"):
+        if file not in ("ops/test_int8_linear.py", "ops/test_ranged_attention.py"):
             assert any(FileResult(file, "red").touches(work) for work in works), file
-    ours.remove("test_launching.py")  # stands for all of them
+    ours.remove("ops/test_launching.py")  # stands for all of them
     assert all(any(FileResult(file, "red").touches(work) for file in ours) for work in works)
 
 

@@ -1,4 +1,4 @@
-"""The GPU tests of the ops, a file a process: one that crashes, hangs or comes too late ends alone."""
+"""The GPU tests, a file a process: one that crashes, hangs or comes too late ends alone."""
 
 import importlib.util
 import os
@@ -17,12 +17,16 @@ import leyden
 
 CHECKOUT = Path(leyden.__file__).parents[2]
 
+_SERVING = ("pydantic", "tokenizers", "rich", "jinja2")
+"""Packages."""
+
 _AT_ONCE = 4
 """Files; most of their time they compile kernels, on a core each."""
 
 _MODELS = "training step|utilisation|engine|hybrid layers"
 _TOUCHED = {
     "launching": ".",
+    "serve/": "engine",
     "lightning": f"lightning|against|decode step|prefill and decode|{_MODELS}",
     "paged_attention": "paged attention|engine",
     "softmax_attention": f"against causal softmax|{_MODELS}",
@@ -41,7 +45,7 @@ class FileResult:
     """What came of one file.
 
     Attributes:
-        file: its name.
+        file: its place in ``tests``.
         outcome: ``"red"`` also where its process crashed; ``"not run"`` where there was no time, or no test or pytest.
         seconds: that it took.
         failures: the names of the tests that failed, or the last of what its process said.
@@ -59,10 +63,15 @@ class FileResult:
 
 
 def test_files(device: torch.device) -> list[str]:
-    """Those with tests for this device, in order: of a GPU, the files that say so; of a CPU, those of kernels."""
-    said = "pytest.mark.gpu" if device.type == "cuda" else "interpret"
-    paths = sorted((CHECKOUT / "tests" / "ops").glob("test_*.py"))
-    return [path.name for path in paths if said in path.read_text(encoding="utf-8")]
+    """Those with tests for this device, in order: of a GPU, the files that say so; of a CPU, those of kernels.
+
+    Those of serving are among them where what serving needs is installed.
+    """
+    said, rooms = "pytest.mark.gpu" if device.type == "cuda" else "interpret", ["ops"]
+    if all(importlib.util.find_spec(package) for package in _SERVING):
+        rooms.append("serve")
+    paths = [path for room in rooms for path in sorted((CHECKOUT / "tests" / room).glob("test_*.py"))]
+    return [f"{path.parent.name}/{path.name}" for path in paths if said in path.read_text(encoding="utf-8")]
 
 
 def run_tests(
@@ -106,7 +115,7 @@ def _start(file: str, device: torch.device) -> "subprocess.Popen[str]":
     if device.type != "cuda":
         marked, environment["TRITON_INTERPRET"] = "not gpu and not slow", "1"
     environment["PYTHONPATH"] = os.pathsep.join([str(CHECKOUT / "src"), environment.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "pytest", "-q", "-m", marked, "-rfE", "--tb=line", f"tests/ops/{file}"]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", marked, "-rfE", "--tb=line", f"tests/{file}"]
     return subprocess.Popen(
         command, cwd=CHECKOUT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
