@@ -69,13 +69,54 @@ def call(module):
         module.prefill._init_fn(x, x, x, slopes, states, slots, bounds)
 print(len({launch.key() for launch in record(_LIGHTNING, call) if launch.form["C"] == 64}))
 """
+    assert printed(program) == ["1"]
+
+
+def test_other_counts_compile_nothing_new_around_it() -> None:
+    program = """
+import torch
+from compile_kernels import record
+def empty(*shape, dtype=torch.bfloat16):
+    return torch.empty(shape, dtype=dtype, device="meta")
+def integers(*shape):
+    return empty(*shape, dtype=torch.int32)
+def ranged(module, n):
+    q, k = empty(n, 4, 64), empty(n + 1, 2, 64)
+    out, lse = module._forward._init_fn(q, k, k, integers(n), integers(n))
+    module._backward._init_fn(q, q, k, k, lse, lse, integers(n), integers(n))
+def paged(module, n):
+    pages = empty(9, 64, 2, 64)
+    module._paged_attention._init_fn(empty(n, 4, 64), pages, pages, integers(n, n), integers(n))
+def norm(module, n):
+    _, rstd = module._forward._init_fn(empty(n, 64), None, None, empty(64, dtype=torch.float32), 1e-5, 1.0, 1.0)
+    module._backward._init_fn(empty(n, 64), empty(n, 64), None, None, empty(64, dtype=torch.float32), rstd, 1.0, 1.0)
+def turn(module, n):
+    module._turn._init_fn(empty(2, n, 4, 64), empty(n, 8, dtype=torch.float32), empty(n, 8, dtype=torch.float32), False)
+def split(module, n):
+    module._backward._init_fn(*module._forward._init_fn(empty(n, 192)), empty(n, 192))
+def route(module, n):
+    experts, weights, probabilities = module._forward._init_fn(empty(n, 8, dtype=torch.float32), 2)
+    module._backward._init_fn(experts, weights, probabilities, weights, None)
+def linear(module, n):
+    module._int8_linear._init_fn(empty(n, 64), empty(32, 64, dtype=torch.int8), empty(32, dtype=torch.float32))
+ops = {"ranged_attention": ranged, "paged_attention": paged, "rms_norm": norm, "rotary": turn, "silu_split": split}
+for name, op in (ops | {"routing": route, "int8_linear": linear}).items():
+    counts = (1, 2, 15, 16) if name == "int8_linear" else (17, 31, 32, 300)
+    found = record(f"leyden.ops.{name}.launch", lambda module: [op(module, n) for n in counts])
+    print(name, len({launch.key() for launch in found}) - len({launch.name for launch in found}))
+"""
+    assert [line.split()[1] for line in printed(program)] == ["0"] * 7
+
+
+def printed(program: str) -> list[str]:
+    """The lines that a program prints in which kernels are not interpreted."""
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     environment["PYTHONPATH"] = os.pathsep.join([str(PROGRAM.parent), *sys.path])
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "1"
+    return done.stdout.splitlines()
 
 
 def test_the_other_ops_on_hopper(tmp_path: Path) -> None:

@@ -145,6 +145,13 @@ def test_heads_beyond_32_bits(tmp_path: Path, device: str) -> None:
         torch.testing.assert_close(a, b)  # delta is summed in another order
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dim", [64, 128])
+def test_heads_of_the_model(dim: int, device: str) -> None:
+    """Eight queries to a key head, in bfloat16, several blocks of keys and of queries."""
+    check(*draw(140, 190, (8, 1), torch.bfloat16, dim=dim), "triton", device)
+
+
 def test_views_are_read_as_their_copies(device: str) -> None:
     """q, k and v of one projection, as a switch of layouts leaves them."""
     tensors, ranges = draw(40, 40, (2, 2), torch.float32)
