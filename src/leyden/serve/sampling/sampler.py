@@ -112,21 +112,33 @@ def draw(samplers: Sequence[Sampler], logits: torch.Tensor) -> list[Draw]:
         logits: [R, V] float32; not changed.
     """
     adjusted = _adjusted(samplers, logits)
+    rows = [row for row, sampler in enumerate(samplers) if sampler.sampling.logprobs is not None]
+    told: list[TokenLogprobs] = []
+    if logits.is_cpu and not rows:
+        tokens = _choose(samplers, adjusted)
+    else:
+        tokens, told = _choose_and_tell(samplers, logits, adjusted, rows)
+    for sampler, token in zip(samplers, tokens, strict=True):
+        sampler.record(token)
+    draws = list(map(Draw, tokens))
+    for row, one in zip(rows, told, strict=True):
+        draws[row] = Draw(tokens[row], one)
+    return draws
+
+
+def _choose_and_tell(
+    samplers: Sequence[Sampler], logits: torch.Tensor, adjusted: torch.Tensor, rows: Sequence[int]
+) -> tuple[list[int], list[TokenLogprobs]]:
+    """The tokens, and what is reported of those in ``rows``; from a GPU all of it comes by one copy."""
     if logits.is_cpu:
         chosen = torch.tensor(_choose(samplers, adjusted))
     else:
         chosen = choose_together([own.sampling for own in samplers], [own.uniform for own in samplers], adjusted)
-    rows = [row for row, sampler in enumerate(samplers) if sampler.sampling.logprobs is not None]
     tops = [samplers[row].sampling.logprobs or 0 for row in rows]
     measured = measure(pick(logits, rows), pick(chosen, rows), tops) if rows else []
     found, *measured = fetch([chosen, *measured])
     tokens = found.tolist()
-    for sampler, token in zip(samplers, tokens, strict=True):
-        sampler.record(token)
-    draws = list(map(Draw, tokens))
-    for row, told in zip(rows, reports([tokens[row] for row in rows], tops, measured) if rows else [], strict=True):
-        draws[row] = Draw(tokens[row], told)
-    return draws
+    return tokens, reports([tokens[row] for row in rows], tops, measured) if rows else []
 
 
 def _adjusted(samplers: Sequence[Sampler], logits: torch.Tensor) -> torch.Tensor:
