@@ -327,6 +327,21 @@ def test_the_widths_that_models_have(
     check(bounds, torch.bfloat16, device, widths=(width, width))
 
 
+def test_another_length_is_no_other_graph(device: str) -> None:
+    """What is decided from the length is decided by comparisons, which a graph of any length keeps."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    counter = CompileCounterWithBackend("aot_eager")
+    slopes = SLOPES.to(device)
+    attend = torch.compile(
+        lambda x: lightning_attention(x * 2, x, x, slopes, backend="triton")[0],
+        fullgraph=True, dynamic=True, backend=counter,
+    )  # fmt: skip
+    for num_tokens in (40, 77):
+        attend(random(1, num_tokens, H, 16, dtype=torch.float32).to(device))
+    assert counter.frame_count == 1
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -99,7 +99,8 @@ class Plan:
             return programs / (multiprocessors(q.device) * tiles.resident)
 
         chosen = next((tiles for tiles in narrow if rounds(tiles, num_documents) <= 1), wide)
-        chosen = replace(chosen, chunk=min(chosen.chunk, padded(T // max(1, num_documents))))
+        short = next((chunk for chunk in (16, 32) if chunk * num_documents >= T), chosen.chunk)  # T may be symbolic
+        chosen = replace(chosen, chunk=min(chosen.chunk, short))
         parts = max(1, int(1 / rounds(chosen, 1)))
         length = max(_SHORTEST_SEGMENT, blocks(blocks(T, parts), _MULTIPLE) * _MULTIPLE)
         split = longest > length
@@ -131,8 +132,8 @@ class _Call:
     def of(
         cls, q: torch.Tensor, v: torch.Tensor, slopes: torch.Tensor, cu_seqlens: torch.Tensor | None, num_documents: int
     ) -> "_Call":
-        length = len(q) // max(1, num_documents)
-        plan = Plan.of(q, v, num_documents, length if cu_seqlens is None else len(q))
+        length = q.shape[0] // max(1, num_documents)
+        plan = Plan.of(q, v, num_documents, length if cu_seqlens is None else q.shape[0])
         return cls(plan, cu_seqlens, num_documents, length, slopes.contiguous(), *products(q.dtype))
 
     def states(self, k: torch.Tensor, v: torch.Tensor, rows: int) -> torch.Tensor:
@@ -232,7 +233,7 @@ def _forward(
 
 @_forward.register_fake
 def _(q, k, v, slopes, initial_state, cu_seqlens, num_documents):
-    longest = len(q) // max(1, num_documents) if cu_seqlens is None else len(q)
+    longest = q.shape[0] // max(1, num_documents) if cu_seqlens is None else q.shape[0]
     plan = Plan.of(q, v, num_documents, longest)
     final = q.new_empty(num_documents, *q.shape[1:], v.shape[2], dtype=torch.float32)
     entries = final.new_empty(plan.num_segments, *final.shape[1:]) if plan.split else final.new_empty(0)
@@ -373,6 +374,6 @@ def lightning_attention_triton(
     """See :func:`leyden.ops.lightning_attention`."""
     rows = (last_dim_contiguous(x.flatten(0, 1)) for x in (q, k, v))
     initial = None if initial_state is None else initial_state.float().contiguous()
-    num_documents = len(q) if cu_seqlens is None else len(cu_seqlens) - 1
+    num_documents = q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     out, final, _ = _forward(*rows, slopes.float(), initial, cu_seqlens, num_documents)
     return out.view(v.shape), final
