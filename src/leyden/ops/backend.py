@@ -67,7 +67,9 @@ def choose(
 
 
 def _device(op: str, tensors: tuple[torch.Tensor | None, ...]) -> torch.device:
-    """Where all of them are."""
+    """Where all of them are; a graph of the compiler, which cannot hold names of devices, checks that by itself."""
+    if torch.compiler.is_compiling():
+        return next(tensor.device for tensor in tensors if tensor is not None)
     places = {str(tensor.device).removesuffix(":0"): tensor.device for tensor in tensors if tensor is not None}
     if len(places) > 1:
         raise ValueError(f"{op}: tensors on one device expected; given {', '.join(sorted(places))}.")
