@@ -154,4 +154,4 @@ def test_lightning_attention_everywhere(tmp_path: Path, architecture: int, dtype
         assert facts["resident"] >= 1, facts
         if architecture != AMPERE and dtype == "bfloat16" and width <= 128:
             assert facts["ahead"] in (None, 1.0), facts
-            assert facts["spilled"] <= 16, facts
+            assert facts["spilled"] <= 32, facts
