@@ -11,7 +11,9 @@ import os
 import subprocess
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import torch
@@ -29,19 +31,27 @@ class Worker:
         arguments: what the class is made with.
         threads: how many threads torch gets there.
         source: a folder that packages are looked for in first: the ``src`` of another checkout.
+        settings: environment variables of the process alone.
 
     Raises:
         WorkerError: the class cannot be imported or made there.
     """
 
-    def __init__(self, target: str, *arguments: Any, threads: int, source: Path | None = None) -> None:
+    def __init__(
+        self,
+        target: str,
+        *arguments: Any,
+        threads: int,
+        source: Path | None = None,
+        settings: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self._pipe, theirs = multiprocessing.connection.Pipe()
         path = [*([str(source)] if source else []), *sys.path]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))}  # for processes of its own too
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))}  # for processes of its own too
         with theirs:
             # -P: the folder of this file is no place to import from.
             command = [sys.executable, "-P", __file__, str(theirs.fileno())]
-            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment)
+            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env={**environment, **settings})
         try:
             self._ask((target, arguments, threads), f"making {target}")
         except BaseException:

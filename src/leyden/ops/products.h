@@ -14,10 +14,6 @@
 
 namespace leyden {
 
-struct Int8 {
-    int8_t value;
-};
-
 // What the inputs of products are held in where the model computes in T.
 #ifdef __AVX512BF16__
 template <class T> using Input = T;
@@ -34,16 +30,6 @@ constexpr int TILE = 8, FOURS = 3, TALL = 16;
 constexpr int TILE = 4, FOURS = 1, TALL = 4;
 #endif
 
-inline Vector load(const Int8 *p) {
-#ifdef __AVX512F__
-    return (Vector)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
-#else
-    Vector v;
-    for (int i = 0; i < LANES; i++) v[i] = p[i].value;
-    return v;
-#endif
-}
-
 // A quarter of a vector: how many elements it holds, how one is spread, how two vectors are multiplied into sums.
 template <class X> struct Quarter;
 
@@ -53,10 +39,12 @@ template <> struct Quarter<float> {
     static Whole spread(const float *p) {
 #ifdef __AVX512F__
         return (Vector)_mm512_broadcast_f32x4(_mm_loadu_ps(p));
+#elif defined __AVX2__
+        const Part two = (Part)_mm256_broadcast_ps((const __m128 *)p);
+        return {two, two};
 #else
-        Vector v;
-        for (int i = 0; i < 4; i++) std::memcpy((float *)&v + 4 * i, p, 16);
-        return v;
+        const Four one = take<Four>(p);
+        return {{one, one}, {one, one}};
 #endif
     }
     static Whole whole(const float *p) { return load(p); }
@@ -83,11 +71,21 @@ inline Vector meet(const Vector *v) {
     };
     const __m512d a = (__m512d)halve(v[0], v[1]), b = (__m512d)halve(v[2], v[3]);
     return (Vector)_mm512_unpacklo_pd(a, b) + (Vector)_mm512_unpackhi_pd(a, b);
+#elif defined __AVX2__
+    const auto meet = [](Part a, Part b, Part c, Part d) {
+        return (Part)_mm256_hadd_ps(_mm256_hadd_ps((__m256)a, (__m256)b), _mm256_hadd_ps((__m256)c, (__m256)d));
+    };
+    return {meet(v[0].low, v[1].low, v[2].low, v[3].low), meet(v[0].high, v[1].high, v[2].high, v[3].high)};
 #else
-    Vector met;
-    for (int i = 0; i < LANES; i += 4)
-        for (int j = 0; j < 4; j++) met[i + j] = (v[j][i] + v[j][i + 2]) + (v[j][i + 1] + v[j][i + 3]);
-    return met;
+    const auto meet = [](Four a, Four b, Four c, Four d) {
+        const Four first{a[0], b[0], c[0], d[0]}, second{a[1], b[1], c[1], d[1]};
+        const Four third{a[2], b[2], c[2], d[2]}, last{a[3], b[3], c[3], d[3]};
+        return (first + second) + (third + last);
+    };
+    return {{meet(v[0].low.low, v[1].low.low, v[2].low.low, v[3].low.low),
+             meet(v[0].low.high, v[1].low.high, v[2].low.high, v[3].low.high)},
+            {meet(v[0].high.low, v[1].high.low, v[2].high.low, v[3].high.low),
+             meet(v[0].high.high, v[1].high.high, v[2].high.high, v[3].high.high)}};
 #endif
 }
 
@@ -151,6 +149,17 @@ template <int T> inline void transpose(const Vector *v, typename Columns<T>::Par
     for (int i = 0; i < 4; i++)
         for (int k = 0; k < T / 4; k++) std::memcpy((float *)(rows + i) + 4 * k, (const float *)(v + k) + 4 * i, 16);
 }
+
+#ifndef __AVX512F__
+template <> inline void transpose<4>(const Vector *v, Four *rows) {
+#ifdef __AVX2__
+    rows[0] = (Four)_mm256_castps256_ps128((__m256)v->low), rows[1] = (Four)_mm256_extractf128_ps((__m256)v->low, 1);
+    rows[2] = (Four)_mm256_castps256_ps128((__m256)v->high), rows[3] = (Four)_mm256_extractf128_ps((__m256)v->high, 1);
+#else
+    rows[0] = v->low.low, rows[1] = v->low.high, rows[2] = v->high.low, rows[3] = v->high.high;
+#endif
+}
+#endif
 
 #ifdef __AVX512F__
 template <> inline void transpose<8>(const Vector *v, Columns<8>::Part *rows) {
@@ -260,11 +269,11 @@ inline void tile(const X *const *w, const X *x, int n, Fetch<W> next, const Resu
     }
 }
 
-// Whether w can be interleaved, as far as the processor goes.
-template <class W, class X> constexpr bool INTERLEAVES = false;
+// Of how many rows of input at most w is interleaved, as far as the processor goes.
+template <class W, class X> constexpr int INTERLEAVED = 0;
 
 #ifdef __AVX512F__
-template <class X> constexpr bool INTERLEAVES<X, X> = true;
+template <class X> constexpr int INTERLEAVED<X, X> = 2;
 
 // A line of four rows of weights: part[k] has the k-th quarter of each.
 template <class X> inline void interleave(const X *const *w, int i, typename Quarter<X>::Whole *part) {
@@ -273,8 +282,23 @@ template <class X> inline void interleave(const X *const *w, int i, typename Qua
 }
 #endif
 
+#if defined __AVX2__ && !defined __AVX512F__
+template <class W> constexpr int INTERLEAVED<W, float> = 1;
+
+template <class W> inline void interleave(const W *const *w, int i, Vector *part) {
+    for (int k = 0; k < 4; k += 2, i += 8) {
+        const auto row = [&](int j) { return (__m256)take<Part>(w[j] + i); };
+        const __m256 a = row(0), b = row(1), c = row(2), d = row(3);
+        const auto two = [](__m256 x, __m256 y, auto which) { return (Part)_mm256_permute2f128_ps(x, y, which); };
+        constexpr std::integral_constant<int, 0x20> low{};
+        constexpr std::integral_constant<int, 0x31> high{};
+        part[k] = {two(a, b, low), two(c, d, low)}, part[k + 1] = {two(a, b, high), two(c, d, high)};
+    }
+}
+#endif
+
 #ifdef __AVX512BF16__
-template <> constexpr bool INTERLEAVES<Int8, BFloat16> = true;
+template <> constexpr int INTERLEAVED<Int8, BFloat16> = 2;
 
 inline void interleave(const Int8 *const *w, int i, __m512bh *part) {
     const auto row = [&](int j) { return _mm256_loadu_si256((const __m256i *)(w[j] + i)); };
@@ -359,7 +383,7 @@ template <class W, class X>
 void product(const W *w, int64_t stride, const float *scale, int n, int begin, int end, Rows<X> x, float *y,
              int64_t y_stride, Upcoming *upcoming = nullptr) {
     constexpr int BLOCK = 16 * FOURS;  // rows of input, which stay in the nearest cache beside a tile of weights
-    constexpr int FEW = INTERLEAVES<W, X> ? 2 : 0;
+    constexpr int FEW = INTERLEAVED<W, X>;
     for (int first = 0; first < x.count; first += BLOCK) {
         const int rows = std::min(BLOCK, x.count - first);
         float *to = y + first * y_stride;
@@ -374,7 +398,7 @@ void product(const W *w, int64_t stride, const float *scale, int n, int begin, i
                         if (r + LANES >= end) next = Fetch<W>::of(upcoming, LANES, n);
                         if (!next.row) next = {w + stride * r, stride};  // known to the caches
                         multiply_few<B>(w + stride * r, stride, n, columns, single, next, block);
-                        const Vector scales = scale ? load(scale + r, columns) : Vector{} + 1;
+                        const Vector scales = scale ? load(scale + r, columns) : spread(1);
                         for (int b = 0; b < B; b++) store(to + b * y_stride + r, load(block[b]) * scales, columns);
                     }
                 });

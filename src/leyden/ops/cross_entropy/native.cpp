@@ -8,10 +8,10 @@ namespace {
 
 // The largest logit, and the sum of exp(logit - largest).
 template <class T> void summarise(const T *logits, int64_t vocab, float &top, float &total) {
-    Vector most = Vector{} - INFINITY, sums = {};
+    Vector most = spread(-INFINITY), sums = {};
     vectors(vocab, [&](int64_t i, int n) {
         const Vector v = load(logits + i, n, -INFINITY);
-        most = v > most ? v : most;
+        most = larger(v, most);
     });
     top = largest(most);
     vectors(vocab, [&](int64_t i, int n) { sums += exp(load(logits + i, n, -INFINITY) - top); });
@@ -40,14 +40,14 @@ extern "C" Fault leyden_cross_entropy(int64_t bfloat16, void *logits, const int6
                 float top, total;
                 summarise(at, vocab, top, total);
                 // From the distance to the largest logit: the label's probability may underflow.
-                nll[row] = top - load(at + label, 1)[0] + std::log(total);
+                nll[row] = top - read(at + label) + std::log(total);
                 z[row] = top + std::log(total);
                 if (!differentiate) continue;
                 // d nll / d logits = p - onehot;  d z^2 / d logits = 2 z p
                 const float scale = (1 + 2 * z_loss * z[row]) / total;
-                const float at_label = std::exp(load(at + label, 1)[0] - top) * scale - 1;
+                const float at_label = std::exp(read(at + label) - top) * scale - 1;
                 vectors(vocab, [&](int64_t i, int n) { store(at + i, exp(load(at + i, n) - top) * scale, n); });
-                store(at + label, Vector{} + at_label, 1);
+                store(at + label, spread(at_label), 1);
             }
         });
     });

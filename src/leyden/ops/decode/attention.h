@@ -10,6 +10,7 @@
 namespace leyden {
 
 constexpr int PAGE = 256;   // tokens of a page
+constexpr int VALUES = SUMS / 4 < 4 ? 1 : 4;  // vectors of values at once, for up to four heads
 constexpr int PIECES = 64;  // at most, of a context: what they yield has to be kept until they are joined
 
 // The pieces of a context of so many tokens.
@@ -53,10 +54,10 @@ inline void add_values(int heads, const T *values, int64_t stride, int count, co
 // Scores of one head over one page become weights, in units of e^largest, which grows where it must; what was summed
 // before is brought to the new unit.
 inline void weigh(float *scores, int count, float scale, int width, float *largest, float *total, float *out) {
-    Vector top = Vector{} - INFINITY;
+    Vector top = spread(-INFINITY);
     vectors(count, [&](int64_t i, int n) {
         const Vector s = load(scores + i, n, -INFINITY);
-        top = s > top ? s : top;
+        top = larger(s, top);
     });
     const float page_largest = leyden::largest(top) * scale;
     if (page_largest > *largest) {
@@ -98,8 +99,8 @@ void attend_piece(const T *keys, const T *values, int64_t stride, const int32_t 
             weigh(scores.data() + h * PAGE, count, scale, K, part + K, part + K + 1, part);
         }
         int j = 0;
-        for (; j + 4 * LANES <= K; j += 4 * LANES)
-            add_values<4>(heads, values + place + j, stride, count, scores.data(), parts + j, width);
+        for (; j + VALUES * LANES <= K; j += VALUES * LANES)
+            add_values<VALUES>(heads, values + place + j, stride, count, scores.data(), parts + j, width);
         for (; j < K; j += LANES)
             add_values<1>(heads, values + place + j, stride, count, scores.data(), parts + j, width);
     }

@@ -134,6 +134,8 @@ template <class X> struct Shared {
     }
 };
 
+constexpr int ACROSS = SUMS / 3 < 4 ? SUMS / 3 : 4;  // vectors of a state's row at once, with their values and sums
+
 // S' = exp(-slope) S + k v^T;  o = S'^T q, for V vectors of columns. `from` may be `to`, or null for zeros.
 template <int V>
 inline void recur(const float *from, float *to, float decay, const float *q, const float *k, const float *v, int K,
@@ -342,8 +344,8 @@ template <class T> class Worker {
         float *to = state(layer, row.after, h), *out = at.attended + b * width + h * K;
         const float decay = std::exp(-layer.slopes[h]);
         int j = 0;
-        for (; j + 4 * LANES <= K; j += 4 * LANES)
-            ::recur<4>(from ? from + j : from, to + j, decay, q, k, v + j, K, out + j);
+        for (; j + ACROSS * LANES <= K; j += ACROSS * LANES)
+            ::recur<ACROSS>(from ? from + j : from, to + j, decay, q, k, v + j, K, out + j);
         for (; j < K; j += LANES) ::recur<1>(from ? from + j : from, to + j, decay, q, k, v + j, K, out + j);
     }
 

@@ -6,14 +6,10 @@ using namespace leyden;
 
 namespace {
 
-typedef int8_t Bytes __attribute__((vector_size(LANES)));
-
 template <class T>
 void widen_row(const int8_t *weight, float scale, int64_t dim, T *out) {
     vectors(dim, [&](int64_t i, int n) {
-        Bytes bytes = {};
-        std::memcpy(&bytes, weight + i, n);
-        store(out + i, __builtin_convertvector(bytes, Vector) * scale, n);
+        store(out + i, load((const Int8 *)weight + i, n) * scale, n);
     });
 }
 

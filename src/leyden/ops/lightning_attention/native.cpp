@@ -9,21 +9,33 @@ using namespace leyden;
 
 namespace {
 
-constexpr int CHUNK = 64, ACROSS = CHUNK / LANES;
-constexpr int TALL = 6;  // rows of a product that meet in registers, with four vectors across
+constexpr int CHUNK = 64, SCORES = CHUNK / LANES;
+constexpr int TALL = 6;  // rows of a product that meet in registers, with as many vectors across as these hold
 
 // total[r] += a[r, j] b[j] for j below `depth`, R rows and V vectors across.
 template <int R, int V>
 inline __attribute__((always_inline)) void add(const float *a, int64_t a_row, int64_t a_column, const float *b,
                                                int64_t b_row, int depth, Vector (&total)[R][V]) {
-    for (int j = 0; j < depth; j++) {
-        Vector across[V];
-#pragma GCC unroll 4
-        for (int v = 0; v < V; v++) across[v] = load(b + j * b_row + v * LANES);
+    constexpr int TOGETHER = std::min(V, SUMS / R >= 4 ? 4 : SUMS / R >= 2 ? 2 : 1);
+    for (int first = 0; first < V; first += TOGETHER) {
+        Vector sums[R][TOGETHER];
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
-            for (int v = 0; v < V; v++) total[r][v] += a[r * a_row + j * a_column] * across[v];
+            for (int v = 0; v < TOGETHER; v++) sums[r][v] = total[r][first + v];
+        for (int j = 0; j < depth; j++) {
+            Vector across[TOGETHER];
+#pragma GCC unroll 4
+            for (int v = 0; v < TOGETHER; v++) across[v] = load(b + j * b_row + (first + v) * LANES);
+#pragma GCC unroll 8
+            for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+                for (int v = 0; v < TOGETHER; v++) sums[r][v] += a[r * a_row + j * a_column] * across[v];
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+            for (int v = 0; v < TOGETHER; v++) total[r][first + v] = sums[r][v];
     }
 }
 
@@ -98,10 +110,10 @@ template <class T, int V> class Head {
 
     // Tokens i to i + R of the chunk: what the state says, decayed, and what the chunk's own tokens do.
     template <int R> void attend(int i, const float *state, int64_t state_row, T *out, int64_t out_row) {
-        Vector products[R][ACROSS] = {}, total[R][V] = {};
-        add<R, ACROSS>(&queries[i * K], K, 1, turned.data(), CHUNK, K, products);
+        Vector products[R][SCORES] = {}, total[R][V] = {};
+        add<R, SCORES>(&queries[i * K], K, 1, turned.data(), CHUNK, K, products);
         for (int r = 0; r < R; r++)
-            for (int j = 0; j < ACROSS; j++)
+            for (int j = 0; j < SCORES; j++)
                 store(&scores[(i + r) * CHUNK + j * LANES], products[r][j] * decays.to(i + r, j * LANES));
         add<R, V>(&queries[i * K], K, 1, state, state_row, K, total);
         for (int r = 0; r < R; r++)

@@ -9,10 +9,10 @@ namespace {
 
 // p = softmax(scale * scores) of one row of scores, which become the same in float32.
 template <class T> void softmax(float *scores, int64_t width, float scale, T *p) {
-    Vector most = Vector{} - INFINITY, sums = {};
+    Vector most = spread(-INFINITY), sums = {};
     vectors(width, [&](int64_t i, int n) {
         const Vector v = load(scores + i, n, -INFINITY);
-        most = v > most ? v : most;
+        most = larger(v, most);
     });
     const float top = largest(most);
     vectors(width, [&](int64_t i, int n) {
