@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import leyden
-from leyden.checkpoint import convert, load, read_config, save
+from leyden.checkpoint import convert, load, model_directory, read_config, save
 from leyden.checkpoint.tensor_files import write_tensors
 from leyden.core.errors import UserError
 from leyden.model import HybridLM
@@ -379,3 +379,25 @@ def test_a_tied_model_may_come_with_a_copy_of_its_embedding(
         rewrite(tensors | {"lm_head.weight": wrong}, file)
         with pytest.raises(UserError, match=f"lm_head.weight is no copy of {name}"):
             load(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    ("slow", "free", "dtype"),
+    [("slow", 1 << 40, torch.float32), ("slow", 1 << 10, torch.bfloat16), (None, 1 << 40, torch.bfloat16)],
+)
+def test_a_processor_without_16_bit_arithmetic_computes_in_float32_where_that_fits(
+    tmp_path: Path,
+    random_model: Callable[..., HybridLM],
+    monkeypatch: pytest.MonkeyPatch,
+    slow: str | None,
+    free: int,
+    dtype: torch.dtype,
+) -> None:
+    model = random_model(torch.bfloat16, vocab_size=300)
+    save(model, None, tmp_path / "model")
+    monkeypatch.setattr(model_directory, "narrow_products_are_slow", lambda device: slow)
+    monkeypatch.setattr(model_directory, "free_bytes", lambda device: free)
+    opened, _ = load(tmp_path / "model", dtype="auto")
+    assert opened.lm_head.weight.dtype == dtype
+    assert torch.equal(opened.lm_head.weight, model.lm_head.weight.to(dtype))
+    assert load(tmp_path / "model")[0].lm_head.weight.dtype == torch.bfloat16

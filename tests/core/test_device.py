@@ -10,6 +10,7 @@ from leyden.core.device import (
     find_device,
     keep_freed_memory,
     matmul_flops_per_second,
+    narrow_products_are_slow,
 )
 from leyden.core.errors import UserError
 
@@ -88,3 +89,20 @@ def test_a_device_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(UserError, match=r"--device cuda: this machine has cpu\."):
         find_device("cuda")
+
+
+@pytest.mark.parametrize(("bf16", "slow"), [(3e11, False), (6e10, False), (4e10, True), (1e9, True)])
+def test_products_of_16_bit_numbers_are_slow_where_the_processor_has_none(
+    monkeypatch: pytest.MonkeyPatch, bf16: float, slow: bool
+) -> None:
+    rates = {torch.bfloat16: bf16, torch.float32: 1e11}
+    monkeypatch.setattr(device, "matmul_flops_per_second", lambda dtype, size: rates[dtype])
+    assert (narrow_products_are_slow(CPU) is not None) == slow
+    assert narrow_products_are_slow(torch.device("cuda", 0)) is None
+
+
+def test_a_measurement_of_slow_products_ends_after_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 100, 1))
+    monkeypatch.setattr(device.time, "perf_counter", lambda: 0.75 * next(clock))
+    assert matmul_flops_per_second.__wrapped__(torch.float32, "cpu", 8) == 2 * 8**3 / 0.75
+    assert next(clock) == 4

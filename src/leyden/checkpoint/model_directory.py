@@ -8,7 +8,7 @@ Matrices keep the dtype they are stored in; norms and routers are float32 in the
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -16,10 +16,11 @@ from leyden.checkpoint.hub import find_model
 from leyden.checkpoint.layouts import Derived, Layout, layout_named, layout_of
 from leyden.checkpoint.master_files import MasterFiles
 from leyden.checkpoint.rules import Binding, bind
-from leyden.checkpoint.stored_weights import StoredWeights, check_room, empty_model, fill
+from leyden.checkpoint.stored_weights import StoredWeights, check_room, empty_model, fill, weight_bytes
 from leyden.checkpoint.tensor_files import TensorFiles, read_json, write_json, write_tensors
 from leyden.checkpoint.training import is_checkpoint, read_values
 from leyden.core.checksums import SUMS, changed_files, write_checksums
+from leyden.core.device import free_bytes, narrow_products_are_slow
 from leyden.core.errors import UserError
 from leyden.core.files import atomic_directory
 from leyden.core.log import logger
@@ -43,7 +44,7 @@ _OURS_TO_REPLACE = ("*.json", "*.safetensors", "*.jinja", SUMS)
 def load(
     model: str | Path,
     *,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | Literal["auto"] | None = None,
     device: torch.device | str | None = None,
     int8: Int8 = "none",
     mesh: Mesh | None = None,
@@ -52,7 +53,8 @@ def load(
 
     Args:
         model: a model's directory, a run, a checkpoint of one, or a hub id ``org/name``.
-        dtype: cast the matrices; by default they stay as stored, memory-mapped.
+        dtype: cast the matrices; by default they stay as stored, memory-mapped. ``"auto"``: as stored, but float32 on a
+            CPU without arithmetic for 16-bit numbers, where that fits into the memory that is free; a line says so.
         device: where to put it; by default the CPU.
         int8: hold weights in 8 bits (:func:`leyden.model.quantize`), rounded while they are read, so that no more than
             some MB of them ever exist in full: ``"layers"``, every projection and all experts; ``"all"``, the embedding
@@ -68,11 +70,28 @@ def load(
             are not what Leyden wrote (``SHA256SUMS``), or weights that do not fit into the memory that is free.
     """
     stored, device = _open(find_model(model), mesh), torch.device(device or "cpu")
+    if dtype == "auto":
+        dtype = _dtype_to_compute_in(stored, int8, device, mesh)
     dtype = dtype or stored.weights.dtype
     check_room(stored.config, dtype, int8, device, mesh)
     network = empty_model(stored.config, dtype, int8, mesh)
     fill(network, stored.weights, dtype, device, mesh)
     return network.to(device=device, dtype=dtype).eval(), stored.tokenizer
+
+
+def _dtype_to_compute_in(stored: "_Stored", int8: Int8, device: torch.device, mesh: Mesh | None) -> torch.dtype:
+    """That of the weights, or float32. Ranks, which must choose alike, keep that of the weights."""
+    own, wide = stored.weights.dtype, torch.float32
+    slow = None if own.itemsize != 2 or mesh is not None else narrow_products_are_slow(device)
+    if slow is None:
+        return own
+    needed, free = weight_bytes(stored.config, wide, int8, mesh), free_bytes(device)
+    name = str(own).removeprefix("torch.")
+    if free is not None and needed > 0.8 * free:
+        _log.warning("%s: this processor's %s, but the weights in float32 do not fit into its memory", name, slow)
+        return own
+    _log.info("float32, though the weights are %s: this processor's %s", name, slow)
+    return wide
 
 
 def read_config(model: str | Path) -> ModelConfig:

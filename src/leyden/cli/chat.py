@@ -49,7 +49,7 @@ def chat(
     if resume is not None and not resume.parent.is_dir():
         raise UserError(f"--resume {resume}: there is no directory {resume.parent} to keep the conversation in.")
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
-    engine = Engine(*load(model, device=find_device(device)), max_sequences=1)
+    engine = Engine(*load(model, dtype="auto", device=find_device(device)), max_sequences=1)
 
     def begin(system: str | None) -> Chat:
         return Chat(engine, system=system, sampling=sampling)

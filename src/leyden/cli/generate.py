@@ -28,7 +28,7 @@ def generate(
     sampling = Sampling(
         max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=tuple(stop or ())
     )
-    engine = Engine(*load(model, device=find_device(device)), max_sequences=1)
+    engine = Engine(*load(model, dtype="auto", device=find_device(device)), max_sequences=1)
     for chunk in engine.stream(sys.stdin.read() if prompt is None else prompt, sampling):
         print(chunk.text, end="", flush=True)
         if chunk.completion is not None:

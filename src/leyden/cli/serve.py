@@ -96,8 +96,10 @@ def _serve_alone(
         make_directory(settings.conversations)
     bound = listen(settings)  # before the model is loaded, which may take long
     logger(__name__).info("%s is being loaded.", model)
-    weights, tokenizer = load(model, int8=int8, device=where)
-    engine = Engine(weights, tokenizer, config, draft=None if draft is None else load(draft, device=where)[0])
+    weights, tokenizer = load(model, dtype="auto", int8=int8, device=where)
+    engine = Engine(
+        weights, tokenizer, config, draft=None if draft is None else load(draft, dtype="auto", device=where)[0]
+    )
     run_server(bound, engine, **shown)
 
 

@@ -51,7 +51,7 @@ def run_tasks(model: str | Path, tasks: Sequence[str], text: Sequence[Path]) -> 
             raise UserError(f"task '{task}' is unknown{suggest(task, TASKS)}")
     rejects: list[Reject] = []
     documents = [document.text for document in read_documents(text, rejects)]
-    network, tokenizer = load(model, device=default_device())
+    network, tokenizer = load(model, dtype="auto", device=default_device())
     if tokenizer is None:
         raise UserError(f"{model} has no tokenizer, and documents are text; put its tokenizer.json beside the weights.")
     return "\n".join(

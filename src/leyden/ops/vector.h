@@ -169,9 +169,13 @@ template <class V> struct Taken {
         return (V)(__builtin_convertvector(halves, PartWords) << 16);
     }
     static V from(const Int8 *p) {
+#ifdef __AVX2__
+        return (V)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+#else
         PartBytes bytes;
         std::memcpy(&bytes, p, sizeof bytes);
         return __builtin_convertvector(__builtin_convertvector(bytes, PartInts), V);
+#endif
     }
 };
 
