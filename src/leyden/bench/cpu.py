@@ -9,7 +9,7 @@ chosen by measurement for each kind of work. Before anything is timed both must 
 import importlib.util
 import tempfile
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from leyden.bench.duel import Duel
 from leyden.bench.plan import FULL, QUICK, Plan
 from leyden.bench.result import BenchResult, Row, render
 from leyden.bench.rows import decode_rows, memory_row, op_rows, prefill_rows, train_rows
-from leyden.bench.work import random_tokens
+from leyden.bench.work import bench_dtype, random_tokens
 from leyden.bench.worker import Worker
 from leyden.checkpoint import save
 from leyden.core.errors import UserError
@@ -51,7 +51,7 @@ def run_cpu(*, quick: bool = False, beside: int = 0, output: Path | None = None)
     """
     if importlib.util.find_spec("transformers") is None:
         raise UserError("leyden bench cpu compares with transformers; install it: pip install transformers.")
-    plan = QUICK if quick else FULL
+    plan = replace(QUICK if quick else FULL, dtype=bench_dtype())
     with tempfile.TemporaryDirectory() as parent:
         directory = str(Path(parent, "model"))
         save(bench_model(plan.model), None, directory, layout="transformers")
@@ -78,14 +78,14 @@ def _measure(directory: str, plan: Plan, bar: Bar) -> tuple[list[Row], dict, dic
     with ExitStack() as stack:
         theirs, ours = (stack.enter_context(_worker(side, directory, plan)) for side in ("theirs", "ours"))
         checks = _compare_logits(theirs, ours, plan.model)
-        peak = ours.call("matmul_flops_per_second")
+        peak = ours.call("matmul_flops_per_second", plan.dtype)
         duel = Duel(theirs, ours, bar)
         rows, variant = train_rows(duel, plan, peak)
         rows += prefill_rows(duel, plan, peak) + decode_rows(duel, plan) + op_rows(duel, plan)
     with ExitStack() as stack:  # fresh processes, whose memory nothing else has raised
         theirs, ours = (stack.enter_context(_worker(side, directory, plan)) for side in ("theirs", "ours"))
         rows.append(memory_row(theirs, ours, plan, variant))
-    settings = {**asdict(plan), "model": plan.model.model_dump(mode="json"), "bf16_matmul_flops_per_second": peak}
+    settings = {**asdict(plan), "model": plan.model.model_dump(mode="json"), "matmul_flops_per_second": peak}
     return rows, settings, checks
 
 

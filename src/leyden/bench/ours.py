@@ -30,21 +30,21 @@ class Ours:
         self._model: HybridLM | None = None
         self._state: TrainState | None = None
 
-    def matmul_flops_per_second(self) -> float:
-        """The peak that utilisation is stated against: bfloat16."""
-        return device.matmul_flops_per_second(torch.bfloat16)
+    def matmul_flops_per_second(self, dtype: str) -> float:
+        """The peak that utilisation is stated against."""
+        return device.matmul_flops_per_second(DTYPES[dtype])
 
     def logits(self, tokens: list[int]) -> np.ndarray:
         """[T, V] float32."""
         with torch.inference_mode():
             return self._load("float32")(torch.tensor([tokens]))[0].numpy()
 
-    def train(self, batch: int, length: int) -> float:
+    def train(self, batch: int, length: int, dtype: str = "bfloat16") -> float:
         """Seconds of one step on packed rows: forward with the auxiliary loss, backward, clipping, fused AdamW.
 
-        The model computes in bfloat16 and the optimizer holds float32 masters and moments.
+        The model computes in ``dtype`` and the optimizer holds float32 masters and moments.
         """
-        model = self._load("bfloat16")
+        model = self._load(dtype)
         if self._state is None:
             self._state = TrainState(model, MasterAdamW(model))
         rows = _packed(random_tokens(batch, length, model.config.vocab_size))
@@ -52,12 +52,12 @@ class Ours:
         train_step(self._state, [rows], Pretrain(), lr=1e-5, clip_norm=1.0)
         return time.perf_counter() - started
 
-    def train_bytes(self, batch: int, length: int, steps: int) -> int:
+    def train_bytes(self, batch: int, length: int, steps: int, dtype: str = "bfloat16") -> int:
         """Peak resident memory of training above the level before the model was loaded; in a fresh process."""
         before = resident_bytes()
         reset_peak()
         for _ in range(steps):
-            self.train(batch, length)
+            self.train(batch, length, dtype)
         return peak_bytes() - before
 
     def prefill(self, dtype: str, length: int) -> float:

@@ -19,6 +19,8 @@ class Plan:
         flat: lengths at which the op's cost per token is taken.
         repeats: of each side; the work that takes seconds gets ``long_repeats``.
         threads: of each side.
+        dtype: that models compute in; float32 on processors without arithmetic for bfloat16, where that is many times
+            slower on both sides.
     """
 
     model: ModelConfig
@@ -30,6 +32,7 @@ class Plan:
     repeats: int
     long_repeats: int
     threads: int = 2
+    dtype: str = "bfloat16"
 
 
 FULL = Plan(

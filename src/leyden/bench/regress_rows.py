@@ -8,6 +8,7 @@ from leyden.bench.duel import Call
 from leyden.bench.plan import FULL, QUICK
 from leyden.bench.serve_plan import FULL as SERVE
 from leyden.bench.serve_plan import QUICK as SERVE_QUICK
+from leyden.bench.work import SHORT, bench_dtype
 from leyden.core.errors import UserError
 
 CPU, SERVING, DATA = "leyden.bench.ours:Ours", "leyden.bench.serve_ours:ServeOurs", "leyden.bench.data_ours:Ours"
@@ -60,28 +61,31 @@ def chosen(all_works: Sequence[Work], names: Sequence[str]) -> list[Work]:
 
 
 def _cpu(quick: bool) -> list[Work]:
-    plan = QUICK if quick else FULL
+    plan, dtype = QUICK if quick else FULL, bench_dtype()
     rows: list[tuple[str, Call, int]] = []
+    # Earlier commits know no other dtype for training than bfloat16.
+    precision = () if dtype == "bfloat16" else (dtype,)
     for batch, length in plan.train:
-        rows.append((f"train-{batch}x{length}", ("train", batch, length), batch * length))
+        rows.append((f"train-{batch}x{length}", ("train", batch, length, *precision), batch * length))
     for length in plan.prefill:
-        rows.append((f"prefill-{length}", ("prefill", "bfloat16", length), length))
-    rows.append((f"prefill-f32-{plan.prefill[0]}", ("prefill", "float32", plan.prefill[0]), plan.prefill[0]))
-    for short, dtype in (("f32", "float32"), ("bf16", "bfloat16")):
-        rows.append((f"decode-{short}", ("decode", dtype, *plan.decode), plan.decode[1]))
+        rows.append((f"prefill-{length}", ("prefill", dtype, length), length))
+    for kind in ("float32", "bfloat16"):
+        rows.append((f"decode-{SHORT[kind]}", ("decode", kind, *plan.decode), plan.decode[1]))
     for tokens in plan.flat:
-        rows.append((f"lightning-{tokens}", ("attention", replace(plan.attention, tokens=tokens)), tokens))
+        shape = replace(plan.attention, tokens=tokens, dtype=dtype)
+        rows.append((f"lightning-{tokens}", ("attention", shape), tokens))
     return [Work(name, CPU, lambda number, call=call: call, amount) for name, call, amount in rows]
 
 
 def _serving(quick: bool) -> list[Work]:
     plan = SERVE_QUICK if quick else SERVE
     rows: list[tuple[str, Call, int]] = []
+    dtype = bench_dtype()
     for streams in (1, plan.streams):
-        for kind in ("bfloat16", "int8"):
+        for kind in dict.fromkeys(("bfloat16", dtype, "int8")):
             rows.append((f"step-{kind}-{streams}", ("step", kind, streams, plan.prompt, plan.steps), streams))
     tokens = plan.streams * (plan.prompt + plan.new)
-    rows.append((f"generate-{plan.streams}", ("generate", "bfloat16", plan.streams, plan.prompt, plan.new), tokens))
+    rows.append((f"generate-{plan.streams}", ("generate", dtype, plan.streams, plan.prompt, plan.new), tokens))
     return [Work(name, SERVING, lambda number, call=call: (*call, number), amount) for name, call, amount in rows]
 
 

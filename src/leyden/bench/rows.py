@@ -5,10 +5,9 @@ from dataclasses import replace
 from leyden.bench.duel import Duel
 from leyden.bench.plan import Plan
 from leyden.bench.result import Row
+from leyden.bench.work import SHORT
 from leyden.bench.worker import Worker
 from leyden.model import count_model, prefill_flops
-
-_SHORT = {"float32": "f32", "bfloat16": "bf16"}
 
 
 def train_rows(duel: Duel, plan: Plan, peak: float) -> tuple[list[Row], str]:
@@ -17,7 +16,7 @@ def train_rows(duel: Duel, plan: Plan, peak: float) -> tuple[list[Row], str]:
     Args:
         duel: the sides.
         plan: the lengths.
-        peak: measured bfloat16 FLOPs per second of a large matrix product.
+        peak: measured FLOPs per second of a large matrix product in the plan's dtype.
 
     Returns:
         The rows, and theirs' fastest variant of the first.
@@ -26,12 +25,14 @@ def train_rows(duel: Duel, plan: Plan, peak: float) -> tuple[list[Row], str]:
     first = ""
     for (batch, length), at_least in zip(plan.train, (2.5, 3.0), strict=True):
         choice = duel.fastest("train", lambda variant, b=batch, t=length: ("train", variant, b, t))
-        theirs, ours = duel.medians(("train", choice.variant, batch, length), ("train", batch, length), plan.repeats)
+        theirs, ours = duel.medians(
+            ("train", choice.variant, batch, length), ("train", batch, length, plan.dtype), plan.repeats
+        )
         tokens, name = batch * length, f"{batch}x{length}"
         flops = count_model(plan.model).training_flops_per_token(length)
         rows.append(
             Row(
-                work=f"training step {name}, bf16",
+                work=f"training step {name}, {SHORT[plan.dtype]}",
                 unit="tokens/s",
                 theirs=tokens / theirs,
                 ours=tokens / ours,
@@ -67,7 +68,7 @@ def memory_row(theirs: Worker, ours: Worker, plan: Plan, variant: str) -> Row:
     """
     shape = plan.train[0]
     their_bytes = theirs.call("train_bytes", variant, *shape, 3)
-    our_bytes = ours.call("train_bytes", *shape, 3)
+    our_bytes = ours.call("train_bytes", *shape, 3, plan.dtype)
     return Row(
         work=f"training peak memory {shape[0]}x{shape[1]}",
         unit="MB",
@@ -81,17 +82,17 @@ def memory_row(theirs: Worker, ours: Worker, plan: Plan, variant: str) -> Row:
 
 
 def prefill_rows(duel: Duel, plan: Plan, peak: float) -> list[Row]:
-    """Reading a prompt in bfloat16: at least 2x, aim 3x."""
-    choice = duel.fastest("prefill", lambda variant: ("prefill", variant, "bfloat16", plan.prefill[0]))
+    """Reading a prompt: at least 2x, aim 3x."""
+    choice = duel.fastest("prefill", lambda variant: ("prefill", variant, plan.dtype, plan.prefill[0]))
     rows = []
     for length in plan.prefill:
         repeats = plan.repeats if length == plan.prefill[0] else plan.long_repeats
         theirs, ours = duel.medians(
-            ("prefill", choice.variant, "bfloat16", length), ("prefill", "bfloat16", length), repeats
+            ("prefill", choice.variant, plan.dtype, length), ("prefill", plan.dtype, length), repeats
         )
         rows.append(
             Row(
-                work=f"prefill 1x{length}, bf16",
+                work=f"prefill 1x{length}, {SHORT[plan.dtype]}",
                 unit="tokens/s",
                 theirs=length / theirs,
                 ours=length / ours,
@@ -109,14 +110,14 @@ def decode_rows(duel: Duel, plan: Plan) -> list[Row]:
     """Greedy decoding of one stream, the same dtype on both sides: at least 4x, aim 8x."""
     prompt, new = plan.decode
     rows = []
-    for dtype in ("float32", "bfloat16"):
+    for dtype in dict.fromkeys(("float32", plan.dtype)):
         choice = duel.fastest("decode", lambda variant, dtype=dtype: ("decode", variant, dtype, prompt, new))
         theirs, ours = duel.medians(
             ("decode", choice.variant, dtype, prompt, new), ("decode", dtype, prompt, new), plan.repeats
         )
         rows.append(
             Row(
-                work=f"decode {new} after {prompt}, {_SHORT[dtype]}",
+                work=f"decode {new} after {prompt}, {SHORT[dtype]}",
                 unit="tokens/s",
                 theirs=new / theirs,
                 ours=new / ours,
@@ -131,10 +132,10 @@ def decode_rows(duel: Duel, plan: Plan) -> list[Row]:
 
 def op_rows(duel: Duel, plan: Plan) -> list[Row]:
     """The lightning op, forward and backward: 4x softmax attention, and a flat cost per token."""
-    shape = plan.attention
+    shape = replace(plan.attention, dtype=plan.dtype)
     theirs, ours = duel.medians(("attention", shape), ("attention", shape), plan.long_repeats)
     against = Row(
-        work=f"attention op, {shape.tokens} tokens, bf16",
+        work=f"attention op, {shape.tokens} tokens, {SHORT[plan.dtype]}",
         unit="tokens/s",
         theirs=shape.tokens / theirs,
         ours=shape.tokens / ours,

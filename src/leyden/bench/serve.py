@@ -11,7 +11,7 @@ import json
 import sysconfig
 import tempfile
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from leyden.bench.serve_http import ServerError, our_server, their_server
 from leyden.bench.serve_llama import LlamaError, LlamaWorker
 from leyden.bench.serve_plan import FULL, QUICK, ServePlan, prompts
 from leyden.bench.serve_rows import Bench, chat_rows, context_rows, int8_rows, stream_rows
-from leyden.bench.work import DTYPES
+from leyden.bench.work import DTYPES, bench_dtype
 from leyden.bench.worker import Worker
 from leyden.checkpoint import save
 from leyden.core.errors import UserError
@@ -60,7 +60,7 @@ def run_serve(
     """
     if importlib.util.find_spec("transformers") is None:
         raise UserError("leyden bench serve runs transformers too; install it: pip install transformers accelerate.")
-    plan = QUICK if quick else FULL
+    plan = replace(QUICK if quick else FULL, dtype=bench_dtype())
     versions = {"leyden": __version__, "torch": torch.__version__, "transformers": version("transformers")}
     notes = ["quick form: these figures mean nothing"] * quick + beside_note(beside)
     with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:

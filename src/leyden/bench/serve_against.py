@@ -11,9 +11,8 @@ from leyden.bench.serve_http import ServerProcess, rate_and_wait
 from leyden.bench.serve_llama import LlamaWorker
 from leyden.bench.serve_plan import prompts
 from leyden.bench.serve_rows import Bench
+from leyden.bench.work import SHORT
 from leyden.bench.worker import Worker
-
-_SHORT = {"float32": "f32", "bfloat16": "bf16"}
 
 
 def generate_rows(bench: Bench, theirs: Worker) -> list[Row]:
@@ -22,21 +21,21 @@ def generate_rows(bench: Bench, theirs: Worker) -> list[Row]:
     work = (many, plan.prompt, new)
     seconds = {}
     for variant in theirs.call("variants"):
-        theirs.call("generate", variant, "bfloat16", 1, plan.prompt, 2, 0)
-        seconds[variant] = theirs.call("generate", variant, "bfloat16", *work, 0)[0]
+        theirs.call("generate", variant, plan.dtype, 1, plan.prompt, 2, 0)
+        seconds[variant] = theirs.call("generate", variant, plan.dtype, *work, 0)[0]
         bench.bar.advance(note=f"generate {variant}")
     fastest = min(seconds, key=seconds.__getitem__)
     slower = ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items() if name != fastest)
     (their_whole, their_first), (our_whole, our_first) = bench.in_turn(
         "generate",
         plan.long_repeats,
-        lambda seed: theirs.call("generate", fastest, "bfloat16", *work, seed),
-        lambda seed: bench.ours.call("generate", "bfloat16", *work, seed),
+        lambda seed: theirs.call("generate", fastest, plan.dtype, *work, seed),
+        lambda seed: bench.ours.call("generate", plan.dtype, *work, seed),
     )
     name = f"{many} streams, {plan.prompt} tokens in, {new} out"
     return [
         Row(
-            work=f"{name}, bf16",
+            work=f"{name}, {SHORT[bench.plan.dtype]}",
             unit="tokens/s",
             theirs=many * new / their_whole,
             ours=many * new / our_whole,
@@ -69,7 +68,7 @@ def server_rows(bench: Bench, theirs: ServerProcess, ours: ServerProcess, texts:
     name = f"HTTP, {many} streams, {plan.new} tokens out"
     return [
         Row(
-            work=f"{name}, bf16",
+            work=f"{name}, {SHORT[bench.plan.dtype]}",
             unit="tokens/s",
             theirs=their_rate,
             ours=our_rate,
@@ -101,12 +100,12 @@ def llama_rows(bench: Bench, llama: Llama) -> list[Row]:
     plan = bench.plan
     lengths, prompt, new = plan.llama
     rows = []
-    for dtype in ("bfloat16", "float32"):
-        for length in lengths if dtype == "bfloat16" else lengths[:1]:
+    for dtype in dict.fromkeys((plan.dtype, "float32")):
+        for length in lengths if dtype == plan.dtype else lengths[:1]:
             one = _one_stream(bench, llama, plan.long_repeats, "prefill", dtype, length)
             rows.append(
                 Row(
-                    work=f"llama.cpp, prefill 1x{length}, {_SHORT[dtype]}",
+                    work=f"llama.cpp, prefill 1x{length}, {SHORT[dtype]}",
                     unit="tokens/s",
                     theirs=length / one.theirs,
                     ours=length / one.ours,
@@ -119,7 +118,7 @@ def llama_rows(bench: Bench, llama: Llama) -> list[Row]:
         one = _one_stream(bench, llama, plan.repeats, "decode", dtype, prompt, new)
         rows.append(
             Row(
-                work=f"llama.cpp, decode {new} after {prompt}, {_SHORT[dtype]}",
+                work=f"llama.cpp, decode {new} after {prompt}, {SHORT[dtype]}",
                 unit="tokens/s",
                 theirs=new / one.theirs,
                 ours=new / one.ours,
@@ -178,13 +177,13 @@ def llama_difference(bench: Bench, llama: Llama) -> float:
 
 
 def greedy_agreement(bench: Bench, llama: Llama) -> float:
-    """Share of greedy tokens that both sides give in bfloat16, before the first in which they differ; of 8 prompts."""
+    """Share of greedy tokens that both sides give before the first in which they differ; of 8 prompts."""
     vocabulary = bench.plan.model.vocab_size
     _, prompt, new = bench.plan.llama
     shares = []
     for text in prompts(8, prompt, vocabulary, 0):
-        theirs = llama.worker.call("greedy", "512", llama.files["bfloat16"], text, new - 1)
-        ours = bench.ours.call("greedy", "bfloat16", text, new)
+        theirs = llama.worker.call("greedy", "512", llama.files[bench.plan.dtype], text, new - 1)
+        ours = bench.ours.call("greedy", bench.plan.dtype, text, new)
         same = next((i for i, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b), new)
         shares.append(same / new)
     return statistics.median(shares)

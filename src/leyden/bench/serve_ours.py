@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from leyden.bench.serve_plan import prompts
-from leyden.bench.work import DTYPES
+from leyden.bench.work import DTYPES, bench_dtype
 from leyden.checkpoint import load
 from leyden.core import device
 from leyden.model import HybridLM, ModelConfig
@@ -176,7 +176,7 @@ class ServeOurs:
     def _model(self, kind: str) -> HybridLM:
         weights, _, layers = kind.partition("-")
         int8 = _INT8.get(weights, "none")
-        dtype = DTYPES["bfloat16" if int8 != "none" else weights]
+        dtype = DTYPES[bench_dtype() if int8 != "none" else weights]
         model = load(self._directory, dtype=dtype, int8=int8)[0]
         if layers:
             types = {

@@ -26,6 +26,7 @@ class ServePlan:
         steps: decoded there.
         repeats: of each measurement; those that take seconds get ``long_repeats``.
         threads: of each side.
+        dtype: as in :class:`leyden.bench.plan.Plan`.
     """
 
     model: ModelConfig
@@ -41,6 +42,7 @@ class ServePlan:
     repeats: int
     long_repeats: int
     threads: int = 2
+    dtype: str = "bfloat16"
 
 
 FULL = ServePlan(

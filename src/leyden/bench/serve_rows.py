@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from leyden.bench.result import Row
 from leyden.bench.serve_plan import ServePlan
+from leyden.bench.work import SHORT
 from leyden.bench.worker import Worker
 from leyden.core.log import Bar
 from leyden.model import ModelConfig, count_model
@@ -48,8 +49,8 @@ def stream_rows(bench: Bench) -> list[Row]:
     (one,), (all_,), (rate,) = bench.in_turn(  # memory in turn with them: its rate is other machines' too
         "streams",
         plan.repeats,
-        lambda seed: [call("step", "bfloat16", 1, plan.prompt, plan.new, seed)],
-        lambda seed: [call("step", "bfloat16", many, plan.prompt, plan.new, seed)],
+        lambda seed: [call("step", plan.dtype, 1, plan.prompt, plan.new, seed)],
+        lambda seed: [call("step", plan.dtype, many, plan.prompt, plan.new, seed)],
         lambda seed: [call("bytes_per_second", num_bytes[1])],
     )
     floor = many * rate / num_bytes[1]
@@ -59,7 +60,7 @@ def stream_rows(bench: Bench) -> list[Row]:
         f"{many * num_bytes[0] / num_bytes[1]:.1f}x is the limit where both come from memory"
     )
     against = Row(
-        work=f"decode, {many} streams against one, bf16",
+        work=f"decode, {many} streams against one, {SHORT[plan.dtype]}",
         unit="tokens/s",
         theirs=1 / one,
         ours=many / all_,
@@ -102,7 +103,7 @@ def chat_rows(bench: Bench) -> list[Row]:
     plan, call = bench.plan, bench.ours.call
     runs = []
     for seed in range(plan.long_repeats + 1):
-        runs.append(call("chat", "bfloat16", plan.turns, plan.turn, seed))
+        runs.append(call("chat", plan.dtype, plan.turns, plan.turn, seed))
         bench.bar.advance(note="chat")
     turns = list(zip(*runs[1:], strict=True))[1:]
     waits = [statistics.median(turn[0] for turn in of_runs) for of_runs in turns]
@@ -132,7 +133,7 @@ def context_rows(bench: Bench) -> list[Row]:
     """A decoded token behind a long context against one behind a short: lightning layers flat, softmax by its keys."""
     plan, call = bench.plan, bench.ours.call
     short, long = plan.contexts
-    kinds = ("bfloat16", "bfloat16-lightning", "bfloat16-softmax")
+    kinds = (plan.dtype, f"{plan.dtype}-lightning", f"{plan.dtype}-softmax")
     steps = {}
     for kind in kinds:
         steps[kind] = bench.in_turn(
@@ -144,9 +145,9 @@ def context_rows(bench: Bench) -> list[Row]:
                 for length in (short, long)
             ),
         )
-    (whole_short,), (whole_long,) = steps["bfloat16"]
-    (flat_short,), (flat_long,) = steps["bfloat16-lightning"]
-    (one_short,), (one_long,) = steps["bfloat16-softmax"]
+    (whole_short,), (whole_long,) = steps[plan.dtype]
+    (flat_short,), (flat_long,) = steps[f"{plan.dtype}-lightning"]
+    (one_short,), (one_long,) = steps[f"{plan.dtype}-softmax"]
     grown = one_long - one_short
     num_softmax = plan.model.layer_types.count("full_attention")
     key_values = 2 * (long - short) * count_model(plan.model).key_values_per_token
@@ -172,32 +173,32 @@ def context_rows(bench: Bench) -> list[Row]:
 
 
 def int8_rows(bench: Bench) -> list[Row]:
-    """8-bit weights: at most 60 % of bf16's memory (52 % with embedding and head too), and decoding no slower."""
-    plan, call = bench.plan, bench.ours.call
-    whole = call("weight_bytes", "bfloat16")
+    """8-bit weights: at most 60 % of bfloat16's memory (52 % with embedding and head too), and decoding no slower."""
+    plan, call, short = bench.plan, bench.ours.call, SHORT[bench.plan.dtype]
+    whole = call("weight_bytes", plan.dtype)
     rows = []
-    for kind, goal, name in (("int8", 0.6, "embedding and head in bf16"), ("int8 whole", 0.52, "all in int8")):
+    for kind, goal, name in (("int8", 0.6, f"embedding and head in {short}"), ("int8 whole", 0.52, "all in int8")):
         ours = call("weight_bytes", kind)
         how = f"{ours / 1e6:.1f} MB against {whole / 1e6:.1f} MB"
-        rows.append(_at_most(goal, f"int8 weights by bf16's, {name}", ours / whole, how, unit="share"))
+        rows.append(_at_most(goal, f"int8 weights by {short}'s, {name}", ours / whole, how, unit="share"))
     for streams in (1, plan.streams):
-        (bf16,), (int8,) = bench.in_turn(
+        (whole,), (int8,) = bench.in_turn(
             f"int8, {streams}",
             plan.long_repeats,
             *(
                 lambda seed, k=kind, n=streams: [call("step", k, n, plan.prompt, plan.new, seed)]
-                for kind in ("bfloat16", "int8")
+                for kind in (plan.dtype, "int8")
             ),
         )
         rows.append(
             Row(
                 work=f"decode in int8, {streams} stream{'s' * (streams > 1)}",
                 unit="tokens/s",
-                theirs=streams / bf16,
+                theirs=streams / whole,
                 ours=streams / int8,
-                ratio=bf16 / int8,
+                ratio=whole / int8,
                 at_least=1,
-                how="theirs is ours in bf16",
+                how=f"theirs is ours in {short}",
             )
         )
     return rows

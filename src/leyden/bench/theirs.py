@@ -12,7 +12,7 @@ from transformers import MiniMaxForCausalLM
 from transformers.generation.streamers import BaseStreamer
 
 from leyden.bench.memory import peak_bytes, reset_peak, resident_bytes
-from leyden.bench.work import DTYPES, AttentionShape, attention_inputs, random_tokens
+from leyden.bench.work import DTYPES, AttentionShape, attention_inputs, bench_dtype, random_tokens
 
 
 class Clock(BaseStreamer):
@@ -66,7 +66,7 @@ class Theirs(Baseline):
     """The work of the benchmark, done by transformers.
 
     A variant names the implementation of the experts and, for training, the precision: ``autocast`` (float32 weights
-    under ``torch.autocast``) or ``bfloat16`` (weights, gradients and AdamW's moments all in bfloat16).
+    under ``torch.autocast``), ``bfloat16`` (weights, gradients and AdamW's moments all in bfloat16) or ``float32``.
 
     Args:
         directory: a checkpoint that ``from_pretrained`` opens.
@@ -79,7 +79,8 @@ class Theirs(Baseline):
     def variants(self, work: str) -> list[str]:
         """What to choose the fastest from, for ``"train"``, ``"prefill"`` or ``"decode"``."""
         if work == "train":
-            return [" ".join(pair) for pair in itertools.product(("autocast", "bfloat16"), ("grouped_mm", "eager"))]
+            precisions = ("float32",) if bench_dtype() == "float32" else ("autocast", "bfloat16")
+            return [" ".join(pair) for pair in itertools.product(precisions, ("grouped_mm", "eager"))]
         return ["grouped_mm", "eager"] if work == "prefill" else ["grouped_mm", "eager", "batched_mm"]
 
     def version(self) -> str:
@@ -89,7 +90,7 @@ class Theirs(Baseline):
         """Seconds of one step: forward with the auxiliary loss, backward, clipping, fused AdamW."""
         precision, experts = variant.split()
         autocast = precision == "autocast"
-        model = self._load(experts, torch.float32 if autocast else torch.bfloat16).train()
+        model = self._load(experts, torch.float32 if autocast else DTYPES[precision]).train()
         if self._optimizer is None:
             self._optimizer = torch.optim.AdamW(
                 model.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.1, fused=True

@@ -4,16 +4,25 @@ from dataclasses import dataclass
 
 import torch
 
+from leyden.core.device import narrow_products_are_slow
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+SHORT = {"float32": "f32", "bfloat16": "bf16"}
+
+
+def bench_dtype() -> str:
+    """bfloat16, or float32 where the processor has no arithmetic for it."""
+    return "float32" if narrow_products_are_slow(torch.device("cpu")) else "bfloat16"
 
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """One attention call: ``heads`` of ``head_dim`` over ``tokens``, in bfloat16."""
+    """One attention call: ``heads`` of ``head_dim`` over ``tokens``, in ``dtype``."""
 
     tokens: int
     heads: int
     head_dim: int
+    dtype: str = "bfloat16"
 
 
 def random_tokens(batch: int, length: int, vocab_size: int) -> torch.Tensor:
@@ -23,7 +32,7 @@ def random_tokens(batch: int, length: int, vocab_size: int) -> torch.Tensor:
 
 
 def attention_inputs(shape: AttentionShape) -> list[torch.Tensor]:
-    """q, k, v and the output's gradient: [1, T, H, D] bfloat16, the same at every call."""
+    """q, k, v and the output's gradient: [1, T, H, D], the same at every call."""
     generator = torch.Generator().manual_seed(0)
     size = (1, shape.tokens, shape.heads, shape.head_dim)
-    return [torch.randn(size, generator=generator).to(torch.bfloat16) for _ in range(4)]
+    return [torch.randn(size, generator=generator).to(DTYPES[shape.dtype]) for _ in range(4)]
