@@ -16,7 +16,7 @@ from pathlib import Path
 SOURCES = Path(__file__).parent.parent
 """Every ``.cpp`` and ``.h`` below this folder is part of the library."""
 
-FLAGS = ("-O3", "-std=c++17", "-fopenmp", "-fno-math-errno", "-fPIC")
+FLAGS = ("-O3", "-std=c++17", "-fopenmp", "-fno-math-errno", "-ffp-contract=fast", "-fPIC")
 TIMEOUT_SECONDS = 900
 """Of one file; fifteen seconds are usual for all of them, on two cores."""
 
