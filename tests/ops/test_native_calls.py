@@ -386,3 +386,14 @@ def test_checks_do_not_depend_on_assertions() -> None:
     )
     said = subprocess.run([sys.executable, "-O", "-c", program], capture_output=True, text=True, check=True).stdout
     assert "one element behind another" in said
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own, while it traces
+@pytest.mark.parametrize("op", ["gated_rms_norm", "route", "cross_entropy", "lightning"])
+def test_compiled_functions_are_whole_graphs_of_pytorchs_bodies(op: str) -> None:
+    torch._dynamo.reset()
+    x = torch.randn(4, 16)
+    compiled, plain = torch.compile(EVERY[op], backend="eager", fullgraph=True)(x), EVERY[op](x)
+    for one, other in zip(*((y if isinstance(y, tuple) else (y,)) for y in (compiled, plain)), strict=True):
+        if torch.is_tensor(one):
+            torch.testing.assert_close(one, other)
