@@ -1,5 +1,6 @@
 """What is handed to C++: declarations that agree with the prototypes, and wrong arguments, which raise."""
 
+import ctypes
 import re
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from leyden.ops import (
     softmax_attention,
     swiglu_experts,
 )
+from leyden.ops.decode import Batch, LayerAddresses, ModelAddresses, decode_step
 from leyden.ops.native import build
 from leyden.ops.native.functions import FUNCTIONS, Function
 
@@ -397,3 +399,35 @@ def test_compiled_functions_are_whole_graphs_of_pytorchs_bodies(op: str) -> None
     for one, other in zip(*((y if isinstance(y, tuple) else (y,)) for y in (compiled, plain)), strict=True):
         if torch.is_tensor(one):
             torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"rows": [4, 0, 0, 0, 0]}, "id is not in the vocabulary"),
+        ({"rows": [-1, 0, 0, 0, 0]}, "id is not in the vocabulary"),
+        ({"rows": [0, 0, 2, 0, 0]}, "slot is none"),
+        ({"rows": [0, 0, 0, -1, 0]}, "slot is none"),
+        ({"rows": [0, 256, 0, 0, 0]}, "behind the sequence's pages"),
+        ({"rows": [0, 0, 0, 0, 1]}, "behind the sequence's pages"),
+        ({"pages": [2]}, "page is none"),
+        ({"wanted": [1]}, "wanted token"),
+        ({"bounds": [0, 2]}, "bounds"),
+        ({"bounds": []}, "bounds"),
+    ],
+)
+def test_a_step_outside_of_the_model_and_its_pools(changes: dict[str, list[int]], reason: str) -> None:
+    layers = (LayerAddresses * 1)()  # of softmax, so that pages matter
+    model = ModelAddresses(vocab=4, layers=1, layer=layers, num_slots=2, num_pages=2)
+    given = {"rows": [0, 0, 0, 0, 0], "bounds": [0, 1], "wanted": [0], "pages": [1]} | changes
+    with pytest.raises(ValueError, match=reason):
+        decode_step(model, Batch(**given))
+
+
+def test_structures_of_other_sizes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Longer(LayerAddresses):
+        _fields_ = (("more", ctypes.c_int64),)
+
+    monkeypatch.setattr("leyden.ops.decode.LayerAddresses", Longer)
+    with pytest.raises(ValueError, match="laid out otherwise"):
+        decode_step(ModelAddresses(vocab=4), Batch())
