@@ -71,7 +71,7 @@ def test_without_a_verb_there_is_help(leyden_cli: Cli) -> None:
 
 def test_usage_errors_end_with_2(leyden_cli: Cli) -> None:
     refused(leyden_cli("quickstrt"), "'quickstrt'", "'quickstart'")
-    refused(leyden_cli("info"), "what")
+    refused(leyden_cli("info"), "a recipe, a model or a preset", "--machine")
     refused(leyden_cli("run", "quickstart", "--resume", "perhaps"), "perhaps", "auto", "never")
     refused(leyden_cli("quickstart", "--minutes", "0"), "--minutes", "0.01")
 
