@@ -28,6 +28,7 @@ from leyden.bench.worker import Worker
 from leyden.checkpoint import save
 from leyden.core.errors import UserError
 from leyden.core.log import Bar, progress
+from leyden.core.waiting import waiting_settings
 from leyden.evaluate import machine
 from leyden.model import HybridLM, ModelConfig
 
@@ -90,7 +91,8 @@ def _measure(directory: str, plan: Plan, bar: Bar) -> tuple[list[Row], dict, dic
 
 
 def _worker(side: str, directory: str, plan: Plan) -> Worker:
-    return Worker(f"leyden.bench.{side}:{side.capitalize()}", directory, threads=plan.threads)
+    settings = waiting_settings() if side == "ours" else {}  # as every command of ours begins
+    return Worker(f"leyden.bench.{side}:{side.capitalize()}", directory, threads=plan.threads, settings=settings)
 
 
 def bench_model(config: ModelConfig) -> HybridLM:

@@ -33,6 +33,7 @@ from leyden.bench.worker import Worker
 from leyden.checkpoint import save
 from leyden.core.errors import UserError
 from leyden.core.log import progress
+from leyden.core.waiting import waiting_settings
 from leyden.evaluate import machine
 from leyden.model import HybridLM
 from leyden.tokenizer import Tokenizer
@@ -130,7 +131,8 @@ def _llama(python: str, plan: ServePlan) -> LlamaWorker:
 
 
 def _worker(target: str, directory: str, plan: ServePlan) -> Worker:
-    return Worker(f"leyden.bench.serve_{target}", directory, threads=plan.threads)
+    settings = waiting_settings() if target.startswith("ours") else {}  # as every command of ours begins
+    return Worker(f"leyden.bench.serve_{target}", directory, threads=plan.threads, settings=settings)
 
 
 def _write(plan: ServePlan, directory: Path, *, gguf: bool) -> list[str]:

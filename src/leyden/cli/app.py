@@ -27,6 +27,7 @@ from leyden.cli import (
 )
 from leyden.core.errors import Interrupted, UserError
 from leyden.core.log import LineHandler, console, say
+from leyden.core.waiting import settle_waiting
 
 _ELSEWHERE = {
     "train": "run",
@@ -103,11 +104,27 @@ def _options(
     logging.getLogger("leyden").setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
+_COMPUTING = ("chat", "eval", "generate", "quickstart", "run", "serve", "study")
+"""The verbs whose threads share work for minutes."""
+
+
+def _settle_waiting(verb: list[str]) -> None:
+    if not set(verb) & set(_COMPUTING):
+        return
+    others = settle_waiting()
+    if others is not None:
+        say(
+            f"Other programs keep {others:.1f} cores busy, so threads sleep while they wait for each other "
+            "(OMP_WAIT_POLICY=PASSIVE; set it to ACTIVE, and they spin)."
+        )
+
+
 def main() -> None:
     """Run the command line; a user's mistake ends in one paragraph and exit code 2, never in a traceback.
 
     Typer itself ends a verb quietly on Ctrl-C (exit code 130), and when the reader of its output goes away (1).
     """
+    _settle_waiting(sys.argv[1:2])
     try:
         app()
     except UserError as error:

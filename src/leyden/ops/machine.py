@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from leyden.core.device import default_device
+from leyden.core.waiting import cores_of_others, waiting_settings
 from leyden.ops import native
 from leyden.ops.native import build, cache, processor
 
@@ -46,6 +47,12 @@ def _threads() -> str:
     return f"{torch.get_num_threads()} on {cores} cores"
 
 
+def _waiting() -> str:
+    said = os.environ.get("OMP_WAIT_POLICY")
+    how = f"as OMP_WAIT_POLICY={said} says" if said else "by sleeping" if waiting_settings() else "by spinning"
+    return f"{how}; other programs keep {cores_of_others():.1f} cores busy"
+
+
 def _device() -> str:
     device = default_device()
     if device.type == "cpu":
@@ -57,6 +64,7 @@ FIELDS: dict[str, Callable[[], object]] = {
     "processor": processor.name,
     "instruction sets": _instructions,
     "threads": _threads,
+    "threads wait": _waiting,
     "GPU": _device,
     "ops on the CPU": _bodies,
     "library": _library,
