@@ -115,7 +115,7 @@ def test_packed_documents_equal_the_recurrence(dtype: torch.dtype, device: str) 
     check([0, 0, 1, 2, 40, 72, 72], dtype, device)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [DTYPES[0], *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in DTYPES[1:])])
 @pytest.mark.parametrize("resumed", [False, True])
 def test_documents_cut_into_segments(dtype: torch.dtype, resumed: bool, short_segments: None, device: str) -> None:
     """Empty, of one token, one segment, one and a token, three."""
@@ -185,6 +185,7 @@ def test_another_length_compiles_nothing_new(device: str) -> None:
     assert counts[1] == counts[-1]
 
 
+@pytest.mark.slow
 def test_the_same_bits_again(short_segments: None, device: str) -> None:
     bounds = [0, 30, 200]
     q, k, v = (random(1, 200, H, K, dtype=torch.float32, seed=seed).to(device) for seed in range(3))
@@ -240,6 +241,7 @@ def test_prefill_and_decode_in_a_pool_of_states(
     assert states[[1, 3, 5]].isnan().all()
 
 
+@pytest.mark.slow
 def test_nothing_breaks_the_graph(device: str) -> None:
     """torch.compile sees one opaque operation, forward and backward, with the right shapes and dtypes."""
     q, k = (random(1, 40, H, K, dtype=torch.float32, seed=seed).to(device) for seed in (1, 2))
@@ -281,6 +283,7 @@ def test_a_step_has_no_gradients_in_triton() -> None:
         lightning_attention_step(x.detach(), x.detach(), x.detach(), SLOPES, state.double(), "triton")
 
 
+@pytest.mark.slow
 def test_slow_heads_forget_at_their_rate(device: str) -> None:
     """What a decay rounded to float32 loses of a slope of 5e-5 is 0.1 %, of 4e-8 half or all of it."""
     slopes = torch.tensor([5e-5, 1e-6, 4e-8], device=device)

@@ -69,7 +69,7 @@ def _cpu(quick: bool) -> list[Work]:
         rows.append((f"train-{batch}x{length}", ("train", batch, length, *precision), batch * length))
     for length in plan.prefill:
         rows.append((f"prefill-{length}", ("prefill", dtype, length), length))
-    for kind in ("float32", "bfloat16"):
+    for kind in dict.fromkeys(("float32", dtype)):
         rows.append((f"decode-{SHORT[kind]}", ("decode", kind, *plan.decode), plan.decode[1]))
     for tokens in plan.flat:
         shape = replace(plan.attention, tokens=tokens, dtype=dtype)
@@ -82,7 +82,7 @@ def _serving(quick: bool) -> list[Work]:
     rows: list[tuple[str, Call, int]] = []
     dtype = bench_dtype()
     for streams in (1, plan.streams):
-        for kind in dict.fromkeys(("bfloat16", dtype, "int8")):
+        for kind in (dtype, "int8"):
             rows.append((f"step-{kind}-{streams}", ("step", kind, streams, plan.prompt, plan.steps), streams))
     tokens = plan.streams * (plan.prompt + plan.new)
     rows.append((f"generate-{plan.streams}", ("generate", dtype, plan.streams, plan.prompt, plan.new), tokens))

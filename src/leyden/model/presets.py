@@ -12,7 +12,7 @@ def _study(hidden: int, layers: int, heads: int, intermediate: int) -> dict[str,
     The paper prints no widths; these follow the Pythia suite's (arXiv 2304.01373, table 1), with a SwiGLU of 8/3 the
     width and one softmax layer in eight (the last layer is softmax where eight does not divide the depth).
     """
-    softmax = {i for i in range(layers) if (i + 1) % 8 == 0} | ({layers - 1} if layers < 8 else set())
+    softmax = {i for i in range(layers) if (i + 1) % 8 == 0} | {layers - 1}
     return {
         "vocab_size": 65_536,
         "hidden_size": hidden,
