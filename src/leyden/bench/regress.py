@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import tarfile
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -163,14 +164,16 @@ def _take_turns(work: Work, workers: Sequence[Worker], rounds: int, bar: Bar) ->
         WorkerError: the base cannot do this work.
     """
     turns = []
-    repeats = 1
+    repeats, started = 1, time.monotonic()
     for number in range(rounds + 1):
         seconds = [0.0] * len(workers)
         for place in range(len(workers)):
             index = (number + place) % len(workers)
             seconds[index] = _seconds(work, workers[index], number, repeats)
         if number == 0:
-            repeats = max(1, round(_LEAST_SECONDS / max(*seconds, 1e-6)))
+            # What a method returns may be a part of its time alone, such as that of one step.
+            whole = (time.monotonic() - started) / len(workers)
+            repeats = max(1, min(20, round(_LEAST_SECONDS / max(whole, 1e-6))))
         turns.append(seconds)
         bar.advance(note=work.name)
     return turns[1:]
