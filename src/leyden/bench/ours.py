@@ -76,9 +76,9 @@ class Ours:
             raise RuntimeError(f"{new_tokens + 1} tokens were asked for and {len(completion.tokens)} came")
         return completion.decode_seconds
 
-    def attention(self, shape: AttentionShape) -> float:
+    def attention(self, shape: AttentionShape, dtype: str = "bfloat16") -> float:
         """Seconds of the lightning op, forward and backward."""
-        q, k, v, grad = attention_inputs(shape)
+        q, k, v, grad = attention_inputs(shape, dtype)
         for x in (q, k, v):
             x.requires_grad_()
         slopes = lightning_slopes(shape.heads, 0, 8)

@@ -63,7 +63,7 @@ def chosen(all_works: Sequence[Work], names: Sequence[str]) -> list[Work]:
 def _cpu(quick: bool) -> list[Work]:
     plan, dtype = QUICK if quick else FULL, bench_dtype()
     rows: list[tuple[str, Call, int]] = []
-    # Earlier commits know no other dtype for training than bfloat16.
+    # Earlier commits know no other dtype for these than bfloat16.
     precision = () if dtype == "bfloat16" else (dtype,)
     for batch, length in plan.train:
         rows.append((f"train-{batch}x{length}", ("train", batch, length, *precision), batch * length))
@@ -72,8 +72,8 @@ def _cpu(quick: bool) -> list[Work]:
     for kind in dict.fromkeys(("float32", dtype)):
         rows.append((f"decode-{SHORT[kind]}", ("decode", kind, *plan.decode), plan.decode[1]))
     for tokens in plan.flat:
-        shape = replace(plan.attention, tokens=tokens, dtype=dtype)
-        rows.append((f"lightning-{tokens}", ("attention", shape), tokens))
+        shape = replace(plan.attention, tokens=tokens)
+        rows.append((f"lightning-{tokens}", ("attention", shape, *precision), tokens))
     return [Work(name, CPU, lambda number, call=call: call, amount) for name, call, amount in rows]
 
 

@@ -132,8 +132,8 @@ def decode_rows(duel: Duel, plan: Plan) -> list[Row]:
 
 def op_rows(duel: Duel, plan: Plan) -> list[Row]:
     """The lightning op, forward and backward: 4x softmax attention, and a flat cost per token."""
-    shape = replace(plan.attention, dtype=plan.dtype)
-    theirs, ours = duel.medians(("attention", shape), ("attention", shape), plan.long_repeats)
+    shape = plan.attention
+    theirs, ours = duel.medians(("attention", shape, plan.dtype), ("attention", shape, plan.dtype), plan.long_repeats)
     against = Row(
         work=f"attention op, {shape.tokens} tokens, {SHORT[plan.dtype]}",
         unit="tokens/s",
@@ -144,7 +144,9 @@ def op_rows(duel: Duel, plan: Plan) -> list[Row]:
         how=f"forward and backward, {shape.heads} heads of {shape.head_dim}; theirs is "
         "scaled_dot_product_attention(is_causal=True)",
     )
-    costs = duel.alone([("attention", replace(shape, tokens=tokens)) for tokens in plan.flat], plan.long_repeats)
+    costs = duel.alone(
+        [("attention", replace(shape, tokens=tokens), plan.dtype) for tokens in plan.flat], plan.long_repeats
+    )
     per_token = [seconds / tokens for seconds, tokens in zip(costs, plan.flat, strict=True)]
     listed = ", ".join(f"{t}: {1e9 * cost:.0f}" for t, cost in zip(plan.flat, per_token, strict=True))
     flat = Row(

@@ -136,9 +136,9 @@ class Theirs(Baseline):
         )
         return clock.times[new_tokens + 1] - clock.times[1]
 
-    def attention(self, shape: AttentionShape) -> float:
+    def attention(self, shape: AttentionShape, dtype: str = "bfloat16") -> float:
         """Seconds of causal ``scaled_dot_product_attention``, forward and backward."""
-        q, k, v, grad = (x.transpose(1, 2).contiguous() for x in attention_inputs(shape))
+        q, k, v, grad = (x.transpose(1, 2).contiguous() for x in attention_inputs(shape, dtype))
         for x in (q, k, v):
             x.requires_grad_()
         started = time.perf_counter()

@@ -17,12 +17,11 @@ def bench_dtype() -> str:
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """One attention call: ``heads`` of ``head_dim`` over ``tokens``, in ``dtype``."""
+    """One attention call: ``heads`` of ``head_dim`` over ``tokens``."""
 
     tokens: int
     heads: int
     head_dim: int
-    dtype: str = "bfloat16"
 
 
 def random_tokens(batch: int, length: int, vocab_size: int) -> torch.Tensor:
@@ -31,8 +30,8 @@ def random_tokens(batch: int, length: int, vocab_size: int) -> torch.Tensor:
     return torch.randint(vocab_size, (batch, length), generator=generator)
 
 
-def attention_inputs(shape: AttentionShape) -> list[torch.Tensor]:
+def attention_inputs(shape: AttentionShape, dtype: str) -> list[torch.Tensor]:
     """q, k, v and the output's gradient: [1, T, H, D], the same at every call."""
     generator = torch.Generator().manual_seed(0)
     size = (1, shape.tokens, shape.heads, shape.head_dim)
-    return [torch.randn(size, generator=generator).to(DTYPES[shape.dtype]) for _ in range(4)]
+    return [torch.randn(size, generator=generator).to(DTYPES[dtype]) for _ in range(4)]
