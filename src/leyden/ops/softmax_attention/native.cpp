@@ -55,6 +55,22 @@ template <class T> void clear_unseen(T *to, int64_t first, int64_t last, int64_t
     std::fill(to + last, to + width, T{});
 }
 
+// A row of scores becomes its probabilities, which p has too, and zeros where the row does not see.
+template <class T> void finish(const Seen &of, int64_t row, int64_t width, float scale, float *scores, T *p) {
+    const int64_t first = of.first(row), last = of.last(row);
+    softmax(scores + first, last - first, scale, p + first);
+    clear_unseen(p, first, last, width);
+}
+
+// Behind it, the gradients of the scores.
+template <class T>
+void finish_gradients(const Seen &of, int64_t row, int64_t width, float scale, const float *p, const float *dp,
+                      float delta, T *ds) {
+    const int64_t first = of.first(row), last = of.last(row);
+    differentiate(dp + first, p + first, delta, scale, last - first, ds + first);
+    clear_unseen(ds, first, last, width);
+}
+
 constexpr int64_t ROWS = 16 * FOURS;  // whole blocks of products
 
 // work(begin, end, lowest, highest) for a few rows of queries and the keys that one of them sees, by whichever thread
@@ -110,10 +126,7 @@ extern "C" Fault leyden_attention_probabilities(int64_t bfloat16, const void *q,
                 thread_local std::vector<float> kept;
                 float *scores = products((const T *)q, (const T *)k, begin, end, lowest, highest, width, dim, kept);
                 for (int64_t row = begin; row < end; row++, scores += apart(width)) {
-                    T *to = (T *)p + row * width;
-                    const int64_t first = of.first(row), last = of.last(row);
-                    softmax(scores + first, last - first, scale, to + first);
-                    clear_unseen(to, first, last, width);
+                    finish<T>(of, row, width, scale, scores, (T *)p + row * width);
                 }
             });
         }
@@ -137,11 +150,8 @@ extern "C" Fault leyden_attention_gradients(int64_t bfloat16, const void *q, con
                 float *scores = products((const T *)q, (const T *)k, begin, end, lowest, highest, width, dim, kept);
                 float *dp = products((const T *)dout, (const T *)v, begin, end, lowest, highest, width, dim, kept_too);
                 for (int64_t row = begin; row < end; row++, scores += apart(width), dp += apart(width)) {
-                    T *to = (T *)p + row * width, *dto = (T *)ds + row * width;
-                    const int64_t first = of.first(row), last = of.last(row);
-                    softmax(scores + first, last - first, scale, to + first);
-                    differentiate(dp + first, scores + first, delta[row], scale, last - first, dto + first);
-                    clear_unseen(to, first, last, width), clear_unseen(dto, first, last, width);
+                    finish<T>(of, row, width, scale, scores, (T *)p + row * width);
+                    finish_gradients<T>(of, row, width, scale, scores, dp, delta[row], (T *)ds + row * width);
                 }
             });
         }
@@ -160,12 +170,9 @@ extern "C" Fault leyden_softmax(int64_t bfloat16, float *scores, const float *dp
         using T = decltype(type);
         share(rows, threads, [&](int64_t begin, int64_t end, int) {
             for (int64_t row = begin; row < end; row++) {
-                const int64_t first = of.first(row), last = of.last(row), at = row * width + first;
-                softmax(scores + at, last - first, scale, (T *)p + at);
-                clear_unseen((T *)p + row * width, first, last, width);
-                if (!dp) continue;
-                differentiate(dp + at, scores + at, delta[row], scale, last - first, (T *)ds + at);
-                clear_unseen((T *)ds + row * width, first, last, width);
+                const int64_t at = row * width;
+                finish<T>(of, row, width, scale, scores + at, (T *)p + at);
+                if (dp) finish_gradients<T>(of, row, width, scale, scores + at, dp + at, delta[row], (T *)ds + at);
             }
         });
     });
