@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from leyden.data.build.directory import FINISHED, StageDirectory
+from leyden.data.builds.directory import FINISHED, StageDirectory
 from leyden.data.documents import Document, Documents, Message
 from leyden.data.marks import write_mark
 from leyden.data.parquet import DocumentsWriter

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from leyden.data.build import BuildRecipe, run_build
+from leyden.data.builds import BuildRecipe, run_build
 
 RECIPE = """
 [model]

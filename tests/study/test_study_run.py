@@ -14,7 +14,7 @@ import pytest
 
 import leyden
 from leyden.core.errors import Interrupted, UserError
-from leyden.data.mixture import MatchRepetition
+from leyden.data.token_budget import MatchRepetition
 from leyden.model import HybridLM
 from leyden.study import train as training
 from leyden.study.demo import demo_experiment

@@ -33,7 +33,7 @@ _MEMORY = """
 import json, sys
 from pathlib import Path
 from leyden.bench.memory import peak_bytes
-from leyden.data.build import BuildRecipe, run_build
+from leyden.data.builds import BuildRecipe, run_build
 run_build(BuildRecipe.parse(json.loads(sys.argv[1]), "bench"), Path(sys.argv[2]))
 print(peak_bytes())
 """

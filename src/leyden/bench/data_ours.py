@@ -69,7 +69,7 @@ class Ours:
 
     def read(self, sequences: int, length: int) -> float:
         """``sequences`` of ``length`` tokens in shuffled order, packed, with labels and bounds."""
-        from leyden.data.packing import PackedBatches
+        from leyden.data.loader.packing import PackedBatches
         from leyden.data.shards import TokenShards
 
         batch_sequences = 64
@@ -82,7 +82,7 @@ class Ours:
         return time.perf_counter() - started
 
     def _build(self, stage: dict[str, object]) -> float:
-        from leyden.data.build import BuildRecipe, run_build
+        from leyden.data.builds import BuildRecipe, run_build
 
         at = self._scratch()
         text = str(self._folder / "text.jsonl")

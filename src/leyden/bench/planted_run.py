@@ -20,9 +20,9 @@ from leyden.core.environment import machine
 from leyden.core.errors import UserError
 from leyden.core.files import atomic_file
 from leyden.core.log import say
-from leyden.data.build import Build
-from leyden.data.build.recipe import BuildRecipe
-from leyden.data.build.use import build_and_report
+from leyden.data.builds import Build
+from leyden.data.builds.recipe import BuildRecipe
+from leyden.data.builds.use import build_and_report
 
 _PROSE = re.compile(r"\.(txt|md|rst)$")
 _COPIED_BYTES = (4_000, 100_000)

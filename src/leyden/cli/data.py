@@ -26,8 +26,8 @@ def build(
 ) -> None:
     """Run a recipe's stages; what is done stays done, and the same command goes on after an interruption."""
     from leyden.core.config import dump_toml
-    from leyden.data.build.recipe import load_build_recipe
-    from leyden.data.build.use import build_and_report
+    from leyden.data.builds.recipe import load_build_recipe
+    from leyden.data.builds.use import build_and_report
 
     loaded = load_build_recipe(recipe, tuple(settings or ()))
     if dry_run:
@@ -52,7 +52,7 @@ def inspect(
     limit: Annotated[int, typer.Option(min=1, help="How many to show.")] = 10,
 ) -> None:
     """Show documents: why each was dropped or kept, what was changed, near-duplicates side by side."""
-    from leyden.data.build.use import show_clusters, show_dropped, show_story
+    from leyden.data.builds.use import show_clusters, show_dropped, show_story
 
     if clusters:
         show_clusters(directory, limit)
@@ -68,7 +68,7 @@ def stats(
     json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
 ) -> None:
     """Count a build: what each stage kept and dropped, and what the corpus is like."""
-    from leyden.data.build.use import show_stats
+    from leyden.data.builds.use import show_stats
 
     show_stats(directory, as_json=json)
 
@@ -79,6 +79,6 @@ def stages(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print all tables of a recipe, as a page.")] = False,
 ) -> None:
     """What a data recipe may say: the kinds of stages, or every key of one."""
-    from leyden.data.build.use import show_stages
+    from leyden.data.builds.use import show_stages
 
     show_stages(kind, as_page=markdown)

@@ -30,12 +30,12 @@ def mixture(
 ) -> None:
     """What a token budget takes of each source and quality class, and how often it repeats, before any training."""
     from leyden.core.config import read_toml
-    from leyden.data.mixture import Mixture, forecast
+    from leyden.data.token_budget import PlanMixture, forecast
 
     given = read_toml(settings) if settings else {}
     if tokens is not None:
         given["tokens"] = tokens
-    print(forecast(documents, Mixture.parse(given, str(settings or "mixture")), directory).table())
+    print(forecast(documents, PlanMixture.parse(given, str(settings or "mixture")), directory).table())
 
 
 @data.command()

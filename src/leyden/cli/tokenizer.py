@@ -111,7 +111,7 @@ def _over_shards(title: str, task: Any, paths: list[Path], workers: int) -> Iter
         workers: processes; 0: one a core, unless there is little to read.
     """
     from leyden.core.log import progress, say
-    from leyden.data.build.rejects import by_reason
+    from leyden.data.builds.rejects import by_reason
     from leyden.data.engine import Engine
 
     skipped: list[Reject] = []
@@ -136,7 +136,7 @@ def _shards(path: Path, skipped: "list[Reject]") -> list[tuple[int, str | None, 
     from leyden.data.readers import SourceSettings, plan_shards
 
     if (path / "stages").is_dir():
-        from leyden.data.build import Build
+        from leyden.data.builds import Build
 
         stage = Build.whole(path).stages()[-1]
         return [(file.stat().st_size, None, file) for file in stage.files()]

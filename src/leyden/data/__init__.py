@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from leyden.data.documents import Documents as Documents
     from leyden.data.documents import Message as Message
     from leyden.data.documents import Reject as Reject
-    from leyden.data.loader.mixture import Mixture as Mixture
-    from leyden.data.mixing import MixedBatches as MixedBatches
-    from leyden.data.packing import Batch as Batch
-    from leyden.data.packing import PackedBatches as PackedBatches
-    from leyden.data.prefetch import Prefetched as Prefetched
+    from leyden.data.loader.mixed import MixedBatches as MixedBatches
+    from leyden.data.loader.mixture_schedule import MixtureSchedule as MixtureSchedule
+    from leyden.data.loader.packing import Batch as Batch
+    from leyden.data.loader.packing import PackedBatches as PackedBatches
+    from leyden.data.loader.prefetch import Prefetched as Prefetched
     from leyden.data.readers import read_documents as read_documents
     from leyden.data.shards import TokenShards as TokenShards
     from leyden.data.sources import SourceFile as SourceFile
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
     from leyden.data.tokenise import write_shards as write_shards
 
 _HOMES = {
-    "Batch": "packing",
+    "Batch": "loader.packing",
     "Corpus": "corpus",
     "CorpusReport": "corpus",
     "Document": "documents",
     "Documents": "documents",
     "Message": "documents",
-    "MixedBatches": "mixing",
-    "Mixture": "loader.mixture",
-    "PackedBatches": "packing",
-    "Prefetched": "prefetch",
+    "MixedBatches": "loader.mixed",
+    "MixtureSchedule": "loader.mixture_schedule",
+    "PackedBatches": "loader.packing",
+    "Prefetched": "loader.prefetch",
     "Reject": "documents",
     "SourceFile": "sources",
     "TokenShards": "shards",
@@ -58,7 +58,7 @@ __all__ = [
     "Documents",
     "Message",
     "MixedBatches",
-    "Mixture",
+    "MixtureSchedule",
     "PackedBatches",
     "Prefetched",
     "Reject",

@@ -5,9 +5,9 @@ from pathlib import Path
 from leyden.core.errors import UserError
 from leyden.core.log import say
 from leyden.data import PackedBatches
-from leyden.data.loader.mixture import Mixture, MixturePoint
-from leyden.data.mixing import MixedBatches
-from leyden.data.packing import Batches
+from leyden.data.loader.mixed import MixedBatches
+from leyden.data.loader.mixture_schedule import MixturePoint, MixtureSchedule
+from leyden.data.loader.packing import Batches
 from leyden.recipes.prepare import Prepared
 from leyden.recipes.schema import Recipe
 
@@ -38,7 +38,7 @@ def make_batches(recipe: Recipe, index: int, prepared: Prepared, plans: Path | N
     as_they_are = MixturePoint(weights={name: float(group.num_tokens) for name, group in shards.items()})
     return MixedBatches(
         shards,
-        stage.mixture or Mixture(point=(as_they_are,)),
+        stage.mixture or MixtureSchedule(point=(as_they_are,)),
         seq_len=stage.seq_len,
         batch_tokens=stage.micro_batch,
         seed=seed,

@@ -18,7 +18,7 @@ from leyden.checkpoint.training import check_training, checkpoint_at, fork_train
 from leyden.core.errors import UserError
 from leyden.core.files import atomic_directory, atomic_file, link_or_copy
 from leyden.core.log import say
-from leyden.data.build.tokens import read_tokens
+from leyden.data.builds.tokens import read_tokens
 from leyden.model import HybridLM
 from leyden.recipes.batches import make_batches
 from leyden.recipes.prepare import FORK_FILE, TOKENIZER_DIRECTORY, TOKENS_DIRECTORY, Prepared

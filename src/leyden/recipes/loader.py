@@ -7,7 +7,7 @@ from typing import Any
 
 from leyden.core.config import dump_toml, override, read_toml
 from leyden.core.errors import UserError, suggest
-from leyden.data.build.tokens import read_tokens
+from leyden.data.builds.tokens import read_tokens
 from leyden.recipes.schema import DataSection, Recipe, TokenizerSection, model_section
 from leyden.tokenizer import Tokenizer
 

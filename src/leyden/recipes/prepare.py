@@ -10,7 +10,7 @@ from leyden.core.errors import UserError
 from leyden.core.files import atomic_file
 from leyden.core.log import say
 from leyden.data import Corpus, TokenShards, build_corpus, find_sources, write_shards
-from leyden.data.build.tokens import BuildTokens, held_out_texts, read_tokens
+from leyden.data.builds.tokens import BuildTokens, held_out_texts, read_tokens
 from leyden.recipes.schema import Recipe
 from leyden.tokenizer import Tokenizer
 

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from leyden.core.config import Config
 from leyden.core.errors import UserError
-from leyden.data.loader.mixture import Mixture
+from leyden.data.loader.mixture_schedule import MixtureSchedule
 from leyden.model import ModelConfig, preset
 from leyden.parallel import ParallelConfig
 from leyden.train import AdamWConfig, Schedule
@@ -94,7 +94,7 @@ class Stage(Config):
     """Tokens that go through the model at once; bounds memory."""
     packing: Literal["concatenate", "best_fit"] = "concatenate"
     """``concatenate`` cuts a document where a sequence ends; ``best_fit`` cuts none that fits."""
-    mixture: Mixture | None = None
+    mixture: MixtureSchedule | None = None
     """Weights of the build's groups of tokens, over the steps; packed by best fit. None: each as many as it has."""
     rope_theta: float | None = Field(default=None, gt=0)
     """The RoPE base from this stage on; None keeps it."""

@@ -13,9 +13,9 @@ from leyden.checkpoint.export import export
 from leyden.checkpoint.pieces import Piece
 from leyden.core.device import compute_dtype, default_device, matmul_flops_per_second
 from leyden.core.log import progress, say
-from leyden.data.held_out import HeldOutBatches
-from leyden.data.packing import Batches
-from leyden.data.prefetch import Prefetched
+from leyden.data.loader.held_out import HeldOutBatches
+from leyden.data.loader.packing import Batches
+from leyden.data.loader.prefetch import Prefetched
 from leyden.model import HybridLM, count_model
 from leyden.parallel import Team, Weights
 from leyden.parallel.recompute import install_compile, install_recompute

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from leyden.data.build import BuildRecipe, run_build
-from leyden.data.build.stages import KINDS, stage_class
+from leyden.data.builds import BuildRecipe, run_build
+from leyden.data.builds.stages import KINDS, stage_class
 
 _CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.truncate")
 _WORDS = [f"{a}a{b}o{c}" for a, b, c in zip("bcdfghklmnprst", "klmnprstbcdfgh", "tsrpnmlkhgfdcb", strict=True)]

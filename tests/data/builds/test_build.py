@@ -15,8 +15,8 @@ from typing import ClassVar, Literal
 import pytest
 
 from leyden.core.errors import UserError
-from leyden.data.build import Build, run_build
-from leyden.data.build.recipe import BuildRecipe, BuildSection, load_build_recipe
+from leyden.data.builds import Build, run_build
+from leyden.data.builds.recipe import BuildRecipe, BuildSection, load_build_recipe
 from leyden.data.documents import Documents
 from leyden.data.engine import Engine
 from leyden.data.readers import SourceSettings
@@ -251,7 +251,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_build import DropEvery, Shout, recipe
-from leyden.data.build.use import build_and_report
+from leyden.data.builds.use import build_and_report
 build_and_report(recipe(Path({corpus!r}), DropEvery(), Shout(), workers=2, shard_bytes=1 << 19), Path({build!r}))
 """
 

@@ -16,8 +16,8 @@ from kills import contents, recipe, write_sources
 
 import leyden.data.parquet
 from leyden.core.errors import UserError
-from leyden.data.build import Build, BuildRecipe, run_build
-from leyden.data.build.tokens import held_out_texts, read_tokens
+from leyden.data.builds import Build, BuildRecipe, run_build
+from leyden.data.builds.tokens import held_out_texts, read_tokens
 from leyden.data.documents import Document, Documents
 from leyden.data.parquet import DocumentsWriter
 from leyden.tokenizer import Tokenizer

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import leyden.data.build.run
-import leyden.data.build.tokens
+import leyden.data.builds.run
+import leyden.data.builds.tokens
 from leyden.core.errors import UserError
 from leyden.core.lock import folder_lock
-from leyden.data.build import Build, BuildRecipe, run_build
-from leyden.data.build.tokens import held_out_texts, read_tokens
-from leyden.data.build.use import build_and_report, show_stats
+from leyden.data.builds import Build, BuildRecipe, run_build
+from leyden.data.builds.tokens import held_out_texts, read_tokens
+from leyden.data.builds.use import build_and_report, show_stats
 from leyden.tokenizer import Tokenizer
 
 WORDS = [
@@ -99,7 +99,7 @@ def test_a_rebuild_that_was_killed_is_not_gone_on_from(
 ) -> None:
     other = recipe(text, vocab_size, by="source")
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(f"leyden.data.build.{place}", _killed)
+        patch.setattr(f"leyden.data.builds.{place}", _killed)
         run_build(other, built)
     for reader in (read_tokens, held_out_texts, Build.whole):
         with pytest.raises(UserError, match=r"has not finished; run it again: leyden data build .*recipe.toml --dir "):
@@ -112,7 +112,7 @@ def test_a_rebuild_that_was_killed_is_not_gone_on_from(
 
 def test_more_held_out_and_killed_after_that_stage(built: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(leyden.data.build.run, "make_tokens", _killed)
+        patch.setattr(leyden.data.builds.run, "make_tokens", _killed)
         run_build(recipe(text, share=0.4), built)
     with pytest.raises(UserError, match="has not finished"):
         held_out_texts(built)
@@ -124,7 +124,7 @@ def test_back_to_the_first_recipe_after_a_killed_rebuild(
 ) -> None:
     before = contents(built)
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(f"leyden.data.build.{place}", _killed)
+        patch.setattr(f"leyden.data.builds.{place}", _killed)
         run_build(recipe(text, 320), built)
     run_build(recipe(text), built)
     assert contents(built) == before

@@ -13,7 +13,7 @@ import pytest
 from kills import contents, recipe, write_sources
 
 from leyden.core.lock import LOCK
-from leyden.data.build import run_build
+from leyden.data.builds import run_build
 
 _CHANGES = ("replace", "rename", "unlink", "rmdir")
 _KILLS = 4

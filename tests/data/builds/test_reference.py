@@ -9,9 +9,9 @@ import pytest
 from pydantic import TypeAdapter
 
 from leyden.core.errors import UserError
-from leyden.data.build.reference import KeyTable, page, sections, stage_tables, summaries
-from leyden.data.build.stages import KINDS, stage_class
-from leyden.data.build.use import show_stages
+from leyden.data.builds.reference import KeyTable, page, sections, stage_tables, summaries
+from leyden.data.builds.stages import KINDS, stage_class
+from leyden.data.builds.use import show_stages
 from leyden.data.sources import FORMATS
 
 DOCS = Path(__file__).parents[3] / "docs"

@@ -9,9 +9,9 @@ import pytest
 
 from leyden.core.errors import UserError
 from leyden.core.log import say
-from leyden.data.build import Build, plan, run_build
-from leyden.data.build.recipe import BuildRecipe, BuildSection, TokensSection
-from leyden.data.build.use import build_and_report, show_clusters, show_dropped, show_stats, show_story
+from leyden.data.builds import Build, plan, run_build
+from leyden.data.builds.recipe import BuildRecipe, BuildSection, TokensSection
+from leyden.data.builds.use import build_and_report, show_clusters, show_dropped, show_stats, show_story
 from leyden.data.dedup import Exact
 from leyden.data.readers import SourceSettings
 from leyden.data.rules import Length

@@ -10,7 +10,7 @@ import xxhash
 from hypothesis import HealthCheck, given, settings, strategies
 
 from leyden.core.errors import UserError
-from leyden.data.build.directory import FINISHED, StageDirectory
+from leyden.data.builds.directory import FINISHED, StageDirectory
 from leyden.data.dedup import Bloom, Exact, run_alone
 from leyden.data.dedup.bloom import _integers, load_filter
 from leyden.data.dedup.gathering import rank as ranks

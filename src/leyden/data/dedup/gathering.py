@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from leyden.core.errors import UserError
 from leyden.core.files import atomic_file
-from leyden.data.build.directory import Build
+from leyden.data.builds.directory import Build
 from leyden.data.dedup.normalisation import texts_of
 from leyden.data.dedup.runs import file_name, groups, load_array, mark_of, save_array, write_run
 from leyden.data.dedup.windows import hash_strings, mix

@@ -1,4 +1,4 @@
-"""How token shards become sequences: order, packing, mixtures, prefetch. :mod:`leyden.data.packing` makes the batches.
+"""How token shards become batches: order, packing, mixtures of sources, prefetching, held-out documents.
 
 Everything here is a pure function of settings and a number, so that the state of a run's data is that number alone.
 """

@@ -1,0 +1,188 @@
+"""Batches from several sources: each sequence from the one whose turn it is, packed by best fit within its source."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from leyden.core.errors import UserError
+from leyden.data.loader.mixture_schedule import Component, MixtureSchedule, Shares, Turns, check_names
+from leyden.data.loader.packing import Batches, Segment
+from leyden.data.loader.pieces import Stream
+from leyden.data.loader.plan import BestFit
+from leyden.data.loader.rows import Rows, make_rows
+from leyden.data.shards import TokenShards
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a component gives in a number of steps.
+
+    Attributes:
+        source: its name.
+        longer_than, up_to: bounds of its documents' lengths in tokens; None: no bound.
+        documents: that there are.
+        sequences: that are taken.
+        tokens: of documents in them, padding not counted.
+        epochs: how often the documents are used: each the whole number below or above it.
+        max_epochs: how often they may be, if that is bounded.
+    """
+
+    source: str
+    longer_than: int
+    up_to: int | None
+    documents: int
+    sequences: int
+    tokens: int
+    epochs: float
+    max_epochs: float | None
+
+
+class MixedBatches(Batches):
+    """An endless iterator of batches of a mixture.
+
+    Args:
+        sources: shards by name, of one tokenizer.
+        mixture: their weights over the steps.
+        seq_len: tokens of a sequence.
+        batch_tokens: a multiple of it.
+        seed: of the order.
+        batches_per_step: how many batches (micro-batches) an optimizer step takes; the mixture counts steps.
+        max_padding, plans: of the packing, as of :class:`leyden.data.loader.packing.PackedBatches`.
+
+    Raises:
+        UserError: ``batch_tokens`` is not a positive multiple of ``seq_len``; the mixture names other sources than
+            there are; sources of different tokenizers; a weight that no document can meet.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, TokenShards],
+        mixture: MixtureSchedule,
+        *,
+        seq_len: int,
+        batch_tokens: int,
+        seed: int,
+        batches_per_step: int = 1,
+        max_padding: float = 0.01,
+        plans: Path | None = None,
+    ) -> None:
+        super().__init__(seq_len=seq_len, batch_tokens=batch_tokens)
+        check_names(mixture, sources)
+        _check_tokenizers(sources)
+        self._mixture = mixture
+        self._streams: list[Stream] = []
+        self._components: list[Component] = []
+        for name in sorted(sources):
+            for number, (above, up_to) in enumerate(mixture.classes()):
+                # One class is not cut out, so that it costs no copy of the lengths.
+                shards = sources[name] if mixture.num_classes == 1 else sources[name].of_length(above, up_to)
+                if shards.num_documents:
+                    stream = BestFit(shards, seq_len=seq_len, seed=seed, max_padding=max_padding, plans=plans)
+                    self._streams.append(stream)
+                    self._components.append(Component(name, number, shards.num_tokens))
+        self._per_step = batches_per_step * self.sequences_per_batch
+        self._turns = Turns(Shares(mixture, self._components), len(self._components), self._per_step)
+        self._lock = threading.Lock()
+        settings = {
+            "streams": [stream.fingerprint for stream in self._streams],
+            "mixture": mixture.model_dump(mode="json", exclude={"max_epochs"}),
+            "batch_tokens": batch_tokens,
+            "batches_per_step": batches_per_step,
+        }
+        self.fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+    def plan(self, steps: int) -> tuple[Planned, ...]:
+        """What each component gives in the first ``steps`` optimizer steps, and how often it repeats.
+
+        Raises:
+            UserError: one repeats more often than the mixture's ``max_epochs`` allows.
+        """
+        counts = self._before(steps * self._per_step).tolist()
+        classes = list(self._mixture.classes())
+        planned = []
+        for component, stream, count in zip(self._components, self._streams, counts, strict=True):
+            tokens = stream.tokens_before(count)
+            above, up_to = classes[component.length_class]
+            planned.append(
+                Planned(
+                    source=component.source,
+                    longer_than=above,
+                    up_to=up_to,
+                    documents=stream.shards.num_documents,
+                    sequences=count,
+                    tokens=tokens,
+                    epochs=tokens / component.tokens,
+                    max_epochs=self._mixture.max_epochs.get(component.source),
+                )
+            )
+        _check_epochs(planned, steps)
+        return tuple(planned)
+
+    def trace(self, number: int) -> list[Segment]:
+        """Where the segments of batch ``number`` are from, in order, padding left out."""
+        turns, before = self._of(*self._run(number, 0, 1))
+        segments = []
+        for place, turn in enumerate(turns.tolist()):
+            shards = self._streams[turn].shards
+            name = self._components[turn].source
+            nth = int(before[turn] + np.count_nonzero(turns[:place] == turn))
+            pieces = self._streams[turn].pieces(nth, 1).pieces.tolist()
+            segments += [Segment(name, shards.id(d), offset, length) for d, offset, length in pieces]
+        return segments
+
+    def _of(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        with self._lock:
+            return self._turns.of(first, count)
+
+    def _before(self, sequence: int) -> np.ndarray:
+        with self._lock:
+            return self._turns.before(sequence)
+
+    def _rows(self, first: int, count: int) -> Rows:
+        turns, before = self._of(first, count)
+        present = np.unique(turns)
+        places = [np.flatnonzero(turns == turn) for turn in present]
+        parts = [
+            make_rows(self._streams[turn], int(before[turn]), len(place))
+            for turn, place in zip(present, places, strict=True)
+        ]
+        return parts[0] if len(parts) == 1 else _interleave(parts, places, self.seq_len)
+
+
+def _interleave(parts: list[Rows], places: list[np.ndarray], seq_len: int) -> Rows:
+    """The rows of several sources, each at its places, as one."""
+    count = sum(len(place) for place in places)
+    tokens, labels = np.empty((2, count, seq_len), np.int64)
+    counts = np.empty(count, np.int64)
+    for part, place in zip(parts, places, strict=True):
+        tokens[place], labels[place], counts[place] = part.tokens, part.labels, part.counts
+    row_of_segment = np.concatenate([np.repeat(place, part.counts) for part, place in zip(parts, places, strict=True)])
+    order = np.argsort(row_of_segment, kind="stable")
+    return Rows(tokens, labels, np.concatenate([part.segments for part in parts])[order], counts)
+
+
+def _check_tokenizers(sources: Mapping[str, TokenShards]) -> None:
+    found: dict[str, str] = {}
+    for name, shards in sources.items():
+        if shards.tokenizer_fingerprint:
+            found.setdefault(shards.tokenizer_fingerprint, name)
+    if len(found) > 1:
+        raise UserError(
+            f"sources of one mixture must be tokenised alike; {' and '.join(found.values())} are of different "
+            "tokenizers. Tokenise them anew with one."
+        )
+
+
+def _check_epochs(planned: list[Planned], steps: int) -> None:
+    for one in planned:
+        if one.max_epochs is not None and one.epochs > one.max_epochs:
+            raise UserError(
+                f"in {steps} steps source '{one.source}' would be used {one.epochs:.2f} times, more than its "
+                f"max_epochs ({one.max_epochs:g}): the mixture asks {one.tokens:,} tokens of it and it has "
+                f"{one.tokens / one.epochs:,.0f}. Lower its weight, take fewer steps, or raise max_epochs."
+            )
