@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 TOOLS  := $(VENV)/.ready-dev
 ARGS   ?=
 
-.PHONY: quickstart test test-all check bench clean
+.PHONY: quickstart test test-all check bench docs clean
 
 quickstart: $(READY)  ## from raw text to a model that answers (under 10 minutes on 2 cores)
 	$(PY) -m leyden quickstart $(ARGS)
@@ -27,6 +27,9 @@ check: $(TOOLS)  ## lint, types, imports
 
 bench: $(TOOLS)  ## speed beside transformers, on the CPU
 	$(PY) -m leyden bench cpu $(ARGS)
+
+docs: $(TOOLS)  ## the reference of the Python interface, in build/docs
+	$(PY) -m pdoc --docformat google --no-show-source --output-directory build/docs leyden '!leyden[.].*[.]kernels'
 
 clean:
 	rm -rf $(VENV) build dist

@@ -1,5 +1,6 @@
 """The package from outside: its public names, and that each part imports no more than it needs."""
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -81,3 +82,21 @@ def test_every_room_lists_what_is_public() -> None:
         text = init.read_text(encoding="utf-8")
         assert text.startswith('"""'), init
         assert "__all__" in text, init
+
+
+def test_the_readme_and_the_map_list_every_room_on_its_floor() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    (contract,) = project["tool"]["importlinter"]["contracts"]
+    built = {path.name for path in (ROOT / "src" / "leyden").iterdir() if (path / "__init__.py").exists()}
+    floors = {
+        room: floor
+        for floor, layer in enumerate(reversed(contract["layers"]))
+        for room in re.findall(r"(?<!\()\b\w+", layer)
+    }
+    assert floors.keys() == built
+    listed = re.search(r"^floor  room\n(.*?)^```$", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert listed is not None
+    lines = {int(line.split()[0]): line for line in listed[1].splitlines()}
+    assert all(re.search(rf"\b{room}  +\w", lines[floor]) for room, floor in floors.items())
+    rows = re.findall(r"^\| (\d) \| \[`(\w+)`\]", (ROOT / "docs" / "map.md").read_text(), flags=re.MULTILINE)
+    assert {room: int(floor) for floor, room in rows} == floors

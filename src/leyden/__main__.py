@@ -7,7 +7,7 @@ import sys
 def main() -> None:
     """Where typer is not installed (a bare GPU machine), ``bench gpu`` is read by a plain parser of its own."""
     if sys.argv[1:3] == ["bench", "gpu"] and importlib.util.find_spec("typer") is None:
-        from leyden.bench.gpu_bare import main as bare
+        from leyden.bench.gpu.bare import main as bare
 
         bare(sys.argv[3:])
     else:

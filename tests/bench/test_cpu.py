@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from leyden.bench import cpu, run_cpu
-from leyden.bench.plan import QUICK
+from leyden.bench import run_cpu
+from leyden.bench.cpu import run as cpu
+from leyden.bench.cpu.plan import QUICK
 from leyden.core.errors import UserError
 
 pytest.importorskip("transformers")

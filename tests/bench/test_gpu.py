@@ -11,15 +11,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from leyden.bench import gpu, gpu_tests, ops_floors, ops_rows, ops_serving
-from leyden.bench.gpu import Worker, WorkerError, run_on
-from leyden.bench.gpu_tests import FileResult, run_tests
-from leyden.bench.gpu_worker import jobs_of, measured
-from leyden.bench.ops_clock import HostClock, measure_speed
-from leyden.bench.ops_floors import Cost, Speed
-from leyden.bench.ops_models import Rows, flatness
-from leyden.bench.ops_result import OpRow, worst_first
-from leyden.bench.ops_rows import Bench, Job, Tokens
+from leyden.bench.gpu import floors, kernels, serving
+from leyden.bench.gpu import run as gpu
+from leyden.bench.gpu import tests as gpu_tests
+from leyden.bench.gpu.clock import HostClock, measure_speed
+from leyden.bench.gpu.floors import Cost, Speed
+from leyden.bench.gpu.kernels import GpuBench, GpuRow, Tokens
+from leyden.bench.gpu.models import PackedRows, flatness
+from leyden.bench.gpu.result import OpRow, worst_first
+from leyden.bench.gpu.run import GpuWorker, GpuWorkerError, run_on
+from leyden.bench.gpu.tests import FileResult, run_tests
+from leyden.bench.gpu.worker import jobs_of, measured
 from leyden.core.errors import UserError
 from leyden.ops import IGNORE_INDEX
 
@@ -50,21 +52,21 @@ def test_the_floor_is_the_longer_of_moving_and_computing():
     ("cost", "num_bytes", "flops"),
     [
         # 10 tokens of 2 heads, 4 tensors of 4 dims in 2 bytes: 640; 3 states of 2 x 4 x 4 in 4 bytes: 384.
-        (ops_floors.lightning_forward(10, 2, 4, 4, documents=3), 1024, 1280),
+        (floors.lightning_forward(10, 2, 4, 4, documents=3), 1024, 1280),
         # K = 4, V = 8: q, k 8 and v, out 16 elements a token and head.
-        (ops_floors.lightning_forward(10, 2, 4, 8, documents=1), 960 + 256, 2560),
+        (floors.lightning_forward(10, 2, 4, 8, documents=1), 960 + 256, 2560),
         # 4 tensors of the forward and 7 of the backward, 11 x 160 bytes.
-        (ops_floors.lightning_training(10, 2, 4, 4, documents=3), 11 * 160 + 384, 3840),
+        (floors.lightning_training(10, 2, 4, 4, documents=3), 11 * 160 + 384, 3840),
         # 3 x 2 states of 16 elements, 4 bytes, twice; 3 x 2 rows of 16 elements in 2 bytes.
-        (ops_floors.lightning_decode(3, 2, 4, 4), 768 + 192, 384),
-        (ops_floors.elementwise(100, 5), 1000, 0),
+        (floors.lightning_decode(3, 2, 4, 4), 768 + 192, 384),
+        (floors.elementwise(100, 5), 1000, 0),
         # 10 tokens: 4 logits and 4 probabilities in 4 bytes, 2 assignments of 12 bytes.
-        (ops_floors.routing(10, 4, 2), 560, 0),
+        (floors.routing(10, 4, 2), 560, 0),
         # 3 matrices of 4 x 8 for 2 experts in 2 bytes: 384; 10 rows of 4 in 2 bytes: 80.
-        (ops_floors.experts(10, 4, 8, 2, 2, backward=False), 384 + 160, 3840),
-        (ops_floors.experts(10, 4, 8, 2, 2, backward=True), 3 * 384 + 400, 11_520),
+        (floors.experts(10, 4, 8, 2, 2, backward=False), 384 + 160, 3840),
+        (floors.experts(10, 4, 8, 2, 2, backward=True), 3 * 384 + 400, 11_520),
         # 10 rows and 20 words of 4 in 2 bytes: 240, read and written.
-        (ops_floors.cross_entropy_training(10, 4, 20), 480, 4800),
+        (floors.cross_entropy_training(10, 4, 20), 480, 4800),
     ],
 )
 def test_costs_by_hand(cost, num_bytes, flops):
@@ -72,7 +74,7 @@ def test_costs_by_hand(cost, num_bytes, flops):
 
 
 def test_the_floor_of_the_first_goal_on_an_h200_data_sheet():
-    cost = ops_floors.lightning_forward(8192, 64, 128, 128, documents=1)
+    cost = floors.lightning_forward(8192, 64, 128, 128, documents=1)
     seconds, bound = Speed(4.8e12, 989e12).floor(cost)
     assert bound == "bytes"
     assert seconds == pytest.approx(112.7e-6, rel=1e-3)  # 541 MB
@@ -100,24 +102,24 @@ def test_verdict(row, verdict):
 
 
 def test_a_row_held_to_its_floor():
-    floor = SPEED.floor(ops_floors.lightning_forward(64, 2, 16, 16, documents=1))[0]
-    job = next(job for job in ops_rows.kernel_jobs(quick=True) if job.work.startswith("lightning forward, B1"))
-    row = job.measure(Bench(CPU, FakeClock(1.25 * floor), SPEED))
+    floor = SPEED.floor(floors.lightning_forward(64, 2, 16, 16, documents=1))[0]
+    job = next(job for job in kernels.kernel_jobs(quick=True) if job.work.startswith("lightning forward, B1"))
+    row = job.measure(GpuBench(CPU, FakeClock(1.25 * floor), SPEED))
     assert row.ratio == row.value == pytest.approx(1.25)
     assert (row.verdict, row.goal) == ("met", 1.5)
 
 
 def test_decoding_is_judged_by_its_share_of_the_copy_bandwidth():
-    cost = ops_floors.lightning_decode(3, 2, 16, 16)
-    job = next(job for job in ops_serving.serving_jobs(quick=True) if job.work.startswith("decode"))
-    row = job.measure(Bench(CPU, FakeClock(2 * cost.bytes / 100), SPEED))
+    cost = floors.lightning_decode(3, 2, 16, 16)
+    job = next(job for job in serving.serving_jobs(quick=True) if job.work.startswith("decode"))
+    row = job.measure(GpuBench(CPU, FakeClock(2 * cost.bytes / 100), SPEED))
     assert row.value == pytest.approx(0.5)
     assert row.verdict == "missed"
 
 
 def test_softmax_is_beaten_by_as_much_as_its_time_is_longer():
-    job = next(job for job in ops_rows.kernel_jobs(quick=True) if job.work.startswith("against causal softmax"))
-    row = job.measure(Bench(CPU, FakeClock(6.0, 2.0), SPEED))
+    job = next(job for job in kernels.kernel_jobs(quick=True) if job.work.startswith("against causal softmax"))
+    row = job.measure(GpuBench(CPU, FakeClock(6.0, 2.0), SPEED))
     assert (row.seconds, row.value, row.verdict) == (2.0, 3.0, "met")
 
 
@@ -130,13 +132,13 @@ def test_ragged_documents_fill_the_row_and_none_is_empty():
 
 
 def test_input_sets_outgrow_the_cache_and_stay_few():
-    assert len(ops_rows.input_sets(1)) == 32
-    assert len(ops_rows.input_sets(64 * 2**20)) == 4
-    assert len(ops_rows.input_sets(2**40)) == 2
+    assert len(kernels.input_sets(1)) == 32
+    assert len(kernels.input_sets(64 * 2**20)) == 4
+    assert len(kernels.input_sets(2**40)) == 2
 
 
 def test_packed_rows_of_equal_documents():
-    rows = Rows.of(12, 4, 50, CPU)
+    rows = PackedRows.of(12, 4, 50, CPU)
     assert rows.cu_seqlens.tolist() == [0, 4, 8, 12]
     ends = torch.tensor([3, 7, 11])
     assert (rows.labels[0, ends] == IGNORE_INDEX).all()
@@ -176,7 +178,7 @@ class FakeWorker:
 
 
 def _jobs(monkeypatch, *names):
-    monkeypatch.setattr(gpu, "jobs_of", lambda quick: ([Job(name, lambda bench: OpRow("")) for name in names], []))
+    monkeypatch.setattr(gpu, "jobs_of", lambda quick: ([GpuRow(name, lambda bench: OpRow("")) for name in names], []))
 
 
 @pytest.fixture
@@ -194,7 +196,7 @@ def test_every_row_runs_on_the_cpu():
     names = [job.work for job in jobs]
     assert len(set(names)) == len(names)
     assert names.index("routing, 32 tokens to 2 of 16") < names.index("against causal softmax, T32 H2")
-    bench = Bench(CPU, HostClock(), measure_speed(HostClock(), CPU, quick=True))
+    bench = GpuBench(CPU, HostClock(), measure_speed(HostClock(), CPU, quick=True))
     rows = [measured(job, bench) for job in jobs]
     assert [row.work for row in rows] == names
     failed = [row for row in rows if row.missing and "not installed" not in row.missing]
@@ -213,9 +215,9 @@ def test_a_row_that_fails_says_so():
     def broken(bench):
         raise ValueError("a reason\nand more")
 
-    bench = Bench(CPU, FakeClock(1.0), SPEED)
-    assert measured(Job("first", out_of_memory), bench).missing == "out of memory"
-    assert measured(Job("second", broken), bench).missing == "failed: ValueError: a reason"
+    bench = GpuBench(CPU, FakeClock(1.0), SPEED)
+    assert measured(GpuRow("first", out_of_memory), bench).missing == "out of memory"
+    assert measured(GpuRow("second", broken), bench).missing == "failed: ValueError: a reason"
 
 
 def test_the_worst_row_comes_first():
@@ -239,7 +241,7 @@ def test_all_is_written_after_every_row_and_a_crash_ends_one(tested, monkeypatch
 
     worker = Reading(
         {
-            "second": WorkerError("its process ended by signal 11"),
+            "second": GpuWorkerError("its process ended by signal 11"),
             "third": OpRow("", seconds=9.0, floor=1.0, value=9.0, goal=2.0, at_most=True),
         }
     )
@@ -304,16 +306,16 @@ def test_only_chooses_rows_by_name(tested):
 
 
 def test_a_process_measures_and_its_end_is_told():
-    worker = Worker(CPU, quick=True)
+    worker = GpuWorker(CPU, quick=True)
     try:
         speed = worker.ask({}, 120)
         row = worker.ask({"row": "routing, 32 tokens to 2 of 16", "speed": speed}, 60)
         assert row["seconds"] > 0
-        assert row["floor"] == pytest.approx(ops_floors.routing(32, 16, 2).bytes / speed[0])
-        with pytest.raises(WorkerError, match="no answer within 0 s"):
+        assert row["floor"] == pytest.approx(floors.routing(32, 16, 2).bytes / speed[0])
+        with pytest.raises(GpuWorkerError, match="no answer within 0 s"):
             worker.ask({"row": "routing, 32 tokens to 2 of 16", "speed": speed}, 0)
         worker._process.kill()
-        with pytest.raises(WorkerError, match="ended by signal 9"):
+        with pytest.raises(GpuWorkerError, match="ended by signal 9"):
             for _ in range(3):  # the answer that came too late may be there yet
                 worker.ask({}, 60)
     finally:
@@ -420,11 +422,11 @@ sys.meta_path.insert(0, Blocked())
 import warnings
 warnings.simplefilter("ignore")
 import torch
-from leyden.bench import gpu
+from leyden.bench.gpu import run as gpu
 
 gpu.run_tests = lambda *rest: iter(())
-gpu.Worker.ask = lambda self, order, seconds: [1.0, 1.0] if "row" not in order else {"work": order["row"], "red": []}
-gpu.run_on(torch.device("cpu"), "routing|utilisation", quick=True, start=gpu.Worker)
+gpu.GpuWorker.ask = lambda self, order, seconds: [1.0, 1.0] if "row" not in order else {"work": order["row"], "red": []}
+gpu.run_on(torch.device("cpu"), "routing|utilisation", quick=True, start=gpu.GpuWorker)
 """
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from leyden.bench import planted, planted_run
-from leyden.bench.planted import Plants, check
-from leyden.bench.planted_run import run_planted
+from leyden.bench.data import planted, planted_run
+from leyden.bench.data.planted import Plants, check
+from leyden.bench.data.planted_run import run_planted
 from leyden.core.errors import UserError
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from leyden.bench import regress
-from leyden.bench.regress import Comparison, lost, run_regress
-from leyden.bench.regress_rows import CPU, Work, chosen, works
+from leyden.bench.regress import run as regress
+from leyden.bench.regress.rows import CPU, RegressRow, chosen, works
+from leyden.bench.regress.run import Comparison, lost, run_regress
 from leyden.bench.result import BenchResult
 from leyden.core.errors import UserError
 
-WORK = Work("train", CPU, lambda number: ("train", number), 100.0)
+WORK = RegressRow("train", CPU, lambda number: ("train", number), 100.0)
 
 
 class Side:

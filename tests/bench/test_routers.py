@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from leyden.bench.routers import run_routers
+from leyden.bench.parallel.routers import run_routers
 
 
 @pytest.mark.slow

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from leyden.bench import serve
-from leyden.bench.serve_gguf import write_gguf
-from leyden.bench.serve_http import ServerError, ServerProcess
-from leyden.bench.serve_llama import LlamaError, LlamaWorker
-from leyden.bench.serve_plan import QUICK, prompts
-from leyden.bench.serve_rows import step_bytes
+from leyden.bench.serve import run as serve
+from leyden.bench.serve.gguf import write_gguf
+from leyden.bench.serve.http import ServerError, ServerProcess
+from leyden.bench.serve.llama import LlamaError, LlamaWorker
+from leyden.bench.serve.plan import QUICK, prompts
+from leyden.bench.serve.rows import step_bytes
 from leyden.core.errors import UserError
 from leyden.model import HybridLM, preset
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from leyden.bench.traffic import run_traffic
+from leyden.bench.parallel.traffic import run_traffic
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from leyden.checkpoint import load, model_directory, read_config, save
-from leyden.checkpoint.crew import ALONE
+from leyden.checkpoint.coordinator import ALONE
 from leyden.checkpoint.piece_files import INDEX_FILE, StoredPiece, StoredTensor, read_index
 from leyden.checkpoint.pieces import Piece, load_pieces, save_pieces
 from leyden.core.errors import UserError

@@ -15,8 +15,8 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from leyden.ops import Routing, drop_over_capacity, route, swiglu_experts
 from leyden.parallel import ParallelConfig, Plan, coordinates
 from leyden.parallel.experts import Event, ExpertExchange, record_events
-from leyden.parallel.experts.flight import depart
-from leyden.parallel.experts.tape import Tape
+from leyden.parallel.experts.dispatch import start_all_to_all
+from leyden.parallel.experts.recorded_op import RecordedOp
 from leyden.parallel.live_memory import LiveMemory, track_memory
 from leyden.parallel.traffic import count_traffic
 from leyden.parallel.weights import part_of
@@ -298,12 +298,12 @@ def _departs_before_the_other_is_there(plan: Plan) -> None:
     ep, world = mesh.groups["ep"], mesh.groups["world"]
     message = torch.zeros(1)
     if mesh.rank == 0:
-        flight = depart(torch.tensor([1.0, 2.0]), [1, 1], [1, 1], ep)
+        pending = start_all_to_all(torch.tensor([1.0, 2.0]), [1, 1], [1, 1], ep)
         torch.distributed.send(message, 1, world)
     else:
         torch.distributed.recv(message, 0, world)
-        flight = depart(torch.tensor([3.0, 4.0]), [1, 1], [1, 1], ep)
-    assert flight.arrive().tolist() == [[1.0, 3.0], [2.0, 4.0]][mesh.rank]
+        pending = start_all_to_all(torch.tensor([3.0, 4.0]), [1, 1], [1, 1], ep)
+    assert pending.wait().tolist() == [[1.0, 3.0], [2.0, 4.0]][mesh.rank]
 
 
 def test_who_departs_does_not_wait(ranks: Callable[..., list[Any]]) -> None:
@@ -372,7 +372,7 @@ def test_recomputation_frees_what_the_experts_keep(ranks: Callable[..., list[Any
         assert (after_plain, after_recomputed) == (0, 0), found
 
 
-def test_a_tape_gives_the_op_its_gradients_and_keeps_nothing() -> None:
+def test_a_recorded_gives_the_op_its_gradients_and_keeps_nothing() -> None:
     generator = torch.Generator().manual_seed(0)
     given = [torch.randn(shape, generator=generator) for shape in ((20, D), (2, 2 * F, D), (2, D, F))]
     experts, ones = torch.arange(20).view(20, 1) % 2, torch.ones(20, 1)
@@ -381,16 +381,16 @@ def test_a_tape_gives_the_op_its_gradients_and_keeps_nothing() -> None:
         def op(*tensors: torch.Tensor, backend: str = backend) -> torch.Tensor:
             return swiglu_experts(*tensors, experts, ones, backend=backend)  # type: ignore[misc]
 
-        tape = Tape()
-        out = tape.record(op, *given)
+        recorded = RecordedOp()
+        out = recorded.record(op, *given)
         assert not out.requires_grad
-        saved = tape.release()
+        saved = recorded.release()
         assert saved
-        found = [tape.backward(saved, torch.ones_like(out)) for _ in range(2)]
+        found = [recorded.backward(saved, torch.ones_like(out)) for _ in range(2)]
         leaves = [tensor.clone().requires_grad_() for tensor in given]
         expected = torch.autograd.grad(op(*leaves), leaves, torch.ones_like(out))
         for grads in found:
             torch.testing.assert_close(grads, expected, rtol=0, atol=0)
-        there = weakref.ref(tape)
-        del tape
+        there = weakref.ref(recorded)
+        del recorded
         assert there() is None, "the graph and what it keeps refer to each other"

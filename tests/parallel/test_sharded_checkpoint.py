@@ -17,7 +17,7 @@ import torch
 from gloo_ranks import mesh_of
 
 from leyden.checkpoint import piece_files, training
-from leyden.checkpoint.crew import crew_of
+from leyden.checkpoint.coordinator import coordinator_of
 from leyden.checkpoint.tensor_stream import TensorStream
 from leyden.checkpoint.training import Values, latest_training, save_training
 from leyden.core.errors import UserError
@@ -167,7 +167,7 @@ def _lose_experts(plan: Plan, directory: Path) -> None:
     if torch.distributed.get_rank() == 1:
         pieces = {name: piece for name, piece in pieces.items() if ".experts." not in name}
     with pytest.raises(ValueError, match=r"experts\.\w+ invalid fill tensor-volume"):
-        save_training(directory, 8, pieces, Values({}), keep=1, crew=crew_of(mesh_of(plan)))
+        save_training(directory, 8, pieces, Values({}), keep=1, coordinator=coordinator_of(mesh_of(plan)))
 
 
 def test_a_lost_expert_does_not_pass_for_a_smaller_tensor(ranks: Callable[..., list[Any]], tmp_path: Path) -> None:

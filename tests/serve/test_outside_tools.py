@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from leyden.bench.serve_http import ServerProcess, our_server
+from leyden.bench.serve.http import ServerProcess, our_server
 from leyden.checkpoint import save
 from leyden.model import HybridLM
 from leyden.tokenizer import Tokenizer

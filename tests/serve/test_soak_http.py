@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from leyden.bench.serve_http import ServerProcess
+from leyden.bench.serve.http import ServerProcess
 from leyden.checkpoint import save
 from leyden.model import HybridLM, Pools
 from leyden.serve import Engine, Sampling

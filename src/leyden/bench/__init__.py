@@ -7,8 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from leyden.bench.cpu import run_cpu as run_cpu
-    from leyden.bench.gpu import run_gpu as run_gpu
+    from leyden.bench.cpu.run import run_cpu as run_cpu
+    from leyden.bench.gpu.run import run_gpu as run_gpu
     from leyden.bench.result import BenchResult as BenchResult
     from leyden.bench.result import Row as Row
     from leyden.bench.result import render as render
@@ -17,8 +17,8 @@ _HOMES = {
     "BenchResult": "leyden.bench.result",
     "Row": "leyden.bench.result",
     "render": "leyden.bench.result",
-    "run_cpu": "leyden.bench.cpu",
-    "run_gpu": "leyden.bench.gpu",
+    "run_cpu": "leyden.bench.cpu.run",
+    "run_gpu": "leyden.bench.gpu.run",
 }
 __all__ = ["BenchResult", "Row", "render", "run_cpu", "run_gpu"]
 

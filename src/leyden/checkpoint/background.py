@@ -9,7 +9,7 @@ from leyden.checkpoint.pieces import Piece
 
 
 class Background:
-    """One save at a time. Its exchanges between ranks go over the crew's own group, never over training's."""
+    """One save at a time. Its exchanges between ranks go over the coordinator's own group, never over training's."""
 
     def __init__(self) -> None:
         # Not a daemon: a process that ends lets the save end first.

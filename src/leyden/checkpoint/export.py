@@ -13,12 +13,12 @@ from pathlib import Path
 
 import torch
 
-from leyden.checkpoint.crew import Crew, crew_of
-from leyden.checkpoint.holders import Holders, Rectangle
+from leyden.checkpoint.coordinator import Coordinator, coordinator_of
 from leyden.checkpoint.layouts import Derived, Layout, layout_named
 from leyden.checkpoint.model_directory import bindings_of, check_fit, narrowed, note_files, refuse_to_replace_others
 from leyden.checkpoint.pieces import Piece
 from leyden.checkpoint.rules import Binding
+from leyden.checkpoint.shard_index import Rectangle, ShardIndex
 from leyden.checkpoint.tensor_files import SHARD_BYTES, shard_name, write_index, write_json
 from leyden.checkpoint.tensor_stream import TensorStream
 from leyden.core.files import disk_errors_are_user_errors
@@ -54,7 +54,7 @@ def export(
         UserError: on all ranks: the layout cannot express the model, ``directory`` holds something that is no model, or
             the disk is full.
     """
-    crew, kind, directory = crew_of(mesh), layout_named(layout), Path(directory)
+    coordinator, kind, directory = coordinator_of(mesh), layout_named(layout), Path(directory)
     dtype = dtype or next(iter(weights.values())).tensor.dtype
     settings = kind.write_config(config, dtype, tokenizer)
 
@@ -62,11 +62,14 @@ def export(
         check_fit(config, tokenizer, "the model to save")
         refuse_to_replace_others(directory)
 
-    crew.once(check)
-    tensors = [*_bound(weights, config, kind, dtype, crew), *map(_Tensor.derived, kind.derived(config, settings))]
+    coordinator.on_rank_0(check)
+    tensors = [
+        *_bound(weights, config, kind, dtype, coordinator),
+        *map(_Tensor.derived, kind.derived(config, settings)),
+    ]
     files = _divide(tensors, file_bytes)
-    holders = Holders(weights, crew)
-    holders.check({tensor.binding.ours: tensor.binding.shape for tensor in tensors if tensor.binding is not None})
+    shards = ShardIndex(weights, coordinator)
+    shards.check({tensor.binding.ours: tensor.binding.shape for tensor in tensors if tensor.binding is not None})
 
     def describe(part: Path) -> None:
         with disk_errors_are_user_errors(directory):
@@ -76,13 +79,13 @@ def export(
                 tokenizer.save(part)
             note_files(part)
 
-    with crew.directory(directory) as part:
+    with coordinator.directory(directory) as part:
         names = [part / shard_name(index, len(files)) for index in range(len(files))]
-        for first in range(0, len(files), crew.size):
-            together = slice(first, first + crew.size)
-            error = _write(names[together], files[together], holders, crew)
-            crew.each(lambda error=error: _raise(error, directory))
-        crew.once(lambda: describe(part))
+        for first in range(0, len(files), coordinator.size):
+            together = slice(first, first + coordinator.size)
+            error = _write(names[together], files[together], shards, coordinator)
+            coordinator.on_all_ranks(lambda error=error: _raise(error, directory))
+        coordinator.on_rank_0(lambda: describe(part))
 
 
 @dataclass(frozen=True)
@@ -111,25 +114,25 @@ class _Tensor:
         """In the file."""
         return math.prod(self.shape) * self.dtype.itemsize
 
-    def block(self, block: Rectangle | Derived, holders: Holders, to: int, is_mine: bool) -> torch.Tensor | None:
+    def block(self, block: Rectangle | Derived, shards: ShardIndex, to: int, is_mine: bool) -> torch.Tensor | None:
         """One of ``blocks``, on rank ``to``; None on the others. All ranks call this."""
         if self.binding is None:
             assert isinstance(block, Derived), "no weight"
             return block.make() if is_mine else None
         assert isinstance(block, Rectangle), "of a weight"
-        found = holders.gather(self.binding.ours, block, to, self.dtype)
+        found = shards.gather(self.binding.ours, block, to, self.dtype)
         return found if found is None or len(self.binding.theirs) > 1 else self.binding.split(found)[0]
 
 
 def _bound(
-    weights: Mapping[str, Piece], config: ModelConfig, layout: Layout, dtype: torch.dtype, crew: Crew
+    weights: Mapping[str, Piece], config: ModelConfig, layout: Layout, dtype: torch.dtype, coordinator: Coordinator
 ) -> Iterator[_Tensor]:
     """The tensors that weights make, in the layout's order."""
     bindings, float32 = bindings_of(layout, config)
     wide, survivors = torch.promote_types(dtype, torch.float32), set[str]()
     if layout.narrows and dtype != wide:
         own = {n: narrowed(weights[n].tensor.to(wide), dtype).dtype == dtype for n in float32 if n in weights}
-        everyone = crew.each(lambda: own)
+        everyone = coordinator.on_all_ranks(lambda: own)
         survivors = {name for name in float32 if all(of_rank.get(name, True) for of_rank in everyone)}
     for binding in bindings:
         of_file = wide if binding.ours in float32 - survivors else dtype
@@ -163,7 +166,9 @@ def _divide(tensors: Sequence[_Tensor], file_bytes: int) -> list[list[_Tensor]]:
     return [sorted(file, key=lambda tensor: -tensor.dtype.itemsize) for file in files]
 
 
-def _write(paths: Sequence[Path], files: Sequence[list[_Tensor]], holders: Holders, crew: Crew) -> Exception | None:
+def _write(
+    paths: Sequence[Path], files: Sequence[list[_Tensor]], shards: ShardIndex, coordinator: Coordinator
+) -> Exception | None:
     """Write file i on rank i, all of them at once; what this rank failed at.
 
     A rank that cannot write goes on to send and receive: the others wait for it.
@@ -176,15 +181,15 @@ def _write(paths: Sequence[Path], files: Sequence[list[_Tensor]], holders: Holde
             for to, item in enumerate(row):
                 if item is not None:
                     tensor, block = item
-                    found = tensor.block(block, holders, to, is_mine=to == crew.rank)
+                    found = tensor.block(block, shards, to, is_mine=to == coordinator.rank)
                     if found is not None:
                         yield found
 
     mine = arriving()
     try:
-        if crew.rank < len(files):
-            file = files[crew.rank]
-            with TensorStream(paths[crew.rank], [(t.name, t.dtype, t.shape) for t in file]) as stream:
+        if coordinator.rank < len(files):
+            file = files[coordinator.rank]
+            with TensorStream(paths[coordinator.rank], [(t.name, t.dtype, t.shape) for t in file]) as stream:
                 for block in mine:
                     stream.append(block)
         error = None

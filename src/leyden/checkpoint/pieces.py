@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, Wri
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from leyden.checkpoint.crew import Crew
+from leyden.checkpoint.coordinator import Coordinator
 from leyden.checkpoint.piece_files import PieceReader, PieceWriter, read_index
 from leyden.parallel import Part
 
@@ -66,7 +66,7 @@ class Piece:
         return [ChunkStorageMetadata(torch.Size(start), chunk.shape) for start, chunk in self.chunks().items()]
 
 
-def save_pieces(directory: Path, pieces: Mapping[str, Piece], crew: Crew) -> list[Path]:
+def save_pieces(directory: Path, pieces: Mapping[str, Piece], coordinator: Coordinator) -> list[Path]:
     """Write what all ranks hold, each box once; all ranks call this with the same directory.
 
     Returns:
@@ -78,7 +78,13 @@ def save_pieces(directory: Path, pieces: Mapping[str, Piece], crew: Crew) -> lis
     writer, planner = PieceWriter(directory), _SavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     try:
         with _quietly():
-            save(dict(pieces), storage_writer=writer, planner=planner, process_group=crew.group, no_dist=crew.size == 1)
+            save(
+                dict(pieces),
+                storage_writer=writer,
+                planner=planner,
+                process_group=coordinator.group,
+                no_dist=coordinator.size == 1,
+            )
     except CheckpointException as error:
         cause, _ = error.failures[min(error.failures)]
         raise cause from None

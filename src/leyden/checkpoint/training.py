@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from leyden.checkpoint.crew import ALONE, Crew
+from leyden.checkpoint.coordinator import ALONE, Coordinator
 from leyden.checkpoint.piece_files import INDEX_FILE, StoredTensor, read_index
 from leyden.checkpoint.pieces import Piece, load_pieces, save_pieces
 from leyden.checkpoint.tensor_files import read_json
@@ -50,7 +50,13 @@ class Values:
 
 
 def save_training(
-    run_dir: Path, step: int, tensors: Mapping[str, Piece], values: Values, *, keep: int, crew: Crew = ALONE
+    run_dir: Path,
+    step: int,
+    tensors: Mapping[str, Piece],
+    values: Values,
+    *,
+    keep: int,
+    coordinator: Coordinator = ALONE,
 ) -> Path:
     """Write ``checkpoints/step_XXXXXXXX/``, then remove all but the newest ``keep`` up to this step.
 
@@ -63,7 +69,7 @@ def save_training(
         tensors: what this rank holds, by name; what several hold is written once.
         values: everything that is not a tensor.
         keep: how many checkpoints to keep, at least 1.
-        crew: the ranks.
+        coordinator: the ranks.
 
     Returns:
         The directory.
@@ -72,41 +78,43 @@ def save_training(
         UserError: the disk is full; on all ranks, and older checkpoints are untouched.
     """
     path = run_dir / "checkpoints" / f"step_{step:08d}"
-    with crew.directory(path) as part:
+    with coordinator.directory(path) as part:
         with disk_errors_are_user_errors(path):
-            written = save_pieces(part, tensors, crew)
-        ranks = _of_ranks(values.rank, crew)
+            written = save_pieces(part, tensors, coordinator)
+        ranks = _of_ranks(values.rank, coordinator)
 
         def values_and_hashes() -> dict[str, _Fingerprint]:
             with disk_errors_are_user_errors(path):
-                if crew.rank == 0:
+                if coordinator.rank == 0:
                     text = json.dumps({"run": values.run, "ranks": ranks}, allow_nan=False)
                     (part / _VALUES).write_text(text, encoding="utf-8")
                     written.append(part / _VALUES)
                 return {file.name: _fingerprint(file) for file in written}
 
-        files = {name: item for of_rank in crew.each(values_and_hashes) for name, item in of_rank.items()}
+        files = {
+            name: item for of_rank in coordinator.on_all_ranks(values_and_hashes) for name, item in of_rank.items()
+        }
 
         def manifest() -> None:
             with disk_errors_are_user_errors(path):
                 (part / _MANIFEST).write_bytes(_manifest.dump_json(dict(sorted(files.items())), indent=1))
 
-        crew.once(manifest)
-    crew.once(lambda: _prune(path, keep))
+        coordinator.on_rank_0(manifest)
+    coordinator.on_rank_0(lambda: _prune(path, keep))
     return path
 
 
-def latest_training(run_dir: Path, crew: Crew = ALONE) -> Path | None:
+def latest_training(run_dir: Path, coordinator: Coordinator = ALONE) -> Path | None:
     """The newest checkpoint of a run that is whole, or None; torn ones are named in a warning and passed over.
 
     The ranks share the reading, and all get the same answer.
     """
-    for path in reversed(crew.once(lambda: _checkpoints(run_dir / "checkpoints"))):
-        problems = crew.each(lambda path=path: _problem(path, crew))
+    for path in reversed(coordinator.on_rank_0(lambda: _checkpoints(run_dir / "checkpoints"))):
+        problems = coordinator.on_all_ranks(lambda path=path: _problem(path, coordinator))
         problem = next((found for found in problems if found is not None), None)
         if problem is None:
             return path
-        if crew.rank == 0:
+        if coordinator.rank == 0:
             _log.warning("%s is not whole (%s); going on from the one before", path, problem)
     return None
 
@@ -189,34 +197,34 @@ def fork_training(source: Path, run_dir: Path, values: Any) -> None:
         (part / _MANIFEST).write_bytes(_manifest.dump_json(dict(sorted(manifest.items())), indent=1))
 
 
-def load_training(path: Path, tensors: Mapping[str, Piece], crew: Crew = ALONE) -> Values:
+def load_training(path: Path, tensors: Mapping[str, Piece], coordinator: Coordinator = ALONE) -> Values:
     """Fill ``tensors`` in place from the checkpoint ``path``, and return its values.
 
     Args:
         path: as :func:`latest_training` gave it.
         tensors: what this rank holds, in whatever parts; all ranks' names, shapes and dtypes are those that were saved.
-        crew: the ranks.
+        coordinator: the ranks.
 
     Raises:
         UserError: names, shapes or dtypes differ; on all ranks, with everything that is wrong on any (nothing was
             changed).
     """
-    check_training(path, tensors, crew)
-    crew.each(lambda: load_pieces(path, tensors))
+    check_training(path, tensors, coordinator)
+    coordinator.on_all_ranks(lambda: load_pieces(path, tensors))
     saved = read_json(path / _VALUES)
     ranks = saved.get("ranks")
     if "run" not in saved or not isinstance(ranks, list) or not ranks:
         raise UserError(f"{path / _VALUES} is damaged: it should hold 'run' and 'ranks'.")
-    return Values(saved["run"], ranks[0] if len(ranks) == 1 else dict(enumerate(ranks)).get(crew.rank))
+    return Values(saved["run"], ranks[0] if len(ranks) == 1 else dict(enumerate(ranks)).get(coordinator.rank))
 
 
-def _of_ranks(value: Any, crew: Crew) -> list[Any]:
+def _of_ranks(value: Any, coordinator: Coordinator) -> list[Any]:
     """Every rank's ``value``; one, where they are the same."""
-    hashes = crew.each(lambda: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).digest())
-    return [value] if len(set(hashes)) == 1 else crew.each(lambda: value)
+    hashes = coordinator.on_all_ranks(lambda: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).digest())
+    return [value] if len(set(hashes)) == 1 else coordinator.on_all_ranks(lambda: value)
 
 
-def check_training(path: Path, tensors: Mapping[str, Piece], crew: Crew = ALONE) -> None:
+def check_training(path: Path, tensors: Mapping[str, Piece], coordinator: Coordinator = ALONE) -> None:
     """Refuse tensors that are not those of the checkpoint ``path``; nothing is read of them.
 
     Raises:
@@ -230,7 +238,7 @@ def check_training(path: Path, tensors: Mapping[str, Piece], crew: Crew = ALONE)
         others = [problem for name in both for problem in _difference(name, saved[name], tensors[name])]
         return set(tensors.keys() - saved.keys()), others, bytes(name in tensors for name in saved)
 
-    everyone = crew.each(compare)
+    everyone = coordinator.on_all_ranks(compare)
     known = [any(flags) for flags in zip(*(flags for _, _, flags in everyone), strict=True)]
     missing = sorted(set().union(*(missing for missing, _, _ in everyone)))
     unknown = sorted(name for name, is_known in zip(saved, known, strict=True) if not is_known)
@@ -267,7 +275,7 @@ def _fingerprint(file: Path) -> _Fingerprint:
         return _Fingerprint(bytes=file.stat().st_size, sha256=hashlib.file_digest(stream, "sha256").hexdigest())
 
 
-def _problem(path: Path, crew: Crew) -> str | None:
+def _problem(path: Path, coordinator: Coordinator) -> str | None:
     """Why a checkpoint is not whole, or None; each rank looks into its share of the files."""
     try:
         manifest = _manifest.validate_json((path / _MANIFEST).read_bytes())
@@ -275,7 +283,7 @@ def _problem(path: Path, crew: Crew) -> str | None:
         return f"{_MANIFEST} cannot be read"
     if INDEX_FILE not in manifest:
         return f"{INDEX_FILE} is missing"
-    for name, expected in list(manifest.items())[crew.rank :: crew.size]:
+    for name, expected in list(manifest.items())[coordinator.rank :: coordinator.size]:
         file = path / name
         if not file.is_file():
             return f"{name} is missing"

@@ -39,7 +39,7 @@ def regress(
     output: Output = None,
 ) -> None:
     """This checkout beside another commit, in turns; 1 if a row fell by more than the noise, which is measured too."""
-    from leyden.bench.regress import lost, run_regress
+    from leyden.bench.regress.run import lost, run_regress
     from leyden.core.log import say
 
     fell = lost(run_regress(base, rows or (), rounds=rounds, beside=beside, quick=quick, output=output))
@@ -59,7 +59,7 @@ def serve(
     output: Output = None,
 ) -> None:
     """The engine on two CPU threads: many streams, chats, long contexts, int8; beside transformers and llama.cpp."""
-    from leyden.bench.serve import run_serve
+    from leyden.bench.serve.run import run_serve
 
     run_serve(quick=quick, beside=beside, output=output, llama=llama)
 
@@ -75,7 +75,7 @@ def gpu(
     quick: Annotated[bool, typer.Option("--quick", help="Tiny shapes: checks that all of it runs.")] = False,
 ) -> None:
     """The GPU tests, then every kernel, training and serving beside the hardware's floor, the worst first."""
-    from leyden.bench.gpu import run_gpu
+    from leyden.bench.gpu.run import run_gpu
 
     if run_gpu(only, output, minutes=minutes, quick=quick).has_red_tests:
         raise typer.Exit(1)
@@ -89,7 +89,7 @@ def planted(
     output: Output = None,
 ) -> None:
     """Build a corpus with planted copies, junk, leaks and damage, and say which were found; 1 if any was missed."""
-    from leyden.bench.planted_run import run_planted
+    from leyden.bench.data.planted_run import run_planted
 
     if not run_planted(text, directory, megabytes=megabytes, output=output):
         raise typer.Exit(1)
@@ -105,7 +105,7 @@ def data(
     output: Output = None,
 ) -> None:
     """Rules, deduplication, tokenising and reading of tokens beside datatrove, core against core; memory by size."""
-    from leyden.bench.data import run_data
+    from leyden.bench.data.run import run_data
 
     run_data(text or (), megabytes=megabytes, quick=quick, output=output)
 
@@ -116,7 +116,7 @@ def routers(
     output: Output = None,
 ) -> None:
     """Tokens dropped where eight ranks share the experts' capacity, beside each rank with a share of its own."""
-    from leyden.bench.routers import run_routers
+    from leyden.bench.parallel.routers import run_routers
 
     run_routers(quick=quick, output=output)
 
@@ -127,6 +127,6 @@ def traffic(
     output: Output = None,
 ) -> None:
     """Bytes that context ranks exchange in LASP+ and in ring attention: predicted beside counted, by length."""
-    from leyden.bench.traffic import run_traffic
+    from leyden.bench.parallel.traffic import run_traffic
 
     run_traffic(quick=quick, output=output)

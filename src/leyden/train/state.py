@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from leyden.checkpoint.background import Background
-from leyden.checkpoint.crew import crew_of
+from leyden.checkpoint.coordinator import coordinator_of
 from leyden.checkpoint.pieces import Piece
 from leyden.checkpoint.training import Values, latest_training, load_training, newest_values, save_training
 from leyden.core.config import Config
@@ -111,10 +111,10 @@ class TrainState:
             UserError: the disk is full (with ``async_checkpoint``: was, at the save before); older checkpoints are
                 untouched.
         """
-        step, values, crew = self.step, Values(self._values(), _random_state()), crew_of(self.team.mesh)
+        step, values, coordinator = self.step, Values(self._values(), _random_state()), coordinator_of(self.team.mesh)
 
         def write(pieces: Mapping[str, Piece]) -> None:
-            save_training(run_dir, step, pieces, values, keep=keep, crew=crew)
+            save_training(run_dir, step, pieces, values, keep=keep, coordinator=coordinator)
 
         if self._background is None:
             write(self._pieces())
@@ -151,11 +151,11 @@ class TrainState:
         Raises:
             UserError: it belongs to a model of another shape.
         """
-        crew = crew_of(self.team.mesh)
-        path = latest_training(run_dir, crew)
+        coordinator = coordinator_of(self.team.mesh)
+        path = latest_training(run_dir, coordinator)
         if path is None:
             return False
-        saved = load_training(path, self._pieces(), crew)
+        saved = load_training(path, self._pieces(), coordinator)
         self.optimizer.round_into_model()
         values = saved.run
         self.step, self.tokens = values["step"], values["tokens"]

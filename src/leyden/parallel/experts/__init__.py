@@ -1,7 +1,8 @@
-"""Expert parallelism: tokens that travel to their experts, and a capacity that all ranks spend together.
+"""Expert parallelism: tokens go to the ranks of their experts and back, and capacity is counted over all ranks.
 
-Reading order: ``exchange.py``, with ``groups.py`` (what goes where), ``journey.py``, ``overlap.py``, ``flight.py`` and
-``tape.py`` beneath it; ``router.py``.
+Reading order: ``exchange.py`` (dispatch, experts, combine), with ``dispatch.py`` (which rows go to which rank),
+``overlap.py`` (communication beside computation) and ``recorded_op.py`` (the experts' backward) beneath it; then
+``router.py`` (the capacity).
 """
 
 from torch import nn

@@ -1,28 +1,106 @@
-"""Experts that ranks share: tokens travel to their experts and back, several groups of them at once.
+"""Expert parallelism: tokens are dispatched to the ranks that hold their experts, and the outputs are combined.
 
 The order is that of MiniMax-01 (arXiv 2501.08313, section 3.1): for every group of tokens an all-to-all among the ranks
 that have different experts (EP), an all-gather among those that have a part of each (ETP), the experts, a
-reduce-scatter over ETP, an all-to-all back. The backward takes the same way with gradients, since the adjoint of each
-step is its counterpart; groups overlap in both.
+reduce-scatter over ETP, an all-to-all back. The backward exchanges gradients in the same order, since the adjoint of
+each step is its counterpart; groups overlap in both.
 
 Rows are as many as there are kept assignments: nothing is padded. The gather and the reduce-scatter, whose rows are
-unequal too, are all-to-alls in which no rank sends to itself. One way there and back hands, over all ranks,
+unequal too, are all-to-alls in which no rank sends to itself. Dispatch and combine together hand, over all ranks,
 ``2 * kept * D`` numbers to EP (what stays on its rank included) and ``2 * kept * (etp - 1) * D`` to ETP; a training
-step takes two, and before the first, ranks hand over ``token_groups * E`` counts each to EP and as many to ETP.
+step does both twice, and before the first, ranks hand over ``token_groups * E`` counts each to EP and as many to ETP.
 """
 
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
 from leyden.ops import Routing, swiglu_experts
 from leyden.ops.gradients import backward_may_follow
-from leyden.parallel.experts.groups import lay_out
-from leyden.parallel.experts.journey import Journey
-from leyden.parallel.experts.tape import Tape
+from leyden.parallel.experts.dispatch import TokenGroup, start_all_to_all, token_groups
+from leyden.parallel.experts.overlap import Exchange, record_event, run_staggered
+from leyden.parallel.experts.recorded_op import RecordedOp
 from leyden.parallel.mesh import Mesh
+
+RowsToSend = Callable[[int], torch.Tensor]
+"""From a group's number to the rows [rows, D] that it sends."""
+
+Compute = Callable[[int, torch.Tensor], torch.Tensor]
+"""From a group's number and its rows [R, D], on the ranks of their experts, to the outputs [R, D]."""
+
+Receive = Callable[[int, torch.Tensor], None]
+"""Takes a group's number and its outputs [rows, D] on the rank of its tokens, in the order in which they were sent."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dispatcher:
+    """Dispatches groups of tokens to their experts and combines the outputs.
+
+    All ranks of an EP and ETP group call the same dispatchers in the same order.
+
+    Attributes:
+        mesh: of the ranks.
+        groups: of this rank's tokens.
+    """
+
+    mesh: Mesh
+    groups: Sequence[TokenGroup]
+
+    def run(self, direction: str, rows_to_send: RowsToSend, compute: Compute, receive: Receive) -> None:
+        """Send the rows of every group, compute on what arrives, and bring the outputs back.
+
+        Args:
+            direction: ``forward`` or ``backward``, for the recorded events.
+            rows_to_send, compute, receive: see :data:`RowsToSend`, :data:`Compute` and :data:`Receive`.
+        """
+        run_staggered(
+            self._exchange(direction, index, rows_to_send, compute, receive) for index in range(len(self.groups))
+        )
+
+    def _exchange(
+        self, direction: str, index: int, rows_to_send: RowsToSend, compute: Compute, receive: Receive
+    ) -> Exchange:
+        ep, etp, group = self.mesh.groups["ep"], self.mesh.groups["etp"], self.groups[index]
+
+        def all_to_all(
+            stage: str, x: torch.Tensor, sent: list[int], received: list[int], over: dist.ProcessGroup
+        ) -> Generator[None, None, torch.Tensor]:
+            pending = start_all_to_all(x, sent, received, over)
+            record_event(direction, stage, index, "issued")
+            yield  # other groups go on
+            rows = pending.wait()
+            record_event(direction, stage, index, "done")
+            return rows
+
+        x = rows_to_send(index)
+        if ep is not None:
+            x = yield from all_to_all("dispatch", x, group.sent, group.received, ep)
+        own, to_peers, from_peers = len(x), group.to_peers, group.from_peers
+        if etp is not None:
+            copies = x if etp.size() == 2 else x.repeat(etp.size() - 1, 1)
+            parts = yield from all_to_all("gather", copies, to_peers, from_peers, etp)
+            x = torch.cat([x, parts])
+        x = compute(index, x)
+        record_event(direction, "experts", index, "computed")
+        if etp is not None:
+            parts = yield from all_to_all("scatter", x[own:], from_peers, to_peers, etp)
+            x = _sum([x[:own], *parts.split([own] * (etp.size() - 1))])
+        if ep is not None:
+            x = yield from all_to_all("combine", x, group.received, group.sent, ep)
+        receive(index, x)
+
+
+def _sum(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The sum in float32 (float64 for float64), in order."""
+    total = parts[0].to(torch.promote_types(parts[0].dtype, torch.float32))
+    for part in parts[1:]:
+        total = total + part
+    return total.to(parts[0].dtype)
 
 
 class ExpertExchange:
@@ -48,13 +126,13 @@ class ExpertExchange:
             [N, D] in the dtype of x. Outputs are weighted and summed where the token is, parts of an output over ETP
             before that; both in float32 (float64 for float64) and always in the same order.
         """
-        journey = Journey(self._mesh, lay_out(routing, self._mesh, len(gate_up)))
+        dispatcher = Dispatcher(self._mesh, token_groups(routing, self._mesh, len(gate_up)))
         keep = backward_may_follow(x, gate_up, down, routing.weights)
-        return _Exchange.apply(x, gate_up, down, routing.weights, journey, keep)
+        return _Exchange.apply(x, gate_up, down, routing.weights, dispatcher, keep)
 
 
 class _Exchange(torch.autograd.Function):
-    """All groups' journeys as one function, which so decides the order of its backward."""
+    """The exchange of all groups as one function, which therefore decides the order of its backward."""
 
     @staticmethod
     def forward(
@@ -63,59 +141,59 @@ class _Exchange(torch.autograd.Function):
         gate_up: torch.Tensor,
         down: torch.Tensor,
         weights: torch.Tensor,
-        journey: Journey,
+        dispatcher: Dispatcher,
         keep: bool,
     ) -> torch.Tensor:
-        groups = journey.groups
-        tapes = [Tape() for _ in groups]
+        groups = dispatcher.groups
+        calls = [RecordedOp() for _ in groups]
         out, results = torch.empty_like(x), list[torch.Tensor]()  # of a group after the other
 
-        def leave(index: int) -> torch.Tensor:
+        def rows_to_send(index: int) -> torch.Tensor:
             return x.index_select(0, groups[index].token)
 
-        def work(index: int, rows: torch.Tensor) -> torch.Tensor:
-            def compute(rows: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
-                experts = groups[index].experts[:, None]
-                return swiglu_experts(rows, gate_up, down, experts, weights.new_ones(experts.shape))
+        def compute(index: int, rows: torch.Tensor) -> torch.Tensor:
+            def experts(rows: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+                chosen = groups[index].experts[:, None]
+                return swiglu_experts(rows, gate_up, down, chosen, weights.new_ones(chosen.shape))
 
-            return tapes[index].record(compute, rows, gate_up, down) if keep else compute(rows, gate_up, down)
+            return calls[index].record(experts, rows, gate_up, down) if keep else experts(rows, gate_up, down)
 
-        def back(index: int, rows: torch.Tensor) -> None:
+        def receive(index: int, rows: torch.Tensor) -> None:
             results.append(rows)
             tokens = groups[index].tokens
             share = weights[tokens].split(1, dim=1)
             out[tokens] = reduce(torch.add, map(torch.mul, share, groups[index].each_choice(rows)))
 
-        journey.make("forward", leave, work, back)
+        dispatcher.run("forward", rows_to_send, compute, receive)
         if keep:
-            saved = [tape.release() for tape in tapes]
+            saved = [call.release() for call in calls]
             ctx.save_for_backward(weights, *results, *(tensor for each in saved for tensor in each))
-            ctx.journey, ctx.tapes, ctx.num_saved = journey, tapes, [len(each) for each in saved]
+            ctx.dispatcher, ctx.calls, ctx.num_saved = dispatcher, calls, [len(each) for each in saved]
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (dout,), groups = grads, ctx.journey.groups
+        (dout,), groups = grads, ctx.dispatcher.groups
         weights, *tensors = ctx.saved_tensors
         results, tensors = tensors[: len(groups)], iter(tensors[len(groups) :])
         saved = [[next(tensors) for _ in range(count)] for count in ctx.num_saved]
         dx, dweights, dexperts = torch.empty_like(dout), torch.empty_like(weights), []
 
-        def leave(index: int) -> torch.Tensor:
+        def rows_to_send(index: int) -> torch.Tensor:
             share = weights.flatten().index_select(0, groups[index].assignment)
             return (dout.index_select(0, groups[index].token) * share[:, None]).to(dout.dtype)
 
-        def work(index: int, dy: torch.Tensor) -> torch.Tensor:
-            drows, *more = ctx.tapes[index].backward(saved[index], dy)
+        def compute(index: int, dy: torch.Tensor) -> torch.Tensor:
+            drows, *more = ctx.calls[index].backward(saved[index], dy)
             dexperts[:] = [total.add_(grad) for total, grad in zip(dexperts, more, strict=True)] if dexperts else more
             return drows
 
-        def back(index: int, drows: torch.Tensor) -> None:
+        def receive(index: int, drows: torch.Tensor) -> None:
             group = groups[index]
             dx[group.tokens] = reduce(torch.add, group.each_choice(drows))
             for j, row in enumerate(group.each_choice(results[index])):
                 dweights[group.tokens, j] = (row * dout[group.tokens]).sum(-1).to(weights.dtype)
 
-        ctx.journey.make("backward", leave, work, back)
+        ctx.dispatcher.run("backward", rows_to_send, compute, receive)
         return dx, *dexperts, dweights, None, None

@@ -1,17 +1,17 @@
-"""Several groups of tokens under way at once, and the order in which things happened.
+"""Overlapping the communication of one group of tokens with the computation of another, and a record of the order.
 
-A group's way is a generator: it issues a communication, yields, and waits for it when it is resumed. Resuming the
-groups in turn, each one step behind the one before it, puts the computation of another group between every issue and
-its wait. The order is the host's and the same on every rank, so that collectives of a process group meet their like;
-what overlaps is what streams (NCCL) or threads (gloo) do meanwhile.
+The exchange of a group is a generator: it starts a communication, yields, and waits for it when it is resumed. Resuming
+the groups in turn, each one step behind the one before it, puts the computation of another group between the start of
+every communication and its end. The order is the host's and the same on every rank, so that the collectives of a
+process group match; what overlaps is what streams (NCCL) or threads (gloo) do meanwhile.
 """
 
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-Way = Generator[None, None, None]
-"""Yields between an issue and its wait."""
+Exchange = Generator[None, None, None]
+"""Yields between the start of each communication and its wait."""
 
 _ENDED = object()
 
@@ -51,19 +51,19 @@ def record_events() -> Iterator[list[Event]]:
         _recorders.remove(events)
 
 
-def note(direction: str, stage: str, group: int, action: str) -> None:
-    """Tell all who record."""
+def record_event(direction: str, stage: str, group: int, action: str) -> None:
+    """Append an event to every list of :func:`record_events` that is open."""
     for events in _recorders:
         events.append(Event(direction, stage, group, action))
 
 
-def staggered(ways: Iterable[Way]) -> None:
+def run_staggered(exchanges: Iterable[Exchange]) -> None:
     """Run the generators to their ends, each resumed one step behind the one before it.
 
     In every turn the youngest goes first: it issues what will be under way while an older one computes, and an older
     one still waits only after that for what was issued before the computation.
     """
-    coming, running = iter(ways), list[Way]()
+    coming, running = iter(exchanges), list[Exchange]()
     while (started := next(coming, None)) is not None or running:
         running = running if started is None else [started, *running]
-        running = [way for way in running if next(way, _ENDED) is not _ENDED]
+        running = [exchange for exchange in running if next(exchange, _ENDED) is not _ENDED]

@@ -1,0 +1,1 @@
+"""``leyden bench routers`` and ``traffic``: what ranks drop and exchange, counted."""

@@ -1,0 +1,1 @@
+"""``leyden bench regress``: this checkout beside another commit."""
