@@ -56,6 +56,7 @@ ROWS: list[tuple[str, dict[str, Any], Progress | None, str | None]] = [
     ("parallel.cp", {"parallel": {"cp": 2}}, ENDED, None),
     ("train.checkpoint_steps", {"train": {"checkpoint_steps": 7, "keep_checkpoints": 5}}, ENDED, None),
     ("train.async_checkpoint", {"train": {"async_checkpoint": True, "max_skipped_steps": 2}}, ENDED, None),
+    ("train.sinks", {"train": {"sinks": ["tensorboard"]}}, ENDED, None),
     ("evaluate", {"evaluate": {"prompts": ["a"]}}, ENDED, None),
     ("data.build", {"data": {"build": "elsewhere"}}, ENDED, None),
     ("model", {"model": {"hidden_size": 128}}, None, None),
