@@ -20,7 +20,7 @@ PROBABILITIES = torch.tensor([0.125, 0.5, 0.0625, 0.25, 0.0625])
 
 def kept(logits: torch.Tensor, sampling: Sampling) -> set[int]:
     weights = ((logits - logits.max()) / sampling.temperature).exp()
-    filter_weights(weights, sampling)
+    filter_weights(weights, logits, sampling)
     return set(weights.nonzero()[:, 0].tolist())
 
 
@@ -43,6 +43,12 @@ def kept(logits: torch.Tensor, sampling: Sampling) -> set[int]:
         # At temperature 1/2 the probabilities are squared: 16/23, 4/23, ... of 64/92.
         ({"temperature": 0.5, "top_p": 0.7}, {1}),
         ({"temperature": 0.5, "top_p": 0.75}, {1, 3}),
+        # In units of ln 2 the logits are 0, -1, -2, -3, -3, whose standard deviation is sqrt(1.36) = 1.166.
+        ({"top_n_sigma": 0.85}, {1}),
+        ({"top_n_sigma": 0.87}, {1, 3}),
+        ({"top_n_sigma": 0.87, "temperature": 3.0}, {1, 3}),
+        ({"top_n_sigma": 2.0, "top_k": 2}, {1, 3}),
+        ({"top_n_sigma": 9.0}, {0, 1, 2, 3, 4}),
     ],
 )
 def test_filters_keep_the_most_probable(filters: dict[str, float], expected: set[int]) -> None:
@@ -124,6 +130,7 @@ SAMPLINGS = st.builds(
     top_k=st.sampled_from([None, None, 1, 5, 300, 100_000]),
     top_p=st.sampled_from([1.0, 1.0, 0.9, 0.1]),
     min_p=st.sampled_from([0.0, 0.0, 0.05]),
+    top_n_sigma=st.sampled_from([None, None, 1.0, 2.5]),
     repetition_penalty=st.sampled_from([1.0, 1.0, 1.3, 0.7]),
     presence_penalty=st.sampled_from([0.0, 0.0, 1.5]),
     frequency_penalty=st.sampled_from([0.0, 0.0, -0.5]),
@@ -294,6 +301,8 @@ def test_no_logprobs_unless_asked_for() -> None:
         ("top_p", 0.0),
         ("top_p", 1.5),
         ("min_p", -1.0),
+        ("top_n_sigma", 0.0),
+        ("top_n_sigma", float("inf")),
         ("repetition_penalty", 0.0),
         ("presence_penalty", 2.1),
         ("frequency_penalty", -2.1),

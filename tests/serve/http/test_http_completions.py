@@ -65,7 +65,14 @@ def test_prompts_of_four_kinds(client: Client, loop, tokenizer: Tokenizer) -> No
 
 def test_options_reach_the_engine(client: Client, loop) -> None:
     options = {"temperature": 1, "top_p": 0.5, "top_k": 7, "min_p": 0.1, "repetition_penalty": 1.5, "seed": -3}
-    options |= {"presence_penalty": -2, "frequency_penalty": 2, "min_tokens": 3, "max_tokens": 9, "ignore_eos": True}
+    options |= {
+        "top_n_sigma": 1.5,
+        "presence_penalty": -2,
+        "frequency_penalty": 2,
+        "min_tokens": 3,
+        "max_tokens": 9,
+        "ignore_eos": True,
+    }
     complete(client, **options, stop_token_ids=[5], stop=["☂", "x"], logit_bias={"12": -100}, n=3, user="me")
     sampling = loop.requests[0].sampling
     assert {name: getattr(sampling, name) for name in options} == options
@@ -156,6 +163,7 @@ REFUSED = [
     ("top_k", -2),
     ("min_p", 2),
     ("min_p", -0.1),
+    ("top_n_sigma", 0),
     ("repetition_penalty", 0),
     ("repetition_penalty", -1),
     ("frequency_penalty", -3),

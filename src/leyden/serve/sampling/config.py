@@ -111,8 +111,8 @@ class Sampling(Config):
 
     The model's logits are changed in this order: what the grammar forbids and, before ``min_tokens``, what would end
     the text are taken out; the repetition penalty; presence and frequency penalties and ``logit_bias``; temperature;
-    ``top_k``, then ``top_p``, then ``min_p``. A filter keeps tokens of equal probability together: where several are
-    as probable as the last one kept, all of them are.
+    ``top_k``, then ``top_p``, then ``min_p`` and ``top_n_sigma``. A filter keeps tokens of equal probability together:
+    where several are as probable as the last one kept, all of them are.
 
     Raises:
         UserError: a value that is not allowed, or of another type; the message names the field.
@@ -133,6 +133,9 @@ class Sampling(Config):
     """Draw among the fewest tokens whose probabilities add up to p (after ``top_k``)."""
     min_p: float = Field(default=0.0, ge=0, le=1)
     """Draw among tokens at least this fraction as probable as the most probable one."""
+    top_n_sigma: float | None = Field(default=None, gt=0)
+    """Draw among tokens whose logit is at most so many standard deviations of all logits below the largest
+    (arXiv 2411.07641); unlike the other filters, it keeps the same tokens at every temperature. None: among all."""
     repetition_penalty: float = Field(default=1.0, gt=0, le=100)
     """Divides the positive logits of tokens that the prompt or the output holds, and multiplies the negative ones (as
     in CTRL, Keskar et al. 2019, section 4.1); above 1 for less repetition."""

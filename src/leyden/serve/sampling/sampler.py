@@ -4,6 +4,7 @@ Rows of a batch never meet in a sum, and a token's number depends on its positio
 same in whatever company they are drawn.
 """
 
+import math
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
@@ -182,24 +183,28 @@ def invert(logits: torch.Tensor, sampling: Sampling, uniform: float) -> torch.Te
         An int64 scalar.
     """
     weights = (logits - logits.max()).div_(sampling.temperature).exp_()
-    filter_weights(weights, sampling)
+    filter_weights(weights, logits, sampling)
     below = weights.cumsum(0, dtype=torch.float64)
     # Where none of the others exceeds it, it is the last token, also if rounding makes the product the whole sum.
     return torch.searchsorted(below[:-1], uniform * below[-1], right=True)
 
 
-def filter_weights(weights: torch.Tensor, sampling: Sampling) -> None:
-    """Set to 0, in place, what ``top_k``, ``top_p`` and ``min_p`` leave out.
+def filter_weights(weights: torch.Tensor, logits: torch.Tensor, sampling: Sampling) -> None:
+    """Set to 0, in place, what ``top_k``, ``top_p``, ``min_p`` and ``top_n_sigma`` leave out.
 
     Each filter keeps the head of the tokens in order of falling probability; together they keep the shortest head,
     which its smallest weight describes.
 
     Args:
         weights: [V] float32, probabilities relative to the largest.
+        logits: [V] float32, from which they were computed.
         sampling: the filters.
     """
     values = weights.numpy() if weights.is_cpu else weights  # on a CPU numpy selects and sorts much faster than torch
     smallest = sampling.min_p
+    if sampling.top_n_sigma is not None:
+        sigma = float(logits[logits.isfinite()].double().std(correction=0))  # what a grammar forbids is infinite
+        smallest = max(smallest, math.exp(-sampling.top_n_sigma * sigma / sampling.temperature))
     if sampling.top_k is not None or sampling.top_p < 1:
         total = float(weights.sum(dtype=torch.float64))
         smallest = max(smallest, float(_head(values, total, sampling)[-1]))

@@ -30,26 +30,37 @@ def choose_together(samplings: Sequence[Sampling], uniforms: Sequence[float], lo
     if not drawn:
         return tokens
     owns, width = [samplings[row] for row in drawn], logits.shape[1]
-    rows, uniform, temperature, min_p, top_p, top_k = send(
+    rows, uniform, temperature, min_p, n_sigma, top_p, top_k = send(
         [
             np.asarray(drawn, np.int64),
             np.asarray([[uniforms[row]] for row in drawn], np.float64),
             np.asarray([[own.temperature] for own in owns], np.float32),
             np.asarray([[own.min_p] for own in owns], np.float32),
+            np.asarray([[own.top_n_sigma or np.inf] for own in owns], np.float64),
             np.asarray([[own.top_p] for own in owns], np.float64),
             np.asarray([[min(own.top_k or width, width)] for own in owns], np.int64),
         ],
         logits.device,
     )
-    weights = logits.index_select(0, rows)
-    weights = (weights - weights.amax(-1, keepdim=True)).div_(temperature).exp_()
+    logits = logits.index_select(0, rows)
+    weights = (logits - logits.amax(-1, keepdim=True)).div_(temperature).exp_()
     smallest = min_p
+    if any(own.top_n_sigma is not None for own in owns):
+        smallest = torch.maximum(smallest, (-n_sigma * _sigma(logits) / temperature).exp().float())
     if any(own.top_k is not None or own.top_p < 1 for own in owns):
         smallest = torch.maximum(smallest, _smallest_of_heads(weights, top_k, top_p))
     weights = weights * (weights >= smallest)
     below = weights.cumsum(-1, dtype=torch.float64)
     found = torch.searchsorted(below[:, :-1].contiguous(), uniform * below[:, -1:], right=True)
     return tokens.index_copy_(0, rows, found[:, 0])
+
+
+def _sigma(logits: torch.Tensor) -> torch.Tensor:
+    """[R, 1] float64, the standard deviation of the finite numbers of each row of logits [R, V]."""
+    finite, logits = logits.isfinite(), logits.double()
+    count = finite.sum(-1, keepdim=True)
+    mean = logits.where(finite, 0).sum(-1, keepdim=True) / count
+    return ((logits - mean).where(finite, 0).square().sum(-1, keepdim=True) / count).sqrt()
 
 
 def _smallest_of_heads(weights: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:

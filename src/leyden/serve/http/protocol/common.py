@@ -68,6 +68,8 @@ class GenerationRequest(OtherServers, Constrained):
     """Draw among so many of the most probable tokens; all where left out, 0 or -1."""
     min_p: float | None = Field(default=None, ge=0, le=1)
     """Draw among tokens at least this fraction as probable as the most probable one; 0 where left out."""
+    top_n_sigma: float | None = Field(default=None, gt=0, le=1000)
+    """Draw among tokens whose logit is at most so many standard deviations below the largest; all where left out."""
     repetition_penalty: float | None = Field(default=None, gt=0, le=100, validation_alias=_PENALTY_NAMES)
     """Divides the positive logits of tokens that occurred, in the prompt too, and multiplies the negative ones."""
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
@@ -112,23 +114,14 @@ class GenerationRequest(OtherServers, Constrained):
         """
         stop = [text for text in ([self.stop] if isinstance(self.stop, str) else self.stop or []) if text]
         bias = {int(token): value for token, value in (self.logit_bias or {}).items()}
-        given = {
+        same = Sampling.model_fields.keys() & GenerationRequest.model_fields.keys()
+        given = {name: getattr(self, name) for name in same} | {
             "max_tokens": max_tokens,
-            "min_tokens": self.min_tokens,
-            "n": self.n,
             "temperature": 0.0 if self.top_p == 0 else self.temperature,
             "top_p": self.top_p or None,
             "top_k": self.top_k if self.top_k is not None and self.top_k > 0 else None,
-            "min_p": self.min_p,
-            "repetition_penalty": self.repetition_penalty,
-            "presence_penalty": self.presence_penalty,
-            "frequency_penalty": self.frequency_penalty,
             "logit_bias": bias or None,
-            "seed": self.seed,
             "stop": stop or None,
-            "stop_token_ids": self.stop_token_ids,
-            "ignore_eos": self.ignore_eos,
-            "prompt_logprobs": self.prompt_logprobs,
             "grammar": self.constraint(),
             **more,
         }
