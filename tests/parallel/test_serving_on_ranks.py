@@ -26,7 +26,7 @@ from leyden.parallel.serving import serving_plan
 from leyden.serve import Engine, Sampling
 from leyden.serve import ranks as ranks_module
 from leyden.serve.config import EngineConfig
-from leyden.serve.ranks import FollowingEngine, LeadingEngine
+from leyden.serve.ranks import dismiss, follow, join, lead
 from leyden.serve.request import Request
 from leyden.serve.runner import Reading, Runner
 from leyden.tokenizer import Tokenizer
@@ -107,15 +107,15 @@ def _engines(plan: Plan, directory: str, store: str) -> list[tuple[int, ...]] | 
     announcer = Announcer(torch.distributed.FileStore(store, plan.world), plan.world)
     model, _ = load(directory, mesh=mesh)
     if mesh.rank:
-        FollowingEngine(model, None, announcer).follow()
+        follow(join(model, None, announcer), announcer)
         return None
-    engine = LeadingEngine(model, None, _CONFIG, announcer, plan.world)
+    engine = lead(model, None, _CONFIG, announcer, plan.world)
     try:
         with pytest.raises(UserError, match="a part of a conversation each"):
             engine.save_conversation(Path("chat"), [1, 2])
         return _generate(engine)
     finally:
-        engine.stop()
+        dismiss(engine)
 
 
 def test_an_engine_on_ranks_is_one_engine(ranks: Callable[..., list[Any]], saved: str, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from leyden.core.errors import UserError
-from leyden.model import HybridLM
+from leyden.model import PAGE, HybridLM
 from leyden.serve import Engine, Sampling
 from leyden.tokenizer import Tokenizer
 
@@ -134,3 +134,37 @@ def test_what_is_not_a_list_of_prompts_is_refused(engine: Engine) -> None:
         engine.generate("The", GREEDY)
     with pytest.raises(UserError, match=r"token 9999 .* 0\.\.289"):
         engine.generate([[1, 9999]], GREEDY)
+
+
+def test_completions_say_the_log_probabilities_of_what_was_drawn_and_read(model: HybridLM) -> None:
+    prompt, sampling = [3, 1, 4, 1, 5], Sampling(max_tokens=6, seed=2, n=2, logprobs=1, prompt_logprobs=0)
+    for completion in Engine(model).generate([prompt], sampling):
+        with torch.inference_mode():
+            logprobs = model(torch.tensor([[*prompt, *completion.tokens]]))[0].log_softmax(-1)
+        assert completion.prompt == tuple(prompt) and completion.prompt_logprobs is not None
+        first, *read = completion.prompt_logprobs
+        assert first is None and [told.token for told in read if told] == prompt[1:]
+        assert [told.token for told in completion.logprobs] == list(completion.tokens)
+        for place, told in enumerate([*read, *completion.logprobs]):
+            assert told is not None
+            assert told.logprob == pytest.approx(float(logprobs[place, told.token]), abs=1e-4)
+        assert completion.logprobs[0].top[0][0] == int(logprobs[len(prompt) - 1].argmax())
+    plain = Engine(model).generate([prompt], sampling.model_copy(update={"logprobs": None, "prompt_logprobs": None}))[0]
+    assert plain.logprobs == () and plain.prompt_logprobs is None and plain.error is None
+
+
+def test_a_completion_that_fails_leaves_the_others_whole(model: HybridLM) -> None:
+    """Two sequences grow beyond the two pages that there are, and nothing can make room."""
+    config = model.config
+    page_bytes = 2 * PAGE * config.num_key_value_heads * config.head_dim * 4
+    engine = Engine(model, kv_gigabytes=2.5 * page_bytes / 2**30, swap_gigabytes=0, cache_gigabytes=0)
+    sampling = Sampling(max_tokens=20, temperature=0, ignore_eos=True)
+    whole, failed = engine.generate([[7] * 250, [9] * 250], sampling)
+    assert whole.error is None and len(whole.tokens) == 20
+    assert failed.finish_reason == "error" and failed.error is not None and "memory" in failed.error
+    assert 0 < len(failed.tokens) < 20
+    stream = engine.stream([5] * 250, sampling)
+    other = engine.stream([6] * 250, sampling)
+    with pytest.raises(UserError, match="a completion failed: the memory"):
+        for _ in zip(stream, other, strict=False):
+            pass

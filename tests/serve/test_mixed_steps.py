@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from leyden.model import HybridLM
-from leyden.serve import Engine, Request, Sampling, engine, runner
+from leyden.serve import Engine, Request, Sampling, engine_core, runner
 from leyden.serve.request import Delta
 from leyden.serve.runner import Reading, Runner
 
@@ -82,7 +82,7 @@ def test_a_step_makes_its_device_the_current_one(
         yield
         entered.pop()
 
-    for module in (engine, runner):
+    for module in (engine_core, runner):
         monkeypatch.setattr(module, "on_device", on_device)
     original = Runner._run
 

@@ -56,6 +56,8 @@ class LocalModel:
         ]
         done = self._engine.generate([prompts[index] for index in fitting], samplings)
         for index, completion in zip(fitting, done, strict=True):
+            if completion.finish_reason not in ("stop", "length"):
+                raise UserError(f"the model did not finish an answer: {completion.error}.")
             answers[index] = Answer(completion.text, completion.finish_reason)
         return answers
 

@@ -9,6 +9,7 @@ import torch
 
 from leyden.checkpoint import load
 from leyden.core.device import default_device
+from leyden.core.errors import UserError
 from leyden.core.files import atomic_file
 from leyden.core.log import console, say
 from leyden.data import TokenShards
@@ -45,6 +46,9 @@ def write_samples(recipe: Recipe, directory: Path) -> list[tuple[str, str]]:
     engine = Engine(*load(directory / "final"))
     sampling = Sampling(max_tokens=recipe.evaluate.sample_tokens, temperature=0.7, top_p=0.95, seed=recipe.train.seed)
     completions = engine.generate(recipe.evaluate.prompts, sampling)
+    failed = next((completion.error for completion in completions if completion.error is not None), None)
+    if failed is not None:
+        raise UserError(f"a sample could not be drawn: {failed}.")
     samples = [(p, c.text) for p, c in zip(recipe.evaluate.prompts, completions, strict=True)]
     with atomic_file(directory / "samples.jsonl") as part:
         part.write_text("".join(json.dumps({"prompt": p, "text": t}) + "\n" for p, t in samples), encoding="utf-8")

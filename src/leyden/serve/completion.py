@@ -1,11 +1,11 @@
-"""What the offline side of an engine gives: whole completions, or one token after the other."""
+"""What a program that generates gets: whole completions, or one token after the other."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Self
 
-from leyden.core.errors import UserError
-from leyden.serve.request import Delta
+from leyden.serve.request import Delta, FinishReason
+from leyden.serve.sampling import TokenLogprobs
 
 
 @dataclass(frozen=True)
@@ -16,37 +16,62 @@ class Completion:
         text: without the token or string that ended it; empty where the engine has no tokenizer.
         tokens: all that were drawn, the one that ended the text included.
         finish_reason: ``"stop"`` for an end token or a stop string, ``"length"`` for ``max_tokens`` or the model's
-            last position.
-        prompt_tokens: how many tokens the prompt has.
+            last position; ``"error"`` or ``"aborted"`` where the completion is not whole.
+        prompt: the tokens that were read.
         prefill_seconds: time until the logits of the first token.
         decode_seconds: time from there to the end.
+        logprobs: of ``tokens``, as they were drawn; empty unless :attr:`Sampling.logprobs` asks for them.
+        prompt_logprobs: of ``prompt``, None for its first token; None unless :attr:`Sampling.prompt_logprobs` asks for
+            them.
+        weights_version: the version of the engine's weights that made it.
+        error: why it could not be finished; None where it is whole.
     """
 
     text: str
     tokens: tuple[int, ...]
-    finish_reason: Literal["stop", "length"]
-    prompt_tokens: int
+    finish_reason: FinishReason
+    prompt: tuple[int, ...]
     prefill_seconds: float
     decode_seconds: float
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    weights_version: int = 0
+    error: str | None = None
 
     @classmethod
-    def of(cls, deltas: Sequence[Delta]) -> Self:
-        """All deltas of one completion, put together.
+    def of_request(cls, prompt: Sequence[int], deltas: Sequence[Sequence[Delta]]) -> list[Self]:
+        """The completions of one request.
 
-        Raises:
-            UserError: it ended with an error.
+        Args:
+            prompt: its tokens.
+            deltas: of each completion all, in order. The first completion's tell of the prompt.
         """
+        of_prompt = next((delta.prompt_logprobs for delta in deltas[0] if delta.prompt_logprobs is not None), None)
+        return [cls._of(tuple(prompt), of_prompt, own) for own in deltas]
+
+    @classmethod
+    def _of(
+        cls, prompt: tuple[int, ...], of_prompt: tuple[TokenLogprobs | None, ...] | None, deltas: Sequence[Delta]
+    ) -> Self:
         last = deltas[-1]
-        if last.usage is None or (last.finish_reason != "stop" and last.finish_reason != "length"):
-            raise UserError(f"a completion failed: {last.error}.")
+        assert last.usage is not None and last.finish_reason is not None, "the last delta ends the completion"
         return cls(
-            "".join(delta.text for delta in deltas),
-            tuple(token for delta in deltas for token in delta.tokens),
-            last.finish_reason,
-            last.usage.prompt_tokens,
-            last.usage.prefill_seconds,
-            last.usage.decode_seconds,
+            text="".join(delta.text for delta in deltas),
+            tokens=tuple(token for delta in deltas for token in delta.tokens),
+            finish_reason=last.finish_reason,
+            prompt=prompt,
+            prefill_seconds=last.usage.prefill_seconds,
+            decode_seconds=last.usage.decode_seconds,
+            logprobs=tuple(told for delta in deltas for told in delta.logprobs),
+            prompt_logprobs=of_prompt,
+            weights_version=last.weights_version,
+            error="the request was aborted" if last.finish_reason == "aborted" else last.error,
         )
+
+    @property
+    def prompt_tokens(self) -> int:
+        """How many tokens the prompt has."""
+        return len(self.prompt)
 
     def speed(self) -> str:
         """One line: how many tokens were read and generated, and how fast.

@@ -2,144 +2,109 @@
 
 Every rank runs the same engine: it schedules, remembers and draws as the others do, since nothing in an engine depends
 on anything but its requests, their order and the steps between them. So the first rank tells the others just those:
-which requests came and which were aborted before each step. States, keys and values are each rank's own heads'.
+which requests came and which were aborted before each step, and what else was done between steps. States, keys and
+values are each rank's own heads'.
 
 Where one rank alone fails, the others wait for it until their collectives give up; torchrun ends them with it.
 """
 
 import dataclasses
-import secrets
 import signal
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Literal
 
-from leyden.core.errors import UserError
 from leyden.model import HybridLM, Pools
 from leyden.parallel import Team
 from leyden.parallel.announce import Announcer
+from leyden.serve.arrivals import Arrivals, Order
 from leyden.serve.config import EngineConfig
-from leyden.serve.conversation import Conversation
 from leyden.serve.engine import Engine
+from leyden.serve.job import Generation
 from leyden.serve.memory import plan_memory
 from leyden.serve.request import Request
 from leyden.serve.sampling import Sampling
 from leyden.tokenizer import Tokenizer
 
-Order = Literal["step", "take in", "read ahead", "stop"]
-"""What a rank is told to do. Behind the first two come the requests and the ids that were aborted, behind the third the
-tokens."""
+
+class LeadingArrivals(Arrivals):
+    """Those of the first rank, which tells the other ranks what its engine takes in and does.
+
+    Args:
+        announcer: to the other ranks.
+    """
+
+    def __init__(self, announcer: Announcer) -> None:
+        super().__init__()
+        self._announcer = announcer
+
+    def take(self, order: Literal["step", "arrivals"]) -> tuple[list[Generation], list[str]]:
+        """As :meth:`Arrivals.take`; the other ranks take in the same."""
+        arrived, aborted = super().take(order)
+        self.tell(order, [_told(first.request) for first in arrived], aborted)
+        return arrived, aborted
+
+    def tell(self, order: Order, *values: Any) -> None:
+        """Let the other ranks do what this one does."""
+        self._announcer.tell([order, *values])
 
 
-class LeadingEngine(Engine):
-    """The first rank's: it has the requests, and the others do what it does.
+def lead(
+    model: HybridLM, tokenizer: Tokenizer | None, config: EngineConfig, announcer: Announcer, world: int
+) -> Engine:
+    """The engine of the first rank: it has the requests, and the others do what it does.
 
     Args:
         model: this rank's part, by :func:`leyden.parallel.serving.divide`.
         tokenizer: as of :class:`Engine`.
         config: memory is that of each rank; what is left open becomes what this rank has free, shared among ``world``.
-        announcer: to the other ranks.
+        announcer: to the other ranks, which :func:`join`.
         world: how many ranks there are.
     """
-
-    def __init__(
-        self, model: HybridLM, tokenizer: Tokenizer | None, config: EngineConfig, announcer: Announcer, world: int
-    ) -> None:
-        config = _settled(model, config, world)
-        self._announcer, self._together, self._stepping = announcer, threading.RLock(), False
-        announcer.tell(config.model_dump())
-        super().__init__(model, tokenizer, config)
-
-    def add(self, request: Request) -> None:
-        """As :meth:`Engine.add`; random numbers without a seed get one, which all ranks draw from."""
-        if request.sampling.seed is None:
-            request.sampling = request.sampling.model_copy(update={"seed": secrets.randbits(62)})
-        with self._together:
-            super().add(request)
-
-    def abort(self, id: str) -> None:
-        """As :meth:`Engine.abort`."""
-        with self._together:
-            super().abort(id)
-
-    def step(self) -> list[Any]:
-        """As :meth:`Engine.step`, on all ranks."""
-        self._stepping = True
-        self._announcer.tell("step")
-        try:
-            return super().step()
-        finally:
-            self._stepping = False
-
-    def read_ahead(self, tokens: Sequence[int], salt: str = "") -> None:
-        """As :meth:`Engine.read_ahead`."""
-        self._announcer.tell("read ahead")
-        self._announcer.tell([list(tokens), salt])
-        super().read_ahead(tokens, salt)
-
-    def save_conversation(self, path: Path, tokens: Sequence[int], *_: Any, **__: Any) -> int:
-        """Refused: a file would hold this rank's heads alone."""
-        raise UserError(f"{path} is not written: several ranks hold a part of a conversation each; serve with one.")
-
-    def load_conversation(self, path: Path) -> Conversation:
-        """Refused: a file holds the heads of all ranks."""
-        raise UserError(f"{path} is not read: several ranks hold a part of a conversation each; serve with one.")
-
-    def stop(self) -> None:
-        """Let the other ranks end."""
-        self._announcer.tell("stop")
-
-    def _take_in(self) -> None:
-        if not self._stepping:
-            self._announcer.tell("take in")
-        with self._together:  # what comes meanwhile is for the next time
-            self._announcer.tell([[_told(first.request) for first in self._arrivals], list(self._aborts)])
-            super()._take_in()
+    config = _settled(model, config, world)
+    announcer.tell(config.model_dump())
+    return Engine(model, tokenizer, config, arrivals=LeadingArrivals(announcer))
 
 
-class FollowingEngine(Engine):
-    """Another rank's: it does what the first one does, and answers nobody.
+def dismiss(engine: Engine) -> None:
+    """Let the ranks that :func:`follow` the first rank's engine return from that."""
+    engine.arrivals.tell("stop")
+
+
+def join(model: HybridLM, tokenizer: Tokenizer | None, announcer: Announcer) -> Engine:
+    """The engine of another rank, with the settings of the first one's; arguments as of :func:`lead`."""
+    return Engine(model, tokenizer, EngineConfig.parse(announcer.hear(), "the first rank"))
+
+
+def follow(engine: Engine, announcer: Announcer) -> None:
+    """Do with this rank's engine what the first rank does, and answer nobody, until that one dismisses it.
 
     Args:
-        model, tokenizer: as of :class:`LeadingEngine`.
+        engine: of :func:`join`.
         announcer: from the first rank.
     """
-
-    def __init__(self, model: HybridLM, tokenizer: Tokenizer | None, announcer: Announcer) -> None:
-        self._announcer = announcer
-        super().__init__(model, tokenizer, EngineConfig.parse(announcer.hear(), "the first rank"))
-
-    def follow(self) -> None:
-        """Until the first rank stops."""
-        while True:
-            order: Order = self._announcer.hear()
-            if order == "stop":
-                return
-            if order == "step":
-                self.step()
-            elif order == "read ahead":
-                self.read_ahead(*self._announcer.hear())
-            else:
-                self._take_in()
-
-    def _take_in(self) -> None:
-        requests, aborts = self._announcer.hear()
+    while True:
+        order, *values = announcer.hear()
+        if order == "stop":
+            return
+        if order == "read ahead":
+            engine.read_ahead(*values)
+            continue
+        requests, aborted = values
         for told in requests:
-            super().add(_heard(told))
-        self._aborts += aborts
-        super()._take_in()
-
-    @property
-    def has_room(self) -> bool:
-        """The first rank has found room for what it tells."""
-        return True
+            engine.accept(_heard(told))
+        for id in aborted:
+            engine.abort(id)
+        if order == "step":
+            engine.step()
+        else:
+            engine.abort_now(())
 
 
 def _told(request: Request) -> dict[str, Any]:
-    """A request as JSON."""
+    """A request as JSON, without what is this process's own."""
     fields = {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}
+    del fields["on_delta"]
     return {**fields, "tokens": list(request.tokens), "sampling": request.sampling.model_dump_json()}
 
 
@@ -150,12 +115,12 @@ def _heard(told: dict[str, Any]) -> Request:
 @contextmanager
 def engine_of(
     team: Team, model: HybridLM, tokenizer: Tokenizer | None, config: EngineConfig
-) -> Iterator[LeadingEngine | None]:
+) -> Iterator[Engine | None]:
     """The first rank's engine, with which the others go along until the end of the ``with``.
 
     Args:
         team: of a plan by :func:`leyden.parallel.serving.serving_plan`, with more than one rank.
-        model, tokenizer, config: as of :class:`LeadingEngine`.
+        model, tokenizer, config: as of :func:`lead`.
 
     Yields:
         On the other ranks None, when all is over. They leave signals to the first rank, which ends in order.
@@ -166,15 +131,15 @@ def engine_of(
     if team.rank > 0:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
-        with FollowingEngine(model, tokenizer, announcer) as engine:
-            engine.follow()
+        with join(model, tokenizer, announcer) as engine:
+            follow(engine, announcer)
         yield None
         return
-    with LeadingEngine(model, tokenizer, config, announcer, world) as engine:
+    with lead(model, tokenizer, config, announcer, world) as engine:
         try:
             yield engine
         finally:
-            engine.stop()
+            dismiss(engine)
 
 
 def _settled(model: HybridLM, config: EngineConfig, world: int) -> EngineConfig:

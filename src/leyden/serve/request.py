@@ -1,7 +1,7 @@
 """What an engine is asked, and what it answers."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -32,6 +32,8 @@ class Request:
         watched: somebody waits for every token. As long as nobody does, steps read more at once.
         salt: requests with the same one share what was read of their texts, and no others do: neither what a client is
             told of the cache nor the time it waits says anything of the texts under other salts.
+        on_delta: is called with each delta of the request, in the thread that steps the engine. The step's caller is
+            then not given them.
     """
 
     tokens: Sequence[int]
@@ -42,6 +44,7 @@ class Request:
     settle: bool = True
     watched: bool = True
     salt: str = ""
+    on_delta: "Callable[[Delta], None] | None" = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ class Delta:
         finish_reason: None while it goes on.
         usage: with every delta that ends a completion.
         error: what went wrong, where the reason is ``"error"``; in the user's words.
+        weights_version: which weights of the engine made it (:attr:`leyden.serve.Engine.weights_version`).
     """
 
     request: str
@@ -108,6 +112,7 @@ class Delta:
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     error: str | None = None
+    weights_version: int = 0
 
 
 def check_request(

@@ -1,0 +1,251 @@
+"""Many sequences at once: requests in, what each step brings for them out."""
+
+import dataclasses
+import secrets
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, Self
+
+from leyden.core.errors import UserError
+from leyden.core.transfers import on_device
+from leyden.model import PAGE, HybridLM, Pools
+from leyden.serve.arrivals import Arrivals
+from leyden.serve.config import EngineConfig
+from leyden.serve.drafts import make_guesser
+from leyden.serve.job import Generation, generations
+from leyden.serve.memory import Memory, plan_memory
+from leyden.serve.request import Delta, QueueFullError, Request, check_request
+from leyden.serve.sampling import CompiledGrammar, Grammars, Sampling
+from leyden.serve.scheduler import Scheduler
+from leyden.serve.statistics import Statistics
+from leyden.serve.steps import Steps
+from leyden.serve.weights import versions
+from leyden.tokenizer import Tokenizer
+
+
+class EngineCore:
+    """Runs requests on a model, many at once; what one of them gets does not depend on the others.
+
+    Any thread may call :meth:`add`, :meth:`prepare` and :meth:`abort`; all else belongs to the one that steps.
+    New weights count from the next request on that finds the engine without any. :meth:`close` it in the end, or use it
+    in a ``with``, where grammars are asked for: a process compiles them.
+
+    Args:
+        model: is put in evaluation mode.
+        tokenizer: None for prompts of token ids alone; there is no text then, and no token that ends it.
+        config: memory and work.
+        draft: the small model that guesses, where ``speculation`` is ``"draft"``.
+        arrivals: where requests wait for the next step; None for the engine's own.
+        changes: single settings of ``config``.
+
+    Attributes:
+        memory: who holds what of it, and what was read before; to be touched between two steps alone.
+        statistics: what was done so far; its gauges are those after the last step.
+
+    Raises:
+        UserError: a setting that is not allowed, or that this machine has no memory for.
+    """
+
+    def __init__(
+        self,
+        model: HybridLM,
+        tokenizer: Tokenizer | None = None,
+        config: EngineConfig | None = None,
+        *,
+        draft: HybridLM | None = None,
+        arrivals: Arrivals | None = None,
+        **changes: Any,
+    ) -> None:
+        settings = {} if config is None else config.model_dump()
+        self.config = EngineConfig.parse({**settings, **changes}, "engine")
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.statistics = Statistics()
+        self.arrivals = Arrivals() if arrivals is None else arrivals
+        self._end_tokens = frozenset(() if tokenizer is None else tokenizer.end_ids)
+        self._generations: dict[str, list[Generation]] = {}
+        self._deltas: list[Delta] = []
+        """What :meth:`advance` brought, for the next :meth:`step`."""
+        self._grammars = None if tokenizer is None else Grammars(tokenizer, model.config.vocab_size)
+        shape, device = model.ranks.held(model.config), model.norm.weight.device
+        sizes = plan_memory(self.config, shape, model.dtype, device)
+        pools = Pools(shape, sizes.num_states, sizes.num_pages, dtype=model.dtype, device=device)
+        self.memory = Memory(pools, cache_bytes=sizes.cache_bytes, swap_bytes=sizes.swap_bytes)
+        self._guesser = make_guesser(self.config, model, draft, sizes.draft_bytes)
+        self._begin()
+
+    def _begin(self) -> None:
+        """With an empty memory, and the weights as they are now."""
+        self.memory.clear()
+        self.statistics.measure(self.memory.usage)
+        self._weights = versions(self.model)
+        self._steps = Steps(self.model, self.memory, self._guesser, self.config, self.statistics)
+
+    @property
+    def _scheduler(self) -> Scheduler:
+        return self._steps.scheduler
+
+    @property
+    def max_positions(self) -> int:
+        """Tokens that a prompt may have, by the model's positions and by the pages that there are."""
+        return min(self.model.config.max_position_embeddings, self.memory.max_tokens)
+
+    def check(self, tokens: Sequence[int], sampling: Sampling) -> None:
+        """Raise the UserError that :meth:`add` would for such a request."""
+        check_request(self.model.config, self.tokenizer, self.memory.max_tokens, tokens, sampling)
+
+    def add(self, request: Request) -> None:
+        """Queue a request. The deltas of its completions come from :meth:`step`.
+
+        Raises:
+            UserError: it can never be answered: its prompt is longer than the model or the memory allows, or not of
+                the vocabulary, or text is asked for without a tokenizer; or its id is another's.
+            QueueFullError: too many wait.
+        """
+        self.check(request.tokens, request.sampling)
+        if request.id in self._generations:
+            raise UserError(f"there is a request with the id {request.id!r} already; give each its own.")
+        if not self.has_room:
+            self.statistics.refused += 1
+            raise QueueFullError(
+                f"{self.statistics.running} sequences run and {self.config.max_queue} requests wait, which is as many "
+                "as may (max_queue); try again in a while."
+            )
+        self.accept(request)
+
+    def accept(self, request: Request) -> None:
+        """Queue a request for which there was room, and of which nothing is wrong: another rank's engine has looked."""
+        if request.sampling.seed is None:  # one that every rank which computes the model draws from
+            sampling = request.sampling.model_copy(update={"seed": secrets.randbits(62)})
+            request = dataclasses.replace(request, sampling=sampling)
+        grammar = self.prepare(request.sampling)
+        made = generations(request, self.tokenizer, self.max_positions, end_tokens=self._end_tokens, grammar=grammar)
+        self._generations[request.id] = made
+        self.arrivals.add(made[0])
+
+    def prepare(self, sampling: Sampling) -> CompiledGrammar | None:
+        """Compile the grammar of a request to come: that takes up to seconds, and adding the request no time then.
+
+        Raises:
+            UserError: it cannot be compiled.
+        """
+        if sampling.grammar is None or self._grammars is None:
+            return None
+        return self._grammars.compile(sampling.grammar)
+
+    def is_prepared(self, sampling: Sampling) -> bool:
+        """Whether :meth:`prepare` takes no time."""
+        return sampling.grammar is None or self._grammars is None or self._grammars.known(sampling.grammar)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more request may come."""
+        waiting = len(self.arrivals) + len(self._scheduler.waiting)
+        return waiting < self.config.max_queue + max(0, self._scheduler.room)
+
+    def abort(self, id: str) -> None:
+        """End a request before the next step; no further deltas come. One that has ended, or never was, is no error."""
+        self.arrivals.abort(id)
+
+    def abort_now(self, ids: Iterable[str]) -> None:
+        """End requests at once, between two steps, and those that :meth:`abort` named."""
+        for id in ids:
+            self.arrivals.abort(id)
+        if self.arrivals.pending:
+            self._take_in("arrivals")
+
+    def read_ahead(self, tokens: Sequence[int], salt: str = "") -> None:
+        """Let the prefix cache have a text, which is read when there is nothing else to do; between two steps.
+
+        Of one that is longer than a prompt may be, or shorter than a page, nothing is read.
+        """
+        self.arrivals.tell("read ahead", list(tokens), salt)
+        if PAGE <= len(tokens) <= self.max_positions:
+            self._scheduler.settle(list(tokens), salt)
+
+    def reads_ahead(self, tokens: list[int], salt: str = "") -> bool:
+        """Whether a text that :meth:`read_ahead` was given is still to be read; between two steps."""
+        return any(job.salt == salt and job.tokens == tokens for job in self._scheduler.settling)
+
+    def rest(self) -> None:
+        """Read what is left to be read for the prefix cache alone, unless there are requests."""
+        while self._scheduler.settling and not self._scheduler.has_requests:
+            self.advance()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step has something to do, were it only for the prefix cache."""
+        waiting = self.arrivals.pending or bool(self._deltas or self._scheduler.settling)
+        return waiting or self._scheduler.has_requests
+
+    def step(self) -> list[Delta]:
+        """Read one more token of every sequence that decodes, and parts of prompts.
+
+        A step that runs out of memory ends the request that asked for most, and the others go on.
+
+        Returns:
+            What that brings: one delta for each completion that read or drew something. Those of a request with
+            ``on_delta`` were given to that instead.
+        """
+        self.advance()
+        deltas, self._deltas = self._deltas, []
+        return deltas
+
+    def advance(self) -> None:
+        """Take a step of which the next :meth:`step` returns the deltas: for a caller whose requests have
+        ``on_delta``."""
+        try:
+            with on_device(self.memory.pools.states.device):
+                self._take_in("step")
+                deltas = self._steps.step()
+            self._deltas += self._given_out(deltas)
+        except BaseException:
+            self._drop_all()
+            raise
+
+    def _take_in(self, order: Literal["step", "arrivals"]) -> None:
+        """What was added and aborted since the last time."""
+        arrived, aborted = self.arrivals.take(order)
+        if arrived and not self._scheduler.has_requests and self._weights != versions(self.model):
+            self._begin()
+        for first in arrived:
+            self._steps.add(first)
+        for id in aborted:
+            for job in self._generations.pop(id, ()):
+                self._steps.abort(job)
+
+    def _given_out(self, deltas: list[Delta]) -> list[Delta]:
+        """Give requests their deltas, forget those that have ended, and return the deltas that are the caller's."""
+        for delta in deltas:
+            on_delta = self._generations[delta.request][0].request.on_delta
+            if on_delta is not None:
+                on_delta(delta)
+        rest = [delta for delta in deltas if self._generations[delta.request][0].request.on_delta is None]
+        for id in {delta.request for delta in deltas if delta.finish_reason is not None}:
+            if all(job.finish_reason is not None for job in self._generations[id]):
+                del self._generations[id]
+        return rest
+
+    def _drop_all(self) -> None:
+        """After a fault: end all there is. What was in the model may be torn; if it was elsewhere, so may the books."""
+        self.arrivals.clear()
+        ended = [job for made in list(self._generations.values()) for job in made if job.finish_reason is None]
+        if not self._steps.recover(ended):
+            self._begin()
+        for job in ended:
+            job.finish_reason = "error"
+        self._given_out([job.delta("the engine was interrupted") for job in ended])
+        self._generations.clear()
+
+    def close(self) -> None:
+        """End the process that compiles grammars, if one was asked for. From any thread, and as often as you like.
+
+        All else goes with the object; one that is used again starts that process again.
+        """
+        if self._grammars is not None:
+            self._grammars.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
