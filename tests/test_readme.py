@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from leyden.recipes import stages
+from leyden.train import run as train_run
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -49,8 +49,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, leyden_cli: Callable[..., An
         (folder / name).write_text(recipe, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(stages, "_WARM_STEPS", 0)
-        patch.setattr(stages, "_TIMED_STEPS", 1)
+        patch.setattr(train_run, "_WARM_STEPS", 0)
+        patch.setattr(train_run, "_TIMED_STEPS", 1)
         outcome = leyden_cli("quickstart", "--text", "notes", *SHORT["quickstart"])
     assert outcome.code == 0, outcome.err
     return folder
@@ -120,8 +120,8 @@ def test_the_command_runs(
     request: pytest.FixtureRequest,
 ) -> None:
     monkeypatch.chdir(place)
-    monkeypatch.setattr(stages, "_WARM_STEPS", 0)
-    monkeypatch.setattr(stages, "_TIMED_STEPS", 1)
+    monkeypatch.setattr(train_run, "_WARM_STEPS", 0)
+    monkeypatch.setattr(train_run, "_TIMED_STEPS", 1)
     program, *arguments = command
     if program == "leyden" and arguments[0] == "serve":
         assert arguments[1:] == ["runs/quickstart/final"]

@@ -19,7 +19,7 @@ from gloo_ranks import mesh_of
 
 from leyden.core.errors import Interrupted, UserError
 from leyden.parallel import Mesh, Plan, Team, attach, start
-from leyden.train import LossSums, MasterAdamW, Pretrain, Schedule, TrainState, fit, read_metrics
+from leyden.train import LearningRate, LossSums, MasterAdamW, Pretrain, TrainState, fit, read_metrics
 
 PLAN = ("--set", "parallel.cp=2")
 
@@ -110,7 +110,7 @@ def _train_not_finite(plan: Plan, directory: Path) -> dict[str, Any]:
     settings = toy_run.settings(total_steps=20, max_skipped_steps=3)
     batches = toy_run.CountingBatches(9)
     try:
-        fit(state, batches, broken, Schedule(lr=1e-2), settings, run_dir=directory, callbacks=[note])
+        fit(state, batches, broken, LearningRate(lr=1e-2), settings, run_dir=directory, callbacks=[note])
     except UserError as error:
         return {"seen": seen, "error": str(error), "updates": state.optimizer.num_steps}
     return {}
@@ -147,7 +147,7 @@ def _train_unlabelled(plan: Plan, directory: Path) -> list[tuple[int, bool]]:
     def note(_: TrainState, result: Any) -> None:
         seen.append((result.labels, result.skipped))
 
-    fit(state, Unlabelled(9), Pretrain(), Schedule(lr=1e-2), settings, run_dir=directory, callbacks=[note])
+    fit(state, Unlabelled(9), Pretrain(), LearningRate(lr=1e-2), settings, run_dir=directory, callbacks=[note])
     return [*seen, (state.optimizer.num_steps, False)]
 
 

@@ -61,7 +61,9 @@ def _train(plan: Plan, changes: dict[str, Any], steps: list[tuple[int, int]]) ->
     found, expected = [], []
     for index, (count, longer) in enumerate(steps):
         pipeline.zero_grad()
-        pipeline.config = whole.config = whole.config.model_copy(update={"rope_theta": 10.0 ** (index + 1)})
+        for model in (pipeline, whole):
+            model.set_rope_theta(10.0 ** (index + 1))
+        assert pipeline.config == whole.config
         rows = _rows(count, first=index, longer=longer)
         found.append(_total(pipeline.run(rows, Pretrain())))
         expected.append(_one_process(whole, rows))

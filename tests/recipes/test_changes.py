@@ -1,19 +1,17 @@
 """A run whose recipe changes on its way: stages to come, longer stages, forks; and what is left as it was."""
 
-import itertools
 import json
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from whole_runs import after_step, assert_same_run, interrupt, metrics
+from whole_runs import after_step, assert_same_run, interrupt, metrics, steps_of_a_second
 
 from leyden.checkpoint import read_config
-from leyden.recipes import load_recipe, stages
+from leyden.recipes import load_recipe
 from leyden.recipes.fork import Origin
 from leyden.tokenizer import Tokenizer
 
@@ -72,7 +70,7 @@ def test_the_last_stage_is_lengthened(copied: Path, tmp_path: Path, leyden_run: 
     assert outcome.code == 0, outcome.err
     lines = metrics(copied)
     assert [line["step"] for line in lines] == list(range(1, 15))
-    schedule = load_recipe(str(copied / "recipe.toml")).stage[1].learning_rate()
+    schedule = load_recipe(str(copied / "recipe.toml")).stage[1]
     assert [line["lr"] for line in lines[10:]] == [schedule.lr_at(step, 8) for step in range(4, 8)]
     assert (copied / "earlier" / "step_00000010" / "final").is_dir()
     before = {path: path.stat().st_mtime_ns for path in copied.rglob("*")}
@@ -192,7 +190,7 @@ def test_other_minutes_are_measured_and_never_fewer_steps_than_were_taken(
         recipe = tmp_path / "minutes.toml"
         recipe.write_text((finished / "recipe.toml").read_text().replace("tokens = 1000\n", "minutes = 1.0\n"))
         with monkeypatch.context() as patch:
-            patch.setattr(stages, "time", SimpleNamespace(perf_counter=itertools.count().__next__))
+            steps_of_a_second(patch)
             outcome = leyden_run(directory, *length, recipe=recipe)
         assert outcome.code == 0, outcome.err
         assert len(metrics(directory)) == 6 + steps

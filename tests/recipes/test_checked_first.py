@@ -1,21 +1,18 @@
 """Every stage is checked before the first step of any, and by --dry-run; what could not begin leaves nothing behind."""
 
-import itertools
 import os
 import re
 import shutil
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from whole_runs import after_step, interrupt, on_build
+from whole_runs import after_step, interrupt, on_build, steps_of_a_second
 
 from leyden.core.config import dump_toml
 from leyden.core.lock import folder_lock
-from leyden.recipes import stages
 from leyden.recipes.folder import sweep
 
 BOTH = {"point": [{"weights": {"first": 1.0, "second": 1.0}}]}
@@ -83,7 +80,7 @@ def test_too_many_epochs_of_minutes_are_seen_once_they_are_measured(
     given = on_build(built, steps=None, minutes=100 / 57, mixture=mixture)
     (tmp_path / "timed.toml").write_text(dump_toml(given))
     assert leyden_cli("run", tmp_path / "timed.toml", "--dry-run").code == 0
-    monkeypatch.setattr(stages, "time", SimpleNamespace(perf_counter=itertools.count().__next__))
+    steps_of_a_second(monkeypatch)
     outcome = leyden_cli("run", tmp_path / "timed.toml", "--dir", tmp_path / "run")
     assert outcome.code == 2
     assert "stage 'one': in 99 steps source 'second' would be used" in outcome.err

@@ -1,23 +1,22 @@
 """A run killed, stopped or out of disk goes on by the same command, and ends as the run that nothing disturbed."""
 
 import errno
-import itertools
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from whole_runs import after_step, assert_same_run, interrupt, metrics
+from whole_runs import after_step, assert_same_run, interrupt, metrics, steps_of_a_second
 
 from leyden.checkpoint import training
 from leyden.core.errors import Interrupted
 from leyden.recipes import load_recipe, run, stages
+from leyden.train import run as train_run
 
 KILLED = """
 import os
@@ -133,7 +132,7 @@ def test_minutes_become_steps_once(
     timed.write_text(recipe_file.read_text().replace("steps = 6", "minutes = 0.1").replace("bfloat16", "auto"))
     command = ("run", timed, "--dir", tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "time", SimpleNamespace(perf_counter=itertools.count().__next__))
+        steps_of_a_second(patch)
         after_step(patch, 2, interrupt)
         outcome = leyden_cli(*command)
     assert outcome.code == 130, outcome.err
@@ -141,12 +140,11 @@ def test_minutes_become_steps_once(
     settled = load_recipe(str(tmp_path / "run" / "recipe.toml"))
     assert (settled.stage[0].minutes, settled.stage[0].steps) == (0.1, 5)
     assert settled.train.dtype in ("bfloat16", "float32")
-    monkeypatch.setattr(stages, "time", None)
-    monkeypatch.setattr(stages, "compute_dtype", None)
+    monkeypatch.setattr(stages, "time_steps", None)
+    monkeypatch.setattr(train_run, "compute_dtype", None)
     outcome = leyden_cli(*command)
     assert outcome.code == 0, outcome.err
     assert [record["step"] for record in metrics(tmp_path / "run")] == list(range(1, 10))
     assert load_recipe(str(tmp_path / "run" / "recipe.toml")) == settled
-    monkeypatch.setattr(stages, "time", SimpleNamespace(perf_counter=itertools.count().__next__))
     outcome = leyden_cli(*command, "--set", "stage.short.minutes=0.01", "--dry-run")
     assert "stage.0.minutes" in outcome.err, "the stage has ended"

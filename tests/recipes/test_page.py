@@ -13,15 +13,15 @@ from leyden.model import PRESETS, ModelConfig
 from leyden.parallel import ParallelConfig
 from leyden.recipes import Recipe, Stage
 from leyden.recipes.loader import parse_recipe
-from leyden.recipes.schema import DataSection, EvaluateSection, TokenizerSection, TrainSection
-from leyden.train import AdamWConfig
+from leyden.recipes.schema import DataSection, EvaluateSection, TokenizerSection
+from leyden.train import AdamWConfig, RunSettings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
 SECTIONS: dict[str, tuple[type[Config], set[str]]] = {
     "[model]": (ModelConfig, set()),
     "[tokenizer]": (TokenizerSection, set()),
     "[data]": (DataSection, set()),
-    "[train]": (TrainSection, {"optimizer"}),  # a table of its own
+    "[train]": (RunSettings, {"optimizer"}),  # a table of its own
     "[train.optimizer]": (AdamWConfig, set()),
     "[parallel]": (ParallelConfig, set()),
     "[[stage]]": (Stage, set()),

@@ -1,14 +1,18 @@
 """What tests of whole runs compare, and how they disturb one."""
 
+import itertools
 import json
 import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from leyden.train import loop
+from leyden.train import run as train_run
 from leyden.train.metrics import MetricsLog
 
 SMALL_MODEL = {
@@ -42,6 +46,12 @@ def after_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], Non
             act()
 
     monkeypatch.setattr(MetricsLog, "append", append_and_act)
+
+
+def steps_of_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every step, and every measurement on held-out documents, seems to take one second."""
+    for module in (loop, train_run):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=itertools.count().__next__))
 
 
 def interrupt() -> None:

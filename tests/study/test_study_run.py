@@ -1,9 +1,11 @@
 """Studies from plan to verdict with models of a second: resumed, tampered with, planned late, and by other models."""
 
 import json
+import os
 import random
 import re
 import shutil
+import signal
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +27,7 @@ from leyden.study.plan import make_plan, read_plan
 from leyden.study.study import Run, Study
 from leyden.study.verdict import give_verdict, run_plan
 from leyden.tokenizer import Tokenizer
+from leyden.train import read_metrics
 
 SUBJECTS, VERBS, OBJECTS = ["the jar", "a tower", "one cloud"], ["holds", "meets", "fears"], ["rain", "light", "wind"]
 TINY = {
@@ -141,6 +144,45 @@ def test_an_interrupted_study_goes_on(copy: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(training, "train_model", made)
     run_plan(copy)
     assert finished == {path: path.read_bytes() for path in sorted((copy / "scores" / "test").iterdir())}
+
+
+def test_a_run_interrupted_in_its_training_goes_on_bit_for_bit(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in step 7 of 30 saves that step; the next call takes the other 23, and comes to the same scores."""
+    scores, place = copy / "scores" / "test" / "treatment-4.json", copy / "runs" / "test" / "treatment-4"
+    expected = scores.read_bytes()
+    scores.unlink()
+    made, told = training.train_model, list[float]()
+
+    def stop(*arguments: Any) -> Any:
+        *others, tell = arguments
+
+        def tell_and_stop(share: float) -> None:
+            told.append(share)
+            tell(share)
+            if len(told) == 7:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        return made(*others, tell_and_stop)
+
+    monkeypatch.setattr(training, "train_model", stop)
+    with pytest.raises(Interrupted, match="5 of 6 runs are kept"):
+        run_plan(copy)
+    assert [path.name for path in (place / "checkpoints").iterdir()] == ["step_00000007"]
+    run_plan(copy)
+    assert scores.read_bytes() == expected
+    assert len(told) == 7 + 23 + 1
+    assert sum(told[7:]) == pytest.approx(1)
+    assert [record["step"] for record in read_metrics(place / "metrics.jsonl")] == list(range(1, 31))
+    assert not (place / "checkpoints").exists()
+
+
+def test_a_run_whose_loss_is_not_finite_is_refused(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (copy / "scores" / "test" / "treatment-4.json").unlink()
+    made = training.train_model
+    high = Study(copy).experiment.train.model_copy(update={"lr": 1e30})
+    monkeypatch.setattr(training, "train_model", lambda _, *rest: made(high, *rest))
+    with pytest.raises(UserError, match=r"seed 4: the loss is not finite at step \d+; lower train\.lr"):
+        run_plan(copy)
 
 
 def test_a_plan_changed_after_the_runs_is_refused(copy: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 import toy_run
 
 from leyden.core.errors import UserError
-from leyden.train import MasterAdamW, Pretrain, Schedule, TrainState, fit, read_metrics, sinks
+from leyden.train import LearningRate, MasterAdamW, Pretrain, TrainState, fit, read_metrics, sinks
 from leyden.train.held_out import HeldOut, measure
 from leyden.train.sinks import open_sinks
 
@@ -29,7 +29,7 @@ def _fit(run_dir: Path, **changes: Any) -> TrainState:
     state = TrainState(model, MasterAdamW(model))
     state.resume(run_dir)
     arguments: dict[str, Any] = {"settings": toy_run.settings(total_steps=5)} | changes
-    fit(state, toy_run.CountingBatches(9), Pretrain(), Schedule(lr=1e-2), run_dir=run_dir, **arguments)
+    fit(state, toy_run.CountingBatches(9), Pretrain(), LearningRate(lr=1e-2), run_dir=run_dir, **arguments)
     return state
 
 

@@ -13,7 +13,7 @@ import torch
 import toy_run
 
 from leyden.core.errors import Interrupted, UserError
-from leyden.train import LossSums, MasterAdamW, Pretrain, Schedule, StepResult, TrainState, fit, read_metrics
+from leyden.train import LearningRate, LossSums, MasterAdamW, Pretrain, StepResult, TrainState, fit, read_metrics
 from leyden.train.metrics import MetricsLog
 
 
@@ -24,7 +24,7 @@ def _fit(run_dir: Path, dtype: torch.dtype = torch.float32, **changes: Any) -> T
     arguments: dict[str, Any] = {
         "batches": toy_run.CountingBatches(9),
         "objective": Pretrain(),
-        "schedule": Schedule(lr=1e-2, warmup_steps=3),
+        "learning_rate": LearningRate(lr=1e-2, warmup_steps=3),
         "settings": toy_run.settings(total_steps=4),
     }
     fit(state, run_dir=run_dir, **(arguments | changes))
@@ -70,7 +70,7 @@ def test_a_finished_stage_is_left_at_once(tmp_path: Path) -> None:
         state,
         toy_run.CountingBatches(9),
         Pretrain(),
-        Schedule(lr=1e-2),
+        LearningRate(lr=1e-2),
         toy_run.settings(total_steps=4),
         run_dir=tmp_path,
         callbacks=[never],

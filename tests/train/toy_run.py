@@ -18,7 +18,7 @@ import torch
 
 from leyden.checkpoint import training
 from leyden.model import HybridLM, ModelConfig
-from leyden.train import Callback, FitSettings, MasterAdamW, Objective, Pretrain, Schedule, TrainState, fit
+from leyden.train import Callback, FitSettings, LearningRate, MasterAdamW, Objective, Pretrain, TrainState, fit
 
 STAGE_STEPS = (6, 5)
 CHECKPOINT_STEPS = 4
@@ -114,7 +114,7 @@ def run(
             state,
             CountingBatches(length=9 + 4 * stage),
             objective or Pretrain(),
-            Schedule(lr=3e-3, warmup_steps=2),
+            LearningRate(lr=3e-3, warmup_steps=2),
             settings(stage=f"stage {stage}", total_steps=STAGE_STEPS[stage]),
             run_dir=run_dir,
             stage=stage,

@@ -135,6 +135,10 @@ class HybridLM(nn.Module):
         """Of the hidden states, and so of keys and values."""
         return getattr(self.embed_tokens, "dtype", self.embed_tokens.weight.dtype)
 
+    def set_rope_theta(self, rope_theta: float) -> None:
+        """Turn positions by this RoPE base from here on; :attr:`config` then says it."""
+        self.config = self.config.model_copy(update={"rope_theta": rope_theta})
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[..., D] to [..., vocab] float32 (float64 for float64)."""
         logits = self.lm_head(hidden)

@@ -79,7 +79,7 @@ def tell_doubts(recipe: Recipe) -> None:
     for stage in recipe.stage:
         steps = stage.total_steps
         if steps is not None and 0 < steps <= stage.warmup_steps:
-            last = stage.learning_rate().lr_at(steps - 1, steps)
+            last = stage.lr_at(steps - 1, steps)
             say(
                 f"stage '{stage.name}': its warm-up ({stage.warmup_steps} steps) takes all of its {steps} steps: the "
                 f"learning rate ends at {last:.3g} (lr is {stage.lr:.3g}) and never decays. Lower warmup_steps, or "

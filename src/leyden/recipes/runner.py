@@ -27,8 +27,8 @@ from leyden.recipes.outcome import evaluate_run, tell_outcome, write_samples
 from leyden.recipes.prepare import TOKENS_DIRECTORY, check_sources, has_begun, prepare, read_build, read_prepared
 from leyden.recipes.resolve import RECIPE_FILE, adopt, earlier_recipe, is_trained, located
 from leyden.recipes.schema import Recipe
-from leyden.recipes.stages import save_trained, settle_dtype, settle_steps, train
-from leyden.train import Progress
+from leyden.recipes.stages import settle_steps, train
+from leyden.train import Progress, save_trained
 from leyden.train.sinks import require_sinks
 
 Resume = Literal["auto", "never"]
@@ -165,7 +165,7 @@ def _prepare(recipe: Recipe, directory: Path, progress: Progress | None, fork: F
     if fork is not None:
         fork.take_data(directory)
     prepare(recipe, directory)
-    recipe = settle_dtype(recipe)
+    recipe = recipe.model_copy(update={"train": recipe.train.settled()})
     prepared = read_prepared(recipe, directory)
     first = fork.stage if fork is not None else progress.stage if progress is not None else 0
     check_batches(recipe, prepared, directory / "plans", first)

@@ -6,12 +6,12 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from leyden.core.config import Config
-from leyden.core.errors import UserError
+from leyden.core.errors import UserError, suggest
 from leyden.data.loader.mixture_schedule import MixtureSchedule
 from leyden.model import ModelConfig, preset
 from leyden.parallel import ParallelConfig
-from leyden.train import AdamWConfig, Schedule
-from leyden.train.sinks import SinkName
+from leyden.recipes.objectives import OBJECTIVES
+from leyden.train import LearningRate, RunSettings
 
 
 class TokenizerSection(Config):
@@ -45,24 +45,6 @@ class DataSection(Config):
         return self
 
 
-class TrainSection(Config):
-    """What all stages share."""
-
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Of the matrices; ``auto`` takes bfloat16 where the machine multiplies faster in it. Masters are float32."""
-    seed: int = Field(default=0, ge=0)
-    """Of the initial weights and of the order of the documents."""
-    checkpoint_steps: int = Field(default=200, ge=1)
-    keep_checkpoints: int = Field(default=2, ge=1)
-    async_checkpoint: bool = False
-    """Train on while a checkpoint is written from a copy in host memory, which takes 12 bytes a weight."""
-    clip_norm: float = Field(default=1.0, gt=0)
-    max_skipped_steps: int = Field(default=10, ge=1)
-    optimizer: AdamWConfig = AdamWConfig()
-    sinks: tuple[SinkName, ...] = ()
-    """What else gets the metrics of every step: ``tensorboard``, ``wandb``."""
-
-
 class EvaluateSection(Config):
     """What is measured while a model is trained, and shown once it is done."""
 
@@ -76,11 +58,12 @@ class EvaluateSection(Config):
     sample_tokens: int = Field(default=128, ge=1)
 
 
-class Stage(Config):
-    """One stretch of training with one objective, one length and one schedule."""
+class Stage(LearningRate):
+    """One stretch of training with one objective, one length and one learning rate, whose keys are among its own."""
 
     name: str = Field(min_length=1)
-    objective: Literal["pretrain"]
+    objective: str
+    """A name in :data:`leyden.recipes.objectives.OBJECTIVES`."""
     tokens: int | None = Field(default=None, ge=1)
     steps: int | None = Field(default=None, ge=1)
     minutes: float | None = Field(default=None, gt=0)
@@ -99,12 +82,13 @@ class Stage(Config):
     rope_theta: float | None = Field(default=None, gt=0)
     """The RoPE base from this stage on; None keeps it."""
 
-    lr: float = Field(default=1e-3, gt=0)
-    schedule: Literal["constant", "linear", "cosine", "exponential"] = "exponential"
-    """The shape of the decay at the end."""
-    warmup_steps: int = Field(default=0, ge=0)
-    decay_share: float = Field(default=0.2, gt=0, le=1)
-    final_lr: float | None = Field(default=None, ge=0)
+    @field_validator("objective")
+    @classmethod
+    def _known(cls, objective: str) -> str:
+        if objective not in OBJECTIVES:
+            known = " or ".join(f"'{name}'" for name in OBJECTIVES)
+            raise ValueError(f"must be {known}{suggest(objective, OBJECTIVES)}")
+        return objective
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -114,19 +98,19 @@ class Stage(Config):
             raise ValueError(f"stage '{self.name}' has two lengths; give it steps, tokens or minutes, not several")
         if self.micro_batch % self.seq_len:
             raise ValueError(
-                f"stage '{self.name}': the {self.micro_batch} tokens that go through the model at once (the smaller of "
+                f"{self._owner}the {self.micro_batch} tokens that go through the model at once (the smaller of "
                 f"batch_tokens and micro_batch_tokens) must be a multiple of seq_len ({self.seq_len})"
             )
         if self.batch_tokens % self.micro_batch:
             raise ValueError(
-                f"stage '{self.name}': batch_tokens ({self.batch_tokens}) must be a multiple of micro_batch_tokens "
+                f"{self._owner}batch_tokens ({self.batch_tokens}) must be a multiple of micro_batch_tokens "
                 f"({self.micro_batch_tokens})"
             )
-        try:
-            self.learning_rate()
-        except UserError as error:
-            raise ValueError(str(error).removesuffix(".")) from None
         return self
+
+    @property
+    def _owner(self) -> str:
+        return f"stage '{self.name}': "
 
     @property
     def micro_batch(self) -> int:
@@ -140,12 +124,6 @@ class Stage(Config):
             return -(-self.tokens // self.batch_tokens)
         return self.steps
 
-    def learning_rate(self) -> Schedule:
-        """The learning rate over the steps of this stage."""
-        names = ("lr", "warmup_steps", "decay_share", "final_lr")
-        said = {name: getattr(self, name) for name in names} | {"kind": self.schedule}
-        return Schedule.parse(said, f"stage '{self.name}'")
-
 
 class Recipe(Config):
     """A run: model, tokenizer, data and stages."""
@@ -153,7 +131,7 @@ class Recipe(Config):
     model: ModelConfig
     tokenizer: TokenizerSection = TokenizerSection()
     data: DataSection = DataSection()
-    train: TrainSection = TrainSection()
+    train: RunSettings = RunSettings()
     stage: tuple[Stage, ...] = Field(min_length=1)
     evaluate: EvaluateSection = EvaluateSection()
     parallel: ParallelConfig = ParallelConfig()

@@ -1,6 +1,6 @@
 """A study's directory: the experiment as it was begun, its items, tokenizer and token shards, and its runs' scores.
 
-Everything in it is made once and found again; an interrupted study goes on at the grain of a training run.
+Everything in it is made once and found again; an interrupted study goes on with the training run that it was in.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from leyden.core.errors import Interrupted, UserError
-from leyden.core.files import atomic_file
+from leyden.core.files import atomic_file, discard
 from leyden.core.launch import Launch
 from leyden.core.log import Bar, progress
 from leyden.data import Document, TokenShards, build_corpus, write_shards
@@ -96,7 +96,7 @@ class Study:
         """Train and score every run that has no scores yet.
 
         Raises:
-            Interrupted: Ctrl-C; finished runs are kept.
+            Interrupted: Ctrl-C; finished runs are kept, and the one that was being trained has a checkpoint.
             UserError: scores are there that were made under another plan.
         """
         missing = [run for run in runs if not self._path(run).exists()]
@@ -109,7 +109,8 @@ class Study:
             try:
                 for run in missing:
                     self._write(run, self._make(run, bar), plan)
-            except KeyboardInterrupt:
+                    discard(self._run_dir(run) / "checkpoints")
+            except (KeyboardInterrupt, Interrupted):
                 left = sum(not self._path(run).exists() for run in runs)
                 raise Interrupted(
                     f"Stopped; {len(runs) - left} of {len(runs)} runs are kept. The same command goes on from there."
@@ -140,9 +141,14 @@ class Study:
         shards = TokenShards.open(self.directory / "data" / run.variant)
         if shards.fingerprint != self._data[run.variant]:
             raise UserError(f"{shards.directory} was changed after the study began; begin a new study.")
+        settings, place = self.experiment.train, self._run_dir(run)
         return train_model(
-            self.experiment.train, shards, tokenizer, self.items, run.seed, lambda share: bar.advance(share, note)
+            settings, shards, tokenizer, self.items, run.seed, place, lambda share: bar.advance(share, note)
         )
+
+    def _run_dir(self, run: Run) -> Path:
+        """Where a run's metrics are kept, and its checkpoints until it is scored."""
+        return self.directory / "runs" / run.purpose / f"{run.variant}-{run.seed}"
 
     def _path(self, run: Run) -> Path:
         return self.directory / "scores" / run.purpose / f"{run.variant}-{run.seed}.json"

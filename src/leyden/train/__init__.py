@@ -1,6 +1,7 @@
 """Training: one step (``step.py``), one loop (``loop.py``), and what they stand on.
 
-Reading order: ``step.py``, ``loop.py``, ``objective.py``, ``state.py``, ``optimizer.py``, ``schedule.py``.
+Reading order: ``step.py``, ``loop.py``, ``objective.py``, ``state.py``, ``optimizer.py``, ``learning_rate.py``,
+``run.py``.
 
 Names resolve lazily (PEP 562): the optimizer and the objectives need torch and pydantic alone.
 """
@@ -9,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from leyden.train.learning_rate import LearningRate as LearningRate
     from leyden.train.loop import Callback as Callback
     from leyden.train.loop import FitSettings as FitSettings
     from leyden.train.loop import fit as fit
@@ -19,7 +21,11 @@ if TYPE_CHECKING:
     from leyden.train.objective import Pretrain as Pretrain
     from leyden.train.optimizer import AdamWConfig as AdamWConfig
     from leyden.train.optimizer import MasterAdamW as MasterAdamW
-    from leyden.train.schedule import Schedule as Schedule
+    from leyden.train.run import RunSettings as RunSettings
+    from leyden.train.run import StageRun as StageRun
+    from leyden.train.run import build_state as build_state
+    from leyden.train.run import save_trained as save_trained
+    from leyden.train.run import train_stages as train_stages
     from leyden.train.state import Batches as Batches
     from leyden.train.state import Progress as Progress
     from leyden.train.state import TrainState as TrainState
@@ -31,17 +37,22 @@ _HOMES = {
     "Batches": "leyden.train.state",
     "Callback": "leyden.train.loop",
     "FitSettings": "leyden.train.loop",
+    "LearningRate": "leyden.train.learning_rate",
     "LossSums": "leyden.train.objective",
     "MasterAdamW": "leyden.train.optimizer",
     "Objective": "leyden.train.objective",
     "PackedBatch": "leyden.train.objective",
     "Pretrain": "leyden.train.objective",
     "Progress": "leyden.train.state",
-    "Schedule": "leyden.train.schedule",
+    "RunSettings": "leyden.train.run",
+    "StageRun": "leyden.train.run",
     "StepResult": "leyden.train.step",
     "TrainState": "leyden.train.state",
+    "build_state": "leyden.train.run",
     "fit": "leyden.train.loop",
     "read_metrics": "leyden.train.metrics",
+    "save_trained": "leyden.train.run",
+    "train_stages": "leyden.train.run",
     "train_step": "leyden.train.step",
 }
 __all__ = [
@@ -49,17 +60,22 @@ __all__ = [
     "Batches",
     "Callback",
     "FitSettings",
+    "LearningRate",
     "LossSums",
     "MasterAdamW",
     "Objective",
     "PackedBatch",
     "Pretrain",
     "Progress",
-    "Schedule",
+    "RunSettings",
+    "StageRun",
     "StepResult",
     "TrainState",
+    "build_state",
     "fit",
     "read_metrics",
+    "save_trained",
+    "train_stages",
     "train_step",
 ]
 

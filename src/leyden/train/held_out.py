@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from leyden.data.loader.held_out import HeldOutBatches
+from leyden.parallel import Team
 from leyden.train.objective import Objective
 from leyden.train.state import TrainState
 
@@ -24,6 +26,20 @@ class HeldOut:
     every_steps: int
     batches: Sequence[Sequence[Any]]
     num_bytes: int
+
+    @classmethod
+    def share(cls, batches: HeldOutBatches, team: Team, *, every_steps: int, per_step: int) -> "HeldOut":
+        """What this rank has of held-out documents.
+
+        Args:
+            batches: of all ranks, a multiple of ``per_step``.
+            team: the ranks.
+            every_steps: as above.
+            per_step: micro-batches of a training step.
+        """
+        own = [batches.share(number, *team.share) for number in range(batches.num_batches)]
+        parts = [own[first : first + per_step] for first in range(0, len(own), per_step)]
+        return cls(every_steps, parts, batches.num_bytes)
 
 
 def measure(state: TrainState, held_out: HeldOut, objective: Objective) -> dict[str, float]:
@@ -47,7 +63,6 @@ def measure(state: TrainState, held_out: HeldOut, objective: Objective) -> dict[
 
 def _sums(state: TrainState, batches: Sequence[Any], objective: Objective) -> list[Any]:
     state.team.at("the held-out documents", state.step)
-    if state.team.pipelined:
-        pipeline: Any = state.model  # of a package that a run of one process does not import
-        return pipeline.evaluate(batches, objective)
+    if state.pipeline is not None:
+        return state.pipeline.evaluate(batches, objective)
     return [objective(state.model, batch) for batch in batches]

@@ -7,7 +7,8 @@ all ranks of a team take the same decisions at the same step.
 import datetime as dt
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from leyden.core.config import Config
 from leyden.core.errors import Interrupted, UserError
 from leyden.core.log import logger, progress
 from leyden.train.held_out import HeldOut, measure
+from leyden.train.learning_rate import LearningRate
 from leyden.train.metrics import MetricsLog
 from leyden.train.objective import Objective
-from leyden.train.schedule import Schedule
 from leyden.train.signals import StopRequest
 from leyden.train.sinks import Sink
 from leyden.train.state import Batches, TrainState
@@ -51,13 +52,15 @@ class FitSettings(Config):
     """The measured rate of matrix products that utilisation is stated against."""
     how_to_resume: str
     """What the user is told to do after an interruption."""
+    shows_progress: bool = True
+    """Whether the loop shows a progress bar; False where its caller shows one of many runs."""
 
 
 def fit(
     state: TrainState,
     batches: Batches,
     objective: Objective,
-    schedule: Schedule,
+    learning_rate: LearningRate,
     settings: FitSettings,
     *,
     run_dir: Path,
@@ -72,7 +75,7 @@ def fit(
         state: updated in place; a stage that it has finished is left at once. All ranks of its team call this.
         batches: of this stage, at their beginning; moved to where ``state`` stopped.
         objective: what is minimised.
-        schedule: the learning rate over the steps of this stage.
+        learning_rate: over the steps of this stage.
         settings: the rest.
         run_dir: gets ``metrics.jsonl`` and ``checkpoints/``; the same for all ranks.
         stage: index of the stage in the run.
@@ -89,25 +92,21 @@ def fit(
     team, total = state.team, settings.total_steps
     metrics = MetricsLog(run_dir / "metrics.jsonl", last_step=state.step, writes=team.rank == 0, sinks=sinks)
     measured: dict[str, float] = {}
-    with StopRequest() as stop, progress(f"training: {settings.stage}", total, "steps") as bar:
-        bar.advance(state.stage_step)
-        while state.stage_step < total:
-            started = time.perf_counter()
-            team.at("the next batches", state.step + 1)
-            lr = schedule.lr_at(state.stage_step, total)
-            micro_batches = _next_batches(batches, settings, state)
-            result = train_step(
-                state, micro_batches, objective, lr=lr, clip_norm=settings.clip_norm, stop=lambda: stop.made
-            )
-            rate = result.tokens / (time.perf_counter() - started)
+    shown = progress(f"training: {settings.stage}", total, "steps") if settings.shows_progress else nullcontext()
+    with StopRequest() as stop, shown as bar:
+        if bar is not None:
+            bar.advance(state.stage_step)
+        for result, lr, seconds in steps(state, batches, objective, learning_rate, settings, stop=lambda: stop.made):
+            rate = result.tokens / seconds
             state.check_saving()
             record = _record(state, result, settings, lr=lr, tokens_per_second=rate)
             if held_out and (state.step % held_out.every_steps == 0 or state.stage_step == total):
                 measured = measure(state, held_out, objective)
                 record |= {name: _finite(value) for name, value in measured.items()}
             metrics.append(record)
-            unseen = f", unseen {measured['held_out_loss']:.3f}" if measured else ""
-            bar.advance(1, f"loss {result.loss:.3f}{unseen}, {rate:.0f} tokens/s")
+            if bar is not None:
+                unseen = f", unseen {measured['held_out_loss']:.3f}" if measured else ""
+                bar.advance(1, f"loss {result.loss:.3f}{unseen}, {rate:.0f} tokens/s")
             _stop_if_skipped_too_often(state, result, settings)
             for callback in callbacks:
                 callback(state, result)
@@ -123,6 +122,36 @@ def fit(
                 state.finish_saving()
             if stopping:
                 raise Interrupted(f"Stopped after step {state.step}; everything is saved. {settings.how_to_resume}")
+
+
+def steps(
+    state: TrainState,
+    batches: Batches,
+    objective: Objective,
+    learning_rate: LearningRate,
+    settings: FitSettings,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[tuple[StepResult, float, float]]:
+    """Take the steps that are left of a stage, each when it is asked for.
+
+    Args:
+        state, batches, objective, learning_rate, settings: as for :func:`fit`.
+        stop: whether this rank was asked to stop, as for :func:`leyden.train.step.train_step`.
+
+    Yields:
+        What a step did, its learning rate, and the seconds that it took, with those for its batches.
+
+    Raises:
+        UserError: the batches end early.
+    """
+    while state.stage_step < settings.total_steps:
+        started = time.perf_counter()
+        state.team.at("the next batches", state.step + 1)
+        lr = learning_rate.lr_at(state.stage_step, settings.total_steps)
+        micro_batches = _next_batches(batches, settings, state)
+        result = train_step(state, micro_batches, objective, lr=lr, clip_norm=settings.clip_norm, stop=stop)
+        yield result, lr, time.perf_counter() - started
 
 
 def _next_batches(batches: Batches, settings: FitSettings, state: TrainState) -> list[Any]:

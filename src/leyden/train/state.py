@@ -4,18 +4,17 @@ import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
-from torch import nn
 
 from leyden.checkpoint.background import Background
 from leyden.checkpoint.coordinator import coordinator_of
 from leyden.checkpoint.pieces import Piece
 from leyden.checkpoint.training import Values, latest_training, load_training, newest_values, save_training
-from leyden.core.config import Config
 from leyden.parallel import Team
+from leyden.train.model import PipelinedModel, TrainableModel
 from leyden.train.optimizer import MasterAdamW
 
 
@@ -70,7 +69,7 @@ class TrainState:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: TrainableModel,
         optimizer: MasterAdamW,
         team: Team | None = None,
         *,
@@ -85,6 +84,11 @@ class TrainState:
         self._batches: Batches | None = None
         self._resumed_batches: dict[str, Any] | None = None
         self._background = Background() if async_checkpoint else None
+
+    @property
+    def pipeline(self) -> PipelinedModel | None:
+        """The model, where its layers are divided over pipeline ranks; else None."""
+        return cast("PipelinedModel", self.model) if self.team.pipelined else None
 
     def enter_stage(self, stage: int, batches: Batches) -> None:
         """Go on in ``stage`` where the run stopped in it (``batches`` are moved there), or begin it."""
@@ -181,7 +185,6 @@ class TrainState:
         return {name: Piece(t, weights[name.partition(".")[2]].part) for name, t in self._tensors().items()}
 
     def _values(self) -> dict[str, Any]:
-        config = getattr(self.model, "config", None)
         return {
             "step": self.step,
             "tokens": self.tokens,
@@ -189,7 +192,7 @@ class TrainState:
             "stage_step": self.stage_step,
             "skipped_in_a_row": self.skipped_in_a_row,
             "optimizer_steps": self.optimizer.num_steps,
-            "model": config.model_dump(mode="json") if isinstance(config, Config) else None,
+            "model": self.model.config.model_dump(mode="json"),
             "batches": None if self._batches is None else self._batches.state_dict(),
         }
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from leyden.core.transfers import fetch
+from leyden.train.model import PipelinedModel
 from leyden.train.objective import LossSums, Objective
 from leyden.train.state import TrainState
 
@@ -63,8 +64,8 @@ def train_step(
         stop: whether this rank was asked to stop; the answer goes to all ranks with the step's sums.
     """
     state.model.train()
-    if state.team.pipelined:
-        parts = _through_pipeline(state, batches, objective)
+    if state.pipeline is not None:
+        parts = _through_pipeline(state, state.pipeline, batches, objective)
     else:
         parts = [_backward(state, batch, objective, number) for number, batch in enumerate(batches)]
     state.team.at("the exchange of sums", state.step + 1)
@@ -89,10 +90,11 @@ def _backward(state: TrainState, batch: Any, objective: Objective, number: int) 
     return sums
 
 
-def _through_pipeline(state: TrainState, batches: Sequence[Any], objective: Objective) -> list[LossSums]:
+def _through_pipeline(
+    state: TrainState, pipeline: PipelinedModel, batches: Sequence[Any], objective: Objective
+) -> list[LossSums]:
     """The same of all micro-batches, which are in the stages of a pipeline at once."""
     state.team.at("the pipeline", state.step + 1)
-    pipeline: Any = state.model  # of a package that a run of one process does not import
     sums = pipeline.run(batches, objective)
     state.optimizer.accumulate()
     return sums

@@ -73,13 +73,13 @@ class Pipeline(nn.Module):
 
     @property
     def config(self) -> ModelConfig:
-        """Of the whole model; a new one is taken over by all stages."""
+        """Of the whole model."""
         return self.stages[0].config
 
-    @config.setter
-    def config(self, config: ModelConfig) -> None:
+    def set_rope_theta(self, rope_theta: float) -> None:
+        """As :meth:`leyden.model.HybridLM.set_rope_theta`, in all stages."""
         for stage in self.stages:
-            stage.config = config
+            stage.config = stage.config.model_copy(update={"rope_theta": rope_theta})
 
     def named_modules(
         self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leyden.core.errors import UserError
-from leyden.train import Schedule
+from leyden.train import LearningRate
 
 
 def test_the_papers_schedule_in_small() -> None:
-    schedule = Schedule(lr=2e-4, final_lr=3e-5, warmup_steps=5, decay_share=0.4)
+    schedule = LearningRate(lr=2e-4, final_lr=3e-5, warmup_steps=5, decay_share=0.4)
     rates = [schedule.lr_at(step, 20) for step in range(20)]
     assert rates[:5] == pytest.approx([4e-5, 8e-5, 1.2e-4, 1.6e-4, 2e-4])
     assert rates[5:12] == [2e-4] * 7
@@ -21,7 +21,7 @@ def test_the_papers_schedule_in_small() -> None:
 
 
 def test_cosine_from_the_later_stages() -> None:
-    schedule = Schedule(lr=1e-5, final_lr=1e-6, kind="cosine", decay_share=1.0)
+    schedule = LearningRate(lr=1e-5, final_lr=1e-6, schedule="cosine", decay_share=1.0)
     rates = [schedule.lr_at(step, 100) for step in range(100)]
     assert rates[49] == pytest.approx((1e-5 + 1e-6) / 2)
     assert rates[24] == pytest.approx(1e-6 + 9e-6 * (1 + math.cos(math.pi / 4)) / 2)
@@ -29,15 +29,15 @@ def test_cosine_from_the_later_stages() -> None:
 
 
 def test_linear_and_constant() -> None:
-    linear = Schedule(lr=1.0, final_lr=0.5, kind="linear", decay_share=1.0)
+    linear = LearningRate(lr=1.0, final_lr=0.5, schedule="linear", decay_share=1.0)
     assert [linear.lr_at(step, 5) for step in range(5)] == pytest.approx([0.9, 0.8, 0.7, 0.6, 0.5])
-    constant = Schedule(lr=1.0, kind="constant", warmup_steps=1)
+    constant = LearningRate(lr=1.0, schedule="constant", warmup_steps=1)
     assert [constant.lr_at(step, 5) for step in range(5)] == [1.0] * 5
 
 
 @pytest.mark.parametrize("kind", ["linear", "cosine"])
 def test_a_decay_to_zero(kind: str) -> None:
-    schedule = Schedule.parse({"lr": 1.0, "final_lr": 0, "kind": kind, "decay_share": 0.5}, "test")
+    schedule = LearningRate.parse({"lr": 1.0, "final_lr": 0, "schedule": kind, "decay_share": 0.5}, "test")
     rates = [schedule.lr_at(step, 8) for step in range(8)]
     assert rates[:4] == [1.0] * 4
     assert all(before > after for before, after in zip(rates[3:], rates[4:], strict=False))
@@ -52,8 +52,8 @@ def test_a_decay_to_zero(kind: str) -> None:
     floor=st.floats(0.001, 1),
 )
 def test_rises_then_falls_within_its_bounds(kind: str, warmup: int, total: int, share: float, floor: float) -> None:
-    schedule = Schedule.parse(
-        {"lr": 0.5, "kind": kind, "warmup_steps": warmup, "decay_share": share, "final_lr": 0.5 * floor}, "test"
+    schedule = LearningRate.parse(
+        {"lr": 0.5, "schedule": kind, "warmup_steps": warmup, "decay_share": share, "final_lr": 0.5 * floor}, "test"
     )
     rates = [schedule.lr_at(step, total) for step in range(total)]
     assert all(0 < rate <= 0.5 * (1 + 1e-12) for rate in rates)
@@ -65,7 +65,7 @@ def test_rises_then_falls_within_its_bounds(kind: str, warmup: int, total: int, 
 
 
 def test_default_ends_at_a_tenth() -> None:
-    assert Schedule(lr=1.0).lr_at(9, 10) == pytest.approx(0.1)
+    assert LearningRate(lr=1.0).lr_at(9, 10) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize(
@@ -74,10 +74,10 @@ def test_default_ends_at_a_tenth() -> None:
         ({"lr": 0.0}, "'lr'.*greater than 0"),
         ({"lr": 1e-3, "final_lr": 1e-2}, "final_lr .0.01. must not exceed lr"),
         ({"lr": 1e-3, "final_lr": 0.0}, "never comes to final_lr = 0; take a linear or cosine"),
-        ({"lr": 1e-3, "kind": "cosin"}, "'kind'.*'cosine'"),
+        ({"lr": 1e-3, "schedule": "cosin"}, "'schedule'.*'cosine'"),
         ({"lr": 1e-3, "warmup": 5}, "unknown key 'warmup'; did you mean 'warmup_steps'"),
     ],
 )
 def test_bad_input(bad: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Schedule.parse(bad, "recipe.toml")
+        LearningRate.parse(bad, "recipe.toml")

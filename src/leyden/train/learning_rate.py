@@ -21,13 +21,16 @@ _DECAYS: dict[str, Callable[[float, float], float]] = {
 """The share of the peak rate, from 1 at progress 0 to ``floor`` at progress 1."""
 
 
-class Schedule(Config):
-    """A learning rate that depends on nothing but the step and the number of steps."""
+class LearningRate(Config):
+    """A learning rate that depends on nothing but the step and the number of steps.
 
-    lr: float = Field(gt=0)
+    These are the keys of a recipe's ``[[stage]]`` that say it, and their one declaration.
+    """
+
+    lr: float = Field(default=1e-3, gt=0)
     """The peak rate."""
-    kind: Literal["constant", "linear", "cosine", "exponential"] = "exponential"
-    """The shape of the decay."""
+    schedule: Literal["constant", "linear", "cosine", "exponential"] = "exponential"
+    """The shape of the decay at the end."""
     warmup_steps: int = Field(default=0, ge=0)
     """Steps in which the rate rises linearly to the peak."""
     decay_share: float = Field(default=0.2, gt=0, le=1)
@@ -38,12 +41,18 @@ class Schedule(Config):
     @model_validator(mode="after")
     def _falls(self) -> Self:
         if self.final_lr is not None and self.final_lr > self.lr:
-            raise ValueError(f"final_lr ({self.final_lr}) must not exceed lr ({self.lr})")
-        if self.final_lr == 0 and self.kind == "exponential":
+            raise ValueError(f"{self._owner}final_lr ({self.final_lr}) must not exceed lr ({self.lr})")
+        if self.final_lr == 0 and self.schedule == "exponential":
             raise ValueError(
-                "an exponential decay never comes to final_lr = 0; take a linear or cosine schedule, or a rate above 0"
+                f"{self._owner}an exponential decay never comes to final_lr = 0; take a linear or cosine schedule, or "
+                "a rate above 0"
             )
         return self
+
+    @property
+    def _owner(self) -> str:
+        """What an error opens with: whose rate this is."""
+        return ""
 
     def lr_at(self, step: int, total_steps: int) -> float:
         """The rate of ``step`` (from 0) of ``total_steps``; the last step has exactly the final rate."""
@@ -54,4 +63,4 @@ class Schedule(Config):
         if steps_into_decay <= 0:
             return self.lr
         floor = 0.1 if self.final_lr is None else self.final_lr / self.lr
-        return self.lr * _DECAYS[self.kind](steps_into_decay / decay_steps, floor)
+        return self.lr * _DECAYS[self.schedule](steps_into_decay / decay_steps, floor)

@@ -1,0 +1,43 @@
+"""What training needs of a model, in place of the classes that have it.
+
+A run of one process trains a :class:`leyden.model.HybridLM`. Where ranks divide the layers, each trains the stages that
+it has (:class:`leyden.parallel.pipeline.Pipeline`), and all micro-batches of a step go through them together.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from leyden.model import ModelConfig
+
+
+class TrainableModel(Protocol):
+    """A model, or a rank's part of one."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """Of the whole model, as it computes now."""
+        ...
+
+    def set_rope_theta(self, rope_theta: float, /) -> None:
+        """Turn positions by this RoPE base from here on; ``config`` then says it."""
+        ...
+
+    def train(self, mode: bool = True, /) -> Any:
+        """Compute as in training from here on."""
+        ...
+
+    def eval(self) -> Any:
+        """Compute as in evaluation from here on."""
+        ...
+
+
+class PipelinedModel(TrainableModel, Protocol):
+    """The stages that a rank has of a model whose layers are divided over pipeline ranks."""
+
+    def run(self, batches: Sequence[Any], objective: Any, /) -> list[Any]:
+        """Forward and backward of a step's micro-batches; the sums of each, by the objective."""
+        ...
+
+    def evaluate(self, batches: Sequence[Any], objective: Any, /) -> list[Any]:
+        """As :meth:`run`, without the backward."""
+        ...

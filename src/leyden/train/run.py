@@ -1,0 +1,244 @@
+"""The wiring of a run: model, optimizer, batches, learning rate and loop, for recipes, studies and alignment alike.
+
+A caller says what is to be trained as one :class:`RunSettings` and a list of :class:`StageRun`, makes the state by
+:func:`build_state`, and hands all of it to :func:`train_stages`.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+
+from leyden import parallel
+from leyden.checkpoint.export import export
+from leyden.checkpoint.pieces import Piece
+from leyden.core.config import Config
+from leyden.core.device import compute_dtype, default_device, matmul_flops_per_second
+from leyden.core.log import progress, say
+from leyden.model import HybridLM, ModelConfig, count_model
+from leyden.parallel import ParallelConfig, Team, Weights
+from leyden.parallel.recompute import install_compile, install_recompute
+from leyden.tokenizer import Tokenizer
+from leyden.train.held_out import HeldOut, measure
+from leyden.train.learning_rate import LearningRate
+from leyden.train.loop import Callback, FitSettings, fit, steps
+from leyden.train.objective import Objective
+from leyden.train.optimizer import AdamWConfig, MasterAdamW
+from leyden.train.sinks import Sink, SinkName, open_sinks
+from leyden.train.state import Batches, TrainState
+
+_WARM_STEPS, _TIMED_STEPS = 3, 5
+
+
+class RunSettings(Config):
+    """What all stages of a run share: the ``[train]`` section of a recipe."""
+
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Of the matrices; ``auto`` takes bfloat16 where the machine multiplies faster in it. Masters are float32."""
+    seed: int = Field(default=0, ge=0)
+    """Of the initial weights and of the order of the documents."""
+    checkpoint_steps: int = Field(default=200, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)
+    async_checkpoint: bool = False
+    """Train on while a checkpoint is written from a copy in host memory, which takes 12 bytes a weight."""
+    clip_norm: float = Field(default=1.0, gt=0)
+    max_skipped_steps: int = Field(default=10, ge=1)
+    optimizer: AdamWConfig = AdamWConfig()
+    sinks: tuple[SinkName, ...] = ()
+    """What else gets the metrics of every step: ``tensorboard``, ``wandb``."""
+
+    def settled(self) -> "RunSettings":
+        """With a dtype in place of ``auto``; which one, and why, is said."""
+        if self.dtype != "auto":
+            return self
+        dtype, reason = compute_dtype(default_device())
+        say(f"computing in {reason}")
+        return self.model_copy(update={"dtype": str(dtype).removeprefix("torch.")})
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """One stage of a run, with all that its training needs.
+
+    Attributes:
+        name: for the metrics and the progress bar.
+        objective: what is minimised.
+        learning_rate: over the steps of the stage.
+        steps: how many optimizer steps it has.
+        seq_len: tokens of a sequence, for the count of floating-point operations.
+        batches: opens this rank's micro-batches, at their beginning; they are closed at the end of the stage.
+        micro_batches: how many of them an optimizer step takes.
+        rope_theta: the RoPE base from this stage on; None keeps it.
+        held_out: makes this rank's share of what the loss is measured on now and then; it may give None.
+        callbacks: called after every step, before its checkpoint.
+        shows_progress: whether there is a progress bar of the stage.
+    """
+
+    name: str
+    objective: Objective
+    learning_rate: LearningRate
+    steps: int
+    seq_len: int
+    batches: Callable[[], AbstractContextManager[Batches]]
+    micro_batches: int = 1
+    rope_theta: float | None = None
+    held_out: Callable[[], HeldOut | None] = lambda: None
+    callbacks: Sequence[Callback] = ()
+    shows_progress: bool = True
+
+
+def build_state(
+    config: ModelConfig,
+    settings: RunSettings,
+    *,
+    row_tokens: int,
+    team: Team | None = None,
+    parallel_config: ParallelConfig | None = None,
+) -> TrainState:
+    """A model with its initial weights, the same ones whatever the plan, and its optimizer.
+
+    Args:
+        config: of the whole model.
+        settings: with a dtype other than ``auto``.
+        row_tokens: of the longest sequence; pipeline stages are dealt so that they cost alike at this length.
+        team: the ranks, all of which call this; None: one process.
+        parallel_config: how memory is saved, which a run of one process can do too.
+    """
+    team, how = team or Team(), parallel_config or ParallelConfig()
+    torch.manual_seed(settings.seed)
+    dtype = getattr(torch, settings.dtype)
+    host = torch.device("cpu") if how.offload_optimizer else None
+    if team.mesh is None:
+        model = HybridLM(config, seed=settings.seed).to(default_device())
+        if how.compile:
+            install_compile(model, default_device())
+        install_recompute(model, how.activation_checkpointing)
+        optimizer = MasterAdamW(Weights.alone(model), settings.optimizer, host)
+        model.to(dtype)  # now, so that the masters begin unrounded, as those of many ranks do
+        return TrainState(model, optimizer, team, async_checkpoint=settings.async_checkpoint)
+    with torch.device("meta"):
+        whole = HybridLM(config)
+    if host is not None:
+        whole.to(dtype)  # the masters are elsewhere
+    attached = parallel.attach(whole, team.mesh, dtype, seed=settings.seed, row_tokens=row_tokens)
+    optimizer = MasterAdamW(attached.weights, settings.optimizer, host)
+    return TrainState(attached.model, optimizer, team, async_checkpoint=settings.async_checkpoint)
+
+
+def train_stages(
+    state: TrainState,
+    stages: Sequence[StageRun],
+    settings: RunSettings,
+    run_dir: Path,
+    *,
+    how_to_resume: str,
+    described: Mapping[str, Any] | None = None,
+) -> None:
+    """Train through all stages, from the newest checkpoint in ``run_dir`` if there is one.
+
+    Args:
+        state: as :func:`build_state` gave it; all ranks of its team call this.
+        stages: in order; those that the checkpoint has behind it are passed over.
+        settings: as given to :func:`build_state`.
+        run_dir: gets ``metrics.jsonl`` and ``checkpoints/``.
+        how_to_resume: what an interrupted user is told.
+        described: the run as JSON values, for what else gets its metrics.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM; all is saved.
+        UserError: the disk is full, the data ends early, or the loss stays not finite.
+    """
+    if state.resume(run_dir):
+        say(f"going on from step {state.step}")
+    names = settings.sinks if state.team.rank == 0 else ()
+    with open_sinks(names, run_dir, state.step, described or {}) as sinks:
+        for index, stage in enumerate(stages):
+            if stage.rope_theta is not None:
+                state.model.set_rope_theta(stage.rope_theta)
+            if index >= state.stage:
+                _train_stage(state, stage, settings, run_dir, how_to_resume, index, sinks)
+
+
+def _train_stage(
+    state: TrainState,
+    stage: StageRun,
+    settings: RunSettings,
+    run_dir: Path,
+    how_to_resume: str,
+    index: int,
+    sinks: Sequence[Sink],
+) -> None:
+    held_out = stage.held_out()
+    with stage.batches() as batches:
+        fit(
+            state,
+            batches,
+            stage.objective,
+            stage.learning_rate,
+            _fit_settings(state, stage, settings, how_to_resume),
+            run_dir=run_dir,
+            stage=index,
+            held_out=held_out,
+            sinks=sinks,
+            callbacks=stage.callbacks,
+        )
+
+
+def time_steps(state: TrainState, stage: StageRun, settings: RunSettings) -> tuple[float, float]:
+    """Time some optimizer steps of ``stage``, and a measurement on its held-out documents.
+
+    Args:
+        state: takes some steps, and is of no use afterwards. All ranks of its team call this, and each has a clock of
+            its own.
+        stage: whose ``steps`` are not looked at.
+        settings: as given to :func:`build_state`.
+
+    Returns:
+        Seconds of a step, and what the measurements between steps add to each.
+    """
+    timed = _fit_settings(state, stage, settings, "").model_copy(update={"total_steps": _WARM_STEPS + _TIMED_STEPS})
+    held_out, held_out_seconds = stage.held_out(), 0.0
+    seconds = []
+    with stage.batches() as batches, progress(f"timing {stage.name}", timed.total_steps, "steps") as bar:
+        for _, _, of_step in steps(state, batches, stage.objective, stage.learning_rate, timed):
+            seconds.append(of_step)
+            bar.advance()
+        if held_out is not None:
+            started = time.perf_counter()
+            measure(state, held_out, stage.objective)
+            held_out_seconds = (time.perf_counter() - started) / held_out.every_steps
+    return statistics.median(seconds[_WARM_STEPS:]), held_out_seconds
+
+
+def _fit_settings(state: TrainState, stage: StageRun, settings: RunSettings, how_to_resume: str) -> FitSettings:
+    world = 1 if state.team.mesh is None else state.team.mesh.plan.world
+    rate = matmul_flops_per_second(getattr(torch, settings.dtype), default_device().type)
+    return FitSettings(
+        stage=stage.name,
+        total_steps=stage.steps,
+        micro_batches=stage.micro_batches,
+        clip_norm=settings.clip_norm,
+        checkpoint_steps=settings.checkpoint_steps,
+        keep_checkpoints=settings.keep_checkpoints,
+        max_skipped_steps=settings.max_skipped_steps,
+        flops_per_token=count_model(state.model.config).training_flops_per_token(stage.seq_len),
+        peak_flops_per_second=world * rate,
+        how_to_resume=how_to_resume,
+        shows_progress=stage.shows_progress,
+    )
+
+
+def save_trained(state: TrainState, tokenizer: Tokenizer, path: Path) -> None:
+    """Write the model in float32, the optimizer's masters: what was learnt, before it was rounded to compute.
+
+    All ranks of the team call this, and none ever holds the whole model.
+    """
+    optimizer = state.optimizer
+    learnt = {name: Piece(master, optimizer.weights[name].part) for name, master in optimizer.masters().items()}
+    export(learnt, state.model.config, tokenizer, path, layout="transformers", mesh=state.team.mesh)
