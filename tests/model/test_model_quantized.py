@@ -50,7 +50,12 @@ def test_it_computes_with_the_rounded_weights(head: bool, changes: dict[str, obj
         torch.testing.assert_close(got, exact, atol=2e-5, rtol=2e-5)
         assert 1e-4 < (got - original).norm() / original.norm() < 0.05
         labels = torch.where(_TOKENS % 5 == 0, IGNORE_INDEX, _TOKENS)
-        losses = [m.cross_entropy(m.features(_TOKENS).hidden, labels) for m in (quantized, rounded)]
+        weights = torch.linspace(-1, 1, labels.numel()).view(labels.shape)
+        losses = []
+        for m in (quantized, rounded):
+            hidden = m.features(_TOKENS).hidden
+            losses.append([*m.token_nll(hidden, labels), *m.cross_entropy(hidden, labels, weights)])
+            losses[-1] += m.cross_entropy(hidden, labels)
     for mine, theirs in zip(*losses, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-3, rtol=1e-5)
 

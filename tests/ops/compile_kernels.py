@@ -158,12 +158,13 @@ def _serve(module: Any, dtype: torch.dtype, tokens: int, heads: int, width: int)
 
 
 def cross_entropy(dtype: torch.dtype, width: int) -> Iterator[Launch]:
-    """With and without gradients, over ``width`` thousand words."""
+    """Without gradients, with those of a sum and with those that a backward gives, over ``width`` thousand words."""
     hidden, weight = torch.zeros(2, 16, dtype=dtype), torch.zeros(1000 * width, 16, dtype=dtype)
 
     def call(module: Any) -> None:
-        for differentiate in (False, True):
-            module._forward(hidden, weight, torch.tensor([0, -100]), 1e-4, differentiate)
+        labels, ones = torch.tensor([0, -100]), torch.ones(2)
+        for *upstream, differentiate in ((None, None, False), (None, None, True), (ones, ones, True)):
+            module._pass(hidden, weight, labels, *upstream, 1e-4, differentiate)
 
     yield from record("leyden.ops.cross_entropy.launch", call)
 

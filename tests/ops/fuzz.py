@@ -20,6 +20,7 @@ from leyden.ops import (
     lightning_attention,
     lightning_attention_prefill,
     linear_cross_entropy,
+    linear_token_nll,
     paged_attention,
     quantize_rows,
     ranged_attention,
@@ -134,6 +135,13 @@ def _entropy(draw: Draw) -> tuple[list[torch.Tensor], Callable]:
     return inputs, lambda h, w, backend: linear_cross_entropy(h, w, labels, z_loss, backend)
 
 
+def _token_nll(draw: Draw) -> tuple[list[torch.Tensor], Callable]:
+    N, D, V = draw.below(6), draw.one_of(1, 5, 16), draw.one_of(1, 3, 17, 40)
+    labels = torch.where(torch.rand(N, generator=draw.generator) < 0.2, -100, draw.integers(V, N))
+    inputs = [draw.values(N, D), draw.values(V, D)]
+    return inputs, lambda h, w, backend: linear_token_nll(h, w, labels, backend)
+
+
 def _experts(draw: Draw) -> tuple[list[torch.Tensor], Callable]:
     N, E, D, F = draw.below(7), 1 + draw.below(4), draw.one_of(1, 7, 16, 32), draw.one_of(1, 5, 16)
     top_k = 1 + draw.below(E)
@@ -229,6 +237,7 @@ OPS: dict[str, tuple[Callable[[Draw], tuple[list[torch.Tensor], Callable]], str]
     "apply_rotary": (_rotary, "native"),
     "route": (_route, "native"),
     "linear_cross_entropy": (_entropy, "native"),
+    "linear_token_nll": (_token_nll, "native"),
     "swiglu_experts": (_experts, "native"),
     "swiglu_experts in 8 bits": (_experts_in_8_bits, "native"),
     "softmax_attention": (_softmax, "auto"),

@@ -105,7 +105,7 @@ TRAINING: dict[str, tuple[str, Callable[[], Any], list[str], list[str]]] = {
     "losses": (
         "cross_entropy",
         losses,
-        ["new_zeros", *CHUNK, *CHUNK, *CHUNK, "sum", "pow", "sum", "mul", "add", "_to_copy"],
+        ["new_zeros", *CHUNK, *CHUNK, *CHUNK, "_to_copy", "pow", "sum", "sum", "mul", "add"],
         ["_to_copy", "mul", "_to_copy", "mul"],
     ),
 }

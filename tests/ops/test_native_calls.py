@@ -162,7 +162,7 @@ def _half_of_a_backward() -> None:
 
 
 def _label() -> None:
-    native.call("leyden_cross_entropy", F32, ONE, ints(1, 4), 2, 4, 0.0, 1, R[:2], R[:2])
+    native.call("leyden_token_nll", F32, ONE, ints(1, 4), None, None, 2, 4, 0.0, 1, R[:2], R[:2])
 
 
 INDICES: dict[str, tuple[Callable[[], None], str]] = {

@@ -10,7 +10,7 @@ from one_process import Row, assert_close, assert_gradients, part_of_model, rand
 from torch import nn
 
 from leyden.model import HybridLM
-from leyden.ops import IGNORE_INDEX, gated_rms_norm, linear_cross_entropy
+from leyden.ops import IGNORE_INDEX, gated_rms_norm, linear_cross_entropy, linear_token_nll
 from leyden.parallel import Mesh, Plan, tensor, vocabulary
 from leyden.parallel.tensor import install_tensor
 from leyden.train.objective import Pretrain
@@ -92,6 +92,42 @@ def _cross_entropy(cases: list[tuple[int, int, int, int, float]]) -> None:
         assert tokens.grad is not None and part.grad is not None and hidden.grad is not None and weight.grad is not None
         assert_close(tokens.grad, hidden.grad[mine], what + "the gradient of own tokens")
         assert_close(part.grad, weight.grad[first : first + len(part)], what + "the gradient of own words")
+
+
+def _token_nll(cases: list[tuple[int, int, int, int]]) -> None:
+    """Losses of single tokens and their gradients under random upstream gradients, case by case (as above)."""
+    mesh = mesh_of(Plan(tp=2))
+    group, rank = mesh.groups["tp"], mesh.at["tp"]
+    assert group is not None
+    for number, (words, width, own, elements) in enumerate(cases):
+        generator = torch.Generator().manual_seed(number)
+        sizes = ((2 * own, width), (words, width), (2, 2 * own))
+        hidden, weight, upstream = (torch.randn(size, dtype=torch.float64, generator=generator) for size in sizes)
+        hidden[0] *= 400  # logits whose exponentials overflow
+        labels = torch.randint(words, (2 * own,), generator=generator)
+        labels[torch.rand(2 * own, generator=generator) < 0.3] = IGNORE_INDEX
+        hidden.requires_grad_(), weight.requires_grad_()
+        expected = torch.stack(linear_token_nll(hidden, weight, labels, backend="reference"))
+        weighted, _ = linear_cross_entropy(hidden, weight, labels, 0.02, "reference", weights=upstream[0])
+        (expected * upstream).sum().add(weighted).backward()
+        first, mine = words * rank // 2, slice(rank * own, (rank + 1) * own)
+        part = weight.detach()[first : words * (rank + 1) // 2].clone().requires_grad_()
+        tokens = hidden.detach()[mine].clone().requires_grad_()
+        head = vocabulary.VocabularyProjection(part, first, words, group)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(vocabulary, "_chunk_elements", lambda _, elements=elements: elements)
+            found = torch.stack(head.token_nll(tokens, labels))
+            share, _ = head.cross_entropy(tokens, labels, 0.02, upstream[0, mine])
+            (found * upstream[:, mine]).sum().add(share).backward()
+        what = f"case {number}: "
+        assert_close(found, expected[:, mine], what + "nll and log_z of own tokens")
+        assert tokens.grad is not None and part.grad is not None and hidden.grad is not None and weight.grad is not None
+        assert_close(tokens.grad, hidden.grad[mine], what + "the gradient of own tokens")
+        assert_close(part.grad, weight.grad[first : first + len(part)], what + "the gradient of own words")
+
+
+def test_divided_token_nll(ranks: Callable[..., list[Any]]) -> None:
+    ranks(2, _token_nll, [(101, 7, 12, 1 << 20), (101, 7, 12, 7 * 50), (2, 3, 1, 1), (3, 1, 5, 2)])
 
 
 def test_divided_cross_entropy(ranks: Callable[..., list[Any]]) -> None:

@@ -162,4 +162,4 @@ def _in_pieces(model: HybridLM, window: _Window, forward_tokens: int) -> float:
 
 def _nats(model: HybridLM, hidden: torch.Tensor, labels: torch.Tensor) -> float:
     """hidden [1, T, D], labels [T]."""
-    return model.lm_head.cross_entropy(hidden[0], labels, 0.0)[1].item()
+    return model.token_nll(hidden, labels[None])[0].double().sum().item()

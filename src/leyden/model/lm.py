@@ -13,12 +13,13 @@ from leyden.model.config import ModelConfig
 from leyden.model.experts import DenseMLP, MixtureOfExperts
 from leyden.model.initialization import initialize
 from leyden.model.lightning import LightningAttention
+from leyden.model.losses import OutputProjection, TokenLossModel
 from leyden.model.norm import RMSNorm
 from leyden.model.pools import PooledKeyValues, PooledStates, Pools, Rows
 from leyden.model.ranks import Ranks
 from leyden.model.sequence import Sequence, Wanted, lay_out, take
 from leyden.model.softmax import SoftmaxAttention
-from leyden.ops import Routing, linear_cross_entropy, rotary_angles
+from leyden.ops import Routing, rotary_angles
 
 Memory = LightningState | KeyValues | PooledStates | PooledKeyValues
 
@@ -78,26 +79,15 @@ def _residual(kept: torch.Tensor, added: torch.Tensor, alpha: float, beta: float
     return torch.add(added if beta == 1 else added * beta, kept, alpha=alpha)
 
 
-class OutputProjection(nn.Linear):
-    """From hidden states to the vocabulary, or straight to the loss."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config.hidden_size, config.vocab_size, bias=False)
-
-    def cross_entropy(
-        self, hidden: torch.Tensor, labels: torch.Tensor, z_loss: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """:func:`leyden.ops.linear_cross_entropy` of hidden [N, D] and labels [N]."""
-        return linear_cross_entropy(hidden, self.weight, labels, z_loss)
-
-
-class HybridLM(nn.Module):
+class HybridLM(TokenLossModel):
     """A decoder of lightning and softmax attention layers with experts: MiniMax-Text-01 at any size.
 
     Args:
         config: the shape.
         seed: of the initial weights; the same seed gives the same weights.
     """
+
+    lm_head: OutputProjection
 
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
         super().__init__()
@@ -143,19 +133,6 @@ class HybridLM(nn.Module):
         """[..., D] to [..., vocab] float32 (float64 for float64)."""
         logits = self.lm_head(hidden)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-    def cross_entropy(self, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The summed loss of a row's labels, with the z-loss and without; of this rank's tokens, where ranks share it.
-
-        Args:
-            hidden: [B, T, D], as :meth:`features` gave them.
-            labels: [B, T] int64 over the whole row, :data:`leyden.ops.IGNORE_INDEX` where nothing is to be learned.
-
-        Returns:
-            Scalars in nats, float32 or wider; the second is not differentiable.
-        """
-        rows = hidden.flatten(0, 1)
-        return self.lm_head.cross_entropy(rows, self.ranks.cut(labels).flatten(), self.config.z_loss_coef)
 
     def router_losses(self, features: Features) -> RouterLosses:
         """The losses of the routers that made ``features``; of this rank's tokens, where ranks share the row."""

@@ -12,14 +12,16 @@ from torch import nn
 
 from leyden.model.experts import Experts, compute
 from leyden.model.float32 import Float32Module
-from leyden.model.lm import HybridLM, OutputProjection
+from leyden.model.lm import HybridLM
+from leyden.model.losses import OutputProjection
 from leyden.ops import IGNORE_INDEX, Int8Matrices, Routing, int8_linear, quantize_rows
+from leyden.ops.cross_entropy.autograd import constant_weights, sum_of_losses
 
 Int8 = Literal["none", "layers", "all"]
 """Which weights are held in 8 bits: none; every projection and all experts; the embedding and output projection too."""
 
 _LOGITS = 4 << 20
-"""Of a loss, how many exist at once: 16 MB in float32."""
+"""Of a row of losses, how many logits exist at once: 16 MiB in float32."""
 
 
 class QuantizedLinear(Float32Module):
@@ -43,19 +45,23 @@ class QuantizedLinear(Float32Module):
 class QuantizedOutputProjection(QuantizedLinear):
     """From hidden states to the vocabulary, or straight to the loss, which has no gradient."""
 
-    def cross_entropy(
-        self, hidden: torch.Tensor, labels: torch.Tensor, z_loss: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """:func:`leyden.ops.linear_cross_entropy` of hidden [N, D] and labels [N]."""
-        loss = nll = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
+    def token_nll(self, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """:func:`leyden.ops.linear_token_nll` of hidden [N, D] and labels [N]."""
+        nll, log_z = hidden.new_zeros(2, len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float32)).unbind()
         step = max(16, _LOGITS // len(self.weight))
-        for rows, wanted in zip(hidden.split(step), labels.split(step), strict=True):
-            logits, valid = self(rows).to(nll.dtype), wanted != IGNORE_INDEX
+        for start in range(0, len(hidden), step):
+            rows = slice(start, start + step)
+            logits, valid = self(hidden[rows]).to(nll.dtype), labels[rows] != IGNORE_INDEX
             z = logits.logsumexp(-1)
-            target = logits.gather(-1, wanted.clamp(min=0)[:, None])[:, 0]
-            nll = nll + ((z - target) * valid).sum()
-            loss = loss + (z - target + z_loss * z.square()).mul(valid).sum()
-        return loss, nll
+            target = logits.gather(-1, labels[rows].clamp(min=0)[:, None])[:, 0]
+            nll[rows], log_z[rows] = (z - target).where(valid, 0), z.where(valid, 0)
+        return nll, log_z
+
+    def cross_entropy(
+        self, hidden: torch.Tensor, labels: torch.Tensor, z_loss: float, weights: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """:func:`leyden.ops.linear_cross_entropy` of hidden [N, D], labels [N] and weights [N]."""
+        return sum_of_losses(*self.token_nll(hidden, labels), constant_weights(weights, hidden), z_loss)
 
 
 class QuantizedEmbedding(Float32Module):

@@ -1,6 +1,6 @@
 """The ops of the model: one folder each, with a slow reference and the bodies that are held to it."""
 
-from leyden.ops.cross_entropy import IGNORE_INDEX, linear_cross_entropy
+from leyden.ops.cross_entropy import IGNORE_INDEX, linear_cross_entropy, linear_token_nll
 from leyden.ops.experts import swiglu_experts
 from leyden.ops.int8_linear import Int8Matrices, int8_linear, quantize_rows
 from leyden.ops.lightning_attention import (
@@ -33,6 +33,7 @@ __all__ = [
     "lightning_attention_step",
     "lightning_slopes",
     "linear_cross_entropy",
+    "linear_token_nll",
     "paged_attention",
     "quantize_rows",
     "ranged_attention",

@@ -142,7 +142,7 @@ def install_fsdp(model: nn.Module, mesh: Mesh, dtype: torch.dtype) -> None:
                 shard(module, "stage", settings.reshard_after_forward)
         shard(layer, "dense", settings.reshard_after_forward)
     shard(model, "dense", False)
-    for method in ("features", "cross_entropy"):
+    for method in ("features", "token_nll", "cross_entropy"):
         if hasattr(model, method):
             register_fsdp_forward_method(model, method)
     for module in model.modules():

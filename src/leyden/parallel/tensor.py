@@ -29,8 +29,9 @@ def install_tensor(model: HybridLM, mesh: Mesh) -> None:
         model: its weights cut to this rank's parts (:func:`leyden.parallel.weights.part_of`); names stay as they are.
         mesh: of the ranks; nothing changes where there is one tensor rank.
 
-    Afterwards ``model.features`` gives the normed hidden states of this rank's own tokens, and ``model.cross_entropy``
-    their share of the loss. Logits are not to be had: no rank holds a whole row of them.
+    Afterwards ``model.features`` gives the normed hidden states of this rank's own tokens, ``model.token_nll`` their
+    losses and ``model.cross_entropy`` their share of the row's. Logits are not to be had: no rank holds a whole row of
+    them.
     """
     group = mesh.groups["tp"]
     if group is None:

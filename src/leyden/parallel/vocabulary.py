@@ -5,13 +5,13 @@ chunk of tokens at a time, this rank's words alone, and what ranks tell each oth
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.functional import embedding
 
+from leyden.ops.cross_entropy.autograd import SummedNll, TokenLosses, TokenNll, Upstream, constant_weights
 from leyden.ops.gradients import backward_may_follow
 from leyden.parallel.collectives import gather_rows, reduce_scatter, reduce_scatter_rows
 
@@ -45,72 +45,64 @@ class VocabularyProjection(nn.Module):
             "tensor ranks hold logits of their own words alone; evaluate the model with [parallel] tp=1."
         )
 
-    def cross_entropy(
-        self, hidden: torch.Tensor, labels: torch.Tensor, z_loss: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """:func:`leyden.ops.linear_cross_entropy` of own tokens: shares, which add up over ranks to the row's.
+    def token_nll(self, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """:func:`leyden.ops.linear_token_nll` of own tokens.
 
         Args:
             hidden: [T / tp, D], of this rank's own tokens.
             labels: [T], of all tensor ranks' tokens.
+
+        Returns:
+            ``nll`` and ``log_z``, [T / tp] each, of own tokens.
+        """
+        return TokenNll.apply(self._body, hidden, self.weight, labels)
+
+    def cross_entropy(
+        self, hidden: torch.Tensor, labels: torch.Tensor, z_loss: float, weights: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """:func:`leyden.ops.linear_cross_entropy` of own tokens: shares, which add up over ranks to the row's.
+
+        Args:
+            hidden, labels: as of :meth:`token_nll`.
             z_loss: as in the op.
+            weights: [T / tp], of own tokens; None: 1 each.
 
         The gradient is that of the sum of all ranks' shares, which every rank scales by the same factor.
         """
-        differentiate = backward_may_follow(hidden, self.weight)
-        words = (self._first, self._widest, self._group)
-        return _CrossEntropy.apply(hidden, self.weight, labels, z_loss, differentiate, *words)
+        weights, differentiate = constant_weights(weights, hidden), backward_may_follow(hidden, self.weight)
+        return SummedNll.apply(self._body, hidden, self.weight, labels, weights, z_loss, differentiate)
 
-
-class _CrossEntropy(torch.autograd.Function):
-    """Chunks of rows as in the op's portable body, the gradients of both factors formed in the forward."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: torch.Tensor,
-        weight: torch.Tensor,
-        labels: torch.Tensor,
-        z_loss: float,
-        differentiate: bool,
-        first: int,
-        widest: int,
-        group: dist.ProcessGroup,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        dtype = torch.promote_types(hidden.dtype, torch.float32)
+    def _body(
+        self, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, upstream: Upstream | None
+    ) -> TokenLosses:
+        """Chunks of rows as in the op's portable body, in which the ranks meet; results are of own tokens."""
+        group, dtype = self._group, torch.promote_types(hidden.dtype, torch.float32)
         rows = gather_rows(hidden, 0, group)
-        drows = torch.empty_like(rows) if differentiate else None
-        dweight = torch.zeros_like(weight, dtype=dtype) if differentiate else None
+        drows = None if upstream is None else torch.empty_like(rows)
+        dweight = None if upstream is None else torch.zeros_like(weight, dtype=dtype)
+        if upstream is not None:  # of the other ranks' tokens too, for this rank's words
+            dnll, dlog_z = (None if x is None else gather_rows(x, 0, group) for x in upstream[:2])
+            upstream = Upstream(dnll, dlog_z, upstream.z_loss)
         nll, z = rows.new_empty(2, rows.shape[0], dtype=dtype)
         # As many chunks on every rank, whatever its share of the words: they meet in each.
-        step = max(1, _chunk_elements(hidden.device) // widest)
+        step = max(1, _chunk_elements(hidden.device) // self._widest)
         narrow = rows.new_empty(min(step, rows.shape[0]), weight.shape[0])
         wide = torch.empty_like(narrow, dtype=dtype)
         for start in range(0, rows.shape[0], step):
             at = slice(start, min(start + step, rows.shape[0]))
             raw = torch.mm(rows[at], weight.t(), out=narrow[: at.stop - start])
-            words = _Words.of(wide[: at.stop - start].copy_(raw), labels[at], first, group)
-            z[at], nll[at] = words.z, words.z - words.target
-            if drows is None or dweight is None:
+            words = _Words.of(wide[: at.stop - start].copy_(raw), labels[at], self._first, group)
+            valid = labels[at] >= 0
+            nll[at], z[at] = (words.z - words.target).where(valid, 0), words.z.where(valid, 0)
+            if upstream is None or drows is None or dweight is None:
                 continue
-            # d nll / d logits = p - onehot;  d z^2 / d logits = 2 z p
-            valid = (labels[at] >= 0).to(dtype)
-            dlogits = raw.copy_(words.gradient(valid * (1 + 2 * z_loss * words.z), valid))
+            dlogits = raw.copy_(words.gradient(*upstream.factors(at, words.z, valid)))
             torch.mm(dlogits, weight, out=drows[at])
             dweight += torch.mm(dlogits.t(), rows[at])
-        if drows is not None and dweight is not None:
-            ctx.save_for_backward(reduce_scatter_rows(drows, 0, group), dweight.to(weight.dtype))
         own = slice(group.rank() * hidden.shape[0], (group.rank() + 1) * hidden.shape[0])
-        valid = labels[own] >= 0
-        total = (nll[own] * valid).sum()
-        ctx.mark_non_differentiable(total)
-        return total + z_loss * (z[own].square() * valid).sum(), total
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        dhidden, dweight = ctx.saved_tensors
-        scale = grads[0]
-        return dhidden * scale.to(dhidden.dtype), dweight * scale.to(dweight.dtype), *(None,) * 6
+        if drows is None or dweight is None:
+            return TokenLosses(nll[own], z[own])
+        return TokenLosses(nll[own], z[own], reduce_scatter_rows(drows, 0, group), dweight.to(weight.dtype))
 
 
 @dataclass(frozen=True)
@@ -146,10 +138,10 @@ class _Words:
         tops, sums, targets = gather_rows(told[None], 0, group).unbind(1)
         return cls(exponentials, top, index, here, torch.logsumexp(tops + sums.log(), 0), targets.sum(0))
 
-    def gradient(self, of_z: torch.Tensor, of_target: torch.Tensor) -> torch.Tensor:
-        """[R, V'], the gradient of the logits, given [R] factors of ``dz`` and ``-dtarget``; in place."""
-        p = self.exponentials.mul_((torch.exp(self.top - self.z) * of_z)[:, None])
-        return p.scatter_add_(1, self.index[:, None], (-of_target * self.here)[:, None])
+    def gradient(self, of_p: torch.Tensor, of_label: torch.Tensor) -> torch.Tensor:
+        """[R, V'], the gradient of the logits, given the factors [R] of :meth:`Upstream.factors`; in place."""
+        p = self.exponentials.mul_((torch.exp(self.top - self.z) * of_p)[:, None])
+        return p.scatter_add_(1, self.index[:, None], (-of_label * self.here)[:, None])
 
 
 def _chunk_elements(device: torch.device) -> int:

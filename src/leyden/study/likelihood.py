@@ -95,5 +95,5 @@ def _packed(model: HybridLM, row: Sequence[_Choice]) -> torch.Tensor:
     )
     bounds = torch.tensor([0, *ends.tolist()], dtype=torch.int32)
     hidden = model.features(tokens[None], cu_seqlens=bounds).hidden[0, torch.from_numpy(places).to(device)]
-    log_p = torch.log_softmax(model.logits(hidden), dim=-1).gather(1, targets[:, None])[:, 0]
-    return torch.zeros(len(row), dtype=torch.float64).index_add_(0, torch.from_numpy(owners), log_p.double().cpu())
+    nll, _ = model.token_nll(hidden[None], targets[None])
+    return torch.zeros(len(row), dtype=torch.float64).index_add_(0, torch.from_numpy(owners), -nll[0].double().cpu())

@@ -36,8 +36,8 @@ DECLARATIONS = (
     " int64 chosen[rows top_k]; float32 dweights[rows top_k]?; float32 dprobabilities[rows num_experts]?; int rows;"
     " int num_experts; int top_k; float32 dlogits[rows num_experts])",
     "leyden_int8_widen(T; int8 weight[rows dim]; float32 scale[rows]; int rows; int dim; T out[rows dim])",
-    "leyden_cross_entropy(T; T logits[rows vocab]; int64 labels[rows]; int rows; int vocab; float z_loss;"
-    " int differentiate; float32 nll[rows]; float32 z[rows])",
+    "leyden_token_nll(T; T logits[rows vocab]; int64 labels[rows]; float32 dnll[rows]?; float32 dlog_z[rows]?;"
+    " int rows; int vocab; float z_loss; int differentiate; float32 nll[rows]; float32 z[rows])",
     "leyden_softmax(T; float32 scores[rows width]; float32 dp[rows width]?; float32 delta[rows]?; int32 seen[2 period];"
     " float scale; int rows; int period; int width; T p[rows width]; T ds[rows width]?)",
     "leyden_attention_probabilities(T; T q[rows dim]; T k[width dim]; int32 seen[2 period]; float scale; int rows;"

@@ -15,6 +15,7 @@ from torch import nn
 
 from leyden.core.errors import UserError
 from leyden.model import HybridLM, ModelConfig, RouterLosses, RouterSums, router_sums, total_router_losses
+from leyden.model.losses import TokenLossModel
 from leyden.model.sequence import lay_out
 
 
@@ -45,7 +46,7 @@ class StageFeatures:
     routed: torch.Tensor | None = None
 
 
-class StageModel(nn.Module):
+class StageModel(TokenLossModel):
     """Some layers of a model, and what stands before the first or behind the last of all.
 
     Weights keep the names that they have in the whole model: ``layers.3.mlp.gate.weight`` is that of layer 3.
@@ -105,12 +106,6 @@ class StageModel(nn.Module):
     def _embedded(self, tokens: torch.Tensor) -> torch.Tensor:
         assert self.embed_tokens is not None, "the first stage alone is given no hidden states"
         return self.embed_tokens(self.ranks.cut(tokens))
-
-    def cross_entropy(self, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """As :meth:`leyden.model.HybridLM.cross_entropy`, for the last stage."""
-        assert self.lm_head is not None, "the loss is with the last stage"
-        rows = hidden.flatten(0, 1)
-        return self.lm_head.cross_entropy(rows, self.ranks.cut(labels).flatten(), self.config.z_loss_coef)
 
     def router_losses(self, features: StageFeatures) -> RouterLosses:
         """As :meth:`leyden.model.HybridLM.router_losses`, of the layers of all stages."""

@@ -1,0 +1,75 @@
+"""From hidden states to the losses of their labels, without logits in between."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from leyden.model.config import ModelConfig
+from leyden.model.ranks import Ranks
+from leyden.ops import linear_cross_entropy, linear_token_nll
+
+
+class OutputProjection(nn.Linear):
+    """From hidden states to the vocabulary, or straight to the losses."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config.hidden_size, config.vocab_size, bias=False)
+
+    def token_nll(self, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """:func:`leyden.ops.linear_token_nll` of hidden [N, D] and labels [N]."""
+        return linear_token_nll(hidden, self.weight, labels)
+
+    def cross_entropy(
+        self, hidden: torch.Tensor, labels: torch.Tensor, z_loss: float, weights: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """:func:`leyden.ops.linear_cross_entropy` of hidden [N, D], labels [N] and weights [N]."""
+        return linear_cross_entropy(hidden, self.weight, labels, z_loss, weights=weights)
+
+
+class TokenLossModel(nn.Module):
+    """A model, or the last stage of one, whose hidden states have losses.
+
+    Attributes:
+        config: of the whole model.
+        ranks: those that share a row with this one.
+        lm_head: an :class:`OutputProjection`, or another module with its two methods; None where the hidden states go
+            on to another stage.
+    """
+
+    config: ModelConfig
+    ranks: Ranks
+    lm_head: Any
+
+    def token_nll(self, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The negative log-likelihood of each label, and the logsumexp of its logits; both are differentiable.
+
+        Args:
+            hidden: [B, T, D], as ``features`` gave them.
+            labels: [B, T] int64 over the whole row, :data:`leyden.ops.IGNORE_INDEX` where there is no label.
+
+        Returns:
+            ``nll`` in nats and ``log_z``, [B, T] each in float32 or wider, 0 without a label; of the tokens that no
+            other rank counts (:meth:`Ranks.own`), where ranks share the row.
+        """
+        assert self.lm_head is not None, "the losses are with the last stage"
+        nll, log_z = self.lm_head.token_nll(hidden.flatten(0, 1), self.ranks.cut(labels).flatten())
+        return nll.view(hidden.shape[:2]), log_z.view(hidden.shape[:2])
+
+    def cross_entropy(
+        self, hidden: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The sum of ``weights * nll`` over a row, with the model's z-loss and without; cheaper than :meth:`token_nll`.
+
+        Args:
+            hidden, labels: as of :meth:`token_nll`.
+            weights: [B, T] over the whole row, constants; None: 1 each.
+
+        Returns:
+            Scalars in nats, float32 or wider, of this rank's tokens where ranks share the row. The second is not
+            differentiable.
+        """
+        assert self.lm_head is not None, "the losses are with the last stage"
+        rows, labels = hidden.flatten(0, 1), self.ranks.cut(labels).flatten()
+        own = None if weights is None else self.ranks.own(weights).flatten()
+        return self.lm_head.cross_entropy(rows, labels, self.config.z_loss_coef, own)
