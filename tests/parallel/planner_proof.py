@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from gloo_ranks import mesh_of
+from live_memory import track_memory
 from one_process import FOUR_LAYERS, random_row, small_config
 
 from leyden.model import HybridLM
 from leyden.parallel import Plan, Team, attach
-from leyden.parallel.live_memory import track_memory
 from leyden.parallel.mesh import coordinates
 from leyden.parallel.planner import StepShape
 from leyden.parallel.planner.memory import Memory, predict_memory

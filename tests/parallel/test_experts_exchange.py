@@ -10,6 +10,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from gloo_ranks import mesh_of
+from live_memory import LiveMemory, track_memory
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from leyden.ops import Routing, drop_over_capacity, route, swiglu_experts
@@ -17,7 +18,6 @@ from leyden.parallel import ParallelConfig, Plan, coordinates
 from leyden.parallel.experts import Event, ExpertExchange, record_events
 from leyden.parallel.experts.dispatch import start_all_to_all
 from leyden.parallel.experts.recorded_op import RecordedOp
-from leyden.parallel.live_memory import LiveMemory, track_memory
 from leyden.parallel.traffic import count_traffic
 from leyden.parallel.weights import part_of
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from gloo_ranks import mesh_of
+from live_memory import track_memory
 from safetensors.torch import load_file
 
 from leyden.checkpoint import load, save
@@ -19,7 +20,6 @@ from leyden.checkpoint.tensor_stream import TensorStream
 from leyden.core.errors import UserError
 from leyden.model import HybridLM, ModelConfig
 from leyden.parallel import Plan, attach
-from leyden.parallel.live_memory import track_memory
 
 FILE_BYTES = 60_000
 NOTES_BYTES = 30_000

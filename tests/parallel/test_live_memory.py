@@ -1,9 +1,8 @@
 """The tracker of live tensor bytes, against figures by hand."""
 
 import torch
+from live_memory import track_memory
 from torch import nn
-
-from leyden.parallel.live_memory import track_memory
 
 
 def test_storages_count_once_and_until_they_are_gone() -> None:

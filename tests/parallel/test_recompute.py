@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 from gloo_ranks import mesh_of
+from live_memory import track_memory
 from one_process import Row, part_of_model, random_row, small_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from leyden.model import HybridLM, softmax
 from leyden.ops import backend, softmax_attention
 from leyden.parallel import Mesh, ParallelConfig, Plan, attach, recompute
-from leyden.parallel.live_memory import track_memory
 from leyden.parallel.recompute import install_compile, install_recompute
 from leyden.parallel.tensor import install_tensor
 from leyden.parallel.traffic import count_traffic

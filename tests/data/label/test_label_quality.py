@@ -11,7 +11,7 @@ from leyden.data.label import ModelSettings, Quality
 from leyden.data.label.agreement import area_under_curve, on_categories, on_scale
 from leyden.data.label.fast_text import FastTextSettings, classify, train
 from leyden.data.label.judge import CATEGORIES, Label, excerpt, judge_request, parse_label
-from leyden.data.label.labels import read_labels
+from leyden.data.label.labels import Labelled
 from leyden.data.label.sampling import sample_corpus
 
 SUBJECTS = {
@@ -66,7 +66,8 @@ def test_planted_quality_is_separated_and_agreement_is_as_worked_out_by_hand(sta
     assert all(row["reason"] is None for row in rows.values())
 
     report = stage.report(corpus.work)
-    labels = read_labels(corpus.work / "labels.jsonl")
+    lines = (corpus.work / "labels.jsonl").read_text(encoding="utf-8").splitlines()
+    labels = [Labelled.of_json(line) for line in lines]
     assert report["judge"]["labelled"] == len(labels) == 200
     held = [one for one in labels if one.part == "held out"]
     assert len(held) == 40

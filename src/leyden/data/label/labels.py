@@ -163,8 +163,3 @@ def write_labels(path: Path, labels: Sequence[Labelled | None]) -> None:
     """``labels.jsonl``: one line a labelled document."""
     with atomic_file(path) as part, part.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in labels if one)
-
-
-def read_labels(path: Path) -> list[Labelled]:
-    """What :func:`write_labels` wrote."""
-    return [Labelled.of_json(line) for line in path.read_text(encoding="utf-8").split("\n") if line]

@@ -131,11 +131,6 @@ class Shares:
         parts[parts.index(max(parts))] += _ONE - sum(parts)
         return np.array(parts, np.int64)
 
-    @property
-    def last_change(self) -> int:
-        """The step from which shares stay as they are."""
-        return self._steps[-1]
-
 
 def _shares(point: MixturePoint, components: Sequence[Component]) -> list[float]:
     """Plain floats in a fixed order of operations: the same on every machine."""

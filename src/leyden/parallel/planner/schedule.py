@@ -29,17 +29,6 @@ def order_of_work(pp: int, stages_per_rank: int, num_micro_batches: int, pp_rank
     return (*forwards[:ahead], *mixed, *backwards[total - ahead :])
 
 
-def in_flight(plan: Plan, num_micro_batches: int, pp_rank: int) -> int:
-    """The most forwards, over all stages of a rank, whose backwards are still to come."""
-    if plan.pp == 1:
-        return 1
-    now = most = 0
-    for direction, _ in order_of_work(plan.pp, plan.settings.stages_per_rank, num_micro_batches, pp_rank):
-        now += 1 if direction == "forward" else -1
-        most = max(most, now)
-    return most
-
-
 def gathers(plan: Plan, stage: int, num_micro_batches: int, *, is_layer: bool) -> tuple[int, int]:
     """How often FSDP gathers a module's weights, and reduces their gradients, in one step.
 
