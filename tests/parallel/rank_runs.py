@@ -5,10 +5,12 @@ import random
 import re
 import subprocess
 import sys
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from leyden.core.config import dump_toml
 from leyden.train import read_metrics
 
 RECIPE = """
@@ -80,6 +82,14 @@ def write_recipe(folder: Path) -> Path:
         (folder / "text" / f"{number:02}.txt").write_text(" ".join(chosen))
     path = folder / "small.toml"
     path.write_text(RECIPE.replace("{text}", str(folder / "text")))
+    return path
+
+
+def from_model(recipe: Path, model: Path, path: Path) -> Path:
+    """The same recipe, whose run begins from ``model``."""
+    said = tomllib.loads(recipe.read_text())
+    del said["tokenizer"]
+    path.write_text(dump_toml(said | {"model": {"from": str(model)}}))
     return path
 
 

@@ -65,6 +65,21 @@ def test_two_ranks_are_one_process(unhurt: tuple[Path, str], alone: Path) -> Non
 
 
 @pytest.mark.slow
+def test_a_run_from_a_model_is_that_of_one_process(
+    recipe: Path, alone: Path, tmp_path: Path, leyden_cli: Callable[..., Any]
+) -> None:
+    """The first rank finds the model and notes it; each reads its own part, of another layout than ours."""
+    given = rank_runs.from_model(recipe, alone / "final", tmp_path / "more.toml")
+    one = leyden_cli("run", given, "--dir", tmp_path / "one")
+    assert one.code == 0, one.err
+    ended = rank_runs.torchrun("run", given, "--dir", tmp_path / "two", *PLAN)
+    assert ended.code == 0, ended.said
+    assert ended.said.count("the run begins from") == 1
+    assert_close(tmp_path / "two", tmp_path / "one", rtol=2e-6)
+    assert rank_runs.metrics(tmp_path / "one")[0]["loss"] < 0.98 * rank_runs.metrics(alone)[0]["loss"]
+
+
+@pytest.mark.slow
 def test_killed_in_the_midst_of_a_step_and_started_again(
     recipe: Path, unhurt: tuple[Path, str], tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from leyden.parallel import ParallelConfig
 from leyden.recipes import Recipe, Stage
 from leyden.recipes.loader import parse_recipe
 from leyden.recipes.schema import DataSection, EvaluateSection, TokenizerSection
+from leyden.recipes.starting import CHANGEABLE
 from leyden.train import AdamWConfig, RunSettings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
@@ -48,7 +49,8 @@ def said(default: Any) -> str:
 
 def test_the_page_has_the_sections_of_a_recipe() -> None:
     assert re.findall(r"^### `(.+)`$", PAGE, flags=re.MULTILINE) == list(SECTIONS)
-    assert {section.strip("[]").partition(".")[0] for section in SECTIONS} == set(Recipe.model_fields)
+    sections = {name for name, field in Recipe.model_fields.items() if not field.exclude}
+    assert {section.strip("[]").partition(".")[0] for section in SECTIONS} == sections
 
 
 @pytest.mark.parametrize("section", SECTIONS)
@@ -60,6 +62,18 @@ def test_each_key_is_there_with_its_default(section: str) -> None:
 
 def test_every_preset_is_named() -> None:
     assert all(f"`{name}`" in PAGE for name in PRESETS)
+
+
+def test_the_page_says_what_may_change_beside_from() -> None:
+    section = PAGE.partition("**Beside `from`**")[2].partition("- **")[0]
+    assert tuple(re.findall(r"`(\w+)`", section.partition("may change")[2])) == CHANGEABLE
+
+
+def test_the_example_of_beginning_from_a_model() -> None:
+    section = PAGE.partition("## Beginning from a model")[2]
+    example = tomllib.loads(section.partition("```toml\n")[2].partition("```")[0])
+    assert set(example["model"]) == {"from", "rope_theta"}
+    assert parse_recipe(example | {"model": {}}, "the example").stage[0].total_steps == 31
 
 
 def test_the_example_is_a_recipe() -> None:

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from leyden.checkpoint.training import check_whole, is_checkpoint, latest_training
+from leyden.checkpoint.training import check_whole, is_checkpoint, latest_training, newest_training
 from leyden.core.checksums import SUMS
 from leyden.core.errors import UserError
 from leyden.core.log import say
@@ -15,11 +15,15 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 _WANTED = ["*.json", "*.safetensors", "*.jinja", SUMS]
 
 
-def find_model(model: str | Path) -> Path:
+def find_model(model: str | Path, *, verify: bool = True) -> Path:
     """The directory of ``model``: with ``config.json``, or a checkpoint (:func:`is_checkpoint`) that is whole.
 
     A run is its ``final/``, and its newest whole checkpoint before it has one. A hub id ``org/name`` is downloaded
     first (weights and JSON, nothing that runs).
+
+    Args:
+        model: as the user gave it.
+        verify: read a checkpoint through to see that it is whole; False leaves that to whoever reads its tensors.
 
     Raises:
         UserError: no such directory, no model in it, a damaged checkpoint, or the hub's package, the network or the
@@ -27,7 +31,7 @@ def find_model(model: str | Path) -> Path:
     """
     path = Path(model)
     if path.is_dir():
-        return _model_in(path)
+        return _model_in(path, verify)
     if path.exists():
         raise UserError(f"{model} is a file; a model is {_KINDS}.")
     if isinstance(model, Path) or not _HUB_ID.fullmatch(model):
@@ -35,15 +39,16 @@ def find_model(model: str | Path) -> Path:
     return _download(model)
 
 
-def _model_in(path: Path) -> Path:
+def _model_in(path: Path, verify: bool) -> Path:
     if (path / "config.json").exists():
         return path
     if is_checkpoint(path):
-        check_whole(path)
+        if verify:
+            check_whole(path)
         return path
     if (path / "final" / "config.json").exists():
         return path / "final"
-    newest = latest_training(path)
+    newest = latest_training(path) if verify else newest_training(path)
     if newest is not None:
         say(f"{path} has no final/ yet: this is its newest checkpoint, {newest.name}")
         return newest

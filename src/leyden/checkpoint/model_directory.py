@@ -69,7 +69,7 @@ def load(
         UserError: nothing there, another kind of model, tensors missing, unexpected, misshapen or truncated, files that
             are not what Leyden wrote (``SHA256SUMS``), or weights that do not fit into the memory that is free.
     """
-    stored, device = _open(find_model(model), mesh), torch.device(device or "cpu")
+    stored, device = open_stored(find_model(model), mesh), torch.device(device or "cpu")
     if dtype == "auto":
         dtype = _dtype_to_compute_in(stored, int8, device, mesh)
     dtype = dtype or stored.weights.dtype
@@ -79,7 +79,7 @@ def load(
     return network.to(device=device, dtype=dtype).eval(), stored.tokenizer
 
 
-def _dtype_to_compute_in(stored: "_Stored", int8: Int8, device: torch.device, mesh: Mesh | None) -> torch.dtype:
+def _dtype_to_compute_in(stored: "StoredModel", int8: Int8, device: torch.device, mesh: Mesh | None) -> torch.dtype:
     """That of the weights, or float32. Ranks, which must choose alike, keep that of the weights."""
     own, wide = stored.weights.dtype, torch.float32
     slow = None if own.itemsize != 2 or mesh is not None else narrow_products_are_slow(device)
@@ -134,14 +134,22 @@ def convert(source: str | Path, target: str | Path, layout: str, *, replace: boo
     kind = layout_named(layout)
     directory = find_model(source)
     _refuse_to_overwrite(directory, Path(target), replace)
-    stored = _open(directory)
+    stored = open_stored(directory)
     _write(stored.config, stored.weights, stored.tokenizer, Path(target), kind)
 
 
 @dataclass(frozen=True)
-class _Stored:
-    """A model on disk whose names and shapes have been checked."""
+class StoredModel:
+    """A model on disk whose names and shapes have been checked.
 
+    Attributes:
+        layout: the name of the layout that it is in.
+        config: its shape.
+        weights: read when they are asked for.
+        tokenizer: None where it has none.
+    """
+
+    layout: str
     config: ModelConfig
     weights: StoredWeights
     tokenizer: Tokenizer | None
@@ -169,7 +177,17 @@ def _config_of_checkpoint(directory: Path) -> dict[str, Any]:
     return config
 
 
-def _open(directory: Path, mesh: Mesh | None = None) -> _Stored:
+def open_stored(directory: Path, mesh: Mesh | None = None, *, verify: bool = True) -> StoredModel:
+    """The model in ``directory``, as :func:`find_model` gave it; its names and shapes are checked.
+
+    Args:
+        directory: in any layout, or a checkpoint.
+        mesh: of ranks that all open it; each compares its share of the files with their hashes.
+        verify: compare the files with their hashes, which reads them; False reads headers alone.
+
+    Raises:
+        UserError: as :func:`load` says.
+    """
     layout, config, data = _read_settings(directory)
     trained = is_checkpoint(directory)
     files = MasterFiles(directory) if trained else TensorFiles(directory)
@@ -181,11 +199,12 @@ def _open(directory: Path, mesh: Mesh | None = None) -> _Stored:
         files.forget_copy(_HEAD, of=next(b.theirs[0] for b in bindings if b.ours == "embed_tokens.weight"))
     files.check(wanted | {item.name: item.shape for item in derived})
     _check_derived(files, derived)
-    _check_unchanged(files, mesh)
+    if verify:
+        _check_unchanged(files, mesh)
     place = directory.absolute().parents[1] / "tokenizer" if trained else directory
     tokenizer = Tokenizer.load(place) if (place / _TOKENIZER_FILE).exists() else None
     check_fit(config, tokenizer, str(directory))
-    return _Stored(config, StoredWeights(files, bindings, float32), tokenizer)
+    return StoredModel(layout.name, config, StoredWeights(files, bindings, float32), tokenizer)
 
 
 def _check_unchanged(files: TensorFiles, mesh: Mesh | None) -> None:

@@ -19,7 +19,7 @@ def never_conversed(model: str | Path) -> bool:
         model: a directory or a hub id; a run, its ``final``, or one of its checkpoints.
     """
     path = Path(model)
-    recipe = _recipe(path) if path.is_dir() else {}
+    recipe = recipe_of(path) if path.is_dir() else {}
     stages, data = recipe.get("stage"), recipe.get("data")
     if not isinstance(stages, list) or not isinstance(data, dict):
         return False
@@ -27,8 +27,8 @@ def never_conversed(model: str | Path) -> bool:
     return all(plain) and "text" in data and not data.get("build") and "from" not in recipe.get("model", {})
 
 
-def _recipe(path: Path) -> dict[str, Any]:
-    """The recipe of the run that ``path`` is or lies in."""
+def recipe_of(path: Path) -> dict[str, Any]:
+    """The recipe of the run that ``path`` is, or whose ``final`` or checkpoint it is; empty where there is none."""
     path = path.resolve()
     run = path.parent if path.name == "final" else path.parent.parent if path.parent.name == "checkpoints" else path
     return read_recipe(run)

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -61,6 +62,20 @@ class StoredWeights(Mapping[str, torch.Tensor]):
     def __getitem__(self, name: str) -> torch.Tensor:
         binding = self.bindings[name]
         return binding.join([self.files[part] for part in binding.theirs]).to(self.dtypes[name])
+
+    def part(self, name: str, part: Part) -> torch.Tensor:
+        """What ``part`` says of ``name``; of stacked experts, no other expert is read."""
+        binding = self.bindings[name]
+        if len(binding.shape) < 3 or len(binding.theirs) == 1:
+            return part.cut(binding.join([self.files[one] for one in binding.theirs])).to(self.dtypes[name])
+        per_expert, found = len(binding.theirs) // binding.shape[0], []
+        for first, last in part.spans[0]:
+            shape = (last - first, *binding.shape[1:])
+            theirs = binding.theirs[first * per_expert : last * per_expert]
+            experts = replace(binding, shape=shape, theirs=theirs).join([self.files[one] for one in theirs])
+            inner = replace(part, shape=shape, spans=(((0, last - first),), *part.spans[1:]))
+            found.append(inner.cut(experts.view(shape)).to(self.dtypes[name]))
+        return torch.cat(found) if found else torch.empty(part.local_shape, dtype=self.dtypes[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.bindings)

@@ -104,6 +104,11 @@ def save_training(
     return path
 
 
+def newest_training(run_dir: Path) -> Path | None:
+    """The newest checkpoint of a run, of whose files none is read; None: it has none."""
+    return next((path for path in reversed(_checkpoints(run_dir / "checkpoints")) if is_checkpoint(path)), None)
+
+
 def latest_training(run_dir: Path, coordinator: Coordinator = ALONE) -> Path | None:
     """The newest checkpoint of a run that is whole, or None; torn ones are named in a warning and passed over.
 
@@ -143,13 +148,15 @@ def checkpoint_at(run_dir: Path, step: int | None) -> Path:
     return path
 
 
-def check_whole(path: Path) -> None:
-    """Refuse a checkpoint that is not as it was written.
+def check_whole(path: Path, coordinator: Coordinator = ALONE) -> None:
+    """Refuse a checkpoint that is not as it was written; ranks share the reading.
 
     Raises:
         UserError: what is missing or has changed.
     """
-    problem = _problem(path, ALONE)
+    problem = next(
+        (found for found in coordinator.on_all_ranks(lambda: _problem(path, coordinator)) if found is not None), None
+    )
     if problem is not None:
         raise UserError(f"{path} is not a whole checkpoint: {problem}. Take an earlier one, or restore it from a copy.")
 
@@ -157,6 +164,11 @@ def check_whole(path: Path) -> None:
 def is_checkpoint(path: Path) -> bool:
     """Whether ``path`` is a directory as :func:`save_training` writes it."""
     return all((path / name).is_file() for name in (_MANIFEST, _VALUES, INDEX_FILE))
+
+
+def checkpoint_fingerprint(path: Path) -> str:
+    """A hash of all that a whole checkpoint holds, by its manifest."""
+    return hashlib.sha256((path / _MANIFEST).read_bytes()).hexdigest()
 
 
 def read_values(path: Path) -> Any:

@@ -24,7 +24,7 @@ def write_checksums(directory: Path, files: Iterable[Path]) -> None:
     """
     names = sorted(file.relative_to(directory).as_posix() for file in files)
     with atomic_file(directory / SUMS) as part:
-        lines = [f"{digest}  {name}\n" for name, digest in zip(names, _hashes(directory, names), strict=True)]
+        lines = [f"{digest}  {name}\n" for name, digest in zip(names, file_hashes(directory, names), strict=True)]
         part.write_text("".join(lines), encoding="utf-8")
 
 
@@ -45,11 +45,12 @@ def changed_files(directory: Path, names: Iterable[str] | None = None) -> list[s
     """
     listed = read_checksums(directory)
     wanted = sorted(listed if names is None else listed.keys() & set(names))
-    found = _hashes(directory, wanted)
+    found = file_hashes(directory, wanted)
     return [name for name, digest in zip(wanted, found, strict=True) if digest != listed[name]]
 
 
-def _hashes(directory: Path, names: Iterable[str]) -> list[str | None]:
+def file_hashes(directory: Path, names: Iterable[str]) -> list[str | None]:
+    """The SHA-256 of each file of ``directory``, in order; None where there is no such file."""
     with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
         return list(pool.map(lambda name: _hash(directory / name), names))
 

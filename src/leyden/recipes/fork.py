@@ -104,6 +104,11 @@ class Fork:
         source = earlier_recipe(origin.directory, "auto")
         if source is None:
             raise UserError(f"{origin.directory} holds no run; give the directory of one, as in --from DIR@STEP.")
+        if recipe.starts_from not in (None, source.starts_from):
+            raise UserError(
+                f"the weights are those of {origin} (--from), and model.from = '{recipe.starts_from}' names others; "
+                "leave one of them out."
+            )
         self._source, self._path = source, checkpoint_at(origin.directory, origin.step)
         self._values: dict[str, Any] = read_values(self._path)
         self._origin = Origin(origin.directory, self._values["step"])

@@ -9,6 +9,7 @@ from leyden.core.config import dump_toml, override, read_toml
 from leyden.core.errors import UserError, suggest
 from leyden.data.builds.tokens import read_tokens
 from leyden.recipes.schema import DataSection, Recipe, TokenizerSection, model_section
+from leyden.recipes.starting import check_tokenizer, shape_from
 from leyden.tokenizer import Tokenizer
 
 _SHIPPED = "leyden.recipes.shipped"
@@ -49,14 +50,19 @@ def parse_recipe(data: dict[str, Any], source: str) -> Recipe:
     tokenizer = TokenizerSection.parse(data.get("tokenizer", {}), f"{source}: [tokenizer]")
     section = data.get("model", {})
     said = isinstance(section, dict) and "vocab_size" in section
-    build = DataSection.parse(data.get("data", {}), f"{source}: [data]").build
+    data_section = DataSection.parse(data.get("data", {}), f"{source}: [data]")
+    build = data_section.build
     if build is not None and "tokenizer" in data:
         raise UserError(
             f"{source}: [tokenizer] does not go with data.build, whose tokens have a tokenizer of their own; leave "
             "[tokenizer] out."
         )
     try:
-        data["model"] = model_section(section, _vocabulary(tokenizer, build, said))
+        if isinstance(section, dict) and "from" in section:
+            data["model"] = shape_from(section)
+            check_tokenizer(section["from"], tokenizer, data_section, set(data.get("tokenizer", {})))
+        else:
+            data["model"] = model_section(section, _vocabulary(tokenizer, build, said))
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
     return Recipe.parse(data, source)
@@ -77,7 +83,8 @@ def _vocabulary(tokenizer: TokenizerSection, build: Path | None, said: bool) -> 
 
 def dry(recipe: Recipe) -> str:
     """The recipe as TOML with every value said."""
-    unused = set() if recipe.data.build is None else {"tokenizer"}
+    ready = recipe.data.build is not None or (recipe.starts_from is not None and recipe.tokenizer.path is None)
+    unused = {"tokenizer"} if ready else set()
     return dump_toml(recipe.model_dump(mode="json", exclude=unused))
 
 

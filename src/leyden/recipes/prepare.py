@@ -12,6 +12,7 @@ from leyden.core.log import say
 from leyden.data import Corpus, TokenShards, build_corpus, find_sources, write_shards
 from leyden.data.builds.tokens import BuildTokens, held_out_texts, read_tokens
 from leyden.recipes.schema import Recipe
+from leyden.recipes.starting import read_start
 from leyden.tokenizer import Tokenizer
 
 TOKENS_DIRECTORY = "data"
@@ -159,6 +160,10 @@ def _tokenizer(recipe: Recipe, corpus: Corpus, directory: Path) -> Tokenizer:
         return Tokenizer.load(recipe.tokenizer.path)
     if (directory / FORK_FILE).exists():  # the weights know the tokens of the run that it was forked from
         return Tokenizer.load(directory / TOKENIZER_DIRECTORY)
+    start = read_start(directory)
+    if start is not None:
+        assert start.tokenizer is not None, "a recipe whose model has none names one"
+        return start.tokenizer
     wanted = recipe.tokenizer.vocab_size
     texts = (document.text for document in corpus.train)
     tokenizer = Tokenizer.train(texts, vocab_size=wanted, allow_smaller=recipe.tokenizer.allow_smaller)

@@ -27,7 +27,7 @@ _FREE = (
 """What may change at any time: it leaves every step as it was but for the order of additions. A build may lie
 elsewhere; that its tokens are the same is seen by their fingerprints."""
 
-_READ = ("data.text", "data.held_out_fraction", "tokenizer")
+_READ = ("data.text", "data.held_out_fraction", "tokenizer", "model.from")
 """What tokens follow from that a run has made of text."""
 
 _LENGTH = ("tokens", "steps", "minutes")
@@ -57,9 +57,13 @@ def located(recipe: Recipe) -> Recipe:
     """``recipe`` with absolute paths, so that its run can be gone on with from any working directory."""
     data, tokenizer = recipe.data, recipe.tokenizer
     places = {"build": data.build and data.build.absolute(), "text": tuple(path.absolute() for path in data.text)}
-    path = tokenizer.path and tokenizer.path.absolute()
+    path, start = tokenizer.path and tokenizer.path.absolute(), recipe.starts_from
     return recipe.model_copy(
-        update={"data": data.model_copy(update=places), "tokenizer": tokenizer.model_copy(update={"path": path})}
+        update={
+            "data": data.model_copy(update=places),
+            "tokenizer": tokenizer.model_copy(update={"path": path}),
+            "starts_from": str(Path(start).absolute()) if start is not None and Path(start).exists() else start,
+        }
     )
 
 

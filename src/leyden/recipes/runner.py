@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
+from leyden.checkpoint.starting_model import StartingModel
 from leyden.core.device import keep_freed_memory
 from leyden.core.errors import Interrupted, UserError
 from leyden.core.files import atomic_file, disk_errors_are_user_errors
@@ -28,6 +29,7 @@ from leyden.recipes.prepare import TOKENS_DIRECTORY, check_sources, has_begun, p
 from leyden.recipes.resolve import RECIPE_FILE, adopt, earlier_recipe, is_trained, located
 from leyden.recipes.schema import Recipe
 from leyden.recipes.stages import settle_steps, train
+from leyden.recipes.starting import read_start, settle_start, tell_start
 from leyden.train import Progress, save_trained
 from leyden.train.sinks import require_sinks
 
@@ -84,13 +86,15 @@ def check(recipe: Recipe, directory: Path, *, resume: Resume = "auto", origin: s
     _check_plan(recipe, world)
     check_folder(directory)
     recipe, progress = located(recipe), Progress.of(directory)
-    start = Origin.parse(origin) if origin is not None else None
-    start = check_origin(directory, start, begun=progress is not None)
+    forked = Origin.parse(origin) if origin is not None else None
+    forked = check_origin(directory, forked, begun=progress is not None)
     recipe = adopt(recipe, earlier_recipe(directory, resume), directory, progress)
     first = 0 if progress is None else progress.stage
-    if start is not None and progress is None:
-        fork = Fork(start, recipe)
+    if forked is not None and progress is None:
+        fork = Fork(forked, recipe)
         recipe, first = fork.recipe, fork.stage
+    elif recipe.starts_from is not None and progress is None:
+        tell_start(recipe, read_start(directory) or StartingModel.find(recipe.starts_from))
     if recipe.data.build is not None:
         check_batches(recipe, read_build(recipe), first=first)
     elif (directory / TOKENS_DIRECTORY).exists():
@@ -162,10 +166,14 @@ def _begin_in(recipe: Recipe, directory: Path, resume: Resume, start: Origin | N
 def _prepare(recipe: Recipe, directory: Path, progress: Progress | None, fork: Fork | None) -> Recipe:
     """Make the tokens, and check every stage that is to come on them."""
     _write(directory / RECIPE_FILE, dry(recipe))  # before anything is made by it
+    begins = fork is None and progress is None and not (directory / "final").exists()
+    start = settle_start(recipe, directory) if begins else None
+    if start is not None:
+        tell_start(recipe, start)
     if fork is not None:
         fork.take_data(directory)
     prepare(recipe, directory)
-    recipe = recipe.model_copy(update={"train": recipe.train.settled()})
+    recipe = recipe.model_copy(update={"train": recipe.train.settled(None if start is None else start.dtype)})
     prepared = read_prepared(recipe, directory)
     first = fork.stage if fork is not None else progress.stage if progress is not None else 0
     check_batches(recipe, prepared, directory / "plans", first)
@@ -185,7 +193,8 @@ def _train(recipe: Recipe, directory: Path, go_on: str, team: Team) -> None:
             tell_doubts(measured)
             _write(directory / RECIPE_FILE, dry(measured))
             note_machine(directory, measured.train.dtype, team)
-        state = train(measured, prepared, directory, go_on, team)
+        start = read_start(directory) if recipe.starts_from is not None else None
+        state = train(measured, prepared, directory, go_on, team, start)
     save_trained(state, prepared.tokenizer, directory / "final")
 
 

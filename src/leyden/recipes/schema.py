@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from leyden.core.config import Config
 from leyden.core.errors import UserError, suggest
@@ -126,15 +126,40 @@ class Stage(LearningRate):
 
 
 class Recipe(Config):
-    """A run: model, tokenizer, data and stages."""
+    """A run: model, tokenizer, data and stages.
+
+    ``[model] from`` stands beside the shape in a file and is a field of its own here.
+    """
 
     model: ModelConfig
+    starts_from: str | None = Field(default=None, exclude=True)
+    """The model that the run begins with the weights of: a directory, a run, a checkpoint or a hub id. None: initial
+    weights."""
     tokenizer: TokenizerSection = TokenizerSection()
     data: DataSection = DataSection()
     train: RunSettings = RunSettings()
     stage: tuple[Stage, ...] = Field(min_length=1)
     evaluate: EvaluateSection = EvaluateSection()
     parallel: ParallelConfig = ParallelConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_from(cls, data: Any) -> Any:
+        """``model.from`` as ``starts_from``."""
+        if isinstance(data, dict) and "starts_from" in data:
+            raise ValueError("unknown key 'starts_from'; the model that a run begins from is [model] from")
+        model = data.get("model") if isinstance(data, dict) else None
+        if not isinstance(model, dict) or "from" not in model:
+            return data
+        return {**data, "model": {k: v for k, v in model.items() if k != "from"}, "starts_from": model["from"]}
+
+    @model_serializer(mode="wrap")
+    def _give_from(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """``starts_from`` as ``model.from``."""
+        data = handler(self)
+        if self.starts_from is not None and "model" in data:
+            data["model"] = {"from": self.starts_from, **data["model"]}
+        return data
 
     @field_validator("stage")
     @classmethod

@@ -3,6 +3,7 @@
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from leyden.checkpoint.starting_model import StartingModel
 from leyden.core.log import say
 from leyden.data.loader.held_out import HeldOutBatches
 from leyden.data.loader.prefetch import Prefetched
@@ -35,7 +36,14 @@ def settle_steps(recipe: Recipe, prepared: Prepared, team: Team, progress: Progr
     return recipe.model_copy(update={"stage": tuple(stages)})
 
 
-def train(recipe: Recipe, prepared: Prepared, directory: Path, how_to_resume: str, team: Team) -> TrainState:
+def train(
+    recipe: Recipe,
+    prepared: Prepared,
+    directory: Path,
+    how_to_resume: str,
+    team: Team,
+    start: StartingModel | None = None,
+) -> TrainState:
     """Train through all stages, from the newest checkpoint in ``directory`` if there is one.
 
     Args:
@@ -44,6 +52,7 @@ def train(recipe: Recipe, prepared: Prepared, directory: Path, how_to_resume: st
         directory: the run's.
         how_to_resume: what an interrupted user is told.
         team: the ranks that train; all of them call this.
+        start: the model that a run without a checkpoint begins from; None: initial weights.
 
     Returns:
         The state at the end of the last stage.
@@ -58,7 +67,7 @@ def train(recipe: Recipe, prepared: Prepared, directory: Path, how_to_resume: st
         pace = [Pace(stage.name, stage.minutes, stage.total_steps, how_to_resume)] if stage.minutes else []
         stages.append(_stage_run(recipe, index, prepared, team, directory / "plans", stage.total_steps, pace))
     state, described = _new_state(recipe, team), recipe.model_dump(mode="json")
-    train_stages(state, stages, recipe.train, directory, how_to_resume=how_to_resume, described=described)
+    train_stages(state, stages, recipe.train, directory, how_to_resume=how_to_resume, start=start, described=described)
     return state
 
 

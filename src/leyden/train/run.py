@@ -18,6 +18,7 @@ from pydantic import Field
 from leyden import parallel
 from leyden.checkpoint.export import export
 from leyden.checkpoint.pieces import Piece
+from leyden.checkpoint.starting_model import StartingModel
 from leyden.core.config import Config
 from leyden.core.device import compute_dtype, default_device, matmul_flops_per_second
 from leyden.core.log import progress, say
@@ -53,11 +54,17 @@ class RunSettings(Config):
     sinks: tuple[SinkName, ...] = ()
     """What else gets the metrics of every step: ``tensorboard``, ``wandb``."""
 
-    def settled(self) -> "RunSettings":
-        """With a dtype in place of ``auto``; which one, and why, is said."""
+    def settled(self, of_model: torch.dtype | None = None) -> "RunSettings":
+        """With a dtype in place of ``auto``; which one, and why, is said.
+
+        Args:
+            of_model: that of the model that the run begins from: one in float32 stays in float32.
+        """
         if self.dtype != "auto":
             return self
-        dtype, reason = compute_dtype(default_device())
+        dtype, reason = torch.float32, "float32, as the model that the run begins from"
+        if of_model != torch.float32:
+            dtype, reason = compute_dtype(default_device())
         say(f"computing in {reason}")
         return self.model_copy(update={"dtype": str(dtype).removeprefix("torch.")})
 
@@ -138,6 +145,7 @@ def train_stages(
     run_dir: Path,
     *,
     how_to_resume: str,
+    start: StartingModel | None = None,
     described: Mapping[str, Any] | None = None,
 ) -> None:
     """Train through all stages, from the newest checkpoint in ``run_dir`` if there is one.
@@ -148,14 +156,18 @@ def train_stages(
         settings: as given to :func:`build_state`.
         run_dir: gets ``metrics.jsonl`` and ``checkpoints/``.
         how_to_resume: what an interrupted user is told.
+        start: a model whose weights the run begins with; None: the initial ones. A run that has a checkpoint goes on
+            from that, and does not look at this.
         described: the run as JSON values, for what else gets its metrics.
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM; all is saved.
-        UserError: the disk is full, the data ends early, or the loss stays not finite.
+        UserError: the disk is full, the data ends early, the loss stays not finite, or ``start`` does not fit.
     """
     if state.resume(run_dir):
         say(f"going on from step {state.step}")
+    elif start is not None:
+        state.begin_from(start)
     names = settings.sinks if state.team.rank == 0 else ()
     with open_sinks(names, run_dir, state.step, described or {}) as sinks:
         for index, stage in enumerate(stages):

@@ -12,6 +12,7 @@ import torch
 from leyden.checkpoint.background import Background
 from leyden.checkpoint.coordinator import coordinator_of
 from leyden.checkpoint.pieces import Piece
+from leyden.checkpoint.starting_model import StartingModel
 from leyden.checkpoint.training import Values, latest_training, load_training, newest_values, save_training
 from leyden.parallel import Team
 from leyden.train.model import PipelinedModel, TrainableModel
@@ -61,6 +62,7 @@ class TrainState:
         stage_step: optimizer steps taken in that stage.
         skipped_in_a_row: how many of the latest steps left the weights unchanged because they were not finite.
         team: the ranks that take every step together.
+        began_from: the model that the run began from, as :meth:`StartingModel.record` says it; None: initial weights.
 
     Args:
         model, optimizer, team: as above; by default one process.
@@ -81,6 +83,7 @@ class TrainState:
         self.step = self.tokens = 0
         self.stage = self.stage_step = 0
         self.skipped_in_a_row = 0
+        self.began_from: dict[str, Any] | None = None
         self._batches: Batches | None = None
         self._resumed_batches: dict[str, Any] | None = None
         self._background = Background() if async_checkpoint else None
@@ -167,9 +170,24 @@ class TrainState:
         self.skipped_in_a_row = values["skipped_in_a_row"]
         self.optimizer.num_steps = values["optimizer_steps"]
         self._resumed_batches = values["batches"]
+        self.began_from = values.get("began_from")
         if saved.rank is not None:
             _set_random_state(saved.rank)
         return True
+
+    def begin_from(self, start: StartingModel) -> None:
+        """Take over the weights of a model; the optimizer and the counters stay at their beginning.
+
+        All ranks of the team call this, and none ever holds the whole model.
+
+        Raises:
+            UserError: they are of other shapes, or damaged.
+        """
+        weights = self.optimizer.weights
+        masters = {name: Piece(master, weights[name].part) for name, master in self.optimizer.masters().items()}
+        start.fill(masters, self.team.mesh)
+        self.optimizer.round_into_model()
+        self.began_from = coordinator_of(self.team.mesh).on_rank_0(start.record)
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         """By name, the tensors themselves: loading writes into them.
@@ -193,6 +211,7 @@ class TrainState:
             "skipped_in_a_row": self.skipped_in_a_row,
             "optimizer_steps": self.optimizer.num_steps,
             "model": self.model.config.model_dump(mode="json"),
+            "began_from": self.began_from,
             "batches": None if self._batches is None else self._batches.state_dict(),
         }
 

@@ -1,0 +1,154 @@
+"""The model that a run begins from: any MODEL on disk, of which each rank reads its own part."""
+
+import hashlib
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from leyden.checkpoint.coordinator import coordinator_of
+from leyden.checkpoint.hub import find_model
+from leyden.checkpoint.model_directory import StoredModel, open_stored
+from leyden.checkpoint.origin import recipe_of
+from leyden.checkpoint.pieces import Piece, load_pieces
+from leyden.checkpoint.training import check_whole, checkpoint_fingerprint, is_checkpoint
+from leyden.core.checksums import file_hashes, read_checksums
+from leyden.core.errors import UserError
+from leyden.model import ModelConfig
+from leyden.parallel import Mesh
+from leyden.tokenizer import Tokenizer
+
+_MASTER = "master."
+_MOST_THREADS = 4
+
+
+@dataclass(frozen=True)
+class StartingModel:
+    """A model on disk; headers are read when something is asked of it, and weights by :meth:`fill` alone.
+
+    Attributes:
+        name: what the user called it: a directory, a run, a checkpoint of one, or a hub id.
+        directory: of its files.
+        known: its fingerprint, where that was computed before.
+    """
+
+    name: str
+    directory: Path
+    known: str | None = None
+
+    @classmethod
+    def find(cls, name: str) -> "StartingModel":
+        """The model that ``name`` means now; of a run, ``final/`` or its newest checkpoint.
+
+        Raises:
+            UserError: there is none.
+        """
+        return cls(name, find_model(name, verify=False).absolute())
+
+    @cached_property
+    def _stored(self) -> StoredModel:
+        return open_stored(self.directory, verify=False)
+
+    @property
+    def layout(self) -> str:
+        """The name of the layout that it is in; of a checkpoint, ours."""
+        return self._stored.layout
+
+    @property
+    def config(self) -> ModelConfig:
+        """Its shape.
+
+        Raises:
+            UserError: the directory does not hold the model that it describes, or another kind of model.
+        """
+        return self._stored.config
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """Its tokenizer; None where it has none."""
+        return self._stored.tokenizer
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of all weights, by our names."""
+        return {name: binding.shape for name, binding in self._stored.weights.bindings.items()}
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """What it was trained in, where it lies in a run, which stores its weights wider; else as it is stored."""
+        trained_in = recipe_of(self.directory).get("train", {}).get("dtype")
+        known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+        return known.get(trained_in, self._stored.weights.dtype)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of weights, shape and tokenizer. It is read from the lists of hashes that Leyden writes beside them;
+        files that have none are read through."""
+        if self.known is not None:
+            return self.known
+        if is_checkpoint(self.directory):
+            return checkpoint_fingerprint(self.directory)
+        files = sorted({tensor.file.name for tensor in self._stored.weights.files.stored.values()})
+        names = [*files, "config.json", "tokenizer.json"]
+        listed = read_checksums(self.directory)
+        if all(name in listed for name in files):
+            found = [listed[name] for name in files] + file_hashes(self.directory, names[len(files) :])
+        else:
+            found = file_hashes(self.directory, names)
+        return hashlib.sha256("\n".join(map(str, found)).encode()).hexdigest()
+
+    def record(self) -> dict[str, Any]:
+        """What a run notes of it, as JSON values."""
+        return {"model": self.name, "directory": str(self.directory), "fingerprint": self.fingerprint}
+
+    def fill(self, pieces: Mapping[str, Piece], mesh: Mesh | None = None) -> None:
+        """Write this rank's part of every weight into ``pieces``, rounded to their dtypes.
+
+        All ranks of ``mesh`` call this; together they compare the files with their hashes, and each reads of a weight
+        what it holds of it. What exists twice at any moment is a part of a few weights.
+
+        Args:
+            pieces: by our names.
+            mesh: of the ranks; None: one process.
+
+        Raises:
+            UserError: on all ranks: a piece is of no weight of this model or of another shape, or the files are
+                damaged.
+        """
+        coordinator = coordinator_of(mesh)
+        coordinator.on_all_ranks(lambda: self._check(pieces))
+        if is_checkpoint(self.directory):
+            check_whole(self.directory, coordinator)
+            coordinator.on_all_ranks(
+                lambda: load_pieces(self.directory, {_MASTER + name: piece for name, piece in pieces.items()})
+            )
+        else:
+            coordinator.on_all_ranks(lambda: self._read(pieces, mesh))
+
+    def _check(self, pieces: Mapping[str, Piece]) -> None:
+        shapes = self.shapes
+        wrong = [
+            f"{name} is {list(piece.part.shape)} here and {list(shapes[name]) if name in shapes else 'missing'} there"
+            for name, piece in pieces.items()
+            if piece.part.shape != shapes.get(name)
+        ]
+        if wrong:
+            more = f"; and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+            raise UserError(
+                f"the weights of {self.name} do not fit this model: {'; '.join(wrong[:4])}{more}. Give the model the "
+                "shape of the one that it begins from (its config.json), or begin with initial weights."
+            )
+
+    def _read(self, pieces: Mapping[str, Piece], mesh: Mesh | None) -> None:
+        weights = open_stored(self.directory, mesh).weights
+
+        def read(name: str) -> None:
+            pieces[name].tensor.copy_(weights.part(name, pieces[name].part))
+
+        with ThreadPoolExecutor(_MOST_THREADS) as pool:
+            for _ in pool.map(read, pieces):
+                pass

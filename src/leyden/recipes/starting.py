@@ -1,0 +1,173 @@
+"""``[model] from = "MODEL"``: a run that begins with the weights, the tokenizer and the dtype of another model."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from leyden.checkpoint.starting_model import StartingModel
+from leyden.core.errors import UserError
+from leyden.core.files import atomic_file
+from leyden.core.log import say
+from leyden.data.builds.tokens import read_tokens
+from leyden.model import ModelConfig
+from leyden.recipes.schema import DataSection, Recipe, TokenizerSection
+from leyden.tokenizer import Tokenizer
+
+START_FILE = "from.json"
+"""In a run's directory: which model it begins from, as it was found when the run was begun."""
+
+CHANGEABLE = (
+    "rope_theta",
+    "max_position_embeddings",
+    "capacity_factor",
+    "token_drop",
+    "router_aux_loss_coef",
+    "router_aux_loss",
+    "router_z_loss_coef",
+    "z_loss_coef",
+)
+"""What ``[model]`` may say beside ``from``: no weight has another shape or another meaning by it."""
+
+
+def shape_from(section: dict[str, Any]) -> dict[str, Any]:
+    """The ``[model]`` table of a recipe whose run begins from a model, with every field said.
+
+    A table that says the whole shape already, as that of a resolved recipe does, is read without its model too: the
+    run may have come further than it.
+
+    Raises:
+        UserError: there is no such model, or the table says what its weights do not fit.
+    """
+    name, said = section["from"], {key: value for key, value in section.items() if key != "from"}
+    if not isinstance(name, str) or not name:
+        raise UserError(f"model.from must name a model: a directory, a run, a checkpoint or a hub id; given {name!r}.")
+    if "preset" in said:
+        raise UserError(
+            f"model.preset = {said['preset']!r} names a shape, and model.from = '{name}' brings one; leave one of them "
+            "out."
+        )
+    try:
+        config = StartingModel.find(name).config
+    except UserError:
+        if not _is_whole(said):
+            raise
+        return {**ModelConfig.parse(said, "[model]").model_dump(), "from": name}
+    _refuse_other_shape(name, config, said)
+    return {**ModelConfig.parse(config.model_dump() | said, "[model]").model_dump(), "from": name}
+
+
+def _is_whole(said: dict[str, Any]) -> bool:
+    """Whether a table says every field that is never left out."""
+    return all(name in said for name, field in ModelConfig.model_fields.items() if field.default is not None)
+
+
+def _refuse_other_shape(name: str, config: ModelConfig, said: dict[str, Any]) -> None:
+    there = config.model_dump(mode="json")
+    others = [key for key, value in said.items() if key in there and key not in CHANGEABLE and value != there[key]]
+    if not others:
+        return
+    found = "; ".join(f"{key} is {there[key]!r} there and {said[key]!r} here" for key in others)
+    one = len(others) == 1
+    raise UserError(
+        f"the weights of model.from = '{name}' do not fit [model]: {found}. Leave {'it' if one else 'them'} out to go "
+        f"on with that model, in which {', '.join(CHANGEABLE)} may change; or leave from out, and a model of this "
+        "shape begins with initial weights."
+    )
+
+
+def check_tokenizer(name: str, tokenizer: TokenizerSection, data: DataSection, said: set[str]) -> None:
+    """Refuse tokens of another tokenizer than that of the model ``name``, as far as they are there.
+
+    Args:
+        name: of the model; one that is not there any more is not asked.
+        tokenizer, data: the sections.
+        said: the keys of ``[tokenizer]`` that the recipe says.
+
+    Raises:
+        UserError: they are, or the model has no tokenizer and the recipe names none.
+    """
+    if tokenizer.path is None and said:
+        raise UserError(
+            f"[tokenizer] {', '.join(sorted(said))} is for a tokenizer that is trained, and model.from = '{name}' "
+            "has its own: another one would give its weights other tokens. Leave [tokenizer] out."
+        )
+    try:
+        start = StartingModel.find(name)
+    except UserError:
+        return
+    place = data.build if data.build is not None else tokenizer.path
+    if start.tokenizer is None and place is None:
+        raise UserError(
+            f"model.from = '{name}' has no tokenizer.json beside its weights; put it there, or name the directory that "
+            "has it by tokenizer.path."
+        )
+    if place is None or not place.exists():
+        return
+    other = Tokenizer.load(read_tokens(data.build).tokenizer if data.build is not None else place)
+    if start.tokenizer is not None and other.fingerprint != start.tokenizer.fingerprint:
+        cure = "leave tokenizer.path out"
+        if data.build is not None:
+            cure = "build the data with that model's, named in the build's [tokens] tokenizer"
+        raise UserError(f"the tokenizer of {place} is another than that of model.from = '{name}'; {cure}.")
+    if other.vocab_size > start.config.vocab_size:
+        raise UserError(
+            f"the tokenizer of {place} has {other.vocab_size} tokens, and model.from = '{name}' has "
+            f"{start.config.vocab_size} rows for them; take the tokenizer that this model was trained with."
+        )
+
+
+def settle_start(recipe: Recipe, directory: Path) -> StartingModel | None:
+    """The model that the run in ``directory`` begins from, noted there; None where it begins with initial weights.
+
+    A run that was begun and has no checkpoint yet begins from what it began from, though its name may mean another
+    model by now (a run has come further).
+
+    Raises:
+        UserError: that model is gone, or has other weights now.
+    """
+    if recipe.starts_from is None:
+        return None
+    before = read_start(directory)
+    if before is None or before.name != recipe.starts_from:
+        start = StartingModel.find(recipe.starts_from)
+        with atomic_file(directory / START_FILE) as part:
+            part.write_text(json.dumps(start.record(), indent=1), encoding="utf-8")
+        return start
+    if StartingModel(before.name, before.directory).fingerprint != before.known:
+        raise UserError(
+            f"{before.directory} has other weights than when {directory} was begun from it; give another --dir, or "
+            "bring that model back to what it was."
+        )
+    return before
+
+
+def read_start(directory: Path) -> StartingModel | None:
+    """What :func:`settle_start` noted in ``directory``."""
+    path = directory / START_FILE
+    if not path.exists():
+        return None
+    noted = json.loads(path.read_text(encoding="utf-8"))
+    return StartingModel(noted["model"], Path(noted["directory"]), noted["fingerprint"])
+
+
+def tell_start(recipe: Recipe, start: StartingModel) -> None:
+    """Say what a run takes over from a model, what it changes, and what is new.
+
+    Raises:
+        UserError: tensors are missing, or of other shapes than the model's own config.json says.
+    """
+    before, now = start.config.model_dump(mode="json"), recipe.model.model_dump(mode="json")
+    _refuse_other_shape(start.name, start.config, now)
+    changed = [f"{key} {_shown(before[key])} -> {_shown(now[key])}" for key in now if now[key] != before[key]]
+    tokenizer = start.tokenizer
+    kept = f"its {len(start.shapes)} weights"
+    kept += "" if tokenizer is None else f", its tokenizer of {tokenizer.vocab_size:,} tokens"
+    dtype = str(start.dtype).removeprefix("torch.")
+    say(
+        f"the run begins from {start.directory} ({start.layout}, {dtype}). Kept: {kept}. Changed: "
+        f"{', '.join(changed) or 'nothing'}. New: the optimizer's moments, the counters, the order of the data."
+    )
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else str(value)
