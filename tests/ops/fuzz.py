@@ -270,6 +270,13 @@ def check(op: str, seed: int) -> None:
         _judge(mine, plain, exact, unit, f"check({op!r}, {seed}), result {number}")
 
 
+def run_body(op: str, seed: int) -> list[torch.Tensor]:
+    """The outputs and gradients of one case by the body alone."""
+    make, backend = OPS[op]
+    inputs, run = make(Draw.of(seed))
+    return _all(functools.partial(run, *inputs), backend, inputs)
+
+
 def try_what_is_not_finite(op: str, seed: int) -> None:
     """One case with NaN and infinity among its numbers: it ends, and where nothing of them comes it says the same."""
     make, backend = OPS[op]

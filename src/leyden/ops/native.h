@@ -25,12 +25,15 @@ namespace leyden {
 // Why a function did nothing, in words, or null.
 typedef const char *Fault;
 
+// The fault for which Python raises MemoryError.
+constexpr Fault NO_MEMORY = "there is not enough memory";
+
 // What a function of Python's runs in: an exception would end the process.
 template <class F> Fault guarded(F &&work) {
     try {
         return work();
     } catch (const std::bad_alloc &) {
-        return "there is not enough memory";
+        return NO_MEMORY;
     }
 }
 

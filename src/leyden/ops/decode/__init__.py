@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from leyden.ops.native import LANES, UnavailableError, library
+from leyden.ops.native import LANES, UnavailableError, library, raise_fault
 
 __all__ = [
     "KINDS",
@@ -108,6 +108,8 @@ def decode_step(model: ModelAddresses, batch: Batch) -> torch.Tensor:
 
     Raises:
         ValueError: an id, slot, page, position or bound that is outside; nothing was read or written.
+        MemoryError: a thread got no memory to work in; the states behind these tokens, and their keys and values, are
+            undefined, and the next call works as if this one had not been.
         UnavailableError: the native step cannot be had here.
     """
     # Rows that lie powers of two apart push each other out of the caches.
@@ -126,6 +128,5 @@ def decode_step(model: ModelAddresses, batch: Batch) -> torch.Tensor:
         ctypes.c_int64(stride),
         ctypes.c_int64(torch.get_num_threads()),
     )
-    if fault is not None:
-        raise ValueError(f"leyden_decode: {fault.decode()}.")
+    raise_fault("leyden_decode", fault)
     return logits

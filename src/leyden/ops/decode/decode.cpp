@@ -99,6 +99,11 @@ template <class T> class Buffer {
     int64_t size = 0;
 };
 
+constexpr int NEVER = INT32_MAX;
+
+// Thrown by a thread that goes no further, since the memory of another did not suffice.
+struct Stopped {};
+
 // What all threads read and write, each in its own rows or columns. B rows, A = B * top_k assignments to experts.
 template <class X> struct Shared {
     Buffer<float> x, normed;                  // [B, D]
@@ -116,6 +121,7 @@ template <class X> struct Shared {
     Buffer<float> added;                      // [A, D] and behind it [B, D]
     std::vector<int64_t> first_piece;         // [B + 1]
     std::atomic<int64_t> next{0};             // of the items that threads take as they come
+    std::atomic<int> failed{NEVER};           // the number of the barrier before which a thread's memory did not suffice
 
     void fit(const Model &m, const Batch &batch) {
         const int64_t B = batch.num_rows, A = B * m.top_k, width = m.heads * m.head_dim;
@@ -130,7 +136,7 @@ template <class X> struct Shared {
         for (int64_t b = 0; b < B; b++)
             first_piece.push_back(first_piece[b] + Pieces(batch.rows[b].position + 1).count);
         parts.fit(first_piece[B] * m.heads * (m.head_dim + 2));
-        next = 0;
+        next = 0, failed = NEVER;
     }
 };
 
@@ -159,9 +165,30 @@ template <class T> class Worker {
 
     Worker(const Model &model, const Batch &batch, Shared<X> &shared, int rank, int size)
         : m(model), batch(batch), at(shared), B((int)batch.num_rows), K(m.head_dim), width(m.heads * m.head_dim),
-          rank(rank), size(size), first(m.experts + 1), order(B * m.top_k), place(B * m.top_k) {}
+          rank(rank), size(size) {}
 
+    // An exception must not leave a thread, and the other threads wait for this one at their next barrier.
     void run(float *logits, int64_t logits_stride) {
+        try {
+            walk(logits, logits_stride);
+        } catch (const Stopped &) {
+        } catch (const std::bad_alloc &) {
+            at.failed = barriers;
+#pragma omp barrier
+        }
+    }
+
+  private:
+    const Model &m;
+    const Batch &batch;
+    Shared<X> &at;
+    const int B, K, width, rank, size;
+    int barriers = 0;                          // that this thread has passed
+    std::vector<int32_t> first, order, place;  // of the assignments sorted by expert
+    Upcoming upcoming;
+
+    void walk(float *logits, int64_t logits_stride) {
+        first.resize(m.experts + 1), order.resize(B * m.top_k), place.resize(B * m.top_k);
         of_rows(B, [&](int b) { embed(b); });
         barrier();
         for (int i = 0; i < m.layers; i++) {
@@ -185,18 +212,14 @@ template <class T> class Worker {
         barrier();
         upcoming.clear();
         project(m.head, m.hidden, m.vocab, {at.input + 0, m.hidden, R}, logits, logits_stride);
+        barrier();
     }
 
-  private:
-    const Model &m;
-    const Batch &batch;
-    Shared<X> &at;
-    const int B, K, width, rank, size;
-    std::vector<int32_t> first, order, place;  // of the assignments sorted by expert
-    Upcoming upcoming;
-
-    static void barrier() {
+    // Behind a barrier that a failed thread came to, no thread goes on. One that has gone on to the next part of the work
+    // may have failed there meanwhile, of which this barrier must not yet speak: all meet again at the next.
+    void barrier() {
 #pragma omp barrier
+        if (at.failed <= barriers++) throw Stopped{};
     }
 
     template <class F> void of_rows(int count, F &&work) const {
@@ -211,7 +234,7 @@ template <class T> class Worker {
     }
 
     // work(i) for every item, by whichever thread comes first; ends with a barrier.
-    template <class F> void of_items(int64_t count, F &&work) const {
+    template <class F> void of_items(int64_t count, F &&work) {
         for (int64_t i; (i = at.next.fetch_add(1, std::memory_order_relaxed)) < count;) work(i);
         barrier();
         if (rank == 0) at.next = 0;
@@ -498,6 +521,7 @@ template <class T> void step(const Model &model, const Batch &batch, int threads
     shared.fit(model, batch);
 #pragma omp parallel num_threads(threads)
     Worker<T>(model, batch, shared, omp_get_thread_num(), omp_get_num_threads()).run(logits, stride);
+    if (shared.failed != NEVER) throw std::bad_alloc();
 }
 
 // What would be read or written outside of the model and its pools.

@@ -21,10 +21,13 @@ import torch
 from leyden.ops.native import build, cache, processor
 from leyden.ops.native.functions import DTYPES, FUNCTIONS, Argument, is_plain
 
-__all__ = ["DTYPES", "LANES", "Library", "UnavailableError", "call", "in_reach", "library", "load"]
+__all__ = ["DTYPES", "LANES", "Library", "UnavailableError", "call", "in_reach", "library", "load", "raise_fault"]
 
 LANES = 16
 """Elements of a vector; bodies that know no rest behind the last whole one say so."""
+
+_NO_MEMORY = b"there is not enough memory"
+"""The fault by which the native functions say so; ``native.h`` has the same words."""
 
 _PREBUILT = build.SOURCES / "prebuilt"
 """Where a wheel has its libraries."""
@@ -86,14 +89,24 @@ def call(function: str, *arguments: Argument) -> None:
     Raises:
         ValueError: there is no such function, it does not take these arguments, or a number in one of the tensors
             points outside of another; nothing was written.
+        MemoryError: one of the function's threads got no memory to work in; what the function writes is undefined.
         UnavailableError: there is no library here.
     """
     declared = FUNCTIONS.get(function)
     if declared is None:
         raise ValueError(f"{function} is none of the native functions: {', '.join(FUNCTIONS)}.")
-    fault = library().functions[function](*declared.given(arguments), torch.get_num_threads())
+    raise_fault(function, library().functions[function](*declared.given(arguments), torch.get_num_threads()))
+
+
+def raise_fault(function: str, fault: bytes | None) -> None:
+    """Raise what a native function returned, if it is a reason why the function did not do its work.
+
+    Raises:
+        MemoryError: there was not enough memory for the work.
+        ValueError: any other reason, which the message gives.
+    """
     if fault is not None:
-        raise ValueError(f"{function}: {fault.decode()}.")
+        raise (MemoryError if fault == _NO_MEMORY else ValueError)(f"{function}: {fault.decode()}.")
 
 
 def in_reach(*tensors: torch.Tensor | None) -> bool:
