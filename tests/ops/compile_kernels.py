@@ -190,6 +190,11 @@ def ranged_attention(dtype: torch.dtype, width: int) -> Iterator[Launch]:
     yield from record("leyden.ops.ranged_attention.launch", call)
 
 
+def ranged_attention_hot(dtype: torch.dtype, width: int) -> Iterator[Launch]:
+    """The same without what runs where a number is not finite."""
+    return (launch for launch in ranged_attention(dtype, width) if not launch.form.get("CAREFUL"))
+
+
 def rms_norm(dtype: torch.dtype, width: int) -> Iterator[Launch]:
     """Alone, gated, and of a residual, forward and backward."""
     x, weight = torch.zeros(4096, width, dtype=dtype), torch.ones(width)
@@ -277,6 +282,7 @@ OPS = {
     "cross_entropy": cross_entropy,
     "paged_attention": paged_attention,
     "ranged_attention": ranged_attention,
+    "ranged_attention_hot": ranged_attention_hot,
     "rms_norm": rms_norm,
     "rotary": rotary,
     "silu_split": silu_split,

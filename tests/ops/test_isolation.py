@@ -53,9 +53,9 @@ def test_lightning_attention(backend: str, poisoned: str, value: float) -> None:
             assert_alike_outside(found, expected, slice(2, 3) if index == 1 else sick)
 
 
-def ranged(inputs: dict[str, torch.Tensor], backend: str) -> list[torch.Tensor]:
-    tokens, bounds = torch.arange(140, dtype=torch.int32), torch.tensor(BOUNDS, dtype=torch.int32)
-    first = bounds[torch.bucketize(tokens, bounds, right=True) - 1]
+def ranged(inputs: dict[str, torch.Tensor], bounds: list[int], backend: str) -> list[torch.Tensor]:
+    tokens, starts = torch.arange(bounds[-1], dtype=torch.int32), torch.tensor(bounds, dtype=torch.int32)
+    first = starts[torch.bucketize(tokens, starts, right=True) - 1]
     q, k, v, dout = (inputs[name] for name in ("q", "k", "v", "out"))
     out, lse = ranged_attention(q, k, v, first, tokens + 1, backend)
     delta = (out * dout).sum(-1)
@@ -64,14 +64,16 @@ def ranged(inputs: dict[str, torch.Tensor], backend: str) -> list[torch.Tensor]:
 
 @VALUES
 @pytest.mark.parametrize("poisoned", ["q", "k", "v", "out"])
-@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize("backend", ["reference", "torch", "triton"])
 def test_ranged_attention(backend: str, poisoned: str, value: float) -> None:
-    inputs = {name: random(140, 2, 16, dtype=torch.float32, seed=ord(name[0])) for name in ("q", "k", "v", "out")}
-    sound = ranged(inputs, backend)
-    inputs[poisoned][71, 1, 3] = value
+    bounds, sick = (SHORT, SICK_SHORT) if backend == "triton" else (BOUNDS, SICK)
+    size = (bounds[-1], 2, 16)
+    inputs = {name: random(*size, dtype=torch.float32, seed=ord(name[0])) for name in ("q", "k", "v", "out")}
+    sound = ranged(inputs, bounds, backend)
+    inputs[poisoned][sick.start + 1, 1, 3] = value
     changed = [
-        assert_alike_outside(found, expected, SICK)
-        for found, expected in zip(ranged(inputs, backend), sound, strict=True)
+        assert_alike_outside(found, expected, sick)
+        for found, expected in zip(ranged(inputs, bounds, backend), sound, strict=True)
         if not torch.equal(found, expected)
     ]
     assert changed

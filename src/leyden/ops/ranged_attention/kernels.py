@@ -5,6 +5,11 @@
     find                    the queries that see each block of keys
     differentiate_keys      a block of keys against these queries, for dk and dv
 
+A query and a key that do not meet may be of two documents, of which one holds a NaN or an infinity, and a probability
+of zero times these is NaN. So each of the three that multiply is launched a second time (CAREFUL). Where ``total``, the
+sum of all numbers that may be so, is finite, that launch ends at once. Else it does the work again, with zeros in the
+place of numbers that are not finite, and with NaN for the probabilities of what does meet them.
+
 Only blocks in which a query does not see a key are masked. Exponentials are powers of two, which the hardware has:
 scores are multiplied by log2(e) / sqrt(D), and log-sum-exps are converted on the way in and out.
 
@@ -55,6 +60,19 @@ def _rows(x, start, count, stride_t, dim, D: tl.constexpr, R: tl.constexpr):
 
 
 @triton.jit
+def _cleaned(x):
+    """x [R, D] with zeros for its NaNs and infinities, and which rows [R] have such."""
+    finite = tl.abs(x) < float("inf")
+    return tl.where(finite, x, 0.0).to(x.dtype), tl.min(finite.to(tl.int32), axis=1) == 0
+
+
+@triton.jit
+def _sees(key, begin, end):
+    """[BM, BN], of queries that see the keys from ``begin`` up to ``end`` [BM]."""
+    return (key[None, :] >= begin[:, None]) & (key[None, :] < end[:, None])
+
+
+@triton.jit
 def _facts(lse, delta, start, count, head, H: tl.constexpr, R: tl.constexpr):
     """Of ``R`` queries of one head: the log-sum-exps in powers of two, and the deltas.
 
@@ -68,12 +86,14 @@ def _facts(lse, delta, start, count, head, H: tl.constexpr, R: tl.constexpr):
 
 @triton.jit(do_not_specialize=["T", "S"])
 def attend(
-    q, k, v, first, last, out, lse,
+    q, k, v, first, last, out, lse, total,
     scale, T, S, q_stride_t, q_stride_h, k_stride_t, k_stride_h, v_stride_t, v_stride_h,
     H: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    PRODUCT: tl.constexpr, PRECISION: tl.constexpr,
+    CAREFUL: tl.constexpr, PRODUCT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """out [T, H, D] and lse [T, H], float32; zero and minus infinity where a query sees nothing."""
+    if CAREFUL and tl.abs(tl.load(total)) < float("inf"):
+        return
     key_head, head, row = _mine(T, GROUP, BM)
     begin, end, low, high, all_from, all_to = _meets(first, last, row, T)
     dim = tl.arange(0, BD)
@@ -82,25 +102,26 @@ def attend(
     qs = _rows(q + head * q_stride_h, tl.min(row, axis=0), T, q_stride_t, dim, D, BM).to(PRODUCT)
     scale *= _LOG2_E
     top = tl.full([BM], -float("inf"), tl.float32)
-    total = tl.zeros([BM], tl.float32)
+    weight = tl.zeros([BM], tl.float32)
     mean = tl.zeros([BM, BD], tl.float32)
     for start in range(low, high, BN):
         ks = _rows(k, start, S, k_stride_t, dim, D, BN).to(PRODUCT)
         vs = _rows(v, start, S, v_stride_t, dim, D, BN).to(PRODUCT)
         scores = tl.dot(qs, tl.trans(ks), input_precision=PRECISION)
-        if (start < all_from) | (start + BN > all_to):
-            key = start + tl.arange(0, BN)
-            seen = (key[None, :] >= begin[:, None]) & (key[None, :] < end[:, None])
-            scores = tl.where(seen, scores, -float("inf"))
+        if CAREFUL or (start < all_from) | (start + BN > all_to):
+            scores = tl.where(_sees(start + tl.arange(0, BN), begin, end), scores, -float("inf"))
         higher = tl.maximum(top, tl.max(scores, axis=1) * scale)
         finite = tl.where(higher == -float("inf"), 0.0, higher)
         p = tl.exp2(scores * scale - finite[:, None])
         shrink = tl.exp2(top - finite)
-        total = total * shrink + tl.sum(p, axis=1)
+        weight = weight * shrink + tl.sum(p, axis=1)
+        if CAREFUL:
+            vs, stray = _cleaned(vs)
+            p = tl.where(_sees(start + tl.arange(0, BN), begin, end) & stray[None, :], float("nan"), p)
         mean = tl.dot(p.to(PRODUCT), vs, mean * shrink[:, None], input_precision=PRECISION)
         top = higher
     at = row.to(tl.int64) * H + head
-    weight = tl.where(total > 0, total, 1.0)
+    weight = tl.where(weight > 0, weight, 1.0)
     inside = (row < T)[:, None] & (dim < D)[None, :]
     tl.store(out + at[:, None] * D + dim[None, :], mean / weight[:, None], mask=inside)
     tl.store(lse + at, (top + tl.log2(weight)) / _LOG2_E, mask=row < T)
@@ -108,12 +129,14 @@ def attend(
 
 @triton.jit(do_not_specialize=["T", "S"])
 def differentiate_queries(
-    dout, q, k, v, lse, delta, first, last, dq,
+    dout, q, k, v, lse, delta, first, last, dq, total,
     scale, T, S, o_stride_t, o_stride_h, q_stride_t, q_stride_h, k_stride_t, k_stride_h, v_stride_t, v_stride_h,
     H: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    PRODUCT: tl.constexpr, PRECISION: tl.constexpr,
+    CAREFUL: tl.constexpr, PRODUCT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dq [T, H, D] float32."""
+    if CAREFUL and tl.abs(tl.load(total)) < float("inf"):
+        return
     key_head, head, row = _mine(T, GROUP, BM)
     begin, end, low, high, all_from, all_to = _meets(first, last, row, T)
     dim = tl.arange(0, BD)
@@ -124,20 +147,23 @@ def differentiate_queries(
     qs = _rows(q + head * q_stride_h, from_row, T, q_stride_t, dim, D, BM).to(PRODUCT)
     douts = _rows(dout + head * o_stride_h, from_row, T, o_stride_t, dim, D, BM).to(PRODUCT)
     lses, deltas = _facts(lse, delta, from_row, T, head, H, BM)
-    total = tl.zeros([BM, BD], tl.float32)
+    sum_k = tl.zeros([BM, BD], tl.float32)
     for start in range(low, high, BN):
         ks = _rows(k, start, S, k_stride_t, dim, D, BN).to(PRODUCT)
         vs = _rows(v, start, S, v_stride_t, dim, D, BN).to(PRODUCT)
+        if CAREFUL:
+            ks, stray = _cleaned(ks)
         exponents = tl.dot(qs, tl.trans(ks), input_precision=PRECISION) * (scale * _LOG2_E) - lses[:, None]
-        if (start < all_from) | (start + BN > all_to):
-            key = start + tl.arange(0, BN)
-            seen = (key[None, :] >= begin[:, None]) & (key[None, :] < end[:, None])
-            exponents = tl.where(seen, exponents, -float("inf"))
+        if CAREFUL or (start < all_from) | (start + BN > all_to):
+            exponents = tl.where(_sees(start + tl.arange(0, BN), begin, end), exponents, -float("inf"))
         dp = tl.dot(douts, tl.trans(vs), input_precision=PRECISION)
         ds = tl.exp2(exponents) * (dp - deltas[:, None])
-        total = tl.dot(ds.to(PRODUCT), ks, total, input_precision=PRECISION)
+        if CAREFUL:
+            ds = tl.where(stray[None, :], float("nan"), ds)
+            ds = tl.where(_sees(start + tl.arange(0, BN), begin, end), ds, 0.0)
+        sum_k = tl.dot(ds.to(PRODUCT), ks, sum_k, input_precision=PRECISION)
     inside = (row < T)[:, None] & (dim < D)[None, :]
-    tl.store(dq + at[:, None] * D + dim[None, :], total * scale, mask=inside)
+    tl.store(dq + at[:, None] * D + dim[None, :], sum_k * scale, mask=inside)
 
 
 @triton.jit(do_not_specialize=["T", "bits", "num_blocks"])
@@ -171,14 +197,25 @@ def _before(values, count, T, bound):
     return inside & (tl.load(values + count - 1, mask=inside, other=0) < bound)
 
 
+@triton.jit
+def _is_seen(key, first, last, start, high, R: tl.constexpr):
+    """[BN, R], whether keys are seen by the queries from ``start`` on, of which there are some up to ``high``."""
+    row = start + tl.arange(0, R)
+    begin = tl.load(first + row, mask=row < high, other=0)
+    end = tl.load(last + row, mask=row < high, other=0)
+    return (key[:, None] >= begin[None, :]) & (key[:, None] < end[None, :])
+
+
 @triton.jit(do_not_specialize=["T", "S"])
 def differentiate_keys(
-    dout, q, k, v, lse, delta, first, last, bounds, dk, dv,
+    dout, q, k, v, lse, delta, first, last, bounds, dk, dv, total,
     scale, T, S, o_stride_t, o_stride_h, q_stride_t, q_stride_h, k_stride_t, k_stride_h, v_stride_t, v_stride_h,
     H: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    PRODUCT: tl.constexpr, PRECISION: tl.constexpr,
+    CAREFUL: tl.constexpr, PRODUCT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dk and dv [S, H / GROUP, D] float32; ``bounds`` as :func:`find` leaves them; all matrices are transposed."""
+    if CAREFUL and tl.abs(tl.load(total)) < float("inf"):
+        return
     block, key_head = tl.program_id(0), tl.program_id(1).to(tl.int64)
     key, dim = block * BN + tl.arange(0, BN), tl.arange(0, BD)
     ks = _rows(k + key_head * k_stride_h, block * BN, S, k_stride_t, dim, D, BN).to(PRODUCT)
@@ -195,17 +232,21 @@ def differentiate_keys(
         qs = _rows(q + head * q_stride_h, start, T, q_stride_t, dim, D, BM).to(PRODUCT)
         douts = _rows(dout + head * o_stride_h, start, T, o_stride_t, dim, D, BM).to(PRODUCT)
         lses, deltas = _facts(lse, delta, start, high, head, H, BM)
+        if CAREFUL:
+            qs, stray_q = _cleaned(qs)
+            douts, stray_o = _cleaned(douts)
         exponents = tl.dot(ks, tl.trans(qs), input_precision=PRECISION) * (scale * _LOG2_E) - lses[None, :]
-        if (start < all_from) | (start + BM > all_to):
-            row = start + tl.arange(0, BM)
-            begin = tl.load(first + row, mask=row < high, other=0)
-            end = tl.load(last + row, mask=row < high, other=0)
-            seen = (key[:, None] >= begin[None, :]) & (key[:, None] < end[None, :])
+        if CAREFUL or (start < all_from) | (start + BM > all_to):
+            seen = _is_seen(key, first, last, start, high, BM)
             exponents = tl.where(seen, exponents, -float("inf"))
         p = tl.exp2(exponents)
+        if CAREFUL:
+            p = tl.where(seen & (stray_q | stray_o)[None, :], float("nan"), p)
         total_v = tl.dot(p.to(PRODUCT), douts, total_v, input_precision=PRECISION)
         dp = tl.dot(vs, tl.trans(douts), input_precision=PRECISION)
         ds = p * (dp - deltas[None, :])
+        if CAREFUL:
+            ds = tl.where(seen, ds, 0.0)
         total_k = tl.dot(ds.to(PRODUCT), qs, total_k, input_precision=PRECISION)
     at = key.to(tl.int64) * (H // GROUP) + key_head
     inside = (key < S)[:, None] & (dim < D)[None, :]

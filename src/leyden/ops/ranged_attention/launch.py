@@ -1,5 +1,6 @@
 """What is launched for attention over ranges of keys in Triton, and its gradients; nothing is read back."""
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,11 @@ def _constants(q: torch.Tensor, k: torch.Tensor, tile: tuple[int, int, int]) -> 
     }  # fmt: skip
 
 
+def _total(*tensors: torch.Tensor) -> torch.Tensor:
+    """The sum of all their numbers, one float32 where they are: not finite where one of them is not."""
+    return functools.reduce(torch.add, (x.sum(dtype=torch.float32) for x in tensors))
+
+
 @torch.library.custom_op("leyden::ranged_attention", mutates_args=())
 def _forward(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, first: torch.Tensor, last: torch.Tensor
@@ -58,10 +64,13 @@ def _forward(
     out, lse = q.new_empty(q.shape, dtype=torch.float32), q.new_empty(q.shape[:2], dtype=torch.float32)
     (T, H, D), tile = q.shape, Tiles.of(q).walk
     if T:
-        kernels.attend[(blocks(T, tile[0]) * (H // k.shape[1]), k.shape[1])](
-            q, k, v, first, last, out, lse, D**-0.5, T, k.shape[0],
-            *(stride for x in (q, k, v) for stride in x.stride()[:2]), **_constants(q, k, tile),
-        )  # fmt: skip
+        grid = (blocks(T, tile[0]) * (H // k.shape[1]), k.shape[1])
+        numbers = (D**-0.5, T, k.shape[0], *(stride for x in (q, k, v) for stride in x.stride()[:2]))
+        total = _total(v)
+        for careful in (False, True):
+            kernels.attend[grid](
+                q, k, v, first, last, out, lse, total, *numbers, CAREFUL=careful, **_constants(q, k, tile)
+            )
     return out, lse
 
 
@@ -88,16 +97,23 @@ def _backward(
     numbers = (D**-0.5, T, S, *(stride for x in (dout, q, k, v) for stride in x.stride()[:2]))
     if T:
         grid = (blocks(T, tiles.walk[0]) * (H // key_heads), key_heads)
-        kernels.differentiate_queries[grid](*inputs, dq, *numbers, **_constants(q, k, tiles.walk))
+        total = _total(k, v)
+        for careful in (False, True):
+            kernels.differentiate_queries[grid](
+                *inputs, dq, total, *numbers, CAREFUL=careful, **_constants(q, k, tiles.walk)
+            )
     if S:
         count = blocks(S, tiles.keys[1])
         bounds = first.new_empty(4, count)
         kernels.find[(blocks(count, _FOUND),)](
             first, last, bounds, T, T.bit_length(), count, BN=tiles.keys[1], BLOCK=_FOUND
         )
-        kernels.differentiate_keys[(count, key_heads)](
-            *inputs, bounds, dk, dv, *numbers, **_constants(q, k, tiles.keys)
-        )
+        # Where a number of q or dout is not finite, neither is the product of dout and the output.
+        total = _total(delta)
+        for careful in (False, True):
+            kernels.differentiate_keys[(count, key_heads)](
+                *inputs, bounds, dk, dv, total, *numbers, CAREFUL=careful, **_constants(q, k, tiles.keys)
+            )
     return dq, dk, dv
 
 
