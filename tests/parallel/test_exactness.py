@@ -14,7 +14,8 @@ from one_process import FOUR_LAYERS, Row, small_model
 
 from leyden.model import HybridLM
 from leyden.parallel import ParallelConfig, Plan, Team, attach
-from leyden.train import LossSums, Pretrain
+from leyden.parallel.objective import Objective, Sums, add_up, sums_of_row
+from leyden.train import Pretrain
 
 LOSSES = {"router_aux_loss_coef": 0.3, "router_z_loss_coef": 0.01, "z_loss_coef": 0.01}
 
@@ -53,10 +54,24 @@ def joined(rows: list[Row]) -> Row:
 
 
 def worst(plan: Plan, changes: dict[str, Any], seed: int) -> dict[str, float]:
-    """The largest differences between this plan's ranks and one process, relative to the largest value there."""
+    """The largest differences between this plan's ranks and one process in pre-training."""
     micro_batches = [rows_of(plan, seed + n) for n in range(2 * plan.pp)]
-    alone, objective = build(changes), Pretrain()
-    expected = [objective(alone, joined(rows)) for rows in micro_batches]
+    return differences(Pretrain(), plan, changes, micro_batches, [joined(rows) for rows in micro_batches])
+
+
+def differences(
+    objective: Objective, plan: Plan, changes: dict[str, Any], micro_batches: list[list[Any]], whole_rows: list[Any]
+) -> dict[str, float]:
+    """The largest ones between this plan's ranks and one process, relative to the largest value there.
+
+    Args:
+        objective: what is minimised.
+        plan, changes: of the ranks and of the model.
+        micro_batches: of each, the row of every data rank.
+        whole_rows: of each, the same as one row.
+    """
+    alone = build(changes)
+    expected = [sums_of_row(objective, alone, row) for row in whole_rows]
     for sums in expected:
         sums.loss.backward()
     mesh = mesh_of(plan)
@@ -66,13 +81,14 @@ def worst(plan: Plan, changes: dict[str, Any], seed: int) -> dict[str, float]:
     if plan.pp > 1:
         found = attached.model.run(own, objective)
     else:
-        found = [objective(attached.model, row) for row in own]
+        found = [sums_of_row(objective, attached.model, row) for row in own]
         for sums in found:
             sums.loss.backward()
-    errors = {}
-    for field in ("loss", "nll", "num_labels", "num_tokens", "load", "dropped"):
-        (total,) = Team(mesh).sum([sum_of(found, field)])
-        errors[field] = difference(total, sum_of(expected, field))
+    errors, here, there = {}, named_sums(found), named_sums(expected)
+    assert list(here) == list(there)
+    for name, value in there.items():
+        (total,) = Team(mesh).sum([here[name]])
+        errors[name] = difference(total, value)
     gradients = {name: weight.take_gradient(torch.float64) for name, weight in attached.weights.items()}
     attached.weights.sum_gradients(gradients)
     whole = {name: p.grad for name, p in alone.named_parameters()}
@@ -83,8 +99,10 @@ def worst(plan: Plan, changes: dict[str, Any], seed: int) -> dict[str, float]:
     return errors
 
 
-def sum_of(parts: list[LossSums], field: str) -> torch.Tensor:
-    return torch.stack([getattr(part, field).detach().double() for part in parts]).sum(0)
+def named_sums(parts: list[Sums]) -> dict[str, torch.Tensor]:
+    """Loss, weight and metrics over all micro-batches."""
+    total = add_up(parts)
+    return {"minimised": total.loss.double(), "weight": total.weight.double(), **total.metrics}
 
 
 def difference(found: torch.Tensor, expected: torch.Tensor | None) -> float:
@@ -140,7 +158,7 @@ def test_four_ranks_are_one(ranks: Callable[..., list[Any]], plan: Plan, changes
 
 def check(found: list[dict[str, float]]) -> None:
     for errors in found:
-        assert max(errors.pop("load"), errors.pop("dropped")) < 1e-6  # reported in float32
+        assert max(errors.pop("expert_load"), errors.pop("dropped")) < 1e-6  # reported in float32
         assert max(errors.values()) < 1e-10, {name: error for name, error in errors.items() if not error < 1e-10}
 
 

@@ -19,7 +19,7 @@ from gloo_ranks import mesh_of
 
 from leyden.core.errors import Interrupted, UserError
 from leyden.parallel import Mesh, Plan, Team, attach, start
-from leyden.train import LearningRate, LossSums, MasterAdamW, Pretrain, TrainState, fit, read_metrics
+from leyden.train import LearningRate, MasterAdamW, Pretrain, Sums, TrainState, fit, read_metrics
 
 PLAN = ("--set", "parallel.cp=2")
 
@@ -83,8 +83,8 @@ class NotFinite(Pretrain):
     def __init__(self, rank: int, steps: set[int]) -> None:
         self.calls, self.steps = 0, steps if dist.get_rank() == rank else set()
 
-    def __call__(self, model: Any, batch: Any, /) -> LossSums:
-        sums = super().__call__(model, batch)
+    def sums(self, model: Any, features: Any, batch: Any, /) -> Sums:
+        sums = super().sums(model, features, batch)
         self.calls += 1
         return replace(sums, loss=sums.loss * float("inf")) if self.calls / 2 in self.steps else sums
 
@@ -145,7 +145,7 @@ def _train_unlabelled(plan: Plan, directory: Path) -> list[tuple[int, bool]]:
     settings = toy_run.settings(total_steps=4)
 
     def note(_: TrainState, result: Any) -> None:
-        seen.append((result.labels, result.skipped))
+        seen.append((result.weight, result.skipped))
 
     fit(state, Unlabelled(9), Pretrain(), LearningRate(lr=1e-2), settings, run_dir=directory, callbacks=[note])
     return [*seen, (state.optimizer.num_steps, False)]

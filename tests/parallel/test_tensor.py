@@ -12,6 +12,7 @@ from torch import nn
 from leyden.model import HybridLM
 from leyden.ops import IGNORE_INDEX, gated_rms_norm, linear_cross_entropy, linear_token_nll
 from leyden.parallel import Mesh, Plan, tensor, vocabulary
+from leyden.parallel.objective import sums_of_features
 from leyden.parallel.tensor import install_tensor
 from leyden.train.objective import Pretrain
 
@@ -32,18 +33,16 @@ def _compare_row(mesh: Mesh, whole: HybridLM, row: Row) -> None:
     expected_hidden, expected = _run(whole, row)
     own = model.ranks.own(torch.arange(row.tokens.shape[1])[None])[0]
     assert_close(hidden, expected_hidden[:, own], "hidden states of own tokens")
-    shares = torch.stack([sums.loss.detach(), sums.nll, sums.num_labels.double(), sums.num_tokens.double()])
+    shares = torch.stack([sums.loss.detach(), sums.metrics["loss"], sums.weight.double()])
     torch.distributed.all_reduce(shares, group=mesh.groups["stage"])
-    total = torch.stack(
-        [expected.loss.detach(), expected.nll, expected.num_labels.double(), expected.num_tokens.double()]
-    )
-    assert_close(shares, total, "the sums of the shares of loss, nll, labels and tokens")
+    total = torch.stack([expected.loss.detach(), expected.metrics["loss"], expected.weight.double()])
+    assert_close(shares, total, "the sums of the shares of loss, nll and labels")
     assert_gradients(summed_gradients(model, mesh), parts, whole)
 
 
 def _run(model: HybridLM, row: Row) -> tuple[torch.Tensor, Any]:
     features = model.features(row.tokens, cu_seqlens=row.cu_seqlens)
-    sums = Pretrain().of_features(model, features, row)
+    sums = sums_of_features(Pretrain(), model, features, row)
     sums.loss.backward()
     return features.hidden.detach(), sums
 

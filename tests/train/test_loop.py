@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 import toy_run
 
 from leyden.core.errors import Interrupted, UserError
-from leyden.train import LearningRate, LossSums, MasterAdamW, Pretrain, StepResult, TrainState, fit, read_metrics
+from leyden.train import LearningRate, MasterAdamW, Pretrain, StepResult, Sums, TrainState, fit, read_metrics
 from leyden.train.metrics import MetricsLog
 
 
@@ -96,11 +97,10 @@ class NotFinite(Pretrain):
     def __init__(self, broken: Callable[[int], bool]) -> None:
         self.broken, self.calls = broken, 0
 
-    def __call__(self, model: Any, batch: Any, /) -> LossSums:
-        sums = super().__call__(model, batch)
+    def sums(self, model: Any, features: Any, batch: Any, /) -> Sums:
+        sums = super().sums(model, features, batch)
         self.calls += 1
-        loss = sums.loss * float("inf") if self.broken(self.calls) else sums.loss
-        return LossSums(loss, sums.nll, sums.num_labels, sums.num_tokens, sums.load, sums.dropped)
+        return replace(sums, loss=sums.loss * float("inf")) if self.broken(self.calls) else sums
 
 
 def test_stops_when_nothing_is_finite(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

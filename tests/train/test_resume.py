@@ -14,7 +14,7 @@ import toy_run
 
 from leyden.checkpoint import training
 from leyden.core.errors import Interrupted, UserError
-from leyden.train import LossSums, MasterAdamW, Pretrain, StepResult, TrainState, read_metrics
+from leyden.train import MasterAdamW, Pretrain, StepResult, Sums, TrainState, read_metrics
 
 TIMING = {"time", "tokens_per_second", "mfu"}
 TOTAL_STEPS = sum(toy_run.STAGE_STEPS)
@@ -104,11 +104,11 @@ def test_stopped_by_a_signal(
     class Objective(Pretrain):
         calls = 0
 
-        def __call__(self, model: Any, batch: Any, /) -> LossSums:
+        def sums(self, model: Any, features: Any, batch: Any, /) -> Sums:
             self.calls += 1
             if self.calls == 2 * 3:
                 stop("objective")
-            return super().__call__(model, batch)
+            return super().sums(model, features, batch)
 
     def callback(state: TrainState, result: StepResult) -> None:
         if state.step == 7:

@@ -1,6 +1,7 @@
 """One step: sums divided once, clipping, skipped steps; float64 shows that the sums are right."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 import toy_run
 
 from leyden.model import HybridLM, router_losses
-from leyden.train import LossSums, MasterAdamW, Pretrain, StepResult, TrainState, train_step
+from leyden.train import MasterAdamW, Pretrain, StepResult, Sums, TrainState, sums_of_row, train_step
 
 DENSE: dict[str, Any] = {"num_local_experts": 0}
 
@@ -42,9 +43,9 @@ def test_micro_batches_equal_one_batch(clip_norm: float) -> None:
     for _ in range(3):
         a, b = _step(many, batches, clip_norm=clip_norm), _step(one, [_as_one(batches)], clip_norm=clip_norm)
         assert math.isclose(a.loss, b.loss, rel_tol=1e-10)
-        assert math.isclose(a.aux_loss, b.aux_loss, rel_tol=1e-10)
+        assert math.isclose(a.metrics["aux_loss"], b.metrics["aux_loss"], rel_tol=1e-10)
         assert math.isclose(a.grad_norm, b.grad_norm, rel_tol=1e-10)
-        assert (a.tokens, a.labels) == (b.tokens, b.labels) == (45, sum(int((x.labels >= 0).sum()) for x in batches))
+        assert (a.tokens, a.weight) == (b.tokens, b.weight) == (45, sum(int((x.labels >= 0).sum()) for x in batches))
     for (name, x), y in zip(many.model.named_parameters(), one.model.parameters(), strict=True):
         torch.testing.assert_close(x, y, rtol=0, atol=1e-10, msg=name)
 
@@ -70,7 +71,7 @@ def test_auxiliary_loss_is_the_routers_mean() -> None:
     assert int((batch.labels >= 0).sum()) < batch.labels.numel()
     features = state.model.features(batch.tokens, cu_seqlens=batch.cu_seqlens)
     expected = float(router_losses(state.model.config, features.routings).loss.detach())
-    assert math.isclose(_step(state, [batch]).aux_loss, expected, rel_tol=1e-10)
+    assert math.isclose(_step(state, [batch]).metrics["aux_loss"], expected, rel_tol=1e-10)
 
 
 def test_router_losses_weigh_by_labels() -> None:
@@ -78,23 +79,25 @@ def test_router_losses_weigh_by_labels() -> None:
     first, second, _ = _micro_batches()
     results = [_step(_state(), [first]), _step(_state(), [second])]
     both = _step(_state(), [first, second])
-    labels = [r.labels for r in results]
+    labels = [r.weight for r in results]
     assert labels[0] != labels[1]
 
     def weighted(values: list[float]) -> float:
         return sum(n * value for n, value in zip(labels, values, strict=True)) / sum(labels)
 
-    assert math.isclose(both.aux_loss, weighted([r.aux_loss for r in results]), rel_tol=1e-10)
-    assert math.isclose(both.load[1][2], weighted([r.load[1][2] for r in results]), rel_tol=1e-6)
-    assert both.aux_loss > 0.01
-    for layer in both.load:
+    assert math.isclose(both.metrics["aux_loss"], weighted([r.metrics["aux_loss"] for r in results]), rel_tol=1e-10)
+    assert math.isclose(
+        both.metrics["expert_load"][1][2], weighted([r.metrics["expert_load"][1][2] for r in results]), rel_tol=1e-6
+    )
+    assert both.metrics["aux_loss"] > 0.01
+    for layer in both.metrics["expert_load"]:
         assert math.isclose(sum(layer), 1, rel_tol=1e-6)
 
 
 def test_dropped_share_is_reported() -> None:
     generous, tight = (_step(_state(capacity_factor=c), _micro_batches()) for c in (4.0, 0.5))
-    assert generous.dropped == 0
-    assert 0.4 < tight.dropped < 1
+    assert generous.metrics["dropped"] == 0
+    assert 0.4 < tight.metrics["dropped"] < 1
 
 
 def test_clipping_is_that_of_torch() -> None:
@@ -107,8 +110,8 @@ def test_clipping_is_that_of_torch() -> None:
         result = _step(state, [batch], clip_norm=0.05)
         assert result.grad_norm > 0.05
         reference.zero_grad()
-        sums = Pretrain()(plain, batch)
-        (sums.loss / sums.num_labels).backward()
+        sums = sums_of_row(Pretrain(), plain, batch)
+        (sums.loss / sums.weight).backward()
         torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.05)
         reference.step()
     for (name, x), y in zip(state.model.named_parameters(), plain.named_parameters(), strict=True):
@@ -124,10 +127,9 @@ def test_a_non_finite_step_changes_nothing(dtype: torch.dtype) -> None:
     before = {name: tensor.clone() for name, tensor in everything.items()}
 
     class Broken(Pretrain):
-        def __call__(self, model: Any, batch: Any, /) -> LossSums:
-            sums = super().__call__(model, batch)
-            broken = sums.loss * float("nan")
-            return LossSums(broken, sums.nll, sums.num_labels, sums.num_tokens, sums.load, sums.dropped)
+        def sums(self, model: Any, features: Any, batch: Any, /) -> Sums:
+            sums = super().sums(model, features, batch)
+            return replace(sums, loss=sums.loss * float("nan"))
 
     result = train_step(state, batches, Broken(), lr=1e-3, clip_norm=1.0)
     assert result.skipped
@@ -148,7 +150,7 @@ def test_a_step_without_a_label_changes_nothing() -> None:
     batch = toy_run.counting_batch([1, 2], 4)
     batch.labels.fill_(-100)
     result = _step(state, [batch])
-    assert (result.skipped, result.labels, result.tokens) == (True, 0, 8)
+    assert (result.skipped, result.weight, result.tokens) == (True, 0, 8)
     assert math.isnan(result.loss)
     assert (state.step, state.skipped_in_a_row, state.optimizer.num_steps) == (2, 1, 1)
     for name, tensor in everything.items():

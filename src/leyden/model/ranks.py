@@ -66,6 +66,18 @@ class Ranks:
         """The sum of ``values`` over all ranks that compute this micro-batch; not differentiable."""
         return values
 
+    def row_sum(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum of ``values`` over the ranks that share a row, on each of them; differentiable.
+
+        The gradient is that of what all of them go on to compute from the sum: what is the same on each of them counts
+        once if it goes through :meth:`once`.
+        """
+        return values
+
+    def once(self, values: torch.Tensor) -> torch.Tensor:
+        """``values``, which every rank of a row has alike, on one of these ranks, and zeros on the others."""
+        return values
+
     def whole(self, x: torch.Tensor) -> torch.Tensor:
         """[1, T', D] of this rank's own tokens to [1, T, D] of the row's, on every rank; without a gradient."""
         return x

@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 
 from leyden.model import ModelConfig, Ranks, RowPart
-from leyden.parallel.collectives import gather_rows
+from leyden.parallel.collectives import gather_rows, sum_over
 from leyden.parallel.mesh import Mesh
 
 
@@ -47,6 +47,14 @@ class StageRanks(Ranks):
         total = values.detach().clone()
         dist.all_reduce(total, group=group)
         return total
+
+    def row_sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Over tensor ranks, then over context ranks."""
+        return sum_over(sum_over(values, self._mesh.groups["tp"]), self._mesh.groups["cp"])
+
+    def once(self, values: torch.Tensor) -> torch.Tensor:
+        """On the first context rank's first tensor rank."""
+        return values if self._mesh.at["cp"] == self._mesh.at["tp"] == 0 else values * 0
 
     def whole(self, x: torch.Tensor) -> torch.Tensor:
         """From the tensor ranks, which have as many tokens each."""

@@ -76,6 +76,11 @@ class Team:
         """Which of how many shares of every batch is this rank's; ranks of the same documents have the same."""
         return (0, 1) if self.mesh is None else (self.mesh.dp_rank, self.mesh.plan.dp)
 
+    @property
+    def counts_rows(self) -> bool:
+        """Whether this rank, of those that compute the same rows together, is the one that counts them."""
+        return self.mesh is None or not any(self.mesh.at[axis] for axis in ("pp", "cp", "tp"))
+
     def sum(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The sums of tensors over all ranks, in float64 where there are several; one exchange."""
         if self._world is None:

@@ -10,15 +10,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from leyden.parallel.objective import Objective as Objective
+    from leyden.parallel.objective import Sums as Sums
+    from leyden.parallel.objective import sums_of_row as sums_of_row
     from leyden.train.learning_rate import LearningRate as LearningRate
     from leyden.train.loop import Callback as Callback
     from leyden.train.loop import FitSettings as FitSettings
     from leyden.train.loop import fit as fit
     from leyden.train.metrics import read_metrics as read_metrics
-    from leyden.train.objective import LossSums as LossSums
-    from leyden.train.objective import Objective as Objective
-    from leyden.train.objective import PackedBatch as PackedBatch
     from leyden.train.objective import Pretrain as Pretrain
+    from leyden.train.objective import document_sums as document_sums
     from leyden.train.optimizer import AdamWConfig as AdamWConfig
     from leyden.train.optimizer import MasterAdamW as MasterAdamW
     from leyden.train.run import RunSettings as RunSettings
@@ -38,20 +39,21 @@ _HOMES = {
     "Callback": "leyden.train.loop",
     "FitSettings": "leyden.train.loop",
     "LearningRate": "leyden.train.learning_rate",
-    "LossSums": "leyden.train.objective",
     "MasterAdamW": "leyden.train.optimizer",
-    "Objective": "leyden.train.objective",
-    "PackedBatch": "leyden.train.objective",
+    "Objective": "leyden.parallel.objective",
     "Pretrain": "leyden.train.objective",
     "Progress": "leyden.train.state",
     "RunSettings": "leyden.train.run",
     "StageRun": "leyden.train.run",
     "StepResult": "leyden.train.step",
+    "Sums": "leyden.parallel.objective",
     "TrainState": "leyden.train.state",
     "build_state": "leyden.train.run",
+    "document_sums": "leyden.train.objective",
     "fit": "leyden.train.loop",
     "read_metrics": "leyden.train.metrics",
     "save_trained": "leyden.train.run",
+    "sums_of_row": "leyden.parallel.objective",
     "train_stages": "leyden.train.run",
     "train_step": "leyden.train.step",
 }
@@ -61,20 +63,21 @@ __all__ = [
     "Callback",
     "FitSettings",
     "LearningRate",
-    "LossSums",
     "MasterAdamW",
     "Objective",
-    "PackedBatch",
     "Pretrain",
     "Progress",
     "RunSettings",
     "StageRun",
     "StepResult",
+    "Sums",
     "TrainState",
     "build_state",
+    "document_sums",
     "fit",
     "read_metrics",
     "save_trained",
+    "sums_of_row",
     "train_stages",
     "train_step",
 ]

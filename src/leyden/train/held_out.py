@@ -1,15 +1,14 @@
-"""The loss on documents that no step trains on, measured while a model is trained."""
+"""The loss and the metrics on documents that no step trains on, measured while a model is trained."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from leyden.data.loader.held_out import HeldOutBatches
 from leyden.parallel import Team
-from leyden.train.objective import Objective
+from leyden.parallel.objective import Objective, Row, Sums, add_up, sums_of_row
 from leyden.train.state import TrainState
 
 
@@ -20,12 +19,12 @@ class HeldOut:
     Attributes:
         every_steps: after every so many steps of the run, and after the last of a stage.
         batches: of several data ranks, this one's shares; as many for each step as a training step has micro-batches.
-        num_bytes: UTF-8 bytes that the labels of all ranks stand for.
+        num_bytes: UTF-8 bytes that the labels of all ranks stand for; None: nothing is said of bytes.
     """
 
     every_steps: int
-    batches: Sequence[Sequence[Any]]
-    num_bytes: int
+    batches: Sequence[Sequence[Row]]
+    num_bytes: int | None = None
 
     @classmethod
     def share(cls, batches: HeldOutBatches, team: Team, *, every_steps: int, per_step: int) -> "HeldOut":
@@ -43,26 +42,26 @@ class HeldOut:
 
 
 def measure(state: TrainState, held_out: HeldOut, objective: Objective) -> dict[str, float]:
-    """The mean loss of a label, and bits per byte; the state is left as it was. All ranks call this together.
+    """The mean loss and metrics of an objective; the state is left as it was. All ranks call this together.
 
     Returns:
-        ``held_out_loss`` in nats a token, and ``held_out_bits_per_byte``.
+        ``held_out_loss`` and ``held_out_NAME`` for each metric of the objective; for documents whose bytes are known
+        also ``held_out_bits_per_byte``, the loss then being one in nats.
     """
     state.model.eval()
+    names = ["loss", *objective.metrics]
     with torch.no_grad():
-        parts = [sums for batches in held_out.batches for sums in _sums(state, batches, objective)]
-        totals = [torch.stack([part.nll for part in parts]).sum(0), torch.stack([p.num_labels for p in parts]).sum(0)]
+        total = add_up([sums for batches in held_out.batches for sums in _sums(state, batches, objective)])
         state.team.at("the exchange of held-out sums", state.step)
-        nll, num_labels = state.team.sum(totals)
-    nats = float(nll)
-    return {
-        "held_out_loss": nats / max(1, int(num_labels)),
-        "held_out_bits_per_byte": nats / math.log(2) / held_out.num_bytes,
-    }
+        weight, *sums = state.team.sum([total.weight, *(total.metrics[name] for name in names)])
+    found = {f"held_out_{name}": float(x) / (float(weight) or math.nan) for name, x in zip(names, sums, strict=True)}
+    if held_out.num_bytes is not None:
+        found["held_out_bits_per_byte"] = float(sums[0]) / math.log(2) / held_out.num_bytes
+    return found
 
 
-def _sums(state: TrainState, batches: Sequence[Any], objective: Objective) -> list[Any]:
+def _sums(state: TrainState, batches: Sequence[Row], objective: Objective) -> list[Sums]:
     state.team.at("the held-out documents", state.step)
     if state.pipeline is not None:
         return state.pipeline.evaluate(batches, objective)
-    return [objective(state.model, batch) for batch in batches]
+    return [sums_of_row(objective, state.model, batch) for batch in batches]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from leyden.model import ModelConfig
+from leyden.parallel.objective import Objective, Row, Sums
 
 
 class TrainableModel(Protocol):
@@ -34,10 +35,10 @@ class TrainableModel(Protocol):
 class PipelinedModel(TrainableModel, Protocol):
     """The stages that a rank has of a model whose layers are divided over pipeline ranks."""
 
-    def run(self, batches: Sequence[Any], objective: Any, /) -> list[Any]:
+    def run(self, batches: Sequence[Row], objective: Objective, /) -> list[Sums]:
         """Forward and backward of a step's micro-batches; the sums of each, by the objective."""
         ...
 
-    def evaluate(self, batches: Sequence[Any], objective: Any, /) -> list[Any]:
+    def evaluate(self, batches: Sequence[Row], objective: Objective, /) -> list[Sums]:
         """As :meth:`run`, without the backward."""
         ...

@@ -24,12 +24,12 @@ from leyden.core.device import compute_dtype, default_device, matmul_flops_per_s
 from leyden.core.log import progress, say
 from leyden.model import HybridLM, ModelConfig, count_model
 from leyden.parallel import ParallelConfig, Team, Weights
+from leyden.parallel.objective import Objective
 from leyden.parallel.recompute import install_compile, install_recompute
 from leyden.tokenizer import Tokenizer
 from leyden.train.held_out import HeldOut, measure
 from leyden.train.learning_rate import LearningRate
 from leyden.train.loop import Callback, FitSettings, fit, steps
-from leyden.train.objective import Objective
 from leyden.train.optimizer import AdamWConfig, MasterAdamW
 from leyden.train.sinks import Sink, SinkName, open_sinks
 from leyden.train.state import Batches, TrainState
@@ -83,7 +83,7 @@ class StageRun:
         micro_batches: how many of them an optimizer step takes.
         rope_theta: the RoPE base from this stage on; None keeps it.
         held_out: makes this rank's share of what the loss is measured on now and then; it may give None.
-        callbacks: called after every step, before its checkpoint.
+        after_step, callbacks: called after every step, as :func:`leyden.train.loop.fit` says.
         shows_progress: whether there is a progress bar of the stage.
     """
 
@@ -96,6 +96,7 @@ class StageRun:
     micro_batches: int = 1
     rope_theta: float | None = None
     held_out: Callable[[], HeldOut | None] = lambda: None
+    after_step: Sequence[Callback] = ()
     callbacks: Sequence[Callback] = ()
     shows_progress: bool = True
 
@@ -198,6 +199,7 @@ def _train_stage(
             stage=index,
             held_out=held_out,
             sinks=sinks,
+            after_step=stage.after_step,
             callbacks=stage.callbacks,
         )
 
@@ -218,7 +220,8 @@ def time_steps(state: TrainState, stage: StageRun, settings: RunSettings) -> tup
     held_out, held_out_seconds = stage.held_out(), 0.0
     seconds = []
     with stage.batches() as batches, progress(f"timing {stage.name}", timed.total_steps, "steps") as bar:
-        for _, _, of_step in steps(state, batches, stage.objective, stage.learning_rate, timed):
+        taken = steps(state, batches, stage.objective, stage.learning_rate, timed, after_step=stage.after_step)
+        for _, _, of_step in taken:
             seconds.append(of_step)
             bar.advance()
         if held_out is not None:

@@ -1,52 +1,61 @@
 """One optimizer step. Read this first, then loop.py.
 
 Every micro-batch gives sums and their gradients; the sums of all micro-batches and ranks meet in one place, are divided
-once by the number of valid labels, and the optimizer takes the step.
+once by their weight, and the optimizer takes the step.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from leyden.core.transfers import fetch
+from leyden.parallel.objective import Objective, Row, Sums, add_up, sums_of_row
 from leyden.train.model import PipelinedModel
-from leyden.train.objective import LossSums, Objective
 from leyden.train.state import TrainState
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step did, on the host. Where no token had a label, all means are NaN.
+    """What one step did, on the host and the same on all ranks. Where the weight is zero, all means are NaN.
 
     Attributes:
-        loss: mean negative log-likelihood of a valid label, in nats.
-        aux_loss: what the objective adds to it (balance, z-loss), per label.
-        grad_norm: of the mean loss, before clipping.
+        metrics: means for each unit of weight. ``loss`` is without, and ``aux_loss`` is, what is minimised besides
+            (balance, z-loss); then the objective's metrics, and :data:`leyden.parallel.objective.ROUTER_METRICS`.
+        weight: what the sums were divided by; how many labels, in pre-training.
+        grad_norm: of the gradient of the mean loss, before clipping.
         tokens: positions computed.
-        labels: valid labels.
-        load: [layers with experts, E], each expert's share of the assignments; rows sum to 1.
-        dropped: share of assignments that capacity dropped.
-        skipped: the loss or the gradient was not finite, or no token had a label; the weights are unchanged.
-        stop: a rank was asked to stop by the time it had computed its micro-batches; the same on all ranks.
+        skipped: the loss or the gradient was not finite, or the weight zero; the weights are unchanged.
+        stop: a rank was asked to stop by the time it had computed its micro-batches.
     """
 
-    loss: float
-    aux_loss: float
+    metrics: dict[str, Any]
+    weight: float
     grad_norm: float
     tokens: int
-    labels: int
-    load: list[list[float]]
-    dropped: float
     skipped: bool
     stop: bool = False
+
+    @property
+    def loss(self) -> float:
+        """The mean loss without auxiliary terms."""
+        return self.metrics["loss"]
+
+
+@dataclass(frozen=True)
+class _Total:
+    """The sums of all micro-batches and ranks; how many positions they had, and how many ranks are to stop."""
+
+    sums: Sums
+    tokens: torch.Tensor
+    votes: torch.Tensor
 
 
 def train_step(
     state: TrainState,
-    batches: Sequence[Any],
+    batches: Sequence[Row],
     objective: Objective,
     *,
     lr: float,
@@ -57,7 +66,8 @@ def train_step(
 
     Args:
         state: updated in place, by all ranks of its team at the same time.
-        batches: at least one; of several data ranks, this one's shares. All their labels weigh alike.
+        batches: at least one; of several data ranks, this one's shares. A unit of weight counts alike in
+            all of them.
         objective: gives the sums of one micro-batch.
         lr: learning rate.
         clip_norm: a gradient of the mean loss longer than this is scaled down to it.
@@ -69,21 +79,22 @@ def train_step(
     else:
         parts = [_backward(state, batch, objective, number) for number, batch in enumerate(batches)]
     state.team.at("the exchange of sums", state.step + 1)
-    total, votes = _sum(state, parts, stop())
-    grad_norm = state.optimizer.grad_norm() / total.num_labels
+    total = _total(state, parts, batches, stop())
+    weight = total.sums.weight
+    grad_norm = state.optimizer.grad_norm() / weight
     # Where the weights are, not here: the host looks when all that the step computes is on its way.
-    finite = total.nll.isfinite() & grad_norm.isfinite() & (total.num_labels > 0)
+    finite = total.sums.loss.isfinite() & grad_norm.isfinite() & (weight > 0)
     excess = (grad_norm / clip_norm).clamp_min(1.0)
-    state.optimizer.step(lr, divisor=total.num_labels * excess, skip=~finite)
-    result = _result(total, grad_norm, finite, votes)
+    state.optimizer.step(lr, divisor=weight * excess, skip=~finite)
+    result = _result(total, grad_norm, finite)
     state.count(result.tokens, skipped=result.skipped)
     return result
 
 
-def _backward(state: TrainState, batch: Any, objective: Objective, number: int) -> LossSums:
+def _backward(state: TrainState, batch: Row, objective: Objective, number: int) -> Sums:
     """The sums of one micro-batch, their gradient left with the optimizer."""
     state.team.at("forward", state.step + 1, number)
-    sums = objective(state.model, batch)
+    sums = sums_of_row(objective, state.model, batch)
     state.team.at("backward", state.step + 1, number)
     sums.loss.backward()
     state.optimizer.accumulate()
@@ -91,8 +102,8 @@ def _backward(state: TrainState, batch: Any, objective: Objective, number: int) 
 
 
 def _through_pipeline(
-    state: TrainState, pipeline: PipelinedModel, batches: Sequence[Any], objective: Objective
-) -> list[LossSums]:
+    state: TrainState, pipeline: PipelinedModel, batches: Sequence[Row], objective: Objective
+) -> list[Sums]:
     """The same of all micro-batches, which are in the stages of a pipeline at once."""
     state.team.at("the pipeline", state.step + 1)
     sums = pipeline.run(batches, objective)
@@ -100,28 +111,28 @@ def _through_pipeline(
     return sums
 
 
-def _sum(state: TrainState, parts: Sequence[LossSums], stop: bool) -> tuple[LossSums, torch.Tensor]:
-    """The sums over all micro-batches and ranks, the one place where contributions meet; and how many are to stop."""
-    names = [field.name for field in fields(LossSums)]
-    sums = [torch.stack([getattr(part, name).detach() for part in parts]).sum(0) for name in names]
-    *total, votes = state.team.sum([*sums, torch.full((), int(stop), device=sums[0].device)])
-    return LossSums(**dict(zip(names, total, strict=True))), votes
+def _total(state: TrainState, parts: Sequence[Sums], batches: Sequence[Row], stop: bool) -> _Total:
+    """Over all micro-batches and ranks: the one place where contributions meet."""
+    sums, device = add_up(parts), parts[0].loss.device
+    positions = sum(batch.tokens.numel() for batch in batches) if state.team.counts_rows else 0
+    counts = [torch.full((), count, device=device) for count in (positions, int(stop))]
+    loss, weight, *metrics, tokens, votes = state.team.sum([sums.loss, sums.weight, *sums.metrics.values(), *counts])
+    return _Total(Sums(loss, weight, dict(zip(sums.metrics, metrics, strict=True))), tokens, votes)
 
 
-def _result(total: LossSums, grad_norm: torch.Tensor, finite: torch.Tensor, votes: torch.Tensor) -> StepResult:
+def _result(total: _Total, grad_norm: torch.Tensor, finite: torch.Tensor) -> StepResult:
     """On the host, for which it waits; once a step."""
-    *sums, norm, went, stops = fetch([*vars(total).values(), grad_norm, finite, votes])
-    here = LossSums(*sums)
-    labels = int(here.num_labels)
-    divisor = labels or math.nan
+    sums = total.sums
+    here = fetch([sums.loss, sums.weight, grad_norm, finite, total.tokens, total.votes, *sums.metrics.values()])
+    loss, weight, norm, went, tokens, votes = (x.item() for x in here[:6])
+    divisor = weight or math.nan
+    means = [(x.double() / divisor).tolist() for x in here[6:]]
+    metrics = dict(zip(sums.metrics, means, strict=True))
     return StepResult(
-        loss=float(here.nll) / divisor,
-        aux_loss=float(here.loss - here.nll) / divisor,
-        grad_norm=float(norm),
-        tokens=int(here.num_tokens),
-        labels=labels,
-        load=(here.load / divisor).tolist(),
-        dropped=float(here.dropped) / divisor,
+        metrics={"loss": metrics["loss"], "aux_loss": (loss - here[6].item()) / divisor, **metrics},
+        weight=float(weight),
+        grad_norm=norm,
+        tokens=int(tokens),
         skipped=not went,
-        stop=bool(stops),
+        stop=bool(votes),
     )

@@ -13,7 +13,7 @@ from leyden.bench.gpu.kernels import GpuBench, GpuRow
 from leyden.bench.gpu.result import OpRow
 from leyden.model import Cache, HybridLM, ModelConfig, count_model, prefill_flops, preset
 from leyden.ops import IGNORE_INDEX
-from leyden.train import MasterAdamW, Pretrain
+from leyden.train import MasterAdamW, Pretrain, sums_of_row
 
 _SMALL = {
     "vocab_size": 128,
@@ -155,10 +155,10 @@ class _Trainer:
         """One optimizer step; nothing is read back from the device."""
         labels = torch.zeros((), device=batches[0].tokens.device)
         for batch in batches:
-            sums = self._objective(self._model, batch)
+            sums = sums_of_row(self._objective, self._model, batch)
             sums.loss.backward()
             self._optimizer.accumulate()
-            labels = labels + sums.num_labels
+            labels = labels + sums.weight
         norm = self._optimizer.grad_norm() / labels
         self._optimizer.step(1e-5, labels * norm.clamp_min(1.0))
 

@@ -5,7 +5,7 @@ and documents of a micro-batch, every rank has already: only the number of the m
 """
 
 from collections.abc import Generator, Sequence
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -14,32 +14,9 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleIn
 from leyden.core.errors import UserError
 from leyden.model import HybridLM, ModelConfig, check_tokens
 from leyden.parallel.mesh import Mesh
+from leyden.parallel.objective import Objective, Row, Sums, sums_of_features, sums_of_nothing
 from leyden.parallel.pipeline.split import split_layers
-from leyden.parallel.pipeline.stage import PackedRow, StageFeatures, StageModel, boundary
-
-
-class Sums(Protocol):
-    """What one micro-batch contributes to a step; all else about it is the objective's affair."""
-
-    @property
-    def loss(self) -> torch.Tensor:
-        """Scalar to backpropagate."""
-        ...
-
-
-_S = TypeVar("_S", bound=Sums, covariant=True)
-
-
-class Objective(Protocol[_S]):
-    """What a pipeline needs of what it minimises."""
-
-    def of_features(self, model: Any, features: Any, batch: Any, /) -> _S:
-        """The sums of a row; ``model`` is the last :class:`StageModel`, ``features`` its :class:`StageFeatures`."""
-        ...
-
-    def nothing(self, model: Any, /) -> _S:
-        """The sums of no tokens at all."""
-        ...
+from leyden.parallel.pipeline.stage import StageFeatures, StageModel, boundary
 
 
 class Pipeline(nn.Module):
@@ -68,8 +45,8 @@ class Pipeline(nn.Module):
         self.stages = cast("Sequence[StageModel]", stages)
         self._schedule: Schedule1F1B | ScheduleInterleaved1F1B | None = None
         self._schedule_shape = (0, 0)
-        self._objective: Objective[Any] | None = None
-        self._sums: list[Any] = []
+        self._objective: Objective | None = None
+        self._sums: list[Sums] = []
 
     @property
     def config(self) -> ModelConfig:
@@ -93,7 +70,7 @@ class Pipeline(nn.Module):
         """Those of the stages, by their names in the whole model."""
         return {name: value for stage in self.stages for name, value in stage.state_dict(*args, **options).items()}
 
-    def run(self, batches: Sequence[PackedRow], objective: Objective[_S]) -> list[_S]:
+    def run(self, batches: Sequence[Row], objective: Objective) -> list[Sums]:
         """Forward and backward of one optimizer step; the gradients of all micro-batches are summed in ``grad``.
 
         Args:
@@ -109,11 +86,11 @@ class Pipeline(nn.Module):
         """
         return self._go_through(batches, objective, backward=True)
 
-    def evaluate(self, batches: Sequence[PackedRow], objective: Objective[_S]) -> list[_S]:
+    def evaluate(self, batches: Sequence[Row], objective: Objective) -> list[Sums]:
         """As :meth:`run`, forward alone and without gradients."""
         return self._go_through(batches, objective, backward=False)
 
-    def _go_through(self, batches: Sequence[PackedRow], objective: Objective[_S], *, backward: bool) -> list[_S]:
+    def _go_through(self, batches: Sequence[Row], objective: Objective, *, backward: bool) -> list[Sums]:
         length = _length(batches)
         for batch in batches:
             check_tokens(self.config, batch.tokens, cu_seqlens=batch.cu_seqlens)
@@ -131,7 +108,7 @@ class Pipeline(nn.Module):
         for stage in self.stages:
             stage.batches = ()
         sums, self._sums = self._sums, []
-        return sums or [objective.nothing(self)]
+        return sums or [sums_of_nothing(objective, self)]
 
     def _new_schedule(self, num_batches: int, length: int) -> Schedule1F1B | ScheduleInterleaved1F1B:
         plan, ranks = self._mesh.plan, self.stages[0].ranks
@@ -170,12 +147,13 @@ class Pipeline(nn.Module):
         """Of what the last stage made of a micro-batch."""
         assert self._objective is not None, "set by run()"
         last = self.stages[-1]
-        sums = self._objective.of_features(last, StageFeatures(*output), last.batches[int(micro_batch)])
+        features, batch = StageFeatures(*output), last.batches[int(micro_batch)]
+        sums = sums_of_features(self._objective, last, features, batch)
         self._sums.append(sums)
         return sums.loss
 
 
-def _length(batches: Sequence[PackedRow]) -> int:
+def _length(batches: Sequence[Row]) -> int:
     lengths = sorted({batch.tokens.shape[1] for batch in batches})
     if len(lengths) != 1:
         raise UserError(

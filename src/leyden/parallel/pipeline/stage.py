@@ -8,7 +8,6 @@ loss.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Protocol
 
 import torch
 from torch import nn
@@ -17,20 +16,7 @@ from leyden.core.errors import UserError
 from leyden.model import HybridLM, ModelConfig, RouterLosses, RouterSums, router_sums, total_router_losses
 from leyden.model.losses import TokenLossModel
 from leyden.model.sequence import lay_out
-
-
-class PackedRow(Protocol):
-    """One micro-batch: documents packed in one row."""
-
-    @property
-    def tokens(self) -> torch.Tensor:
-        """[1, T] int64."""
-        ...
-
-    @property
-    def cu_seqlens(self) -> torch.Tensor:
-        """[N+1] int32 on the CPU, where each document begins, and the end."""
-        ...
+from leyden.parallel.objective import Row
 
 
 @dataclass(frozen=True)
@@ -72,7 +58,7 @@ class StageModel(TokenLossModel):
         self.layers = nn.ModuleDict({str(index): model.layers[index] for index in layers})
         self.norm = model.norm if self.is_last else None
         self.lm_head = model.lm_head if self.is_last else None
-        self.batches: Sequence[PackedRow] = ()
+        self.batches: Sequence[Row] = ()
         """The micro-batches of the step that is under way."""
 
     def forward(

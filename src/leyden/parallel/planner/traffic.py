@@ -236,5 +236,5 @@ def _end_of_step(rank: Rank) -> Bytes:
         found["dense", "all_reduce"] = dense_numel * rank.wide.itemsize
     if plan.world > 1:
         load = model.num_hidden_layers * model.num_local_experts
-        found["world", "all_reduce"] = rank.wide.itemsize + (6 + load) * 8  # LossSums, and whether to stop
+        found["world", "all_reduce"] = rank.wide.itemsize + (6 + load) * 8  # sums and counts, and whether to stop
     return found
