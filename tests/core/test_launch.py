@@ -1,11 +1,13 @@
 """What torchrun's environment says, and the line that starts as many processes again."""
 
+import json
 import shlex
 from pathlib import Path
 
 import pytest
 
-from leyden.core.launch import Launch, launched
+from leyden.core import launch as launch_module
+from leyden.core.launch import Launch, launched, tell_launcher
 
 TORCHRUN = {"RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "8"}
 
@@ -36,3 +38,24 @@ def test_the_line_can_be_pasted() -> None:
     given = ("run", Path("/data/q s é/recipe's.toml"), "--set", 'data.text=["a b.txt"]')
     for launch, before in ((Launch(), 1), (Launch(world=4, local_world=4), 5)):
         assert shlex.split(launch.command(*given))[before:] == [str(word) for word in given]
+
+
+def test_the_reason_is_handed_to_torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As its own error handler writes it. Of a reason that all have, all but the first of a machine wait before."""
+    waited = list[float]()
+    monkeypatch.setattr(launch_module.time, "sleep", waited.append)
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    for alone, local_rank in ((True, "1"), (False, "0"), (False, "1")):
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+        tell_launcher("error: no\nsuch plan", alone=alone)
+        message = json.loads((tmp_path / "error.json").read_text())["message"]
+        assert message["extraInfo"]["py_callstack"] == "error: no\nsuch plan"
+        assert int(message["extraInfo"]["timestamp"]) > 1e9
+        (tmp_path / "error.json").unlink()
+    assert waited == [30.0]
+    monkeypatch.delenv("TORCHELASTIC_ERROR_FILE")
+    tell_launcher("error", alone=False)
+    assert not (tmp_path / "error.json").exists()
+    assert len(waited) == 1

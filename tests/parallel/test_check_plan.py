@@ -1,16 +1,21 @@
 """Plans that cannot be are refused with all of their problems and with plans that can."""
 
 import itertools
+import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from leyden.core.errors import UserError
 from leyden.model import preset
 from leyden.parallel import ParallelConfig, Plan
 from leyden.parallel.planner import StepShape, check_plan, problems_of
+from leyden.parallel.planner.check import nearest_step
 
 TINY = preset("tiny")  # 4 heads, 2 key-value heads, 8 experts of 512, 8 layers
 STEP = StepShape(seq_len=64, micro_batch_tokens=512, num_micro_batches=4)
+BOTH = "batch_tokens = {} (now {}) with micro_batch_tokens = {} (now {})."
 
 
 def _refused(config: ParallelConfig, world: int, model: object = TINY, step: StepShape | None = STEP) -> str:
@@ -84,6 +89,65 @@ def test_what_no_sizes_can_change() -> None:
     one = StepShape(seq_len=1, micro_batch_tokens=1)
     dense = preset("tiny", num_local_experts=0)
     assert "No sizes of the axes change that" in _refused(ParallelConfig(), 7, dense, one)
+
+
+@pytest.mark.parametrize(
+    ("config", "world", "step", "said"),
+    [
+        # a pipeline of 4 has to be filled: as many tokens in more micro-batches
+        (ParallelConfig(pp=4), 4, StepShape(64, 512, 2), "micro_batch_tokens = 256 (now 512)."),
+        # 3 data ranks divide neither 8 sequences nor 32: 4 x 9 sequences differ less from 4 x 8 than 5 x 6 do
+        (ParallelConfig(dp_shard=3), 3, STEP, BOTH.format(2304, 2048, 576, 512)),
+        (ParallelConfig(dp_shard=3), 3, StepShape(64, 64, 3), "micro_batch_tokens = 192 (now 64)."),
+        (ParallelConfig(pp=2), 2, StepShape(64, 64, 1), "batch_tokens = 128 (now 64) with micro_batch_tokens = 64."),
+        (ParallelConfig(tp=2), 2, StepShape(63, 63), BOTH.format(126, 63, 126, 63)),
+        (ParallelConfig(cp=4), 4, StepShape(2, 2, 2), "micro_batch_tokens = 4 (now 2)."),
+    ],
+)
+def test_the_smallest_change_of_the_batch(config: ParallelConfig, world: int, step: StepShape, said: str) -> None:
+    last = _refused(config, world, step=step).splitlines()[-1]
+    assert last == f"The smallest change of the batch with which this plan works: {said}"
+
+
+def test_no_batch_mends_what_is_wrong_with_the_model() -> None:
+    assert "change of the batch" not in _refused(ParallelConfig(tp=4), 4)
+    assert "change of the batch" not in _refused(ParallelConfig(tp=3, dp_shard=3), 9)
+    assert "change of the batch" not in _refused(ParallelConfig(cp=3), 4)
+
+
+@given(
+    pp=st.sampled_from([1, 2, 4]),
+    dp=st.integers(1, 5),
+    cp=st.integers(1, 3),
+    tp=st.sampled_from([1, 2]),
+    interleaved=st.booleans(),
+    seq_len=st.integers(1, 12),
+    sequences=st.integers(1, 9),
+    count=st.integers(1, 6),
+)
+def test_the_nearest_step_works_and_none_is_nearer(
+    pp: int, dp: int, cp: int, tp: int, interleaved: bool, seq_len: int, sequences: int, count: int
+) -> None:
+    """Beside every step of up to 96 sequences in up to 12 micro-batches."""
+    schedule = {"pipeline_schedule": "interleaved", "stages_per_rank": 2} if interleaved and pp > 1 else {}
+    plan = Plan(pp=pp, dp_shard=dp, cp=cp, tp=tp, settings=ParallelConfig.parse(schedule, "test"))
+    step = StepShape(seq_len, seq_len * sequences, count)
+    found = nearest_step(plan, plan.world, TINY, step)
+    assert found is not None
+    assert not problems_of(plan, plan.world, TINY, found)
+
+    def changes(shape: StepShape) -> tuple[int, float]:
+        kind = 0 if shape.tokens == step.tokens else 1 if shape.micro_batch_tokens == step.micro_batch_tokens else 2
+        doublings = [math.log2(a / b) for a, b in zip(_sizes(shape), _sizes(step), strict=True)]
+        return kind, round(sum(map(abs, doublings)), 9)
+
+    every = [StepShape(seq_len, seq_len * size, number) for size in range(1, 97) for number in range(1, 13)]
+    working = [shape for shape in every if not problems_of(plan, plan.world, TINY, shape)]
+    assert all(changes(found) <= changes(shape) for shape in working)
+
+
+def _sizes(shape: StepShape) -> tuple[int, int]:
+    return shape.micro_batch_tokens, shape.tokens
 
 
 def test_every_plan_of_eight_ranks_that_is_accepted_divides_everything() -> None:

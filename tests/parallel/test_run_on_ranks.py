@@ -64,6 +64,19 @@ def test_two_ranks_are_one_process(unhurt: tuple[Path, str], alone: Path) -> Non
     assert load_recipe(str(directory / "recipe.toml")).parallel.ep == 2
 
 
+def test_why_a_plan_is_refused_is_the_last_thing_that_torchrun_prints(recipe: Path, tmp_path: Path) -> None:
+    """A step of the second stage has one micro-batch of 256 tokens, and a pipeline of two ranks takes two."""
+    ended = rank_runs.torchrun("run", recipe, "--dir", tmp_path / "run", "--set", "parallel.pp=2")
+    assert ended.code == 1
+    assert 2 in rank_runs.exit_codes(ended)
+    *_, last = (line.strip() for line in ended.said.splitlines() if line.strip("= "))
+    assert last == "The smallest change of the batch with which this plan works: micro_batch_tokens = 128 (now 256)."
+    root_cause = ended.said.rpartition("Root Cause")[2]
+    assert "error: stage 'long': [parallel] cannot train this model on 2 ranks" in root_cause
+    assert ended.said.count("error: stage 'long'") == 2, "when it was found, and at the end"
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_a_run_from_a_model_is_that_of_one_process(
     recipe: Path, alone: Path, tmp_path: Path, leyden_cli: Callable[..., Any]

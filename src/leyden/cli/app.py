@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import traceback
 from difflib import get_close_matches
 from typing import Annotated, Any
 
@@ -26,7 +27,9 @@ from leyden.cli import (
     tokenizer,
 )
 from leyden.core.errors import Interrupted, UserError
+from leyden.core.launch import launched, tell_launcher
 from leyden.core.log import LineHandler, console, say
+from leyden.core.printable import printable
 from leyden.core.waiting import settle_waiting
 
 _ELSEWHERE = {
@@ -130,7 +133,11 @@ def main() -> None:
     except UserError as error:
         console.print("error: ", style="bold red", end="")
         say(str(error))
+        tell_launcher(f"error: {printable(str(error), lines=True)}", alone=launched().rank > 0 and not console.quiet)
         sys.exit(2)
     except Interrupted as stop:
         say(str(stop))
         sys.exit(130)
+    except Exception:
+        tell_launcher(traceback.format_exc(), alone=True)
+        raise

@@ -1,7 +1,10 @@
 """What a launcher (torchrun) told this process of the others: the one place that reads its environment."""
 
+import contextlib
+import json
 import os
 import shlex
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +37,34 @@ class Launch:
             return shlex.join(["leyden", *words])
         nodes = ["--nnodes", str(self.world // self.local_world)] if self.world > self.local_world else []
         return shlex.join(["torchrun", *nodes, "--nproc-per-node", str(self.local_world), "-m", "leyden", *words])
+
+
+_ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+"""Where torchrun looks for what a process ended with."""
+_PATIENCE_SECONDS = 30.0
+"""A process takes seconds to end on a busy machine."""
+
+
+def tell_launcher(text: str, *, alone: bool) -> None:
+    """Hand ``text``, with which this process ends, to torchrun, which prints it behind its own traceback.
+
+    What a process prints itself scrolls away under that traceback. Where nothing was started by torchrun, this does
+    nothing.
+
+    Args:
+        text: the reason.
+        alone: whether this process alone has the reason. Of one that all have, each machine prints one copy: all but
+            its first process wait to be ended by torchrun, as it does once one process is gone.
+    """
+    path = os.environ.get(_ERROR_FILE)
+    if path is None:
+        return
+    if not alone and launched().local_rank > 0:
+        time.sleep(_PATIENCE_SECONDS)
+    # "py_callstack" is what torchrun prints; it indents every line.
+    extra = {"py_callstack": text, "timestamp": str(int(time.time()))}
+    with contextlib.suppress(OSError):
+        Path(path).write_text(json.dumps({"message": {"message": text, "extraInfo": extra}}), encoding="utf-8")
 
 
 def launched() -> Launch:

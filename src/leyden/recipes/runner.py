@@ -125,7 +125,10 @@ def _plan(recipe: Recipe, launch: Launch, directory: Path) -> Plan:
 def _check_plan(recipe: Recipe, world: int) -> None:
     for stage in recipe.stage:
         step = StepShape(stage.seq_len, stage.micro_batch, stage.batch_tokens // stage.micro_batch)
-        check_plan(recipe.parallel, world, recipe.model, step)
+        try:
+            check_plan(recipe.parallel, world, recipe.model, step)
+        except UserError as error:
+            raise UserError(f"stage '{stage.name}': {error}") from None
 
 
 def _fewest_ranks(config: ParallelConfig) -> int:

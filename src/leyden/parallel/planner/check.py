@@ -1,6 +1,7 @@
 """Whether a plan can be: every rule of it, one line each, before a process group exists.
 
-A plan that cannot be is refused with all that is wrong with it, and with the plans nearest to it that can be.
+A plan that cannot be is refused with all that is wrong with it, with the plans nearest to it that can be, and with the
+smallest change of the batch that lets it be, where there is one.
 """
 
 import itertools
@@ -30,7 +31,7 @@ def check_plan(config: ParallelConfig, world: int, model: ModelConfig, step: Ste
         step: of the optimizer steps; None: what depends on it is not asked.
 
     Raises:
-        UserError: it cannot; all reasons, and the nearest plans that would do.
+        UserError: it cannot; all reasons, the nearest plans that would do, and the nearest batch.
     """
     plan = _changed(config, world, {}, config)
     problems = problems_of(plan, world, model, step)
@@ -43,6 +44,8 @@ def check_plan(config: ParallelConfig, world: int, model: ModelConfig, step: Ste
         lines += ["Nearest plans that work:"] + [f"  - {_said(found, config)}" for found in near]
     else:
         lines += ["No sizes of the axes change that; change the model or the batch as said above."]
+    if step is not None and (other := nearest_step(plan, world, model, step)) is not None:
+        lines += [f"The smallest change of the batch with which this plan works: {_step_said(other, step)}."]
     raise UserError("\n".join(lines))
 
 
@@ -179,3 +182,48 @@ def _said(plan: Plan, config: ParallelConfig) -> str:
         if getattr(plan.settings, name) != getattr(config, name):
             text += f" {name}={getattr(plan.settings, name)}"
     return text
+
+
+def nearest_step(plan: Plan, world: int, model: ModelConfig, step: StepShape) -> StepShape | None:
+    """The step nearest to ``step`` that ``plan`` can take; None: no batch lets the plan be.
+
+    Other micro-batches of the same batch are nearer than another batch, another number of micro-batches is nearer than
+    other ones, and of steps that change as much, the one whose sizes change by the least factor is the nearest.
+    """
+    if problems_of(plan, world, model):
+        return None
+    sequences, count = step.sequences, step.num_micro_batches
+    total = sequences * count
+
+    def shape(size: int, number: int) -> StepShape:
+        return StepShape(step.seq_len, size * step.seq_len, number)
+
+    def works(size: int, number: int) -> bool:
+        return not problems_of(plan, world, model, shape(size, number))
+
+    # Data and tensor ranks divide multiples of ``grain`` sequences. A rule is of sizes alone, or of counts alone.
+    grain = plan.dp * math.lcm(step.seq_len, plan.tp) // step.seq_len
+    largest = 2 * max(sequences, -(-plan.dp * plan.cp * plan.tp // step.seq_len)) + grain
+    sizes = [size for size in range(grain, largest + 1, grain) if works(size, plan.pp)]
+    counts = [number for number in range(1, 2 * max(count, plan.pp) + 1) if works(sizes[0], number)]
+    divisors = (size for size in range(grain, total + 1, grain) if total % size == 0)
+    same_batch = [(size, total // size) for size in divisors if works(size, total // size)]
+    other_count = [(sequences, number) for number in counts] if sequences in sizes else []
+    candidates = same_batch or other_count or list(itertools.product(sizes, counts))
+    return min((shape(*found) for found in candidates), key=lambda found: _step_distance(found, step))
+
+
+def _step_distance(shape: StepShape, step: StepShape) -> float:
+    """How much larger or smaller micro-batch and batch are, in doublings."""
+    sizes = [(shape.micro_batch_tokens, step.micro_batch_tokens), (shape.tokens, step.tokens)]
+    return sum(abs(math.log2(now / before)) for now, before in sizes)
+
+
+def _step_said(shape: StepShape, step: StepShape) -> str:
+    """As a recipe's stage would say it."""
+    micro, batch = f"micro_batch_tokens = {shape.micro_batch_tokens}", f"batch_tokens = {shape.tokens}"
+    if shape.micro_batch_tokens != step.micro_batch_tokens:
+        micro += f" (now {step.micro_batch_tokens})"
+    if shape.tokens == step.tokens:
+        return micro
+    return f"{batch} (now {step.tokens}) with {micro}"
