@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ import pytest
 
 import leyden
 from leyden.model import HybridLM, preset
+from leyden.serve.config import EngineConfig
 from leyden.tokenizer import Tokenizer
 
 MEMORY = ("--kv-gigabytes", "0.01", "--cache-gigabytes", "0.01", "--swap-gigabytes", "0", "--decoder", "torch")
@@ -57,6 +59,33 @@ def test_what_it_refuses(leyden_cli: Callable, options: tuple[str, ...], message
     ended = leyden_cli("serve", "no/such/model", *options)
     assert ended.code == 2
     assert message in ended.err
+
+
+@pytest.mark.parametrize("place", ["", "final"])
+def test_a_run_is_served_as_its_recipe_says_unless_an_option_does(
+    place: str,
+    leyden_cli: Callable,
+    directory: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    shutil.copytree(directory, tmp_path / "run" / "final")
+    (tmp_path / "run" / "recipe.toml").write_text("[serve]\nmax_sequences = 3\nstep_tokens = 512\n")
+    served = []
+    monkeypatch.setattr("leyden.cli.serve._serve_alone", lambda *given: served.append(given))
+    with caplog.at_level("INFO", "leyden"):
+        ended = leyden_cli("serve", tmp_path / "run" / place, "--step-tokens", "1024", "--max-queue", "7")
+    assert ended.code == 0, ended.err
+    assert "says max_sequences = 3, step_tokens = 512." in caplog.text
+    leyden_cli("serve", directory)
+    ours, plain = (given[4] for given in served)
+    assert (ours.max_sequences, ours.step_tokens, ours.max_queue) == (3, 1024, 7)
+    assert plain == EngineConfig()
+    (tmp_path / "run" / "recipe.toml").write_text("[serve]\nmax_sequence = 3\n")
+    refused = leyden_cli("serve", tmp_path / "run" / place)
+    assert refused.code == 2
+    assert "[serve]: unknown key 'max_sequence'; did you mean 'max_sequences'?" in refused.err
 
 
 def test_conversations_where_none_can_be_kept(leyden_cli: Callable, tmp_path: Path) -> None:

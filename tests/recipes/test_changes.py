@@ -47,6 +47,16 @@ def test_a_later_stage_is_corrected_and_the_run_is_the_one_that_was_right_at_onc
     assert_same_run(directory, finished)
 
 
+def test_how_a_finished_run_is_served_may_change(copied: Path, leyden_run: Run) -> None:
+    """Nothing is done again; the recipe says it where it is not the default."""
+    before = (copied / "recipe.toml").read_text()
+    assert "[serve]" not in before
+    assert f"{copied} is finished." in leyden_run(copied, "serve.max_sequences=3").err
+    assert load_recipe(str(copied / "recipe.toml")).serve.max_sequences == 3
+    leyden_run(copied)
+    assert (copied / "recipe.toml").read_text() == before
+
+
 def test_a_finished_run_gets_another_stage(finished: Path, recipe_file: Path, tmp_path: Path, leyden_run: Run) -> None:
     """And is the run of both stages; what it had come to is kept."""
     one_stage = tmp_path / "one.toml"

@@ -15,6 +15,7 @@ from leyden.recipes import Recipe, Stage
 from leyden.recipes.loader import parse_recipe
 from leyden.recipes.schema import DataSection, EvaluateSection, TokenizerSection
 from leyden.recipes.starting import CHANGEABLE
+from leyden.serve.config import EngineConfig
 from leyden.train import AdamWConfig, RunSettings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
@@ -27,6 +28,7 @@ SECTIONS: dict[str, tuple[type[Config], set[str]]] = {
     "[parallel]": (ParallelConfig, set()),
     "[[stage]]": (Stage, set()),
     "[evaluate]": (EvaluateSection, set()),
+    "[serve]": (EngineConfig, set()),
 }
 
 

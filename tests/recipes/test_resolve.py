@@ -58,6 +58,7 @@ ROWS: list[tuple[str, dict[str, Any], Progress | None, str | None]] = [
     ("train.async_checkpoint", {"train": {"async_checkpoint": True, "max_skipped_steps": 2}}, ENDED, None),
     ("train.sinks", {"train": {"sinks": ["tensorboard"]}}, ENDED, None),
     ("evaluate", {"evaluate": {"prompts": ["a"]}}, ENDED, None),
+    ("serve", {"serve": {"max_sequences": 3}}, ENDED, None),
     ("data.build", {"data": {"build": "elsewhere"}}, ENDED, None),
     ("model", {"model": {"hidden_size": 128}}, None, None),
     ("model", {"model": {"hidden_size": 128}}, BEGUN, "model.hidden_size"),

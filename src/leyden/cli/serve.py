@@ -61,7 +61,7 @@ def serve(
     keys = [*(api_key or []), *(_keys(api_key_file) if api_key_file else [])]
     more = {"api_keys": keys, "allow_origins": allow_origin or []}
     settings = ServerSettings.parse({**_of(ServerSettings, given), **more}, "serve")
-    config = EngineConfig.parse(_of(EngineConfig, given), "serve")
+    config = EngineConfig.parse({**_section(model), **_of(EngineConfig, given)}, "serve")
     shown = {"root": model, "names": served_model_name or [_name_of(model)], "settings": settings}
     axes = {name: given[name] for name in ("tp", "ep", "etp") if name in given}
     if launched().world > 1:
@@ -149,6 +149,20 @@ def _serve_on_ranks(
         with engine_of(team, weights, tokenizer, config) as engine:
             if engine is not None and bound is not None:
                 run_server(bound, engine, **shown)
+
+
+def _section(model: str) -> dict[str, Any]:
+    """What ``[serve]`` says in the recipe of the run that ``model`` is of."""
+    from leyden.checkpoint.origin import recipe_of
+    from leyden.core.log import logger
+    from leyden.serve.config import EngineConfig
+
+    section = recipe_of(Path(model)).get("serve", {}) if Path(model).is_dir() else {}
+    if section:
+        EngineConfig.parse(section, f"the recipe of the run {model}: [serve]")
+        said = ", ".join(f"{name} = {value!r}" for name, value in section.items())
+        logger(__name__).info("[serve] in the recipe of %s says %s.", model, said)
+    return section
 
 
 def _name_of(model: str) -> str:

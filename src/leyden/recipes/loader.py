@@ -10,6 +10,7 @@ from leyden.core.errors import UserError, suggest
 from leyden.data.builds.tokens import read_tokens
 from leyden.recipes.schema import DataSection, Recipe, TokenizerSection, model_section
 from leyden.recipes.starting import check_tokenizer, shape_from
+from leyden.serve.config import EngineConfig
 from leyden.tokenizer import Tokenizer
 
 _SHIPPED = "leyden.recipes.shipped"
@@ -82,9 +83,10 @@ def _vocabulary(tokenizer: TokenizerSection, build: Path | None, said: bool) -> 
 
 
 def dry(recipe: Recipe) -> str:
-    """The recipe as TOML with every value said."""
+    """The recipe as TOML with every value said; ``[serve]``, which no step depends on, where it is not the default."""
     ready = recipe.data.build is not None or (recipe.starts_from is not None and recipe.tokenizer.path is None)
     unused = {"tokenizer"} if ready else set()
+    unused |= {"serve"} if recipe.serve == EngineConfig() else set()
     return dump_toml(recipe.model_dump(mode="json", exclude=unused))
 
 

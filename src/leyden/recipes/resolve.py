@@ -17,6 +17,7 @@ RECIPE_FILE = "recipe.toml"
 _FREE = (
     "parallel",
     "evaluate",
+    "serve",
     "data.build",
     "train.async_checkpoint",
     "train.checkpoint_steps",

@@ -157,12 +157,15 @@ def _begin_in(recipe: Recipe, directory: Path, resume: Resume, start: Origin | N
     sweep(directory)
     progress = Progress.of(directory)
     start = check_origin(directory, start, begun=has_begun(directory))
-    recipe = adopt(located(recipe), earlier_recipe(directory, resume), directory, progress)
+    earlier = earlier_recipe(directory, resume)
+    recipe = adopt(located(recipe), earlier, directory, progress)
     fork = Fork(start, recipe) if start is not None and progress is None else None
     trained = is_trained(recipe, directory, progress)
     set_outcome_aside(recipe, directory, progress, trained)
     if not (directory / "report" / "index.html").exists():
         recipe = _prepare(recipe if fork is None else fork.recipe, directory, progress, fork)
+    elif earlier is not None and recipe.serve != earlier.serve:
+        _write(directory / RECIPE_FILE, dry(recipe))
     return {"recipe": recipe.model_dump(mode="json"), "trained": trained}
 
 

@@ -11,6 +11,7 @@ from leyden.data.loader.mixture_schedule import MixtureSchedule
 from leyden.model import ModelConfig, preset
 from leyden.parallel import ParallelConfig
 from leyden.recipes.objectives import OBJECTIVES
+from leyden.serve.config import EngineConfig
 from leyden.train import LearningRate, RunSettings
 
 
@@ -141,6 +142,8 @@ class Recipe(Config):
     stage: tuple[Stage, ...] = Field(min_length=1)
     evaluate: EvaluateSection = EvaluateSection()
     parallel: ParallelConfig = ParallelConfig()
+    serve: EngineConfig = EngineConfig()
+    """How ``leyden serve`` serves the run's models, unless its options say otherwise."""
 
     @model_validator(mode="before")
     @classmethod

@@ -8,7 +8,7 @@ from leyden.core.config import Config
 
 
 class EngineConfig(Config):
-    """The settings of an engine; ``[serve]`` in a recipe, options of ``leyden serve``."""
+    """The settings of an engine: options of ``leyden serve``, and ``[serve]`` in the recipe of a run that is served."""
 
     max_sequences: int = Field(default=32, ge=1)
     """Sequences that are read or generated at once; each holds a state."""
