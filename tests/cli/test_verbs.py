@@ -208,6 +208,27 @@ def test_eval_says_bits_per_byte_beside_xz(leyden_cli: Cli, model: Path, text: P
     refused(leyden_cli("eval", model, "--task", "bits", "--text", text), "task 'bits' is unknown", "bits_per_byte")
 
 
+def test_eval_keeps_rows_and_draws_pages(leyden_cli: Cli, model: Path, text: Path, tmp_path: Path) -> None:
+    arguments = ("eval", model, "--task", "niah", "--lengths", "512,600", "--depths", "2", "--text", text)
+    for name in ("one", "other"):
+        outcome = leyden_cli(*arguments, "--out", tmp_path / name)
+        assert outcome.code == 0, outcome.err
+        record = json.loads(outcome.out)
+        assert (record["task"], record["n"]) == ("niah", 4)
+        assert (tmp_path / name / "index.html").is_file()
+    folders = ("--compare", tmp_path / "one", tmp_path / "other")
+    outcome = leyden_cli("eval", *folders, "--out", tmp_path / "both")
+    assert outcome.out.strip() == str(tmp_path / "both" / "index.html")
+    refused(leyden_cli("eval", *folders), "--out DIR")
+    refused(leyden_cli("eval", *folders, "--out", tmp_path / "both", "--task", "niah"), "leave out --task")
+    refused(leyden_cli("eval", "--compare", model, "--out", tmp_path / "both"), "has no results.jsonl")
+    refused(leyden_cli("eval", model, model, "--task", "niah"), "one model")
+    refused(leyden_cli("eval", "--task", "niah"), "--endpoint URL")
+    refused(leyden_cli("eval", model), "--task")
+    refused(leyden_cli("eval", model, "--task", "niah", "--lengths", "1q"), "'1q' is no length")
+    refused(leyden_cli("eval", "--endpoint", "http://127.0.0.1:9/v1", "--task", "niah"), "--tokenizer MODEL")
+
+
 def test_a_prompt_longer_than_the_model_s_positions(
     leyden_cli: Cli, random_model: Callable[..., HybridLM], tmp_path: Path
 ) -> None:

@@ -26,3 +26,21 @@ def size_of(text: str) -> float:
     if match is None or match[2].upper() not in _UNITS:
         raise UserError(f"'{text}' is no size; give one like 80GB or 80GiB.")
     return float(match[1]) * _UNITS[match[2].upper()]
+
+
+def lengths_of(text: str) -> tuple[int, ...]:
+    """``1k,32k,1m`` to numbers of tokens, rising and each once; k stands for 1024 and m for its square.
+
+    Raises:
+        UserError: a part that is no length.
+    """
+    from leyden.core.errors import UserError
+
+    found = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKmM]?)\s*", part)
+        length = 0 if match is None else float(match[1]) * {"": 1, "k": 1024, "m": 1024**2}[match[2].lower()]
+        if length < 1 or length != int(length):
+            raise UserError(f"'{part.strip()}' is no length in tokens; give lengths like 512, 32k or 1m, with commas.")
+        found.add(int(length))
+    return tuple(sorted(found))

@@ -11,16 +11,16 @@ from leyden.evaluate.report import smooth
 from leyden.evaluate.runs import recipe_differences, summarise
 from leyden.train import read_metrics
 
-_COLOURS = ("#2b7bba", "#d1603d", "#3c8d53", "#8457a6", "#b08d1e", "#2a9d98", "#b8437f", "#6b7280")
+COLOURS = ("#2b7bba", "#d1603d", "#3c8d53", "#8457a6", "#b08d1e", "#2a9d98", "#b8437f", "#6b7280")
 """Of the runs, in order; they are legible on white and on black."""
 
 
 def write_comparison(directories: Sequence[Path], path: Path) -> None:
     """Write a page of the runs in ``directories`` to ``path``."""
-    names = _names(directories)
+    names = short_names(directories)
     metrics = [read_metrics(directory / "metrics.jsonl") for directory in directories]
     summaries = [summarise(directory) for directory in directories]
-    colours = [_COLOURS[index % len(_COLOURS)] for index in range(len(directories))]
+    colours = [COLOURS[index % len(COLOURS)] for index in range(len(directories))]
     facts = {
         "title": " | ".join(names),
         "sections": ["Runs", "Curves", "Recipes"],
@@ -32,7 +32,7 @@ def write_comparison(directories: Sequence[Path], path: Path) -> None:
     write_page(path, Path(__file__).with_name("compare.html"), facts)
 
 
-def _names(directories: Sequence[Path]) -> list[str]:
+def short_names(directories: Sequence[Path]) -> list[str]:
     """The last part of each path, and as many before it as tell them apart."""
     parts = [directory.resolve().parts for directory in directories]
     for count in range(1, max(map(len, parts)) + 1):

@@ -48,8 +48,8 @@ class BitsPerByte:
 
 
 @dataclass(frozen=True)
-class _Window:
-    """A stretch that is read from a fresh state: ``inputs[i]`` is read, ``labels[i]`` predicted after it."""
+class Window:
+    """A stretch that is read from a fresh state: ``inputs[i]`` is read, ``labels[i]`` predicted after it; both [T]."""
 
     inputs: np.ndarray
     labels: np.ndarray
@@ -87,9 +87,13 @@ def bits_per_byte(
     num_bytes = sum(len(text.encode()) for text in documents)
     if not num_bytes:
         raise UserError(f"bits per byte needs text; the {len(documents)} documents given hold no bytes.")
-    windows = [w for ids in tokenizer.encode_batch(documents) for w in _cut(tokenizer, ids, context_tokens)]
+    windows = [w for ids in tokenizer.encode_batch(documents) for w in cut(tokenizer, ids, context_tokens)]
     started = time.perf_counter()
-    nats = _total(model, windows, forward_tokens)
+    nats = 0.0
+    with progress("bits per byte", sum(len(window.labels) for window in windows), "tokens") as bar:
+        for found in window_nats(model, windows, forward_tokens):
+            nats += found.sum().item()
+            bar.advance(len(found))
     return BitsPerByte(
         bits_per_byte=nats / math.log(2) / num_bytes,
         nats=nats,
@@ -100,28 +104,34 @@ def bits_per_byte(
     )
 
 
-def _cut(tokenizer: Tokenizer, ids: np.ndarray, context_tokens: int) -> Iterator[_Window]:
-    """The windows of one document."""
+def cut(tokenizer: Tokenizer, ids: np.ndarray, context_tokens: int) -> Iterator[Window]:
+    """The windows of one document: each predicts at most ``context_tokens`` tokens, and is read after a bos."""
     targets = np.append(ids, tokenizer.eod_id).astype(np.int64)
     for start in range(0, len(targets), context_tokens):
         labels = targets[start : start + context_tokens]
-        yield _Window(np.insert(labels[:-1], 0, tokenizer.bos_id), labels)
+        yield Window(np.insert(labels[:-1], 0, tokenizer.bos_id), labels)
 
 
-def _total(model: HybridLM, windows: list[_Window], forward_tokens: int) -> float:
-    """The summed negative log-likelihood of all windows, in nats."""
-    training, nats = model.training, 0.0
+def window_nats(model: HybridLM, windows: Iterable[Window], forward_tokens: int = 8192) -> Iterator[np.ndarray]:
+    """The negative log-likelihood of every label of each window, [T] float64 in nats, in the windows' order.
+
+    Short windows share a forward pass; a window of more than ``forward_tokens`` is read in pieces through a cache.
+
+    Args:
+        model: any mode; it is in ``eval()`` while the windows are read, and left as it was.
+        windows: what is read.
+        forward_tokens: how many tokens one forward pass reads at most.
+    """
+    training = model.training
     model.eval()
     try:
-        total = sum(len(window.labels) for window in windows)
-        with torch.inference_mode(), progress("bits per byte", total, "tokens") as bar:
-            for row in in_rows(windows, lambda window: len(window.labels), forward_tokens):
+        for row in in_rows(windows, lambda window: len(window.labels), forward_tokens):
+            with torch.inference_mode():
                 long = len(row) == 1 and len(row[0].labels) > forward_tokens
-                nats += _in_pieces(model, row[0], forward_tokens) if long else _packed(model, row)
-                bar.advance(sum(len(window.labels) for window in row))
+                nats = _in_pieces(model, row[0], forward_tokens) if long else _packed(model, row)
+            yield from np.split(nats, np.cumsum([len(window.labels) for window in row])[:-1])
     finally:
         model.train(training)
-    return nats
 
 
 def in_rows(items: Iterable[Part], size: Callable[[Part], int], at_most: int) -> Iterator[list[Part]]:
@@ -138,8 +148,8 @@ def in_rows(items: Iterable[Part], size: Callable[[Part], int], at_most: int) ->
         yield row
 
 
-def _packed(model: HybridLM, row: list[_Window]) -> float:
-    """The nats of several windows, by one forward pass."""
+def _packed(model: HybridLM, row: list[Window]) -> np.ndarray:
+    """The nats of several windows end to end, by one forward pass."""
     device = model.lm_head.weight.device
     bounds = torch.tensor([0, *(len(window.labels) for window in row)]).cumsum(0)
     tokens = torch.from_numpy(np.concatenate([window.inputs for window in row])).to(device)
@@ -148,18 +158,18 @@ def _packed(model: HybridLM, row: list[_Window]) -> float:
     return _nats(model, hidden, labels)
 
 
-def _in_pieces(model: HybridLM, window: _Window, forward_tokens: int) -> float:
+def _in_pieces(model: HybridLM, window: Window, forward_tokens: int) -> np.ndarray:
     """The nats of one window, read through a cache."""
     device = model.lm_head.weight.device
     cache = Cache(model.config)
-    nats = 0.0
+    nats = []
     for start in range(0, len(window.inputs), forward_tokens):
         piece = slice(start, start + forward_tokens)
         tokens, labels = (torch.from_numpy(x[piece]).to(device) for x in (window.inputs, window.labels))
-        nats += _nats(model, model.features(tokens[None], cache=cache).hidden, labels)
-    return nats
+        nats.append(_nats(model, model.features(tokens[None], cache=cache).hidden, labels))
+    return np.concatenate(nats)
 
 
-def _nats(model: HybridLM, hidden: torch.Tensor, labels: torch.Tensor) -> float:
-    """hidden [1, T, D], labels [T]."""
-    return model.token_nll(hidden, labels[None])[0].double().sum().item()
+def _nats(model: HybridLM, hidden: torch.Tensor, labels: torch.Tensor) -> np.ndarray:
+    """[T] float64 of hidden [1, T, D] and labels [T]."""
+    return model.token_nll(hidden, labels[None])[0].double().cpu().numpy().reshape(-1)
