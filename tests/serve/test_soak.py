@@ -81,7 +81,7 @@ class Load:
         for delta in deltas[id]:
             by_index.setdefault(delta.index, []).append(delta)
         if sum(delta.finish_reason is not None for delta in deltas[id]) == _num_completions(id):
-            self.answers[id] = [Completion.of(by_index[index]) for index in sorted(by_index)]
+            self.answers[id] = Completion.of_request((), [by_index[index] for index in sorted(by_index)])
             del deltas[id]
 
 
