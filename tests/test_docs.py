@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -25,14 +26,16 @@ def test_every_public_name_of_a_room_is_documented(room: str) -> None:
 
 @pytest.mark.slow
 def test_the_reference_is_written_and_its_links_lead_somewhere(tmp_path: Path) -> None:
-    recipe = (ROOT / "Makefile").read_text(encoding="utf-8")
-    command = re.search(r"^docs:.*\n\t\$\(PY\) (-m pdoc .*)$", recipe, flags=re.MULTILINE)
-    assert command is not None
-    arguments = command[1].replace("build/docs", str(tmp_path)).replace("'", "").split()
+    plan = subprocess.run(
+        ["make", "-n", "docs", f"DOCS={tmp_path}"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    (line,) = (line for line in plan.splitlines() if " -m pdoc " in line)
+    arguments = shlex.split(line)[1:]
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     pages = list(tmp_path.rglob("*.html"))
-    assert (tmp_path / "leyden" / "ops" / "lightning_attention.html") in pages
+    assert {page.stem for page in (tmp_path / "leyden").glob("*.html")} == set(ROOMS)
+    assert "lightning_attention" in (tmp_path / "leyden" / "ops.html").read_text(encoding="utf-8")
     for page in pages:
         for target in re.findall(r'href="([^"#:]+\.html)', page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.relative_to(tmp_path)} links to {target}"
