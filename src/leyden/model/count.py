@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from leyden.model.config import ModelConfig
+from leyden.model.kinds import entry_of
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ def count_model(config: ModelConfig) -> ModelCount:
     D, width = config.hidden_size, config.num_attention_heads * config.head_dim
     shared_width = config.num_key_value_heads * config.head_dim
     num_layers = config.num_hidden_layers
+    for kind in config.layer_types:
+        entry_of({"linear_attention": 0, "full_attention": 0}, kind, "is not counted")
     num_lightning = config.layer_types.count("linear_attention")
     num_softmax = num_layers - num_lightning
 

@@ -11,6 +11,7 @@ from leyden.model.lightning import LightningAttention
 from leyden.model.lm import DecoderLayer, HybridLM
 from leyden.model.pools import PAGE, Pools
 from leyden.model.ranks import Ranks
+from leyden.model.softmax import SoftmaxAttention
 from leyden.ops.decode import (
     KINDS,
     LANES,
@@ -164,11 +165,13 @@ class NativeDecoder:
             addresses.out = self._matrix(attention.out_proj, hidden, inner)
             addresses.head_norm = self._at(attention.norm.weight, inner)
             addresses.slopes = self._at(attention.slopes.values, self._config.num_attention_heads)
-        else:
+        elif isinstance(attention, SoftmaxAttention):
             addresses.first = self._matrix(attention.q_proj, inner, hidden)
             addresses.second = self._matrix(attention.k_proj, shared, hidden)
             addresses.third = self._matrix(attention.v_proj, shared, hidden)
             addresses.out = self._matrix(attention.o_proj, hidden, inner)
+        else:
+            raise UnavailableError(f"it has no body of {type(attention).__name__}")
 
     def _feed_forward(self, addresses: LayerAddresses, mlp: nn.Module) -> None:
         shared, config = mlp, self._config

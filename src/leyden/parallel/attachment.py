@@ -93,6 +93,8 @@ def _fill(model: HybridLM | Pipeline, weights: Weights, config: ModelConfig, mes
             inner = replace(part, shape=tuple(drawn.shape), spans=(((0, len(drawn)),), *part.spans[1:]))
             weight.local.copy_(inner.cut(drawn))
     for name, buffer in model.named_buffers():
+        if not name.endswith("self_attn.slopes.values"):
+            raise ValueError(f"the buffer {name} has no initial value; decay slopes alone have one.")
         layer = int(name.split(".")[1])
         slopes = lightning_slopes(config.num_attention_heads, layer, config.num_hidden_layers)
         buffer.copy_(part_of(name, tuple(slopes.shape), mesh.plan, mesh.at).cut(slopes))

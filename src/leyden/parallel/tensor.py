@@ -12,10 +12,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from leyden.core.errors import UserError
 from leyden.model import HybridLM
-from leyden.model.experts import DenseMLP
+from leyden.model.experts import DenseMLP, MixtureOfExperts
 from leyden.model.float32 import Float32Module
 from leyden.model.lightning import LightningAttention
+from leyden.model.lm import DecoderLayer
 from leyden.model.softmax import SoftmaxAttention
 from leyden.parallel.collectives import arrived, begin_sum, gather, reduce_scatter
 from leyden.parallel.mesh import Mesh
@@ -29,6 +31,9 @@ def install_tensor(model: HybridLM, mesh: Mesh) -> None:
         model: its weights cut to this rank's parts (:func:`leyden.parallel.weights.part_of`); names stay as they are.
         mesh: of the ranks; nothing changes where there is one tensor rank.
 
+    Raises:
+        UserError: a layer of which it is not known how its heads or its width are divided.
+
     Afterwards ``model.features`` gives the normed hidden states of this rank's own tokens, ``model.token_nll`` their
     losses and ``model.cross_entropy`` their share of the row's. Logits are not to be had: no rank holds a whole row of
     them.
@@ -36,15 +41,27 @@ def install_tensor(model: HybridLM, mesh: Mesh) -> None:
     group = mesh.groups["tp"]
     if group is None:
         return
-    for module in list(model.modules()):
-        if isinstance(module, LightningAttention):
-            module.num_heads //= group.size()
-            module.set_submodule("norm", HeadsNorm(module.norm.weight, module.norm.eps, group))
-        if isinstance(module, LightningAttention | SoftmaxAttention | DenseMLP):
-            _divide(module, group)
+    for layer in [module for module in model.modules() if isinstance(module, DecoderLayer)]:
+        for half in (layer.self_attn, layer.mlp):
+            _install(half, group)
     first = model.config.vocab_size * group.rank() // group.size()
     model.set_submodule("embed_tokens", VocabularyEmbedding(model.embed_tokens.weight, first, group))
     model.set_submodule("lm_head", VocabularyProjection(model.lm_head.weight, first, model.config.vocab_size, group))
+
+
+def _install(half: nn.Module, group: dist.ProcessGroup) -> None:
+    """Divide attention, or the feed-forward, of a layer. Experts work on each rank's own tokens."""
+    if isinstance(half, MixtureOfExperts):
+        return
+    if not isinstance(half, LightningAttention | SoftmaxAttention | DenseMLP):
+        raise UserError(
+            f"tensor parallelism does not know how to divide {type(half).__name__}; train or serve this model with "
+            "tp = 1, or say in leyden.parallel.tensor what its ranks divide."
+        )
+    if isinstance(half, LightningAttention):
+        half.num_heads //= group.size()
+        half.set_submodule("norm", HeadsNorm(half.norm.weight, half.norm.eps, group))
+    _divide(half, group)
 
 
 def _divide(module: nn.Module, group: dist.ProcessGroup) -> None:

@@ -1,7 +1,8 @@
-"""What a rank holds of each weight: one table.
+"""What a rank holds of each weight: one table, which knows every name of a model.
 
-``tensor`` weights are divided over the tensor ranks, ``experts`` over the expert and expert-tensor ranks, and all
-others are whole on each rank. FSDP divides further (:mod:`leyden.parallel.shard`).
+``tensor`` weights are divided over the tensor ranks, ``experts`` over the expert and expert-tensor ranks, and those
+that are listed as whole are whole on each rank. FSDP divides further (:mod:`leyden.parallel.shard`). A name that the
+table does not have raises: no plan computes with a weight of which it is not said how it is divided.
 """
 
 from typing import Literal
@@ -33,18 +34,39 @@ _TENSOR_DIM = {
 }
 """The dim that tensor ranks divide. Rows of the fused projection lie head by head, so heads are stretches of rows."""
 
+_WHOLE: dict[str, Kind] = {
+    "norm.weight": "replicated",
+    "input_layernorm.weight": "replicated",
+    "post_attention_layernorm.weight": "replicated",
+    "mlp.gate.weight": "replicated",
+    "mlp.shared.mlp.gate_proj.weight": "shared",
+    "mlp.shared.mlp.up_proj.weight": "shared",
+    "mlp.shared.mlp.down_proj.weight": "shared",
+    "mlp.shared.coefficient.weight": "shared",
+}
+"""What every rank has whole."""
+
 _EXPERTS = {"mlp.experts.gate_up_proj": (1, 2), "mlp.experts.down_proj": (2, 1)}
 """The dim of the hidden width, and how many projections it stacks; dim 0 is that of the experts."""
 
 
 def kind_of(name: str) -> Kind:
-    """What becomes of the weight ``name``, as ``layers.3.self_attn.norm.weight``."""
+    """What becomes of the weight ``name``, as ``layers.3.self_attn.norm.weight``.
+
+    Raises:
+        ValueError: no part of a model that is known here has a weight of that name.
+    """
     local = _within_layer(name)
     if local in _TENSOR_DIM:
         return "tensor"
     if local in _EXPERTS:
         return "experts"
-    return "shared" if local.startswith("mlp.shared.") else "replicated"
+    if local in _WHOLE:
+        return _WHOLE[local]
+    raise ValueError(
+        f"it is not known how ranks divide the weight {name}; add {local!r} to a table of leyden.parallel.weights: "
+        "to those of weights that tensor or expert ranks divide, or to that of weights that every rank has whole."
+    )
 
 
 def part_of(name: str, shape: tuple[int, ...], plan: Plan, at: dict[str, int]) -> Part:
@@ -55,11 +77,14 @@ def part_of(name: str, shape: tuple[int, ...], plan: Plan, at: dict[str, int]) -
         shape: of the whole weight.
         plan: the sizes of the axes.
         at: the rank's coordinates.
+
+    Raises:
+        ValueError: as :func:`kind_of`.
     """
-    part, local = Part.whole(shape), _within_layer(name)
-    if local in _TENSOR_DIM:
+    part, local, kind = Part.whole(shape), _within_layer(name), kind_of(name)
+    if kind == "tensor":
         return part.narrow(_TENSOR_DIM[local], at["tp"], plan.tp)
-    if local in _EXPERTS:
+    if kind == "experts":
         dim, blocks = _EXPERTS[local]
         return part.narrow(0, at["ep"], plan.ep).narrow(dim, at["etp"], plan.etp, blocks)
     return part

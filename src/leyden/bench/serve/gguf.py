@@ -58,6 +58,9 @@ def write_gguf(model: HybridLM, path: Path) -> None:
             file.write(b"\0" * (-tensor.nbytes % _ALIGNMENT))
 
 
+_KINDS = {"linear_attention", "full_attention"}
+
+
 def _check(config: ModelConfig) -> None:
     """What llama.cpp's graph has constants for."""
     alphas = {config.alpha_beta(i) for i in range(config.num_hidden_layers)} | {config.mlp_alpha_beta()}
@@ -67,6 +70,7 @@ def _check(config: ModelConfig) -> None:
         "it is pre-norm": not config.postnorm,
         "it has no experts": not config.num_local_experts,
         "it has a shared expert": bool(config.shared_intermediate_size),
+        "it has layers that are neither lightning nor softmax attention": not set(config.layer_types) <= _KINDS,
     }
     wrong = [reason for reason, holds in reasons.items() if holds]
     if wrong:

@@ -97,6 +97,12 @@ def _single(width: Any, source: str) -> Any:
 
 def _write_config(config: ModelConfig, dtype: torch.dtype, tokenizer: Tokenizer | None) -> dict[str, Any]:
     fields = _DIALECT.write(config)
+    unknown = sorted(set(config.layer_types) - set(_ATTENTION_CODES))
+    if unknown:
+        raise UserError(
+            f"the minimax layout cannot express layers of type {', '.join(unknown)}, since attn_type_list has "
+            f"{' and '.join(_ATTENTION_CODES)} alone; use leyden."
+        )
     return {
         "architectures": ["MiniMaxText01ForCausalLM"],
         "model_type": "minimax_text_01",

@@ -12,6 +12,7 @@ import functools
 import math
 from dataclasses import dataclass
 
+from leyden.model.kinds import entry_of
 from leyden.ops.lightning_attention.chunks import segments
 from leyden.parallel.planner.rank import Rank
 from leyden.parallel.planner.sizes import Module
@@ -68,7 +69,8 @@ def layer_activations(rank: Rank, kind: str) -> Layer:
         if model.capacity_factor is not None:
             entry += N * model.num_experts_per_tok * (w + 1)
     feed_forward = _experts(rank) if model.num_local_experts else _dense(rank)
-    return Layer(entry, _lightning(rank) if kind == "linear_attention" else _softmax(rank), feed_forward)
+    attention = entry_of(_ATTENTION, kind, "has no terms in the planner's memory of activations")
+    return Layer(entry, attention(rank), feed_forward)
 
 
 def _lightning(rank: Rank) -> Half:
@@ -104,6 +106,9 @@ def _softmax(rank: Rank) -> Half:
         forward = mine * (4 * G * b + W * w * 2)
         backward = mine * (4 * G * b + (W + 8 * G) * w + 2 * W * b)
     return Half(kept, (T * (2 * W + 2 * G) + N * D) * b, forward, backward)
+
+
+_ATTENTION = {"linear_attention": _lightning, "full_attention": _softmax}
 
 
 def _dense(rank: Rank) -> Half:

@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
+from leyden.model.kinds import entry_of
 from leyden.parallel.pipeline import boundary
 from leyden.parallel.planner.rank import Rank
 from leyden.parallel.planner.schedule import gathers
@@ -49,7 +50,7 @@ def predict_traffic(rank: Rank) -> Bytes:
 
 def predict_attention(rank: Rank, kind: str) -> Bytes:
     """What the attention of one layer of ``kind`` hands over for a row, in its forward and backward, itself alone."""
-    passes = _lightning(rank) if kind == "linear_attention" else _softmax(rank)
+    passes = entry_of(_ATTENTION, kind, _NO_TERMS)(rank)
     return passes.forward + passes.backward
 
 
@@ -82,8 +83,7 @@ def _weights(rank: Rank, module: Module, stage: int, *, is_layer: bool) -> Bytes
 
 def _layer(rank: Rank, kind: str) -> Bytes:
     """One layer and one micro-batch."""
-    lightning = kind == "linear_attention"
-    attention = _lightning(rank) if lightning else _softmax(rank)
+    attention = entry_of(_ATTENTION, kind, _NO_TERMS)(rank)
     experts = _experts(rank) if rank.model.num_local_experts else Passes(*_divided(rank), ends=True)
     found: Bytes = Counter()
     mode = rank.plan.settings.activation_checkpointing
@@ -154,6 +154,10 @@ def _softmax(rank: Rank) -> Passes:
         forward["cp", "send"] = sum(around[:-1]) * kv * b
         backward["cp", "send"] = sum(around[:-1]) * kv * b + sum(around[1:]) * kv * rank.wide.itemsize
     return Passes(forward, backward)
+
+
+_ATTENTION = {"linear_attention": _lightning, "full_attention": _softmax}
+_NO_TERMS = "has no terms in the planner's traffic"
 
 
 def _experts(rank: Rank) -> Passes:
