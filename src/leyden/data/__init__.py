@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from leyden.data.documents import Documents as Documents
     from leyden.data.documents import Message as Message
     from leyden.data.documents import Reject as Reject
+    from leyden.data.loader.grouped import GroupedBatches as GroupedBatches
+    from leyden.data.loader.grouped import GroupedDocuments as GroupedDocuments
     from leyden.data.loader.mixed import MixedBatches as MixedBatches
     from leyden.data.loader.mixture_schedule import MixtureSchedule as MixtureSchedule
     from leyden.data.loader.packing import Batch as Batch
@@ -34,6 +36,8 @@ _HOMES = {
     "CorpusReport": "corpus",
     "Document": "documents",
     "Documents": "documents",
+    "GroupedBatches": "loader.grouped",
+    "GroupedDocuments": "loader.grouped",
     "Message": "documents",
     "MixedBatches": "loader.mixed",
     "MixtureSchedule": "loader.mixture_schedule",
@@ -56,6 +60,8 @@ __all__ = [
     "CorpusReport",
     "Document",
     "Documents",
+    "GroupedBatches",
+    "GroupedDocuments",
     "Message",
     "MixedBatches",
     "MixtureSchedule",

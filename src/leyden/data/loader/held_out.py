@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from leyden.data.loader.packing import Batches, Segment
+from leyden.data.loader.packing import Batch, Batches, Segment
 from leyden.data.loader.rows import NO_LABEL, PADDING, Rows
 from leyden.tokenizer import Tokenizer
 
@@ -59,12 +59,13 @@ class HeldOutBatches(Batches):
         self._bounds = np.union1d(ends, np.arange(0, len(tokens) + 1, seq_len))
         self.fingerprint = hashlib.sha256(tokens.tobytes()).hexdigest()
 
-    def _rows(self, first: int, count: int) -> Rows:
+    def sequences(self, first: int, count: int) -> Batch:
+        """``count`` sequences from number ``first`` on, as one batch."""
         start, stop = first * self.seq_len, (first + count) * self.seq_len
         inside = self._bounds[(self._bounds >= start) & (self._bounds <= stop)]
         counts = np.bincount((inside[:-1] - start) // self.seq_len, minlength=count)
         these = slice(first, first + count)
-        return Rows(self._tokens[these], self._labels[these], np.diff(inside), counts)
+        return Batch.of(Rows(self._tokens[these], self._labels[these], np.diff(inside), counts))
 
     def trace(self, number: int) -> list[Segment]:
         """Nothing is told of single documents."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from leyden.core.errors import UserError
 from leyden.data.loader.mixture_schedule import Component, MixtureSchedule, Shares, Turns, check_names
-from leyden.data.loader.packing import Batches, Segment
+from leyden.data.loader.packing import Batch, Batches, Segment
 from leyden.data.loader.pieces import Stream
 from leyden.data.loader.plan import BestFit
 from leyden.data.loader.rows import Rows, make_rows
@@ -143,7 +143,8 @@ class MixedBatches(Batches):
         with self._lock:
             return self._turns.before(sequence)
 
-    def _rows(self, first: int, count: int) -> Rows:
+    def sequences(self, first: int, count: int) -> Batch:
+        """``count`` sequences of the mixture from number ``first`` on, as one batch."""
         turns, before = self._of(first, count)
         present = np.unique(turns)
         places = [np.flatnonzero(turns == turn) for turn in present]
@@ -151,7 +152,7 @@ class MixedBatches(Batches):
             make_rows(self._streams[turn], int(before[turn]), len(place))
             for turn, place in zip(present, places, strict=True)
         ]
-        return parts[0] if len(parts) == 1 else _interleave(parts, places, self.seq_len)
+        return Batch.of(parts[0] if len(parts) == 1 else _interleave(parts, places, self.seq_len))
 
 
 def _interleave(parts: list[Rows], places: list[np.ndarray], seq_len: int) -> Rows:

@@ -14,7 +14,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,11 +41,20 @@ class Batch:
             token that follows is not to be learned, and in padding.
         cu_seqlens: [N + 1] int32, on the CPU: the bounds of the segments, which neither attention nor state crosses. A
             segment is a document, or what of it lies in one sequence, or the padding at a sequence's end.
+        per_token: tensors [1, T] by name. ``per_token[name][0, t]`` belongs to the token ``labels[0, t]``, as the loss
+            of position t does; it is 0 in a document's last position and in padding.
+        per_document: tensors [N, ...] by name, a value for each segment; 0 for padding.
+        groups: [N] int64, on the CPU: the number of the group that each segment's document is in, counted from 0 in
+            this batch; -1 for padding. The documents of a group follow each other. None where documents have no
+            groups, as in pre-training.
     """
 
     tokens: torch.Tensor
     labels: torch.Tensor
     cu_seqlens: torch.Tensor
+    per_token: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    per_document: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    groups: torch.Tensor | None = None
 
     @property
     def positions(self) -> torch.Tensor:
@@ -151,12 +160,9 @@ class Batches(ABC):
         first, last = count * rank // ranks, count * (rank + 1) // ranks
         return number * count + first, last - first
 
+    @abstractmethod
     def sequences(self, first: int, count: int) -> Batch:
         """``count`` sequences of the stream from number ``first`` on, as one batch."""
-        return Batch.of(self._rows(first, count))
-
-    @abstractmethod
-    def _rows(self, first: int, count: int) -> Rows: ...
 
     @abstractmethod
     def trace(self, number: int) -> list[Segment]:
@@ -207,8 +213,9 @@ class PackedBatches(Batches):
         before = self._stream.tokens_before(self._next * self.sequences_per_batch)
         return before / self._stream.shards.num_tokens
 
-    def _rows(self, first: int, count: int) -> Rows:
-        return make_rows(self._stream, first, count)
+    def sequences(self, first: int, count: int) -> Batch:
+        """``count`` sequences of the stream from number ``first`` on, as one batch."""
+        return Batch.of(make_rows(self._stream, first, count))
 
     def trace(self, number: int) -> list[Segment]:
         """Where the segments of batch ``number`` are from, in order, padding left out."""
