@@ -2,8 +2,10 @@
 
 import dataclasses
 import secrets
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal, Self
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, Self, get_args
+
+import torch
 
 from leyden.core.errors import UserError
 from leyden.core.transfers import on_device
@@ -13,24 +15,30 @@ from leyden.serve.config import EngineConfig
 from leyden.serve.drafts import make_guesser
 from leyden.serve.job import Generation, generations
 from leyden.serve.memory import Memory, plan_memory
-from leyden.serve.request import Delta, QueueFullError, Request, check_request
+from leyden.serve.new_weights import Running, WeightsUpdate, WeightsWatch, check_alone
+from leyden.serve.request import Delta, FinishReason, QueueFullError, Request, check_request
 from leyden.serve.sampling import CompiledGrammar, Grammars, Sampling
 from leyden.serve.scheduler import Scheduler
 from leyden.serve.statistics import Statistics
 from leyden.serve.steps import Steps
-from leyden.serve.weights import versions
 from leyden.tokenizer import Tokenizer
+
+_TORN = (
+    "the weights of the model were changed while this completion was made, and it would be made by both the old and "
+    "the new ones; let requests end before the model is trained, as Engine.update_weights(running='finish') does"
+)
 
 
 class EngineCore:
     """Runs requests on a model, many at once; what one of them gets does not depend on the others.
 
     Any thread may call :meth:`add`, :meth:`prepare` and :meth:`abort`; all else belongs to the one that steps.
-    New weights count from the next request on that finds the engine without any. :meth:`close` it in the end, or use it
-    in a ``with``, where grammars are asked for: a process compiles them.
+    New weights come by :meth:`update_weights`. Where the model's own weights are written to instead, the next step sees
+    it: requests that run end with an error, and what was read with the old weights is forgotten. :meth:`close` it in
+    the end, or use it in a ``with``, where grammars are asked for: a process compiles them.
 
     Args:
-        model: is put in evaluation mode.
+        model: computes in evaluation mode within a step, and has its own mode again behind it.
         tokenizer: None for prompts of token ids alone; there is no text then, and no token that ends it.
         config: memory and work.
         draft: the small model that guesses, where ``speculation`` is ``"draft"``.
@@ -40,6 +48,7 @@ class EngineCore:
     Attributes:
         memory: who holds what of it, and what was read before; to be touched between two steps alone.
         statistics: what was done so far; its gauges are those after the last step.
+        weights_version: how often the weights became others. Every completion says which version made it.
 
     Raises:
         UserError: a setting that is not allowed, or that this machine has no memory for.
@@ -57,7 +66,8 @@ class EngineCore:
     ) -> None:
         settings = {} if config is None else config.model_dump()
         self.config = EngineConfig.parse({**settings, **changes}, "engine")
-        self.model = model.eval()
+        self.model = model
+        self.weights_version = 0
         self.tokenizer = tokenizer
         self.statistics = Statistics()
         self.arrivals = Arrivals() if arrivals is None else arrivals
@@ -77,7 +87,7 @@ class EngineCore:
         """With an empty memory, and the weights as they are now."""
         self.memory.clear()
         self.statistics.measure(self.memory.usage)
-        self._weights = versions(self.model)
+        self._watch = WeightsWatch(self.model)
         self._steps = Steps(self.model, self.memory, self._guesser, self.config, self.statistics)
 
     @property
@@ -193,29 +203,108 @@ class EngineCore:
     def advance(self) -> None:
         """Take a step of which the next :meth:`step` returns the deltas: for a caller whose requests have
         ``on_delta``."""
+        self._advance(lambda: self._take_in("step"))
+
+    def _advance(self, first: Callable[[], None]) -> None:
+        """Do ``first``, and take a step."""
         try:
             with on_device(self.memory.pools.states.device):
-                self._take_in("step")
-                deltas = self._steps.step()
+                first()
+                with self._watch.evaluating():
+                    deltas = self._steps.step()
             self._deltas += self._given_out(deltas)
         except BaseException:
             self._drop_all()
             raise
 
     def _take_in(self, order: Literal["step", "arrivals"]) -> None:
-        """What was added and aborted since the last time."""
+        """What was added and aborted since the last time; before it, weights that were written to."""
         arrived, aborted = self.arrivals.take(order)
-        if arrived and not self._scheduler.has_requests and self._weights != versions(self.model):
-            self._begin()
+        idle = not self._scheduler.has_requests
+        if self._watch.replaced() if arrived and idle else self._watch.changed():
+            self._end_running("error", _TORN)
+            self._renew()
         for first in arrived:
             self._steps.add(first)
         for id in aborted:
             for job in self._generations.pop(id, ()):
                 self._steps.abort(job)
 
+    # New weights.
+
+    def update_weights(
+        self, source: HybridLM | Mapping[str, torch.Tensor] | None = None, *, running: Running = "refuse"
+    ) -> int:
+        """Take new weights, and forget what was read with the old ones; between two steps.
+
+        Every completion is made by one version of the weights. The weights are written into the tensors of the
+        engine's model, in its dtypes; one in 8 bits is rounded anew.
+
+        Args:
+            source: another model of the same shape, or tensors by the names of ``model.state_dict()``. None where the
+                engine's own model was trained in place.
+            running: what becomes of the requests that the engine has. ``"refuse"``: there must be none. ``"finish"``:
+                they end first, by the old weights, and requests that come meanwhile wait for the new ones.
+                ``"abort"``: they end at once as ``"aborted"``, with the tokens that they have.
+
+        Returns:
+            The new version: :attr:`weights_version`.
+
+        Raises:
+            UserError: weights that do not fit, or requests that run; then nothing has changed.
+        """
+        check_alone(self.model)
+        update = None if source is None or source is self.model else WeightsUpdate(self.model, source)
+        seen = self.weights_version
+        self._quiet(running, "new weights")
+        if update is not None:
+            update.put()
+        if update is not None or self.weights_version == seen:  # else it was seen that they were written to
+            self._renew()
+        return self.weights_version
+
+    def _renew(self) -> None:
+        """Begin anew with the weights as they are now."""
+        self._begin()
+        self.weights_version += 1
+
+    def _quiet(self, running: Running, why: str) -> None:
+        """See to it that no request runs.
+
+        Raises:
+            UserError: some do, and ``running`` is ``"refuse"``.
+        """
+        if running not in get_args(Running):
+            raise UserError(f"running is one of {', '.join(map(repr, get_args(Running)))}; given {running!r}.")
+        self._take_in("arrivals")
+        num_running = len(self._running())
+        if num_running and running == "refuse":
+            raise UserError(
+                f"{why} cannot come while {num_running} {'request runs' if num_running == 1 else 'requests run'}: a "
+                "completion would be made by both the old and the new weights. Step the engine until they have ended, "
+                "or say running='finish', which does that, or running='abort', which ends them with the tokens that "
+                "they have. Nothing was changed."
+            )
+        while running == "finish" and self._scheduler.has_requests:
+            self._advance(lambda: self.arrivals.tell("step", [], []))
+        self._end_running("aborted", None)
+
+    def _running(self) -> list[str]:
+        """The ids of the requests that were taken in and have not ended."""
+        scheduler = self._scheduler
+        return list(
+            dict.fromkeys(job.request.id for job in (*scheduler.waiting, *scheduler.running, *scheduler.swapped))
+        )
+
+    def _end_running(self, reason: FinishReason, error: str | None) -> None:
+        """End the requests that were taken in, and tell those who asked."""
+        jobs = [job for id in self._running() for job in self._generations[id] if job.finish_reason is None]
+        self._deltas += self._given_out([self._steps.end(job, reason, error) for job in jobs])
+
     def _given_out(self, deltas: list[Delta]) -> list[Delta]:
         """Give requests their deltas, forget those that have ended, and return the deltas that are the caller's."""
         for delta in deltas:
+            delta.weights_version = self.weights_version
             on_delta = self._generations[delta.request][0].request.on_delta
             if on_delta is not None:
                 on_delta(delta)

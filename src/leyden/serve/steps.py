@@ -54,6 +54,11 @@ class Steps:
         if job.finish_reason is None:
             self._finish(job, "aborted")
 
+    def end(self, job: Generation, reason: FinishReason, error: str | None = None) -> Delta:
+        """End a completion that goes on; its last delta."""
+        self._finish(job, reason)
+        return job.delta(error)
+
     def step(self) -> list[Delta]:
         """As :meth:`leyden.serve.Engine.step`; where it raises, :meth:`recover` comes next."""
         plan = self.scheduler.plan()

@@ -1,6 +1,5 @@
-"""The model's weights, as an engine looks at them: what decodes with them, and whether they have changed."""
+"""What decodes with a model's weights as they are."""
 
-import itertools
 from typing import Literal
 
 import torch
@@ -44,9 +43,3 @@ def _reason_against_graphs(model: HybridLM, device: torch.device) -> str | None:
     if type(model.ranks) is not Ranks:
         return "several ranks compute the model together"
     return None
-
-
-def versions(model: HybridLM) -> list[tuple[int, int]]:
-    """What changes whenever a weight does: where each lies, and how often it was written to."""
-    tensors = itertools.chain(model.parameters(), model.buffers())
-    return [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
