@@ -1,0 +1,120 @@
+"""Objectives that are not pre-training: equal to whole logits in one process, and to one process on every axis."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from one_process import assert_close
+from test_exactness import build, check, differences, named
+from two_objectives import ClippedPolicyGradient, PairwisePreference, preferences, rollouts, segments
+
+from leyden.data import Batch
+from leyden.parallel import ParallelConfig, Plan
+from leyden.train import MasterAdamW, TrainState, train_step
+
+OBJECTIVES = {"pairs": (PairwisePreference(beta=0.3), preferences), "policy": (ClippedPolicyGradient(), rollouts)}
+
+
+def _log_probabilities(model: Any, batch: Batch) -> list[tuple[torch.Tensor, slice]]:
+    """Of each document's labels, from whole logits of the document alone; and where these labels are in the row."""
+    found = []
+    for place in segments(batch):
+        labels = batch.labels[0, place]
+        learned = labels >= 0
+        logits = model.lm_head(model.features(batch.tokens[:, place]).hidden)[0]
+        found.append((logits.log_softmax(-1)[learned].gather(1, labels[learned][:, None])[:, 0], learned))
+    return found
+
+
+def _preference_by_hand(model: Any, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
+    """A pair at a time, in plain arithmetic."""
+    totals = [values.sum() for values, _ in _log_probabilities(model, batch)]
+    references = batch.per_document["reference"][batch.groups >= 0].tolist()
+    loss, right, margins = 0.0, 0, 0.0
+    for index in range(0, len(totals), 2):
+        chosen, rejected = (totals[index + k] - references[index + k] for k in (0, 1))
+        margin = 0.3 * (chosen - rejected)
+        loss = loss - (1 / (1 + (-margin).exp())).log()
+        right, margins = right + (margin.item() > 0), margins + margin.item()
+    return loss, {"weight": len(totals) // 2, "accuracy": right, "margin": margins}
+
+
+def _policy_by_hand(model: Any, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
+    """A token at a time, in plain arithmetic."""
+    loss, sums = 0.0, {"weight": 0.0, "clipped": 0.0, "kl": 0.0}
+    for place, (values, learned) in zip(segments(batch), _log_probabilities(model, batch), strict=True):
+        given = {name: x[0, place][learned].tolist() for name, x in batch.per_token.items()}
+        for k, value in enumerate(values):
+            weight, advantage = given["weight"][k], given["advantage"][k]
+            ratio = (value - given["sampled"][k]).exp()
+            inside = min(max(ratio.item(), 0.8), 1.2)
+            is_clipped = inside * advantage < ratio.item() * advantage
+            loss = loss - weight * (inside * advantage if is_clipped else ratio * advantage)
+            sums["weight"] += weight
+            sums["clipped"] += weight * is_clipped
+            sums["kl"] += weight * (ratio.item() - 1 - math.log(ratio.item()))
+    return loss, sums
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_one_process_is_plain_arithmetic_on_whole_logits(name: str) -> None:
+    objective, batches_of = OBJECTIVES[name]
+    batch = batches_of(seed=2, seq_len=37, sequences=3).batch(0)
+    model, twin = build({}), build({})
+    found = objective.sums(model, model.features(batch.tokens, cu_seqlens=batch.cu_seqlens), batch)
+    loss, sums = (_preference_by_hand if name == "pairs" else _policy_by_hand)(twin, batch)
+    assert_close(found.loss, loss, "the loss")
+    given = {"weight": found.weight, **found.metrics}
+    assert given.keys() == sums.keys()
+    for metric, value in sums.items():
+        assert given[metric].item() == pytest.approx(value, rel=1e-10)
+    share = given["accuracy" if name == "pairs" else "clipped"] / given["weight"]
+    assert 0.1 < share < 0.9, "the rows have both cases"
+    found.loss.backward()
+    loss.backward()
+    for parameter, other in zip(model.named_parameters(), twin.parameters(), strict=True):
+        if other.grad is not None:
+            assert_close(parameter[1].grad, other.grad, f"the gradient of {parameter[0]}")
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_steps_minimise_it_and_say_its_metrics(name: str) -> None:
+    objective, batches_of = OBJECTIVES[name]
+    batches, model = batches_of(seed=2, seq_len=37, sequences=2), build({"num_local_experts": 0})
+    state = TrainState(model, MasterAdamW(model))
+    results = [train_step(state, [batches.batch(0)], objective, lr=3e-3, clip_norm=1.0) for _ in range(6)]
+    assert results[-1].loss < results[0].loss and not any(result.skipped for result in results)
+    assert all({"loss", *objective.metrics} <= result.metrics.keys() for result in results)
+    if name == "pairs":
+        assert results[-1].metrics["accuracy"] > results[0].metrics["accuracy"]
+
+
+def worst(plan: Plan) -> dict[str, dict[str, float]]:
+    """The largest differences between this plan's ranks and one process, of both objectives."""
+    length, found = 47 // plan.tp * plan.tp, {}
+    for name, (objective, batches_of) in OBJECTIVES.items():
+        batches = batches_of(seed=4, seq_len=length, sequences=plan.dp)
+        micro_batches = [[batches.share(n, rank, plan.dp) for rank in range(plan.dp)] for n in range(2 * plan.pp)]
+        whole = [batches.batch(n) for n in range(2 * plan.pp)]
+        found[name] = differences(objective, plan, {}, micro_batches, whole)
+    return found
+
+
+PLANS = [
+    Plan(dp_replicate=2, dp_shard=2),
+    Plan(cp=4),
+    Plan(tp=4),
+    Plan(pp=4),
+    Plan(dp_shard=4, ep=4),
+    Plan(cp=2, tp=2, ep=2),
+    Plan(pp=2, cp=2, settings=ParallelConfig(pipeline_schedule="interleaved", stages_per_rank=2)),
+]
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=named)
+def test_ranks_are_one_process(ranks: Callable[..., list[Any]], plan: Plan) -> None:
+    for found in ranks(4, worst, plan):
+        for name in OBJECTIVES:
+            check([found[name]])
