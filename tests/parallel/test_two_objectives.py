@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +11,12 @@ from one_process import assert_close
 from test_exactness import build, check, differences, named
 from two_objectives import ClippedPolicyGradient, PairwisePreference, preferences, rollouts, segments
 
+from leyden.core.transfers import sent
 from leyden.data import Batch
+from leyden.ops import IGNORE_INDEX
 from leyden.parallel import ParallelConfig, Plan
-from leyden.train import MasterAdamW, TrainState, train_step
+from leyden.parallel.objective import sums_of_row
+from leyden.train import MasterAdamW, Sums, TrainState, train_step
 
 OBJECTIVES = {"pairs": (PairwisePreference(beta=0.3), preferences), "policy": (ClippedPolicyGradient(), rollouts)}
 
@@ -89,6 +93,22 @@ def test_steps_minimise_it_and_say_its_metrics(name: str) -> None:
     assert all({"loss", *objective.metrics} <= result.metrics.keys() for result in results)
     if name == "pairs":
         assert results[-1].metrics["accuracy"] > results[0].metrics["accuracy"]
+
+
+def test_the_example_of_the_page_on_objectives() -> None:
+    """The class in the page's first block of code, run as it stands there."""
+    page = (Path(__file__).parents[2] / "docs" / "adding-an-objective.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {"sent": sent, "IGNORE_INDEX": IGNORE_INDEX, "Sums": Sums}
+    exec(page.split("```python\n")[1].split("```")[0], names)
+    batch, model = rollouts(seed=2, seq_len=37, sequences=2).batch(0), build({})
+    sums = sums_of_row(names["WeightedCrossEntropy"](), model, batch)
+    expected = -sum(
+        (batch.per_token["weight"][0, place][learned] * values).sum()
+        for place, (values, learned) in zip(segments(batch), _log_probabilities(model, batch), strict=True)
+    )
+    assert sums.metrics["loss"].item() < sums.loss.item(), "the losses of the routers are added"
+    assert_close(sums.metrics["loss"], expected, "the loss")
+    assert sums.metrics["entropy_bound"] > expected
 
 
 def worst(plan: Plan) -> dict[str, dict[str, float]]:
