@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from leyden.serve.job import Generation
 
-Order = Literal["step", "arrivals", "read ahead", "stop"]
+Order = Literal["step", "arrivals", "read ahead", "update", "release", "acquire", "stop"]
 """What an engine does. Ranks that follow another one are told of it (:mod:`leyden.serve.ranks`)."""
 
 

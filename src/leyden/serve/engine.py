@@ -1,10 +1,13 @@
-"""The engine as a program uses it: whole batches, streams, and conversations on disk."""
+"""The engine as a program uses it: whole batches, streams, new weights, and conversations on disk."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import get_args
+
+import torch
 
 from leyden.core.errors import UserError
-from leyden.model import Ranks
+from leyden.model import HybridLM, Ranks
 from leyden.serve import offline
 from leyden.serve.completion import Chunk, Completion
 from leyden.serve.conversation import (
@@ -17,6 +20,8 @@ from leyden.serve.conversation import (
     save_conversation,
 )
 from leyden.serve.engine_core import EngineCore
+from leyden.serve.memory import check_free
+from leyden.serve.new_weights import Running, WeightsUpdate
 from leyden.serve.sampling import Sampling
 
 
@@ -56,6 +61,105 @@ class Engine(EngineCore):
         """
         return offline.stream(self, prompt, sampling or Sampling())
 
+    def update_weights(
+        self, source: HybridLM | Mapping[str, torch.Tensor] | None = None, *, running: Running = "refuse"
+    ) -> int:
+        """Take new weights, and forget what was read with the old ones; between two steps.
+
+        Every completion is made by one version of the weights. The weights are written into the tensors of the
+        engine's model, in its dtypes; one in 8 bits is rounded anew.
+
+        Args:
+            source: another model of the same shape, or tensors by the names of ``model.state_dict()``. None where the
+                engine's own model was trained in place.
+            running: what becomes of the requests that the engine has. ``"refuse"``: there must be none. ``"finish"``:
+                they end first, by the old weights, and requests that come meanwhile wait for the new ones.
+                ``"abort"``: they end at once as ``"aborted"``, with the tokens that they have.
+
+        Returns:
+            The new version: :attr:`weights_version`.
+
+        Raises:
+            UserError: weights that do not fit, or requests that run; then nothing has changed.
+        """
+        update = None if source is None or source is self.model else WeightsUpdate(self.model, source)
+        seen = self.weights_version
+        self._quiet(running, "new weights cannot come", "a completion would be made by both the old and the new ones")
+        self.arrivals.tell("update")
+        if update is not None:
+            update.put()
+        if update is not None or self.weights_version == seen:  # else it was seen that they were written to
+            self._renew()
+        return self.weights_version
+
+    def release(self, *, running: Running = "refuse") -> None:
+        """Give back the memory for states, keys, values, snapshots and swapped sequences; between two steps.
+
+        The weights stay where they are, and :meth:`update_weights` may give new ones. Requests are refused until
+        :meth:`acquire`. Nothing happens the second time.
+
+        Args:
+            running: as of :meth:`update_weights`.
+
+        Raises:
+            UserError: requests run; then nothing has changed.
+        """
+        if self.released:
+            return
+        self._quiet(running, "memory cannot be given back", "their states, keys and values lie in it")
+        self.arrivals.tell("release")
+        self.released = True
+        device = self.memory.pools.states.device
+        self._allocate()
+        self._begin()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def acquire(self) -> None:
+        """Take as much memory again as the engine had before :meth:`release`, with nothing in it.
+
+        Raises:
+            UserError: there is not so much; the engine is then released as before.
+        """
+        if not self.released:
+            return
+        check_free(
+            self._sizes, self.model.ranks.held(self.model.config), self.model.dtype, self.model.norm.weight.device
+        )
+        self.arrivals.tell("acquire")
+        self.weights_version += self._watch.replaced()
+        self.released = False
+        try:
+            self._allocate()
+            self._begin()
+        except BaseException:
+            self.released = True
+            self._allocate()
+            self._begin()
+            raise
+
+    def _quiet(self, running: Running, what: str, why: str) -> None:
+        """See to it that no request runs.
+
+        Raises:
+            UserError: some do, and ``running`` is ``"refuse"``: ``what``, and ``why`` not.
+        """
+        if running not in get_args(Running):
+            raise UserError(f"running is one of {', '.join(map(repr, get_args(Running)))}; given {running!r}.")
+        if self.released:
+            return
+        self._take_in("arrivals")
+        num_running = len(self._running())
+        if num_running and running == "refuse":
+            raise UserError(
+                f"{what} while {num_running} {'request runs' if num_running == 1 else 'requests run'}: {why}. Step the "
+                "engine until they have ended, or say running='finish', which does that, or running='abort', which "
+                "ends them with the tokens that they have. Nothing was changed."
+            )
+        while running == "finish" and self._scheduler.has_requests:
+            self._advance(lambda: self.arrivals.tell("step", [], []))
+        self._end_running("aborted", None)
+
     def save_conversation(
         self,
         path: Path,
@@ -81,6 +185,7 @@ class Engine(EngineCore):
 
     def restore_conversation(self, path: Path, contents: Contents, salt: str = "") -> int:
         """Put it into the prefix cache (:func:`leyden.serve.conversation.restore_conversation`)."""
+        self.require_memory()
         return restore_conversation(path, self.memory, contents, salt)
 
     @property
@@ -88,5 +193,6 @@ class Engine(EngineCore):
         return fingerprint(self.model, self.tokenizer)
 
     def _require_one_rank(self, path: Path, done: str) -> None:
+        self.require_memory()
         if type(self.model.ranks) is not Ranks:
             raise UserError(f"{path} is not {done}: several ranks hold a part of a conversation each; serve with one.")

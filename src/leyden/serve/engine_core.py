@@ -2,10 +2,8 @@
 
 import dataclasses
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, Self, get_args
-
-import torch
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, Self
 
 from leyden.core.errors import UserError
 from leyden.core.transfers import on_device
@@ -15,7 +13,7 @@ from leyden.serve.config import EngineConfig
 from leyden.serve.drafts import make_guesser
 from leyden.serve.job import Generation, generations
 from leyden.serve.memory import Memory, plan_memory
-from leyden.serve.new_weights import Running, WeightsUpdate, WeightsWatch, check_alone
+from leyden.serve.new_weights import WeightsWatch
 from leyden.serve.request import Delta, FinishReason, QueueFullError, Request, check_request
 from leyden.serve.sampling import CompiledGrammar, Grammars, Sampling
 from leyden.serve.scheduler import Scheduler
@@ -33,9 +31,10 @@ class EngineCore:
     """Runs requests on a model, many at once; what one of them gets does not depend on the others.
 
     Any thread may call :meth:`add`, :meth:`prepare` and :meth:`abort`; all else belongs to the one that steps.
-    New weights come by :meth:`update_weights`. Where the model's own weights are written to instead, the next step sees
-    it: requests that run end with an error, and what was read with the old weights is forgotten. :meth:`close` it in
-    the end, or use it in a ``with``, where grammars are asked for: a process compiles them.
+    New weights come by :meth:`leyden.serve.Engine.update_weights`. Where the model's own weights are written to
+    instead, the next step sees it: requests that run end with an error, and what was read with the old weights is
+    forgotten. :meth:`close` it in the end, or use it in a ``with``, where grammars are asked for: a process compiles
+    them.
 
     Args:
         model: computes in evaluation mode within a step, and has its own mode again behind it.
@@ -49,6 +48,7 @@ class EngineCore:
         memory: who holds what of it, and what was read before; to be touched between two steps alone.
         statistics: what was done so far; its gauges are those after the last step.
         weights_version: how often the weights became others. Every completion says which version made it.
+        released: whether the memory was given back (:meth:`leyden.serve.Engine.release`).
 
     Raises:
         UserError: a setting that is not allowed, or that this machine has no memory for.
@@ -76,19 +76,30 @@ class EngineCore:
         self._deltas: list[Delta] = []
         """What :meth:`advance` brought, for the next :meth:`step`."""
         self._grammars = None if tokenizer is None else Grammars(tokenizer, model.config.vocab_size)
-        shape, device = model.ranks.held(model.config), model.norm.weight.device
-        sizes = plan_memory(self.config, shape, model.dtype, device)
-        pools = Pools(shape, sizes.num_states, sizes.num_pages, dtype=model.dtype, device=device)
-        self.memory = Memory(pools, cache_bytes=sizes.cache_bytes, swap_bytes=sizes.swap_bytes)
-        self._guesser = make_guesser(self.config, model, draft, sizes.draft_bytes)
+        self._draft = draft
+        self._sizes = plan_memory(self.config, model.ranks.held(model.config), model.dtype, model.norm.weight.device)
+        self.released = False
+        self._allocate()
         self._begin()
+
+    def _allocate(self) -> None:
+        """Memory as planned; none at all where the engine gives it back."""
+        shape, dtype, sizes = self.model.ranks.held(self.model.config), self.model.dtype, self._sizes
+        if self.released:
+            self._guesser = None
+            self.memory = Memory(Pools(shape, 0, 0, dtype=dtype, device="meta"), cache_bytes=0, swap_bytes=0)
+            return
+        pools = Pools(shape, sizes.num_states, sizes.num_pages, dtype=dtype, device=self.model.norm.weight.device)
+        self.memory = Memory(pools, cache_bytes=sizes.cache_bytes, swap_bytes=sizes.swap_bytes)
+        self._guesser = make_guesser(self.config, self.model, self._draft, sizes.draft_bytes)
 
     def _begin(self) -> None:
         """With an empty memory, and the weights as they are now."""
         self.memory.clear()
         self.statistics.measure(self.memory.usage)
         self._watch = WeightsWatch(self.model)
-        self._steps = Steps(self.model, self.memory, self._guesser, self.config, self.statistics)
+        config = self.config.model_copy(update={"decoder": "torch"}) if self.released else self.config
+        self._steps = Steps(self.model, self.memory, self._guesser, config, self.statistics)
 
     @property
     def _scheduler(self) -> Scheduler:
@@ -101,6 +112,7 @@ class EngineCore:
 
     def check(self, tokens: Sequence[int], sampling: Sampling) -> None:
         """Raise the UserError that :meth:`add` would for such a request."""
+        self.require_memory()
         check_request(self.model.config, self.tokenizer, self.memory.max_tokens, tokens, sampling)
 
     def add(self, request: Request) -> None:
@@ -166,10 +178,11 @@ class EngineCore:
     def read_ahead(self, tokens: Sequence[int], salt: str = "") -> None:
         """Let the prefix cache have a text, which is read when there is nothing else to do; between two steps.
 
-        Of one that is longer than a prompt may be, or shorter than a page, nothing is read.
+        Of one that is longer than a prompt may be, or shorter than a page, nothing is read; nor while the engine has
+        given its memory back.
         """
         self.arrivals.tell("read ahead", list(tokens), salt)
-        if PAGE <= len(tokens) <= self.max_positions:
+        if PAGE <= len(tokens) <= self.max_positions:  # 0 positions without memory
             self._scheduler.settle(list(tokens), salt)
 
     def reads_ahead(self, tokens: list[int], salt: str = "") -> bool:
@@ -184,6 +197,8 @@ class EngineCore:
     @property
     def busy(self) -> bool:
         """Whether a step has something to do, were it only for the prefix cache."""
+        if self.released:
+            return bool(self._deltas)
         waiting = self.arrivals.pending or bool(self._deltas or self._scheduler.settling)
         return waiting or self._scheduler.has_requests
 
@@ -203,7 +218,8 @@ class EngineCore:
     def advance(self) -> None:
         """Take a step of which the next :meth:`step` returns the deltas: for a caller whose requests have
         ``on_delta``."""
-        self._advance(lambda: self._take_in("step"))
+        if not self.released:
+            self._advance(lambda: self._take_in("step"))
 
     def _advance(self, first: Callable[[], None]) -> None:
         """Do ``first``, and take a step."""
@@ -230,64 +246,21 @@ class EngineCore:
             for job in self._generations.pop(id, ()):
                 self._steps.abort(job)
 
-    # New weights.
-
-    def update_weights(
-        self, source: HybridLM | Mapping[str, torch.Tensor] | None = None, *, running: Running = "refuse"
-    ) -> int:
-        """Take new weights, and forget what was read with the old ones; between two steps.
-
-        Every completion is made by one version of the weights. The weights are written into the tensors of the
-        engine's model, in its dtypes; one in 8 bits is rounded anew.
-
-        Args:
-            source: another model of the same shape, or tensors by the names of ``model.state_dict()``. None where the
-                engine's own model was trained in place.
-            running: what becomes of the requests that the engine has. ``"refuse"``: there must be none. ``"finish"``:
-                they end first, by the old weights, and requests that come meanwhile wait for the new ones.
-                ``"abort"``: they end at once as ``"aborted"``, with the tokens that they have.
-
-        Returns:
-            The new version: :attr:`weights_version`.
-
-        Raises:
-            UserError: weights that do not fit, or requests that run; then nothing has changed.
-        """
-        check_alone(self.model)
-        update = None if source is None or source is self.model else WeightsUpdate(self.model, source)
-        seen = self.weights_version
-        self._quiet(running, "new weights")
-        if update is not None:
-            update.put()
-        if update is not None or self.weights_version == seen:  # else it was seen that they were written to
-            self._renew()
-        return self.weights_version
-
     def _renew(self) -> None:
         """Begin anew with the weights as they are now."""
         self._begin()
         self.weights_version += 1
 
-    def _quiet(self, running: Running, why: str) -> None:
-        """See to it that no request runs.
+    def require_memory(self) -> None:
+        """Refuse what an engine without memory cannot do.
 
         Raises:
-            UserError: some do, and ``running`` is ``"refuse"``.
+            UserError: it has given its memory back.
         """
-        if running not in get_args(Running):
-            raise UserError(f"running is one of {', '.join(map(repr, get_args(Running)))}; given {running!r}.")
-        self._take_in("arrivals")
-        num_running = len(self._running())
-        if num_running and running == "refuse":
+        if self.released:
             raise UserError(
-                f"{why} cannot come while {num_running} {'request runs' if num_running == 1 else 'requests run'}: a "
-                "completion would be made by both the old and the new weights. Step the engine until they have ended, "
-                "or say running='finish', which does that, or running='abort', which ends them with the tokens that "
-                "they have. Nothing was changed."
+                "this engine has given its memory back (release) and generates nothing; call acquire() first."
             )
-        while running == "finish" and self._scheduler.has_requests:
-            self._advance(lambda: self.arrivals.tell("step", [], []))
-        self._end_running("aborted", None)
 
     def _running(self) -> list[str]:
         """The ids of the requests that were taken in and have not ended."""

@@ -34,13 +34,12 @@ class EngineLoop:
 
     Attributes:
         alive: False once a step has failed for a reason unknown; every request has then ended with an error.
-        ready: whether requests are taken: from the start to the drain.
     """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.alive = True
-        self.ready = False
+        self._open = False
         self._subscriptions: dict[str, Subscription] = {}
         self._between: deque[Callable[[], None]] = deque()
         self._changed = threading.Condition()
@@ -51,13 +50,18 @@ class EngineLoop:
         self._num_grammars = 0
 
     @property
+    def ready(self) -> bool:
+        """Whether requests are taken: from the start to the drain, while the engine has its memory."""
+        return self._open and not self.engine.released
+
+    @property
     def statistics(self) -> Statistics:
         """What the engine has done and holds."""
         return self.engine.statistics
 
     def start(self) -> None:
         """Begin to work."""
-        self.ready = True
+        self._open = True
         self._thread.start()
 
     async def prepare(self, sampling: Sampling) -> object:
@@ -98,7 +102,9 @@ class EngineLoop:
         subscription = Subscription(request, asyncio.get_running_loop(), self._leave)
         with self._changed:
             if not self.ready:
-                raise QueueFullError("no requests are taken: the engine is not running, or about to end.")
+                raise QueueFullError(
+                    "no requests are taken: the engine does not run, is about to end, or has no memory."
+                )
             # Before it is added: a step may be quicker than this thread, and a fault ends all that is known.
             known = self._subscriptions.setdefault(request.id, subscription)
         try:
@@ -134,7 +140,7 @@ class EngineLoop:
         Args:
             timeout: in seconds; requests that have not ended by then are, with the reason ``"aborted"``.
         """
-        self.ready = False
+        self._open = False
         with self._changed:
             self._changed.wait_for(lambda: not self._subscriptions, timeout)
             self._end_all("aborted")
@@ -160,7 +166,7 @@ class EngineLoop:
                 self.engine.abort_now(())  # those that the drain has ended
         except BaseException as fault:  # a library's panic is no Exception, and nobody else would hear of it
             logger(__name__).exception("the engine has stopped")
-            self.alive = self.ready = False
+            self.alive = self._open = False
             with self._changed:
                 self._end_all("error", f"the engine has stopped: {type(fault).__name__}")
                 self._changed.notify_all()

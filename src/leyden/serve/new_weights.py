@@ -123,21 +123,12 @@ def _check_kind(model: HybridLM, source: object) -> None:
             f"update_weights takes a model, or tensors by name as model.state_dict() gives them; given a "
             f"{type(source).__name__}. Give nothing where the engine's own model was changed in place."
         )
-    if isinstance(source, HybridLM):
-        check_alone(source)
-
-
-def check_alone(model: HybridLM) -> None:
-    """Refuse a model of which several ranks have a part each.
-
-    Raises:
-        UserError: it is one.
-    """
-    if type(model.ranks) is not Ranks:
-        raise UserError(
-            "update_weights cannot copy by name between models of which several ranks have a part each, because no "
-            "rank has all weights."
-        )
+    for part in (model, source):
+        if isinstance(part, HybridLM) and type(part.ranks) is not Ranks:
+            raise UserError(
+                "update_weights cannot copy by name between models of which several ranks have a part each, because "
+                "no rank has all weights."
+            )
 
 
 def _check_config(have: ModelConfig, given: ModelConfig) -> None:

@@ -90,6 +90,9 @@ def follow(engine: Engine, announcer: Announcer) -> None:
         if order == "read ahead":
             engine.read_ahead(*values)
             continue
+        if order in ("update", "release", "acquire"):
+            _between_steps(engine, order)
+            continue
         requests, aborted = values
         for told in requests:
             engine.accept(_heard(told))
@@ -99,6 +102,16 @@ def follow(engine: Engine, announcer: Announcer) -> None:
             engine.step()
         else:
             engine.abort_now(())
+
+
+def _between_steps(engine: Engine, order: str) -> None:
+    """What the first rank does to its engine when no request runs any more, or when it ends those that do."""
+    if order == "update":
+        engine.update_weights(running="abort")
+    elif order == "release":
+        engine.release(running="abort")
+    else:
+        engine.acquire()
 
 
 def _told(request: Request) -> dict[str, Any]:

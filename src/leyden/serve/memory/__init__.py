@@ -3,6 +3,16 @@
 from leyden.serve.memory.audit import audit
 from leyden.serve.memory.holding import Holding, Swapped
 from leyden.serve.memory.memory import Memory, MemoryUsage
-from leyden.serve.memory.plan import MemoryPlan, divide_memory, plan_memory
+from leyden.serve.memory.plan import MemoryPlan, check_free, divide_memory, plan_memory
 
-__all__ = ["Holding", "Memory", "MemoryPlan", "MemoryUsage", "Swapped", "audit", "divide_memory", "plan_memory"]
+__all__ = [
+    "Holding",
+    "Memory",
+    "MemoryPlan",
+    "MemoryUsage",
+    "Swapped",
+    "audit",
+    "check_free",
+    "divide_memory",
+    "plan_memory",
+]

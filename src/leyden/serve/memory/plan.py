@@ -42,6 +42,31 @@ def plan_memory(config: EngineConfig, model: ModelConfig, dtype: torch.dtype, de
     return divide_memory(config, model, dtype, device_bytes=free_bytes(device) or _UNKNOWN_BYTES, host_bytes=host)
 
 
+def check_free(sizes: MemoryPlan, model: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+    """Look whether memory of these sizes can be had, as far as the system says what is free.
+
+    Args:
+        sizes: of an engine.
+        model, dtype, device: as of :func:`plan_memory`.
+
+    Raises:
+        UserError: there is not so much.
+    """
+    state_bytes, page_bytes = Pools.bytes_of(model, dtype)
+    on_device = sizes.num_states * state_bytes + sizes.num_pages * page_bytes + sizes.draft_bytes
+    on_cpu = device.type == "cpu"
+    for needed, where, free in (
+        (on_device + (sizes.cache_bytes if on_cpu else 0), "device", free_bytes(device)),
+        (0 if on_cpu else sizes.cache_bytes, "host", free_bytes(torch.device("cpu"))),
+    ):
+        if free is not None and needed > free:
+            raise UserError(
+                f"the engine had {_megabytes(needed)} on the {where}, and {_megabytes(free)} are free now; free what "
+                "was allocated since its release (gradients, activations), or make an engine with less "
+                "kv_gigabytes and cache_gigabytes."
+            )
+
+
 def divide_memory(
     config: EngineConfig,
     model: ModelConfig,
