@@ -60,6 +60,7 @@ ROWS: list[tuple[str, dict[str, Any], Progress | None, str | None]] = [
     ("evaluate", {"evaluate": {"prompts": ["a"]}}, ENDED, None),
     ("serve", {"serve": {"max_sequences": 3}}, ENDED, None),
     ("data.build", {"data": {"build": "elsewhere"}}, ENDED, None),
+    ("data.build", {"data": {"build": None, "tokens": ["a.ds"]}, "tokenizer": {"path": "t"}}, ENDED, "data.tokens"),
     ("model", {"model": {"hidden_size": 128}}, None, None),
     ("model", {"model": {"hidden_size": 128}}, BEGUN, "model.hidden_size"),
     ("train.seed", {"train": {"seed": 1}}, None, None),

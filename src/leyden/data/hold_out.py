@@ -1,12 +1,12 @@
 """Documents kept away from training, to evaluate on."""
 
-import hashlib
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
 from leyden.data.documents import Documents
+from leyden.data.hold_out_rule import draw
 from leyden.data.stage import Stage
 
 HELD_OUT = "held out"
@@ -25,10 +25,4 @@ class HoldOut(Stage):
 
     def apply(self, documents: Documents, shard: str, work: Path) -> Documents:
         """Drop the chosen ones with the reason ``held out``."""
-        return documents.drop([HELD_OUT if _draw(text) < self.share else None for text in documents.texts()])
-
-
-def _draw(text: str) -> float:
-    """Uniform in [0, 1), by the content alone."""
-    digest = hashlib.blake2b(text.encode(), digest_size=8, person=b"hold_out").digest()
-    return int.from_bytes(digest, "big") / 2**64
+        return documents.drop([HELD_OUT if draw(text.encode()) < self.share else None for text in documents.texts()])

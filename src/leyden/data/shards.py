@@ -200,6 +200,18 @@ class TokenShards:
             rows=self.rows[chosen],
         )
 
+    def shortened(self, indices: np.ndarray, kept: np.ndarray) -> Self:
+        """All documents, some of them with their first tokens alone; those of which nothing is kept are left out.
+
+        Args:
+            indices: [N] int64, different documents.
+            kept: [N] int64, how many tokens of each are kept.
+        """
+        lengths = self.lengths.copy()
+        lengths[indices] = kept
+        name = hashlib.sha256(np.stack([indices, kept]).astype(END).tobytes()).hexdigest()
+        return replace(self, lengths=lengths).select(lengths > 0, f"shortened {name}")
+
     def of_length(self, above: int, up_to: int | None) -> Self:
         """The documents of more than ``above`` and at most ``up_to`` tokens; None sets no bound."""
         chosen = self.lengths > above

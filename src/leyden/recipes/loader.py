@@ -63,6 +63,10 @@ def parse_recipe(data: dict[str, Any], source: str) -> Recipe:
             data["model"] = shape_from(section)
             check_tokenizer(section["from"], tokenizer, data_section, set(data.get("tokenizer", {})))
         else:
+            if data_section.tokens and tokenizer.path is None:
+                raise UserError(
+                    "data.tokens needs tokenizer.path, the directory with the tokenizer.json that made the tokens."
+                )
             data["model"] = model_section(section, _vocabulary(tokenizer, build, said))
     except UserError as error:
         raise UserError(f"{source}: {error}") from None

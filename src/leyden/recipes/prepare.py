@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from leyden.checkpoint.starting_model import StartingModel
 from leyden.core.checksums import changed_files, write_checksums
 from leyden.core.errors import UserError
 from leyden.core.files import atomic_file
@@ -13,6 +14,7 @@ from leyden.data import Corpus, TokenShards, build_corpus, find_sources, write_s
 from leyden.data.builds.tokens import BuildTokens, held_out_texts, read_tokens
 from leyden.recipes.schema import Recipe
 from leyden.recipes.starting import read_start
+from leyden.recipes.token_files import adopt_token_files, map_token_files, read_adopted
 from leyden.tokenizer import Tokenizer
 
 TOKENS_DIRECTORY = "data"
@@ -38,7 +40,7 @@ class Prepared:
 
     Attributes:
         tokenizer: the run's.
-        shards: tokens of the documents to train on, by group: ``all``, or those of a data build.
+        shards: tokens of the documents to train on, by group: ``all``, or those of a data build or of token files.
         held_out: texts of the documents to evaluate on.
     """
 
@@ -48,7 +50,7 @@ class Prepared:
 
 
 def prepare(recipe: Recipe, directory: Path) -> None:
-    """Read the documents, hold some out, train or load the tokenizer, and tokenise.
+    """Read the documents, hold some out, train or load the tokenizer, and tokenise; or take token files as they are.
 
     Writes ``tokenizer/``, ``data.json`` (what was read), ``held_out.jsonl`` and ``data/`` into ``directory``; where the
     last of them exists, nothing is left to do. Of several ranks one does this, and all read it afterwards.
@@ -60,7 +62,13 @@ def prepare(recipe: Recipe, directory: Path) -> None:
         _adopt_build(recipe.data.build, directory)
         return
     shards = directory / TOKENS_DIRECTORY
-    if not shards.exists():
+    if recipe.data.tokens:
+        if shards.exists():
+            _check_files(directory)
+        else:
+            _tokenizer_at_hand(recipe, directory).save(directory / TOKENIZER_DIRECTORY)
+        adopt_token_files(recipe, Tokenizer.load(directory / TOKENIZER_DIRECTORY), directory, shards)
+    elif not shards.exists():
         corpus = build_corpus(recipe.data.text or None, held_out_fraction=recipe.data.held_out_fraction)
         _tell(corpus)
         trained = _tokenizer(recipe, corpus, directory)
@@ -100,7 +108,8 @@ def read_prepared(recipe: Recipe, directory: Path) -> Prepared:
     lines = (directory / _HELD_OUT).read_text(encoding="utf-8").splitlines()
     held_out = tuple(json.loads(line)["text"] for line in lines)
     tokenizer = Tokenizer.load(directory / TOKENIZER_DIRECTORY)
-    prepared = Prepared(tokenizer, {"all": TokenShards.open(shards)}, held_out)
+    opened = read_adopted(recipe, tokenizer, shards) if recipe.data.tokens else {"all": TokenShards.open(shards)}
+    prepared = Prepared(tokenizer, opened, held_out)
     _check_tokenizer(recipe, prepared, f"{directory / TOKENIZER_DIRECTORY}")
     return prepared
 
@@ -115,6 +124,18 @@ def read_build(recipe: Recipe) -> Prepared:
     tokens = read_tokens(recipe.data.build)
     prepared = Prepared(Tokenizer.load(tokens.tokenizer), tokens.groups, held_out_texts(recipe.data.build))
     _check_tokenizer(recipe, prepared, f"{tokens.tokenizer}")
+    return prepared
+
+
+def read_token_files_as_given(recipe: Recipe, directory: Path) -> Prepared:
+    """The token files that ``recipe`` names, before a run has held anything of them out.
+
+    Raises:
+        UserError: they cannot be trained on.
+    """
+    tokenizer = _tokenizer_at_hand(recipe, directory)
+    prepared = Prepared(tokenizer, map_token_files(recipe, tokenizer)[0], ())
+    _check_tokenizer(recipe, prepared, f"{recipe.tokenizer.path or recipe.starts_from}")
     return prepared
 
 
@@ -155,15 +176,21 @@ def _prints(tokens: BuildTokens) -> dict[str, str]:
     return {group: shards.fingerprint for group, shards in tokens.groups.items()}
 
 
-def _tokenizer(recipe: Recipe, corpus: Corpus, directory: Path) -> Tokenizer:
+def _tokenizer_at_hand(recipe: Recipe, directory: Path) -> Tokenizer:
+    """The tokenizer of a recipe that trains none: the one it names, or that of the model that it begins from."""
     if recipe.tokenizer.path is not None:
         return Tokenizer.load(recipe.tokenizer.path)
     if (directory / FORK_FILE).exists():  # the weights know the tokens of the run that it was forked from
         return Tokenizer.load(directory / TOKENIZER_DIRECTORY)
-    start = read_start(directory)
-    if start is not None:
-        assert start.tokenizer is not None, "a recipe whose model has none names one"
-        return start.tokenizer
+    assert recipe.starts_from is not None, "the recipe names a tokenizer or a model"
+    start = read_start(directory) or StartingModel.find(recipe.starts_from)
+    assert start.tokenizer is not None, "a recipe whose model has none names one"
+    return start.tokenizer
+
+
+def _tokenizer(recipe: Recipe, corpus: Corpus, directory: Path) -> Tokenizer:
+    if recipe.tokenizer.path is not None or recipe.starts_from is not None or (directory / FORK_FILE).exists():
+        return _tokenizer_at_hand(recipe, directory)
     wanted = recipe.tokenizer.vocab_size
     texts = (document.text for document in corpus.train)
     tokenizer = Tokenizer.train(texts, vocab_size=wanted, allow_smaller=recipe.tokenizer.allow_smaller)

@@ -28,8 +28,8 @@ _FREE = (
 """What may change at any time: it leaves every step as it was but for the order of additions. A build may lie
 elsewhere; that its tokens are the same is seen by their fingerprints."""
 
-_READ = ("data.text", "data.held_out_fraction", "tokenizer", "model.from")
-"""What tokens follow from that a run has made of text."""
+_READ = ("data.text", "data.document_token", "data.held_out_fraction", "tokenizer", "model.from")
+"""What tokens follow from that a run has made of text, or taken from token files."""
 
 _LENGTH = ("tokens", "steps", "minutes")
 
@@ -57,7 +57,13 @@ def earlier_recipe(directory: Path, resume: Literal["auto", "never"]) -> Recipe 
 def located(recipe: Recipe) -> Recipe:
     """``recipe`` with absolute paths, so that its run can be gone on with from any working directory."""
     data, tokenizer = recipe.data, recipe.tokenizer
-    places = {"build": data.build and data.build.absolute(), "text": tuple(path.absolute() for path in data.text)}
+    places = {
+        "build": data.build and data.build.absolute(),
+        "text": _absolute(data.text),
+        "tokens": {name: _absolute(paths) for name, paths in data.tokens.items()}
+        if isinstance(data.tokens, dict)
+        else _absolute(data.tokens),
+    }
     path, start = tokenizer.path and tokenizer.path.absolute(), recipe.starts_from
     return recipe.model_copy(
         update={
@@ -66,6 +72,10 @@ def located(recipe: Recipe) -> Recipe:
             "starts_from": str(Path(start).absolute()) if start is not None and Path(start).exists() else start,
         }
     )
+
+
+def _absolute(paths: Iterable[Path]) -> tuple[Path, ...]:
+    return tuple(path.absolute() for path in paths)
 
 
 def settled(recipe: Recipe, earlier: Recipe, progress: Progress | None) -> Recipe:
@@ -86,7 +96,8 @@ def settled(recipe: Recipe, earlier: Recipe, progress: Progress | None) -> Recip
 def same_documents(recipe: Recipe, other: Recipe) -> bool:
     """Whether the tokens that a run makes of its text are the same by both."""
     leaves = _differences(_dump(recipe), _dump(other))
-    return recipe.data.build is None and not any(_is_of(path, (*_READ, "data.build")) for path, _, _ in leaves)
+    read = (*_READ, "data.build", "data.tokens")
+    return recipe.data.build is None and not any(_is_of(path, read) for path, _, _ in leaves)
 
 
 def adopt(recipe: Recipe, earlier: Recipe | None, directory: Path, progress: Progress | None) -> Recipe:
@@ -107,6 +118,8 @@ def adopt(recipe: Recipe, earlier: Recipe | None, directory: Path, progress: Pro
         return recipe
     asked = settled(recipe, earlier, progress)
     leaves = _differences(_dump(asked), _dump(earlier))
+    # Token files may lie elsewhere; that the tokens are the same is seen by their fingerprints.
+    free = (*_FREE, "data.tokens") if asked.data.tokens and earlier.data.tokens else _FREE
     if progress is None and not (directory / "final").exists():
         changes = [_told(leaf) for leaf in leaves if _is_of(leaf[0], _READ)]
         if changes:
@@ -115,7 +128,7 @@ def adopt(recipe: Recipe, earlier: Recipe | None, directory: Path, progress: Pro
                 f"remove {directory / TOKENS_DIRECTORY}; or give another --dir."
             )
         return asked
-    changes = [_told(leaf) for leaf in leaves if not _is_of(leaf[0], (*_FREE, "stage"))]
+    changes = [_told(leaf) for leaf in leaves if not _is_of(leaf[0], (*free, "stage"))]
     changes += _stage_changes(asked, earlier, progress)
     if changes:
         raise UserError(_refusal(directory, changes, earlier, progress))

@@ -25,7 +25,15 @@ from leyden.recipes.fork import Fork, Origin, check_origin
 from leyden.recipes.loader import dry
 from leyden.recipes.machine import note_machine
 from leyden.recipes.outcome import evaluate_run, tell_outcome, write_samples
-from leyden.recipes.prepare import TOKENS_DIRECTORY, check_sources, has_begun, prepare, read_build, read_prepared
+from leyden.recipes.prepare import (
+    TOKENS_DIRECTORY,
+    check_sources,
+    has_begun,
+    prepare,
+    read_build,
+    read_prepared,
+    read_token_files_as_given,
+)
 from leyden.recipes.resolve import RECIPE_FILE, adopt, earlier_recipe, is_trained, located
 from leyden.recipes.schema import Recipe
 from leyden.recipes.stages import settle_steps, train
@@ -99,6 +107,8 @@ def check(recipe: Recipe, directory: Path, *, resume: Resume = "auto", origin: s
         check_batches(recipe, read_build(recipe), first=first)
     elif (directory / TOKENS_DIRECTORY).exists():
         check_batches(recipe, read_prepared(recipe, directory), first=first)
+    elif recipe.data.tokens:
+        check_batches(recipe, read_token_files_as_given(recipe, directory), first=first)
     else:
         check_sources(recipe)
     tell_doubts(recipe)

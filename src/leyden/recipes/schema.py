@@ -27,7 +27,8 @@ class TokenizerSection(Config):
 
 
 class DataSection(Config):
-    """Which documents: ``text`` that the run reads itself, or what ``leyden data build`` made."""
+    """Which documents: ``text`` that the run reads itself, what ``leyden data build`` made, or token files of other
+    toolkits."""
 
     build: Path | None = None
     """The directory of a build with ``[tokens]``. Its tokenizer and token shards are used; documents that a
@@ -36,14 +37,39 @@ class DataSection(Config):
     text: tuple[Path, ...] = ()
     """Files and folders of documents. Empty, and without ``build``: the source of the running Python's standard
     library."""
+    tokens: tuple[Path, ...] | dict[str, tuple[Path, ...]] = ()
+    """Files and folders of tokens that another toolkit wrote: a list, or a list for each of several groups."""
+    document_token: int | None = Field(default=None, ge=0)
+    """The token that ends each document, in token files that do not say where documents end. None: the tokenizer's."""
     held_out_fraction: float = Field(default=0.02, gt=0, lt=1)
-    """The share of the documents of ``text`` kept for evaluation."""
+    """The share of the documents of ``text`` or ``tokens`` kept for evaluation."""
+
+    @field_validator("tokens", mode="before")
+    @classmethod
+    def _lists(cls, tokens: Any) -> Any:
+        groups = tokens if isinstance(tokens, dict) else {"all": tokens}
+        if not all(isinstance(paths, list | tuple) for paths in groups.values()):
+            raise ValueError('must be a list of paths, or a table of lists: {web = ["web/"], code = ["code.bin"]}')
+        empty = [name for name, paths in groups.items() if not paths] if isinstance(tokens, dict) else []
+        if empty:
+            raise ValueError(f"group {', '.join(empty)} names no token files; give it some, or leave it out")
+        return tokens
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if self.build is not None and self.text:
-            raise ValueError("give either text, that the run reads, or build, the directory of a data build")
+        if (self.build is not None) + bool(self.text) + bool(self.tokens) > 1:
+            raise ValueError(
+                "give either text, that the run reads, or build, the directory of a data build, or tokens, the token "
+                "files of another toolkit"
+            )
+        if self.document_token is not None and not self.tokens:
+            raise ValueError("document_token is for token files; give tokens, or leave it out")
         return self
+
+    @property
+    def token_groups(self) -> dict[str, tuple[Path, ...]]:
+        """``tokens`` by group; a list is one group, ``all``."""
+        return self.tokens if isinstance(self.tokens, dict) else {"all": self.tokens}
 
 
 class EvaluateSection(Config):
@@ -79,7 +105,7 @@ class Stage(LearningRate):
     packing: Literal["concatenate", "best_fit"] = "concatenate"
     """``concatenate`` cuts a document where a sequence ends; ``best_fit`` cuts none that fits."""
     mixture: MixtureSchedule | None = None
-    """Weights of the build's groups of tokens, over the steps; packed by best fit. None: each as many as it has."""
+    """Weights of the groups of tokens, over the steps; packed by best fit. None: each as many as it has."""
     rope_theta: float | None = Field(default=None, gt=0)
     """The RoPE base from this stage on; None keeps it."""
 
@@ -174,8 +200,10 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _data_fits(self) -> Self:
-        if self.data.build is None and any(stage.mixture for stage in self.stage):
-            raise ValueError("a stage's mixture weighs the groups of a data build; give data.build")
+        if self.data.build is None and not self.data.tokens and any(stage.mixture for stage in self.stage):
+            raise ValueError(
+                "a stage's mixture weighs the groups of a data build or of token files; give data.build or data.tokens"
+            )
         return self
 
     @model_validator(mode="after")

@@ -18,6 +18,16 @@ _LLM_C_TOKENS = {20240520: "<u2", 20240801: "<u4"}
 _LLM_C_HEADER_BYTES = 256 * 4
 
 
+def files_of(path: Path) -> list[Path]:
+    """A token file and the files beside it that belong to it."""
+    beside = {
+        ".bin": [path.with_suffix(".idx")],
+        ".ds": [path.with_name(f"{path.name}{suffix}") for suffix in (".index", ".loss")],
+        ".npy": [path.with_suffix(".csv.gz")],
+    }
+    return [path, *(one for one in beside[path.suffix] if one.exists())]
+
+
 def read_bin(path: Path, document_token: int | None) -> TokenFile:
     """Megatron's (``.idx`` beside it), llm.c's (a header of 256 int32) or nanoGPT's (nothing but uint16)."""
     if path.with_suffix(".idx").exists():
