@@ -103,7 +103,7 @@ class EngineLoop:
         with self._changed:
             if not self.ready:
                 raise QueueFullError(
-                    "no requests are taken: the engine does not run, is about to end, or has no memory."
+                    "no requests are taken: the engine is not running, is about to end, or has no memory."
                 )
             # Before it is added: a step may be quicker than this thread, and a fault ends all that is known.
             known = self._subscriptions.setdefault(request.id, subscription)
