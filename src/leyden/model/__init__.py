@@ -16,6 +16,7 @@ from leyden.model.quantized import (
     quantize,
 )
 from leyden.model.ranks import Ranks, RowPart
+from leyden.model.scoring import evaluation_mode, text_logprobs
 
 __all__ = [
     "PAGE",
@@ -41,10 +42,12 @@ __all__ = [
     "Rows",
     "check_tokens",
     "count_model",
+    "evaluation_mode",
     "prefill_flops",
     "preset",
     "quantize",
     "router_losses",
     "router_sums",
+    "text_logprobs",
     "total_router_losses",
 ]

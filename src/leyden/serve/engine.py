@@ -61,6 +61,26 @@ class Engine(EngineCore):
         """
         return offline.stream(self, prompt, sampling or Sampling())
 
+    def text_logprobs(self, texts: Sequence[Sequence[int]]) -> list[list[float]]:
+        """The log-probability of each token of each text but the first, in nats.
+
+        The texts are read as prompts are, also tokens that the engine sampled before. Sampling computes a token's
+        log-probability by the recurrence, with other roundings. On a CPU, :func:`leyden.model.text_logprobs` of a model
+        with the same weights gives the same bits.
+
+        Args:
+            texts: each of at least one token id.
+
+        Raises:
+            UserError: as :meth:`generate`, or a text could not be read to its end.
+        """
+        found = []
+        for made in self.generate(texts, Sampling(max_tokens=1, temperature=0, prompt_logprobs=0)):
+            if made.prompt_logprobs is None:
+                raise UserError(f"a text of {made.prompt_tokens} tokens was not read to its end: {made.error}.")
+            found.append([token.logprob for token in made.prompt_logprobs if token is not None])
+        return found
+
     def update_weights(
         self, source: HybridLM | Mapping[str, torch.Tensor] | None = None, *, running: Running = "refuse"
     ) -> int:

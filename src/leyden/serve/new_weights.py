@@ -1,14 +1,14 @@
 """New weights for the model of an engine: whether they fit, and putting them into the place of the old ones."""
 
-import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from typing import Literal
 
 import torch
 from torch import nn
 
 from leyden.core.errors import UserError
-from leyden.model import HybridLM, ModelConfig, Ranks
+from leyden.model import HybridLM, ModelConfig, Ranks, evaluation_mode
 from leyden.model.quantized import scale_of
 from leyden.ops import quantize_rows
 
@@ -53,17 +53,9 @@ class WeightsWatch:
         """Where each tensor lies, and how often it was written to; looked at in every step."""
         return [tensor.data_ptr() for tensor in self._tensors] + [tensor._version for tensor in self._counted]
 
-    @contextlib.contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Evaluation mode, in which no expert drops a token; every module then gets back the mode that it had."""
-        training = [module for module in self._modules if module.training]
-        for module in training:
-            module.training = False
-        try:
-            yield
-        finally:
-            for module in training:
-                module.training = True
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Evaluation mode, for as long as the ``with`` lasts (:func:`leyden.model.evaluation_mode`)."""
+        return evaluation_mode(self._modules)
 
 
 class WeightsUpdate:
