@@ -13,6 +13,7 @@
 #include <memory>
 
 #include "attention.h"
+#include "lightning_attention/decay.h"
 #include "products.h"
 
 extern "C" {
@@ -144,14 +145,14 @@ constexpr int ACROSS = SUMS / 3 < 4 ? SUMS / 3 : 4;  // vectors of a state's row
 
 // S' = exp(-slope) S + k v^T;  o = S'^T q, for V vectors of columns. `from` may be `to`, or null for zeros.
 template <int V>
-inline void recur(const float *from, float *to, float decay, const float *q, const float *k, const float *v, int K,
+inline void recur(const float *from, float *to, Decay decay, const float *q, const float *k, const float *v, int K,
                   float *out) {
     Vector value[V], total[V] = {};
     for (int j = 0; j < V; j++) value[j] = load(v + j * LANES);
     for (int i = 0; i < K; i++)
         for (int j = 0; j < V; j++) {
             Vector s = k[i] * value[j];
-            if (from) s += load(from + i * K + j * LANES) * decay;
+            if (from) s = decay(load(from + i * K + j * LANES), s);
             store(to + i * K + j * LANES, s);
             total[j] += q[i] * s;
         }
@@ -365,7 +366,7 @@ template <class T> class Worker {
         const float *q = at.projected + b * apart(4 * width) + 3 * h * K, *k = q + K, *v = k + K;
         const float *from = row.position ? state(layer, row.before, h) : nullptr;
         float *to = state(layer, row.after, h), *out = at.attended + b * width + h * K;
-        const float decay = std::exp(-layer.slopes[h]);
+        const Decay decay(layer.slopes[h]);
         int j = 0;
         for (; j + ACROSS * LANES <= K; j += ACROSS * LANES)
             ::recur<ACROSS>(from ? from + j : from, to + j, decay, q, k, v + j, K, out + j);

@@ -3,6 +3,7 @@
 // A chunk of a head stays in a core's nearest caches from its tokens to its outputs. Sums are float32, each in one
 // order whatever else is computed beside it; what a token yields depends on its sequence up to it alone.
 
+#include "lightning_attention/decay.h"
 #include "native.h"
 
 using namespace leyden;
@@ -56,7 +57,7 @@ struct Decays {
 template <class T, int V> class Head {
   public:
     Head(int K, float slope)
-        : K(K), decays(slope), queries(CHUNK * K), keys(CHUNK * K), turned(K * CHUNK), values(CHUNK * V * LANES),
+        : K(K), slope(slope), decays(slope), queries(CHUNK * K), keys(CHUNK * K), turned(K * CHUNK), values(CHUNK * V * LANES),
           scores(CHUNK * CHUNK) {}
 
     // Tokens of q lie `q_row` elements apart, and so on.
@@ -77,20 +78,23 @@ template <class T, int V> class Head {
                 vectors(K, [&](int64_t d, int lanes) {
                     store(&keys[j * K + d], load(&keys[j * K + d], lanes) * decays.passed[n - 1 - j], lanes);
                 });
+            const Decay across(slope * n);
             by_rows(K, [&](int d, auto rows) {
-                Vector total[rows][V];
+                Vector total[rows][V] = {};  // of the chunk alone, whose terms are small beside a long past's
                 float *at = state + d * state_row;
-                for (int r = 0; r < rows; r++)
-                    for (int i = 0; i < V; i++) total[r][i] = load(at + r * state_row + i * LANES) * decays.passed[n];
                 add<rows, V>(&keys[d], 1, K, values.data(), V * LANES, n, total);
                 for (int r = 0; r < rows; r++)
-                    for (int i = 0; i < V; i++) store(at + r * state_row + i * LANES, total[r][i]);
+                    for (int i = 0; i < V; i++) {
+                        float *const to = at + r * state_row + i * LANES;
+                        store(to, across(load(to), total[r][i]));
+                    }
             });
         }
     }
 
   private:
     const int K;
+    const float slope;
     const Decays decays;
     std::vector<float> queries, keys, turned, values, scores;  // [C, K], [C, K], [K, C], [C, V], [C, C]
 

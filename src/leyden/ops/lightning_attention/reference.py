@@ -24,14 +24,31 @@ def lightning_attention_reference(
     V = v_BTHV.shape[-1]
     dtype = torch.float64 if q_BTHK.dtype == torch.float64 else torch.float32
     q, k, v = (x.to(dtype) for x in (q_BTHK, k_BTHK, v_BTHV))
-    decay_H11 = torch.exp(-slopes_H.to(dtype))[:, None, None]
+    whole_H11, rest_H11 = (part[:, None, None] for part in decay_in_parts(slopes_H.to(dtype)))
     state = q.new_zeros(B, H, K, V) if initial_state is None else initial_state.to(dtype)
     outputs = []
     for t in range(T):
-        state = decay_H11 * state + k[:, t, :, :, None] * v[:, t, :, None, :]
+        state = whole_H11 * state + (rest_H11 * state + k[:, t, :, :, None] * v[:, t, :, None, :])
         outputs.append((q[:, t, :, :, None] * state).sum(dim=2))
     out = torch.stack(outputs, dim=1) if outputs else q.new_zeros(B, 0, H, V)
     return out.to(q_BTHK.dtype), state
+
+
+def decay_in_parts(slopes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """``exp(-slope)`` as the sum of a whole number and the rest, for states that decay at every token.
+
+    The decay of a slow head is so near to 1 that rounding it changes what the head forgets in a token: in float32 by
+    up to ``3e-8 / slope`` of that, at every token alike. The rest alone is as exact as its dtype. Use the parts as
+    ``whole * state + (rest * state + added)``, which rounds the sum once.
+
+    Args:
+        slopes: [H], at least 0.
+
+    Returns:
+        The whole number, 1 for slopes below 0.5 and 0 for others, and the rest: both [H] in the dtype of ``slopes``.
+    """
+    slow = slopes < 0.5
+    return slow.to(slopes.dtype), torch.where(slow, torch.expm1(-slopes), torch.exp(-slopes))
 
 
 def _packed(
