@@ -6,10 +6,10 @@ import json
 import pytest
 from rich.console import Console
 
-from leyden.bench import BenchResult, Row, render
+from leyden.bench import BenchResult, ResultRow, render
 
-RATIO = Row("w", "tokens/s", 10.0, 30.0, ratio=3.0, at_least=2, aim=4)
-FLAT = Row("w", "times", None, 1.1, judged="ours", aim=1.15, at_most=True)
+RATIO = ResultRow("w", "tokens/s", 10.0, 30.0, ratio=3.0, at_least=2, aim=4)
+FLAT = ResultRow("w", "times", None, 1.1, judged="ours", aim=1.15, at_most=True)
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_verdict(row, verdict):
     assert row.verdict == verdict
 
 
-def result(*rows: Row) -> BenchResult:
+def result(*rows: ResultRow) -> BenchResult:
     machine = {"cpu": "a cpu"}
     return BenchResult("cpu", list(rows), {"threads": 2}, {}, machine, {"torch": "2"}, "leyden bench cpu")
 

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from leyden.checkpoint import load, model_directory, read_config, save
 from leyden.checkpoint.coordinator import ALONE
-from leyden.checkpoint.piece_files import INDEX_FILE, StoredPiece, StoredTensor, read_index
-from leyden.checkpoint.pieces import Piece, load_pieces, save_pieces
+from leyden.checkpoint.piece_files import INDEX_FILE, SavedTensor, StoredPiece, read_index
+from leyden.checkpoint.pieces import TensorPiece, load_pieces, save_pieces
 from leyden.core.errors import UserError
 from leyden.model import HybridLM
 
@@ -93,16 +93,16 @@ def test_an_index_names_files_alone(saved: Path, name: str) -> None:
 def pieces(tmp_path: Path) -> Path:
     """A checkpoint's tensors: a matrix and a scalar, in one file."""
     (tmp_path / "pieces").mkdir()
-    save_pieces(tmp_path / "pieces", {"m": _matrix(), "s": Piece.whole(torch.tensor(3.0))}, ALONE)
+    save_pieces(tmp_path / "pieces", {"m": _matrix(), "s": TensorPiece.whole(torch.tensor(3.0))}, ALONE)
     return tmp_path / "pieces"
 
 
-def _matrix() -> Piece:
-    return Piece.whole(torch.arange(12.0).view(3, 4))
+def _matrix() -> TensorPiece:
+    return TensorPiece.whole(torch.arange(12.0).view(3, 4))
 
 
 def _filled(directory: Path) -> torch.Tensor:
-    piece = Piece.whole(torch.zeros(3, 4))
+    piece = TensorPiece.whole(torch.zeros(3, 4))
     load_pieces(directory, {"m": piece})
     return piece.tensor
 
@@ -191,5 +191,5 @@ def test_pieces_cover_a_tensor_exactly_where_each_element_lies_in_one(shape: lis
     inside = counts[tuple(slice(0, size) for size in shape)]
     expected = bool((inside == 1).all()) and int(counts.sum()) == inside.numel()
     pieces = [StoredPiece(file="f", start=[f for f, _ in box], sizes=[e - f for f, e in box]) for box in boxes]
-    stored = StoredTensor(dtype="float32", shape=shape, pieces=pieces)
+    stored = SavedTensor(dtype="float32", shape=shape, pieces=pieces)
     assert (stored.problem() is None) == expected

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leyden.checkpoint.rules import Binding, Rule, bind
+from leyden.checkpoint.rules import Binding, WeightRule, bind
 from leyden.model import ModelConfig
 
 CONFIG = ModelConfig(num_hidden_layers=1, num_local_experts=3)
@@ -30,7 +30,7 @@ def test_rows_are_reordered_within_each_head_and_back(heads: int, order: list[in
 
 
 def test_experts_are_stacked_expert_by_expert() -> None:
-    rules = (Rule("layers.{layer}.up", ("l.{layer}.{expert}.a", "l.{layer}.{expert}.b")),)
+    rules = (WeightRule("layers.{layer}.up", ("l.{layer}.{expert}.a", "l.{layer}.{expert}.b")),)
     (binding,) = bind(rules, CONFIG, {"layers.7.up": (3, 4, 2)})
     assert binding.theirs == ("l.7.0.a", "l.7.0.b", "l.7.1.a", "l.7.1.b", "l.7.2.a", "l.7.2.b")
     parts = binding.split(torch.arange(24.0).view(3, 4, 2))
@@ -40,11 +40,11 @@ def test_experts_are_stacked_expert_by_expert() -> None:
 @pytest.mark.parametrize(
     ("rules", "shapes", "said"),
     [
-        ((Rule("a", ("x",)),), {"b": (1,)}, "0 rules .* the parameter b"),
-        ((Rule("a", ("x",)), Rule("{name}", ("y",))), {"a": (1,)}, "2 rules .* the parameter a"),
-        ((Rule("{name}", ("x",)),), {"a": (1,), "b": (1,)}, "same tensor"),
+        ((WeightRule("a", ("x",)),), {"b": (1,)}, "0 rules .* the parameter b"),
+        ((WeightRule("a", ("x",)), WeightRule("{name}", ("y",))), {"a": (1,)}, "2 rules .* the parameter a"),
+        ((WeightRule("{name}", ("x",)),), {"a": (1,), "b": (1,)}, "same tensor"),
     ],
 )
-def test_a_map_that_is_not_one_to_one_is_a_defect(rules: tuple[Rule, ...], shapes: dict, said: str) -> None:
+def test_a_map_that_is_not_one_to_one_is_a_defect(rules: tuple[WeightRule, ...], shapes: dict, said: str) -> None:
     with pytest.raises(LookupError, match=said):
         bind(rules, CONFIG, shapes)

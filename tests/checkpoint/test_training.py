@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leyden.checkpoint import training
-from leyden.checkpoint.pieces import Piece
+from leyden.checkpoint.pieces import TensorPiece
 from leyden.checkpoint.training import Values, latest_training, load_training, save_training
 from leyden.core.errors import UserError
 
@@ -33,8 +33,8 @@ def _empty() -> dict[str, torch.Tensor]:
     return {name: torch.zeros_like(tensor) for name, tensor in _tensors().items()}
 
 
-def _pieces(tensors: Mapping[str, torch.Tensor]) -> dict[str, Piece]:
-    return {name: Piece.whole(tensor) for name, tensor in tensors.items()}
+def _pieces(tensors: Mapping[str, torch.Tensor]) -> dict[str, TensorPiece]:
+    return {name: TensorPiece.whole(tensor) for name, tensor in tensors.items()}
 
 
 def _save(run_dir: Path, step: int, keep: int = 5) -> Path:

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as Backend
 from leyden.core.errors import UserError
 from leyden.data import Document, Message, TokenShards, write_shards
 from leyden.data import shards as shards_module
-from leyden.data.tokenise import Layout
+from leyden.data.tokenise import TextLayout
 from leyden.tokenizer import Tokenizer
 from leyden.tokenizer.bpe import byte_spelling
 from leyden.tokenizer.directory import TokenizerFiles
@@ -119,7 +119,7 @@ def test_masks_and_names_of_documents_are_checked_when_read(tokenizer, tmp_path,
     monkeypatch.setattr(shards_module, "_BLOCK_BYTES", 16)
     turns = (Message("user", "ask " * 20), Message("assistant", "answer " * 20))
     talks = [Document(f"talk {number}", "", "memory", turns) for number in range(8)]
-    opened = write_shards(talks, tokenizer, tmp_path / "shards", layout=Layout(learn="answers"))
+    opened = write_shards(talks, tokenizer, tmp_path / "shards", layout=TextLayout(learn="answers"))
     for suffix in ("learned", "documents"):
         path = opened.directory / f"00000.{suffix}"
         content = path.read_bytes()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from leyden.evaluate.haystack import Haystack
-from leyden.evaluate.sources.source import Reading
+from leyden.evaluate.sources.source import ReadProgress
 from leyden.evaluate.task import Answer, Question, Subject
 from leyden.tokenizer import Tokenizer
 
@@ -49,8 +49,8 @@ class Oracle:
                 yield index, Answer("", count + 1, nats, np.full(count, right))
 
     @property
-    def reading(self) -> Reading:
-        return Reading(sum(len(question.prompt) for question in self.asked), None)
+    def reading(self) -> ReadProgress:
+        return ReadProgress(sum(len(question.prompt) for question in self.asked), None)
 
 
 class Never(Oracle):

@@ -29,7 +29,7 @@ from leyden.ops import (
     softmax_attention,
     swiglu_experts,
 )
-from leyden.ops.decode import Batch, LayerAddresses, ModelAddresses, decode_step
+from leyden.ops.decode import DecodeBatch, LayerAddresses, ModelAddresses, decode_step
 from leyden.ops.native import build
 from leyden.ops.native.functions import FUNCTIONS, Function
 
@@ -421,7 +421,7 @@ def test_a_step_outside_of_the_model_and_its_pools(changes: dict[str, list[int]]
     model = ModelAddresses(vocab=4, layers=1, layer=layers, num_slots=2, num_pages=2)
     given = {"rows": [0, 0, 0, 0, 0], "bounds": [0, 1], "wanted": [0], "pages": [1]} | changes
     with pytest.raises(ValueError, match=reason):
-        decode_step(model, Batch(**given))
+        decode_step(model, DecodeBatch(**given))
 
 
 def test_structures_of_other_sizes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -430,4 +430,4 @@ def test_structures_of_other_sizes_are_refused(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr("leyden.ops.decode.LayerAddresses", Longer)
     with pytest.raises(ValueError, match="laid out otherwise"):
-        decode_step(ModelAddresses(vocab=4), Batch())
+        decode_step(ModelAddresses(vocab=4), DecodeBatch())

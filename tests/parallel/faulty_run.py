@@ -9,7 +9,7 @@ import sys
 import time
 
 from leyden.cli import main
-from leyden.parallel import Team
+from leyden.parallel import RankGroup
 
 FAULTS = {
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
@@ -17,12 +17,12 @@ FAULTS = {
     "hang": lambda: time.sleep(600),
 }
 
-_at = Team.at
+_at = RankGroup.at
 
 
-def at_and_fail(team: Team, phase: str, step: int, micro_batch: int = 0) -> None:
-    _at(team, phase, step, micro_batch)
-    if (phase, step, str(team.rank)) == ("backward", int(STEP), RANK):
+def at_and_fail(rank_group: RankGroup, phase: str, step: int, micro_batch: int = 0) -> None:
+    _at(rank_group, phase, step, micro_batch)
+    if (phase, step, str(rank_group.rank)) == ("backward", int(STEP), RANK):
         FAULTS[FAULT]()
 
 
@@ -30,5 +30,5 @@ if __name__ == "__main__":
     FAULT, RANK, STEP = sys.argv[1:4]
     del sys.argv[1:4]
     if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
-        Team.at = at_and_fail
+        RankGroup.at = at_and_fail
     main()

@@ -11,10 +11,10 @@ from live_memory import track_memory
 from one_process import FOUR_LAYERS, random_row, small_config
 
 from leyden.model import HybridLM
-from leyden.parallel import Plan, Team, attach
+from leyden.parallel import Plan, RankGroup, attach
 from leyden.parallel.mesh import coordinates
 from leyden.parallel.planner import StepShape
-from leyden.parallel.planner.memory import Memory, predict_memory
+from leyden.parallel.planner.memory import RankMemory, predict_memory
 from leyden.parallel.planner.rank import Rank
 from leyden.parallel.planner.traffic import predict_traffic
 from leyden.parallel.traffic import count_traffic
@@ -35,7 +35,7 @@ class Measured:
     predicted: dict[tuple[str, str], int]
     held: int
     peak: int
-    memory: Memory
+    memory: RankMemory
 
 
 def measure(plan: Plan, changes: dict[str, Any], step: StepShape, lengths: list[int], dtype: torch.dtype) -> Measured:
@@ -46,7 +46,7 @@ def measure(plan: Plan, changes: dict[str, Any], step: StepShape, lengths: list[
         attached.model.train()
         optimizer = MasterAdamW(attached.weights)
         memory.follow([*attached.model.parameters(), *attached.model.buffers()])
-        state = TrainState(attached.model, optimizer, Team(mesh))
+        state = TrainState(attached.model, optimizer, RankGroup(mesh))
         batches = [
             random_row(lengths, model.vocab_size, seed=mesh.dp_rank * 100 + n) for n in range(step.num_micro_batches)
         ]

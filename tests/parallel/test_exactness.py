@@ -13,7 +13,7 @@ from gloo_ranks import mesh_of
 from one_process import FOUR_LAYERS, Row, small_model
 
 from leyden.model import HybridLM
-from leyden.parallel import ParallelConfig, Plan, Team, attach
+from leyden.parallel import ParallelConfig, Plan, RankGroup, attach
 from leyden.parallel.objective import Objective, Sums, add_up, sums_of_row
 from leyden.train import Pretrain
 
@@ -87,7 +87,7 @@ def differences(
     errors, here, there = {}, named_sums(found), named_sums(expected)
     assert list(here) == list(there)
     for name, value in there.items():
-        (total,) = Team(mesh).sum([here[name]])
+        (total,) = RankGroup(mesh).sum([here[name]])
         errors[name] = difference(total, value)
     gradients = {name: weight.take_gradient(torch.float64) for name, weight in attached.weights.items()}
     attached.weights.sum_gradients(gradients)

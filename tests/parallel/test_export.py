@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from leyden.checkpoint import load, save
 from leyden.checkpoint.export import export
-from leyden.checkpoint.pieces import Piece
+from leyden.checkpoint.pieces import TensorPiece
 from leyden.checkpoint.tensor_stream import TensorStream
 from leyden.core.errors import UserError
 from leyden.model import HybridLM, ModelConfig
@@ -66,7 +66,7 @@ def _export(plan: Plan, directory: Path, jobs: list[tuple[str, torch.dtype | Non
     for layout, dtype in jobs:
         mesh = mesh_of(plan)
         weights = attach(whole(layout), mesh, torch.float32, row_tokens=64).weights
-        pieces = {name: Piece(weight.local, weight.part) for name, weight in weights.items()}
+        pieces = {name: TensorPiece(weight.local, weight.part) for name, weight in weights.items()}
         with track_memory(*(piece.tensor for piece in pieces.values())) as memory:
             before = memory.current
             target = directory / f"{layout} {dtype}"
@@ -113,7 +113,7 @@ JOBS = [("transformers", None), ("leyden", torch.bfloat16), ("minimax", torch.bf
 
 def test_one_process_exports_what_it_saves(tmp_path: Path, expected: Callable[..., Path]) -> None:
     for layout, dtype in [*JOBS, ("minimax", None), ("leyden", None)]:
-        pieces = {name: Piece.whole(parameter) for name, parameter in whole(layout).named_parameters()}
+        pieces = {name: TensorPiece.whole(parameter) for name, parameter in whole(layout).named_parameters()}
         target = tmp_path / f"{layout} {dtype}"
         export(pieces, config_of(layout), None, target, layout, dtype=dtype, file_bytes=FILE_BYTES)
         assert_same(target, expected(layout, dtype))
@@ -139,7 +139,7 @@ def test_ranks_export_what_one_process_saves(
 def _disk_full_on_one(plan: Plan, directory: Path) -> str:
     mesh = mesh_of(plan)
     weights = attach(whole("leyden"), mesh, torch.float32).weights
-    pieces = {name: Piece(weight.local, weight.part) for name, weight in weights.items()}
+    pieces = {name: TensorPiece(weight.local, weight.part) for name, weight in weights.items()}
     plain = TensorStream.append
 
     def full(stream: TensorStream, tensor: torch.Tensor) -> None:

@@ -18,7 +18,7 @@ import toy_run
 from gloo_ranks import mesh_of
 
 from leyden.core.errors import Interrupted, UserError
-from leyden.parallel import Mesh, Plan, Team, attach, start
+from leyden.parallel import Mesh, Plan, RankGroup, attach, start
 from leyden.train import LearningRate, MasterAdamW, Pretrain, Sums, TrainState, fit, read_metrics
 
 PLAN = ("--set", "parallel.cp=2")
@@ -92,7 +92,7 @@ class NotFinite(Pretrain):
 def _attached(plan: Plan, store: Path) -> TrainState:
     mesh = replace(mesh_of(plan), store=dist.FileStore(str(store), plan.world))
     attached = attach(toy_run.tiny_model(), mesh, torch.float32)
-    return TrainState(attached.model, MasterAdamW(attached.weights), Team(mesh))
+    return TrainState(attached.model, MasterAdamW(attached.weights), RankGroup(mesh))
 
 
 def _train_not_finite(plan: Plan, directory: Path) -> dict[str, Any]:
@@ -159,15 +159,15 @@ def test_a_step_without_a_label_on_any_rank_is_skipped_on_all(ranks: Callable[..
 def _first(store: Path) -> list[str]:
     """What each call of ``first`` gave on this rank."""
     mesh = replace(mesh_of(Plan(cp=2)), store=dist.FileStore(str(store), 2))
-    team, found = Team(mesh), []
+    rank_group, found = RankGroup(mesh), []
 
     def fail(error: BaseException) -> Any:
         raise error
 
     for error in (None, UserError("no documents"), Interrupted("stopped"), KeyboardInterrupt(), KeyError("x")):
-        own = {"rank": team.rank}
+        own = {"rank": rank_group.rank}
         try:
-            found.append(str(team.first(lambda own=own, error=error: own if error is None else fail(error))))
+            found.append(str(rank_group.first(lambda own=own, error=error: own if error is None else fail(error))))
         except BaseException as raised:
             found.append(f"{type(raised).__name__} {raised}")
     return found

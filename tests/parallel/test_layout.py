@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from leyden.model import RowPart
-from leyden.parallel.sequence.layout import Layout, _pairs, _starts, balanced, contiguous, ring_time, steps
+from leyden.parallel.sequence.layout import SequenceLayout, _pairs, _starts, balanced, contiguous, ring_time, steps
 from leyden.parallel.sequence.switch import Route
 
 TOKENS = 16384
@@ -28,13 +28,13 @@ def documents_of(kind: str, tokens: int, seed: int = 0) -> tuple[int, ...]:
     return tuple(bounds)
 
 
-def uneven(layout: Layout) -> float:
+def uneven(layout: SequenceLayout) -> float:
     """The most work of a rank over the mean."""
     work = layout.work().sum(1)
     return float(work.max() * len(work) / work.sum())
 
 
-def whole(layout: Layout, tokens: int) -> bool:
+def whole(layout: SequenceLayout, tokens: int) -> bool:
     return torch.equal(torch.cat(layout.positions).sort().values, torch.arange(tokens))
 
 

@@ -11,7 +11,7 @@ from leyden.model import count_model, preset
 from leyden.parallel import ParallelConfig, Plan
 from leyden.parallel.mesh import coordinates
 from leyden.parallel.planner import StepShape
-from leyden.parallel.planner.memory import Memory, predict_memory
+from leyden.parallel.planner.memory import RankMemory, predict_memory
 from leyden.parallel.planner.rank import Rank
 
 WIDE: dict[str, Any] = {
@@ -81,7 +81,7 @@ def _check(found: list[Measured]) -> None:
         assert sum(rank.memory.at_peak.values()) == pytest.approx(rank.memory.peak)
 
 
-def _predicted(plan: Plan, step: StepShape) -> Memory:
+def _predicted(plan: Plan, step: StepShape) -> RankMemory:
     return predict_memory(Rank(preset("text-01"), plan, step, coordinates(plan, 0)))
 
 

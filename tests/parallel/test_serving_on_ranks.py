@@ -127,7 +127,7 @@ def test_an_engine_on_ranks_is_one_engine(ranks: Callable[..., list[Any]], saved
 
 def test_an_engine_s_memory_is_the_same_on_all_ranks() -> None:
     model = small_model(torch.float32)
-    settled = ranks_module._settled(model, EngineConfig(max_sequences=3), 2)
+    settled = ranks_module._divided_by_ranks(model, EngineConfig(max_sequences=3), 2)
     engine = Engine(model, None, settled)
     assert settled.decoder == "torch" and settled.kv_gigabytes and settled.cache_gigabytes
     assert 1 <= engine.memory.pools.num_pages <= 3 * -(-model.config.max_position_embeddings // PAGE)
@@ -183,7 +183,7 @@ def test_what_is_announced_is_json_and_runs_nothing(tmp_path: Path) -> None:
     store = torch.distributed.FileStore(str(tmp_path / "store"), 2)
     teller, listener = Announcer(store, 2), Announcer(store, 2)
     sampling = Sampling(max_tokens=3, temperature=0.1, logit_bias={5: 1.5}, stop=("é",), seed=7, stop_token_ids=(3,))
-    request = Request([1, 2], sampling, "a", priority=2, settle=False, watched=False, salt="b/c")
+    request = Request([1, 2], sampling, "a", priority=2, cache_completion=False, watched=False, salt="b/c")
     teller.tell([ranks_module._told(request)])
     (told,) = listener.hear()
     heard = ranks_module._heard(told)

@@ -22,7 +22,7 @@ from leyden.checkpoint.tensor_stream import TensorStream
 from leyden.checkpoint.training import Values, latest_training, save_training
 from leyden.core.errors import UserError
 from leyden.model import HybridLM, ModelConfig
-from leyden.parallel import ParallelConfig, Plan, Team, attach
+from leyden.parallel import ParallelConfig, Plan, RankGroup, attach
 from leyden.train import MasterAdamW, Pretrain, TrainState, train_step
 
 CONFIG = ModelConfig(
@@ -81,7 +81,7 @@ def state_of(
         mesh = mesh_of(plan)
         attached = attach(model, mesh, torch.bfloat16, row_tokens=64)
         optimizer = MasterAdamW(attached.weights)
-        state = TrainState(attached.model, optimizer, Team(mesh), async_checkpoint=async_checkpoint)
+        state = TrainState(attached.model, optimizer, RankGroup(mesh), async_checkpoint=async_checkpoint)
     for tensor in state._tensors().values():
         tensor.zero_()
     return state
@@ -292,7 +292,7 @@ def _train_on(plan: Plan, directory: Path) -> tuple[bool, list[str]]:
     """Train while a save is pending, which begins at another step on each rank; what is not as at the save's moment."""
     mesh = mesh_of(plan)
     attached = attach(HybridLM(CONFIG), mesh, torch.float32)
-    state = TrainState(attached.model, MasterAdamW(attached.weights), Team(mesh), async_checkpoint=True)
+    state = TrainState(attached.model, MasterAdamW(attached.weights), RankGroup(mesh), async_checkpoint=True)
     generator = torch.Generator().manual_seed(mesh.dp_rank)
 
     def step() -> None:

@@ -13,7 +13,7 @@ from leyden.checkpoint.starting_model import StartingModel
 from leyden.checkpoint.tensor_files import TensorFiles
 from leyden.core.errors import UserError
 from leyden.model import HybridLM, ModelConfig
-from leyden.parallel import ParallelConfig, Plan, Team
+from leyden.parallel import ParallelConfig, Plan, RankGroup
 from leyden.train import RunSettings, TrainState, build_state
 
 CONFIG = ModelConfig(
@@ -65,7 +65,7 @@ def _wrong(state: TrainState) -> list[str]:
 def _begin(plan: Plan, forms: dict[str, Path]) -> dict[str, list[str]]:
     problems = {}
     for form, directory in forms.items():
-        state = build_state(CONFIG, SETTINGS, row_tokens=16, team=Team(mesh_of(plan)))
+        state = build_state(CONFIG, SETTINGS, row_tokens=16, rank_group=RankGroup(mesh_of(plan)))
         initial = _wrong(state)
         assert len(initial) >= len(state.optimizer.masters()) // 3, "it begins with other weights"
         state.begin_from(StartingModel.find(str(directory)))
@@ -82,7 +82,7 @@ def test_bits_are_those_of_one_process(plan: Plan, forms: dict[str, Path], ranks
 
 def _read_names(plan: Plan, directory: Path) -> tuple[set[str], int]:
     """The experts' tensors that this rank asks for, and the number of its experts in all layers."""
-    state = build_state(CONFIG, SETTINGS, row_tokens=16, team=Team(mesh_of(plan)))
+    state = build_state(CONFIG, SETTINGS, row_tokens=16, rank_group=RankGroup(mesh_of(plan)))
     asked, get = set[str](), TensorFiles.__getitem__
 
     def note(files: TensorFiles, name: str) -> torch.Tensor:
@@ -108,7 +108,7 @@ def test_a_rank_reads_its_own_experts_alone(forms: dict[str, Path], ranks: Calla
 
 def _refused(plan: Plan, directory: Path) -> str:
     config = CONFIG.model_copy(update={"vocab_size": 52})
-    state = build_state(config, SETTINGS, row_tokens=16, team=Team(mesh_of(plan)))
+    state = build_state(config, SETTINGS, row_tokens=16, rank_group=RankGroup(mesh_of(plan)))
     try:
         state.begin_from(StartingModel.find(str(directory)))
     except UserError as error:

@@ -8,7 +8,7 @@ import torch
 from gloo_ranks import mesh_of
 from test_exactness import DROPS, build, joined, rows_of
 
-from leyden.parallel import ParallelConfig, Plan, Team, attach
+from leyden.parallel import ParallelConfig, Plan, RankGroup, attach
 from leyden.train import AdamWConfig, MasterAdamW, Pretrain, TrainState, train_step
 from leyden.train.held_out import HeldOut, measure
 
@@ -27,9 +27,9 @@ def losses(plan: Plan, changes: dict[str, Any], dtype: torch.dtype) -> list[tupl
         model.to(dtype if settings.offload_optimizer or dtype == torch.float64 else torch.float32)
         attached = attach(model, mesh, dtype)
         device = torch.device("cpu") if settings.offload_optimizer else None
-        state = TrainState(attached.model, MasterAdamW(attached.weights, AdamWConfig(), device), Team(mesh))
+        state = TrainState(attached.model, MasterAdamW(attached.weights, AdamWConfig(), device), RankGroup(mesh))
     # Both read the same rows: those of four data ranks, one after another, are one process's.
-    rank, dp = state.team.share
+    rank, dp = state.rank_group.share
     results = []
     for step in range(STEPS):
         micro_batches = [rows_of(Plan(dp_shard=4), seed=100 * step + n) for n in range(MICRO_BATCHES)]

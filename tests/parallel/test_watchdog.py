@@ -1,4 +1,4 @@
-"""Who is named when ranks wait for one that hangs or is gone. The ranks are threads here, each with its own team."""
+"""Who is named when ranks wait for one that hangs or is gone. The ranks are threads, each with its own group."""
 
 import threading
 import time
@@ -10,9 +10,9 @@ import torch
 from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
 
 from leyden.core.errors import UserError
-from leyden.parallel import Mesh, ParallelConfig, Plan, Team, Watchdog, team, watchdog
+from leyden.parallel import Mesh, ParallelConfig, Plan, RankGroup, Watchdog, rank_group, watchdog
 from leyden.parallel.launcher import EXIT_CODE
-from leyden.parallel.team import Place
+from leyden.parallel.rank_group import RankPosition
 from leyden.parallel.watchdog import Report
 
 TIMEOUT_SECONDS = 4.0
@@ -38,12 +38,12 @@ class Ranks:
     def _hear(self, text: str) -> None:
         self.said += text + "\n"
 
-    def team(self, rank: int, world: int) -> Team:
+    def rank_group(self, rank: int, world: int) -> RankGroup:
         plan = Plan(dp_shard=world, settings=ParallelConfig(timeout_seconds=TIMEOUT_SECONDS))
         everyone = cast("Any", object())  # no collective is called
-        return Team(Mesh(plan, rank, torch.device("cpu"), {}, {"world": everyone}, {}, self.store))
+        return RankGroup(Mesh(plan, rank, torch.device("cpu"), {}, {"world": everyone}, {}, self.store))
 
-    def run(self, *bodies: Callable[[Team], None]) -> None:
+    def run(self, *bodies: Callable[[RankGroup], None]) -> None:
         threads = [threading.Thread(target=self._run, args=(r, len(bodies), b)) for r, b in enumerate(bodies)]
         for thread in threads:
             thread.start()
@@ -51,8 +51,8 @@ class Ranks:
             thread.join(10 * TIMEOUT_SECONDS)
         assert not any(thread.is_alive() for thread in threads)
 
-    def _run(self, rank: int, world: int, body: Callable[[Team], None]) -> None:
-        own, started = self.team(rank, world), time.monotonic()
+    def _run(self, rank: int, world: int, body: Callable[[RankGroup], None]) -> None:
+        own, started = self.rank_group(rank, world), time.monotonic()
 
         def end(code: int) -> None:
             self.ended[rank] = code, time.monotonic() - started
@@ -74,11 +74,11 @@ def ranks(monkeypatch: pytest.MonkeyPatch) -> Ranks:
 def test_a_rank_that_hangs_is_named_within_the_timeout(ranks: Ranks) -> None:
     """All are at the same place; two of them wait in this package, as they would in a collective."""
 
-    def wait(own: Team) -> None:
+    def wait(own: RankGroup) -> None:
         own.at("forward", 7, 1)
-        team._awaited(ranks.store, "released")
+        rank_group._awaited(ranks.store, "released")
 
-    def hang(own: Team) -> None:
+    def hang(own: RankGroup) -> None:
         own.at("forward", 7, 1)
         ranks.released.wait()
         ranks.store.set("released", "{}")
@@ -95,7 +95,7 @@ def test_a_rank_that_hangs_is_named_within_the_timeout(ranks: Ranks) -> None:
 
 
 def test_a_rank_that_goes_on_is_left_alone(ranks: Ranks) -> None:
-    def work(own: Team) -> None:
+    def work(own: RankGroup) -> None:
         for step in range(24):
             own.at("forward", step)
             time.sleep(TIMEOUT_SECONDS / 20)
@@ -105,8 +105,8 @@ def test_a_rank_that_goes_on_is_left_alone(ranks: Ranks) -> None:
 
 
 def test_a_rank_that_is_gone_is_named_by_who_misses_it(ranks: Ranks) -> None:
-    def miss(own: Team) -> None:
-        last = Report(3, Place(9, 4, 0, "backward"), "experts.py:7 in forward", False)
+    def miss(own: RankGroup) -> None:
+        last = Report(3, RankPosition(9, 4, 0, "backward"), "experts.py:7 in forward", False)
         ranks.store.set("watchdog/1", last.dumps())
         raise RuntimeError("Connection closed by peer")
 
@@ -121,11 +121,11 @@ def test_a_rank_that_is_gone_is_named_by_who_misses_it(ranks: Ranks) -> None:
 def test_a_rank_that_failed_is_named_and_keeps_its_error(ranks: Ranks) -> None:
     failed = threading.Event()
 
-    def fail(own: Team) -> None:
+    def fail(own: RankGroup) -> None:
         own.at("forward", 3)
         raise ValueError("no such expert")
 
-    def miss(own: Team) -> None:
+    def miss(own: RankGroup) -> None:
         while "ValueError" not in ranks.store.get("watchdog/1").decode():
             failed.wait(0.01)
         raise RuntimeError("Connection closed by peer")
@@ -138,7 +138,7 @@ def test_a_rank_that_failed_is_named_and_keeps_its_error(ranks: Ranks) -> None:
 
 
 def test_an_error_of_the_run_is_nobodys_fault(ranks: Ranks) -> None:
-    def refuse(own: Team) -> None:
+    def refuse(own: RankGroup) -> None:
         raise UserError("not finite in 3 steps in a row")
 
     ranks.run(refuse, refuse)
@@ -147,7 +147,7 @@ def test_an_error_of_the_run_is_nobodys_fault(ranks: Ranks) -> None:
 
 
 def test_a_rank_that_never_came_is_named(ranks: Ranks) -> None:
-    def wait(own: Team) -> None:
+    def wait(own: RankGroup) -> None:
         own.at("forward", 1)
         ranks.released.wait(2 * TIMEOUT_SECONDS)
 
@@ -155,7 +155,7 @@ def test_a_rank_that_never_came_is_named(ranks: Ranks) -> None:
         ranks.ended[0] = code, 0.0
         ranks.released.set()
 
-    own = ranks.team(0, 2)
+    own = ranks.rank_group(0, 2)
     with Watchdog(own, end):
         wait(own)
     assert ranks.ended[0][0] == EXIT_CODE
@@ -164,7 +164,7 @@ def test_a_rank_that_never_came_is_named(ranks: Ranks) -> None:
 
 
 def _report(count: int, *, waits: bool) -> Report:
-    return Report(0, Place(count, 1, 0, "forward"), "x.py:1 in f", waits)
+    return Report(0, RankPosition(count, 1, 0, "forward"), "x.py:1 in f", waits)
 
 
 @pytest.mark.parametrize(
@@ -183,10 +183,10 @@ def test_who_is_to_blame(reports: dict[int, Report], blamed: dict[int, str]) -> 
 
 def test_alone_there_is_nothing_to_watch() -> None:
     threads = threading.active_count()
-    with Watchdog(Team()):
+    with Watchdog(RankGroup()):
         assert threading.active_count() == threads
 
 
 def test_a_report_survives_the_store() -> None:
-    report = Report(2, Place(3, 4, 1, "backward"), "x.py:1 in f", True, "ValueError: of ours")
+    report = Report(2, RankPosition(3, 4, 1, "backward"), "x.py:1 in f", True, "ValueError: of ours")
     assert Report.loads(report.dumps().encode()) == report

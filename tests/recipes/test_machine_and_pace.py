@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from leyden.parallel import Team
+from leyden.parallel import RankGroup
 from leyden.recipes import machine, pace
 from leyden.recipes.machine import note_machine
 from leyden.recipes.pace import Pace
@@ -24,17 +24,17 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_another_machine_is_said_once(tmp_path: Path, said: list[str]) -> None:
     path = tmp_path / "environment.json"
-    note_machine(tmp_path, "float32", Team())
+    note_machine(tmp_path, "float32", RankGroup())
     now = json.loads(path.read_text())
     assert now["ranks"] == 1
     assert now["backend"] in ("native", "torch", "triton")
     path.write_text(json.dumps(now | {"threads": 77, "torch": "0.4", "date": "long ago"}))
-    note_machine(tmp_path, "float32", Team())
+    note_machine(tmp_path, "float32", RankGroup())
     assert said == []  # it has no checkpoint, and begins anew
     path.write_text(json.dumps(now | {"threads": 77, "torch": "0.4", "date": "long ago"}))
     (tmp_path / "checkpoints" / "step_00000001").mkdir(parents=True)
     for _ in range(2):
-        note_machine(tmp_path, "float32", Team())
+        note_machine(tmp_path, "float32", RankGroup())
     (line,) = said
     assert f"threads 77 -> {now['threads']}; torch 0.4 -> {now['torch']}" in line
     assert "the bits of the steps from here on may differ" in line

@@ -11,7 +11,7 @@ from pydantic_core import PydanticUndefined
 from leyden.core.config import Config, dump_toml
 from leyden.model import PRESETS, ModelConfig
 from leyden.parallel import ParallelConfig
-from leyden.recipes import Recipe, Stage
+from leyden.recipes import Recipe, TrainingStage
 from leyden.recipes.loader import parse_recipe
 from leyden.recipes.schema import DataSection, EvaluateSection, TokenizerSection
 from leyden.recipes.starting import CHANGEABLE
@@ -26,7 +26,7 @@ SECTIONS: dict[str, tuple[type[Config], set[str]]] = {
     "[train]": (RunSettings, {"optimizer"}),  # a table of its own
     "[train.optimizer]": (AdamWConfig, set()),
     "[parallel]": (ParallelConfig, set()),
-    "[[stage]]": (Stage, set()),
+    "[[stage]]": (TrainingStage, set()),
     "[evaluate]": (EvaluateSection, set()),
     "[serve]": (EngineConfig, set()),
 }

@@ -63,10 +63,10 @@ def test_thirty_turns_read_what_is_new_and_less_than_a_page(engine: Engine, toke
     chat = Chat(engine, sampling=Sampling(max_tokens=60, seed=2))
     statistics, said = engine.statistics, 0
     for turn in range(30):
-        before = statistics.prefill_tokens - statistics.settled_tokens
+        before = statistics.prefill_tokens - statistics.cache_read_tokens
         list(chat.send(f"{turn} keeps the lightning in the jar and the tower"))
         prompt = len(tokenizer.encode_chat(chat.messages[:-1]))
-        assert statistics.prefill_tokens - statistics.settled_tokens - before < prompt - said + PAGE
+        assert statistics.prefill_tokens - statistics.cache_read_tokens - before < prompt - said + PAGE
         said = len(tokenizer.encode_chat(chat.messages, add_generation_prompt=False))
     assert said > 8 * PAGE
     assert statistics.prefill_tokens < said + 30 * 2 * PAGE

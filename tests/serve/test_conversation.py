@@ -37,7 +37,7 @@ def _read(model: HybridLM, memory: Memory, tokens: list[int]) -> tuple[int, torc
         part = Reading(tokens[position:stop], position, holding.pages, [holding.state])
         logits, position = Runner(model, memory.pools).run([], [part]), stop
         if stop % PAGE == 0:
-            memory.settled(holding, stop)
+            memory.commit_prefix(holding, stop)
     memory.release(holding)
     return holding.length, logits
 

@@ -96,7 +96,7 @@ class Books(RuleBasedStateMachine):
         stop = min([start + most * PAGE, len(tokens), *cuts])
         self.write(holding, tokens, start, stop)
         if stop % PAGE == 0 and stop > start:
-            self.memory.settled(holding, stop)
+            self.memory.commit_prefix(holding, stop)
         self.running[holding] = tokens, stop
 
     @precondition(lambda self: self.running)
@@ -199,7 +199,7 @@ def _read(memory: Memory, tokens: list[int]) -> int:
     holding = memory.admit(tokens)
     assert holding is not None
     for stop in sorted({*memory.cuts(holding), len(tokens) // PAGE * PAGE}):
-        memory.settled(holding, stop)
+        memory.commit_prefix(holding, stop)
     memory.release(holding)
     return holding.length
 
@@ -247,7 +247,7 @@ def test_wrong_use_is_told() -> None:
     assert holding is not None
     for position in (100, 768, -256):
         with pytest.raises(ValueError, match="grid"):
-            memory.settled(holding, position)
+            memory.commit_prefix(holding, position)
     states = memory.states(1)
     assert states is not None
     memory.give_back(states)
@@ -282,7 +282,7 @@ def test_snapshots_and_swapping_on_a_gpu() -> None:
         pools.states[:, holding.state] = torch.randn_like(pools.states[:, 0])
         pools.keys.normal_()
         state, keys = pools.states[:, holding.state].clone(), pools.keys[:, holding.pages].clone()
-        memory.settled(holding, 512)
+        memory.commit_prefix(holding, 512)
         swapped = memory.swap_out(holding)
         assert swapped is not None
         pools.states.zero_()

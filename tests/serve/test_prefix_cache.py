@@ -38,7 +38,7 @@ class Reader:
         stop = min([start + most, len(tokens), *(cut for cut in self.memory.cuts(holding) if cut > start)])
         logits = self.runner.run([], [Reading(tokens[start:stop], start, holding.pages, [holding.state])])
         if stop % PAGE == 0:
-            self.memory.settled(holding, stop)
+            self.memory.commit_prefix(holding, stop)
         return stop, logits
 
     def read(self, tokens: Sequence[int], most: int = 1 << 20) -> tuple[Holding, torch.Tensor]:

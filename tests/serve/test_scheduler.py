@@ -19,7 +19,7 @@ def text(length: int, seed: int) -> list[int]:
 
 
 def request(id: str, tokens: list[int], sampling: Sampling = GREEDY, **more: int | bool) -> Request:
-    return Request(tokens, sampling, id, **{"settle": False, **more})  # pyright: ignore[reportArgumentType]
+    return Request(tokens, sampling, id, **{"cache_completion": False, **more})  # pyright: ignore[reportArgumentType]
 
 
 def steps(engine: Engine) -> Iterator[list[Delta]]:
@@ -203,7 +203,7 @@ def test_several_completions_share_the_reading_of_their_prompt(model: HybridLM, 
     assert found == [c.tokens for c in Engine(model, cache_gigabytes=0, max_sequences=1).generate([prompt], sampling)]
 
 
-def test_a_completion_is_settled_when_there_is_time(model: HybridLM) -> None:
+def test_a_completion_is_read_for_the_cache_when_there_is_time(model: HybridLM) -> None:
     """Read once more, up to the grid, so that a text that goes on from it need not be; a request comes first."""
     engine = Engine(model, max_sequences=1)
     sampling = Sampling(max_tokens=300, temperature=0, ignore_eos=True)
@@ -211,10 +211,10 @@ def test_a_completion_is_settled_when_there_is_time(model: HybridLM) -> None:
     drawn: tuple[int, ...] = ()
     while len(drawn) < 300:
         drawn += tuple(token for delta in engine.step() for token in delta.tokens)
-    assert engine.busy and engine.statistics.settled_tokens == 0
+    assert engine.busy and engine.statistics.cache_read_tokens == 0
     goes_on = [*text(200, 1), *drawn, *text(20, 2)]
     list(steps(engine))
-    assert engine.statistics.settled_tokens == 256
+    assert engine.statistics.cache_read_tokens == 256
     before = engine.statistics.prefill_tokens
     assert engine.generate([goes_on], GREEDY)[0].tokens == alone(model, goes_on)
     assert engine.statistics.prefill_tokens - before == len(goes_on) - PAGE

@@ -14,7 +14,7 @@ from leyden.model import HybridLM, Pools
 from leyden.serve.runner import Reading, Runner
 from leyden.serve.sampling import Sampler, Sampling
 from leyden.serve.speculation import Ask, DraftModel, Guesser, PromptLookup, verify
-from leyden.serve.speculation.guesser import Pace
+from leyden.serve.speculation.guesser import GuessPace
 from leyden.serve.speculation.lookup import TextIndex
 
 
@@ -76,7 +76,7 @@ def test_a_long_text_costs_no_more_a_step() -> None:
 
 
 def test_fewer_are_guessed_where_guesses_fail() -> None:
-    pace, tokens, guessed = Pace(), [0], 0
+    pace, tokens, guessed = GuessPace(), [0], 0
     for _ in range(100):
         limit = pace.limit(8)
         pace.guess, pace.behind = [1] * limit, len(tokens)

@@ -8,9 +8,9 @@ import pytest
 from leyden.tokenizer import Tokenizer
 from leyden.tokenizer.report import write_report
 from leyden.tokenizer.survey import TokenSurvey
-from leyden.tokenizer.words import Group, WordCounts
+from leyden.tokenizer.words import WordCounts, WordGroup
 
-WEB, BOOKS, GERMAN = Group("en", "web"), Group("en", "books"), Group("de", "web")
+WEB, BOOKS, GERMAN = WordGroup("en", "web"), WordGroup("en", "books"), WordGroup("de", "web")
 TEXTS = [
     ("The dog doesn't mind.\n  <image> it's 12345\n", WEB),
     ("The quick brown fox", BOOKS),
@@ -81,8 +81,8 @@ def test_the_report_is_written(tokenizer, survey, tmp_path):
 
 def test_the_report_of_a_training_has_weights_and_counts(tmp_path):
     counts = WordCounts()
-    counts.add("the dog and the cat and the dog " * 20, Group("en", "a"))
-    counts.add("der Hund und die Katze <&> " * 3, Group("de", "b"))
+    counts.add("the dog and the cat and the dog " * 20, WordGroup("en", "a"))
+    counts.add("der Hund und die Katze <&> " * 3, WordGroup("de", "b"))
     tokenizer, training = Tokenizer.from_words(counts, vocab_size=275, targets={"de": 3.0})
     facts = write_report(tmp_path, TokenSurvey.of_words(tokenizer, counts), training, counts)["training"]
     assert facts["commonest_pair"] == training.merges.counts.max()

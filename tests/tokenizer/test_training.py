@@ -15,7 +15,7 @@ from leyden.core.errors import UserError
 from leyden.tokenizer import Tokenizer
 from leyden.tokenizer.bpe import alphabet, assemble
 from leyden.tokenizer.merges import learn
-from leyden.tokenizer.words import Group, WordCounts
+from leyden.tokenizer.words import WordCounts, WordGroup
 
 
 def naive(words, num_tokens, min_count=2):
@@ -111,8 +111,8 @@ def _rare_language():
         return " ".join(words[index] for index in (rng.pareto(0.8, num_words).astype(int) % num_distinct))
 
     counts = WordCounts()
-    counts.add(text("abcdefgh", 60_000, 3000), Group("en"))
-    counts.add(text("παθηςκλμ", 1_500, 600), Group("el"))
+    counts.add(text("abcdefgh", 60_000, 3000), WordGroup("en"))
+    counts.add(text("παθηςκλμ", 1_500, 600), WordGroup("el"))
     return counts
 
 
@@ -129,7 +129,7 @@ def test_a_language_is_weighted_until_it_reaches_its_target():
     assert last.bytes_per_token["el"] > 0.99 * target
     assert tokenizer.vocab_size == 800
     # The figure is what encoding gives: a second way, through the finished tokenizer.
-    words = counts.words[Group("el")]
+    words = counts.words[WordGroup("el")]
     tokens = sum(count * len(tokenizer.encode(word)) for word, count in words.items())
     size = sum(count * len(word.encode()) for word, count in words.items())
     assert last.bytes_per_token["el"] == pytest.approx(size / tokens, rel=1e-12)

@@ -9,7 +9,7 @@ from tokenizers import Regex, pre_tokenizers
 
 from leyden.core.errors import UserError
 from leyden.tokenizer.bpe import SPLIT_PATTERN, split_text
-from leyden.tokenizer.words import Group, Sizes, WordCounts, table
+from leyden.tokenizer.words import Sizes, WordCounts, WordGroup, table
 
 CHARACTERS = st.one_of(
     st.sampled_from(" \t\n\r/a_B1.;-'s\x0b\x0c\x1c\x1f\x85\xa0\u2028\u3000\u0301東ßİſ²Ⅷ٣"),
@@ -35,7 +35,7 @@ def test_ascii_is_split_alike_by_both_engines(text):
 
 @given(TEXTS)
 def test_words_are_those_of_texts_split_whole(texts):
-    assert WordCounts.of(texts).words.get(Group(), {}) == whole(texts)
+    assert WordCounts.of(texts).words.get(WordGroup(), {}) == whole(texts)
 
 
 def test_every_character_next_to_every_kind_of_neighbour():
@@ -43,20 +43,20 @@ def test_every_character_next_to_every_kind_of_neighbour():
     characters = list(map(chr, codes))
     for before, after in [("a", "\n"), (";", "\n"), ("\n", " a")]:
         texts = ["".join(before + c + after for c in characters[i : i + 512]) for i in range(0, len(characters), 512)]
-        assert WordCounts.of(texts).words[Group()] == whole(texts)
+        assert WordCounts.of(texts).words[WordGroup()] == whole(texts)
 
 
 def test_a_long_text_is_counted_in_parts(monkeypatch):
     monkeypatch.setattr("leyden.tokenizer.words._MAX_CHARACTERS", 100)
     monkeypatch.setattr("leyden.tokenizer.words._MAX_CHUNKS", 50)
     text = "".join(f"word{i} {i}\n" * (i % 3) for i in range(500))
-    assert WordCounts.of([text]).words[Group()] == whole([text])
+    assert WordCounts.of([text]).words[WordGroup()] == whole([text])
 
 
 def test_groups_are_counted_apart_and_parts_add_up():
     one, two, all_of_it = WordCounts(), WordCounts(), WordCounts()
-    german, english = Group("de", "web"), Group("en", "web")
-    given_texts = [("der Hund", german), ("the dog", english), ("der Hund é", german), ("x", Group("de", "books"))]
+    german, english = WordGroup("de", "web"), WordGroup("en", "web")
+    given_texts = [("der Hund", german), ("the dog", english), ("der Hund é", german), ("x", WordGroup("de", "books"))]
     for index, (text, group) in enumerate(given_texts):
         (one, two)[index % 2].add(text, group)
         all_of_it.add(text, group)
@@ -73,11 +73,13 @@ def test_the_rarest_words_are_forgotten_and_the_error_is_bounded(monkeypatch):
     monkeypatch.setattr("leyden.tokenizer.words._MAX_CHUNKS", 10)
     texts = [f" w{i}" * (1 + 100 // (1 + i % 97)) for i in range(97 * 5)]
     counts, truth = WordCounts.of(texts, max_words=40), whole(texts)
-    assert len(counts.words[Group()]) <= 40
+    assert len(counts.words[WordGroup()]) <= 40
     assert counts.undercount > 0
-    assert counts.forgotten == truth.total() - counts.words[Group()].total()
-    assert all(truth[word] - counts.undercount <= count <= truth[word] for word, count in counts.words[Group()].items())
-    assert all(count <= counts.undercount for word, count in truth.items() if word not in counts.words[Group()])
+    assert counts.forgotten == truth.total() - counts.words[WordGroup()].total()
+    assert all(
+        truth[word] - counts.undercount <= count <= truth[word] for word, count in counts.words[WordGroup()].items()
+    )
+    assert all(count <= counts.undercount for word, count in truth.items() if word not in counts.words[WordGroup()])
 
 
 def test_a_table_is_sorted_and_aligned():

@@ -10,17 +10,17 @@ if TYPE_CHECKING:
     from leyden.bench.cpu.run import run_cpu as run_cpu
     from leyden.bench.gpu.run import run_gpu as run_gpu
     from leyden.bench.result import BenchResult as BenchResult
-    from leyden.bench.result import Row as Row
+    from leyden.bench.result import ResultRow as ResultRow
     from leyden.bench.result import render as render
 
 _HOMES = {
     "BenchResult": "leyden.bench.result",
-    "Row": "leyden.bench.result",
+    "ResultRow": "leyden.bench.result",
     "render": "leyden.bench.result",
     "run_cpu": "leyden.bench.cpu.run",
     "run_gpu": "leyden.bench.gpu.run",
 }
-__all__ = ["BenchResult", "Row", "render", "run_cpu", "run_gpu"]
+__all__ = ["BenchResult", "ResultRow", "render", "run_cpu", "run_gpu"]
 
 
 def __getattr__(name: str) -> Any:

@@ -15,7 +15,7 @@ from leyden.core.files import atomic_file
 
 
 @dataclass(frozen=True)
-class Row:
+class ResultRow:
     """One line of a comparison.
 
     Attributes:
@@ -77,7 +77,7 @@ class BenchResult:
     """
 
     name: str
-    rows: list[Row]
+    rows: list[ResultRow]
     settings: dict[str, Any]
     checks: dict[str, Any]
     machine: dict[str, Any]
@@ -120,7 +120,7 @@ def render(result: BenchResult) -> Group:
     return Group(table, *(Padding(Text(note, style="dim"), (0, 0, 0, 2)) for note in notes))
 
 
-def _goal(row: Row) -> Text:
+def _goal(row: ResultRow) -> Text:
     """Whether the goal was reached, and what must be reached and is aimed at."""
     suffix = "x" if row.judged == "ratio" else ""
     parts = [] if row.at_least is None else [_number(row.at_least, suffix) + " at most" * row.at_most]

@@ -5,7 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
-from leyden.checkpoint.pieces import Piece
+from leyden.checkpoint.pieces import TensorPiece
 
 
 class Background:
@@ -32,14 +32,14 @@ class Background:
         """Whether it has ended in an error."""
         return self._pending is not None and self._pending.done() and self._pending.exception() is not None
 
-    def start(self, pieces: Mapping[str, Piece], save: Callable[[dict[str, Piece]], object]) -> None:
+    def start(self, pieces: Mapping[str, TensorPiece], save: Callable[[dict[str, TensorPiece]], object]) -> None:
         """Copy ``pieces``, then call ``save`` with the copies while the caller goes on.
 
         Raises:
             Exception: what the save before this one failed at.
         """
         self.wait()
-        copies = {name: Piece(self._copied(name, piece.tensor), piece.part) for name, piece in pieces.items()}
+        copies = {name: TensorPiece(self._copied(name, piece.tensor), piece.part) for name, piece in pieces.items()}
         on_gpu = any(piece.tensor.is_cuda for piece in pieces.values())
         copied = torch.cuda.current_stream().record_event() if on_gpu else None
 

@@ -16,7 +16,7 @@ import torch
 from leyden.checkpoint.coordinator import Coordinator, coordinator_of
 from leyden.checkpoint.layouts import Derived, Layout, layout_named
 from leyden.checkpoint.model_directory import bindings_of, check_fit, narrowed, note_files, refuse_to_replace_others
-from leyden.checkpoint.pieces import Piece
+from leyden.checkpoint.pieces import TensorPiece
 from leyden.checkpoint.rules import Binding
 from leyden.checkpoint.shard_index import Rectangle, ShardIndex
 from leyden.checkpoint.tensor_files import SHARD_BYTES, shard_name, write_index, write_json
@@ -28,7 +28,7 @@ from leyden.tokenizer import Tokenizer
 
 
 def export(
-    weights: Mapping[str, Piece],
+    weights: Mapping[str, TensorPiece],
     config: ModelConfig,
     tokenizer: Tokenizer | None,
     directory: str | Path,
@@ -125,7 +125,11 @@ class _Tensor:
 
 
 def _bound(
-    weights: Mapping[str, Piece], config: ModelConfig, layout: Layout, dtype: torch.dtype, coordinator: Coordinator
+    weights: Mapping[str, TensorPiece],
+    config: ModelConfig,
+    layout: Layout,
+    dtype: torch.dtype,
+    coordinator: Coordinator,
 ) -> Iterator[_Tensor]:
     """The tensors that weights make, in the layout's order."""
     bindings, float32 = bindings_of(layout, config)

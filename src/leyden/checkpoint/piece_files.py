@@ -53,7 +53,7 @@ class StoredPiece(Config):
         return f"{name}[{', '.join(f'{at}:{at + size}' for at, size in zip(self.start, self.sizes, strict=True))}]"
 
 
-class StoredTensor(Config):
+class SavedTensor(Config):
     """A tensor as it was saved."""
 
     dtype: str
@@ -97,10 +97,10 @@ class StoredTensor(Config):
         return bool((counts == 1).all())
 
 
-_index = TypeAdapter(dict[str, StoredTensor])
+_index = TypeAdapter(dict[str, SavedTensor])
 
 
-def read_index(directory: Path) -> dict[str, StoredTensor]:
+def read_index(directory: Path) -> dict[str, SavedTensor]:
     """What the files of ``directory`` hold, by name; nothing that the index says is believed before it is checked.
 
     Raises:
@@ -164,7 +164,7 @@ class PieceWriter(StorageWriter):
         for name, item in metadata.state_dict_metadata.items():
             assert isinstance(item, TensorStorageMetadata), "nothing but tensors is saved"
             dtype = str(item.properties.dtype).removeprefix("torch.")
-            index[name] = StoredTensor(dtype=dtype, shape=tuple(item.size), pieces=tuple(pieces[name]))
+            index[name] = SavedTensor(dtype=dtype, shape=tuple(item.size), pieces=tuple(pieces[name]))
         path = self._directory / INDEX_FILE
         path.write_bytes(_index.dump_json(index))
         self.written.append(path)
@@ -197,7 +197,7 @@ class PieceReader(StorageReader):
         index: what :func:`read_index` says of them.
     """
 
-    def __init__(self, directory: Path, index: dict[str, StoredTensor]) -> None:
+    def __init__(self, directory: Path, index: dict[str, SavedTensor]) -> None:
         self._directory = directory
         self._index = index
 

@@ -25,7 +25,7 @@ from leyden.parallel import Part
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
+class TensorPiece:
     """What a rank holds of a tensor.
 
     Attributes:
@@ -41,7 +41,7 @@ class Piece:
             raise ValueError(f"a tensor of shape {list(self.tensor.shape)} cannot be the part {self.part}")
 
     @classmethod
-    def whole(cls, tensor: torch.Tensor) -> "Piece":
+    def whole(cls, tensor: torch.Tensor) -> "TensorPiece":
         """All of a tensor."""
         return cls(tensor.detach(), Part.whole(tuple(tensor.shape)))
 
@@ -66,7 +66,7 @@ class Piece:
         return [ChunkStorageMetadata(torch.Size(start), chunk.shape) for start, chunk in self.chunks().items()]
 
 
-def save_pieces(directory: Path, pieces: Mapping[str, Piece], coordinator: Coordinator) -> list[Path]:
+def save_pieces(directory: Path, pieces: Mapping[str, TensorPiece], coordinator: Coordinator) -> list[Path]:
     """Write what all ranks hold, each box once; all ranks call this with the same directory.
 
     Returns:
@@ -91,7 +91,7 @@ def save_pieces(directory: Path, pieces: Mapping[str, Piece], coordinator: Coord
     return writer.written
 
 
-def load_pieces(directory: Path, pieces: Mapping[str, Piece]) -> None:
+def load_pieces(directory: Path, pieces: Mapping[str, TensorPiece]) -> None:
     """Fill ``pieces`` in place with what was saved under the same names; a rank reads what it needs by itself.
 
     Raises:

@@ -1,6 +1,6 @@
 """Weight maps: which tensors of a file make which parameter of the model, said once and used in both directions.
 
-A map is a tuple of :class:`Rule`. Bound to a model's parameters it becomes a list of :class:`Binding`, one a
+A map is a tuple of :class:`WeightRule`. Bound to a model's parameters it becomes a list of :class:`Binding`, one a
 parameter, which joins the parts read from a file and splits a parameter into the parts to write. Each parameter is
 made by exactly one rule and each tensor of the file goes into exactly one parameter.
 """
@@ -17,7 +17,7 @@ _FIELDS = {"layer": r"\d+", "name": r".+"}
 
 
 @dataclass(frozen=True)
-class Rule:
+class WeightRule:
     """One line of a weight map.
 
     Attributes:
@@ -47,7 +47,7 @@ class Binding:
         ours: the parameter's name.
         shape: its shape.
         theirs: the tensors of the file that make it, in order.
-        rows: [head_dim] int64, as in :class:`Rule`.
+        rows: [head_dim] int64, as in :class:`WeightRule`.
     """
 
     ours: str
@@ -81,7 +81,7 @@ def order_rows(matrix: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     return heads[:, rows.to(matrix.device)].flatten(0, 1)
 
 
-def bind(rules: Iterable[Rule], config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> list[Binding]:
+def bind(rules: Iterable[WeightRule], config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> list[Binding]:
     """Apply a weight map to the parameters of a model.
 
     Args:

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from leyden.checkpoint.coordinator import Coordinator
-from leyden.checkpoint.pieces import Piece
+from leyden.checkpoint.pieces import TensorPiece
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class ShardIndex:
         coordinator: the ranks.
     """
 
-    def __init__(self, pieces: Mapping[str, Piece], coordinator: Coordinator) -> None:
+    def __init__(self, pieces: Mapping[str, TensorPiece], coordinator: Coordinator) -> None:
         self._pieces, self._coordinator = pieces, coordinator
         self._ranks: dict[str, dict[Rectangle, list[int]]] = {}
         for rank, parts in enumerate(

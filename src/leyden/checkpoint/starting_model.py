@@ -14,7 +14,7 @@ from leyden.checkpoint.coordinator import coordinator_of
 from leyden.checkpoint.hub import find_model
 from leyden.checkpoint.model_directory import StoredModel, open_stored
 from leyden.checkpoint.origin import recipe_of
-from leyden.checkpoint.pieces import Piece, load_pieces
+from leyden.checkpoint.pieces import TensorPiece, load_pieces
 from leyden.checkpoint.training import check_whole, checkpoint_fingerprint, is_checkpoint
 from leyden.core.checksums import file_hashes, read_checksums
 from leyden.core.errors import UserError
@@ -105,7 +105,7 @@ class StartingModel:
         """What a run notes of it, as JSON values."""
         return {"model": self.name, "directory": str(self.directory), "fingerprint": self.fingerprint}
 
-    def fill(self, pieces: Mapping[str, Piece], mesh: Mesh | None = None) -> None:
+    def fill(self, pieces: Mapping[str, TensorPiece], mesh: Mesh | None = None) -> None:
         """Write this rank's part of every weight into ``pieces``, rounded to their dtypes.
 
         All ranks of ``mesh`` call this; together they compare the files with their hashes, and each reads of a weight
@@ -129,7 +129,7 @@ class StartingModel:
         else:
             coordinator.on_all_ranks(lambda: self._read(pieces, mesh))
 
-    def _check(self, pieces: Mapping[str, Piece]) -> None:
+    def _check(self, pieces: Mapping[str, TensorPiece]) -> None:
         shapes = self.shapes
         wrong = [
             f"{name} is {list(piece.part.shape)} here and {list(shapes[name]) if name in shapes else 'missing'} there"
@@ -143,7 +143,7 @@ class StartingModel:
                 "shape of the one that it begins from (its config.json), or begin with initial weights."
             )
 
-    def _read(self, pieces: Mapping[str, Piece], mesh: Mesh | None) -> None:
+    def _read(self, pieces: Mapping[str, TensorPiece], mesh: Mesh | None) -> None:
         weights = open_stored(self.directory, mesh).weights
 
         def read(name: str) -> None:

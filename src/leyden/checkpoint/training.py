@@ -16,8 +16,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from leyden.checkpoint.coordinator import ALONE, Coordinator
-from leyden.checkpoint.piece_files import INDEX_FILE, StoredTensor, read_index
-from leyden.checkpoint.pieces import Piece, load_pieces, save_pieces
+from leyden.checkpoint.piece_files import INDEX_FILE, SavedTensor, read_index
+from leyden.checkpoint.pieces import TensorPiece, load_pieces, save_pieces
 from leyden.checkpoint.tensor_files import read_json
 from leyden.core.config import Config
 from leyden.core.errors import UserError
@@ -52,7 +52,7 @@ class Values:
 def save_training(
     run_dir: Path,
     step: int,
-    tensors: Mapping[str, Piece],
+    tensors: Mapping[str, TensorPiece],
     values: Values,
     *,
     keep: int,
@@ -209,7 +209,7 @@ def fork_training(source: Path, run_dir: Path, values: Any) -> None:
         (part / _MANIFEST).write_bytes(_manifest.dump_json(dict(sorted(manifest.items())), indent=1))
 
 
-def load_training(path: Path, tensors: Mapping[str, Piece], coordinator: Coordinator = ALONE) -> Values:
+def load_training(path: Path, tensors: Mapping[str, TensorPiece], coordinator: Coordinator = ALONE) -> Values:
     """Fill ``tensors`` in place from the checkpoint ``path``, and return its values.
 
     Args:
@@ -236,7 +236,7 @@ def _of_ranks(value: Any, coordinator: Coordinator) -> list[Any]:
     return [value] if len(set(hashes)) == 1 else coordinator.on_all_ranks(lambda: value)
 
 
-def check_training(path: Path, tensors: Mapping[str, Piece], coordinator: Coordinator = ALONE) -> None:
+def check_training(path: Path, tensors: Mapping[str, TensorPiece], coordinator: Coordinator = ALONE) -> None:
     """Refuse tensors that are not those of the checkpoint ``path``; nothing is read of them.
 
     Raises:
@@ -265,7 +265,7 @@ def check_training(path: Path, tensors: Mapping[str, Piece], coordinator: Coordi
         )
 
 
-def _difference(name: str, saved: StoredTensor, piece: Piece) -> list[str]:
+def _difference(name: str, saved: SavedTensor, piece: TensorPiece) -> list[str]:
     here = str(piece.tensor.dtype).removeprefix("torch."), piece.part.shape
     if (saved.dtype, saved.shape) == here:
         return []

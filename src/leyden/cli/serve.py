@@ -140,13 +140,13 @@ def _serve_on_ranks(
         raise UserError(
             "several ranks keep no conversations on disk; leave out --conversations, or serve with one rank."
         )
-    with team_of(serving_plan(ParallelConfig.parse(axes, "serve"), launched().world, read_config(model))) as team:
-        assert team.mesh is not None
-        bound = listen(shown["settings"]) if team.rank == 0 else None
+    with team_of(serving_plan(ParallelConfig.parse(axes, "serve"), launched().world, read_config(model))) as rank_group:
+        assert rank_group.mesh is not None
+        bound = listen(shown["settings"]) if rank_group.rank == 0 else None
         if bound is not None:
             logger(__name__).info("%s is being loaded.", model)
-        weights, tokenizer = load(model, int8=int8, mesh=team.mesh, device=team.mesh.device)
-        with engine_of(team, weights, tokenizer, config) as engine:
+        weights, tokenizer = load(model, int8=int8, mesh=rank_group.mesh, device=rank_group.mesh.device)
+        with engine_of(rank_group, weights, tokenizer, config) as engine:
             if engine is not None and bound is not None:
                 run_server(bound, engine, **shown)
 

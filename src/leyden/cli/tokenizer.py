@@ -15,7 +15,7 @@ from leyden.core.errors import UserError
 if TYPE_CHECKING:
     from leyden.data.documents import Document, Reject
     from leyden.tokenizer.survey import TokenSurvey
-    from leyden.tokenizer.words import Group, WordCounts
+    from leyden.tokenizer.words import WordCounts, WordGroup
 
 app = typer.Typer(help="Train a byte-level BPE tokenizer, judge one, or encode text with one.", no_args_is_help=True)
 
@@ -112,7 +112,7 @@ def _over_shards(title: str, task: Any, paths: list[Path], workers: int) -> Iter
     """
     from leyden.core.log import progress, say
     from leyden.data.builds.rejects import by_reason
-    from leyden.data.engine import Engine
+    from leyden.data.engine import DataEngine
 
     skipped: list[Reject] = []
     shards = [shard for path in paths for shard in _shards(path, skipped)]
@@ -122,7 +122,7 @@ def _over_shards(title: str, task: Any, paths: list[Path], workers: int) -> Iter
     num_workers = 1 if sum(sizes) < _ALONE_BYTES and not workers else workers or os.cpu_count() or 1
     with progress(title, sum(sizes), "bytes") as bar:
         aside: Counter[str] = Counter()
-        for index, (result, rejects) in Engine(num_workers).map(task, shards):
+        for index, (result, rejects) in DataEngine(num_workers).map(task, shards):
             bar.advance(sizes[index])
             aside += rejects
             yield result
@@ -144,22 +144,22 @@ def _shards(path: Path, skipped: "list[Reject]") -> list[tuple[int, str | None, 
     return [(sum(piece.num_bytes for piece in shard), path.name or str(path), shard) for shard in shards]
 
 
-def _documents(shard: tuple[int, str | None, Any], rejects: "list[Reject]") -> "Iterator[tuple[str, Group]]":
+def _documents(shard: tuple[int, str | None, Any], rejects: "list[Reject]") -> "Iterator[tuple[str, WordGroup]]":
     """Every text of a shard, with its group."""
     from leyden.data.parquet import read_batches
     from leyden.data.readers import ReadSettings, read_piece
-    from leyden.tokenizer.words import Group
+    from leyden.tokenizer.words import WordGroup
 
     _, domain, what = shard
     if isinstance(what, Path):
         for batch in read_batches(what):
             for document, text in zip(batch, batch.texts(), strict=True):
-                yield text, Group(_language(document, text), document.source)
+                yield text, WordGroup(_language(document, text), document.source)
         return
     for piece in what:
         for document in read_piece(piece, ReadSettings(metadata=("programming_language",)), rejects):
             text = document.text or "\n\n".join(message.content for message in document.messages)
-            yield text, Group(_language(document, text), domain or "")
+            yield text, WordGroup(_language(document, text), domain or "")
 
 
 def _language(document: "Document", text: str) -> str:

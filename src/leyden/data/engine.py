@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Engine:
+class DataEngine:
     """How many tasks run at once, and where.
 
     Attributes:

@@ -10,12 +10,12 @@ from urllib.parse import quote
 
 from leyden.core.errors import UserError
 from leyden.data.documents import Documents
-from leyden.data.engine import Engine
+from leyden.data.engine import DataEngine
 from leyden.data.parquet import DocumentsWriter, read_batches
 
 
 def write_groups(
-    paths: Sequence[Path], directory: Path, engine: Engine, by: Literal["group", "source"] = "group"
+    paths: Sequence[Path], directory: Path, engine: DataEngine, by: Literal["group", "source"] = "group"
 ) -> dict[str, list[Path]]:
     """Part the documents that a build kept.
 

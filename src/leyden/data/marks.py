@@ -18,7 +18,7 @@ from leyden.core.files import atomic_file, discard
 from leyden.core.log import progress, say
 
 if TYPE_CHECKING:  # Daft, which training does without
-    from leyden.data.engine import Engine
+    from leyden.data.engine import DataEngine
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -94,7 +94,7 @@ def read_mark(path: Path) -> Mark | None:
 
 
 def map_missing(
-    engine: "Engine", task: Callable[[Item], Iterable[Path]], items: Sequence[tuple[Path, Item]], title: str
+    engine: "DataEngine", task: Callable[[Item], Iterable[Path]], items: Sequence[tuple[Path, Item]], title: str
 ) -> None:
     """Run ``task`` on the items whose files are not there yet, or not as they were; what is damaged is named.
 

@@ -15,7 +15,7 @@ from leyden.core.config import Config
 from leyden.core.errors import UserError
 from leyden.core.panics import panics_are_user_errors
 from leyden.data.documents import Documents
-from leyden.data.engine import Engine
+from leyden.data.engine import DataEngine
 from leyden.data.parquet import read_batches
 
 if TYPE_CHECKING:  # matplotlib is for reports alone
@@ -39,7 +39,7 @@ class Corpus:
 
     shards: Mapping[str, Path]
     work: Path
-    engine: Engine
+    engine: DataEngine
     open_model: "OpenModel | None" = None
 
     @property

@@ -26,13 +26,13 @@ from leyden.data.templates import lay_out
 from leyden.tokenizer import GaveUpError, Tokenizer
 
 if TYPE_CHECKING:
-    from leyden.data.engine import Engine
+    from leyden.data.engine import DataEngine
 
 _BATCH_CHARACTERS = 4 << 20  # tokenised at once: enough to occupy every core
 _SHARD, _SHARD_METADATA = "shard", "shard.json"
 
 
-class Layout(Config):
+class TextLayout(Config):
     """How dialogues, and questions with answers, become text, and what of them is learned."""
 
     style: Literal["plain", "light", "varied"] = "varied"
@@ -60,7 +60,7 @@ def write_shards(
     directory: Path,
     *,
     shard_tokens: int = 1 << 28,
-    layout: Layout | None = None,
+    layout: TextLayout | None = None,
 ) -> TokenShards:
     """Tokenise ``documents`` into ``directory`` (replaced where it exists).
 
@@ -72,7 +72,7 @@ def write_shards(
     total = sum(len(document.text) for document in documents) if isinstance(documents, Sequence) else None
     shards: list[Shard] = []
     with atomic_directory(directory) as part, progress("tokenising", total, unit="characters") as bar:
-        tokenised = _tokenise(documents, tokenizer, layout or Layout(), bar)
+        tokenised = _tokenise(documents, tokenizer, layout or TextLayout(), bar)
         for first in tokenised:
             shards.append(_write_shard(part, f"{len(shards):05d}", itertools.chain([first], tokenised), shard_tokens))
         _write_metadata(part, tokenizer, shards)
@@ -80,7 +80,7 @@ def write_shards(
 
 
 def tokenise_files(
-    paths: Sequence[Path], tokenizer: Path, directory: Path, engine: "Engine", layout: Layout | None = None
+    paths: Sequence[Path], tokenizer: Path, directory: Path, engine: "DataEngine", layout: TextLayout | None = None
 ) -> TokenShards:
     """Tokenise Parquet files of documents, a shard each; what an interrupted call has finished is not made again.
 
@@ -100,7 +100,7 @@ def tokenise_files(
     for folder in directory.glob("*/"):
         if folder.name not in {path.stem for path in paths}:
             discard(folder)
-    task = partial(tokenise_shard, tokenizer=tokenizer, directory=directory, layout=layout or Layout())
+    task = partial(tokenise_shard, tokenizer=tokenizer, directory=directory, layout=layout or TextLayout())
     with progress("tokenising", len(paths), unit="shards") as bar:
         for index, shard in engine.map(task, paths):
             made[index] = shard
@@ -109,7 +109,7 @@ def tokenise_files(
     return TokenShards.open(directory)
 
 
-def tokenise_shard(path: Path, tokenizer: Path, directory: Path, layout: Layout) -> Shard:
+def tokenise_shard(path: Path, tokenizer: Path, directory: Path, layout: TextLayout) -> Shard:
     """Tokenise one Parquet file into ``directory / path.stem``, unless the same was done there before."""
     from leyden.data.parquet import read_batches
 
@@ -152,7 +152,7 @@ def _write_metadata(directory: Path, tokenizer: Tokenizer, shards: Iterable[Shar
 
 
 def _tokenise(
-    documents: Iterable[Document], tokenizer: Tokenizer, layout: Layout, bar: Bar | None = None
+    documents: Iterable[Document], tokenizer: Tokenizer, layout: TextLayout, bar: Bar | None = None
 ) -> Iterator[_Tokenised]:
     from leyden.data.parquet import grouped  # pyarrow, where documents are read
 
@@ -189,7 +189,7 @@ def _encoded(
     yield from ([next(together) for _ in of_document] for of_document in texts)
 
 
-def _parts(document: Document, layout: Layout) -> list[tuple[str, bool]]:
+def _parts(document: Document, layout: TextLayout) -> list[tuple[str, bool]]:
     """The document's text, cut where it begins or ceases to be learned."""
     if not document.messages:
         return [(document.text, True)]

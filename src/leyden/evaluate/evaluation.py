@@ -15,7 +15,7 @@ from leyden.core.log import Bar, progress
 from leyden.evaluate.rows import RowFile, digest
 from leyden.evaluate.scores_page import RESULTS, read_results, write_scores_page
 from leyden.evaluate.sources import Source
-from leyden.evaluate.task import Answer, Item, Options, Question, Row, Subject, Task
+from leyden.evaluate.task import Answer, Options, Question, Row, Subject, Task, TaskItem
 from leyden.evaluate.tasks import check_names, make_task
 
 _AT_ONCE = 64
@@ -55,7 +55,7 @@ def evaluate(
             yield line
 
 
-def _run(source: Source, subject: Subject, task: Task, items: Sequence[Item], out: Path | None) -> dict[str, Any]:
+def _run(source: Source, subject: Subject, task: Task, items: Sequence[TaskItem], out: Path | None) -> dict[str, Any]:
     """One task's line."""
     started, before = time.perf_counter(), source.reading
     settings = task.settings()
@@ -74,7 +74,7 @@ def _run(source: Source, subject: Subject, task: Task, items: Sequence[Item], ou
     return {**line, "seconds": round(time.perf_counter() - started, 3)}
 
 
-def _batches(items: Sequence[Item]) -> Iterator[list[Item]]:
+def _batches(items: Sequence[TaskItem]) -> Iterator[list[TaskItem]]:
     """Items of a group together; the others some at a time."""
     for group, members in itertools.groupby(items, lambda item: item.group):
         rest = list(members)
@@ -82,10 +82,10 @@ def _batches(items: Sequence[Item]) -> Iterator[list[Item]]:
         yield from (rest[start : start + size] for start in range(0, len(rest), size))
 
 
-def _ask(source: Source, task: Task, batch: Sequence[Item], file: RowFile, bar: Bar) -> None:
+def _ask(source: Source, task: Task, batch: Sequence[TaskItem], file: RowFile, bar: Bar) -> None:
     """Ask a batch, and keep a row of each answer as it comes."""
     questions = [item.build() for item in batch]
-    second: list[tuple[Item, Question]] = []
+    second: list[tuple[TaskItem, Question]] = []
     for index, answer in source.answers(questions):
         item = batch[index]
         if item.then is not None:
@@ -99,7 +99,7 @@ def _ask(source: Source, task: Task, batch: Sequence[Item], file: RowFile, bar: 
         bar.advance(item.cost)
 
 
-def _row(task: Task, item: Item, question: Question, answer: Answer) -> Row:
+def _row(task: Task, item: TaskItem, question: Question, answer: Answer) -> Row:
     row: Row = {"id": item.id, **item.facts, "prompt_tokens": answer.prompt_tokens}
     if question.max_tokens:
         row |= {"answer": answer.text, "expected": list(question.expected)}

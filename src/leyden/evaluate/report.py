@@ -31,7 +31,7 @@ _SMOOTHING_STEPS = 8
 
 
 @dataclass(frozen=True)
-class Bar:
+class HeadlineBar:
     """One bar of the headline.
 
     Attributes:
@@ -104,7 +104,7 @@ def _bits_per_byte(results: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | 
     return found[-1] if found else None
 
 
-def _bars(results: Sequence[Mapping[str, Any]]) -> list[Bar]:
+def _bars(results: Sequence[Mapping[str, Any]]) -> list[HeadlineBar]:
     """The model among its baselines, the worst first."""
     measured = _bits_per_byte(results)
     if measured is None:
@@ -114,7 +114,7 @@ def _bars(results: Sequence[Mapping[str, Any]]) -> list[Bar]:
     entries.append(("This model", float(measured["value"]), True))
     longest = max(value for _, value, _ in entries)
     entries.sort(key=lambda entry: -entry[1])
-    return [Bar(label, value, round(100 * value / longest, 2), ours) for label, value, ours in entries]
+    return [HeadlineBar(label, value, round(100 * value / longest, 2), ours) for label, value, ours in entries]
 
 
 def _numbers(metrics: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:

@@ -60,7 +60,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Item:
+class TaskItem:
     """One question of a task, which is built when it is needed: a prompt of a million tokens is not kept.
 
     Attributes:
@@ -93,7 +93,7 @@ class Task(Protocol):
         """What, beside an item's id, decides its question and its grade. Rows of other settings are not reused."""
         ...
 
-    def items(self) -> list[Item]:
+    def items(self) -> list[TaskItem]:
         """All items; those of a group stand together.
 
         Raises:
@@ -101,7 +101,7 @@ class Task(Protocol):
         """
         ...
 
-    def grade(self, item: Item, question: Question, answer: Answer) -> Row:
+    def grade(self, item: TaskItem, question: Question, answer: Answer) -> Row:
         """The item's ``score``, and what else of the answer its row keeps."""
         ...
 

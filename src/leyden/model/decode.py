@@ -15,7 +15,7 @@ from leyden.model.softmax import SoftmaxAttention
 from leyden.ops.decode import (
     KINDS,
     LANES,
-    Batch,
+    DecodeBatch,
     LayerAddresses,
     MatrixAddress,
     ModelAddresses,
@@ -116,7 +116,7 @@ class NativeDecoder:
         Raises:
             ValueError: a token, slot or page that is outside of those.
         """
-        batch = Batch()
+        batch = DecodeBatch()
         rows, pages = batch.rows, batch.pages
         stop = 0
         for decode in decodes:

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from leyden.parallel.plan import ParallelConfig as ParallelConfig
     from leyden.parallel.plan import Plan as Plan
     from leyden.parallel.plan import make_plan as make_plan
+    from leyden.parallel.rank_group import RankGroup as RankGroup
     from leyden.parallel.shard import Weight as Weight
     from leyden.parallel.shard import Weights as Weights
     from leyden.parallel.start import rank_device as rank_device
     from leyden.parallel.start import start_ranks as start_ranks
     from leyden.parallel.start import stop_ranks as stop_ranks
     from leyden.parallel.start import team_of as team_of
-    from leyden.parallel.team import Team as Team
     from leyden.parallel.watchdog import Watchdog as Watchdog
 
 _HOMES = {
@@ -35,7 +35,7 @@ _HOMES = {
     "ParallelConfig": "plan",
     "Part": "part",
     "Plan": "plan",
-    "Team": "team",
+    "RankGroup": "rank_group",
     "Watchdog": "watchdog",
     "Weight": "shard",
     "Weights": "shard",
@@ -55,7 +55,7 @@ __all__ = [
     "ParallelConfig",
     "Part",
     "Plan",
-    "Team",
+    "RankGroup",
     "Watchdog",
     "Weight",
     "Weights",

@@ -14,7 +14,7 @@ from leyden.core.log import speak_up
 from leyden.parallel.launcher import end_with_launcher
 from leyden.parallel.mesh import Mesh, collective_timeout, start_mesh
 from leyden.parallel.plan import Plan
-from leyden.parallel.team import Team
+from leyden.parallel.rank_group import RankGroup
 
 _PATIENCE_SECONDS = 3.0
 """How long a rank that ends with an error waits to learn whether the first rank ends with the same."""
@@ -58,19 +58,19 @@ def stop_ranks() -> None:
 
 
 @contextmanager
-def team_of(plan: Plan) -> Iterator[Team]:
+def team_of(plan: Plan) -> Iterator[RankGroup]:
     """The ranks of ``plan`` inside the ``with``; where the plan has one, this process, and nothing is started.
 
     An error that all ranks have is the first rank's to tell, and the others are silent; one that a rank has alone
     names it.
     """
     if plan.world == 1:
-        yield Team()
+        yield RankGroup()
         return
     end_with_launcher()
     mesh = start_ranks(plan, rank_device())
     try:
-        yield Team(mesh)
+        yield RankGroup(mesh)
     except BaseException as error:
         # The end of the process ends its groups: left in order, they might wait for ranks that are gone.
         if not _is_shared(mesh, error):

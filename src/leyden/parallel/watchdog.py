@@ -22,7 +22,7 @@ from torch.distributed import PrefixStore  # pyright: ignore[reportPrivateImport
 
 from leyden.core.errors import Interrupted, UserError
 from leyden.parallel.launcher import EXIT_CODE
-from leyden.parallel.team import Place, Team
+from leyden.parallel.rank_group import RankGroup, RankPosition
 
 _MOST_SECONDS_BETWEEN_BEATS = 1.0
 _BEATS_PER_TIMEOUT = 20
@@ -48,7 +48,7 @@ class Report:
     """
 
     beat: int
-    place: Place
+    place: RankPosition
     line: str
     waits: bool
     ended: str | None = None
@@ -61,37 +61,37 @@ class Report:
     def loads(cls, text: bytes) -> "Report":
         """From JSON."""
         values = json.loads(text)
-        return cls(**values | {"place": Place(**values["place"])})
+        return cls(**values | {"place": RankPosition(**values["place"])})
 
     def __str__(self) -> str:
         return f"{self.place} ({self.line})"
 
 
 class Watchdog:
-    """Watches over a team inside the ``with``; nothing happens where a rank is alone.
+    """Watches over a group inside the ``with``; nothing happens where a rank is alone.
 
     Where the body raises what came of another rank's end, that rank is named and the process ends.
 
     Args:
-        team: whose ``place`` is watched; its ranks have a store (:func:`leyden.parallel.start_ranks`).
+        rank_group: whose ``place`` is watched; its ranks have a store (:func:`leyden.parallel.start_ranks`).
         end: ends the process, given the exit code.
     """
 
-    def __init__(self, team: Team, end: Callable[[int], None] = os._exit) -> None:
-        self._team, self._end = team, end
+    def __init__(self, rank_group: RankGroup, end: Callable[[int], None] = os._exit) -> None:
+        self._team, self._end = rank_group, end
         self._main = threading.get_ident()
         self._stop = threading.Event()
         self._beat, self._ended = 0, None
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        if team.mesh is None or team.alone:
+        if rank_group.mesh is None or rank_group.alone:
             return
-        assert team.mesh.store is not None, "start_ranks gives one"
+        assert rank_group.mesh.store is not None, "start_ranks gives one"
         # A client of its own: a main thread that waits for a key would hold up the thread that shares its client.
-        clone = team.mesh.store.clone()  # pyright: ignore[reportAttributeAccessIssue] - documented, not in the stub
+        clone = rank_group.mesh.store.clone()  # pyright: ignore[reportAttributeAccessIssue] - documented, not in the stub
         self._store = PrefixStore("watchdog", clone)
-        self._world = team.mesh.plan.world
-        self._timeout = team.mesh.plan.settings.timeout_seconds
+        self._world = rank_group.mesh.plan.world
+        self._timeout = rank_group.mesh.plan.settings.timeout_seconds
         self._pause = min(_MOST_SECONDS_BETWEEN_BEATS, self._timeout / _BEATS_PER_TIMEOUT)
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 

@@ -7,12 +7,12 @@ from leyden.core.log import say
 from leyden.data import PackedBatches
 from leyden.data.loader.mixed import MixedBatches
 from leyden.data.loader.mixture_schedule import MixturePoint, MixtureSchedule
-from leyden.data.loader.packing import Batches
+from leyden.data.loader.packing import PackedBatchIterator
 from leyden.recipes.prepare import Prepared
 from leyden.recipes.schema import Recipe
 
 
-def make_batches(recipe: Recipe, index: int, prepared: Prepared, plans: Path | None = None) -> Batches:
+def make_batches(recipe: Recipe, index: int, prepared: Prepared, plans: Path | None = None) -> PackedBatchIterator:
     """The batches of stage ``index``, from their beginning.
 
     Args:
@@ -87,7 +87,7 @@ def tell_doubts(recipe: Recipe) -> None:
             )
 
 
-def tell_mixture(batches: Batches, steps: int) -> None:
+def tell_mixture(batches: PackedBatchIterator, steps: int) -> None:
     """Say what each source will give in ``steps`` steps."""
     if isinstance(batches, MixedBatches):
         for part in batches.plan(steps):

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from leyden.checkpoint.pieces import Piece
+from leyden.checkpoint.pieces import TensorPiece
 from leyden.checkpoint.training import check_training, checkpoint_at, fork_training, is_checkpoint, read_values
 from leyden.core.errors import UserError
 from leyden.core.files import atomic_directory, atomic_file, link_or_copy
@@ -188,7 +188,7 @@ def _check_model(recipe: Recipe, path: Path) -> None:
     with torch.device("meta"):
         shapes = {name: tuple(weight.shape) for name, weight in HybridLM(recipe.model).named_parameters()}
         pieces = {
-            f"{kind}.{name}": Piece.whole(torch.empty(shape, dtype=torch.float32))
+            f"{kind}.{name}": TensorPiece.whole(torch.empty(shape, dtype=torch.float32))
             for kind in ("master", "exp_avg", "exp_avg_sq")
             for name, shape in shapes.items()
         }

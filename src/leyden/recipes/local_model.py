@@ -8,7 +8,7 @@ from typing import Any
 from leyden.checkpoint import load
 from leyden.checkpoint.hub import find_model
 from leyden.core.errors import UserError
-from leyden.data.label.language_model import Answer, Request
+from leyden.data.label.language_model import ModelRequest, Reply
 from leyden.serve import Engine, Sampling
 
 _AT_ONCE = 64
@@ -37,18 +37,16 @@ class LocalModel:
         """A digest of the weights and the tokenizer."""
         return self._identity
 
-    def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
+    def complete(self, requests: Sequence[ModelRequest]) -> Iterator[tuple[int, Reply]]:
         """Each request's index and answer, in order; one longer than the model's positions is refused."""
         for start in range(0, len(requests), _AT_ONCE):
             answers = self._answer(requests[start : start + _AT_ONCE])
             yield from enumerate(answers, start)
 
-    def _answer(self, requests: Sequence[Request]) -> list[Answer]:
+    def _answer(self, requests: Sequence[ModelRequest]) -> list[Reply]:
         limit = self._engine.model.config.max_position_embeddings
         prompts = [self._tokenizer.encode_chat(_messages(request)) for request in requests]
-        answers = [
-            Answer(f"{len(tokens)} tokens, and the model has {limit} positions", "refused") for tokens in prompts
-        ]
+        answers = [Reply(f"{len(tokens)} tokens, and the model has {limit} positions", "refused") for tokens in prompts]
         fitting = [index for index, tokens in enumerate(prompts) if len(tokens) < limit]
         samplings = [
             Sampling(max_tokens=request.max_tokens, temperature=request.temperature, seed=request.seed)
@@ -58,11 +56,11 @@ class LocalModel:
         for index, completion in zip(fitting, done, strict=True):
             if completion.finish_reason not in ("stop", "length"):
                 raise UserError(f"the model did not finish an answer: {completion.error}.")
-            answers[index] = Answer(completion.text, completion.finish_reason)
+            answers[index] = Reply(completion.text, completion.finish_reason)
         return answers
 
 
-def _messages(request: Request) -> list[Any]:
+def _messages(request: ModelRequest) -> list[Any]:
     return [{"role": turn.role, "content": turn.content} for turn in request.messages]
 
 

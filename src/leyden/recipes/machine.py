@@ -11,23 +11,23 @@ from leyden.core.environment import machine
 from leyden.core.files import atomic_file
 from leyden.core.log import say
 from leyden.ops.backend import choose
-from leyden.parallel import Team
+from leyden.parallel import RankGroup
 
 _DECIDE_BITS = ("cpu", "gpus", "threads", "ranks", "backend", "torch")
 """With another of these, sums are taken in another order or by other instructions."""
 
 
-def note_machine(directory: Path, dtype: str, team: Team) -> None:
+def note_machine(directory: Path, dtype: str, rank_group: RankGroup) -> None:
     """Write ``environment.json``; say once what differs from where the run's steps were taken so far.
 
     Args:
         directory: the run's.
         dtype: that it computes in.
-        team: the ranks.
+        rank_group: the ranks.
     """
     wanted, device = getattr(torch, dtype), default_device()
     backend = choose("training", "auto", torch.empty(0, device=device), triton=wanted, native=wanted)
-    now = machine() | {"ranks": 1 if team.mesh is None else team.mesh.plan.world, "backend": backend}
+    now = machine() | {"ranks": 1 if rank_group.mesh is None else rank_group.mesh.plan.world, "backend": backend}
     path = directory / "environment.json"
     before = _read(path) if any((directory / "checkpoints").glob("step_*")) else {}
     other = [f"{key} {before[key]} -> {now[key]}" for key in _DECIDE_BITS if key in before and before[key] != now[key]]

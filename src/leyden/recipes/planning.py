@@ -13,7 +13,7 @@ from leyden.model import PRESETS, ModelConfig, preset
 from leyden.parallel.mesh import coordinates
 from leyden.parallel.plan import ParallelConfig, Plan
 from leyden.parallel.planner import StepShape, check_plan
-from leyden.parallel.planner.memory import Memory, predict_memory
+from leyden.parallel.planner.memory import RankMemory, predict_memory
 from leyden.parallel.planner.rank import Rank
 from leyden.parallel.planner.search import Candidate, search
 from leyden.parallel.planner.time import Machine, StepTime, predict_time
@@ -144,7 +144,7 @@ def _one_of_each_stage(plan: Plan) -> list[int]:
     return [stage * plan.stage for stage in range(plan.pp)]
 
 
-def _memory_rows(memory: Memory, where: str, machine: Machine, fits: bool) -> list[tuple[str, str]]:
+def _memory_rows(memory: RankMemory, where: str, machine: Machine, fits: bool) -> list[tuple[str, str]]:
     verdict = f"{'fits' if fits else 'does not fit'} {_size(machine.memory_bytes)}"
     parts = ", ".join(f"{kind} {_size(n)}" for kind, n in memory.at_peak.items() if n)
     return [("memory a rank", f"{_size(memory.peak)}{where}: {verdict} (--memory)"), ("  of it", parts)]

@@ -17,7 +17,7 @@ from leyden.core.launch import Launch, launched
 from leyden.core.lock import folder_lock
 from leyden.core.log import say
 from leyden.evaluate import write_report
-from leyden.parallel import ParallelConfig, Plan, Team, Watchdog, make_plan, team_of
+from leyden.parallel import ParallelConfig, Plan, RankGroup, Watchdog, make_plan, team_of
 from leyden.parallel.planner import StepShape, check_plan
 from leyden.recipes.batches import check_batches, tell_doubts
 from leyden.recipes.folder import check_folder, nothing_left_behind, set_outcome_aside, sweep
@@ -70,11 +70,11 @@ def run(recipe: Recipe, directory: Path, *, resume: Resume = "auto", origin: str
     try:
         # Of several ranks the first holds the folder for all.
         with ExitStack() as held:
-            with team_of(plan) as team, disk_errors_are_user_errors(directory):
-                begun = team.first(lambda: _begin(recipe, directory, resume, start, held))
+            with team_of(plan) as rank_group, disk_errors_are_user_errors(directory):
+                begun = rank_group.first(lambda: _begin(recipe, directory, resume, start, held))
                 recipe = Recipe.parse(begun["recipe"], "the run's recipe")
                 if not begun["trained"]:
-                    _train(recipe, directory, go_on, team)
+                    _train(recipe, directory, go_on, rank_group)
             if launch.rank == 0:
                 with disk_errors_are_user_errors(directory):
                     _show(recipe, directory)
@@ -198,19 +198,19 @@ def _prepare(recipe: Recipe, directory: Path, progress: Progress | None, fork: F
     return recipe
 
 
-def _train(recipe: Recipe, directory: Path, go_on: str, team: Team) -> None:
+def _train(recipe: Recipe, directory: Path, go_on: str, rank_group: RankGroup) -> None:
     """Train, on all ranks, and write the finished model."""
     prepared = read_prepared(recipe, directory)
-    with Watchdog(team), disk_errors_are_user_errors(directory):
-        measured = settle_steps(recipe, prepared, team, Progress.of(directory))
+    with Watchdog(rank_group), disk_errors_are_user_errors(directory):
+        measured = settle_steps(recipe, prepared, rank_group, Progress.of(directory))
         if measured != recipe:  # what could not be checked while lengths were open
-            team.first(lambda: check_batches(measured, prepared, directory / "plans"))
-        if team.rank == 0:
+            rank_group.first(lambda: check_batches(measured, prepared, directory / "plans"))
+        if rank_group.rank == 0:
             tell_doubts(measured)
             _write(directory / RECIPE_FILE, dry(measured))
-            note_machine(directory, measured.train.dtype, team)
+            note_machine(directory, measured.train.dtype, rank_group)
         start = read_start(directory) if recipe.starts_from is not None else None
-        state = train(measured, prepared, directory, go_on, team, start)
+        state = train(measured, prepared, directory, go_on, rank_group, start)
     save_trained(state, prepared.tokenizer, directory / "final")
 
 

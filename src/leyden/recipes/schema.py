@@ -85,7 +85,7 @@ class EvaluateSection(Config):
     sample_tokens: int = Field(default=128, ge=1)
 
 
-class Stage(LearningRate):
+class TrainingStage(LearningRate):
     """One stretch of training with one objective, one length and one learning rate, whose keys are among its own."""
 
     name: str = Field(min_length=1)
@@ -165,7 +165,7 @@ class Recipe(Config):
     tokenizer: TokenizerSection = TokenizerSection()
     data: DataSection = DataSection()
     train: RunSettings = RunSettings()
-    stage: tuple[Stage, ...] = Field(min_length=1)
+    stage: tuple[TrainingStage, ...] = Field(min_length=1)
     evaluate: EvaluateSection = EvaluateSection()
     parallel: ParallelConfig = ParallelConfig()
     serve: EngineConfig = EngineConfig()
@@ -192,7 +192,7 @@ class Recipe(Config):
 
     @field_validator("stage")
     @classmethod
-    def _distinct(cls, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    def _distinct(cls, stages: tuple[TrainingStage, ...]) -> tuple[TrainingStage, ...]:
         names = [stage.name for stage in stages]
         if len(set(names)) < len(names):
             raise ValueError(f"stages must have different names; given {', '.join(names)}")

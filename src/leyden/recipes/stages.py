@@ -7,12 +7,12 @@ from leyden.checkpoint.starting_model import StartingModel
 from leyden.core.log import say
 from leyden.data.loader.held_out import HeldOutBatches
 from leyden.data.loader.prefetch import Prefetched
-from leyden.parallel import Team
+from leyden.parallel import RankGroup
 from leyden.recipes.batches import make_batches, tell_mixture
 from leyden.recipes.objectives import OBJECTIVES
 from leyden.recipes.pace import Pace
 from leyden.recipes.prepare import Prepared
-from leyden.recipes.schema import Recipe, Stage
+from leyden.recipes.schema import Recipe, TrainingStage
 from leyden.train import Batches, Progress, StageRun, TrainState, build_state, train_stages
 from leyden.train.held_out import HeldOut
 from leyden.train.run import time_steps
@@ -21,7 +21,7 @@ _MARGIN = 0.95
 """Of the time asked for, what is planned: checkpoints take some, and no step may start late."""
 
 
-def settle_steps(recipe: Recipe, prepared: Prepared, team: Team, progress: Progress | None) -> Recipe:
+def settle_steps(recipe: Recipe, prepared: Prepared, rank_group: RankGroup, progress: Progress | None) -> Recipe:
     """``recipe`` with a number of steps for every stage, of the one that ``progress`` is in no fewer than it has taken.
 
     A stage given in minutes is timed over a few steps of a model that is then thrown away; nothing later reads a clock.
@@ -31,7 +31,7 @@ def settle_steps(recipe: Recipe, prepared: Prepared, team: Team, progress: Progr
     for index, stage in enumerate(recipe.stage):
         if stage.total_steps is None:
             taken = progress.stage_step if progress is not None and progress.stage == index else 0
-            steps = max(taken, _steps_that_fit(recipe, index, prepared, team))
+            steps = max(taken, _steps_that_fit(recipe, index, prepared, rank_group))
             stages[index] = stage.model_copy(update={"steps": steps})
     return recipe.model_copy(update={"stage": tuple(stages)})
 
@@ -41,7 +41,7 @@ def train(
     prepared: Prepared,
     directory: Path,
     how_to_resume: str,
-    team: Team,
+    rank_group: RankGroup,
     start: StartingModel | None = None,
 ) -> TrainState:
     """Train through all stages, from the newest checkpoint in ``directory`` if there is one.
@@ -51,7 +51,7 @@ def train(
         prepared: the tokens.
         directory: the run's.
         how_to_resume: what an interrupted user is told.
-        team: the ranks that train; all of them call this.
+        rank_group: the ranks that train; all of them call this.
         start: the model that a run without a checkpoint begins from; None: initial weights.
 
     Returns:
@@ -65,22 +65,24 @@ def train(
     for index, stage in enumerate(recipe.stage):
         assert stage.total_steps is not None, "settled before training"
         pace = [Pace(stage.name, stage.minutes, stage.total_steps, how_to_resume)] if stage.minutes else []
-        stages.append(_stage_run(recipe, index, prepared, team, directory / "plans", stage.total_steps, pace))
-    state, described = _new_state(recipe, team), recipe.model_dump(mode="json")
+        stages.append(_stage_run(recipe, index, prepared, rank_group, directory / "plans", stage.total_steps, pace))
+    state, described = _new_state(recipe, rank_group), recipe.model_dump(mode="json")
     train_stages(state, stages, recipe.train, directory, how_to_resume=how_to_resume, start=start, described=described)
     return state
 
 
-def _new_state(recipe: Recipe, team: Team) -> TrainState:
+def _new_state(recipe: Recipe, rank_group: RankGroup) -> TrainState:
     longest = max(stage.seq_len for stage in recipe.stage)
-    return build_state(recipe.model, recipe.train, row_tokens=longest, team=team, parallel_config=recipe.parallel)
+    return build_state(
+        recipe.model, recipe.train, row_tokens=longest, rank_group=rank_group, parallel_config=recipe.parallel
+    )
 
 
 def _stage_run(
     recipe: Recipe,
     index: int,
     prepared: Prepared,
-    team: Team,
+    rank_group: RankGroup,
     plans: Path | None = None,
     steps: int = 1,
     pace: list[Pace] | None = None,
@@ -92,7 +94,7 @@ def _stage_run(
         made = make_batches(recipe, index, prepared, plans)
         if plans is not None:
             tell_mixture(made, steps)
-        rank, ranks = team.share
+        rank, ranks = rank_group.share
         return Prefetched(made, rank=rank, ranks=ranks)
 
     return StageRun(
@@ -104,12 +106,12 @@ def _stage_run(
         batches=batches,
         micro_batches=stage.batch_tokens // stage.micro_batch,
         rope_theta=stage.rope_theta,
-        held_out=lambda: _held_out(recipe, stage, prepared, team),
+        held_out=lambda: _held_out(recipe, stage, prepared, rank_group),
         callbacks=pace or (),
     )
 
 
-def _held_out(recipe: Recipe, stage: Stage, prepared: Prepared, team: Team) -> HeldOut | None:
+def _held_out(recipe: Recipe, stage: TrainingStage, prepared: Prepared, rank_group: RankGroup) -> HeldOut | None:
     """This rank's share of the documents that the loss is measured on between steps."""
     every, per_step = recipe.evaluate.every_steps, stage.batch_tokens // stage.micro_batch
     if not every or not prepared.held_out:
@@ -122,16 +124,16 @@ def _held_out(recipe: Recipe, stage: Stage, prepared: Prepared, team: Team) -> H
         batch_tokens=stage.micro_batch,
         multiple=per_step,
     )
-    return HeldOut.share(batches, team, every_steps=every, per_step=per_step)
+    return HeldOut.share(batches, rank_group, every_steps=every, per_step=per_step)
 
 
-def _steps_that_fit(recipe: Recipe, index: int, prepared: Prepared, team: Team) -> int:
+def _steps_that_fit(recipe: Recipe, index: int, prepared: Prepared, rank_group: RankGroup) -> int:
     """How many steps of stage ``index`` fit its minutes."""
-    stage, state = recipe.stage[index], _new_state(recipe, team)
+    stage, state = recipe.stage[index], _new_state(recipe, rank_group)
     assert stage.minutes is not None, "a stage without steps or tokens has minutes"
-    seconds, held_out_seconds = time_steps(state, _stage_run(recipe, index, prepared, team), recipe.train)
+    seconds, held_out_seconds = time_steps(state, _stage_run(recipe, index, prepared, rank_group), recipe.train)
     planned = stage.minutes * 60 * _MARGIN
-    steps = team.first(lambda: max(1, int(planned / (seconds + held_out_seconds))))
+    steps = rank_group.first(lambda: max(1, int(planned / (seconds + held_out_seconds))))
     say(
         f"stage {stage.name}: {seconds:.2f} s a step of {stage.batch_tokens:,} tokens; "
         f"{steps} steps fit {stage.minutes:g} minutes"

@@ -4,7 +4,7 @@ from leyden.serve.chat import Chat
 from leyden.serve.completion import Chunk, Completion
 from leyden.serve.config import EngineConfig
 from leyden.serve.engine import Engine
-from leyden.serve.request import CacheUse, Delta, QueueFullError, Request, Usage
+from leyden.serve.request import CacheUse, Delta, QueueFullError, Request, RequestUsage
 from leyden.serve.sampling import Sampling
 from leyden.serve.statistics import Statistics
 
@@ -18,7 +18,7 @@ __all__ = [
     "EngineConfig",
     "QueueFullError",
     "Request",
+    "RequestUsage",
     "Sampling",
     "Statistics",
-    "Usage",
 ]

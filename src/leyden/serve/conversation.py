@@ -157,7 +157,7 @@ def load_conversation(
 
 
 @dataclass(frozen=True)
-class Contents:
+class ConversationContents:
     """What a file holds, checked.
 
     Attributes:
@@ -170,7 +170,9 @@ class Contents:
     tensors: dict[str, torch.Tensor]
 
 
-def read_conversation(path: Path, pools: Pools, fingerprint: str, vocab_size: int | None = None) -> Contents:
+def read_conversation(
+    path: Path, pools: Pools, fingerprint: str, vocab_size: int | None = None
+) -> ConversationContents:
     """Read and check a file, from any thread; arguments and errors are those of :func:`load_conversation`."""
     try:
         most = pools.keys.nbytes + pools.values.nbytes + pools.states.nbytes + _MAX_HEADER_BYTES + _MAX_TOKEN_BYTES
@@ -195,7 +197,7 @@ def read_conversation(path: Path, pools: Pools, fingerprint: str, vocab_size: in
     return contents
 
 
-def _contents(path: Path, fingerprint: str) -> Contents:
+def _contents(path: Path, fingerprint: str) -> ConversationContents:
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
         if metadata["leyden_conversation"] != _VERSION:
@@ -213,10 +215,10 @@ def _contents(path: Path, fingerprint: str) -> Contents:
     tokens = tensors.pop("tokens")
     if tokens.dtype != torch.int64 or tokens.dim() != 1:
         raise ValueError(f"its tokens are of {tokens.dtype} and shape {tuple(tokens.shape)}")
-    return Contents(tokens.tolist(), messages, tensors)
+    return ConversationContents(tokens.tolist(), messages, tensors)
 
 
-def _check_contents(path: Path, contents: Contents, pools: Pools, vocab_size: int | None) -> None:
+def _check_contents(path: Path, contents: ConversationContents, pools: Pools, vocab_size: int | None) -> None:
     """A right checksum says nothing of who wrote the file."""
     tokens, tensors = contents.tokens, contents.tensors
     if tokens and not 0 <= min(tokens) <= max(tokens) < (vocab_size or max(tokens) + 1):
@@ -247,7 +249,7 @@ def _parts(pool: torch.Tensor, pages: list[int]) -> Iterator[torch.Tensor]:
             yield layer[pages[start : start + _PAGES_AT_ONCE]]
 
 
-def restore_conversation(path: Path, memory: Memory, contents: Contents, salt: str = "") -> int:
+def restore_conversation(path: Path, memory: Memory, contents: ConversationContents, salt: str = "") -> int:
     """Put what was read into the prefix cache, as if a sequence had just read it and ended.
 
     Arguments and errors are those of :func:`load_conversation`.
@@ -270,7 +272,7 @@ def restore_conversation(path: Path, memory: Memory, contents: Contents, salt: s
         here = range(holding.length // PAGE, num_pages)  # the pages before are shared, and may be in use
         copy_pages((pools.keys, pools.values), [holding.pages[page] for page in here], (keys, values), here)
         pools.states[:, holding.state] = contents.tensors["state"].to(pools.states.device)
-        memory.settled(holding, num_pages * PAGE)
+        memory.commit_prefix(holding, num_pages * PAGE)
         return num_pages * PAGE if memory.cuts(holding) else 0
     finally:
         memory.release(holding)

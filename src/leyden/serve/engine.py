@@ -11,8 +11,8 @@ from leyden.model import HybridLM, Ranks
 from leyden.serve import offline
 from leyden.serve.completion import Chunk, Completion
 from leyden.serve.conversation import (
-    Contents,
     Conversation,
+    ConversationContents,
     fingerprint,
     load_conversation,
     read_conversation,
@@ -198,12 +198,12 @@ class Engine(EngineCore):
         self._require_one_rank(path, "read")
         return load_conversation(path, self.memory, self._fingerprint, self.model.config.vocab_size)
 
-    def read_conversation(self, path: Path) -> Contents:
+    def read_conversation(self, path: Path) -> ConversationContents:
         """What a file holds, checked; from any thread (:func:`leyden.serve.conversation.read_conversation`)."""
         self._require_one_rank(path, "read")
         return read_conversation(path, self.memory.pools, self._fingerprint, self.model.config.vocab_size)
 
-    def restore_conversation(self, path: Path, contents: Contents, salt: str = "") -> int:
+    def restore_conversation(self, path: Path, contents: ConversationContents, salt: str = "") -> int:
         """Put it into the prefix cache (:func:`leyden.serve.conversation.restore_conversation`)."""
         self.require_memory()
         return restore_conversation(path, self.memory, contents, salt)

@@ -183,15 +183,15 @@ class EngineCore:
         """
         self.arrivals.tell("read ahead", list(tokens), salt)
         if PAGE <= len(tokens) <= self.max_positions:  # 0 positions without memory
-            self._scheduler.settle(list(tokens), salt)
+            self._scheduler.read_for_cache(list(tokens), salt)
 
     def reads_ahead(self, tokens: list[int], salt: str = "") -> bool:
         """Whether a text that :meth:`read_ahead` was given is still to be read; between two steps."""
-        return any(job.salt == salt and job.tokens == tokens for job in self._scheduler.settling)
+        return any(job.salt == salt and job.tokens == tokens for job in self._scheduler.cache_reads)
 
     def rest(self) -> None:
         """Read what is left to be read for the prefix cache alone, unless there are requests."""
-        while self._scheduler.settling and not self._scheduler.has_requests:
+        while self._scheduler.cache_reads and not self._scheduler.has_requests:
             self.advance()
 
     @property
@@ -199,7 +199,7 @@ class EngineCore:
         """Whether a step has something to do, were it only for the prefix cache."""
         if self.released:
             return bool(self._deltas)
-        waiting = self.arrivals.pending or bool(self._deltas or self._scheduler.settling)
+        waiting = self.arrivals.pending or bool(self._deltas or self._scheduler.cache_reads)
         return waiting or self._scheduler.has_requests
 
     def step(self) -> list[Delta]:

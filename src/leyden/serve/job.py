@@ -8,7 +8,7 @@ import torch
 
 from leyden.model import PAGE
 from leyden.serve.memory import Holding, Swapped
-from leyden.serve.request import CacheUse, Delta, FinishReason, Request, Usage
+from leyden.serve.request import CacheUse, Delta, FinishReason, Request, RequestUsage
 from leyden.serve.runner import Reading
 from leyden.serve.sampling import CompiledGrammar, Draw, Sampler, TokenLogprobs, token_logprobs
 from leyden.serve.text import TextStream
@@ -207,11 +207,11 @@ class Generation(Job):
             error=error,
         )
 
-    def _usage(self) -> Usage:
+    def _usage(self) -> RequestUsage:
         now = time.perf_counter()
         admitted = self._admitted or now
         prefilled = self._prefilled or now
-        return Usage(
+        return RequestUsage(
             prompt_tokens=self.goal,
             completion_tokens=self._tally.drawn,
             cache=self.cache,

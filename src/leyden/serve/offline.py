@@ -87,4 +87,4 @@ def _request(engine: EngineCore, prompt: str | Sequence[int], sampling: Sampling
     else:
         tokens = list(prompt)
     engine.check(tokens, sampling)
-    return Request(tokens, sampling, f"offline-{uuid.uuid4().hex}", settle=False, watched=watched)
+    return Request(tokens, sampling, f"offline-{uuid.uuid4().hex}", cache_completion=False, watched=watched)

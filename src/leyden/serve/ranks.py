@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 from leyden.model import HybridLM, Pools
-from leyden.parallel import Team
+from leyden.parallel import RankGroup
 from leyden.parallel.announce import Announcer
 from leyden.serve.arrivals import Arrivals, Order
 from leyden.serve.config import EngineConfig
@@ -61,7 +61,7 @@ def lead(
         announcer: to the other ranks, which :func:`join`.
         world: how many ranks there are.
     """
-    config = _settled(model, config, world)
+    config = _divided_by_ranks(model, config, world)
     announcer.tell(config.model_dump())
     return Engine(model, tokenizer, config, arrivals=LeadingArrivals(announcer))
 
@@ -127,21 +127,23 @@ def _heard(told: dict[str, Any]) -> Request:
 
 @contextmanager
 def engine_of(
-    team: Team, model: HybridLM, tokenizer: Tokenizer | None, config: EngineConfig
+    rank_group: RankGroup, model: HybridLM, tokenizer: Tokenizer | None, config: EngineConfig
 ) -> Iterator[Engine | None]:
     """The first rank's engine, with which the others go along until the end of the ``with``.
 
     Args:
-        team: of a plan by :func:`leyden.parallel.serving.serving_plan`, with more than one rank.
+        rank_group: of a plan by :func:`leyden.parallel.serving.serving_plan`, with more than one rank.
         model, tokenizer, config: as of :func:`lead`.
 
     Yields:
         On the other ranks None, when all is over. They leave signals to the first rank, which ends in order.
     """
-    assert team.mesh is not None and team.mesh.store is not None, "there are several ranks, and they have a store"
-    world = team.mesh.plan.world
-    announcer = Announcer(team.mesh.store, world)
-    if team.rank > 0:
+    assert rank_group.mesh is not None and rank_group.mesh.store is not None, (
+        "there are several ranks, and they have a store"
+    )
+    world = rank_group.mesh.plan.world
+    announcer = Announcer(rank_group.mesh.store, world)
+    if rank_group.rank > 0:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
         with join(model, tokenizer, announcer) as engine:
@@ -155,7 +157,7 @@ def engine_of(
             dismiss(engine)
 
 
-def _settled(model: HybridLM, config: EngineConfig, world: int) -> EngineConfig:
+def _divided_by_ranks(model: HybridLM, config: EngineConfig, world: int) -> EngineConfig:
     """``config`` with memory in figures, so that all ranks have the same."""
     shape, device = model.ranks.held(model.config), model.norm.weight.device
     sizes, page = plan_memory(config, shape, model.dtype, device), Pools.bytes_of(shape, model.dtype)[1]

@@ -27,8 +27,9 @@ class Request:
         id: unique among those that the engine has.
         priority: lower ones are admitted first; equal ones in order of arrival.
         arrived: on :func:`time.perf_counter`'s clock.
-        settle: read the completion once more in parts when there is nothing else to do, for the prefix cache: the next
-            turn of a chat goes on from there. What decoding computed has other roundings, and is not kept.
+        cache_completion: read the completion once more in parts when there is nothing else to do, for the prefix
+            cache: the next turn of a chat goes on from there. What decoding computed has other roundings, and is not
+            kept.
         watched: somebody waits for every token. As long as nobody does, steps read more at once.
         salt: requests with the same one share what was read of their texts, and no others do: neither what a client is
             told of the cache nor the time it waits says anything of the texts under other salts.
@@ -41,7 +42,7 @@ class Request:
     id: str
     priority: int = 0
     arrived: float = field(default_factory=time.perf_counter)
-    settle: bool = True
+    cache_completion: bool = True
     watched: bool = True
     salt: str = ""
     on_delta: "Callable[[Delta], None] | None" = None
@@ -64,7 +65,7 @@ class CacheUse:
 
 
 @dataclass(frozen=True)
-class Usage:
+class RequestUsage:
     """What a request cost so far.
 
     Attributes:
@@ -110,7 +111,7 @@ class Delta:
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
     read_tokens: int = 0
     finish_reason: FinishReason | None = None
-    usage: Usage | None = None
+    usage: RequestUsage | None = None
     error: str | None = None
     weights_version: int = 0
 

@@ -23,21 +23,21 @@ _UNWATCHED = 4
 
 
 @dataclass
-class Plan:
+class StepPlan:
     """The work of one step.
 
     Attributes:
         admitted: sequences that got memory.
         decodes: sequences that read their last token.
         parts: sequences that read a part of their prompt, and where it ends.
-        settling: a text that is read for the cache alone, and where the part ends.
+        cache_read: a text that is read for the cache alone, and where the part ends.
         failed: sequences for which there is no memory, and never will be while the others run.
     """
 
     admitted: list[Generation] = field(default_factory=list)
     decodes: list[Generation] = field(default_factory=list)
     parts: list[tuple[Generation, int]] = field(default_factory=list)
-    settling: tuple[Job, int] | None = None
+    cache_read: tuple[Job, int] | None = None
     failed: list[Generation] = field(default_factory=list)
 
 
@@ -52,7 +52,7 @@ class Scheduler:
 
     Attributes:
         waiting, running, swapped: sequences without memory, with it, and moved to the host; each by rank.
-        settling: texts to be read for the cache's sake alone, when there is nothing else to do.
+        cache_reads: texts to be read for the cache's sake alone, when there is nothing else to do.
         preemptions: how often a sequence had to make room.
     """
 
@@ -60,7 +60,7 @@ class Scheduler:
         self.waiting: list[Generation] = []
         self.running: list[Generation] = []
         self.swapped: list[Generation] = []
-        self.settling: deque[Job] = deque()
+        self.cache_reads: deque[Job] = deque()
         self.preemptions = 0
         self._memory = memory
         self._max_sequences = max_sequences
@@ -87,21 +87,21 @@ class Scheduler:
             job.swapped.discard()
         job.holding = job.swapped = None
 
-    def settle(self, tokens: list[int], salt: str = "") -> None:
+    def read_for_cache(self, tokens: list[int], salt: str = "") -> None:
         """Read ``tokens`` up to the grid when there is time, so that the cache has them; old ones make room."""
-        if len(self.settling) == self._max_sequences:
-            self._forget(self.settling[0])
-        self.settling.append(Job(tokens, len(tokens) // PAGE * PAGE, (0, 0.0, 0), salt))
+        if len(self.cache_reads) == self._max_sequences:
+            self._forget(self.cache_reads[0])
+        self.cache_reads.append(Job(tokens, len(tokens) // PAGE * PAGE, (0, 0.0, 0), salt))
 
-    def abandon_settling(self) -> None:
+    def abandon_cache_reads(self) -> None:
         """Nothing of it is to be relied on."""
-        for job in list(self.settling):
+        for job in list(self.cache_reads):
             job.read = 0
             self._forget(job)
 
-    def supersede(self, prompt: Job) -> None:
-        """A prompt will be read that begins with a text to be settled: that one need not be."""
-        for job in [job for job in self.settling if job.salt == prompt.salt]:
+    def drop_covered_cache_reads(self, prompt: Job) -> None:
+        """A prompt will be read that begins with a text that is to be read for the cache: that one need not be."""
+        for job in [job for job in self.cache_reads if job.salt == prompt.salt]:
             if _shared(prompt.tokens, job.tokens, job.goal) == job.goal:
                 self._forget(job)
 
@@ -115,9 +115,9 @@ class Scheduler:
         """How many more sequences may run."""
         return self._max_sequences - len(self.running) - len(self.swapped)
 
-    def plan(self) -> Plan:
+    def plan(self) -> StepPlan:
         """The next step; its sequences have the pages they need for it."""
-        plan, before = Plan(), self.preemptions
+        plan, before = StepPlan(), self.preemptions
         decodes = [job for job in list(self.running) if job.decodes and self._reserve(job, len(job.tokens))]
         if self.preemptions == before:
             decodes += [job for job in self._resume() if job.decodes and self._reserve(job, len(job.tokens))]
@@ -131,7 +131,7 @@ class Scheduler:
         if self.running and not (plan.decodes or plan.parts):
             plan.failed.append(self.running[-1])
         if not self.has_requests:
-            plan.settling = self._settling()
+            plan.cache_read = self._next_cache_read()
         return plan
 
     def _reserve(self, job: Generation, stop: int) -> bool:
@@ -139,7 +139,7 @@ class Scheduler:
         while job.holding is not None:
             if self._memory.grow(job.holding, stop):
                 return True
-            if not (self._interrupt_settling() or self._preempt(self.running[-1])):
+            if not (self._interrupt_cache_reads() or self._preempt(self.running[-1])):
                 return False
         return False
 
@@ -161,7 +161,7 @@ class Scheduler:
             assert job.swapped is not None
             job.holding = self._memory.swap_in(job.swapped)
             if job.holding is None:
-                if self._interrupt_settling():
+                if self._interrupt_cache_reads():
                     continue
                 break
             job.swapped = None
@@ -177,7 +177,7 @@ class Scheduler:
             if self._awaits(job):
                 continue
             holding = self._memory.admit(job.tokens[: job.goal], job.salt)
-            if holding is None and self._interrupt_settling():
+            if holding is None and self._interrupt_cache_reads():
                 holding = self._memory.admit(job.tokens[: job.goal], job.salt)
             if holding is None:
                 break
@@ -225,10 +225,10 @@ class Scheduler:
                 rows -= (stop - job.read) * job.scores_prompt
                 yield job, stop
 
-    def _settling(self) -> tuple[Job, int] | None:
-        """The next part of what is to be settled: a page, since a request may come at any moment."""
-        while self.settling:
-            job = self.settling[0]
+    def _next_cache_read(self) -> tuple[Job, int] | None:
+        """The next part of what is to be read for the cache: a page, since a request may come at any moment."""
+        while self.cache_reads:
+            job = self.cache_reads[0]
             if job.holding is None:
                 job.holding = self._memory.admit(job.tokens, job.salt)
                 job.read = 0 if job.holding is None else job.holding.length
@@ -237,19 +237,19 @@ class Scheduler:
             self._forget(job)
         return None
 
-    def _interrupt_settling(self) -> bool:
-        """Win the memory back that settling takes; whether it took any."""
-        holding = next((job for job in self.settling if job.holding is not None), None)
+    def _interrupt_cache_reads(self) -> bool:
+        """Win the memory back that these reads take; whether it took any."""
+        holding = next((job for job in self.cache_reads if job.holding is not None), None)
         if holding is not None:
             self._forget(holding)
         return holding is not None
 
     def _forget(self, job: Job) -> None:
-        self.settling.remove(job)
+        self.cache_reads.remove(job)
         if job.holding is not None:
             if job.holding.length < job.read < job.goal:  # so far it was worth it
                 job.holding.cuts = (*job.holding.cuts, job.read)
-                self._memory.settled(job.holding, job.read)
+                self._memory.commit_prefix(job.holding, job.read)
             self._memory.release(job.holding)
             job.holding = None
 

@@ -19,7 +19,7 @@ class Statistics:
         steps: of the engine.
         prompt_tokens: of all prompts that were admitted.
         prefill_tokens: read in parts; without what the cache had, and with what is read for its sake alone.
-        settled_tokens: of these, read for the cache's sake alone.
+        cache_read_tokens: of these, read for the cache's sake alone.
         decode_tokens: drawn.
         cache_possible_tokens, cache_used_tokens: of prompts, that an earlier text shared, and that were not read again.
         cache_lost_tokens: the others, by reason.
@@ -38,7 +38,7 @@ class Statistics:
     steps: int = 0
     prompt_tokens: int = 0
     prefill_tokens: int = 0
-    settled_tokens: int = 0
+    cache_read_tokens: int = 0
     decode_tokens: int = 0
     cache_possible_tokens: int = 0
     cache_used_tokens: int = 0

@@ -46,7 +46,7 @@ class Steps:
 
     def add(self, job: Generation) -> None:
         """Let a completion wait for its turn; its siblings come with it."""
-        self.scheduler.supersede(job)
+        self.scheduler.drop_covered_cache_reads(job)
         self.scheduler.add(job)
 
     def abort(self, job: Generation) -> None:
@@ -70,8 +70,8 @@ class Steps:
         else:
             deltas += self._decode(plan.decodes) if plan.decodes else []
             deltas += self._prefill(plan.parts) if plan.parts else []
-        if plan.settling is not None:
-            self._settle(*plan.settling)
+        if plan.cache_read is not None:
+            self._read_for_cache(*plan.cache_read)
         self._count()
         return deltas
 
@@ -88,7 +88,7 @@ class Steps:
                 self.scheduler.remove(job)
         if in_model:
             self._drafts.give_back()
-            self.scheduler.abandon_settling()
+            self.scheduler.abandon_cache_reads()
         return in_model
 
     # Reading.
@@ -152,15 +152,15 @@ class Steps:
         draws = draw([job.sampler for job in ready], pick(logits, rows))
         return deltas + [self._advance(job, [drawn]) for job, drawn in zip(ready, draws, strict=True)]
 
-    def _settle(self, job: Job, stop: int) -> None:
+    def _read_for_cache(self, job: Job, stop: int) -> None:
         """Read a part of a text for the cache alone."""
         try:
             self._read([], [job.reading(stop)])
         except (MemoryError, RuntimeError) as error:
             self._check_memory(error)
-            self.scheduler.abandon_settling()
+            self.scheduler.abandon_cache_reads()
             return
-        self._statistics.settled_tokens += stop - job.read
+        self._statistics.cache_read_tokens += stop - job.read
         self._was_read(job, stop)
 
     def _was_read(self, job: Job, stop: int) -> None:
@@ -169,7 +169,7 @@ class Steps:
         self._statistics.prefill_tokens += stop - job.read
         job.read = stop
         if stop % PAGE == 0 and stop > job.holding.length:
-            self._memory.settled(job.holding, stop)
+            self._memory.commit_prefix(job.holding, stop)
 
     def _fork(self, job: Generation) -> list[Generation]:
         """The siblings of a completion whose prompt has just been read: those that find room go on from there."""
@@ -208,9 +208,9 @@ class Steps:
 
     def _end(self, job: Generation, reason: FinishReason, error: str | None = None) -> Delta:
         self._finish(job, reason)
-        wanted = error is None and job.request.settle and job.request.sampling.n == 1
+        wanted = error is None and job.request.cache_completion and job.request.sampling.n == 1
         if wanted and job.goal // PAGE < len(job.tokens) // PAGE:
-            self.scheduler.settle(job.tokens, job.salt)
+            self.scheduler.read_for_cache(job.tokens, job.salt)
         return job.delta(error)
 
     def _finish(self, job: Generation, reason: FinishReason) -> None:

@@ -19,7 +19,7 @@ from leyden.core.files import atomic_file
 from leyden.core.log import progress
 from leyden.study.hypothesis import TESTS, permute_runs, residual_variance
 from leyden.study.metric import Reading, ScoreTable, benchmark, weighted_means
-from leyden.study.plan import Plan, read_plan
+from leyden.study.plan import StudyPlan, read_plan
 from leyden.study.power import Noise, minimum_detectable_effect
 from leyden.study.study import Run, Study
 
@@ -92,7 +92,9 @@ def run_null(directory: Path, *, num_runs: int, num_splits: int = 2000, num_simu
     return result
 
 
-def measure_null(scores: ScoreTable, plan: Plan, *, num_splits: int, num_simulated: int, seed: int = 0) -> NullResult:
+def measure_null(
+    scores: ScoreTable, plan: StudyPlan, *, num_splits: int, num_simulated: int, seed: int = 0
+) -> NullResult:
     """The false-positive rates of ``scores`` [R, I] a benchmark, of runs that differ in their seed alone."""
     num_seeds = len(plan.seeds["baseline"])
     noise = null_noise(scores, plan.weights)

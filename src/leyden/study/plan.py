@@ -26,7 +26,7 @@ _PILOT_SEED = 1000
 
 
 @dataclass(frozen=True)
-class Plan:
+class StudyPlan:
     """A plan as it is written.
 
     Attributes:
@@ -75,7 +75,7 @@ class Plan:
         return [Run("test", variant, seed) for seed in self.seeds[variant]]
 
 
-def make_plan(experiment: Experiment, directory: Path) -> tuple[Study, Plan]:
+def make_plan(experiment: Experiment, directory: Path) -> tuple[Study, StudyPlan]:
     """Prepare a study, run its pilot and write its plan; one that is there already is returned.
 
     Raises:
@@ -103,7 +103,7 @@ def make_plan(experiment: Experiment, directory: Path) -> tuple[Study, Plan]:
     return study, plan
 
 
-def read_plan(study: Study) -> Plan:
+def read_plan(study: Study) -> StudyPlan:
     """The plan of a study.
 
     Raises:
@@ -114,7 +114,7 @@ def read_plan(study: Study) -> Plan:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         claimed = record.pop("fingerprint")
         found = [Discriminability(**one) for one in record.pop("discriminability")]
-        plan = Plan(**record | {"noise": Noise(**record["noise"]), "discriminability": found})
+        plan = StudyPlan(**record | {"noise": Noise(**record["noise"]), "discriminability": found})
     except FileNotFoundError:
         raise UserError(
             f"{study.directory} has no plan, and results may be read with a plan alone; write it first by leyden study "
@@ -148,7 +148,7 @@ def _check_repetition(study: Study) -> None:
             )
 
 
-def _plan(study: Study, runs: dict[str, list[Run]]) -> Plan:
+def _plan(study: Study, runs: dict[str, list[Run]]) -> StudyPlan:
     experiment = study.experiment
     better, worse = (study.scores(runs[name], experiment.reading) for name in ("baseline", "obvious"))
     found = discriminability(better, worse)
@@ -163,7 +163,7 @@ def _plan(study: Study, runs: dict[str, list[Run]]) -> Plan:
             noise, experiment.effect, n, alpha=experiment.alpha, power=experiment.power, most=experiment.max_seeds
         )
     effect = experiment.effect
-    return Plan(
+    return StudyPlan(
         name=experiment.name,
         hypothesis=experiment.hypothesis,
         rule=f"The hypothesis is accepted if the one-sided {experiment.test} test of treatment over baseline, on the "

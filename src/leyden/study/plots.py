@@ -6,7 +6,7 @@ from typing import Any
 from leyden.core.files import atomic_file
 from leyden.study.hypothesis import TestResult
 from leyden.study.null import NullResult
-from leyden.study.plan import Plan
+from leyden.study.plan import StudyPlan
 from leyden.study.verdict import Verdict
 
 _ACCENT, _MUTED = "#2f6db3", "#8a8f98"
@@ -18,7 +18,7 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def draw_verdict(plan: Plan, verdict: Verdict, path: Path) -> None:
+def draw_verdict(plan: StudyPlan, verdict: Verdict, path: Path) -> None:
     """The effect by each test and on each benchmark, with its two-sided interval, beside what could be detected."""
     found = verdict.findings[plan.reading]
     rows = [(f"{name} test" + " (decides)" * (name == plan.test), test) for name, test in found.tests.items()]

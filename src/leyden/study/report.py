@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from leyden.study.null import NullResult, Rate, run_null
-from leyden.study.plan import Plan
+from leyden.study.plan import StudyPlan
 from leyden.study.plots import draw_null, draw_verdict
 from leyden.study.verdict import Verdict, give_verdict
 
@@ -22,7 +22,7 @@ def read_null(directory: Path, *, num_runs: int, num_splits: int = 2000, num_sim
     return tell_null(result)
 
 
-def tell_plan(plan: Plan) -> str:
+def tell_plan(plan: StudyPlan) -> str:
     """What will be tested and what that can find."""
     lines = [f"plan {plan.fingerprint[:12]}: {plan.name}", f"  H1: {plan.hypothesis}", f"  rule: {plan.rule}"]
     lines.append("  benchmark           items  weight  Delta_obvious  sigma_seed    ratio")
@@ -44,7 +44,7 @@ def tell_plan(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def tell_verdict(plan: Plan, verdict: Verdict) -> str:
+def tell_verdict(plan: StudyPlan, verdict: Verdict) -> str:
     """The decision, and every test beside it."""
     lines = [verdict.sentence, f"  by plan {plan.fingerprint[:12]}: {plan.test} test, {plan.reading} reading"]
     lines.append("  reading     test             effect   std. error     df        p")

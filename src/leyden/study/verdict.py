@@ -9,7 +9,7 @@ from typing import get_args
 from leyden.core.files import atomic_file
 from leyden.study.hypothesis import TESTS, TestResult, bootstrap_interval, flip_items, permute_runs
 from leyden.study.metric import Reading, ScoreTable
-from leyden.study.plan import Plan, read_plan
+from leyden.study.plan import StudyPlan, read_plan
 from leyden.study.study import Study
 
 
@@ -51,7 +51,7 @@ class Verdict:
     sentence: str
 
 
-def run_plan(directory: Path) -> Plan:
+def run_plan(directory: Path) -> StudyPlan:
     """Train and score every run that the plan names and that is not there yet.
 
     Raises:
@@ -64,7 +64,7 @@ def run_plan(directory: Path) -> Plan:
     return plan
 
 
-def give_verdict(directory: Path) -> tuple[Plan, Verdict]:
+def give_verdict(directory: Path) -> tuple[StudyPlan, Verdict]:
     """Read the results by the plan; write ``verdict.json``.
 
     Raises:
@@ -96,7 +96,7 @@ def find(
     )
 
 
-def _sentence(plan: Plan, found: TestResult) -> str:
+def _sentence(plan: StudyPlan, found: TestResult) -> str:
     figures = (
         f"effect {found.effect:+.4g}, p = {found.p:.2g}; above {found.lower:+.4g} with {1 - plan.alpha:.0%} confidence"
     )

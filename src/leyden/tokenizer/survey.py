@@ -7,7 +7,7 @@ from typing import Self
 import numpy as np
 
 from leyden.tokenizer.tokenizer import Tokenizer
-from leyden.tokenizer.words import Group, Sizes, WordCounts
+from leyden.tokenizer.words import Sizes, WordCounts, WordGroup
 
 _WORDS_PER_CALL = 100_000
 
@@ -46,8 +46,8 @@ class TokenSurvey:
     """
 
     tokenizer: Tokenizer
-    sizes: dict[Group, Sizes] = field(default_factory=dict)
-    uses: dict[Group, np.ndarray] = field(default_factory=dict)
+    sizes: dict[WordGroup, Sizes] = field(default_factory=dict)
+    uses: dict[WordGroup, np.ndarray] = field(default_factory=dict)
 
     @classmethod
     def of_words(cls, tokenizer: Tokenizer, counts: WordCounts) -> Self:
@@ -65,7 +65,7 @@ class TokenSurvey:
                 np.add.at(uses, np.concatenate(encoded), times)
         return survey
 
-    def add(self, texts: Sequence[str], group: Group) -> None:
+    def add(self, texts: Sequence[str], group: WordGroup) -> None:
         """Count the tokens of some texts.
 
         Raises:
@@ -76,7 +76,7 @@ class TokenSurvey:
             sizes.add(text)
             uses += np.bincount(ids, minlength=len(uses))
 
-    def update(self, sizes: Mapping[Group, Sizes], uses: Mapping[Group, np.ndarray]) -> None:
+    def update(self, sizes: Mapping[WordGroup, Sizes], uses: Mapping[WordGroup, np.ndarray]) -> None:
         """Add the counts of another survey with the same tokenizer."""
         for group, size in sizes.items():
             self.sizes[group] = self.sizes.get(group, Sizes()) + size
@@ -107,15 +107,15 @@ class TokenSurvey:
         ids = np.flatnonzero(self.total_uses == 0).tolist()
         return np.array([i for i in ids if not tokenizer.is_special(i) and tokenizer.token_bytes(i)], np.int64)
 
-    def _by(self, name: Callable[[Group], str]) -> dict[str, Efficiency]:
+    def _by(self, name: Callable[[WordGroup], str]) -> dict[str, Efficiency]:
         names = {name(group) for group in self.sizes}
         found = {one: self._of([group for group in self.sizes if name(group) == one]) for one in names}
         return dict(sorted(found.items(), key=lambda item: (-item[1].sizes.num_bytes, item[0])))
 
-    def _of(self, groups: Iterable[Group]) -> Efficiency:
+    def _of(self, groups: Iterable[WordGroup]) -> Efficiency:
         chosen = list(groups)
         sizes = sum((self.sizes[group] for group in chosen), Sizes())
         return Efficiency(sizes, int(sum(self._uses(group).sum() for group in chosen)))
 
-    def _uses(self, group: Group) -> np.ndarray:
+    def _uses(self, group: WordGroup) -> np.ndarray:
         return self.uses.setdefault(group, np.zeros(self.tokenizer.vocab_size, np.int64))

@@ -29,7 +29,7 @@ _ALL_SPACE = re.compile(rf"[{_SPACE}]+\Z")
 _JOINED_CHARACTERS = 1 << 16  # split at once
 
 
-class Group(NamedTuple):
+class WordGroup(NamedTuple):
     """What is counted apart: a language (a code, or a programming language) and a domain (where text is from)."""
 
     language: str = ""
@@ -80,14 +80,14 @@ class WordCounts:
     """
 
     max_words: int = MAX_WORDS
-    sizes: dict[Group, Sizes] = field(default_factory=dict)
+    sizes: dict[WordGroup, Sizes] = field(default_factory=dict)
     forgotten: int = 0
     undercount: int = 0
-    _words: dict[Group, Counter[str]] = field(default_factory=dict)
-    _chunks: dict[Group, Counter[str]] = field(default_factory=dict)
+    _words: dict[WordGroup, Counter[str]] = field(default_factory=dict)
+    _chunks: dict[WordGroup, Counter[str]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, texts: Iterable[str], group: Group = Group(), max_words: int = MAX_WORDS) -> Self:  # noqa: B008
+    def of(cls, texts: Iterable[str], group: WordGroup = WordGroup(), max_words: int = MAX_WORDS) -> Self:  # noqa: B008
         """The words of ``texts``.
 
         Raises:
@@ -99,14 +99,14 @@ class WordCounts:
         return counts
 
     @classmethod
-    def of_counts(cls, words: Mapping[str, int], group: Group = Group()) -> Self:  # noqa: B008
+    def of_counts(cls, words: Mapping[str, int], group: WordGroup = WordGroup()) -> Self:  # noqa: B008
         """Words that were counted elsewhere: pieces as :func:`leyden.tokenizer.bpe.split_text` gives them."""
         counts = cls(max(MAX_WORDS, len(words)))
         counts._words[group] = Counter(words)
         counts.sizes[group] = Sizes(num_bytes=sum(num_bytes(word) * count for word, count in words.items()))
         return counts
 
-    def add(self, text: str, group: Group = Group()) -> None:  # noqa: B008
+    def add(self, text: str, group: WordGroup = WordGroup()) -> None:  # noqa: B008
         """Count one text.
 
         Raises:
@@ -133,7 +133,7 @@ class WordCounts:
         self._forget_rarest()
 
     @property
-    def words(self) -> Mapping[Group, Mapping[str, int]]:
+    def words(self) -> Mapping[WordGroup, Mapping[str, int]]:
         """Each group's words and how often they occur."""
         self._settle(0)
         return self._words
@@ -150,7 +150,7 @@ class WordCounts:
             found.setdefault(group.language, Counter()).update(words)
         return found
 
-    def _count(self, chunks: list[str], group: Group) -> None:
+    def _count(self, chunks: list[str], group: WordGroup) -> None:
         self._chunks.setdefault(group, Counter()).update(chunks)
         self._settle(_MAX_CHUNKS)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from leyden.data.loader.held_out import HeldOutBatches
-from leyden.parallel import Team
+from leyden.parallel import RankGroup
 from leyden.parallel.objective import Objective, Row, Sums, add_up, sums_of_row
 from leyden.train.state import TrainState
 
@@ -27,16 +27,16 @@ class HeldOut:
     num_bytes: int | None = None
 
     @classmethod
-    def share(cls, batches: HeldOutBatches, team: Team, *, every_steps: int, per_step: int) -> "HeldOut":
+    def share(cls, batches: HeldOutBatches, rank_group: RankGroup, *, every_steps: int, per_step: int) -> "HeldOut":
         """What this rank has of held-out documents.
 
         Args:
             batches: of all ranks, a multiple of ``per_step``.
-            team: the ranks.
+            rank_group: the ranks.
             every_steps: as above.
             per_step: micro-batches of a training step.
         """
-        own = [batches.share(number, *team.share) for number in range(batches.num_batches)]
+        own = [batches.share(number, *rank_group.share) for number in range(batches.num_batches)]
         parts = [own[first : first + per_step] for first in range(0, len(own), per_step)]
         return cls(every_steps, parts, batches.num_bytes)
 
@@ -52,8 +52,8 @@ def measure(state: TrainState, held_out: HeldOut, objective: Objective) -> dict[
     names = ["loss", *objective.metrics]
     with torch.no_grad():
         total = add_up([sums for batches in held_out.batches for sums in _sums(state, batches, objective)])
-        state.team.at("the exchange of held-out sums", state.step)
-        weight, *sums = state.team.sum([total.weight, *(total.metrics[name] for name in names)])
+        state.rank_group.at("the exchange of held-out sums", state.step)
+        weight, *sums = state.rank_group.sum([total.weight, *(total.metrics[name] for name in names)])
     found = {f"held_out_{name}": float(x) / (float(weight) or math.nan) for name, x in zip(names, sums, strict=True)}
     if held_out.num_bytes is not None:
         found["held_out_bits_per_byte"] = float(sums[0]) / math.log(2) / held_out.num_bytes
@@ -61,7 +61,7 @@ def measure(state: TrainState, held_out: HeldOut, objective: Objective) -> dict[
 
 
 def _sums(state: TrainState, batches: Sequence[Row], objective: Objective) -> list[Sums]:
-    state.team.at("the held-out documents", state.step)
+    state.rank_group.at("the held-out documents", state.step)
     if state.pipeline is not None:
         return state.pipeline.evaluate(batches, objective)
     return [sums_of_row(objective, state.model, batch) for batch in batches]

@@ -1,7 +1,7 @@
 """The loop around :func:`leyden.train.step.train_step`; it knows neither the objective nor what a batch is.
 
 No decision here reads a clock or draws a random number, so that a run killed and resumed is the run never killed; and
-all ranks of a team take the same decisions at the same step.
+all ranks of a group take the same decisions at the same step.
 """
 
 import datetime as dt
@@ -73,7 +73,7 @@ def fit(
     """Train to the end of a stage, from wherever ``state`` is in it.
 
     Args:
-        state: updated in place; a stage that it has finished is left at once. All ranks of its team call this.
+        state: updated in place; a stage that it has finished is left at once. All ranks of its group call this.
         batches: of this stage, at their beginning; moved to where ``state`` stopped.
         objective: what is minimised.
         learning_rate: over the steps of this stage.
@@ -94,8 +94,8 @@ def fit(
     _check_names(objective)
     state.enter_stage(stage, batches)
     run_dir.mkdir(parents=True, exist_ok=True)
-    team, total = state.team, settings.total_steps
-    metrics = MetricsLog(run_dir / "metrics.jsonl", last_step=state.step, writes=team.rank == 0, sinks=sinks)
+    rank_group, total = state.rank_group, settings.total_steps
+    metrics = MetricsLog(run_dir / "metrics.jsonl", last_step=state.step, writes=rank_group.rank == 0, sinks=sinks)
     measured: dict[str, float] = {}
     shown = progress(f"training: {settings.stage}", total, "steps") if settings.shows_progress else nullcontext()
     with StopRequest() as stop, shown as bar:
@@ -117,13 +117,13 @@ def fit(
             for callback in callbacks:
                 callback(state, result)
             # What a rank was asked since the sums were exchanged the others do not know yet; one alone has no others.
-            stopping = result.stop or (team.alone and stop.made)
+            stopping = result.stop or (rank_group.alone and stop.made)
             if not (stopping or state.stage_step == total or state.step % settings.checkpoint_steps == 0):
                 continue
-            team.at("the checkpoint", state.step)
+            rank_group.at("the checkpoint", state.step)
             metrics.sync()
             state.save(run_dir, keep=settings.keep_checkpoints)
-            stopping = team.any(stop.made)
+            stopping = rank_group.any(stop.made)
             if stopping or state.stage_step == total:
                 state.finish_saving()
             if stopping:
@@ -155,7 +155,7 @@ def steps(
     """
     while state.stage_step < settings.total_steps:
         started = time.perf_counter()
-        state.team.at("the next batches", state.step + 1)
+        state.rank_group.at("the next batches", state.step + 1)
         lr = learning_rate.lr_at(state.stage_step, settings.total_steps)
         micro_batches = _next_batches(batches, settings, state)
         result = train_step(state, micro_batches, objective, lr=lr, clip_norm=settings.clip_norm, stop=stop)

@@ -17,13 +17,13 @@ from pydantic import Field
 
 from leyden import parallel
 from leyden.checkpoint.export import export
-from leyden.checkpoint.pieces import Piece
+from leyden.checkpoint.pieces import TensorPiece
 from leyden.checkpoint.starting_model import StartingModel
 from leyden.core.config import Config
 from leyden.core.device import compute_dtype, default_device, matmul_flops_per_second
 from leyden.core.log import progress, say
 from leyden.model import HybridLM, ModelConfig, count_model
-from leyden.parallel import ParallelConfig, Team, Weights
+from leyden.parallel import ParallelConfig, RankGroup, Weights
 from leyden.parallel.objective import Objective
 from leyden.parallel.recompute import install_compile, install_recompute
 from leyden.tokenizer import Tokenizer
@@ -106,7 +106,7 @@ def build_state(
     settings: RunSettings,
     *,
     row_tokens: int,
-    team: Team | None = None,
+    rank_group: RankGroup | None = None,
     parallel_config: ParallelConfig | None = None,
 ) -> TrainState:
     """A model with its initial weights, the same ones whatever the plan, and its optimizer.
@@ -115,28 +115,28 @@ def build_state(
         config: of the whole model.
         settings: with a dtype other than ``auto``.
         row_tokens: of the longest sequence; pipeline stages are dealt so that they cost alike at this length.
-        team: the ranks, all of which call this; None: one process.
+        rank_group: the ranks, all of which call this; None: one process.
         parallel_config: how memory is saved, which a run of one process can do too.
     """
-    team, how = team or Team(), parallel_config or ParallelConfig()
+    rank_group, how = rank_group or RankGroup(), parallel_config or ParallelConfig()
     torch.manual_seed(settings.seed)
     dtype = getattr(torch, settings.dtype)
     host = torch.device("cpu") if how.offload_optimizer else None
-    if team.mesh is None:
+    if rank_group.mesh is None:
         model = HybridLM(config, seed=settings.seed).to(default_device())
         if how.compile:
             install_compile(model, default_device())
         install_recompute(model, how.activation_checkpointing)
         optimizer = MasterAdamW(Weights.alone(model), settings.optimizer, host)
         model.to(dtype)  # now, so that the masters begin unrounded, as those of many ranks do
-        return TrainState(model, optimizer, team, async_checkpoint=settings.async_checkpoint)
+        return TrainState(model, optimizer, rank_group, async_checkpoint=settings.async_checkpoint)
     with torch.device("meta"):
         whole = HybridLM(config)
     if host is not None:
         whole.to(dtype)  # the masters are elsewhere
-    attached = parallel.attach(whole, team.mesh, dtype, seed=settings.seed, row_tokens=row_tokens)
+    attached = parallel.attach(whole, rank_group.mesh, dtype, seed=settings.seed, row_tokens=row_tokens)
     optimizer = MasterAdamW(attached.weights, settings.optimizer, host)
-    return TrainState(attached.model, optimizer, team, async_checkpoint=settings.async_checkpoint)
+    return TrainState(attached.model, optimizer, rank_group, async_checkpoint=settings.async_checkpoint)
 
 
 def train_stages(
@@ -152,7 +152,7 @@ def train_stages(
     """Train through all stages, from the newest checkpoint in ``run_dir`` if there is one.
 
     Args:
-        state: as :func:`build_state` gave it; all ranks of its team call this.
+        state: as :func:`build_state` gave it; all ranks of its group call this.
         stages: in order; those that the checkpoint has behind it are passed over.
         settings: as given to :func:`build_state`.
         run_dir: gets ``metrics.jsonl`` and ``checkpoints/``.
@@ -169,7 +169,7 @@ def train_stages(
         say(f"going on from step {state.step}")
     elif start is not None:
         state.begin_from(start)
-    names = settings.sinks if state.team.rank == 0 else ()
+    names = settings.sinks if state.rank_group.rank == 0 else ()
     with open_sinks(names, run_dir, state.step, described or {}) as sinks:
         for index, stage in enumerate(stages):
             if stage.rope_theta is not None:
@@ -208,7 +208,7 @@ def time_steps(state: TrainState, stage: StageRun, settings: RunSettings) -> tup
     """Time some optimizer steps of ``stage``, and a measurement on its held-out documents.
 
     Args:
-        state: takes some steps, and is of no use afterwards. All ranks of its team call this, and each has a clock of
+        state: takes some steps, and is of no use afterwards. All ranks of its group call this, and each has a clock of
             its own.
         stage: whose ``steps`` are not looked at.
         settings: as given to :func:`build_state`.
@@ -232,7 +232,7 @@ def time_steps(state: TrainState, stage: StageRun, settings: RunSettings) -> tup
 
 
 def _fit_settings(state: TrainState, stage: StageRun, settings: RunSettings, how_to_resume: str) -> FitSettings:
-    world = 1 if state.team.mesh is None else state.team.mesh.plan.world
+    world = 1 if state.rank_group.mesh is None else state.rank_group.mesh.plan.world
     rate = matmul_flops_per_second(getattr(torch, settings.dtype), default_device().type)
     return FitSettings(
         stage=stage.name,
@@ -252,8 +252,8 @@ def _fit_settings(state: TrainState, stage: StageRun, settings: RunSettings, how
 def save_trained(state: TrainState, tokenizer: Tokenizer, path: Path) -> None:
     """Write the model in float32, the optimizer's masters: what was learnt, before it was rounded to compute.
 
-    All ranks of the team call this, and none ever holds the whole model.
+    All ranks of the group call this, and none ever holds the whole model.
     """
     optimizer = state.optimizer
-    learnt = {name: Piece(master, optimizer.weights[name].part) for name, master in optimizer.masters().items()}
-    export(learnt, state.model.config, tokenizer, path, layout="transformers", mesh=state.team.mesh)
+    learnt = {name: TensorPiece(master, optimizer.weights[name].part) for name, master in optimizer.masters().items()}
+    export(learnt, state.model.config, tokenizer, path, layout="transformers", mesh=state.rank_group.mesh)

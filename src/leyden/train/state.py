@@ -11,10 +11,10 @@ import torch
 
 from leyden.checkpoint.background import Background
 from leyden.checkpoint.coordinator import coordinator_of
-from leyden.checkpoint.pieces import Piece
+from leyden.checkpoint.pieces import TensorPiece
 from leyden.checkpoint.starting_model import StartingModel
 from leyden.checkpoint.training import Values, latest_training, load_training, newest_values, save_training
-from leyden.parallel import Team
+from leyden.parallel import RankGroup
 from leyden.train.model import PipelinedModel, TrainableModel
 from leyden.train.optimizer import MasterAdamW
 
@@ -61,11 +61,11 @@ class TrainState:
         stage: index of the stage the run is in.
         stage_step: optimizer steps taken in that stage.
         skipped_in_a_row: how many of the latest steps left the weights unchanged because they were not finite.
-        team: the ranks that take every step together.
+        rank_group: the ranks that take every step together.
         began_from: the model that the run began from, as :meth:`StartingModel.record` says it; None: initial weights.
 
     Args:
-        model, optimizer, team: as above; by default one process.
+        model, optimizer, rank_group: as above; by default one process.
         async_checkpoint: go on training while a checkpoint is written from a copy.
     """
 
@@ -73,13 +73,13 @@ class TrainState:
         self,
         model: TrainableModel,
         optimizer: MasterAdamW,
-        team: Team | None = None,
+        rank_group: RankGroup | None = None,
         *,
         async_checkpoint: bool = False,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
-        self.team = team or Team()
+        self.rank_group = rank_group or RankGroup()
         self.step = self.tokens = 0
         self.stage = self.stage_step = 0
         self.skipped_in_a_row = 0
@@ -91,7 +91,7 @@ class TrainState:
     @property
     def pipeline(self) -> PipelinedModel | None:
         """The model, where its layers are divided over pipeline ranks; else None."""
-        return cast("PipelinedModel", self.model) if self.team.pipelined else None
+        return cast("PipelinedModel", self.model) if self.rank_group.pipelined else None
 
     def enter_stage(self, stage: int, batches: Batches) -> None:
         """Go on in ``stage`` where the run stopped in it (``batches`` are moved there), or begin it."""
@@ -112,15 +112,19 @@ class TrainState:
     def save(self, run_dir: Path, *, keep: int) -> None:
         """Write a checkpoint, then remove all but the newest ``keep``; with ``async_checkpoint``, begin to.
 
-        All ranks of the team call this, and whatever it raises it raises on all of them.
+        All ranks of the group call this, and whatever it raises it raises on all of them.
 
         Raises:
             UserError: the disk is full (with ``async_checkpoint``: was, at the save before); older checkpoints are
                 untouched.
         """
-        step, values, coordinator = self.step, Values(self._values(), _random_state()), coordinator_of(self.team.mesh)
+        step, values, coordinator = (
+            self.step,
+            Values(self._values(), _random_state()),
+            coordinator_of(self.rank_group.mesh),
+        )
 
-        def write(pieces: Mapping[str, Piece]) -> None:
+        def write(pieces: Mapping[str, TensorPiece]) -> None:
             save_training(run_dir, step, pieces, values, keep=keep, coordinator=coordinator)
 
         if self._background is None:
@@ -137,7 +141,7 @@ class TrainState:
         if self._background is None or not self._background.pending:
             return
         flags = torch.tensor([self._background.running, self._background.failed])
-        running, failed = self.team.sum([flags.double()])[0].tolist()
+        running, failed = self.rank_group.sum([flags.double()])[0].tolist()
         if failed or not running:
             self._background.wait()
 
@@ -158,7 +162,7 @@ class TrainState:
         Raises:
             UserError: it belongs to a model of another shape.
         """
-        coordinator = coordinator_of(self.team.mesh)
+        coordinator = coordinator_of(self.rank_group.mesh)
         path = latest_training(run_dir, coordinator)
         if path is None:
             return False
@@ -178,16 +182,16 @@ class TrainState:
     def begin_from(self, start: StartingModel) -> None:
         """Take over the weights of a model; the optimizer and the counters stay at their beginning.
 
-        All ranks of the team call this, and none ever holds the whole model.
+        All ranks of the group call this, and none ever holds the whole model.
 
         Raises:
             UserError: they are of other shapes, or damaged.
         """
         weights = self.optimizer.weights
-        masters = {name: Piece(master, weights[name].part) for name, master in self.optimizer.masters().items()}
-        start.fill(masters, self.team.mesh)
+        masters = {name: TensorPiece(master, weights[name].part) for name, master in self.optimizer.masters().items()}
+        start.fill(masters, self.rank_group.mesh)
         self.optimizer.round_into_model()
-        self.began_from = coordinator_of(self.team.mesh).on_rank_0(start.record)
+        self.began_from = coordinator_of(self.rank_group.mesh).on_rank_0(start.record)
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         """By name, the tensors themselves: loading writes into them.
@@ -197,10 +201,10 @@ class TrainState:
         masters = {f"master.{name}": tensor for name, tensor in self.optimizer.masters().items()}
         return masters | self.optimizer.tensors()
 
-    def _pieces(self) -> dict[str, Piece]:
+    def _pieces(self) -> dict[str, TensorPiece]:
         """:meth:`_tensors`, each with its place in the whole: that of the weight it belongs to."""
         weights = self.optimizer.weights
-        return {name: Piece(t, weights[name.partition(".")[2]].part) for name, t in self._tensors().items()}
+        return {name: TensorPiece(t, weights[name.partition(".")[2]].part) for name, t in self._tensors().items()}
 
     def _values(self) -> dict[str, Any]:
         return {

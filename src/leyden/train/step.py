@@ -65,7 +65,7 @@ def train_step(
     """Take one step on the micro-batches ``batches`` and count it in ``state``.
 
     Args:
-        state: updated in place, by all ranks of its team at the same time.
+        state: updated in place, by all ranks of its group at the same time.
         batches: at least one; of several data ranks, this one's shares. A unit of weight counts alike in
             all of them.
         objective: gives the sums of one micro-batch.
@@ -78,7 +78,7 @@ def train_step(
         parts = _through_pipeline(state, state.pipeline, batches, objective)
     else:
         parts = [_backward(state, batch, objective, number) for number, batch in enumerate(batches)]
-    state.team.at("the exchange of sums", state.step + 1)
+    state.rank_group.at("the exchange of sums", state.step + 1)
     total = _total(state, parts, batches, stop())
     weight = total.sums.weight
     grad_norm = state.optimizer.grad_norm() / weight
@@ -93,9 +93,9 @@ def train_step(
 
 def _backward(state: TrainState, batch: Row, objective: Objective, number: int) -> Sums:
     """The sums of one micro-batch, their gradient left with the optimizer."""
-    state.team.at("forward", state.step + 1, number)
+    state.rank_group.at("forward", state.step + 1, number)
     sums = sums_of_row(objective, state.model, batch)
-    state.team.at("backward", state.step + 1, number)
+    state.rank_group.at("backward", state.step + 1, number)
     sums.loss.backward()
     state.optimizer.accumulate()
     return sums
@@ -105,7 +105,7 @@ def _through_pipeline(
     state: TrainState, pipeline: PipelinedModel, batches: Sequence[Row], objective: Objective
 ) -> list[Sums]:
     """The same of all micro-batches, which are in the stages of a pipeline at once."""
-    state.team.at("the pipeline", state.step + 1)
+    state.rank_group.at("the pipeline", state.step + 1)
     sums = pipeline.run(batches, objective)
     state.optimizer.accumulate()
     return sums
@@ -114,9 +114,11 @@ def _through_pipeline(
 def _total(state: TrainState, parts: Sequence[Sums], batches: Sequence[Row], stop: bool) -> _Total:
     """Over all micro-batches and ranks: the one place where contributions meet."""
     sums, device = add_up(parts), parts[0].loss.device
-    positions = sum(batch.tokens.numel() for batch in batches) if state.team.counts_rows else 0
+    positions = sum(batch.tokens.numel() for batch in batches) if state.rank_group.counts_rows else 0
     counts = [torch.full((), count, device=device) for count in (positions, int(stop))]
-    loss, weight, *metrics, tokens, votes = state.team.sum([sums.loss, sums.weight, *sums.metrics.values(), *counts])
+    loss, weight, *metrics, tokens, votes = state.rank_group.sum(
+        [sums.loss, sums.weight, *sums.metrics.values(), *counts]
+    )
     return _Total(Sums(loss, weight, dict(zip(sums.metrics, metrics, strict=True))), tokens, votes)
 
 

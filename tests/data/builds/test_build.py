@@ -18,7 +18,7 @@ from leyden.core.errors import UserError
 from leyden.data.builds import Build, run_build
 from leyden.data.builds.recipe import BuildRecipe, BuildSection, load_build_recipe
 from leyden.data.documents import Documents
-from leyden.data.engine import Engine
+from leyden.data.engine import DataEngine
 from leyden.data.readers import SourceSettings
 from leyden.data.stage import Corpus, Stage
 
@@ -205,7 +205,7 @@ def test_a_panic_of_a_library_costs_the_document(corpus: Path, tmp_path: Path) -
     [text] = [t for reasons, texts in gone for r, t in zip(reasons, texts, strict=True) if "library" in r]
     assert int(text.split()[-1]) == 8
     with pytest.raises(UserError, match=r"gave up .* on 'shard'"):
-        list(Engine().map(_panic, ["shard"]))
+        list(DataEngine().map(_panic, ["shard"]))
 
 
 def _panic(item: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from leyden.core.errors import UserError
-from leyden.data.builds.reference import KeyTable, page, sections, stage_tables, summaries
+from leyden.data.builds.reference import ReferenceTable, page, sections, stage_tables, summaries
 from leyden.data.builds.stages import KINDS, stage_class
 from leyden.data.builds.use import show_stages
 from leyden.data.sources import FORMATS
@@ -17,7 +17,7 @@ from leyden.data.sources import FORMATS
 DOCS = Path(__file__).parents[3] / "docs"
 
 
-def tables() -> list[KeyTable]:
+def tables() -> list[ReferenceTable]:
     return [*sections(), *(table for kind in KINDS for table in stage_tables(kind))]
 
 

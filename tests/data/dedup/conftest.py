@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from leyden.data.documents import Document, Documents
-from leyden.data.engine import Engine
+from leyden.data.engine import DataEngine
 from leyden.data.parquet import DocumentsWriter, read_batches
 from leyden.data.stage import Corpus, Stage
 
@@ -33,7 +33,7 @@ def corpus_of(shards: Sequence[Sequence[Document]], root: Path, workers: int = 1
             for begin in range(0, len(documents), batch):
                 writer.write(Documents.of(documents[begin : begin + batch]))
         paths[f"part {index}/{len(shards)}"] = path
-    return Corpus(paths, root / "work", Engine(workers))
+    return Corpus(paths, root / "work", DataEngine(workers))
 
 
 def outcome_of(stage: Stage, corpus: Corpus) -> Outcome:

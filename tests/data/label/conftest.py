@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from leyden.data.documents import Document
-from leyden.data.engine import Engine
-from leyden.data.label import Answer
+from leyden.data.engine import DataEngine
+from leyden.data.label import Reply
 from leyden.data.parquet import DocumentsWriter, batches, read_batches
 from leyden.data.stage import Corpus
 
@@ -19,7 +19,7 @@ from leyden.data.stage import Corpus
 class FakeModel:
     """Answers by a function of the request; counts what it is asked."""
 
-    def __init__(self, answer: Callable[..., str | Answer]) -> None:
+    def __init__(self, answer: Callable[..., str | Reply]) -> None:
         self.identity = "fake"
         self.asked = []
         self._answer = answer
@@ -28,7 +28,7 @@ class FakeModel:
         for index in reversed(range(len(requests))):  # any order is allowed
             self.asked.append(requests[index])
             answer = self._answer(requests[index])
-            yield index, answer if isinstance(answer, Answer) else Answer(answer)
+            yield index, answer if isinstance(answer, Reply) else Reply(answer)
 
 
 class Server(ThreadingHTTPServer):
@@ -117,7 +117,7 @@ def make_corpus(tmp_path):
             shards[f"s{number}"] = path
         work = tmp_path / name / "stage" / "work"
         work.mkdir(parents=True)
-        return Corpus(shards, work, Engine(workers), None if model is None else lambda path: model)
+        return Corpus(shards, work, DataEngine(workers), None if model is None else lambda path: model)
 
     return make
 

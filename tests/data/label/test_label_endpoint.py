@@ -6,9 +6,9 @@ import pytest
 
 from leyden.core.errors import UserError
 from leyden.data.documents import Message
-from leyden.data.label import ModelSettings, Request
+from leyden.data.label import ModelRequest, ModelSettings
 from leyden.data.label.answers import Answers, ask
-from leyden.data.label.language_model import Answer
+from leyden.data.label.language_model import Reply
 
 
 def completion(text, finish="stop"):
@@ -20,7 +20,7 @@ def settings(url, **changes):
 
 
 def requests(count, max_tokens=5):
-    return [Request((Message("user", f"question {i}"),), max_tokens) for i in range(count)]
+    return [ModelRequest((Message("user", f"question {i}"),), max_tokens) for i in range(count)]
 
 
 def echo(number, data):
@@ -52,7 +52,7 @@ def test_asks_in_parallel_and_gives_every_answer_its_index(serve, monkeypatch):
 )
 def test_failures_that_may_pass_are_tried_again(serve, bad):
     server = serve(lambda number, data: bad if number < 2 else echo(number, data))
-    assert list(settings(server.url).open(None).complete(requests(1))) == [(0, Answer("answer 0"))]
+    assert list(settings(server.url).open(None).complete(requests(1))) == [(0, Reply("answer 0"))]
     assert len(server.calls) == 3
 
 
@@ -97,7 +97,7 @@ def test_connection_refused_and_time_out_are_told(serve):
 
 def test_cut_off_answers_are_marked(serve):
     server = serve(lambda number, data: completion("half", "length"))
-    assert list(settings(server.url).open(None).complete(requests(1))) == [(0, Answer("half", "length"))]
+    assert list(settings(server.url).open(None).complete(requests(1))) == [(0, Reply("half", "length"))]
 
 
 def test_a_killed_run_asks_nothing_twice(serve, tmp_path):
@@ -144,7 +144,7 @@ def test_no_bit_of_kept_answers_changes_unseen(tmp_path):
     keys = [f"{number:064x}" for number in range(2)]
     with Answers(tmp_path) as answers:
         for key in keys:
-            answers.put(key, Answer(f"the answer to {key[-1]}"))
+            answers.put(key, Reply(f"the answer to {key[-1]}"))
     path = tmp_path / "answers.jsonl"
     content = path.read_bytes()
     for place in range(len(content)):
@@ -155,9 +155,9 @@ def test_no_bit_of_kept_answers_changes_unseen(tmp_path):
             assert "damaged at byte" in str(error)
             continue
         for key in keys:
-            assert damaged.get(key) in (None, Answer(f"the answer to {key[-1]}"))  # none: it is asked again
+            assert damaged.get(key) in (None, Reply(f"the answer to {key[-1]}"))  # none: it is asked again
     path.write_text(json.dumps({"key": keys[0], "text": "of an older version", "finish": "stop"}) + "\n")
-    assert Answers(tmp_path).get(keys[0]) == Answer("of an older version")
+    assert Answers(tmp_path).get(keys[0]) == Reply("of an older version")
 
 
 def test_settings_say_what_is_missing(tmp_path, monkeypatch):

@@ -132,13 +132,13 @@ def test_malformed_answers_are_asked_again_then_counted_then_too_many(fake, make
 
 
 def test_the_judge_over_http_is_the_same(stage, fake, make_corpus, run_stage, serve):
-    from leyden.data.label import Request
+    from leyden.data.label import ModelRequest
 
     def respond(number, data):
         if number % 7 == 3:
             return 429, {"retry-after": "0"}, ""
         messages = tuple(Message(**message) for message in data["messages"])
-        text = judged(Request(messages, data["max_tokens"]))
+        text = judged(ModelRequest(messages, data["max_tokens"]))
         return 200, {}, json.dumps({"choices": [{"message": {"content": text}, "finish_reason": "stop"}]})
 
     documents = planted(120)

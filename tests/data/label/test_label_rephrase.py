@@ -3,7 +3,7 @@ import pytest
 
 from leyden.core.errors import UserError
 from leyden.data.documents import Document, Documents, Message
-from leyden.data.label import Answer, ModelSettings, Rephrase
+from leyden.data.label import ModelSettings, Rephrase, Reply
 from leyden.data.label.rephrase import copied
 from leyden.data.label.rephrase_styles import STYLES
 from leyden.data.parquet import DocumentsWriter
@@ -92,8 +92,8 @@ def test_documents_are_chosen_by_score_length_and_form(settings, fake, make_corp
     [
         ("", "rephrase: empty"),
         ("<think>hm, what to say</think>  ", "rephrase: empty"),
-        (Answer("It says much in other terms and then is cut " * 5, "length"), "rephrase: cut off"),
-        (Answer("too long", "refused"), "rephrase: no answer"),
+        (Reply("It says much in other terms and then is cut " * 5, "length"), "rephrase: cut off"),
+        (Reply("too long", "refused"), "rephrase: no answer"),
         ("I'm sorry, but I cannot help with that request, as it is long and I would rather not do it. " * 2,
          "rephrase: refusal"),
         ("As an AI, I do not rewrite. " * 5, "rephrase: refusal"),

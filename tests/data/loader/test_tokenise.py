@@ -6,12 +6,12 @@ import pytest
 from leyden.core.errors import UserError
 from leyden.data import Document, Documents, Message, PackedBatches, TokenShards, write_shards
 from leyden.data import tokenise as tokenise_module
-from leyden.data.engine import Engine
+from leyden.data.engine import DataEngine
 from leyden.data.parquet import DocumentsWriter
 from leyden.data.templates import lay_out
-from leyden.data.tokenise import Layout, tokenise_files
+from leyden.data.tokenise import TextLayout, tokenise_files
 
-ANSWERS = Layout(style="light", learn="answers")
+ANSWERS = TextLayout(style="light", learn="answers")
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_files_are_tokenised_as_lists_are(saved, tokenizer, documents, nested, t
     everything = [*documents, *nested]
     parts = [everything[:15], everything[15:16], everything[16:]]
     paths = [_parquet(tmp_path / f"{n}.parquet", part, dropped={"d15", "d20"}) for n, part in enumerate(parts)]
-    made = tokenise_files(paths, saved, tmp_path / "made", Engine(workers), ANSWERS)
+    made = tokenise_files(paths, saved, tmp_path / "made", DataEngine(workers), ANSWERS)
     made.verify()
     kept = [document for document in everything if document.id not in {"d15", "d20"}]
     whole = write_shards(kept, tokenizer, tmp_path / "whole", layout=ANSWERS)
@@ -106,7 +106,7 @@ def test_files_are_tokenised_as_lists_are(saved, tokenizer, documents, nested, t
         assert np.array_equal(made.document(index), whole.document(index))
     assert np.array_equal(made.learned(made.starts, made.lengths), whole.learned(whole.starts, whole.lengths))
     assert made.text_bytes == whole.text_bytes
-    assert tokenise_files(paths, saved, tmp_path / "again", Engine(1), ANSWERS).fingerprint == made.fingerprint
+    assert tokenise_files(paths, saved, tmp_path / "again", DataEngine(1), ANSWERS).fingerprint == made.fingerprint
 
 
 def test_an_interrupted_call_goes_on_by_the_file(saved, documents, tmp_path, monkeypatch):
@@ -122,20 +122,20 @@ def test_an_interrupted_call_goes_on_by_the_file(saved, documents, tmp_path, mon
 
     monkeypatch.setattr(tokenise_module, "_write_shard", counted)
     with pytest.raises(KeyboardInterrupt):
-        tokenise_files(paths, saved, tmp_path / "made", Engine(1))
+        tokenise_files(paths, saved, tmp_path / "made", DataEngine(1))
     with pytest.raises(UserError, match="holds no token shards"):
         TokenShards.open(tmp_path / "made")
-    fingerprint = tokenise_files(paths, saved, tmp_path / "made", Engine(1)).fingerprint
+    fingerprint = tokenise_files(paths, saved, tmp_path / "made", DataEngine(1)).fingerprint
     assert made == [".0.part", ".1.part", ".2.part", ".2.part", ".3.part"]
-    assert tokenise_files(paths, saved, tmp_path / "made", Engine(1)).fingerprint == fingerprint and len(made) == 5
+    assert tokenise_files(paths, saved, tmp_path / "made", DataEngine(1)).fingerprint == fingerprint and len(made) == 5
     _parquet(paths[1], documents[:3])  # what changed is made again, and nothing else
-    changed = tokenise_files(paths, saved, tmp_path / "made", Engine(1))
+    changed = tokenise_files(paths, saved, tmp_path / "made", DataEngine(1))
     assert made[5:] == [".1.part"] and changed.fingerprint != fingerprint and changed.num_documents == 33
-    tokenise_files(paths, saved, tmp_path / "made", Engine(1), ANSWERS)
+    tokenise_files(paths, saved, tmp_path / "made", DataEngine(1), ANSWERS)
     assert len(made) == 10  # another layout is another result, even where it should not matter
 
 
 def test_no_documents(saved, documents, tmp_path):
     path = _parquet(tmp_path / "x.parquet", documents[:2], dropped={"d0", "d1"})
     with pytest.raises(UserError, match="no documents"):
-        tokenise_files([path], saved, tmp_path / "made", Engine(1))
+        tokenise_files([path], saved, tmp_path / "made", DataEngine(1))

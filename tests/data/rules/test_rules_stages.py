@@ -21,7 +21,7 @@ from leyden.data.rules import (
     Language,
     Length,
     Personal,
-    Rules,
+    RuleStage,
     Script,
     Unicode,
     Urls,
@@ -91,7 +91,7 @@ def test_only_chosen_documents_are_rewritten():
 )
 def test_a_batch_of_nothing(stage):
     assert len(stage.apply(Documents.of([]), "", WORK)) == 0
-    assert issubclass(type(stage), Rules)
+    assert issubclass(type(stage), RuleStage)
 
 
 # Unicode

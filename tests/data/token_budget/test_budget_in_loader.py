@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from leyden.data.documents import Document, Documents
-from leyden.data.engine import Engine
+from leyden.data.engine import DataEngine
 from leyden.data.groups import write_groups
 from leyden.data.loader.mixed import MixedBatches
 from leyden.data.loader.mixture_schedule import MixtureSchedule
@@ -41,15 +41,15 @@ def test_the_loader_gives_what_was_planned(tmp_path: Path) -> None:
     steps, batch_tokens = 180, 512
     stage = PlanMixture(scores=("quality",), bytes_per_token=num_bytes / num_tokens, tokens=steps * batch_tokens)
 
-    corpus = Corpus({"0": tmp_path / "given" / "0.parquet"}, tmp_path / "work", Engine())
+    corpus = Corpus({"0": tmp_path / "given" / "0.parquet"}, tmp_path / "work", DataEngine())
     stage.prepare(corpus)
     with DocumentsWriter(tmp_path / "mixed" / "0.parquet") as writer:
         for part in read_batches(corpus.shards["0"]):
             writer.write(stage.apply(part, "0", corpus.work))
-    groups = write_groups([tmp_path / "mixed" / "0.parquet"], tmp_path / "groups", Engine())
+    groups = write_groups([tmp_path / "mixed" / "0.parquet"], tmp_path / "groups", DataEngine())
     sources: dict[str, TokenShards] = {}
     for number, (name, files) in enumerate(groups.items()):
-        sources[name] = tokenise_files(files, tmp_path / "tokenizer", tmp_path / "tokens" / str(number), Engine())
+        sources[name] = tokenise_files(files, tmp_path / "tokenizer", tmp_path / "tokens" / str(number), DataEngine())
 
     plan = MixturePlan.load(corpus.work / PLAN)
     mixture = MixtureSchedule.parse(plan.for_loader(), "plan")

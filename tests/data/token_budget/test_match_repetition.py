@@ -9,7 +9,7 @@ import pytest
 
 from leyden.core.errors import UserError
 from leyden.data.documents import Document, Documents
-from leyden.data.engine import Engine
+from leyden.data.engine import DataEngine
 from leyden.data.parquet import DocumentsWriter
 from leyden.data.stage import Corpus
 from leyden.data.token_budget import MatchRepetition, match_source
@@ -86,7 +86,7 @@ def corpus(tmp_path: Path):
             paths[f"{index}"] = tmp_path / name / f"{index}.parquet"
             with DocumentsWriter(paths[f"{index}"]) as writer:
                 writer.write(Documents.of(documents[index::shards]))
-        return Corpus(paths, tmp_path / name / "work", Engine())
+        return Corpus(paths, tmp_path / name / "work", DataEngine())
 
     return build
 

@@ -10,7 +10,7 @@ import pytest
 
 from leyden.core.errors import UserError
 from leyden.data.documents import Document, Documents, Message
-from leyden.data.engine import Engine
+from leyden.data.engine import DataEngine
 from leyden.data.groups import write_groups
 from leyden.data.parquet import DocumentsWriter, read_batches
 from leyden.data.stage import Corpus
@@ -48,7 +48,7 @@ def corpus(tmp_path: Path) -> Callable[..., Corpus]:
             with DocumentsWriter(paths[f"{index}"]) as writer:
                 batch = Documents.of(document for document, _ in part)
                 writer.write(batch.score("quality", [score for _, score in part]))
-        return Corpus(paths, tmp_path / name / "work", Engine(workers))
+        return Corpus(paths, tmp_path / name / "work", DataEngine(workers))
 
     return build
 
@@ -148,7 +148,7 @@ def test_documents_are_parted_by_group(corpus: Callable[..., Corpus], tmp_path: 
                 writer.write(result)
                 groups = [json.loads(text)["group"] for text in result.kept().column("metadata")]
                 kept |= dict(zip(result.kept().column("id"), groups, strict=True))
-    found = write_groups(paths, tmp_path / "groups", Engine())
+    found = write_groups(paths, tmp_path / "groups", DataEngine())
     assert sorted(found) == sorted(set(kept.values()))
     parted = {
         name: group
@@ -159,7 +159,7 @@ def test_documents_are_parted_by_group(corpus: Callable[..., Corpus], tmp_path: 
     }
     assert parted == kept
     with pytest.raises(UserError, match="has no group"):
-        write_groups(list(made.shards.values()), tmp_path / "none", Engine())
+        write_groups(list(made.shards.values()), tmp_path / "none", DataEngine())
     assert not list((tmp_path / "none").rglob("*.parquet"))
 
 

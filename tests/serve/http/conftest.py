@@ -16,7 +16,7 @@ from fastapi import FastAPI
 
 from leyden.core.errors import UserError
 from leyden.serve.http import ServedModel, Server, ServerSettings, Service, create_app, listen, url
-from leyden.serve.request import CacheUse, Delta, QueueFullError, Request, Usage
+from leyden.serve.request import CacheUse, Delta, QueueFullError, Request, RequestUsage
 from leyden.serve.sampling import Sampling, TokenLogprobs
 from leyden.serve.statistics import Statistics
 from leyden.serve.text import TextStream
@@ -143,7 +143,7 @@ class ScriptedDeltas:
                     of_prompt if drawn == 1 else None,
                     len(request.tokens),
                     reason,
-                    Usage(len(request.tokens), drawn, CacheUse(possible=3, used=2), 0, 0, 0) if reason else None,
+                    RequestUsage(len(request.tokens), drawn, CacheUse(possible=3, used=2), 0, 0, 0) if reason else None,
                 )
                 if reason:
                     break

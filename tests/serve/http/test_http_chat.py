@@ -181,7 +181,7 @@ def test_the_next_turn_is_read_ahead(serve, loop, says: Callable[[str], None], a
     says(script)
     body = {**ASK, **asked}
     answer = httpx.post(url, json=body).json()["choices"][0]["message"]
-    assert not loop.requests[0].settle
+    assert not loop.requests[0].cache_completion
     end = time.monotonic() + 10
     while not loop.ahead:
         assert time.monotonic() < end

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from leyden.core.errors import UserError
-from leyden.serve.http.protocol.completions import Completion
+from leyden.serve.http.protocol.completions import CompletionResponse
 from leyden.tokenizer import Tokenizer
 
 Client = Callable[..., httpx.Response]
@@ -16,7 +16,7 @@ Client = Callable[..., httpx.Response]
 def complete(client: Client, **body: object) -> dict:
     response = client("POST", "/v1/completions", json={"prompt": "The jar", **body})
     assert response.status_code == 200, response.text
-    Completion.model_validate(response.json())
+    CompletionResponse.model_validate(response.json())
     return response.json()
 
 

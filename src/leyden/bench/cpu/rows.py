@@ -4,13 +4,13 @@ from dataclasses import replace
 
 from leyden.bench.ab import ABBenchmark
 from leyden.bench.cpu.plan import CpuPlan
-from leyden.bench.result import Row
+from leyden.bench.result import ResultRow
 from leyden.bench.work import SHORT
 from leyden.bench.worker import Worker
 from leyden.model import count_model, prefill_flops
 
 
-def train_rows(benchmark: ABBenchmark, plan: CpuPlan, peak: float) -> tuple[list[Row], str]:
+def train_rows(benchmark: ABBenchmark, plan: CpuPlan, peak: float) -> tuple[list[ResultRow], str]:
     """Training steps: at least 2.5x (4x1024) and 3x (1x4096), aim 4x and 40 % of the matmul peak.
 
     Args:
@@ -21,7 +21,7 @@ def train_rows(benchmark: ABBenchmark, plan: CpuPlan, peak: float) -> tuple[list
     Returns:
         The rows, and theirs' fastest variant of the first.
     """
-    rows: list[Row] = []
+    rows: list[ResultRow] = []
     first = ""
     for (batch, length), at_least in zip(plan.train, (2.5, 3.0), strict=True):
         choice = benchmark.fastest("train", lambda variant, b=batch, t=length: ("train", variant, b, t))
@@ -31,7 +31,7 @@ def train_rows(benchmark: ABBenchmark, plan: CpuPlan, peak: float) -> tuple[list
         tokens, name = batch * length, f"{batch}x{length}"
         flops = count_model(plan.model).training_flops_per_token(length)
         rows.append(
-            Row(
+            ResultRow(
                 work=f"training step {name}, {SHORT[plan.dtype]}",
                 unit="tokens/s",
                 theirs=tokens / theirs,
@@ -45,7 +45,7 @@ def train_rows(benchmark: ABBenchmark, plan: CpuPlan, peak: float) -> tuple[list
             )
         )
         rows.append(
-            Row(
+            ResultRow(
                 work=f"training step {name}, of matmul peak",
                 unit="share",
                 theirs=flops * tokens / theirs / peak,
@@ -58,7 +58,7 @@ def train_rows(benchmark: ABBenchmark, plan: CpuPlan, peak: float) -> tuple[list
     return rows, first
 
 
-def memory_row(theirs: Worker, ours: Worker, plan: CpuPlan, variant: str) -> Row:
+def memory_row(theirs: Worker, ours: Worker, plan: CpuPlan, variant: str) -> ResultRow:
     """Peak memory of training, model included: no more than theirs, aim half.
 
     Args:
@@ -69,7 +69,7 @@ def memory_row(theirs: Worker, ours: Worker, plan: CpuPlan, variant: str) -> Row
     shape = plan.train[0]
     their_bytes = theirs.call("train_bytes", variant, *shape, 3)
     our_bytes = ours.call("train_bytes", *shape, 3, plan.dtype)
-    return Row(
+    return ResultRow(
         work=f"training peak memory {shape[0]}x{shape[1]}",
         unit="MB",
         theirs=their_bytes / 1e6,
@@ -81,7 +81,7 @@ def memory_row(theirs: Worker, ours: Worker, plan: CpuPlan, variant: str) -> Row
     )
 
 
-def prefill_rows(benchmark: ABBenchmark, plan: CpuPlan, peak: float) -> list[Row]:
+def prefill_rows(benchmark: ABBenchmark, plan: CpuPlan, peak: float) -> list[ResultRow]:
     """Reading a prompt: at least 2x, aim 3x."""
     choice = benchmark.fastest("prefill", lambda variant: ("prefill", variant, plan.dtype, plan.prefill[0]))
     rows = []
@@ -91,7 +91,7 @@ def prefill_rows(benchmark: ABBenchmark, plan: CpuPlan, peak: float) -> list[Row
             ("prefill", choice.variant, plan.dtype, length), ("prefill", plan.dtype, length), repeats
         )
         rows.append(
-            Row(
+            ResultRow(
                 work=f"prefill 1x{length}, {SHORT[plan.dtype]}",
                 unit="tokens/s",
                 theirs=length / theirs,
@@ -106,7 +106,7 @@ def prefill_rows(benchmark: ABBenchmark, plan: CpuPlan, peak: float) -> list[Row
     return rows
 
 
-def decode_rows(benchmark: ABBenchmark, plan: CpuPlan) -> list[Row]:
+def decode_rows(benchmark: ABBenchmark, plan: CpuPlan) -> list[ResultRow]:
     """Greedy decoding of one stream, the same dtype on both sides: at least 4x, aim 8x."""
     prompt, new = plan.decode
     rows = []
@@ -116,7 +116,7 @@ def decode_rows(benchmark: ABBenchmark, plan: CpuPlan) -> list[Row]:
             ("decode", choice.variant, dtype, prompt, new), ("decode", dtype, prompt, new), plan.repeats
         )
         rows.append(
-            Row(
+            ResultRow(
                 work=f"decode {new} after {prompt}, {SHORT[dtype]}",
                 unit="tokens/s",
                 theirs=new / theirs,
@@ -130,13 +130,13 @@ def decode_rows(benchmark: ABBenchmark, plan: CpuPlan) -> list[Row]:
     return rows
 
 
-def op_rows(benchmark: ABBenchmark, plan: CpuPlan) -> list[Row]:
+def op_rows(benchmark: ABBenchmark, plan: CpuPlan) -> list[ResultRow]:
     """The lightning op, forward and backward: 4x softmax attention, and a flat cost per token."""
     shape = plan.attention
     theirs, ours = benchmark.medians(
         ("attention", shape, plan.dtype), ("attention", shape, plan.dtype), plan.long_repeats
     )
-    against = Row(
+    against = ResultRow(
         work=f"attention op, {shape.tokens} tokens, {SHORT[plan.dtype]}",
         unit="tokens/s",
         theirs=shape.tokens / theirs,
@@ -151,7 +151,7 @@ def op_rows(benchmark: ABBenchmark, plan: CpuPlan) -> list[Row]:
     )
     per_token = [seconds / tokens for seconds, tokens in zip(costs, plan.flat, strict=True)]
     listed = ", ".join(f"{t}: {1e9 * cost:.0f}" for t, cost in zip(plan.flat, per_token, strict=True))
-    flat = Row(
+    flat = ResultRow(
         work=f"op at {plan.flat[0]} to {plan.flat[-1]}, dearest token",
         unit="x cheapest",
         theirs=None,

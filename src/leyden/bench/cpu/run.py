@@ -22,7 +22,7 @@ from leyden.bench.ab import ABBenchmark
 from leyden.bench.beside import beside_note, busy
 from leyden.bench.cpu.plan import FULL, QUICK, CpuPlan
 from leyden.bench.cpu.rows import decode_rows, memory_row, op_rows, prefill_rows, train_rows
-from leyden.bench.result import BenchResult, Row, render
+from leyden.bench.result import BenchResult, ResultRow, render
 from leyden.bench.work import bench_dtype, random_tokens
 from leyden.bench.worker import Worker
 from leyden.checkpoint import save
@@ -74,7 +74,7 @@ def run_cpu(*, quick: bool = False, beside: int = 0, output: Path | None = None)
     return result
 
 
-def _measure(directory: str, plan: CpuPlan, bar: Bar) -> tuple[list[Row], dict, dict]:
+def _measure(directory: str, plan: CpuPlan, bar: Bar) -> tuple[list[ResultRow], dict, dict]:
     """The rows, the settings and the checks for JSON."""
     with ExitStack() as stack:
         theirs, ours = (stack.enter_context(_worker(side, directory, plan)) for side in ("theirs", "ours"))

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from leyden import __version__
 from leyden.bench.ab import ABBenchmark
-from leyden.bench.result import BenchResult, Row, render
+from leyden.bench.result import BenchResult, ResultRow, render
 from leyden.bench.worker import Worker
 from leyden.core.environment import machine
 from leyden.core.errors import UserError
@@ -98,7 +98,7 @@ def write_text(paths: Sequence[Path], megabytes: float, folder: Path) -> tuple[i
     return size, texts
 
 
-def _speed_rows(benchmark: ABBenchmark, megabytes: float, repeats: int) -> list[Row]:
+def _speed_rows(benchmark: ABBenchmark, megabytes: float, repeats: int) -> list[ResultRow]:
     rows = []
     for work, call, goal, how in (
         ("rules (Gopher, C4, FineWeb)", ("rules",), 5.0, "both on documents in memory"),
@@ -106,7 +106,9 @@ def _speed_rows(benchmark: ABBenchmark, megabytes: float, repeats: int) -> list[
         ("tokenising", ("tokenise",), 5.0, "from JSON lines to token files; the same 50,000-word tokenizer"),
     ):
         theirs, ours = benchmark.medians(call, call, repeats)
-        rows.append(Row(work, "MB/s", megabytes / theirs, megabytes / ours, theirs / ours, at_least=goal, how=how))
+        rows.append(
+            ResultRow(work, "MB/s", megabytes / theirs, megabytes / ours, theirs / ours, at_least=goal, how=how)
+        )
     for side in (benchmark.theirs, benchmark.ours):
         side.call("write_tokens")
     sequences = 512
@@ -115,13 +117,13 @@ def _speed_rows(benchmark: ABBenchmark, megabytes: float, repeats: int) -> list[
     tokens = sequences * _LENGTH / 1e6
     how = f"sequences of {_LENGTH} in random order; ours 64 a batch, packed, with labels and bounds of documents"
     rows.append(
-        Row("reading tokens", "M tokens/s", tokens / theirs, tokens / ours, theirs / ours, at_least=10, how=how)
+        ResultRow("reading tokens", "M tokens/s", tokens / theirs, tokens / ours, theirs / ours, at_least=10, how=how)
     )
-    rows.append(Row("reading tokens, packed", "M tokens/s", None, tokens / ours, judged="ours", at_least=20))
+    rows.append(ResultRow("reading tokens, packed", "M tokens/s", None, tokens / ours, judged="ours", at_least=20))
     return rows
 
 
-def _memory_rows(folder: Path, texts: Sequence[str], *, quick: bool) -> list[Row]:
+def _memory_rows(folder: Path, texts: Sequence[str], *, quick: bool) -> list[ResultRow]:
     """The most memory of builds of a corpus and of one of ten times the documents, all different."""
     peaks: dict[tuple[str, int], float] = {}
     for times in (1, 10):
@@ -147,7 +149,7 @@ def _memory_rows(folder: Path, texts: Sequence[str], *, quick: bool) -> list[Row
         once, tenfold = peaks[name, 1], peaks[name, 10]
         how = f"{once:.0f} MB for the corpus, {tenfold:.0f} MB for one ten times as large"
         rows.append(
-            Row(
+            ResultRow(
                 f"memory, {what}, 10x over 1x", "x", None, tenfold / once, judged="ours", aim=1.2, at_most=True, how=how
             )
         )

@@ -17,13 +17,13 @@ import torch
 from rich.console import Console
 
 from leyden import __version__
-from leyden.bench.result import BenchResult, Row, render
+from leyden.bench.result import BenchResult, ResultRow, render
 from leyden.core.environment import machine
 from leyden.model import ModelConfig
 from leyden.model import experts as alone
 from leyden.model.balance import router_losses
 from leyden.ops import Routing, route
-from leyden.parallel import Plan, Team
+from leyden.parallel import Plan, RankGroup
 from leyden.parallel.experts import GlobalCapacity
 from leyden.parallel.ranks import StageRanks
 from leyden.parallel.start import team_of
@@ -70,7 +70,7 @@ def run_routers(*, quick: bool = False, output: Path | None = None) -> BenchResu
     found = _on_ranks(work)
     result = BenchResult(
         name="routers",
-        rows=[Row(**row) for row in found["rows"]],
+        rows=[ResultRow(**row) for row in found["rows"]],
         settings={"quick": quick, **asdict(work), "skews": _SKEWS, "threads": 1},
         checks=found["checks"],
         machine=machine(),
@@ -105,8 +105,8 @@ def _on_ranks(work: RouterWork) -> dict:
 
 def _measure(path: Path, work: RouterWork) -> None:
     """On a rank: all figures, which the first one writes."""
-    with team_of(Plan(dp_shard=work.ranks)) as team:
-        rank = _Rank(team, work)
+    with team_of(Plan(dp_shard=work.ranks)) as rank_group:
+        rank = _Rank(rank_group, work)
         rows = []
         for name, skew in _SKEWS.items():
             for factor in _FACTORS:
@@ -115,14 +115,14 @@ def _measure(path: Path, work: RouterWork) -> None:
                 if name == next(iter(_SKEWS)):  # how many are dropped is the same by both rules, but not which
                     rows += [_row(f"capacity {factor}, by {by}", "% of weight", *shares[by][2:]) for by in _RULES]
         num_bytes = {by: rank.num_bytes(by) for by in _RULES}
-        if team.rank == 0:
+        if rank_group.rank == 0:
             checks = {"assignments_kept_as_by_one_process": rank.compared}
             found = {"rows": [asdict(row) for row in rows], "checks": checks, "bytes": num_bytes}
             path.write_text(json.dumps(found), encoding="utf-8")
 
 
-def _row(work: str, unit: str, local: float, together: float) -> Row:
-    return Row(work, unit, 100 * local, 100 * together, local / together if together else None)
+def _row(work: str, unit: str, local: float, together: float) -> ResultRow:
+    return ResultRow(work, unit, 100 * local, 100 * together, local / together if together else None)
 
 
 class _Rank:
@@ -132,11 +132,11 @@ class _Rank:
         compared: assignments of which one process kept the same.
     """
 
-    def __init__(self, team: Team, work: RouterWork) -> None:
-        assert team.mesh is not None, "there are several ranks"
-        stage = team.mesh.groups["stage"]
+    def __init__(self, rank_group: RankGroup, work: RouterWork) -> None:
+        assert rank_group.mesh is not None, "there are several ranks"
+        stage = rank_group.mesh.groups["stage"]
         assert stage is not None, "all ranks share a micro-batch"
-        self._team, self._mesh, self._work = team, team.mesh, work
+        self._team, self._mesh, self._work = rank_group, rank_group.mesh, work
         self._drop_together = GlobalCapacity(stage)
         self.compared = 0
 

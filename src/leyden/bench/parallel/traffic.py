@@ -128,20 +128,20 @@ def _on_ranks(work: TrafficWork) -> list[Exchanged]:
 
 def _measure(path: Path, work: TrafficWork) -> None:
     """On a rank: all figures, which the first one writes."""
-    with team_of(Plan(cp=work.ranks)) as team:
-        assert team.mesh is not None, "there are several ranks"
+    with team_of(Plan(cp=work.ranks)) as rank_group:
+        assert rank_group.mesh is not None, "there are several ranks"
         rows = []
         for kind, layer in _NAMES.items():
             for tokens in work.lengths:
-                both = _exchange(team.mesh, work, kind, tokens)
+                both = _exchange(rank_group.mesh, work, kind, tokens)
                 if both[0] != both[1]:
                     raise RuntimeError(f"{layer} over {tokens} tokens: predicted {both[0]} bytes, counted {both[1]}")
                 of_all = [torch.zeros(work.ranks, dtype=torch.float64) for _ in both]
                 for values, value in zip(of_all, both, strict=True):
-                    values[team.rank] = value
-                predicted, counted = (int(values.max()) for values in team.sum(of_all))
+                    values[rank_group.rank] = value
+                predicted, counted = (int(values.max()) for values in rank_group.sum(of_all))
                 rows.append(asdict(Exchanged(layer, tokens, predicted, counted)))
-        if team.rank == 0:
+        if rank_group.rank == 0:
             path.write_text(json.dumps(rows), encoding="utf-8")
 
 

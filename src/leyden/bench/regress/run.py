@@ -28,7 +28,7 @@ from leyden.bench.cpu.plan import FULL, QUICK
 from leyden.bench.cpu.run import bench_model
 from leyden.bench.data.run import write_text
 from leyden.bench.regress.rows import DATA, EARLIER_NAMES, RegressRow, chosen, works
-from leyden.bench.result import BenchResult, Row, render
+from leyden.bench.result import BenchResult, ResultRow, render
 from leyden.bench.worker import Worker, WorkerError
 from leyden.checkpoint import save
 from leyden.core.errors import UserError
@@ -71,7 +71,7 @@ def run_regress(
     """
     megabytes = 0.2 if quick else _MEGABYTES
     asked = chosen(works(quick=quick, megabytes=megabytes), names)
-    rows: list[Row] = []
+    rows: list[ResultRow] = []
     notes = ["quick form: these figures mean nothing"] * quick + beside_note(beside)
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         commit = _unpack(base, Path(scratch, "checkout"))
@@ -139,7 +139,7 @@ def _prepare(folder: Path, sides: set[str], megabytes: float, *, quick: bool) ->
 
 def _measure_side(
     side: str, group: Sequence[RegressRow], folder: Path, rounds: int, bar: Bar
-) -> tuple[list[Row], list[str]]:
+) -> tuple[list[ResultRow], list[str]]:
     """The rows of one class, and what is to be said of those that the base does not have."""
     rows, missing = [], []
     with ExitStack() as stack:
@@ -219,11 +219,11 @@ class Comparison:
         return cls(statistics.median(ratios), medians[_DRAWS // 20], medians[-_DRAWS // 20])
 
 
-def _row(work: RegressRow, turns: Sequence[Sequence[float]]) -> Row:
+def _row(work: RegressRow, turns: Sequence[Sequence[float]]) -> ResultRow:
     base, this, again = zip(*turns, strict=True)
     found, alike = Comparison.of(base, this), Comparison.of(again, this)
     noise = min(max(_LEAST_NOISE, alike.high - 1, 1 - alike.low, (found.high - found.low) / 2), 1.0)
-    return Row(
+    return ResultRow(
         work=work.name,
         unit=work.unit,
         theirs=work.amount / statistics.median(base),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from leyden.bench.result import Row
+from leyden.bench.result import ResultRow
 from leyden.bench.serve.http import ServerProcess, rate_and_wait
 from leyden.bench.serve.llama import LlamaWorker
 from leyden.bench.serve.plan import prompts
@@ -15,7 +15,7 @@ from leyden.bench.work import SHORT
 from leyden.bench.worker import Worker
 
 
-def generate_rows(bench: ServeBench, theirs: Worker) -> list[Row]:
+def generate_rows(bench: ServeBench, theirs: Worker) -> list[ResultRow]:
     """A batch by transformers' generate: at least 4x the tokens/s, and a lower time to first token."""
     plan, many, new = bench.plan, bench.plan.streams, bench.plan.new
     work = (many, plan.prompt, new)
@@ -34,7 +34,7 @@ def generate_rows(bench: ServeBench, theirs: Worker) -> list[Row]:
     )
     name = f"{many} streams, {plan.prompt} tokens in, {new} out"
     return [
-        Row(
+        ResultRow(
             work=f"{name}, {SHORT[bench.plan.dtype]}",
             unit="tokens/s",
             theirs=many * new / their_whole,
@@ -48,7 +48,7 @@ def generate_rows(bench: ServeBench, theirs: Worker) -> list[Row]:
     ]
 
 
-def server_rows(bench: ServeBench, theirs: ServerProcess, ours: ServerProcess, texts: Sequence[str]) -> list[Row]:
+def server_rows(bench: ServeBench, theirs: ServerProcess, ours: ServerProcess, texts: Sequence[str]) -> list[ResultRow]:
     """The same requests over HTTP, by the same clients: at least 4x the tokens/s, and a lower time to first token.
 
     Args:
@@ -67,7 +67,7 @@ def server_rows(bench: ServeBench, theirs: ServerProcess, ours: ServerProcess, t
     )
     name = f"HTTP, {many} streams, {plan.new} tokens out"
     return [
-        Row(
+        ResultRow(
             work=f"{name}, {SHORT[bench.plan.dtype]}",
             unit="tokens/s",
             theirs=their_rate,
@@ -81,10 +81,10 @@ def server_rows(bench: ServeBench, theirs: ServerProcess, ours: ServerProcess, t
     ]
 
 
-def _first_token(name: str, theirs: float, ours: float, how: str) -> Row:
+def _first_token(name: str, theirs: float, ours: float, how: str) -> ResultRow:
     """Until the first token, of both sides in seconds: no later."""
     work = f"{name}, first token"
-    return Row(work, "ms", 1000 * theirs, 1000 * ours, ratio=theirs / ours, at_least=1, how=how)
+    return ResultRow(work, "ms", 1000 * theirs, 1000 * ours, ratio=theirs / ours, at_least=1, how=how)
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Llama:
     files: dict[str, str]
 
 
-def llama_rows(bench: ServeBench, llama: Llama) -> list[Row]:
+def llama_rows(bench: ServeBench, llama: Llama) -> list[ResultRow]:
     """One stream by llama.cpp: decoding at least equal, prefill at least 3x."""
     plan = bench.plan
     lengths, prompt, new = plan.llama
@@ -104,7 +104,7 @@ def llama_rows(bench: ServeBench, llama: Llama) -> list[Row]:
         for length in lengths if dtype == plan.dtype else lengths[:1]:
             one = _one_stream(bench, llama, plan.long_repeats, "prefill", dtype, length)
             rows.append(
-                Row(
+                ResultRow(
                     work=f"llama.cpp, prefill 1x{length}, {SHORT[dtype]}",
                     unit="tokens/s",
                     theirs=length / one.theirs,
@@ -117,7 +117,7 @@ def llama_rows(bench: ServeBench, llama: Llama) -> list[Row]:
             )
         one = _one_stream(bench, llama, plan.repeats, "decode", dtype, prompt, new)
         rows.append(
-            Row(
+            ResultRow(
                 work=f"llama.cpp, decode {new} after {prompt}, {SHORT[dtype]}",
                 unit="tokens/s",
                 theirs=new / one.theirs,

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from leyden.bench.result import Row
+from leyden.bench.result import ResultRow
 from leyden.bench.serve.plan import ServePlan
 from leyden.bench.work import SHORT
 from leyden.bench.worker import Worker
@@ -41,7 +41,7 @@ class ServeBench:
         ]
 
 
-def stream_rows(bench: ServeBench) -> list[Row]:
+def stream_rows(bench: ServeBench) -> list[ResultRow]:
     """Many streams against one: at least 5x, or 60 % of what the measured rate of memory allows."""
     plan, call = bench.plan, bench.ours.call
     many, length = plan.streams, plan.prompt + plan.new // 2
@@ -59,7 +59,7 @@ def stream_rows(bench: ServeBench) -> list[Row]:
         f"values) at {rate / 1e9:.1f} GB/s; one stream moves {num_bytes[0] / 1e6:.1f} MB, so that "
         f"{many * num_bytes[0] / num_bytes[1]:.1f}x is the limit where both come from memory"
     )
-    against = Row(
+    against = ResultRow(
         work=f"decode, {many} streams against one, {SHORT[plan.dtype]}",
         unit="tokens/s",
         theirs=1 / one,
@@ -69,7 +69,7 @@ def stream_rows(bench: ServeBench) -> list[Row]:
         floor=floor,
         how=f"theirs is one stream of ours; {how}",
     )
-    share = Row(
+    share = ResultRow(
         work=f"decode, {many} streams, of the memory floor",
         unit="share",
         theirs=None,
@@ -98,7 +98,7 @@ def step_bytes(config: ModelConfig, streams: int, length: int) -> float:
     return 2 * weights + streams * 2 * (counted.lightning_state_bytes + length * counted.key_values_per_token)
 
 
-def chat_rows(bench: ServeBench) -> list[Row]:
+def chat_rows(bench: ServeBench) -> list[ResultRow]:
     """A conversation of many turns: time to first token no more than the new turn costs."""
     plan, call = bench.plan, bench.ours.call
     runs = []
@@ -129,7 +129,7 @@ def chat_rows(bench: ServeBench) -> list[Row]:
     return [cost, flat]
 
 
-def context_rows(bench: ServeBench) -> list[Row]:
+def context_rows(bench: ServeBench) -> list[ResultRow]:
     """A decoded token behind a long context against one behind a short: lightning layers flat, softmax by its keys."""
     plan, call = bench.plan, bench.ours.call
     short, long = plan.contexts
@@ -172,7 +172,7 @@ def context_rows(bench: ServeBench) -> list[Row]:
     ]
 
 
-def int8_rows(bench: ServeBench) -> list[Row]:
+def int8_rows(bench: ServeBench) -> list[ResultRow]:
     """8-bit weights: at most 60 % of bfloat16's memory (52 % with embedding and head too), and decoding no slower."""
     plan, call, short = bench.plan, bench.ours.call, SHORT[bench.plan.dtype]
     whole = call("weight_bytes", plan.dtype)
@@ -191,7 +191,7 @@ def int8_rows(bench: ServeBench) -> list[Row]:
             ),
         )
         rows.append(
-            Row(
+            ResultRow(
                 work=f"decode in int8, {streams} stream{'s' * (streams > 1)}",
                 unit="tokens/s",
                 theirs=streams / whole,
@@ -204,6 +204,6 @@ def int8_rows(bench: ServeBench) -> list[Row]:
     return rows
 
 
-def _at_most(goal: float, work: str, ours: float, how: str, *, unit: str = "x") -> Row:
+def _at_most(goal: float, work: str, ours: float, how: str, *, unit: str = "x") -> ResultRow:
     """A figure of ours that must not be above ``goal``, and that nothing is compared with."""
-    return Row(work, unit, theirs=None, ours=ours, judged="ours", at_least=goal, at_most=True, how=how)
+    return ResultRow(work, unit, theirs=None, ours=ours, judged="ours", at_least=goal, at_most=True, how=how)

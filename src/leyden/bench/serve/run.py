@@ -21,7 +21,7 @@ from rich.console import Console
 
 from leyden import __version__
 from leyden.bench.beside import beside_note, busy
-from leyden.bench.result import BenchResult, Row, render
+from leyden.bench.result import BenchResult, ResultRow, render
 from leyden.bench.serve.against import Llama, generate_rows, greedy_agreement, llama_difference, llama_rows, server_rows
 from leyden.bench.serve.gguf import write_gguf
 from leyden.bench.serve.http import ServerError, our_server, their_server
@@ -94,7 +94,7 @@ def run_serve(
 
 def _measure(
     bench: ServeBench, directory: str, worker: LlamaWorker | None, texts: list[str], notes: list[str]
-) -> tuple[list[Row], dict[str, float]]:
+) -> tuple[list[ResultRow], dict[str, float]]:
     """The rows and the checks; what could not be measured is added to ``notes``."""
     checks: dict[str, float] = {"tolerance": _TOLERANCE}
     rows = stream_rows(bench)
@@ -115,7 +115,7 @@ def _measure(
     return rows + chat_rows(bench) + context_rows(bench) + int8_rows(bench), checks
 
 
-def _over_http(bench: ServeBench, directory: str, texts: list[str]) -> list[Row]:
+def _over_http(bench: ServeBench, directory: str, texts: list[str]) -> list[ResultRow]:
     if importlib.util.find_spec("accelerate") is None:
         raise ServerError("it asks for the package accelerate")
     threads = bench.plan.threads

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from leyden.checkpoint.rules import Rule
+from leyden.checkpoint.rules import WeightRule
 from leyden.model import ModelConfig
 from leyden.tokenizer import Tokenizer
 
@@ -56,7 +56,7 @@ class Layout:
 
     name: str
     model_types: tuple[str, ...]
-    rules: tuple[Rule, ...]
+    rules: tuple[WeightRule, ...]
     read_config: Callable[[dict[str, Any], str], ModelConfig]
     write_config: Callable[[ModelConfig, torch.dtype, Tokenizer | None], dict[str, Any]]
     derived: Callable[[ModelConfig, dict[str, Any]], list[Derived]] = _nothing_derived

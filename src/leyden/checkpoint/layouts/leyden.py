@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from leyden.checkpoint.layouts.layout import Layout
-from leyden.checkpoint.rules import Rule
+from leyden.checkpoint.rules import WeightRule
 from leyden.model import ModelConfig
 from leyden.tokenizer import Tokenizer
 
@@ -21,7 +21,7 @@ def _write_config(config: ModelConfig, dtype: torch.dtype, tokenizer: Tokenizer 
 LEYDEN = Layout(
     name="leyden",
     model_types=("leyden",),
-    rules=(Rule("{name}", ("{name}",)),),
+    rules=(WeightRule("{name}", ("{name}",)),),
     read_config=_read_config,
     write_config=_write_config,
 )

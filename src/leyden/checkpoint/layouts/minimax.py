@@ -10,7 +10,7 @@ import torch
 
 from leyden.checkpoint.layouts.dialect import CONSTANTS, LOGIT_FREE, SHARED_NAMES, Dialect
 from leyden.checkpoint.layouts.layout import Layout, token_ids
-from leyden.checkpoint.rules import Rule
+from leyden.checkpoint.rules import WeightRule
 from leyden.core.errors import UserError
 from leyden.model import ModelConfig
 from leyden.tokenizer import Tokenizer
@@ -20,34 +20,34 @@ _THEIR_LAYER = "model.layers.{layer}."
 _MOE = _THEIR_LAYER + "block_sparse_moe."
 
 
-def _in_layer(*names: str) -> tuple[Rule, ...]:
+def _in_layer(*names: str) -> tuple[WeightRule, ...]:
     """Tensors of a layer that both sides call alike."""
-    return tuple(Rule(_LAYER + name, (_THEIR_LAYER + name,)) for name in names)
+    return tuple(WeightRule(_LAYER + name, (_THEIR_LAYER + name,)) for name in names)
 
 
 COMMON_RULES = (
-    Rule("embed_tokens.weight", ("model.embed_tokens.weight",)),
-    Rule("norm.weight", ("model.norm.weight",)),
-    Rule("lm_head.weight", ("lm_head.weight",)),
+    WeightRule("embed_tokens.weight", ("model.embed_tokens.weight",)),
+    WeightRule("norm.weight", ("model.norm.weight",)),
+    WeightRule("lm_head.weight", ("lm_head.weight",)),
     *_in_layer("input_layernorm.weight", "post_attention_layernorm.weight"),
     *_in_layer("self_attn.qkv_proj.weight", "self_attn.output_gate.weight"),
     *_in_layer("self_attn.norm.weight", "self_attn.out_proj.weight"),
     *_in_layer("self_attn.v_proj.weight", "self_attn.o_proj.weight"),
-    Rule(_LAYER + "mlp.gate.weight", (_MOE + "gate.weight",)),
-    Rule(
+    WeightRule(_LAYER + "mlp.gate.weight", (_MOE + "gate.weight",)),
+    WeightRule(
         _LAYER + "mlp.experts.gate_up_proj",
         (_MOE + "experts.{expert}.w1.weight", _MOE + "experts.{expert}.w3.weight"),
     ),
-    Rule(_LAYER + "mlp.experts.down_proj", (_MOE + "experts.{expert}.w2.weight",)),
+    WeightRule(_LAYER + "mlp.experts.down_proj", (_MOE + "experts.{expert}.w2.weight",)),
 )
 """What the released layout shares with that of transformers: all but the query and key projections."""
 
 _SHARED_EXPERT = (
     *(
-        Rule(f"{_LAYER}mlp.shared.mlp.{name}.weight", (f"{_THEIR_LAYER}shared_mlp.{name}.weight",))
+        WeightRule(f"{_LAYER}mlp.shared.mlp.{name}.weight", (f"{_THEIR_LAYER}shared_mlp.{name}.weight",))
         for name in ("gate_proj", "up_proj", "down_proj")
     ),
-    Rule(_LAYER + "mlp.shared.coefficient.weight", (_THEIR_LAYER + "coefficient.weight",)),
+    WeightRule(_LAYER + "mlp.shared.coefficient.weight", (_THEIR_LAYER + "coefficient.weight",)),
 )
 
 _DIALECT = Dialect(

@@ -22,7 +22,7 @@ import torch
 from leyden.checkpoint.layouts.dialect import CONSTANTS, LOGIT_FREE, SHARED_NAMES, Dialect
 from leyden.checkpoint.layouts.layout import Derived, Layout, token_ids
 from leyden.checkpoint.layouts.minimax import COMMON_RULES
-from leyden.checkpoint.rules import Rule
+from leyden.checkpoint.rules import WeightRule
 from leyden.core.errors import UserError
 from leyden.model import ModelConfig
 from leyden.ops import lightning_slopes
@@ -187,8 +187,8 @@ TRANSFORMERS = Layout(
     model_types=("minimax",),
     rules=(
         *COMMON_RULES,
-        Rule(_QUERY, (f"model.{_QUERY}",), _rotary_rows),
-        Rule(_KEY, (f"model.{_KEY}",), _rotary_rows),
+        WeightRule(_QUERY, (f"model.{_QUERY}",), _rotary_rows),
+        WeightRule(_KEY, (f"model.{_KEY}",), _rotary_rows),
     ),
     read_config=_read_config,
     write_config=_write_config,

@@ -27,7 +27,7 @@ FINISHED = "finished.json"
 
 
 @dataclass
-class Tally:
+class DocumentTally:
     """Documents and their UTF-8 bytes."""
 
     documents: int = 0
@@ -52,9 +52,9 @@ class Counts:
         seconds: of processor time.
     """
 
-    given: Tally = field(default_factory=Tally)
-    kept: Tally = field(default_factory=Tally)
-    dropped: dict[str, Tally] = field(default_factory=dict)
+    given: DocumentTally = field(default_factory=DocumentTally)
+    kept: DocumentTally = field(default_factory=DocumentTally)
+    dropped: dict[str, DocumentTally] = field(default_factory=dict)
     rewritten: int = 0
     files: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
@@ -64,9 +64,9 @@ class Counts:
     def of_json(cls, data: Mapping[str, Any]) -> "Counts":
         """From :func:`dataclasses.asdict`'s form."""
         return cls(
-            given=Tally(**data["given"]),
-            kept=Tally(**data["kept"]),
-            dropped={reason: Tally(**tally) for reason, tally in data["dropped"].items()},
+            given=DocumentTally(**data["given"]),
+            kept=DocumentTally(**data["kept"]),
+            dropped={reason: DocumentTally(**tally) for reason, tally in data["dropped"].items()},
             rewritten=data["rewritten"],
             files=data.get("files", 0),
             rejected=dict(data["rejected"]),
@@ -85,9 +85,9 @@ class Counts:
         )
 
 
-def _sum(a: Tally | None, b: Tally | None) -> Tally:
-    a, b = a or Tally(), b or Tally()
-    return Tally(a.documents + b.documents, a.bytes + b.bytes)
+def _sum(a: DocumentTally | None, b: DocumentTally | None) -> DocumentTally:
+    a, b = a or DocumentTally(), b or DocumentTally()
+    return DocumentTally(a.documents + b.documents, a.bytes + b.bytes)
 
 
 @dataclass(frozen=True)

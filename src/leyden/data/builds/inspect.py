@@ -36,7 +36,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Step:
+class InspectedStep:
     """What one stage did to a document.
 
     Attributes:
@@ -52,13 +52,13 @@ class Step:
     changes: tuple[Span, ...]
 
 
-def story(build: Build, id: str) -> list[Step]:
+def story(build: Build, id: str) -> list[InspectedStep]:
     """What became of the document ``id``, stage by stage, up to where it was dropped or to the end.
 
     Raises:
         UserError: no document has that id; the nearest are named.
     """
-    steps: list[Step] = []
+    steps: list[InspectedStep] = []
     text: str | None = None
     for stage in build.stages():
         found, dropped = _find(stage, id)
@@ -66,7 +66,7 @@ def story(build: Build, id: str) -> list[Step]:
             break
         new = found.texts()[0]
         changes = () if text is None or new == text else tuple(compare(text, new))
-        steps.append(Step(stage.name, found, dropped, changes))
+        steps.append(InspectedStep(stage.name, found, dropped, changes))
         text = new
         if dropped:
             break

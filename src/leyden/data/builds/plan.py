@@ -21,7 +21,7 @@ from leyden.data.stage import Stage
 
 
 @dataclass(frozen=True)
-class Step:
+class BuildStep:
     """One stage of a build, or the reading of its sources.
 
     Attributes:
@@ -45,7 +45,7 @@ class Step:
     prepares: bool = False
 
 
-def plan_steps(recipe: BuildRecipe, directory: Path) -> list[Step]:
+def plan_steps(recipe: BuildRecipe, directory: Path) -> list[BuildStep]:
     """The steps of a build, and what is left of each.
 
     Raises:
@@ -60,11 +60,11 @@ def plan_steps(recipe: BuildRecipe, directory: Path) -> list[Step]:
         whole = fingerprint([settings, *(f"{name} {given[name]}" for name in sorted(given))])
         prints = {name: fingerprint([whole if stage.WHOLE_CORPUS else settings, given[name]]) for name in given}
         place = StageDirectory(directory / "stages" / f"{number:02d}-{stage.name}")
-        steps.append(Step(place, prints, stage, whole))
+        steps.append(BuildStep(place, prints, stage, whole))
     return _with_what_is_left(steps)
 
 
-def _reading(recipe: BuildRecipe, place: Path) -> Step:
+def _reading(recipe: BuildRecipe, place: Path) -> BuildStep:
     skipped: dict[str, list[Reject]] = {source.name: [] for source in recipe.source}
     sources = {
         f"{source.name}-{number:05d}": (source, tuple(pieces))
@@ -78,7 +78,7 @@ def _reading(recipe: BuildRecipe, place: Path) -> Step:
         name: fingerprint([source.model_dump_json(), *map(repr, pieces), *_versions(pieces)])
         for name, (source, pieces) in sources.items()
     }
-    return Step(StageDirectory(place), prints, sources=sources, skipped=skipped)
+    return BuildStep(StageDirectory(place), prints, sources=sources, skipped=skipped)
 
 
 def _versions(pieces: Iterable[Piece]) -> Iterator[str]:
@@ -91,9 +91,9 @@ def _versions(pieces: Iterable[Piece]) -> Iterator[str]:
             yield f"{error.strerror}"
 
 
-def _with_what_is_left(steps: Sequence[Step]) -> list[Step]:
+def _with_what_is_left(steps: Sequence[BuildStep]) -> list[BuildStep]:
     """From the last stage to the first, since what one has left to do says what it reads of the one before."""
-    found: list[Step] = []
+    found: list[BuildStep] = []
     read: Collection[str] = steps[-1].prints  # for tokens and report
     for step in reversed(steps):
         pending = _pending(step, step.prints if step is steps[0] else read)
@@ -103,7 +103,7 @@ def _with_what_is_left(steps: Sequence[Step]) -> list[Step]:
     return found[::-1]
 
 
-def _pending(step: Step, read: Collection[str]) -> tuple[str, ...]:
+def _pending(step: BuildStep, read: Collection[str]) -> tuple[str, ...]:
     """The shards that are to be made; the documents of those that are not in ``read`` are taken for what they were."""
     names = sorted(step.prints)
     marks = [step.place.mark(name, step.prints[name]) for name in names]
@@ -114,7 +114,7 @@ def _pending(step: Step, read: Collection[str]) -> tuple[str, ...]:
     return tuple(name for name, mark, fault in zip(names, marks, faults, strict=True) if mark is None or fault)
 
 
-def _is_prepared(step: Step) -> bool:
+def _is_prepared(step: BuildStep) -> bool:
     mark = read_mark(step.place.prepared)
     if mark is None or mark.facts.get("fingerprint") != step.whole:
         return False

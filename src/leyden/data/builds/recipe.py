@@ -11,7 +11,7 @@ from leyden.core.errors import UserError, suggest
 from leyden.data.builds.stages import KINDS, stage_class
 from leyden.data.readers import SourceSettings
 from leyden.data.stage import Stage
-from leyden.data.tokenise import Layout
+from leyden.data.tokenise import TextLayout
 
 
 class BuildSection(Config):
@@ -38,7 +38,7 @@ class TokensSection(Config):
     by: Literal["all", "source", "group"] = "all"
     """What shares a folder of shards, which a training mixture weighs as one: everything; each source; or each group
     that a ``mixture`` stage made."""
-    layout: Layout = Layout()
+    layout: TextLayout = TextLayout()
     """How dialogues, and questions with answers, become text."""
 
 

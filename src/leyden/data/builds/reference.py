@@ -24,7 +24,7 @@ from leyden.core.errors import UserError, suggest
 from leyden.data.builds.recipe import BuildSection, TokensSection
 from leyden.data.builds.stages import KINDS, stage_class
 from leyden.data.readers import SourceSettings
-from leyden.data.tokenise import Layout
+from leyden.data.tokenise import TextLayout
 
 _NO_END = 1 << 60
 """Numbers from here on stand for no limit."""
@@ -50,7 +50,7 @@ class Key:
 
 
 @dataclass(frozen=True)
-class KeyTable:
+class ReferenceTable:
     """The keys of one table of a recipe.
 
     Attributes:
@@ -64,14 +64,14 @@ class KeyTable:
     keys: tuple[Key, ...]
 
 
-def sections() -> Iterator[KeyTable]:
+def sections() -> Iterator[ReferenceTable]:
     """The tables of a recipe but for its stages."""
     for title, config in (("[build]", BuildSection), ("[[source]]", SourceSettings), ("[tokens]", TokensSection)):
         yield _table(title, config)
-    yield _table("[tokens.layout]", Layout)
+    yield _table("[tokens.layout]", TextLayout)
 
 
-def stage_tables(kind: str) -> list[KeyTable]:
+def stage_tables(kind: str) -> list[ReferenceTable]:
     """The table of a kind of stage, and those within it.
 
     Raises:
@@ -115,7 +115,7 @@ leaving the key out, since TOML has no null. How the tables work together is in 
 ## The other tables"""
 
 
-def _markdown(heading: str, table: KeyTable) -> str:
+def _markdown(heading: str, table: ReferenceTable) -> str:
     rows = [f"| `{key.name}` | {_cell(key.kind)} | {_cell(key.default)} | {_cell(key.meaning)} |" for key in table.keys]
     return "\n".join([heading, "", table.about, "", "| key | type | default | meaning |", "|---|---|---|---|", *rows])
 
@@ -125,14 +125,14 @@ def _cell(text: str) -> str:
 
 
 @functools.cache
-def _table(title: str, config: type[Config]) -> KeyTable:
+def _table(title: str, config: type[Config]) -> ReferenceTable:
     meanings = _meanings(config)
     keys = [
         Key(name, _kind(field), _default(field), meanings.get(name, ""))
         for name, field in config.model_fields.items()
         if name != "kind"
     ]
-    return KeyTable(title, _prose(inspect.getdoc(config) or "", paragraphs=True), tuple(keys))
+    return ReferenceTable(title, _prose(inspect.getdoc(config) or "", paragraphs=True), tuple(keys))
 
 
 def _meanings(config: type[Config]) -> dict[str, str]:

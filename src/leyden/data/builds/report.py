@@ -19,7 +19,7 @@ from leyden.data.builds.directory import Build, Counts
 from leyden.data.builds.recipe import BuildRecipe
 from leyden.data.builds.rejects import not_read, reject_lines
 from leyden.data.builds.survey import Sample, Survey, survey
-from leyden.data.engine import Engine
+from leyden.data.engine import DataEngine
 
 _SHOWN_REJECTS = 20
 _SHOWN_ROWS = 30
@@ -68,7 +68,7 @@ def funnel(build: Build) -> list[FunnelRow]:
     ]
 
 
-def write_report(recipe: BuildRecipe, directory: Path, engine: Engine) -> Path:
+def write_report(recipe: BuildRecipe, directory: Path, engine: DataEngine) -> Path:
     """Write ``directory/report/`` and return the path of its page."""
     build = Build.open(directory)
     stages = build.stages()

@@ -18,13 +18,13 @@ from leyden.core.files import atomic_file, discard, remove_leftovers
 from leyden.core.lock import folder_lock
 from leyden.core.log import progress, say
 from leyden.core.threads import require_threads
-from leyden.data.builds.directory import FINISHED, Build, Counts, StageDirectory, Tally
-from leyden.data.builds.plan import Step, fingerprint, plan_steps
+from leyden.data.builds.directory import FINISHED, Build, Counts, DocumentTally, StageDirectory
+from leyden.data.builds.plan import BuildStep, fingerprint, plan_steps
 from leyden.data.builds.recipe import BuildRecipe
 from leyden.data.builds.rejects import RejectFile, by_reason, reading_line, write_not_read
 from leyden.data.builds.tokens import make_tokens, tokens_fault, tokens_files, tokens_made_from
 from leyden.data.documents import Documents
-from leyden.data.engine import Engine
+from leyden.data.engine import DataEngine
 from leyden.data.marks import tell_damage, write_mark
 from leyden.data.parquet import DocumentsWriter, batches, read_batches
 from leyden.data.readers import Piece, read_piece
@@ -59,7 +59,7 @@ def run_build(recipe: BuildRecipe, directory: Path, open_model: "OpenModel | Non
 def carry_out(recipe: BuildRecipe, directory: Path, open_model: "OpenModel | None" = None) -> Build:
     """:func:`run_build` by one who holds the directory's lock."""
     require_threads(min(os.cpu_count() or 1, _ARROW_THREADS) + _OTHER_THREADS, "A data build")
-    engine = Engine(recipe.build.workers or os.cpu_count() or 1, recipe.build.runner)
+    engine = DataEngine(recipe.build.workers or os.cpu_count() or 1, recipe.build.runner)
     build = Build(directory)
     _clear_up(directory)
     steps = plan_steps(recipe, directory)
@@ -80,13 +80,13 @@ def carry_out(recipe: BuildRecipe, directory: Path, open_model: "OpenModel | Non
     return build
 
 
-def _made_from(recipe: BuildRecipe, steps: Sequence[Step]) -> str:
+def _made_from(recipe: BuildRecipe, steps: Sequence[BuildStep]) -> str:
     """The fingerprint of a finished build."""
     shards = (f"{name} {print_}" for name, print_ in sorted(steps[-1].prints.items()))
     return fingerprint([tokens_made_from(recipe.tokens), *(step.place.name for step in steps), *shards])
 
 
-def _is_finished(build: Build, steps: Sequence[Step], made_from: str) -> bool:
+def _is_finished(build: Build, steps: Sequence[BuildStep], made_from: str) -> bool:
     """Whether nothing is left to do of a build whose shards are all whole."""
     mark = build.finished()
     if mark is None or mark.facts.get("made_from") != made_from:
@@ -105,7 +105,7 @@ def _clear_up(directory: Path) -> None:
     remove_leftovers(directory, below=False)
 
 
-def _read_sources(step: Step, engine: Engine) -> None:
+def _read_sources(step: BuildStep, engine: DataEngine) -> None:
     """Read into shards what has not been read."""
     _remove_others(step)
     items = [(name, *step.sources[name], step.prints[name]) for name in step.pending]
@@ -146,7 +146,7 @@ def _read_shard(place: StageDirectory, item: tuple[str, Any, Sequence[Piece], st
     return _finish(place, shard, fingerprint, counts, started, rejects.paths())
 
 
-def _run_stage(step: Step, before: StageDirectory, corpus: Corpus) -> None:
+def _run_stage(step: BuildStep, before: StageDirectory, corpus: Corpus) -> None:
     """Run what is left of one stage over the shards of the stage before."""
     stage, place = step.stage, step.place
     assert stage is not None
@@ -162,7 +162,7 @@ def _run_stage(step: Step, before: StageDirectory, corpus: Corpus) -> None:
         say(f"{place.name}: {summary}")
 
 
-def _prepare(step: Step, stage: Stage, corpus: Corpus) -> None:
+def _prepare(step: BuildStep, stage: Stage, corpus: Corpus) -> None:
     """Let the stage see the whole corpus, going on with what an interrupted run of the same on the same left."""
     work, begun = corpus.work, corpus.work / "fingerprint"
     if not begun.exists() or begun.read_bytes() != step.whole.encode():
@@ -191,7 +191,7 @@ def _run_shard(stage: Stage, before: StageDirectory, place: StageDirectory, item
             staying, leaving = judged.kept(), judged.dropped()
             counts.kept.add(staying)
             for reason in set(leaving.column("reason")):
-                counts.dropped.setdefault(reason, Tally()).add(leaving.having("reason", reason))
+                counts.dropped.setdefault(reason, DocumentTally()).add(leaving.having("reason", reason))
             kept.write(staying)
             dropped.write(leaving)
     return _finish(place, shard, fingerprint, counts, started)
@@ -215,7 +215,7 @@ def _finish(
     return counts.given.bytes
 
 
-def _remove_others(step: Step) -> None:
+def _remove_others(step: BuildStep) -> None:
     """Remove the files of shards that are to be made, or that the recipe no longer has; the marks go first."""
     place, stay = step.place, step.prints.keys() - set(step.pending)
     for path in [*place.path.glob("done/*.json"), *place.path.glob("d*/*.parquet"), *place.all_rejected()]:
@@ -231,7 +231,7 @@ def _forget_others(build: Build, places: Iterable[StageDirectory]) -> None:
             discard(stage.path)
 
 
-def _map(engine: Engine, task: Any, items: Sequence[Any], sizes: Sequence[float], title: str) -> None:
+def _map(engine: DataEngine, task: Any, items: Sequence[Any], sizes: Sequence[float], title: str) -> None:
     """Run a task on every item with a progress bar over their sizes."""
     if not items:
         return

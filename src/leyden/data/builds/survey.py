@@ -11,7 +11,7 @@ import xxhash
 
 from leyden.data.builds.directory import StageDirectory
 from leyden.data.documents import Documents
-from leyden.data.engine import Engine
+from leyden.data.engine import DataEngine
 from leyden.data.parquet import read_batches
 
 _SCORES = 2000
@@ -88,7 +88,7 @@ class Survey:
         )
 
 
-def survey(stage: StageDirectory, engine: Engine, *, dropped: bool = False, samples: int = 3) -> Survey:
+def survey(stage: StageDirectory, engine: DataEngine, *, dropped: bool = False, samples: int = 3) -> Survey:
     """Look at all that a stage kept, or dropped."""
     paths = [(stage.dropped if dropped else stage.documents)(shard) for shard in stage.shards()]
     task = functools.partial(_survey_shard, group="reason" if dropped else "source", samples=samples)

@@ -17,7 +17,7 @@ from leyden.core.log import say
 from leyden.data.builds.directory import Build, StageDirectory
 from leyden.data.builds.plan import digest, fingerprint
 from leyden.data.builds.recipe import TokensSection
-from leyden.data.engine import Engine
+from leyden.data.engine import DataEngine
 from leyden.data.groups import folder_of, write_groups
 from leyden.data.marks import read_mark, tell_damage, write_mark
 from leyden.data.shards import TokenShards
@@ -29,7 +29,7 @@ _MADE_FROM = "made_from.json"
 
 
 def make_tokens(
-    settings: TokensSection | None, last: StageDirectory, prints: Mapping[str, str], directory: Path, engine: Engine
+    settings: TokensSection | None, last: StageDirectory, prints: Mapping[str, str], directory: Path, engine: DataEngine
 ) -> None:
     """Tokenise what the last stage kept; shards that are as they were are not made again.
 

@@ -28,7 +28,7 @@ from leyden.data.builds.rejects import reading_line
 from leyden.data.builds.report import funnel, write_report
 from leyden.data.builds.run import DOING, carry_out
 from leyden.data.builds.tokens import GROUPS
-from leyden.data.engine import Engine
+from leyden.data.engine import DataEngine
 
 if TYPE_CHECKING:
     from leyden.data.label.language_model import OpenModel
@@ -59,7 +59,7 @@ def build_and_report(recipe: BuildRecipe, directory: Path, open_model: "OpenMode
         with atomic_file(directory / "recipe.toml") as part:
             part.write_text(dump_toml(recipe.model_dump(mode="json")), encoding="utf-8")
         carry_out(recipe, directory, open_model)
-        path = write_report(recipe, directory, Engine(recipe.build.workers or os.cpu_count() or 1))
+        path = write_report(recipe, directory, DataEngine(recipe.build.workers or os.cpu_count() or 1))
     say(f"report: {path}")
     return path
 

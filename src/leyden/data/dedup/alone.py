@@ -5,7 +5,7 @@ from pathlib import Path
 
 from leyden.core.files import discard
 from leyden.data.documents import Documents
-from leyden.data.engine import Engine
+from leyden.data.engine import DataEngine
 from leyden.data.parquet import read_batches
 from leyden.data.stage import Corpus, Stage
 
@@ -19,7 +19,7 @@ def run_alone(stage: Stage, shards: Mapping[str, Path], work: Path, *, workers: 
         work: a directory for what the stage learns; one that an interrupted run left is gone on with.
         workers: processes that prepare; it is applied in this one.
     """
-    corpus = Corpus(shards, work, Engine(workers))
+    corpus = Corpus(shards, work, DataEngine(workers))
     stage.prepare(corpus)
     discard(corpus.scratch)
     for shard, path in shards.items():

@@ -13,7 +13,7 @@ from leyden.data.dedup.clusters import offsets_of
 from leyden.data.dedup.gathering import Gathered
 from leyden.data.dedup.runs import file_name, load_array, save_array
 from leyden.data.documents import Documents, pc
-from leyden.data.engine import Engine
+from leyden.data.engine import DataEngine
 
 VERDICTS = pa.schema(
     [
@@ -31,7 +31,7 @@ shards are numbered through; those with one ``survivor_number`` are one cluster.
 
 
 def write_verdicts(
-    engine: Engine,
+    engine: DataEngine,
     work: Path,
     shards: Sequence[Gathered],
     members: np.ndarray,

@@ -3,23 +3,23 @@
 from leyden.data.label.arpa import read_arpa, write_arpa
 from leyden.data.label.classifier import Classifier
 from leyden.data.label.kneser_ney import train_ngrams
-from leyden.data.label.language_model import Answer, LanguageModel, ModelSettings, OpenModel, Request
+from leyden.data.label.language_model import LanguageModel, ModelRequest, ModelSettings, OpenModel, Reply
 from leyden.data.label.ngram import NGramModel
 from leyden.data.label.perplexity import Perplexity
 from leyden.data.label.quality import Quality
 from leyden.data.label.rephrase import Rephrase
 
 __all__ = [
-    "Answer",
     "Classifier",
     "LanguageModel",
+    "ModelRequest",
     "ModelSettings",
     "NGramModel",
     "OpenModel",
     "Perplexity",
     "Quality",
     "Rephrase",
-    "Request",
+    "Reply",
     "read_arpa",
     "train_ngrams",
     "write_arpa",

@@ -10,14 +10,14 @@ import xxhash
 
 from leyden.core.errors import UserError
 from leyden.core.files import disk_errors_are_user_errors
-from leyden.data.label.language_model import Answer, LanguageModel, Request
+from leyden.data.label.language_model import LanguageModel, ModelRequest, Reply
 
 _HOPELESS = 8
 """As many requests, all refused, mean that the fault is not in the documents."""
 
 
 class Answers:
-    """A file of answers (``answers.jsonl``), by :meth:`Request.key`; one process at a time may write.
+    """A file of answers (``answers.jsonl``), by :meth:`ModelRequest.key`; one process at a time may write.
 
     In memory there is the place of each answer alone, about 150 bytes. Use as a context manager where answers are put.
     """
@@ -42,7 +42,7 @@ class Answers:
     def __contains__(self, key: str) -> bool:
         return bytes.fromhex(key) in self._places
 
-    def get(self, key: str) -> Answer | None:
+    def get(self, key: str) -> Reply | None:
         """The answer kept under a key."""
         place = self._places.get(bytes.fromhex(key))
         if place is None:
@@ -50,9 +50,9 @@ class Answers:
         with self._path.open("rb") as file:
             file.seek(place)
             line = json.loads(file.readline())
-        return Answer(line["text"], line["finish"])
+        return Reply(line["text"], line["finish"])
 
-    def put(self, key: str, answer: Answer) -> None:
+    def put(self, key: str, answer: Reply) -> None:
         """Keep an answer; it has left this process when this returns."""
         line = _line(key, answer)
         with disk_errors_are_user_errors(self._path):
@@ -86,7 +86,7 @@ class Answers:
         return place
 
 
-def _line(key: str, answer: Answer) -> bytes:
+def _line(key: str, answer: Reply) -> bytes:
     """An answer as it is kept, with a hash, since it is not asked for again."""
     said = {"key": key, **asdict(answer)}
     return json.dumps({**said, "hash": _hash_of(said)}).encode() + b"\n"
@@ -108,7 +108,7 @@ def _hash_of(said: dict[str, str]) -> str:
     return xxhash.xxh3_64_hexdigest(json.dumps(said, sort_keys=True).encode())
 
 
-def ask(model: LanguageModel, requests: Sequence[Request], answers: Answers) -> list[str]:
+def ask(model: LanguageModel, requests: Sequence[ModelRequest], answers: Answers) -> list[str]:
     """Ask what has not been answered yet; the answers are in ``answers`` afterwards, but for requests refused.
 
     Returns:

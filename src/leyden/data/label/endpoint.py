@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 from leyden.core.errors import UserError
-from leyden.data.label.language_model import Answer, ModelSettings, Request
+from leyden.data.label.language_model import ModelRequest, ModelSettings, Reply
 
 _REFUSED = {400, 413, 422}
 """Statuses that say that this request cannot be answered; others may be."""
@@ -41,7 +41,7 @@ class Endpoint:
         """Address and name."""
         return f"{self._settings.url.rstrip('/')} {self._settings.name}"
 
-    def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
+    def complete(self, requests: Sequence[ModelRequest]) -> Iterator[tuple[int, Reply]]:
         """Each request's index and answer, as they come in.
 
         Raises:
@@ -62,7 +62,7 @@ class Endpoint:
                 stop.set()
                 pool.shutdown(cancel_futures=True)
 
-    def _ask(self, client: httpx.Client, request: Request, stop: threading.Event) -> Answer:
+    def _ask(self, client: httpx.Client, request: ModelRequest, stop: threading.Event) -> Reply:
         """One answer, after as many retries as are allowed."""
         body = {
             "model": self._settings.name,
@@ -79,7 +79,7 @@ class Endpoint:
                 failure = f"{type(error).__name__}{f': {error}' if str(error) else ''}"
             else:
                 if response.status_code in _REFUSED:
-                    return Answer(_told(response), "refused")
+                    return Reply(_told(response), "refused")
                 if response.status_code == 200:
                     answer = _answer(response)
                     if answer is not None:
@@ -99,7 +99,7 @@ class Endpoint:
         )
 
 
-def _answer(response: httpx.Response) -> Answer | None:
+def _answer(response: httpx.Response) -> Reply | None:
     """The answer in a response; None where it has not the form of one."""
     try:
         choice: Any = response.json()["choices"][0]
@@ -108,7 +108,7 @@ def _answer(response: httpx.Response) -> Answer | None:
         return None
     if not isinstance(text, str):
         return None
-    return Answer(text, "length" if choice.get("finish_reason") == "length" else "stop")
+    return Reply(text, "length" if choice.get("finish_reason") == "length" else "stop")
 
 
 def _told(response: httpx.Response) -> str:

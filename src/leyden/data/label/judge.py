@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from leyden.data.documents import Message
-from leyden.data.label.language_model import Request
+from leyden.data.label.language_model import ModelRequest
 
 HIGHEST = 5
 """Of the scale from 0."""
@@ -67,7 +67,9 @@ class Label:
     category: str
 
 
-def judge_request(text: str, categories: Sequence[str], characters: int, max_tokens: int, seed: int = 0) -> Request:
+def judge_request(
+    text: str, categories: Sequence[str], characters: int, max_tokens: int, seed: int = 0
+) -> ModelRequest:
     """What to ask of a document.
 
     Args:
@@ -85,7 +87,7 @@ def judge_request(text: str, categories: Sequence[str], characters: int, max_tok
         f'"{categories[0]}"}}.\n\n========\n{excerpt(text, characters)}\n========'
     )
     messages = (Message("system", _SYSTEM), Message("user", question))
-    return Request(messages, max_tokens, temperature=0.5 if seed > 1 else 0.0, seed=seed)
+    return ModelRequest(messages, max_tokens, temperature=0.5 if seed > 1 else 0.0, seed=seed)
 
 
 def excerpt(text: str, characters: int) -> str:

@@ -15,7 +15,7 @@ from leyden.core.log import progress
 from leyden.data.label.agreement import on_categories, on_scale
 from leyden.data.label.answers import Answers, ask
 from leyden.data.label.judge import Label, parse_label
-from leyden.data.label.language_model import LanguageModel, Request
+from leyden.data.label.language_model import LanguageModel, ModelRequest
 from leyden.data.label.sampling import draws
 
 Part = Literal["train", "held out"]
@@ -57,7 +57,7 @@ class Asking:
         attempts: times that a document is asked before its answers count as malformed.
     """
 
-    request: Callable[[str, int], Request]
+    request: Callable[[str, int], ModelRequest]
     categories: Sequence[str]
     attempts: int
 

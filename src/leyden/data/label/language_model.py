@@ -19,7 +19,7 @@ from leyden.data.documents import Message
 
 
 @dataclass(frozen=True)
-class Request:
+class ModelRequest:
     """One question to a model.
 
     Attributes:
@@ -42,7 +42,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Reply:
     """What a model said.
 
     Attributes:
@@ -63,7 +63,7 @@ class LanguageModel(Protocol):
         """What tells its answers from another model's: address and name, or a digest of the weights."""
         ...
 
-    def complete(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
+    def complete(self, requests: Sequence[ModelRequest]) -> Iterator[tuple[int, Reply]]:
         """Each request's index and answer, as they are ready, in any order.
 
         Raises:

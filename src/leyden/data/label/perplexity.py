@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from leyden.core.files import atomic_file
 from leyden.core.log import logger, progress, say
 from leyden.data.documents import Documents, Reject
-from leyden.data.engine import Engine
+from leyden.data.engine import DataEngine
 from leyden.data.label.arpa import read_arpa
 from leyden.data.label.kept_scores import kept_scores, score_corpus
 from leyden.data.label.kneser_ney import train_ngrams
@@ -81,7 +81,7 @@ class Perplexity(Stage):
     def prepare(self, corpus: Corpus) -> None:
         """Estimate the model, score everything, and find the buckets' borders."""
         place = corpus.work / "model"
-        map_missing(Engine(), self._make_model, [(corpus.work / "model.done", place)], "estimating the model")
+        map_missing(DataEngine(), self._make_model, [(corpus.work / "model.done", place)], "estimating the model")
         scores = score_corpus(corpus, partial(self._score, model=place), "scoring perplexity")
         cuts = [_quantile(scores, share) for share in (self.head, self.head + self.middle)]
         facts = {

@@ -17,7 +17,7 @@ from leyden.core.files import atomic_file
 from leyden.core.log import progress
 from leyden.data.documents import Document, Documents, Message
 from leyden.data.label.answers import Answers, ask
-from leyden.data.label.language_model import Answer, ModelSettings, Request
+from leyden.data.label.language_model import ModelRequest, ModelSettings, Reply
 from leyden.data.label.rephrase_styles import STYLES, SYSTEM, Style
 from leyden.data.parquet import read_batches
 from leyden.data.stage import Corpus, Stage
@@ -143,7 +143,7 @@ class Rephrase(Stage):
         """Of the answers."""
         return self.answers or work.parent / "answers"
 
-    def _requests(self, documents: Documents) -> Iterator[tuple[int, str, Request]]:
+    def _requests(self, documents: Documents) -> Iterator[tuple[int, str, ModelRequest]]:
         """Row, style and request of all that is to be asked of a batch."""
         scores = documents.scores(self.score) if self.score else np.zeros(len(documents))
         least = -np.inf if self.min_score is None else self.min_score
@@ -156,7 +156,7 @@ class Rephrase(Stage):
                 for style in self.styles:
                     question = f"{STYLES[style].task}\n\n========\n{text}\n========"
                     messages = (Message("system", SYSTEM), Message("user", question))
-                    yield row, style, Request(messages, self.max_tokens, self.temperature, self.seed)
+                    yield row, style, ModelRequest(messages, self.max_tokens, self.temperature, self.seed)
 
     def _results(self, documents: Documents, identity: str, folder: Path) -> Iterator[Result]:
         originals = list(documents)
@@ -172,7 +172,7 @@ class Rephrase(Stage):
             )
             yield Result(row, document, reason, detail)
 
-    def _fault(self, original: str, text: str, answer: Answer | None, style: Style) -> tuple[str | None, str | None]:
+    def _fault(self, original: str, text: str, answer: Reply | None, style: Style) -> tuple[str | None, str | None]:
         """Why an answer is of no use, if it is not."""
         if answer is None:
             return "rephrase: no answer", "the model refused the request"

@@ -25,7 +25,7 @@ WINDOW_SEQUENCES = 1024
 
 
 @dataclass(frozen=True, eq=False)
-class Window:
+class PackingWindow:
     """Sequences that are closed, and the one that is not.
 
     Attributes:
@@ -41,7 +41,7 @@ class Window:
 
 def plan_epoch(
     shards: TokenShards, *, seq_len: int, seed: int, epoch: int, pending: np.ndarray, max_padding: float
-) -> Iterator[Window]:
+) -> Iterator[PackingWindow]:
     """The windows of one epoch, in order.
 
     Args:
@@ -74,7 +74,7 @@ def cut(documents: np.ndarray, lengths: np.ndarray, seq_len: int) -> np.ndarray:
     return pieces
 
 
-def pack(pending: np.ndarray, pieces: np.ndarray, seq_len: int, max_padding: float) -> Window:
+def pack(pending: np.ndarray, pieces: np.ndarray, seq_len: int, max_padding: float) -> PackingWindow:
     """Pack the pieces of a window behind those of the open sequence, which comes first where it is closed."""
     used = int(pending["length"].sum())
     place = best_fit(pieces["length"], seq_len, used)
@@ -89,7 +89,7 @@ def pack(pending: np.ndarray, pieces: np.ndarray, seq_len: int, max_padding: flo
     counts = np.bincount(place)
     left = place[by_place] == last
     counts[last] = 0
-    return Window(pieces[by_place][~left], counts[counts > 0], pieces[by_place][left])
+    return PackingWindow(pieces[by_place][~left], counts[counts > 0], pieces[by_place][left])
 
 
 def best_fit(lengths: np.ndarray, capacity: int, used: int) -> np.ndarray:
@@ -170,7 +170,7 @@ def _pour(
     return np.array([piece for piece, _ in rows], PIECE), np.array([where for _, where in rows]), giver
 
 
-def _shuffle(window: Window, first_stays: bool, seed: int, epoch: int, number: int) -> Window:
+def _shuffle(window: PackingWindow, first_stays: bool, seed: int, epoch: int, number: int) -> PackingWindow:
     """The sequences in an order by hash, since best fit begins with the longest; one that was open before stays first.
 
     So the pieces of an earlier epoch are used before those of the next.
@@ -182,4 +182,4 @@ def _shuffle(window: Window, first_stays: bool, seed: int, epoch: int, number: i
     starts = (ends - window.counts)[order]
     new_ends = np.cumsum(counts)
     index = np.arange(len(window.pieces)) + np.repeat(starts - new_ends + counts, counts)
-    return Window(window.pieces[index], counts, window.pending)
+    return PackingWindow(window.pieces[index], counts, window.pending)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from leyden.core.errors import UserError
-from leyden.data.loader.packing import Batch, Batches, Segment
+from leyden.data.loader.packing import Batch, PackedBatchIterator, Segment
 from leyden.data.loader.pieces import PIECE, Pieces
 from leyden.data.loader.plan import BestFit
 from leyden.data.loader.rows import lay
@@ -118,7 +118,7 @@ class GroupedDocuments:
         return result
 
 
-class GroupedBatches(Batches):
+class GroupedBatches(PackedBatchIterator):
     """Batches of whole groups, with their values: see :class:`leyden.data.Batch`.
 
     Args:

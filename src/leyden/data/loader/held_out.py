@@ -5,12 +5,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from leyden.data.loader.packing import Batch, Batches, Segment
-from leyden.data.loader.rows import NO_LABEL, PADDING, Rows
+from leyden.data.loader.packing import Batch, PackedBatchIterator, Segment
+from leyden.data.loader.rows import NO_LABEL, PADDING, TokenRows
 from leyden.tokenizer import Tokenizer
 
 
-class HeldOutBatches(Batches):
+class HeldOutBatches(PackedBatchIterator):
     """Some documents, one after another, in sequences as long as those of training; the last are filled with padding.
 
     A document that does not fit what is left of a sequence is cut, its rest begins the next one, and the label of the
@@ -65,7 +65,7 @@ class HeldOutBatches(Batches):
         inside = self._bounds[(self._bounds >= start) & (self._bounds <= stop)]
         counts = np.bincount((inside[:-1] - start) // self.seq_len, minlength=count)
         these = slice(first, first + count)
-        return Batch.of(Rows(self._tokens[these], self._labels[these], np.diff(inside), counts))
+        return Batch.of(TokenRows(self._tokens[these], self._labels[these], np.diff(inside), counts))
 
     def trace(self, number: int) -> list[Segment]:
         """Nothing is told of single documents."""

@@ -11,10 +11,10 @@ import numpy as np
 
 from leyden.core.errors import UserError
 from leyden.data.loader.mixture_schedule import Component, MixtureSchedule, Shares, Turns, check_names
-from leyden.data.loader.packing import Batch, Batches, Segment
+from leyden.data.loader.packing import Batch, PackedBatchIterator, Segment
 from leyden.data.loader.pieces import Stream
 from leyden.data.loader.plan import BestFit
-from leyden.data.loader.rows import Rows, make_rows
+from leyden.data.loader.rows import TokenRows, make_rows
 from leyden.data.shards import TokenShards
 
 
@@ -42,7 +42,7 @@ class Planned:
     max_epochs: float | None
 
 
-class MixedBatches(Batches):
+class MixedBatches(PackedBatchIterator):
     """An endless iterator of batches of a mixture.
 
     Args:
@@ -155,7 +155,7 @@ class MixedBatches(Batches):
         return Batch.of(parts[0] if len(parts) == 1 else _interleave(parts, places, self.seq_len))
 
 
-def _interleave(parts: list[Rows], places: list[np.ndarray], seq_len: int) -> Rows:
+def _interleave(parts: list[TokenRows], places: list[np.ndarray], seq_len: int) -> TokenRows:
     """The rows of several sources, each at its places, as one."""
     count = sum(len(place) for place in places)
     tokens, labels = np.empty((2, count, seq_len), np.int64)
@@ -164,7 +164,7 @@ def _interleave(parts: list[Rows], places: list[np.ndarray], seq_len: int) -> Ro
         tokens[place], labels[place], counts[place] = part.tokens, part.labels, part.counts
     row_of_segment = np.concatenate([np.repeat(place, part.counts) for part, place in zip(parts, places, strict=True)])
     order = np.argsort(row_of_segment, kind="stable")
-    return Rows(tokens, labels, np.concatenate([part.segments for part in parts])[order], counts)
+    return TokenRows(tokens, labels, np.concatenate([part.segments for part in parts])[order], counts)
 
 
 def _check_tokenizers(sources: Mapping[str, TokenShards]) -> None:

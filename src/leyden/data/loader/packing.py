@@ -25,7 +25,7 @@ from leyden.core.errors import UserError
 from leyden.data.loader.concatenate import Concatenated
 from leyden.data.loader.pieces import Stream
 from leyden.data.loader.plan import BestFit
-from leyden.data.loader.rows import Rows, make_rows
+from leyden.data.loader.rows import TokenRows, make_rows
 from leyden.data.shards import TokenShards
 
 Packing = Literal["concatenate", "best_fit"]
@@ -64,7 +64,7 @@ class Batch:
         return (torch.arange(len(starts)) - starts)[None]
 
     @classmethod
-    def of(cls, rows: Rows) -> "Batch":
+    def of(cls, rows: TokenRows) -> "Batch":
         """Sequences one after another."""
         bounds = np.zeros(len(rows.segments) + 1, np.int32)
         np.cumsum(rows.segments, out=bounds[1:])
@@ -89,7 +89,7 @@ class Segment:
     length: int
 
 
-class Batches(ABC):
+class PackedBatchIterator(ABC):
     """An endless iterator of batches, each of ``batch_tokens / seq_len`` sequences of exactly ``seq_len`` tokens.
 
     Attributes:
@@ -169,7 +169,7 @@ class Batches(ABC):
         """Where the segments of batch ``number`` are from, in order, padding left out."""
 
 
-class PackedBatches(Batches):
+class PackedBatches(PackedBatchIterator):
     """Batches from one set of shards.
 
     Args:

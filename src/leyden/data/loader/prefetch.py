@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from leyden.data.loader.packing import Batch, Batches
+from leyden.data.loader.packing import Batch, PackedBatchIterator
 
 
 class Prefetched:
@@ -18,7 +18,9 @@ class Prefetched:
         workers: threads; copying tokens releases Python's lock.
     """
 
-    def __init__(self, batches: Batches, *, rank: int = 0, ranks: int = 1, ahead: int = 2, workers: int = 1) -> None:
+    def __init__(
+        self, batches: PackedBatchIterator, *, rank: int = 0, ranks: int = 1, ahead: int = 2, workers: int = 1
+    ) -> None:
         self._batches = batches
         self._share = rank, ranks
         self._ahead = ahead
@@ -53,7 +55,7 @@ class Prefetched:
         return dict(self._state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """As of :class:`leyden.data.loader.packing.Batches`; what was made ahead is forgotten."""
+        """As of :class:`leyden.data.loader.packing.PackedBatchIterator`; what was made ahead is forgotten."""
         self._batches.load_state_dict(state)
         for future in self._waiting:
             future.cancel()

@@ -12,7 +12,7 @@ PADDING = 0  # any token will do: it has no label, and nothing else sees its seg
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class TokenRows:
     """Some sequences.
 
     Attributes:
@@ -27,12 +27,12 @@ class Rows:
     counts: np.ndarray
 
 
-def make_rows(stream: Stream, first: int, count: int) -> Rows:
+def make_rows(stream: Stream, first: int, count: int) -> TokenRows:
     """``count`` sequences of a stream from number ``first`` on."""
     return lay(stream.shards, stream.pieces(first, count), stream.seq_len)
 
 
-def lay(shards: TokenShards, held: Pieces, seq_len: int) -> Rows:
+def lay(shards: TokenShards, held: Pieces, seq_len: int) -> TokenRows:
     """Fetch the tokens of sequences and form their labels."""
     pieces, counts = held.pieces, np.diff(held.bounds)
     document, offset, length = pieces["document"], pieces["offset"], pieces["length"].astype(np.int64)
@@ -61,7 +61,7 @@ def lay(shards: TokenShards, held: Pieces, seq_len: int) -> Rows:
         _hide(shards, labels, starts, length, last, goes_on)
     counts = counts.copy()
     counts[padded] += 1
-    return Rows(tokens.reshape(-1, seq_len), labels.reshape(-1, seq_len), segments, counts)
+    return TokenRows(tokens.reshape(-1, seq_len), labels.reshape(-1, seq_len), segments, counts)
 
 
 def _with_padding(views: list[np.ndarray], places: list[int], lengths: list[int]) -> list[np.ndarray]:

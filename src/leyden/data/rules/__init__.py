@@ -5,7 +5,7 @@ Every reason begins with the rule's source, every detail says what was measured 
 """
 
 from leyden.data.rules.addresses import Urls
-from leyden.data.rules.base import Rules
+from leyden.data.rules.base import RuleStage
 from leyden.data.rules.c4 import C4
 from leyden.data.rules.chain import PROSE, apply_chain
 from leyden.data.rules.fineweb import FineWeb
@@ -25,7 +25,7 @@ __all__ = [
     "Language",
     "Length",
     "Personal",
-    "Rules",
+    "RuleStage",
     "Script",
     "Unicode",
     "Urls",

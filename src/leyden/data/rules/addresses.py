@@ -10,14 +10,14 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from leyden.data.documents import Documents
-from leyden.data.rules.base import Limit, Rules, empty_verdicts
+from leyden.data.rules.base import Limit, RuleStage, empty_verdicts
 from leyden.data.rules.lists import HashedSet, load, lowered
 
 _LONGEST_NAME = 253
 _SEPARATOR = re.compile(r"[\W_]+")
 
 
-class Urls(Rules):
+class Urls(RuleStage):
     """Drop documents by their ``url``; those without one are kept. Every list is a file of one entry a line."""
 
     TITLE: ClassVar[str] = "url"

@@ -46,7 +46,7 @@ class Limit:
         return f"{self.found[row] if self.found else f'{value:.6g}'}; {self.allowed or f'{bound} is allowed'}"
 
 
-class Rules(Stage):
+class RuleStage(Stage):
     """A stage that can be told which documents are its business, so that one recipe holds prose, code and dialogues.
 
     A document that is not chosen goes on as it is.

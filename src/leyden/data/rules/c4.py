@@ -14,7 +14,7 @@ import numpy as np
 
 from leyden.data.documents import Documents
 from leyden.data.rules.analysis import Analysis
-from leyden.data.rules.base import Limit, Rules, empty_verdicts
+from leyden.data.rules.base import Limit, RuleStage, empty_verdicts
 from leyden.data.rules.characters import TERMINAL, UNSPACED, quotation_marks, table
 from leyden.data.rules.gopher import ends_in_ellipsis
 from leyden.data.rules.lists import load
@@ -23,7 +23,7 @@ _CITATION = re.compile(r"\[(?:\d*|edit|citation needed)\]")
 _WORD = re.compile(r"\w+")
 
 
-class C4(Rules):
+class C4(RuleStage):
     """Keep the lines that are sentences; drop pages with too few of them, with braces, filler or listed words.
 
     The lines of a nested document are judged but its messages stay whole, as cutting lines would tear a dialogue.

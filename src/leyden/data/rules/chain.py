@@ -7,16 +7,16 @@ import numpy as np
 import pyarrow as pa
 
 from leyden.data.documents import Documents
-from leyden.data.rules.base import Rules
+from leyden.data.rules.base import RuleStage
 from leyden.data.rules.c4 import C4
 from leyden.data.rules.fineweb import FineWeb
 from leyden.data.rules.gopher import GopherQuality, GopherRepetition
 
-PROSE: tuple[Rules, ...] = (GopherRepetition(), GopherQuality(), C4(), FineWeb())
+PROSE: tuple[RuleStage, ...] = (GopherRepetition(), GopherQuality(), C4(), FineWeb())
 """The rules for web text, in the order in which FineWeb ran them."""
 
 
-def apply_chain(documents: Documents, stages: Sequence[Rules] = PROSE) -> Documents:
+def apply_chain(documents: Documents, stages: Sequence[RuleStage] = PROSE) -> Documents:
     """Every document as the stages leave it, in order; a stage sees what those before it kept."""
     rows, parts, places = np.arange(len(documents)), [], []
     for stage in stages:

@@ -5,12 +5,12 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from leyden.data.rules.analysis import Analysis, repeats
-from leyden.data.rules.base import Limit, Rules, fraction
+from leyden.data.rules.base import Limit, RuleStage, fraction
 from leyden.data.rules.characters import TERMINAL
 from leyden.data.rules.gopher import duplicate_share
 
 
-class FineWeb(Rules):
+class FineWeb(RuleStage):
     """Drop pages whose lines do not end like sentences, come again, or are as short as those of a menu.
 
     Lines are those that are not blank, without the white space around them.
@@ -35,7 +35,7 @@ class FineWeb(Rules):
     """Line feeds per word, as in lists; not in the paper, but in the released code (``new_line_ratio``)."""
 
     def limits(self, analysis: Analysis) -> list[Limit]:
-        """See :meth:`Rules.limits`."""
+        """See :meth:`RuleStage.limits`."""
         lines = analysis.lines
         number = analysis.sums(lines.document)
         punctuated = (analysis.kinds[analysis.line_ends] & TERMINAL) != 0

@@ -9,11 +9,11 @@ import numpy as np
 from pydantic import Field
 
 from leyden.data.rules.analysis import Analysis, Spans, covered, ngrams, repeats
-from leyden.data.rules.base import Limit, Rules, fraction
+from leyden.data.rules.base import Limit, RuleStage, fraction
 from leyden.data.rules.characters import LETTER, UNSPACED
 
 
-class GopherQuality(Rules):
+class GopherQuality(RuleStage):
     """Drop documents by their numbers and lengths of words, symbols, bullets, ellipses, letters and stop words.
 
     The rules and thresholds are those of Gopher's quality filtering (arXiv 2112.11446, appendix A.1.1).
@@ -48,7 +48,7 @@ class GopherQuality(Rules):
     """English, as in A.1.1; in any case. Set others, or ``min_stop_words = 0``, for documents in other languages."""
 
     def limits(self, analysis: Analysis) -> list[Limit]:
-        """See :meth:`Rules.limits`."""
+        """See :meth:`RuleStage.limits`."""
         texts, words, cores, lines = analysis.texts, analysis.words, analysis.cores, analysis.lines
         num_words = analysis.sums(words.document)
         num_lines = analysis.sums(lines.document)
@@ -122,7 +122,7 @@ def ends_in_ellipsis(analysis: Analysis) -> np.ndarray:
     return dots | (analysis.characters[last] == ord("…"))
 
 
-class GopherRepetition(Rules):
+class GopherRepetition(RuleStage):
     """Drop documents whose lines, paragraphs and n-grams come again (Gopher, arXiv 2112.11446, table A1).
 
     A line, paragraph or n-gram of five and more words is a duplicate from its second time on; n-grams are of words as
@@ -151,7 +151,7 @@ class GopherRepetition(Rules):
     a word has in Chinese and Japanese. (Of man pages in Japanese, 1 would drop 7 of 10; in English 1 of 10 go.)"""
 
     def limits(self, analysis: Analysis) -> list[Limit]:
-        """See :meth:`Rules.limits`."""
+        """See :meth:`RuleStage.limits`."""
         lines, paragraphs = analysis.lines, analysis.paragraphs
         again = repeats(lines.document, analysis.line_ids)
         paragraph_again = repeats(paragraphs.document, analysis.paragraph_ids)

@@ -10,13 +10,13 @@ from pydantic import Field
 
 from leyden.core.errors import UserError, suggest
 from leyden.data.documents import Documents
-from leyden.data.rules.base import Limit, Rules, empty_verdicts
+from leyden.data.rules.base import Limit, RuleStage, empty_verdicts
 
 CONFIDENCE = "language"
 """The score that holds the classifier's confidence, from 0 to 1."""
 
 
-class Language(Rules):
+class Language(RuleStage):
     """Set the column ``language`` and the score ``language``; drop other languages, or unsure ones, if asked.
 
     Of a long document some pieces are read, evenly spread, so that menus and licences at its ends do not decide.

@@ -6,12 +6,12 @@ import numpy as np
 from pydantic import Field
 
 from leyden.data.rules.analysis import Analysis
-from leyden.data.rules.base import Limit, Rules
+from leyden.data.rules.base import Limit, RuleStage
 
 _NO_END = 1 << 62
 
 
-class Length(Rules):
+class Length(RuleStage):
     """Drop what is too short or too long; put it first where single documents may be huge."""
 
     TITLE: ClassVar[str] = "length"
@@ -32,7 +32,7 @@ class Length(Rules):
     """Documents of more UTF-8 bytes are dropped."""
 
     def limits(self, analysis: Analysis) -> list[Limit]:
-        """See :meth:`Rules.limits`."""
+        """See :meth:`RuleStage.limits`."""
         texts = analysis.texts
         limits = [
             Limit("characters", np.array([len(t) for t in texts], float), self.min_characters, self.max_characters),

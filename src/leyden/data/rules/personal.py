@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from leyden.data.documents import Documents
-from leyden.data.rules.base import Rules, rewrite_chosen
+from leyden.data.rules.base import RuleStage, rewrite_chosen
 
 MASKED = "masked"
 """The score that counts what was replaced in a document; no score where nothing was."""
@@ -40,7 +40,7 @@ _RESERVED = ("example.com", "example.net", "example.org")  # RFC 2606, as are th
 _RESERVED_ENDINGS = (".example", ".invalid", ".test", ".localhost", *("." + domain for domain in _RESERVED))
 
 
-class Personal(Rules):
+class Personal(RuleStage):
     """Mask personal data in texts and messages; the score ``masked`` counts it. Nothing is dropped.
 
     Only what is valid is masked: addresses in domains reserved for examples, private and reserved IP addresses,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from leyden.data.documents import Documents
-from leyden.data.rules.base import Rules, rewrite_chosen
+from leyden.data.rules.base import RuleStage, rewrite_chosen
 
 if TYPE_CHECKING:
     import regex
@@ -21,7 +21,7 @@ Form = Literal["NFC", "NFKC", "NFD", "NFKD", "none"]
 _HARMLESS = re.compile(r"[\t\n\x20-\x7e]*")  # what no repair changes
 
 
-class Unicode(Rules):
+class Unicode(RuleStage):
     """Repair text with ftfy and bring it to a normal form; the score ``repaired_lines`` says how many lines changed.
 
     Repaired are text that was decoded by the wrong encoding (``schÃ¶n``), stray C1 controls and terminal escapes. A

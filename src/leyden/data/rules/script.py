@@ -7,11 +7,11 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from leyden.data.rules.analysis import Analysis
-from leyden.data.rules.base import Limit, Rules, fraction
+from leyden.data.rules.base import Limit, RuleStage, fraction
 from leyden.data.rules.characters import LETTER, code_points
 
 
-class Script(Rules):
+class Script(RuleStage):
     """Drop documents of which too few letters are of the scripts to keep."""
 
     TITLE: ClassVar[str] = "script"
@@ -33,7 +33,7 @@ class Script(Rules):
         return keep
 
     def limits(self, analysis: Analysis) -> list[Limit]:
-        """See :meth:`Rules.limits`."""
+        """See :meth:`RuleStage.limits`."""
         letters = np.flatnonzero(analysis.has(LETTER))
         of_script = letters[_members(self.keep)[analysis.characters[letters]]]
         share = fraction(analysis.per_document(of_script), analysis.per_document(letters))

@@ -25,7 +25,7 @@ _SALT = 0x6C657964656E  # so that no other use of the hash draws the same number
 
 
 @dataclass(frozen=True, eq=False)
-class Contents:
+class ContentColumns:
     """Documents, column by column.
 
     Attributes:
@@ -44,7 +44,7 @@ class Contents:
         return len(self.draws)
 
 
-def contents_of(documents: Documents, scores: Sequence[str], category_key: str | None) -> Contents:
+def contents_of(documents: Documents, scores: Sequence[str], category_key: str | None) -> ContentColumns:
     """What a mixture needs to know of a batch.
 
     Args:
@@ -61,10 +61,10 @@ def contents_of(documents: Documents, scores: Sequence[str], category_key: str |
         categories = [str(own) if own is not None else source for own, source in zip(found, categories, strict=True)]
     hashes = np.array([xxhash.xxh3_64_intdigest(text.encode(), _SALT) for text in documents.texts()], np.uint64)
     draws = (hashes >> np.uint64(11)).astype(np.float64) / 2**53
-    return Contents(np.array(categories, np.str_), mean, documents.num_bytes(), draws)
+    return ContentColumns(np.array(categories, np.str_), mean, documents.num_bytes(), draws)
 
 
-def gather_contents(corpus: Corpus, scores: Sequence[str], category_key: str | None) -> Contents:
+def gather_contents(corpus: Corpus, scores: Sequence[str], category_key: str | None) -> ContentColumns:
     """What a mixture needs to know of a corpus: about 28 bytes a document in memory, beside the categories' names.
 
     Each shard's is kept in ``corpus.work``, and not made again.
@@ -76,7 +76,9 @@ def gather_contents(corpus: Corpus, scores: Sequence[str], category_key: str | N
     parts = [_load(_place(folder, name)) for name in sorted(corpus.shards)]
     if not sum(map(len, parts)):
         raise UserError("there are no documents to mix.")
-    return Contents(*(np.concatenate([getattr(part, field) for part in parts]) for field in Contents.__annotations__))
+    return ContentColumns(
+        *(np.concatenate([getattr(part, field) for part in parts]) for field in ContentColumns.__annotations__)
+    )
 
 
 def cut_at(draws: np.ndarray, sizes: np.ndarray, share: float) -> float:
@@ -121,6 +123,6 @@ def _gather(item: tuple[str, Path], folder: Path, scores: tuple[str, ...], categ
     return [place]
 
 
-def _load(path: Path) -> Contents:
+def _load(path: Path) -> ContentColumns:
     with np.load(path, allow_pickle=False) as file:
-        return Contents(*(file[field] for field in Contents.__annotations__))
+        return ContentColumns(*(file[field] for field in ContentColumns.__annotations__))

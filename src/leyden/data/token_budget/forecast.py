@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from leyden.core.errors import UserError
-from leyden.data.engine import Engine
+from leyden.data.engine import DataEngine
 from leyden.data.stage import Corpus
 from leyden.data.token_budget.plan import MixturePlan
 from leyden.data.token_budget.plots import draw_mixture
@@ -30,7 +30,7 @@ def forecast(paths: Sequence[Path], settings: PlanMixture, directory: Path, *, w
         raise UserError(f"no documents in Parquet files at {', '.join(missing or map(str, paths))}.")
     with tempfile.TemporaryDirectory() as work:
         shards = {f"{index:06d}": file for index, file in enumerate(files)}
-        settings.prepare(Corpus(shards, Path(work), Engine(workers)))
+        settings.prepare(Corpus(shards, Path(work), DataEngine(workers)))
         plan = MixturePlan.load(Path(work) / PLAN)
     plan.save(directory / "plan.json")
     (directory / "plan.txt").write_text(plan.table() + "\n", encoding="utf-8")

@@ -19,7 +19,7 @@ from leyden.core.errors import UserError
 from leyden.core.files import atomic_file
 from leyden.data.documents import Documents
 from leyden.data.stage import Corpus, Stage
-from leyden.data.token_budget.content import Contents, contents_of, cut_at, gather_contents, repeats
+from leyden.data.token_budget.content import ContentColumns, contents_of, cut_at, gather_contents, repeats
 
 MATCHED = "matched.json"
 """In the stage's work: a :class:`Matched` for every source."""
@@ -94,7 +94,7 @@ class MatchRepetition(Stage):
             record = {name: asdict(one) for name, one in matched.items()}
             part.write_text(json.dumps(record, ensure_ascii=False, indent=1), encoding="utf-8")
 
-    def match(self, contents: Contents) -> dict[str, Matched]:
+    def match(self, contents: ContentColumns) -> dict[str, Matched]:
         """The choice, by source."""
         names = np.unique(contents.categories).tolist()
         sizes = {name: float(contents.num_bytes[contents.categories == name].sum()) for name in names}
@@ -193,7 +193,7 @@ def _shares(sizes: Mapping[str, float], given: Mapping[str, float] | None, setti
     return {name: share / total for name, share in shares.items()}
 
 
-def _refuse_duplicates(contents: Contents) -> None:
+def _refuse_duplicates(contents: ContentColumns) -> None:
     """Documents of equal text draw equal numbers; kept or left out together, they repeat more than they should."""
     twice = len(contents) - len(np.unique(contents.draws))
     if twice:

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from leyden.core.files import atomic_file
 from leyden.data.documents import Documents
 from leyden.data.stage import Corpus, Stage
-from leyden.data.token_budget.content import Contents, contents_of, cut_at, gather_contents, repeats
+from leyden.data.token_budget.content import ContentColumns, contents_of, cut_at, gather_contents, repeats
 from leyden.data.token_budget.plan import CLASSES, Cell, MixturePlan, QualityClass, plan_mixture
 
 PLAN, CUTS = "plan.json", "cuts.json"
@@ -80,7 +80,7 @@ class PlanMixture(Stage):
             part.write_text(json.dumps(cuts, ensure_ascii=False), encoding="utf-8")
         plan.save(corpus.work / PLAN)
 
-    def plan(self, contents: Contents, inside: Mapping[tuple[str, int], np.ndarray]) -> MixturePlan:
+    def plan(self, contents: ContentColumns, inside: Mapping[tuple[str, int], np.ndarray]) -> MixturePlan:
         """The plan for documents, of which ``inside`` says which are in each category and class."""
         cells = [
             Cell(
@@ -129,7 +129,7 @@ class PlanMixture(Stage):
         plan = MixturePlan.load(work / PLAN)
         return {"table": plan.table(), "for_loader": plan.for_loader(), "achieved": achieved}
 
-    def _bounds(self, contents: Contents, category: str) -> list[float | None]:
+    def _bounds(self, contents: ContentColumns, category: str) -> list[float | None]:
         """The scores from which the second, third, ... class of a category begin, and at last its median (None: none).
 
         Classes are cut by bytes; documents of equal score share a class.
@@ -145,7 +145,7 @@ class PlanMixture(Stage):
         return [float(scores[at]) if at < len(scores) else None for at in first.tolist()]
 
 
-def _quality(contents: Contents, bounds: Mapping[str, list[float | None]]) -> np.ndarray:
+def _quality(contents: ContentColumns, bounds: Mapping[str, list[float | None]]) -> np.ndarray:
     """[D] int64, the rank of each document's class."""
     ranks = np.zeros(len(contents), np.int64)
     for name in np.unique(contents.categories).tolist():

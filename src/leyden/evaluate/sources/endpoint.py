@@ -17,7 +17,7 @@ import numpy as np
 
 from leyden.core.errors import UserError
 from leyden.core.json_service import Patience, RefusedError, post_json
-from leyden.evaluate.sources.source import Reading
+from leyden.evaluate.sources.source import ReadProgress
 from leyden.evaluate.task import Answer, Question
 from leyden.tokenizer import Tokenizer
 
@@ -88,9 +88,11 @@ class EndpointSource:
             pool.shutdown(cancel_futures=True)
 
     @property
-    def reading(self) -> Reading:
+    def reading(self) -> ReadProgress:
         """By the endpoint's ``usage``."""
-        return Reading(self._prompt_tokens, self._prompt_tokens - self._cached_tokens if self._tells_cached else None)
+        return ReadProgress(
+            self._prompt_tokens, self._prompt_tokens - self._cached_tokens if self._tells_cached else None
+        )
 
     def close(self) -> None:
         """Close the connections."""

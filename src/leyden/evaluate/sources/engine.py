@@ -6,7 +6,7 @@ import numpy as np
 
 from leyden.core.errors import UserError
 from leyden.evaluate.likelihood import Window, window_nats
-from leyden.evaluate.sources.source import Reading
+from leyden.evaluate.sources.source import ReadProgress
 from leyden.evaluate.task import Answer, Question
 from leyden.model import HybridLM
 from leyden.serve import Completion, Engine, EngineConfig, Sampling
@@ -42,10 +42,10 @@ class EngineSource:
                 yield from zip(indices, answer([questions[index] for index in indices]), strict=True)
 
     @property
-    def reading(self) -> Reading:
+    def reading(self) -> ReadProgress:
         """By the engine's own statistics."""
         statistics = self._engine.statistics
-        return Reading(
+        return ReadProgress(
             statistics.prompt_tokens + self._likelihood_tokens, statistics.prefill_tokens + self._likelihood_tokens
         )
 

@@ -8,7 +8,7 @@ from leyden.evaluate.task import Answer, Question
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadProgress:
     """How many tokens a source was asked to read, and how many it read.
 
     Attributes:
@@ -19,7 +19,7 @@ class Reading:
     prompt_tokens: int
     read_tokens: int | None
 
-    def since(self, earlier: "Reading") -> dict[str, Any]:
+    def since(self, earlier: "ReadProgress") -> dict[str, Any]:
         """Both figures of the time since ``earlier``, and ``factor``: how much reading the cache saved."""
         prompts = self.prompt_tokens - earlier.prompt_tokens
         if self.read_tokens is None or earlier.read_tokens is None:
@@ -45,6 +45,6 @@ class Source(Protocol):
         ...
 
     @property
-    def reading(self) -> Reading:
+    def reading(self) -> ReadProgress:
         """What was read so far."""
         ...

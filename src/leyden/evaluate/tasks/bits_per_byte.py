@@ -11,7 +11,7 @@ from leyden.data import Reject, read_documents
 from leyden.evaluate.baselines import xz_bits_per_byte
 from leyden.evaluate.likelihood import Window, cut
 from leyden.evaluate.scores import normal_interval
-from leyden.evaluate.task import Answer, Item, Options, Question, Row, Subject
+from leyden.evaluate.task import Answer, Options, Question, Row, Subject, TaskItem
 
 _UNKNOWN_POSITIONS = 2048
 """Tokens of a window, where nobody says how many positions the model has."""
@@ -43,17 +43,17 @@ class BitsPerByteTask:
         """The texts, and how long a window is."""
         return {"text": self._subject.haystack.source, "context_tokens": self._context_tokens}
 
-    def items(self) -> list[Item]:
+    def items(self) -> list[TaskItem]:
         """Every window of every document."""
         tokenizer, items = self._subject.tokenizer, []
         for document, ids in enumerate(tokenizer.encode_batch(self._documents)):
             for part, window in enumerate(cut(tokenizer, ids, self._context_tokens)):
                 facts = {"document": document, "bytes": self._sizes[document] if part == 0 else 0}
                 build = functools.partial(_question, window)
-                items.append(Item(f"{document}-{part}", build, facts, cost=len(window.labels)))
+                items.append(TaskItem(f"{document}-{part}", build, facts, cost=len(window.labels)))
         return items
 
-    def grade(self, item: Item, question: Question, answer: Answer) -> Row:
+    def grade(self, item: TaskItem, question: Question, answer: Answer) -> Row:
         """Nats a token as the score; the sums of the window stand beside it."""
         assert answer.nats is not None, "the question is about likelihoods"
         nats = math.fsum(answer.nats)

@@ -16,7 +16,7 @@ import numpy as np
 
 from leyden.core.errors import UserError
 from leyden.evaluate.scores import by_axes, mean_with_interval
-from leyden.evaluate.task import Answer, Item, Options, Question, Row, Subject
+from leyden.evaluate.task import Answer, Options, Question, Row, Subject, TaskItem
 
 _NAMES = """
 Accra Amsterdam Ankara Athens Auckland Baku Bangkok Barcelona Beirut Belgrade Bergen Bogota Boston Brisbane
@@ -72,7 +72,7 @@ class Niah:
             **depths,
         }
 
-    def items(self) -> list[Item]:
+    def items(self) -> list[TaskItem]:
         """One item for each length, sample and depth."""
         if len(self._depths) > len(_CITIES):
             raise UserError(f"niah: {len(self._depths)} depths were asked for; at most {len(_CITIES)} are possible.")
@@ -86,10 +86,10 @@ class Niah:
                     facts = {"length": length, "depth": self._depths[index], "sample": sample}
                     build = functools.partial(self._question, length, sample, index)
                     id = f"{length}-{self._depths[index]:g}-{sample}"
-                    items.append(Item(id, build, facts, f"{length}-{sample}", length))
+                    items.append(TaskItem(id, build, facts, f"{length}-{sample}", length))
         return items[: self._options.limit]
 
-    def grade(self, item: Item, question: Question, answer: Answer) -> Row:
+    def grade(self, item: TaskItem, question: Question, answer: Answer) -> Row:
         """1 where the first number of the answer is the needle's."""
         return {"score": float(first_number(answer.text) == question.expected[0])}
 

@@ -16,7 +16,7 @@ from leyden.ops.native import LANES, UnavailableError, library, raise_fault
 __all__ = [
     "KINDS",
     "LANES",
-    "Batch",
+    "DecodeBatch",
     "LayerAddresses",
     "MatrixAddress",
     "ModelAddresses",
@@ -80,7 +80,7 @@ class _BatchAddresses(ctypes.Structure):
 
 
 @dataclass
-class Batch:
+class DecodeBatch:
     """The tokens of one step, sequence by sequence.
 
     Attributes:
@@ -97,7 +97,7 @@ class Batch:
     pages: list[int] = field(default_factory=list)
 
 
-def decode_step(model: ModelAddresses, batch: Batch) -> torch.Tensor:
+def decode_step(model: ModelAddresses, batch: DecodeBatch) -> torch.Tensor:
     """Read the tokens of ``batch``: the logits [R, V] of those wanted, float32; states and pages change in place.
 
     A token's logits are the same bits whatever else is in the batch, and for every number of threads.

@@ -12,7 +12,7 @@ _SEGMENT_ELEMENTS = 1 << 19
 
 
 @dataclass(frozen=True)
-class Segment:
+class ChunkSegment:
     """Tokens ``start`` to ``end`` of the sequence, cut into whole chunks of ``chunk`` tokens."""
 
     start: int
@@ -32,12 +32,12 @@ class Segment:
         return x[:, self.start : self.end].unflatten(1, (-1, self.chunk)).permute(1, 0, 3, 2, 4)
 
 
-def segments(num_tokens: int, elements_per_token: int) -> list[Segment]:
+def segments(num_tokens: int, elements_per_token: int) -> list[ChunkSegment]:
     """Cut T tokens into segments that fit the cache; a tail shorter than a chunk is a segment of its own."""
     length = max(1, _SEGMENT_ELEMENTS // (elements_per_token * CHUNK_TOKENS)) * CHUNK_TOKENS
     whole = num_tokens - num_tokens % CHUNK_TOKENS
-    cut = [Segment(start, min(start + length, whole), CHUNK_TOKENS) for start in range(0, whole, length)]
-    return cut if whole == num_tokens else [*cut, Segment(whole, num_tokens, num_tokens - whole)]
+    cut = [ChunkSegment(start, min(start + length, whole), CHUNK_TOKENS) for start in range(0, whole, length)]
+    return cut if whole == num_tokens else [*cut, ChunkSegment(whole, num_tokens, num_tokens - whole)]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Decays:
             across=torch.exp(minus * chunk),
         )
 
-    def between(self, segment: Segment, starts: torch.Tensor) -> "Decays":
+    def between(self, segment: ChunkSegment, starts: torch.Tensor) -> "Decays":
         """The same, and zero from one document to another.
 
         Args:

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import torch
 
-from leyden.ops.lightning_attention.chunks import Segment
+from leyden.ops.lightning_attention.chunks import ChunkSegment
 
 
 @dataclass(frozen=True)
-class Documents:
+class DocumentBounds:
     """N documents, one behind the other.
 
     Attributes:
@@ -21,7 +21,7 @@ class Documents:
     starts: torch.Tensor
 
     @classmethod
-    def of(cls, cu_seqlens: torch.Tensor, device: torch.device) -> "Documents":
+    def of(cls, cu_seqlens: torch.Tensor, device: torch.device) -> "DocumentBounds":
         """From cu_seqlens [N+1]."""
         cu = cu_seqlens.to("cpu", torch.int32)
         return cls(cu.tolist(), torch.repeat_interleave(cu[:-1], cu.diff()).to(device))
@@ -31,20 +31,20 @@ class Documents:
         """How many tokens each document has."""
         return [end - start for start, end in zip(self.bounds[:-1], self.bounds[1:], strict=True)]
 
-    def divide(self, segment: Segment) -> bool:
+    def divide(self, segment: ChunkSegment) -> bool:
         """Whether a document begins within the segment, or with it behind another."""
         below, behind = (bisect_right(self.bounds, position) for position in (segment.start - 1, segment.end - 1))
         return self.bounds[behind - 1] > 0 and behind > below
 
-    def ending(self, segment: Segment) -> range:
+    def ending(self, segment: ChunkSegment) -> range:
         """The documents that end in the segment: after its first bound, up to its last."""
         first, last = (bisect_right(self.bounds, position, lo=1) - 1 for position in (segment.start, segment.end))
         return range(first, last)
 
 
 def write_end_states(
-    documents: Documents,
-    segment: Segment,
+    documents: DocumentBounds,
+    segment: ChunkSegment,
     k: torch.Tensor,
     v: torch.Tensor,
     slopes: torch.Tensor,

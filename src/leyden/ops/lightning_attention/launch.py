@@ -30,7 +30,7 @@ _MULTIPLE = 64
 
 
 @dataclass(frozen=True)
-class Tiles:
+class LightningTiles:
     """The tile sizes of one launch.
 
     Attributes:
@@ -66,7 +66,7 @@ _NARROW_TILES = {**_TILES, torch.bfloat16: ((64, (64, 64, 4, 2)), (128, (64, 32,
 
 
 @dataclass(frozen=True)
-class Plan:
+class LaunchPlan:
     """What is decided from shapes and the device alone.
 
     Attributes:
@@ -76,13 +76,13 @@ class Plan:
         split: whether a document may have more than one.
     """
 
-    tiles: Tiles
+    tiles: LightningTiles
     length: int
     num_segments: int
     split: bool
 
     @classmethod
-    def of(cls, q: torch.Tensor, v: torch.Tensor, num_documents: int, longest: int) -> "Plan":
+    def of(cls, q: torch.Tensor, v: torch.Tensor, num_documents: int, longest: int) -> "LaunchPlan":
         """For rows q [T, H, K] and v [T, H, V], of which no document has more than ``longest`` tokens.
 
         A program takes as many value dims as registers hold, so that queries and keys are read by few; fewer where all
@@ -92,9 +92,9 @@ class Plan:
         (T, H, K), V = q.shape, v.shape[-1]
         width = padded(max(K, V))  # either may be the keys' in one of the backward's passes
         table = (_TILES if has_large_memory(q.device) else _NARROW_TILES)[q.dtype]
-        wide, *narrow = (Tiles(*tiles) for tiles in next(row for widest, *row in table if width <= widest))
+        wide, *narrow = (LightningTiles(*tiles) for tiles in next(row for widest, *row in table if width <= widest))
 
-        def rounds(tiles: Tiles, documents: int) -> float:
+        def rounds(tiles: LightningTiles, documents: int) -> float:
             programs = documents * H * blocks(V, min(tiles.value_dims, padded(V)))
             return programs / (multiprocessors(q.device) * tiles.resident)
 
@@ -120,7 +120,7 @@ class _Call:
         product, precision: how matrices are multiplied.
     """
 
-    plan: Plan
+    plan: LaunchPlan
     cu_seqlens: torch.Tensor | None
     num_documents: int
     length: int
@@ -133,7 +133,7 @@ class _Call:
         cls, q: torch.Tensor, v: torch.Tensor, slopes: torch.Tensor, cu_seqlens: torch.Tensor | None, num_documents: int
     ) -> "_Call":
         length = q.shape[0] // max(1, num_documents)
-        plan = Plan.of(q, v, num_documents, length if cu_seqlens is None else q.shape[0])
+        plan = LaunchPlan.of(q, v, num_documents, length if cu_seqlens is None else q.shape[0])
         return cls(plan, cu_seqlens, num_documents, length, slopes.contiguous(), *products(q.dtype))
 
     def states(self, k: torch.Tensor, v: torch.Tensor, rows: int) -> torch.Tensor:
@@ -234,7 +234,7 @@ def _forward(
 @_forward.register_fake
 def _(q, k, v, slopes, initial_state, cu_seqlens, num_documents):
     longest = q.shape[0] // max(1, num_documents) if cu_seqlens is None else q.shape[0]
-    plan = Plan.of(q, v, num_documents, longest)
+    plan = LaunchPlan.of(q, v, num_documents, longest)
     final = q.new_empty(num_documents, *q.shape[1:], v.shape[2], dtype=torch.float32)
     entries = final.new_empty(plan.num_segments, *final.shape[1:]) if plan.split else final.new_empty(0)
     return v.new_empty(v.shape), final, entries

@@ -14,8 +14,8 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from leyden.ops.finite import all_finite
-from leyden.ops.lightning_attention.chunks import Decays, Segment, scan, segments
-from leyden.ops.lightning_attention.documents import Documents, write_end_states
+from leyden.ops.lightning_attention.chunks import ChunkSegment, Decays, scan, segments
+from leyden.ops.lightning_attention.documents import DocumentBounds, write_end_states
 
 
 def lightning_attention_portable(
@@ -27,7 +27,7 @@ def lightning_attention_portable(
     cu_seqlens: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See :func:`leyden.ops.lightning_attention`."""
-    documents = None if cu_seqlens is None else Documents.of(cu_seqlens, q.device)
+    documents = None if cu_seqlens is None else DocumentBounds.of(cu_seqlens, q.device)
     if documents is not None and initial_state is not None:
         return _each_document(q, k, v, slopes, initial_state, documents)
     out, state = _LightningAttention.apply(q, k, v, slopes, initial_state, documents)
@@ -55,7 +55,7 @@ def _each_document(
     v: torch.Tensor,
     slopes: torch.Tensor,
     initial_state: torch.Tensor | None,
-    documents: Documents,
+    documents: DocumentBounds,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Packed documents one after the other: for resumed states, where documents are few and long."""
     lengths = documents.lengths
@@ -83,12 +83,12 @@ class _Plan:
     narrow: torch.dtype
     wide: torch.dtype
     slopes: torch.Tensor
-    segments: list[Segment]
+    segments: list[ChunkSegment]
     decays: dict[int, Decays]
-    documents: Documents | None
+    documents: DocumentBounds | None
 
     @classmethod
-    def of(cls, q: torch.Tensor, v: torch.Tensor, slopes: torch.Tensor, documents: Documents | None) -> "_Plan":
+    def of(cls, q: torch.Tensor, v: torch.Tensor, slopes: torch.Tensor, documents: DocumentBounds | None) -> "_Plan":
         wide = torch.promote_types(q.dtype, torch.float32)
         narrow = q.dtype if q.dtype == torch.bfloat16 else wide
         slopes = slopes.to(wide)
@@ -96,7 +96,7 @@ class _Plan:
         decays = {chunk: Decays.of(slopes, chunk, narrow) for chunk in {segment.chunk for segment in cut}}
         return cls(narrow, wide, slopes, cut, decays, documents)
 
-    def decays_in(self, segment: Segment) -> Decays:
+    def decays_in(self, segment: ChunkSegment) -> Decays:
         """The decays of this segment's chunks."""
         decays = self.decays[segment.chunk]
         if self.documents is None or not self.documents.divide(segment):
@@ -120,7 +120,7 @@ class _LightningAttention(torch.autograd.Function):
         v: torch.Tensor,
         slopes: torch.Tensor,
         initial_state: torch.Tensor | None,
-        documents: Documents | None,
+        documents: DocumentBounds | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         plan = _Plan.of(q, v, slopes, documents)
         out = torch.empty_like(v, memory_format=torch.contiguous_format)

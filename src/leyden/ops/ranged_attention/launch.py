@@ -13,30 +13,30 @@ kernels = Kernels(jitted)
 
 
 @dataclass(frozen=True)
-class Tiles:
+class AttentionTiles:
     """Queries and keys of a block, and warps: of the two kernels that walk over keys, and of the one over queries."""
 
     walk: tuple[int, int, int]
     keys: tuple[int, int, int]
 
     @classmethod
-    def of(cls, q: torch.Tensor) -> "Tiles":
+    def of(cls, q: torch.Tensor) -> "AttentionTiles":
         """By padded head width, dtype, and whether the GPU has the shared memory of Hopper."""
         table = _IN_FLOAT if q.dtype != torch.bfloat16 else _LARGE if has_large_memory(q.device) else _SMALL
         return next((tiles for width, tiles in table.items() if q.shape[2] <= width), list(table.values())[-1])
 
 
 # As large as registers and shared memory hold with two blocks of keys (or queries) ahead of the products.
-_LARGE = {128: Tiles((128, 64, 8), (64, 128, 8)), 256: Tiles((64, 32, 8), (32, 64, 8))}
+_LARGE = {128: AttentionTiles((128, 64, 8), (64, 128, 8)), 256: AttentionTiles((64, 32, 8), (32, 64, 8))}
 _SMALL = {
-    64: Tiles((64, 32, 4), (64, 32, 4)),
-    128: Tiles((64, 32, 4), (32, 64, 8)),
-    256: Tiles((32, 16, 4), (16, 32, 4)),
+    64: AttentionTiles((64, 32, 4), (64, 32, 4)),
+    128: AttentionTiles((64, 32, 4), (32, 64, 8)),
+    256: AttentionTiles((32, 16, 4), (16, 32, 4)),
 }
 _IN_FLOAT = {
-    64: Tiles((32, 32, 4), (32, 32, 4)),
-    128: Tiles((32, 16, 8), (32, 16, 8)),
-    256: Tiles((16, 16, 8), (16, 16, 8)),
+    64: AttentionTiles((32, 32, 4), (32, 32, 4)),
+    128: AttentionTiles((32, 16, 8), (32, 16, 8)),
+    256: AttentionTiles((16, 16, 8), (16, 16, 8)),
 }
 
 _FOUND = 128
@@ -62,7 +62,7 @@ def _forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The output and the log-sum-exp; it has no gradient by itself."""
     out, lse = q.new_empty(q.shape, dtype=torch.float32), q.new_empty(q.shape[:2], dtype=torch.float32)
-    (T, H, D), tile = q.shape, Tiles.of(q).walk
+    (T, H, D), tile = q.shape, AttentionTiles.of(q).walk
     if T:
         grid = (blocks(T, tile[0]) * (H // k.shape[1]), k.shape[1])
         numbers = (D**-0.5, T, k.shape[0], *(stride for x in (q, k, v) for stride in x.stride()[:2]))
@@ -92,7 +92,7 @@ def _backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """dq, dk and dv."""
     dq, dk, dv = (x.new_empty(x.shape, dtype=torch.float32) for x in (q, k, v))
-    (T, H, D), (S, key_heads, _), tiles = q.shape, k.shape, Tiles.of(q)
+    (T, H, D), (S, key_heads, _), tiles = q.shape, k.shape, AttentionTiles.of(q)
     inputs = (dout, q, k, v, lse, delta, first, last)
     numbers = (D**-0.5, T, S, *(stride for x in (dout, q, k, v) for stride in x.stride()[:2]))
     if T:

@@ -5,7 +5,7 @@ import torch
 from leyden.ops.backend import choose
 from leyden.ops.checks import check_floating
 from leyden.ops.rms_norm.native import NativeRMSNorm
-from leyden.ops.rms_norm.portable import GatedRMSNorm, RMSNorm
+from leyden.ops.rms_norm.portable import GatedRMSNorm, RMSNormFunction
 from leyden.ops.rms_norm.reference import (
     gated_rms_norm_reference,
     residual_rms_norm_reference,
@@ -40,7 +40,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, backend: str = "
         from leyden.ops.rms_norm.launch import rms_norm_triton  # triton, where it is used
 
         return rms_norm_triton(x, weight, eps)
-    return RMSNorm.apply(x, weight, eps)
+    return RMSNormFunction.apply(x, weight, eps)
 
 
 def gated_rms_norm(

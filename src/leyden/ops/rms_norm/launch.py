@@ -25,7 +25,7 @@ _REGISTERS = 128
 
 
 @dataclass(frozen=True)
-class Tiles:
+class NormTiles:
     """Rows [rows, D] in tiles.
 
     Attributes:
@@ -41,7 +41,7 @@ class Tiles:
     programs: int
 
     @classmethod
-    def of(cls, num_rows: int, dim: int) -> "Tiles":
+    def of(cls, num_rows: int, dim: int) -> "NormTiles":
         padded = power_of_two(dim)
         rows = max(1, _TILE // padded)
         count = blocks(num_rows, rows)
@@ -71,7 +71,7 @@ def _forward(
     """Rows [N, D] to the normed rows and 1 / rms [N]; alpha and beta count where something is added."""
     N, D = x.shape
     y, rstd = torch.empty(N, D, dtype=x.dtype, device=x.device), x.new_empty(N, dtype=torch.float32)
-    tiles = Tiles.of(N, D)
+    tiles = NormTiles.of(N, D)
     if tiles.count:
         kernels.normalise[(tiles.count,)](
             x, added, gate, weight, y, rstd, N, eps, alpha, beta, *map(_row_stride, (x, added, gate)),
@@ -98,7 +98,7 @@ def _backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The gradients of x, added, gate (empty where absent) and weight."""
     N, D = x.shape
-    tiles = Tiles.of(N, D)
+    tiles = NormTiles.of(N, D)
     dx, dadded, dgate = (x.new_empty((0,) if of is None else (N, D)) for of in (x, added, gate))
     dweight = weight.new_empty(tiles.programs, D)
     if tiles.count:

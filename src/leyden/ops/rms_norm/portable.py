@@ -31,7 +31,7 @@ def _backward(
     return dx, dweight
 
 
-class RMSNorm(torch.autograd.Function):
+class RMSNormFunction(torch.autograd.Function):
     """See :func:`leyden.ops.rms_norm`."""
 
     @staticmethod

@@ -13,14 +13,14 @@ from leyden.parallel.pipeline import boundary
 from leyden.parallel.planner.activations import Ends, Layer, end_activations, layer_activations
 from leyden.parallel.planner.rank import Rank
 from leyden.parallel.planner.schedule import order_of_work
-from leyden.parallel.planner.sizes import Group, Module, layer_weights, outer_weights
+from leyden.parallel.planner.sizes import Module, ShardedGroup, layer_weights, outer_weights
 
 Kind = Literal["weights", "optimizer", "gradients", "gathered", "activations", "buffers"]
 KINDS: tuple[Kind, ...] = ("weights", "optimizer", "gradients", "gathered", "activations", "buffers")
 
 
 @dataclass(frozen=True)
-class Memory:
+class RankMemory:
     """Bytes of a rank at the moment when it holds most.
 
     Attributes:
@@ -60,7 +60,7 @@ class _Meter:
         self.free(kind, num_bytes)
 
 
-def predict_memory(rank: Rank) -> Memory:
+def predict_memory(rank: Rank) -> RankMemory:
     """Of one step after the first."""
     meter, wide = _Meter(), rank.wide.itemsize
     shards = sum(count * _kept(module) for module, count in rank.modules()) * wide
@@ -82,7 +82,7 @@ def predict_memory(rank: Rank) -> Memory:
                 meter.free("gradients", stage.new_gradients)
     else:
         _pipeline(rank, stages)
-    return Memory(float(held), meter.peak, meter.at_peak)
+    return RankMemory(float(held), meter.peak, meter.at_peak)
 
 
 def _kept(module: Module) -> int:
@@ -203,14 +203,14 @@ class _Stage:
             self._gathered.remove(position)
             self._meter.free("gathered", sum(g.numel for g in module.groups) * self._rank.dtype.itemsize)
 
-    def _wire(self, group: Group) -> float:
+    def _wire(self, group: ShardedGroup) -> float:
         """The buffer into which shards arrive; alone, there is none."""
         return group.padded * self._rank.dtype.itemsize if group.ranks > 1 else 0.0
 
     def _whole_gradients(self, module: Module, axis: str) -> float:
         return sum(group.numel for group in module.groups if group.axis == axis) * self._rank.dtype.itemsize
 
-    def _reduction(self, group: Group) -> float:
+    def _reduction(self, group: ShardedGroup) -> float:
         """What is handed to a reduce-scatter and what comes of it, before it is float32."""
         return (group.padded + group.padded / group.ranks) * self._rank.reduce_dtype.itemsize
 

@@ -8,7 +8,7 @@ from leyden.model import ModelConfig
 from leyden.parallel.mesh import coordinates
 from leyden.parallel.plan import ParallelConfig, Plan
 from leyden.parallel.planner.check import problems_of
-from leyden.parallel.planner.memory import Memory, predict_memory
+from leyden.parallel.planner.memory import RankMemory, predict_memory
 from leyden.parallel.planner.rank import Rank
 from leyden.parallel.planner.step import StepShape
 from leyden.parallel.planner.time import Machine, StepTime, predict_time
@@ -26,7 +26,7 @@ class Candidate:
 
     plan: Plan
     step: StepShape
-    memory: Memory
+    memory: RankMemory
     time: StepTime
 
 

@@ -19,7 +19,7 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Group:
+class ShardedGroup:
     """Weights that FSDP gathers at once.
 
     Attributes:
@@ -68,7 +68,7 @@ class Module:
         dense_numel: weights that all ranks with the same heads have whole (the norm over lightning's heads), float32.
     """
 
-    groups: tuple[Group, ...]
+    groups: tuple[ShardedGroup, ...]
     stage_numel: int
     dense_numel: int
 
@@ -108,7 +108,7 @@ def _module(named: tuple[tuple[str, Shape], ...], plan: Plan, at: dict[str, int]
         "experts": (plan.edp, at["edp"]),
     }
     order = ("dense", "experts", "stage")
-    groups = [Group(f"fsdp_{mesh}", *places[mesh], tuple(by_mesh[mesh])) for mesh in order if mesh in by_mesh]
+    groups = [ShardedGroup(f"fsdp_{mesh}", *places[mesh], tuple(by_mesh[mesh])) for mesh in order if mesh in by_mesh]
     return Module(tuple(groups), stage, dense)
 
 

@@ -26,7 +26,7 @@ _EVEN = 1.05
 
 
 @dataclass(frozen=True)
-class Layout:
+class SequenceLayout:
     """The tokens of every rank.
 
     Attributes:
@@ -61,7 +61,7 @@ class Layout:
 
 
 @functools.lru_cache(maxsize=16)
-def contiguous(bounds: tuple[int, ...], documents: tuple[int, ...]) -> Layout:
+def contiguous(bounds: tuple[int, ...], documents: tuple[int, ...]) -> SequenceLayout:
     """Every rank has its part of the row.
 
     Args:
@@ -69,11 +69,11 @@ def contiguous(bounds: tuple[int, ...], documents: tuple[int, ...]) -> Layout:
         documents: [N + 1], of the row's documents.
     """
     lengths = [stop - start for start, stop in zip(bounds, bounds[1:], strict=False)]
-    return Layout(torch.arange(bounds[-1]).split(lengths), _starts(documents))
+    return SequenceLayout(torch.arange(bounds[-1]).split(lengths), _starts(documents))
 
 
 @functools.lru_cache(maxsize=16)
-def balanced(ranks: int, documents: tuple[int, ...]) -> Layout:
+def balanced(ranks: int, documents: tuple[int, ...]) -> SequenceLayout:
     """Blocks of the row are dealt to ``ranks``: as many to each, with about as much work, at every step of a ring."""
     starts = _starts(documents)
     least, best = float("inf"), torch.zeros_like(starts)
@@ -90,7 +90,7 @@ def balanced(ranks: int, documents: tuple[int, ...]) -> Layout:
             least, best = time, owners.repeat_interleave(bounds.diff())
         if time <= _EVEN:
             break
-    return Layout(best.argsort(stable=True).split(best.bincount(minlength=ranks).tolist()), starts)
+    return SequenceLayout(best.argsort(stable=True).split(best.bincount(minlength=ranks).tolist()), starts)
 
 
 def ring_time(work: torch.Tensor) -> float:
@@ -142,7 +142,7 @@ def _starts(documents: tuple[int, ...]) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Step:
+class RingStep:
     """What one rank's queries see of one rank's keys: [T'] int32 each, as in :func:`leyden.ops.ranged_attention`."""
 
     first: torch.Tensor
@@ -150,7 +150,7 @@ class Step:
 
 
 @functools.lru_cache(maxsize=16)
-def steps(part: RowPart, even: bool, device: torch.device) -> tuple[Layout, tuple[Step | None, ...]]:
+def steps(part: RowPart, even: bool, device: torch.device) -> tuple[SequenceLayout, tuple[RingStep | None, ...]]:
     """The layout of a row, and what this rank's queries see of every rank's keys; None: nothing.
 
     Args:
@@ -162,5 +162,5 @@ def steps(part: RowPart, even: bool, device: torch.device) -> tuple[Layout, tupl
     layout = balanced(ranks, part.cu_seqlens) if even else contiguous(part.bounds, part.cu_seqlens)
     seen = [layout.seen(part.rank, source) for source in range(ranks)]
     return layout, tuple(
-        Step(first.to(device), last.to(device)) if bool((first < last).any()) else None for first, last in seen
+        RingStep(first.to(device), last.to(device)) if bool((first < last).any()) else None for first, last in seen
     )

@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from leyden.model.sequence import Sequence
 from leyden.ops import ranged_attention, ranged_attention_backward
 from leyden.parallel.mesh import Mesh
-from leyden.parallel.sequence.layout import Step, steps
+from leyden.parallel.sequence.layout import RingStep, steps
 from leyden.parallel.sequence.switch import Route, to_balanced, to_contiguous
 
 _KEYS, _GRADIENTS = 0, 1
@@ -78,7 +78,7 @@ class _Ring:
 
     group: dist.ProcessGroup
     sizes: list[int]
-    seen: tuple[Step | None, ...]
+    seen: tuple[RingStep | None, ...]
 
     def source(self, step: int) -> int:
         """Whose block is here at a step: one's own first, then that of the rank before."""

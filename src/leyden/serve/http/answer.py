@@ -7,7 +7,7 @@ from typing import Generic, Protocol, TypeVar
 from fastapi import Request, Response
 from pydantic import BaseModel
 
-from leyden.serve.http.generation import Generation
+from leyden.serve.http.generation import PromptGeneration
 from leyden.serve.http.json_text import json_text
 from leyden.serve.http.protocol.common import StreamOptions, Usage
 from leyden.serve.http.settings import ServerSettings
@@ -23,7 +23,7 @@ class _Indexed(Protocol):
 Piece = TypeVar("Piece", bound=_Indexed)
 
 
-class Answer(ABC, Generic[Piece]):
+class GrowingResponse(ABC, Generic[Piece]):
     """A response that grows by pieces of its choices.
 
     Args:
@@ -33,7 +33,7 @@ class Answer(ABC, Generic[Piece]):
         large: whether pieces tell of the whole prompt, token by token.
     """
 
-    def __init__(self, generation: Generation, num_choices: int, threads: Threads, *, large: bool) -> None:
+    def __init__(self, generation: PromptGeneration, num_choices: int, threads: Threads, *, large: bool) -> None:
         self._generation = generation
         self._num_choices = num_choices
         self._threads = threads

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from leyden.serve.http.answer import Answer
+from leyden.serve.http.answer import GrowingResponse
 from leyden.serve.http.body import JsonRoute
 from leyden.serve.http.chat_messages import AssistantMessage, answered, encode_answered, encode_messages, text_of
 from leyden.serve.http.documentation import responses
@@ -90,7 +90,7 @@ def _prompt(service: Service, body: ChatRequest) -> _ChatPrompt:
     return _ChatPrompt(tokens, body.sampling(limit, logprobs=logprobs, grammar=grammar), tools)
 
 
-class _ChatAnswer(Answer[ChatPiece]):
+class _ChatAnswer(GrowingResponse[ChatPiece]):
     """The answers to one request."""
 
     def __init__(self, service: Service, body: ChatRequest, name: str, prompt: _ChatPrompt, request: Request) -> None:
@@ -112,8 +112,10 @@ class _ChatAnswer(Answer[ChatPiece]):
         self._tokenizer = tokenizer
         self._num_prompt_top = body.prompt_logprobs
         self._of_prompt: dict[str, Any] = {}
-        # Not what is drawn is settled, but what the next turn will send of it.
-        generation = service.generate(self._head["id"], [prompt.tokens], prompt.sampling, salt=self._salt, settle=False)
+        # The cache reads not what was drawn but what the next turn will send of it.
+        generation = service.generate(
+            self._head["id"], [prompt.tokens], prompt.sampling, salt=self._salt, cache_completion=False
+        )
         super().__init__(generation, len(self._writers), request.state.threads, large=body.prompt_logprobs is not None)
 
     @property

@@ -7,12 +7,12 @@ from typing import cast
 
 from fastapi import APIRouter, Request, Response
 
-from leyden.serve.http.answer import Answer
+from leyden.serve.http.answer import GrowingResponse
 from leyden.serve.http.body import JsonRoute
 from leyden.serve.http.documentation import responses
 from leyden.serve.http.logprobs import CompletionLogprobsWriter, joined, prompt_logprobs
 from leyden.serve.http.protocol.common import EndReason, Usage
-from leyden.serve.http.protocol.completions import Completion, CompletionChoice, CompletionRequest
+from leyden.serve.http.protocol.completions import CompletionChoice, CompletionRequest, CompletionResponse
 from leyden.serve.http.service import Service, new_id
 from leyden.serve.request import Delta
 from leyden.serve.sampling import Sampling, TokenLogprobs
@@ -27,7 +27,7 @@ def completion_routes(service: Service) -> APIRouter:
     """The route."""
     router = APIRouter(route_class=JsonRoute)
 
-    @router.post("/v1/completions", responses=responses(Completion, stream=True))
+    @router.post("/v1/completions", responses=responses(CompletionResponse, stream=True))
     async def complete(body: CompletionRequest, request: Request) -> Response:
         """Go on from texts, or from token ids."""
         service.require()
@@ -69,7 +69,7 @@ def _sampling(body: CompletionRequest) -> Sampling:
     return body.sampling(max_tokens, logprobs=body.logprobs, prompt_logprobs=max(asked, default=None))
 
 
-class _CompletionAnswer(Answer[CompletionChoice]):
+class _CompletionAnswer(GrowingResponse[CompletionChoice]):
     """The completions of one request."""
 
     def __init__(
@@ -81,7 +81,7 @@ class _CompletionAnswer(Answer[CompletionChoice]):
         threads: Threads,
         salt: str,
     ) -> None:
-        self._head = Completion(
+        self._head = CompletionResponse(
             id=new_id("cmpl"),
             object="text_completion",
             created=int(time.time()),
@@ -115,10 +115,10 @@ class _CompletionAnswer(Answer[CompletionChoice]):
             return usage.model_copy(update={"completion_tokens": 0, "total_tokens": usage.prompt_tokens})
         return usage
 
-    def chunk(self, pieces: Sequence[CompletionChoice], **usage: Usage | None) -> Completion:
+    def chunk(self, pieces: Sequence[CompletionChoice], **usage: Usage | None) -> CompletionResponse:
         return self._head.model_copy(update={"choices": pieces, **usage})
 
-    def complete(self, choices: Sequence[Sequence[CompletionChoice]], usage: Usage) -> Completion:
+    def complete(self, choices: Sequence[Sequence[CompletionChoice]], usage: Usage) -> CompletionResponse:
         return self._head.model_copy(update={"choices": [_whole(pieces) for pieces in choices], "usage": usage})
 
 

@@ -18,7 +18,7 @@ from leyden.serve.threads import carried
 _RETRY_SECONDS = 0.05
 
 
-class Generation:
+class PromptGeneration:
     """Completions of several prompts; :meth:`start` gives them to the engine, and whoever did must close it.
 
     More prompts than the engine's queue has room for wait here, and go in as room appears.
@@ -30,7 +30,7 @@ class Generation:
         prompts: token ids.
         sampling: of every prompt.
         salt: of every prompt's request.
-        settle: whether the engine reads what it wrote, see :class:`leyden.serve.request.Request`.
+        cache_completion: whether the engine reads what it wrote, see :class:`leyden.serve.request.Request`.
 
     Attributes:
         name, prompts: as given.
@@ -47,7 +47,7 @@ class Generation:
         sampling: Sampling,
         *,
         salt: str = "",
-        settle: bool = True,
+        cache_completion: bool = True,
     ) -> None:
         self.name, self.prompts = name, prompts
         self.first: float | None = None
@@ -55,7 +55,7 @@ class Generation:
         self._loop = loop
         self._prepared: object = None
         self._waiting = deque(
-            (place, Request(tokens, sampling, f"{name}-{place}", settle=settle, salt=salt))
+            (place, Request(tokens, sampling, f"{name}-{place}", cache_completion=cache_completion, salt=salt))
             for place, tokens in enumerate(prompts)
         )
         self._running: dict[int, AsyncGenerator[Delta, None]] = {}

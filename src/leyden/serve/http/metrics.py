@@ -28,7 +28,7 @@ _GAUGES = {
 _COUNTERS = {
     "prompt_tokens": ("leyden_prompt_tokens", "Tokens of prompts that were admitted."),
     "prefill_tokens": ("leyden_prefill_tokens", "Tokens read in parts, those read for the cache alone included."),
-    "settled_tokens": ("leyden_settled_tokens", "Tokens of completions read once more, for the cache alone."),
+    "cache_read_tokens": ("leyden_cache_read_tokens", "Tokens of completions read once more, for the cache alone."),
     "decode_tokens": ("leyden_generation_tokens", "Tokens drawn."),
     "cache_possible_tokens": ("leyden_cache_possible_tokens", "Tokens of prompts that an earlier text shared."),
     "cache_used_tokens": ("leyden_cache_used_tokens", "Tokens of prompts that were not read again."),

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from leyden.core.log import logger
 from leyden.serve.http.errors import ErrorDetail
-from leyden.serve.http.generation import Generation
+from leyden.serve.http.generation import PromptGeneration
 from leyden.serve.http.rewriting import path_of
 
 _POLLED = ("/health", "/ready", "/metrics")
@@ -72,7 +72,7 @@ def _facts(scope: Scope, status: int) -> Facts:
 
 def _cost(state: dict[str, Any], began: float) -> Facts:
     facts: Facts = {}
-    generation: Generation | None = state.get("generation")
+    generation: PromptGeneration | None = state.get("generation")
     if generation is not None:
         usage = generation.usage()
         details = usage.prompt_tokens_details

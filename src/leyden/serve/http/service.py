@@ -14,7 +14,7 @@ from leyden.core.log import logger
 from leyden.serve.http.budget import Budget
 from leyden.serve.http.conversations import Conversations
 from leyden.serve.http.errors import ApiError, unavailable
-from leyden.serve.http.generation import Generation
+from leyden.serve.http.generation import PromptGeneration
 from leyden.serve.http.later import Later
 from leyden.serve.http.loop import Loop
 from leyden.serve.http.metrics import Metrics
@@ -184,10 +184,18 @@ class Service:
             raise unavailable("The server takes no further requests; it is starting or shutting down.")
 
     def generate(
-        self, name: str, prompts: Sequence[Sequence[int]], sampling: Sampling, *, salt: str, settle: bool = True
-    ) -> Generation:
+        self,
+        name: str,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        *,
+        salt: str,
+        cache_completion: bool = True,
+    ) -> PromptGeneration:
         """The completions of one request's prompts, which the engine does not have yet."""
-        return Generation(self.loop, self.metrics, name, prompts, sampling, salt=salt, settle=settle)
+        return PromptGeneration(
+            self.loop, self.metrics, name, prompts, sampling, salt=salt, cache_completion=cache_completion
+        )
 
 
 def owner_of(request: HttpRequest) -> str:

@@ -46,13 +46,13 @@ class Swapped:
     Attributes:
         holding: as given; the same one serves again when it comes back.
         num_pages: that it needs then.
-        num_settled: how many of them were in the tree of what was read.
+        num_cached: how many of them were in the tree of what was read.
     """
 
     def __init__(self, holding: Holding, pools: Pools, register: MutableMapping[Self, None]) -> None:
         self.holding = holding
         self.num_pages = len(holding.pages)
-        self.num_settled = len(holding.nodes)
+        self.num_cached = len(holding.nodes)
         self._pools = pools
         self._register = register
         self._state = torch.empty_like(pools.states[:, 0], device="cpu")

@@ -135,7 +135,7 @@ class Memory:
         """
         return holding.cuts
 
-    def settled(self, holding: Holding, position: int) -> None:
+    def commit_prefix(self, holding: Holding, position: int) -> None:
         """Say that prefill has read its prompt up to ``position``, on the grid, and that its state is that behind it.
 
         Its pages up to there are kept from now on, a snapshot if it is one of the cuts. ``holding.pages`` may change:
@@ -188,7 +188,7 @@ class Memory:
             self.slots.give_back(state)
 
     def release(self, holding: Holding) -> None:
-        """The end of a sequence. What was settled stays as far as a snapshot makes it of use."""
+        """The end of a sequence. What is in the prefix cache stays as far as a snapshot makes it of use."""
         del self.holdings[holding]
         self.slots.give_back(holding.state)
         for page in holding.pages:
@@ -216,7 +216,7 @@ class Memory:
             None where it does not fit now; then nothing happened.
         """
         holding = swapped.holding
-        chain = self.tree.walk(holding.blocks[: swapped.num_settled])
+        chain = self.tree.walk(holding.blocks[: swapped.num_cached])
         live = [node for node in chain if node.page is not None]
         back = self._hold(live, swapped.num_pages)
         if back is None:
@@ -225,7 +225,7 @@ class Memory:
         self.holdings[holding] = None
         holding.pages, holding.nodes, holding.state = back.pages, back.nodes, back.state
         swapped.restore(num_shared=len(live))
-        self._adopt(holding, swapped.num_settled)
+        self._adopt(holding, swapped.num_cached)
         swapped.discard()
         return holding
 

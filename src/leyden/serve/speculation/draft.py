@@ -36,7 +36,7 @@ class _Text:
     read: int = 0
     guessed: list[int] = field(default_factory=list)
 
-    def settle(self, tokens: Sequence[int]) -> None:
+    def keep_right_guesses(self, tokens: Sequence[int]) -> None:
         """Stand behind those guesses that came true: a state once passed cannot be computed back, so each was kept.
 
         Before the last token at most, which is to be read: not all that was guessed need have been verified.
@@ -116,7 +116,7 @@ class DraftModel(Guesser):
             if len(self._free_slots) < self._draft_tokens:
                 return False
             text = self._texts[ask.id] = _Text([self._free_slots.pop() for _ in range(self._draft_tokens)])
-        text.settle(ask.tokens)
+        text.keep_right_guesses(ask.tokens)
         missing = -(-(len(ask.tokens) + limit) // PAGE) - len(text.pages)
         if missing > len(self._free_pages):
             return False

@@ -28,7 +28,7 @@ class Ask:
 
 
 @dataclass
-class Pace:
+class GuessPace:
     """How much to guess for one sequence, from how the last guesses went.
 
     A guess that was right throughout doubles the next; else it is one longer than what was right. Each failure in a
@@ -71,13 +71,13 @@ class Guesser(ABC):
     def __init__(self) -> None:
         self.proposed = 0
         self.accepted = 0
-        self._paces: dict[str, Pace] = {}
+        self._paces: dict[str, GuessPace] = {}
 
     def propose(self, asks: Sequence[Ask]) -> list[list[int]]:
         """Guess the next tokens of each sequence: at most its limit, fewer where guesses fail, possibly none."""
         limited = []
         for ask in asks:
-            pace = self._paces.setdefault(ask.id, Pace())
+            pace = self._paces.setdefault(ask.id, GuessPace())
             proposed, right = pace.judge(ask.tokens)
             self.proposed += proposed
             self.accepted += right

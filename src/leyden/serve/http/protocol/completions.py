@@ -98,7 +98,7 @@ class CompletionChoice(BaseModel):
     prompt_logprobs: PromptLogprobs | None = None
 
 
-class Completion(BaseModel):
+class CompletionResponse(BaseModel):
     """Completions, or, in a stream, a piece of one; the last one of a stream may have usage alone."""
 
     id: str

@@ -10,7 +10,7 @@ from jsonschema_rs import CanonicalSchema, canonical
 from .reading import ANYTHING_DECLARED
 from .regular import ANYTHING, NOTHING, Term, both, either, fits, without
 from .regular import literal as text_term
-from .rules import SPACE, Alternative, Rule, literal
+from .rules import SPACE, Alternative, RuleReference, literal
 
 if TYPE_CHECKING:
     from .writing import Writer
@@ -53,7 +53,7 @@ class _Keys:
         named = dict.fromkeys([*declared, *view.required, *(listed or ())])
         self.named = _in_order(writer, [name for name in named if fits(self._allowed, name)])
 
-    def value(self, name: str) -> Rule:
+    def value(self, name: str) -> RuleReference:
         """The rule for the value of the key ``name``."""
         view = self._view
         found = [view.properties[name]] if name in view.properties else []
@@ -62,9 +62,9 @@ class _Keys:
         ]
         if not found and view.additional_properties is not None:
             found = [view.additional_properties]
-        return self._writer.rule(self._writer.merged(found)) if found else Rule("value")
+        return self._writer.rule(self._writer.merged(found)) if found else RuleReference("value")
 
-    def free(self) -> Rule | None:
+    def free(self) -> RuleReference | None:
         """The rule for a pair whose key is not named; None where there are none."""
         rules, rule = self._writer.rules, None
         for term, schema in self._further():
@@ -72,7 +72,7 @@ class _Keys:
                 continue
             rule = rule or rules.new("f")
             key = ("string",) if term == ANYTHING else self._writer.quoted(term, "patternProperties")
-            value = Rule("value") if schema is None else self._writer.rule(schema)
+            value = RuleReference("value") if schema is None else self._writer.rule(schema)
             rules.add(rule, (*key, SPACE, '":"', SPACE, value))
         return rule
 
@@ -98,7 +98,7 @@ class _Keys:
                 yield term, writer.merged(schemas) if schemas else view.additional_properties
 
 
-def _pairs(writer: "Writer", keys: _Keys, least: int, most: int | None) -> Rule:
+def _pairs(writer: "Writer", keys: _Keys, least: int, most: int | None) -> RuleReference:
     """The rule for the pairs of an object, up to its end; it counts them where that matters."""
     free, rules = keys.free(), writer.rules
     if free is None and most is not None and most >= len(keys.named):

@@ -60,7 +60,7 @@ class SchemaError(ValueError):
 
 
 @dataclass(frozen=True)
-class Reading:
+class SchemaReading:
     """A schema in canonical form.
 
     Attributes:
@@ -76,7 +76,7 @@ class Reading:
     constants: Mapping[str, Any]
 
 
-def read(schema: Any) -> Reading:
+def read(schema: Any) -> SchemaReading:
     """Check ``schema`` and bring it into canonical form.
 
     Raises:
@@ -115,7 +115,7 @@ def read(schema: Any) -> Reading:
         raise SchemaError(f"at {where}: this is no JSON schema: {error.message}") from None
     except jsonschema_rs.canonical.CanonicalizationError as error:
         raise SchemaError(_told(str(error), places)) from None
-    return Reading(canonical, tuple(orders), places, constants)
+    return SchemaReading(canonical, tuple(orders), places, constants)
 
 
 def spelling(value: Any) -> str:

@@ -49,7 +49,7 @@ class Chars(Term):
 
 
 @dataclass(frozen=True)
-class Sequence(Term):
+class Concatenation(Term):
     """One of each of ``parts``, in order; the empty text alone where there are none."""
 
     parts: tuple[Term, ...]
@@ -163,7 +163,7 @@ class Multiple(Term):
 
 
 NOTHING = Chars(())
-EMPTY = Sequence(())
+EMPTY = Concatenation(())
 ANY = Chars(ALPHABET)
 ANYTHING = Repeat(ANY, 0, None)
 
@@ -174,8 +174,8 @@ def sequence(parts: Iterable[Term]) -> Term:
     for part in parts:
         if part == NOTHING:
             return NOTHING
-        flat.extend(part.parts if isinstance(part, Sequence) else (part,))
-    return flat[0] if len(flat) == 1 else Sequence(tuple(flat))
+        flat.extend(part.parts if isinstance(part, Concatenation) else (part,))
+    return flat[0] if len(flat) == 1 else Concatenation(tuple(flat))
 
 
 def either(terms: Iterable[Term]) -> Term:
@@ -239,7 +239,7 @@ def width(term: Term) -> tuple[int, int | None]:
     if isinstance(term, Repeat):
         least, most = width(term.term)
         return least * term.least, None if most is None or term.most is None else most * term.most
-    if isinstance(term, Sequence):
+    if isinstance(term, Concatenation):
         widths = [width(part) for part in term.parts]
         ends = [most for _, most in widths]
         return sum(least for least, _ in widths), None if None in ends else sum(most or 0 for most in ends)

@@ -5,8 +5,7 @@ from collections.abc import Iterable
 
 from .numbers import INTEGER, NUMBER
 from .patterns import PatternError, pattern_term
-from .regular import Chars, Either, Ranges, Repeat, Term, automaton, common, complement
-from .regular import Sequence as TermSequence
+from .regular import Chars, Concatenation, Either, Ranges, Repeat, Term, automaton, common, complement
 
 SPACE = "ws"
 """Between the parts of a JSON text: nothing, a space or a line feed. More, and a model that knows nothing better to
@@ -33,7 +32,7 @@ _PLAIN: Ranges = complement(_ESCAPED)
 _SHORT = {8: "b", 9: "t", 10: "n", 12: "f", 13: "r", 34: '"', 92: "\\"}
 
 
-class Rule(str):
+class RuleReference(str):
     """The name of a rule, as a part of an alternative."""
 
 
@@ -44,9 +43,9 @@ class Many(str):
         rule: which.
     """
 
-    rule: Rule
+    rule: RuleReference
 
-    def __new__(cls, rule: Rule, least: int, most: int | None) -> "Many":
+    def __new__(cls, rule: RuleReference, least: int, most: int | None) -> "Many":
         many = super().__new__(cls, f"{rule}{{{least},{'' if most is None else most}}}")
         many.rule = rule
         return many
@@ -56,24 +55,24 @@ Alternative = tuple[str, ...]
 """What stands one after the other: the names of rules, all of which are needed, and pieces of EBNF."""
 
 
-class Rules:
+class GrammarRules:
     """The rules of one grammar, made while it is written."""
 
     def __init__(self) -> None:
         self._rules: dict[str, list[Alternative]] = {}
 
-    def new(self, name: str = "r") -> Rule:
+    def new(self, name: str = "r") -> RuleReference:
         """A rule that has no alternatives yet."""
-        rule = Rule(f"{name}{len(self._rules)}")
+        rule = RuleReference(f"{name}{len(self._rules)}")
         self._rules[rule] = []
         return rule
 
-    def add(self, rule: Rule, *alternatives: Alternative) -> Rule:
+    def add(self, rule: RuleReference, *alternatives: Alternative) -> RuleReference:
         """Let ``rule`` be one of these, too."""
         self._rules[rule].extend(alternatives)
         return rule
 
-    def text(self, root: Rule) -> str | None:
+    def text(self, root: RuleReference) -> str | None:
         """The grammar that begins with ``root``; None where no text fulfils it.
 
         A rule that one other alone uses becomes a part of it: what xgrammar sends from process to process grows with
@@ -88,7 +87,7 @@ class Rules:
             for part in (part for alternative in kept[rule] for part in alternative):
                 many = isinstance(part, Many)
                 used = part.rule if many else part
-                if isinstance(used, Rule) and used in self._rules:
+                if isinstance(used, RuleReference) and used in self._rules:
                     order += [] if uses[used] else [used]
                     uses[used] += 2 if many else 1
         lines: list[str] = []
@@ -103,7 +102,7 @@ class Rules:
                 lines.append(f"{rule} ::= {body}")
         return "\n".join([f"root ::= {root}", *lines, *(f"{name} ::= {body}" for name, body in _VALUES.items())])
 
-    def _alive(self) -> set[Rule]:
+    def _alive(self) -> set[RuleReference]:
         """The rules that some text fulfils."""
         users: dict[str, list[tuple[str, int]]] = {}
         missing: dict[tuple[str, int], int] = {}
@@ -126,9 +125,9 @@ class Rules:
                 missing[user] -= 1
                 if not missing[user]:
                     waiting.append(user[0])
-        return {Rule(rule) for rule in (*alive, *_VALUES)}
+        return {RuleReference(rule) for rule in (*alive, *_VALUES)}
 
-    def language(self, term: Term, *, quoted: bool, behind: str = "") -> Rule:
+    def language(self, term: Term, *, quoted: bool, behind: str = "") -> RuleReference:
         """A rule for the texts of ``term``, with what comes behind them.
 
         Args:
@@ -151,9 +150,9 @@ class Rules:
         return names[0]
 
 
-def _needed(alternative: Alternative) -> set[Rule]:
+def _needed(alternative: Alternative) -> set[RuleReference]:
     rules = (part.rule if isinstance(part, Many) else part for part in alternative)
-    return {rule for rule in rules if isinstance(rule, Rule)}
+    return {rule for rule in rules if isinstance(rule, RuleReference)}
 
 
 def pattern_grammar(pattern: str) -> str:
@@ -162,7 +161,7 @@ def pattern_grammar(pattern: str) -> str:
     Raises:
         PatternError: it is no regular expression, or one of more than a regular language.
     """
-    rules = Rules()
+    rules = GrammarRules()
     text = rules.text(rules.language(pattern_term(pattern, whole=True), quoted=False))
     if text is None:
         raise PatternError("no text matches it")
@@ -184,7 +183,7 @@ def _simple(term: Term) -> bool:
     """Whether a term can be spelled as it is."""
     if isinstance(term, Chars):
         return bool(term.ranges)
-    if isinstance(term, TermSequence):
+    if isinstance(term, Concatenation):
         return all(map(_simple, term.parts))
     if isinstance(term, Either):
         return all(map(_simple, term.terms))
@@ -194,7 +193,7 @@ def _simple(term: Term) -> bool:
 def _spelled(term: Term, quoted: bool) -> str:
     if isinstance(term, Chars):
         return _characters(term.ranges, quoted)
-    if isinstance(term, TermSequence):
+    if isinstance(term, Concatenation):
         return " ".join(_spelled(part, quoted) for part in term.parts) or '""'
     if isinstance(term, Either):
         return group(sorted(_spelled(each, quoted) for each in term.terms))

@@ -20,7 +20,7 @@ from .formats import FORMATS, format_term
 from .numbers import integers, numbers
 from .objects import object_alternatives
 from .patterns import PatternError, pattern_term
-from .reading import ANYTHING_DECLARED, Reading, SchemaError, read, spelling
+from .reading import ANYTHING_DECLARED, SchemaError, SchemaReading, read, spelling
 from .regular import (
     ANY,
     ANYTHING,
@@ -36,7 +36,7 @@ from .regular import (
     without,
 )
 from .regular import literal as text_term
-from .rules import Alternative, Many, Rule, Rules, literal
+from .rules import Alternative, GrammarRules, Many, RuleReference, literal
 
 _MOST_REPEATED = 100_000
 _MOST_RESOLVED = 64
@@ -58,7 +58,7 @@ def schema_grammar(schema: Any) -> str:
         SchemaError: it is no schema, no value fits it, or it has a keyword that cannot be kept.
     """
     reading = read(schema)
-    rules = Rules()
+    rules = GrammarRules()
     try:
         text = rules.text(Writer(reading, rules).rule(reading.canonical))
     except (RecursionError, canonical.CanonicalizationError):
@@ -71,12 +71,12 @@ def schema_grammar(schema: Any) -> str:
 class Writer:
     """Writes the rules of one schema."""
 
-    def __init__(self, reading: Reading, rules: Rules) -> None:
+    def __init__(self, reading: SchemaReading, rules: GrammarRules) -> None:
         self.reading, self.rules = reading, rules
-        self._known: dict[CanonicalSchema, Rule] = {}
+        self._known: dict[CanonicalSchema, RuleReference] = {}
         self._resolved = 0
 
-    def rule(self, schema: CanonicalSchema) -> Rule:
+    def rule(self, schema: CanonicalSchema) -> RuleReference:
         """The rule for the values of ``schema``."""
         if schema not in self._known:
             self._known[schema] = self.rules.new()
@@ -279,9 +279,9 @@ class Writer:
             following = item
         return [('"["', "ws", following)]
 
-    def _further(self, view: canonical.ArrayView, place: int, least: int, most: int | None) -> Rule:
+    def _further(self, view: canonical.ArrayView, place: int, least: int, most: int | None) -> RuleReference:
         """The rule for what comes behind ``place`` items, up to the end."""
-        item = Rule("value") if view.items is None else self.rule(view.items)
+        item = RuleReference("value") if view.items is None else self.rule(view.items)
         end = self.rules.new("e")
         if place >= least:
             self.rules.add(end, ('"]"',))
@@ -290,7 +290,7 @@ class Writer:
             self.rules.add(end, (*comma, *self.several(item, place, least, most), '"]"'))
         return end
 
-    def several(self, item: Rule, count: int, least: int, most: int | None) -> Alternative:
+    def several(self, item: RuleReference, count: int, least: int, most: int | None) -> Alternative:
         """One ``item`` and as many more as are wanted, ``count`` of them having come before."""
         further = self.rules.add(self.rules.new("m"), ('","', "ws", item, "ws"))
         return (item, "ws", Many(further, max(0, least - count - 1), None if most is None else most - count - 1))

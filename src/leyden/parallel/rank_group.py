@@ -17,7 +17,7 @@ _LONGEST_POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
-class Place:
+class RankPosition:
     """Where a rank is in its run.
 
     Attributes:
@@ -36,7 +36,7 @@ class Place:
         return f"step {self.step}, micro-batch {self.micro_batch}, {self.phase}"
 
 
-class Team:
+class RankGroup:
     """All ranks of a run; without a mesh, one process.
 
     Args:
@@ -48,13 +48,13 @@ class Team:
 
     def __init__(self, mesh: Mesh | None = None) -> None:
         self.mesh = mesh
-        self.place = Place()
+        self.place = RankPosition()
         self._world = None if mesh is None else mesh.groups["world"]
         self._num_told = 0
 
     def at(self, phase: str, step: int, micro_batch: int = 0) -> None:
         """Note where this rank is."""
-        self.place = Place(self.place.count + 1, step, micro_batch, phase)
+        self.place = RankPosition(self.place.count + 1, step, micro_batch, phase)
 
     @property
     def alone(self) -> bool:
