@@ -1,14 +1,16 @@
 """What this machine is, and which body of the ops runs on it and why: a table that people read."""
 
+import ctypes
 import os
 import platform
 from collections.abc import Callable
 
 import torch
 
-from leyden.core.device import default_device
+from leyden.core.device import default_device, matmul_flops_per_second
 from leyden.core.waiting import cores_of_others, waiting_settings
 from leyden.ops import native
+from leyden.ops.choices import CHOICES, Choice
 from leyden.ops.native import build, cache, processor
 
 _KNOWN = (
@@ -41,6 +43,34 @@ def _compiler() -> str:
         return f"none: {reason}"
 
 
+def _caches() -> str:
+    sizes = processor.caches()
+    said = ", ".join(f"level {level} {size >> 10:,} KiB" for level, size in sizes.items())
+    return f"{said} (as the system reports)" if said else "not reported by the system; usual sizes are assumed"
+
+
+def _products() -> str:
+    # Small ones: on a processor without arithmetic in bfloat16, larger ones take seconds.
+    rates = ((dtype, matmul_flops_per_second(dtype, size=256) / 1e9) for dtype in (torch.float32, torch.bfloat16))
+    return (
+        ", ".join(f"{rate:.3g} GFLOP/s in {str(dtype).removeprefix('torch.')}" for dtype, rate in rates) + ", measured"
+    )
+
+
+def _own_products() -> str:
+    loaded = native.load()
+    if isinstance(loaded, native.UnavailableError):
+        return "none"
+    ops = {"experts": loaded.leyden_experts_forward_pays, "attention": loaded.leyden_attention_pays}
+    dtypes = {"bfloat16": 1, "float32": 0}
+    own = [f"{op} in {name}" for op, pays in ops.items() for name, bit in dtypes.items() if pays(ctypes.c_int64(bit))]
+    return f"{', '.join(own) or 'none, but those of PyTorch'}; from the instruction sets"
+
+
+def _size(choice: Choice) -> Callable[[], str]:
+    return lambda: choice.described(processor.caches())
+
+
 def _threads() -> str:
     # Not all of the machine's cores need be this process's.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -63,10 +93,14 @@ def _device() -> str:
 FIELDS: dict[str, Callable[[], object]] = {
     "processor": processor.name,
     "instruction sets": _instructions,
+    "caches": _caches,
+    "matrix products": _products,
     "threads": _threads,
     "threads wait": _waiting,
     "GPU": _device,
     "ops on the CPU": _bodies,
+    "native products": _own_products,
+    **{choice.name: _size(choice) for choice in CHOICES},
     "library": _library,
     "C++ compiler": _compiler,
     "compiled code": lambda: cache.folder() or "nowhere yet",

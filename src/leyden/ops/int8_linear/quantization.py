@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import torch
 
 from leyden.ops.backend import choose
+from leyden.ops.choices import WIDENED_WEIGHTS
 from leyden.ops.native import call
 
 LARGEST = 127
 """The integers run from -127 to 127; -128 is not used."""
 
-BLOCK_ELEMENTS = 1 << 19
-"""Elements that are held in float at once on a CPU: 1 MB of bfloat16, which stays in a core's cache."""
+BLOCK_ELEMENTS = WIDENED_WEIGHTS.here
 
 
 def quantize_rows(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -68,7 +68,7 @@ def widen(weight: torch.Tensor, scale: torch.Tensor, out: torch.Tensor, backend:
 
 
 def row_blocks(num_rows: int, dim: int) -> Iterator[slice]:
-    """All rows of a matrix, a block at a time; where it is cut depends on its shape alone."""
+    """All rows of a matrix, a block at a time; where it is cut depends on its shape and this machine's caches."""
     step = max(16, BLOCK_ELEMENTS // max(1, dim) // 16 * 16)
     for start in range(0, num_rows, step):
         yield slice(start, min(start + step, num_rows))

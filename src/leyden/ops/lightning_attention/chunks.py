@@ -4,11 +4,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from leyden.ops.choices import LIGHTNING_SEGMENT
+
 CHUNK_TOKENS = 64
 """C, by measurement: with 128 more of the masked products is wasted than is saved on states (docs/math.md)."""
 
-_SEGMENT_ELEMENTS = 1 << 19
-"""Elements of q in one segment, by measurement: 1 MB in bfloat16, so that its dozen temporaries stay in the cache."""
+_SEGMENT_ELEMENTS = LIGHTNING_SEGMENT.here
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import torch
 
+from leyden.ops.choices import RANGED_SCORES
 from leyden.ops.finite import all_finite
 
 _ROWS = 128
-_SCORES_BYTES = 16 << 20
-"""Scores of one block and key head, in float32."""
+_SCORES_BYTES = RANGED_SCORES.here
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
+from leyden.ops.choices import SOFTMAX_SCORES
+
 _ROWS = 128
-_SCORES_BYTES = 32 << 20
-"""Scores of one block, in float32."""
+_SCORES_BYTES = SOFTMAX_SCORES.here
 
 
 @dataclass(frozen=True)
