@@ -98,7 +98,9 @@ def _generate(engine: Engine) -> list[tuple[int, ...]]:
     stream.close()  # is aborted, and the others learn of it
     engine.read_ahead([*range(100)] * 3)
     engine.rest()
-    return [*(completion.tokens for completion in found), (begun,)]
+    (scored,) = engine.generate(prompts[2:3], Sampling(max_tokens=1, temperature=0, prompt_logprobs=1))
+    best = [told.top[0][0] for told in scored.prompt_logprobs or () if told is not None]
+    return [*(completion.tokens for completion in found), (begun,), tuple(best)]
 
 
 def _engines(plan: Plan, directory: str, store: str) -> list[tuple[int, ...]] | None:

@@ -4,18 +4,13 @@ import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-import torch
-
 from leyden.model import PAGE
 from leyden.serve.memory import Holding, Swapped
 from leyden.serve.request import CacheUse, Delta, FinishReason, Request, RequestUsage
-from leyden.serve.runner import Reading
-from leyden.serve.sampling import CompiledGrammar, Draw, Sampler, TokenLogprobs, token_logprobs
+from leyden.serve.runner import PromptScores, Reading
+from leyden.serve.sampling import CompiledGrammar, Draw, Sampler, TokenLogprobs
 from leyden.serve.text import TextStream
 from leyden.tokenizer import Tokenizer
-
-_SCORED_AT_ONCE = 64
-"""Rows of logits whose log-probabilities are computed together; bounds memory."""
 
 
 @dataclass(eq=False)
@@ -154,16 +149,19 @@ class Generation(Job):
         self._admitted = other._admitted
 
     def wanted(self, stop: int) -> int:
-        """All where the prompt is scored; else of its end alone."""
-        return stop - self.read if self.scores_prompt else int(stop == self.goal)
+        """Those of the prompt's end alone."""
+        return int(stop == self.goal)
 
-    def score(self, part: Reading, logits: torch.Tensor) -> None:
-        """Score the prompt's tokens that follow those of ``part``, by the logits [R, V] behind these."""
-        following = self.tokens[part.start + 1 : min(part.stop + 1, self.goal)]
-        top = self.request.sampling.prompt_logprobs or 0
-        for start in range(0, len(following), _SCORED_AT_ONCE):
-            some = following[start : start + _SCORED_AT_ONCE]
-            self._of_prompt += token_logprobs(logits[start : start + len(some)], some, [top] * len(some))
+    def reading(self, stop: int) -> Reading:
+        """Read the part that ends at ``stop``, with the log-probabilities of the prompt's tokens if they are asked."""
+        reading, top = super().reading(stop), self.request.sampling.prompt_logprobs
+        if top is None:
+            return reading
+        return reading._replace(scores=PromptScores(self.tokens[self.read + 1 : min(stop + 1, self.goal)], top))
+
+    def scored(self, scores: PromptScores) -> None:
+        """The tokens that follow those of a part have their log-probabilities."""
+        self._of_prompt += scores.found
 
     def take(self, draw: Draw) -> None:
         """Its next token was drawn."""

@@ -1,16 +1,37 @@
 """One step of the model over many sequences: some read a part of their prompt, others one more token each."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
 
-from leyden.core.transfers import on_device, send
+from leyden.core.transfers import fetch, on_device, send
 from leyden.model import PAGE, HybridLM, NativeDecoder, Pools, Rows
 from leyden.model.pools import GRAIN
 from leyden.serve.graphs import DecodeGraphs
+from leyden.serve.sampling import TokenLogprobs, measure, reports
+
+_SCORED_ROWS = 128
+"""Of a prompt that is scored, how many rows of logits exist at once: 100 MB in float32 at 200,000 words."""
+
+
+@dataclass(eq=False)
+class PromptScores:
+    """Log-probabilities that a reading is asked for, of tokens of its prompt.
+
+    Attributes:
+        tokens: those that follow the reading's tokens, from that behind the first one on.
+        top: how many of the most probable tokens are reported in each place.
+        found: one for each of ``tokens``, once they have been read.
+    """
+
+    tokens: Sequence[int]
+    top: int
+    found: list[TokenLogprobs] = field(default_factory=list)
 
 
 class Reading(NamedTuple):
@@ -23,6 +44,7 @@ class Reading(NamedTuple):
         states: the slot of its state, behind which come, where it decodes, the slots that take the state behind each
             token (the same slot again, as a rule; others where the token may yet be taken back).
         wanted: of how many of the last tokens the logits are asked for.
+        scores: of a prompt, the log-probabilities that are asked for; the runner puts them there.
     """
 
     tokens: Sequence[int]
@@ -30,6 +52,12 @@ class Reading(NamedTuple):
     pages: Sequence[int]
     states: Sequence[int]
     wanted: int = 1
+    scores: PromptScores | None = None
+
+    @property
+    def num_hidden(self) -> int:
+        """Of how many of the last tokens the hidden states are needed."""
+        return self.wanted if self.scores is None else len(self.tokens)
 
     @property
     def stop(self) -> int:
@@ -40,7 +68,8 @@ class Reading(NamedTuple):
 class Runner:
     """Runs the model's own modules, on any device, and a faster step in their place where there is one.
 
-    All that a step needs to know goes to the device by one copy, and nothing comes back from it but the logits.
+    All that a step needs to know goes to the device by one copy, and nothing comes back from it but the logits, and the
+    log-probabilities of prompts, whose logits exist for a block of rows at a time.
 
     Args:
         model: in evaluation mode.
@@ -86,14 +115,38 @@ class Runner:
         for reading in (*decodes, *prefills):
             if reading.start == 0:
                 self.pools.states[:, reading.states[0]] = 0
-        ids, rows, num_wanted = self._rows(decodes, prefills)
+        ids, rows, num_hidden = self._rows(decodes, prefills)
         hidden = self.model.read(ids, rows, self.pools)
-        if not num_wanted:
+        wanted: list[int] = list(range(sum(reading.wanted for reading in decodes)))
+        end = len(wanted)
+        for reading in prefills:
+            start, end = end, end + reading.num_hidden
+            wanted += range(end - reading.wanted, end)
+            if reading.scores is not None:
+                self._score(hidden[start:end], reading.scores)
+        if not wanted:
             return hidden.new_empty(0, self.model.config.vocab_size, dtype=torch.float32)
-        return self.model.logits(hidden)[:num_wanted]
+        if len(wanted) < num_hidden:
+            (index,) = send([np.asarray(_filled(wanted), np.int64)], hidden.device)
+            hidden = hidden[index]
+        return self.model.logits(hidden)[: len(wanted)]
+
+    def _score(self, hidden: torch.Tensor, scores: PromptScores) -> None:
+        """By the hidden states [T, D] of a reading's tokens."""
+        count = len(scores.tokens)
+        if not count:
+            return
+        (ids,) = send([np.asarray(scores.tokens, np.int64)], hidden.device)
+        blocks: list[list[torch.Tensor]] = []
+        for start in range(0, count, _SCORED_ROWS):
+            rows = hidden[start : min(start + _SCORED_ROWS, count)]
+            logits = self.model.logits(pad(rows, (0, 0, 0, -len(rows) % GRAIN)))[: len(rows)]
+            blocks.append(measure(logits, ids[start : start + len(rows)], [scores.top] * len(rows)))
+        measured = fetch([torch.cat(parts) for parts in zip(*blocks, strict=True)])
+        scores.found = reports(scores.tokens, [scores.top] * count, measured)
 
     def _rows(self, decodes: Sequence[Reading], prefills: Sequence[Reading]) -> tuple[torch.Tensor, Rows, int]:
-        """The ids, whose they are, and how many rows are wanted."""
+        """The ids, whose they are, and of how many rows the hidden states are needed."""
         rounds, order = _rounds(decodes)
         counts = [len(reading.tokens) for reading in prefills]
         bounds = [0, *accumulate(counts)]
@@ -113,7 +166,7 @@ class Runner:
         wanted = _wanted(decodes, order) + [
             n + row
             for reading, stop in zip(prefills, bounds[1:], strict=True)
-            for row in range(stop - reading.wanted, stop)
+            for row in range(stop - reading.num_hidden, stop)
         ]
         sent = send(
             [
@@ -122,7 +175,7 @@ class Runner:
                 tables[owner, pages].astype(np.int64) * PAGE + offsets,
                 np.asarray(before, np.int64),
                 np.asarray(after, np.int64),
-                np.asarray([*wanted, *[0] * (_padded(len(wanted)) - len(wanted))], np.int64),
+                np.asarray(_filled(wanted), np.int64),
                 (positions[:n] + 1).astype(np.int32),
                 np.asarray(bounds, np.int32),
                 tables,
@@ -143,7 +196,7 @@ class Runner:
             states_after=sent[4],
             tables=sent[8],
             wanted=sent[5],
-            last_wanted=tuple(reading.wanted for reading in prefills),
+            last_wanted=tuple(reading.num_hidden for reading in prefills),
         )
         return sent[0], rows, len(wanted)
 
@@ -170,6 +223,11 @@ def _tables(pages: Sequence[Sequence[int]]) -> np.ndarray:
     for row, own in zip(tables, pages, strict=True):
         row[: len(own)] = own
     return tables
+
+
+def _filled(rows: Sequence[int]) -> list[int]:
+    """With the first row again and again behind them, up to a whole number of grains."""
+    return [*rows, *[0] * (_padded(len(rows)) - len(rows))]
 
 
 def _padded(num_rows: int) -> int:

@@ -139,8 +139,8 @@ class Steps:
         for (job, stop), reading in zip(parts, readings, strict=True):
             end += reading.wanted
             self._was_read(job, stop)
-            if job.scores_prompt:
-                job.score(reading, logits[end - reading.wanted : end])
+            if reading.scores is not None:
+                job.scored(reading.scores)
             if job.decodes:
                 together = [job, *self._fork(job)]
                 ready += together

@@ -2,7 +2,7 @@
 
 from leyden.serve.sampling.config import Grammar, Sampling
 from leyden.serve.sampling.grammar import CompiledGrammar, Grammars
-from leyden.serve.sampling.logprobs import TokenLogprobs, token_logprobs
+from leyden.serve.sampling.logprobs import TokenLogprobs, measure, reports
 from leyden.serve.sampling.sampler import Draw, Sampler, draw
 from leyden.serve.sampling.together import choose_together
 
@@ -16,5 +16,6 @@ __all__ = [
     "TokenLogprobs",
     "choose_together",
     "draw",
-    "token_logprobs",
+    "measure",
+    "reports",
 ]

@@ -8,10 +8,9 @@ logits give the same figures for a drawn token and for a token of the prompt.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 
-from leyden.core.transfers import fetch, pick, send
+from leyden.core.transfers import pick
 
 
 @dataclass(frozen=True)
@@ -29,24 +28,13 @@ class TokenLogprobs:
     top: tuple[tuple[int, float], ...] = ()
 
 
-def token_logprobs(logits: torch.Tensor, tokens: Sequence[int], tops: Sequence[int]) -> list[TokenLogprobs]:
-    """Report ``tokens``, each drawn (or read) in the place that a row of logits foretells.
+def measure(logits: torch.Tensor, tokens: torch.Tensor, tops: Sequence[int]) -> list[torch.Tensor]:
+    """What :func:`reports` tells of tokens, each drawn (or read) in the place that a row of logits foretells.
 
     Args:
         logits: [R, V] float32, as the model gave them.
-        tokens: R of them.
-        tops: of how many of the most probable tokens to report in each place.
-    """
-    (ids,) = send([np.asarray(tokens, np.int64)], logits.device)
-    return reports(tokens, tops, fetch(measure(logits, ids, tops)))
-
-
-def measure(logits: torch.Tensor, tokens: torch.Tensor, tops: Sequence[int]) -> list[torch.Tensor]:
-    """What :func:`reports` tells of, where the logits are.
-
-    Args:
-        logits, tops: as of :func:`token_logprobs`.
         tokens: [R] int64, on the device of the logits.
+        tops: of how many of the most probable tokens to report in each place.
 
     Returns:
         The log-probabilities [R] of the tokens; then, for each number of ``tops`` but 0, in rising order, the ids and
