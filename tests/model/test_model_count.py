@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from leyden.model import PRESETS, Cache, HybridLM, LightningState, ModelConfig, count_model, prefill_flops, preset
+from leyden.model import PRESETS, Cache, HybridLM, ModelConfig, count_model, prefill_flops, preset
 from leyden.model.float32 import Float32Module
+from leyden.model.mixers.lightning import LightningState
 
 SHAPES = {
     **{name: preset(name) for name in PRESETS},
@@ -47,14 +48,14 @@ def test_memory_is_that_of_a_cache() -> None:
     with torch.no_grad():
         model(torch.zeros(1, 5, dtype=torch.int64), cache=cache)
     states = [layer.state for layer in cache.layers if isinstance(layer, LightningState)]
-    assert count_model(model.config).lightning_state_bytes == sum(s.nbytes for s in states if s is not None)
+    assert count_model(model.config).state_bytes == sum(s.nbytes for s in states if s is not None)
 
 
 def test_text_01_is_what_its_makers_say() -> None:
     counted = count_model(preset("text-01"))
     assert f"{counted.parameters / 1e9:.2f}B" == "456.09B"
     assert f"{counted.active_parameters / 1e9:.2f}B" == "45.94B"
-    assert counted.lightning_state_bytes == 280 * 2**20
+    assert counted.state_bytes == 280 * 2**20
     assert counted.key_value_bytes_per_token(torch.bfloat16) == 40_960
 
 

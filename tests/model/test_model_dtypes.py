@@ -5,9 +5,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from leyden.model import Cache, HybridLM, LightningState
+from leyden.model import Cache, HybridLM
 from leyden.model.experts import Router
-from leyden.model.lightning import Slopes
+from leyden.model.mixers.lightning import LightningState, Slopes
 from leyden.model.norm import RMSNorm
 from leyden.ops import lightning_slopes
 

@@ -9,7 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from leyden.core.errors import UserError
-from leyden.model import Cache, HybridLM, LightningState
+from leyden.model import Cache, HybridLM
+from leyden.model.mixers.lightning import LightningState
 
 ModelMaker = Callable[..., HybridLM]
 

@@ -84,7 +84,7 @@ def part_of_model(whole: HybridLM, mesh: Mesh) -> tuple[HybridLM, dict[str, Part
 
 def summed_gradients(model: nn.Module, mesh: Mesh) -> dict[str, torch.Tensor]:
     """This rank's gradients of a model without FSDP, completed over the ranks that hold the same part of a weight."""
-    over = {"tensor": ("dense",), "experts": ("fsdp_experts", "copies_experts")}
+    over = {"tensor": ("dense",), "head_norm": ("dense",), "experts": ("fsdp_experts", "copies_experts")}
     gradients = {}
     for name, parameter in model.named_parameters():
         gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()

@@ -14,7 +14,8 @@ from live_memory import track_memory
 from one_process import Row, part_of_model, random_row, small_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from leyden.model import HybridLM, softmax
+from leyden.model import HybridLM
+from leyden.model.mixers import softmax
 from leyden.ops import backend, softmax_attention
 from leyden.parallel import Mesh, ParallelConfig, Plan, attach, recompute
 from leyden.parallel.objective import Sums, sums_of_row

@@ -83,7 +83,7 @@ def test_the_planner_and_the_count_refuse_a_layer_type_that_they_do_not_know() -
             ask(rank, "hgrn")
     with pytest.raises(UserError, match="'hgrn'"):
         predict_traffic(rank)
-    with pytest.raises(UserError, match="'hgrn' is not counted"):
+    with pytest.raises(UserError, match="'hgrn' has no mixer"):
         count_model(_config())
 
 

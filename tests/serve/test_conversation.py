@@ -75,10 +75,10 @@ def test_where_another_text_is_already(model: HybridLM, saved: Path) -> None:
     _read(model, memory, other[:300])
     running = memory.admit(other)
     assert running is not None and running.length == 256
-    before = memory.pools.keys[:, running.pages[0]].clone()
+    before = memory.pools.pages["keys"][:, running.pages[0]].clone()
     assert load_conversation(saved, memory, fingerprint(model)).restored_tokens == 512
     audit(memory)
-    assert torch.equal(before, memory.pools.keys[:, running.pages[0]])
+    assert torch.equal(before, memory.pools.pages["keys"][:, running.pages[0]])
     memory.release(running)
     assert _read(model, memory, _TURN)[0] == 512
 

@@ -32,7 +32,7 @@ def gpu_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _pools(model: HybridLM, device: str = "cpu") -> Pools:
     pools = Pools(model.config, 40, 24, dtype=model.dtype, device=device)
-    for memory in (pools.states, pools.keys, pools.values):
+    for memory in (*pools.slots.values(), *pools.pages.values()):
         memory.fill_(torch.nan)  # nothing may be read that was not written
     return pools
 
@@ -149,10 +149,17 @@ def _pools_of_held(network: HybridLM) -> Pools:
     """As if those were read; all other memory is poisoned."""
     pools, generator = _pools(network), torch.Generator().manual_seed(0)
     slots, pages = [slot for _, _, slot in HELD], [page for _, own, _ in HELD for page in own]
-    for memory, places in ((pools.states, slots), (pools.keys, pages), (pools.values, pages)):
+    held = [(memory, slots) for memory in pools.slots.values()] + [(memory, pages) for memory in pools.pages.values()]
+    for memory, places in held:
         values = torch.randn(len(memory), len(places), *memory.shape[2:], generator=generator)
         memory[:, places] = values.to(memory.dtype)
     return pools
+
+
+def _somebodys(pools: Pools) -> list[torch.Tensor]:
+    """All memory but for the slot and the page that are nobody's."""
+    slots = [memory[:, : pools.num_states] for memory in pools.slots.values()]
+    return slots + [memory[:, : pools.num_pages] for memory in pools.pages.values()]
 
 
 def test_a_recording_gives_the_bits_of_its_step(make_model: Callable[..., HybridLM]) -> None:
@@ -171,10 +178,9 @@ def test_a_recording_gives_the_bits_of_its_step(make_model: Callable[..., Hybrid
         for i in company:
             lengths[i] += 1
     assert recorder.recordings == 2  # of 16 rows, with tables of 4 and of 16 pages
-    for name, width in (("states", None), ("keys", -1), ("values", -1)):  # but for the page that is nobody's
-        ours, theirs = (getattr(pools, name)[:, :width] for pools in (recorded, plain))
+    for ours, theirs, before in zip(*map(_somebodys, (recorded, plain, _pools_of_held(network))), strict=True):
         assert torch.equal(ours.nan_to_num(7), theirs.nan_to_num(7))
-        assert ours.isnan().sum() == getattr(_pools_of_held(network), name)[:, :width].isnan().sum()
+        assert ours.isnan().sum() == before.isnan().sum()
 
 
 def test_what_cannot_be_recorded_is_left_to_the_modules(make_model: Callable[..., HybridLM]) -> None:

@@ -33,7 +33,7 @@ def network(make_model: Callable[..., HybridLM]) -> HybridLM:
 
 def _pools(network: HybridLM, device: str = "cuda") -> Pools:
     pools = Pools(network.config, 40, 80, dtype=network.dtype, device=device)
-    for memory in (pools.states, pools.keys, pools.values):
+    for memory in (*pools.slots.values(), *pools.pages.values()):
         memory.normal_(generator=torch.Generator(device).manual_seed(0))
     return pools
 
@@ -58,7 +58,7 @@ def test_recordings_give_the_bits_of_their_steps(network: HybridLM) -> None:
 @pytest.mark.parametrize("recorded", [True, False])
 def test_steps_do_not_wait(network: HybridLM, recorded: bool) -> None:
     pools = _pools(network)
-    graphs = DecodeGraphs(network, pools, CudaRecorder(pools.states.device)) if recorded else None
+    graphs = DecodeGraphs(network, pools, CudaRecorder(pools.device)) if recorded else None
     runner = Runner(network, pools, graphs)
     prompt = Reading([1] * 300, PAGE, [70, 71, 72], [39])
     for _ in range(2):  # the first one compiles and records
@@ -90,7 +90,7 @@ def test_another_device_than_the_current_one(network: HybridLM) -> None:
     there = network.to("cuda:1")
     pools = _pools(there, "cuda:1")
     assert torch.cuda.current_device() == 0
-    runner = Runner(there, pools, DecodeGraphs(there, pools, CudaRecorder(pools.states.device)))
+    runner = Runner(there, pools, DecodeGraphs(there, pools, CudaRecorder(pools.device)))
     for _ in range(2):
         assert runner.run(_decodes(3, 0), []).isfinite().all()
     assert torch.cuda.current_device() == 0

@@ -50,8 +50,10 @@ class Books(RuleBasedStateMachine):
     def write(self, holding: Holding, tokens: list[int], start: int, stop: int) -> None:
         places = torch.arange(start, stop)
         pages = torch.tensor(holding.pages, dtype=torch.int64)[places // PAGE]
-        self.memory.pools.keys[0, pages, places % PAGE] = torch.tensor(tokens[start:stop])[:, None, None].float()
-        self.memory.pools.states[:, holding.state] = sum(tokens[:stop])
+        self.memory.pools.pages["keys"][0, pages, places % PAGE] = torch.tensor(tokens[start:stop])[
+            :, None, None
+        ].float()
+        self.memory.pools.slots["state"][:, holding.state] = sum(tokens[:stop])
 
     def pick(self, data: st.DataObject) -> Holding:
         return list(self.running)[data.draw(st.integers(0, len(self.running) - 1))]
@@ -152,7 +154,7 @@ class Books(RuleBasedStateMachine):
         """As when a draft is verified: the sequence goes on in one of the spare slots."""
         holding, states = self.pick(data), self.memory.states(2)
         if states is not None:
-            self.memory.pools.states[:, states[0]] = self.memory.pools.states[:, holding.state]
+            self.memory.pools.slots["state"][:, states[0]] = self.memory.pools.slots["state"][:, holding.state]
             holding.state, states[0] = states[0], holding.state
             self.lent += states
 
@@ -171,8 +173,8 @@ class Books(RuleBasedStateMachine):
         for holding, (tokens, length) in getattr(self, "running", {}).items():
             pools = self.memory.pools
             if length:
-                assert pools.states[0, holding.state, 0, 0, 0] == sum(tokens[:length])
-            keys = pools.keys[0, holding.pages].flatten(0, 1)[:length, 0, 0]
+                assert pools.slots["state"][0, holding.state, 0, 0, 0] == sum(tokens[:length])
+            keys = pools.pages["keys"][0, holding.pages].flatten(0, 1)[:length, 0, 0]
             assert keys.tolist() == tokens[:length]
 
     def teardown(self) -> None:
@@ -279,21 +281,21 @@ def test_snapshots_and_swapping_on_a_gpu() -> None:
         text = [1] * 600
         holding = memory.admit(text)
         assert holding is not None
-        pools.states[:, holding.state] = torch.randn_like(pools.states[:, 0])
-        pools.keys.normal_()
-        state, keys = pools.states[:, holding.state].clone(), pools.keys[:, holding.pages].clone()
+        pools.slots["state"][:, holding.state] = torch.randn_like(pools.slots["state"][:, 0])
+        pools.pages["keys"].normal_()
+        state, keys = pools.slots["state"][:, holding.state].clone(), pools.pages["keys"][:, holding.pages].clone()
         memory.commit_prefix(holding, 512)
         swapped = memory.swap_out(holding)
         assert swapped is not None
-        pools.states.zero_()
-        pools.keys[:, -3:] = 0
+        pools.slots["state"].zero_()
+        pools.pages["keys"][:, -3:] = 0
         again = memory.admit(text)
         assert again is not None and again.length == 512
-        assert torch.equal(pools.states[:, again.state], state)
+        assert torch.equal(pools.slots["state"][:, again.state], state)
         assert memory.swap_in(swapped) is holding
-        assert torch.equal(pools.states[:, holding.state], state)
-        assert torch.equal(pools.keys[:, holding.pages], keys)
+        assert torch.equal(pools.slots["state"][:, holding.state], state)
+        assert torch.equal(pools.pages["keys"][:, holding.pages], keys)
         kept = memory.kept(text)[1]
-        assert kept is not None and torch.equal(kept, state.cpu())
+        assert kept is not None and torch.equal(kept["state"], state.cpu())
         audit(memory)
         del memory

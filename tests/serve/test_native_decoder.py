@@ -40,14 +40,15 @@ def _of_kind(model: HybridLM, kind: str) -> HybridLM:
 def _pools(model: HybridLM, dtype: torch.dtype, num_pages: int = 24) -> Pools:
     """Nothing may be read that was not written."""
     pools = Pools(model.config, 16, num_pages, dtype=dtype)
-    for memory in (pools.states, pools.keys, pools.values):
+    for memory in (*pools.slots.values(), *pools.pages.values()):
         memory.fill_(torch.nan)
     return pools
 
 
 def _copy(pools: Pools, source: Pools) -> Pools:
-    for name in ("states", "keys", "values"):
-        getattr(pools, name).copy_(getattr(source, name))
+    for to, of in ((pools.slots, source.slots), (pools.pages, source.pages)):
+        for name, memory in to.items():
+            memory.copy_(of[name])
     return pools
 
 
@@ -99,7 +100,7 @@ def test_slow_heads_forget_at_their_rate(make_model: Callable[..., HybridLM]) ->
     NativeDecoder(model, pools).run([Reading(text, 0, [], [0] * 4001)])
     with torch.inference_mode():
         exact.double()(torch.tensor([text]), cache=cache)
-    for ours, theirs in zip(pools.states[0, 0].double(), cache.layers[0].state[0], strict=True):
+    for ours, theirs in zip(pools.slots["state"][0, 0].double(), cache.layers[0].state[0], strict=True):
         assert (ours - theirs).norm() < 5e-6 * theirs.norm()
 
 
@@ -171,8 +172,9 @@ def test_long_contexts_are_read_in_pieces(
     model = make_model(num_attention_heads=6, num_key_value_heads=2, head_dim=80)
     modules = Runner(model, _pools(model, torch.float32, num_pages=80))
     generator = torch.Generator().manual_seed(0)
-    for memory in (modules.pools.states, modules.pools.keys, modules.pools.values):
-        memory.normal_(0, 0.3 if memory is modules.pools.states else 3, generator=generator)
+    for deviation, memories in ((0.3, modules.pools.slots), (3, modules.pools.pages)):
+        for memory in memories.values():
+            memory.normal_(0, deviation, generator=generator)
     pools = _copy(_pools(model, torch.float32, num_pages=80), modules.pools)
     step = NativeDecoder(model, pools)
     decodes = [

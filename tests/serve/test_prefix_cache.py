@@ -21,7 +21,7 @@ class Reader:
         self.vocab = model.config.vocab_size
         dtype = model.lm_head.weight.dtype
         pools = Pools(model.config, 4, pages, dtype=dtype)
-        for pool in (pools.states, pools.keys, pools.values):
+        for pool in (*pools.slots.values(), *pools.pages.values()):
             pool.fill_(torch.nan)  # nothing may be read that was not written
         state_bytes, page_bytes = Pools.bytes_of(model.config, dtype)
         swap_bytes = swapped * (state_bytes + 4 * page_bytes)

@@ -15,7 +15,7 @@ def _text(length: int, seed: int, vocab: int) -> list[int]:
 
 def _runner(model: HybridLM) -> Runner:
     pools = Pools(model.config, 8, 24, dtype=model.lm_head.weight.dtype)
-    for memory in (pools.states, pools.keys, pools.values):
+    for memory in (*pools.slots.values(), *pools.pages.values()):
         memory.fill_(torch.nan)  # nothing may be read that was not written
     return Runner(model, pools)
 

@@ -233,7 +233,7 @@ def test_out_of_memory_ends_one_request(model: HybridLM, monkeypatch: pytest.Mon
         logits = run(decodes, prefills)
         calls += bool(prefills)
         if prefills and calls == 2:
-            engine.memory.pools.states[:, [reading.states[0] for reading in prefills]] = torch.nan  # torn
+            engine.memory.pools.slots["state"][:, [reading.states[0] for reading in prefills]] = torch.nan  # torn
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.")
         return logits
 
@@ -280,7 +280,7 @@ def test_a_fault_outside_the_model_empties_the_memory(model: HybridLM, monkeypat
     engine.generate([prompt], GREEDY)
     engine.add(request("a", prompt))
     engine.step()
-    block = engine.memory.snapshots.states
+    block = engine.memory.snapshots.slots["state"]
     assert engine.statistics.cache_used_tokens and engine.memory.usage.pages_kept == 0
 
     def fails() -> None:
@@ -292,7 +292,7 @@ def test_a_fault_outside_the_model_empties_the_memory(model: HybridLM, monkeypat
     assert not engine.busy
     usage = engine.memory.usage
     assert (usage.states_used, usage.pages_used, usage.pages_kept, usage.snapshots) == (0, 0, 0, 0)
-    assert engine.memory.snapshots.states is block
+    assert engine.memory.snapshots.slots["state"] is block
     assert engine.generate([prompt], GREEDY)[0].tokens == alone(model, prompt)
     audit(engine.memory)
 

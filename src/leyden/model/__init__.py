@@ -1,12 +1,13 @@
 """The hybrid language model, on one device and without any distributed code."""
 
 from leyden.model.balance import RouterLosses, RouterSums, router_losses, router_sums, total_router_losses
-from leyden.model.cache import Cache, KeyValues, LightningState
+from leyden.model.cache import Cache
 from leyden.model.config import LayerType, ModelConfig
 from leyden.model.count import ModelCount, count_model, prefill_flops
 from leyden.model.decode import NativeDecoder
 from leyden.model.lm import Features, HybridLM, check_tokens
-from leyden.model.pools import PAGE, Pools, Rows
+from leyden.model.mixers import MIXERS, Memory, Mixer
+from leyden.model.pools import Pools
 from leyden.model.presets import PRESETS, preset
 from leyden.model.quantized import (
     QuantizedEmbedding,
@@ -16,17 +17,19 @@ from leyden.model.quantized import (
     quantize,
 )
 from leyden.model.ranks import Ranks, RowPart
+from leyden.model.rows import PAGE, Rows
 from leyden.model.scoring import evaluation_mode, text_logprobs
 
 __all__ = [
+    "MIXERS",
     "PAGE",
     "PRESETS",
     "Cache",
     "Features",
     "HybridLM",
-    "KeyValues",
     "LayerType",
-    "LightningState",
+    "Memory",
+    "Mixer",
     "ModelConfig",
     "ModelCount",
     "NativeDecoder",

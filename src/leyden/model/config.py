@@ -114,17 +114,8 @@ class ModelConfig(Config):
             raise ValueError("; ".join(problems))
         return self
 
-    def alpha_beta(self, layer: int) -> tuple[float, float]:
-        """The residual factors (alpha, beta) of the attention of ``layer``."""
-        if self.layer_types[layer] == "linear_attention":
-            return _given(self.linear_attn_alpha_factor), self.linear_attn_beta_factor
-        return _given(self.full_attn_alpha_factor), self.full_attn_beta_factor
-
-    def mlp_alpha_beta(self) -> tuple[float, float]:
-        """The residual factors (alpha, beta) of the experts."""
-        return _given(self.mlp_alpha_factor), self.mlp_beta_factor
-
-
-def _given(factor: float | None) -> float:
-    assert factor is not None, "filled in by ModelConfig._derive"
-    return factor
+    def residual(self, part: str) -> tuple[float, float]:
+        """The residual factors (alpha, beta) of ``part``: ``"linear_attn"``, ``"full_attn"`` or ``"mlp"``."""
+        alpha, beta = getattr(self, f"{part}_alpha_factor"), getattr(self, f"{part}_beta_factor")
+        assert alpha is not None, "filled in by ModelConfig._derive"
+        return alpha, beta

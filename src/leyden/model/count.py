@@ -1,11 +1,12 @@
 """What a model of a given shape holds, remembers and computes, by arithmetic alone."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
 
 from leyden.model.config import ModelConfig
-from leyden.model.kinds import entry_of
+from leyden.model.mixers import mean_keys, mixer_of
 
 
 @dataclass(frozen=True)
@@ -19,38 +20,46 @@ class ModelCount:
             (45.943 billion for MiniMax-Text-01, as its makers count).
         output_parameters: weights of the output projection, tied or not.
         float32_parameters: norms and routers, which are float32 whatever the model's dtype.
-        lightning_state_bytes: the float32 states of all lightning layers, for one sequence of any length.
-        key_values_per_token: keys and values kept in all softmax layers for each token.
-        lightning_flops_per_token: of the recurrence in all lightning layers.
-        softmax_flops_per_key: of all softmax layers, for one token and one key that it sees.
+        state_bytes: the float32 states of all recurrent layers, for one sequence of any length.
+        window_values: numbers kept in all layers with a window, for one sequence at most, whatever its length.
+        key_values_per_token: numbers kept in all layers that keep every token's keys and values, for each token.
+        recurrence_flops_per_token: of the recurrences in all layers.
+        flops_per_key: for one token and one key that it sees, by the layers' window (None: all keys before it).
     """
 
     parameters: int
     active_parameters: int
     output_parameters: int
     float32_parameters: int
-    lightning_state_bytes: int
+    state_bytes: int
+    window_values: int
     key_values_per_token: int
-    lightning_flops_per_token: int
-    softmax_flops_per_key: int
+    recurrence_flops_per_token: int
+    flops_per_key: dict[int | None, int]
 
     def weight_bytes(self, dtype: torch.dtype) -> int:
         """Memory of the weights with the matrices in ``dtype``."""
         return (self.parameters - self.float32_parameters) * dtype.itemsize + self.float32_parameters * 4
 
     def key_value_bytes_per_token(self, dtype: torch.dtype) -> int:
-        """Memory of one more token in the cache of one sequence."""
+        """Memory of one more token in the cache of one sequence, but for layers with a window."""
         return self.key_values_per_token * dtype.itemsize
+
+    def fixed_bytes(self, dtype: torch.dtype) -> int:
+        """Memory of one sequence that does not grow with its length: its states, and its windows once they are full."""
+        return self.state_bytes + self.window_values * dtype.itemsize
 
     def forward_flops_per_token(self, length: int) -> float:
         """Floating-point operations a token, on average over a sequence of ``length`` tokens.
 
         2 a weight of the active matrices and the output projection; 4 H K V a lightning layer, which is the
         recurrence (K V products and sums for ``k v^T``, as many for ``S^T q``); 4 H D a visible key in a softmax
-        layer, of which a token sees ``(length + 1) / 2`` on average. Norms, activations and the softmax are left out.
+        layer, of which a token sees ``(length + 1) / 2`` on average, or fewer within a window. Norms, activations and
+        the softmax are left out.
         """
         matrices = 2 * (self.active_parameters + self.output_parameters)
-        return matrices + self.lightning_flops_per_token + self.softmax_flops_per_key * (length + 1) / 2
+        keys = sum(flops * mean_keys(length, window) for window, flops in self.flops_per_key.items())
+        return matrices + self.recurrence_flops_per_token + keys
 
     def training_flops_per_token(self, length: int) -> float:
         """Forward and backward: three times the forward pass."""
@@ -59,29 +68,27 @@ class ModelCount:
 
 def count_model(config: ModelConfig) -> ModelCount:
     """Count a model without building it."""
-    D, width = config.hidden_size, config.num_attention_heads * config.head_dim
-    shared_width = config.num_key_value_heads * config.head_dim
-    num_layers = config.num_hidden_layers
-    for kind in config.layer_types:
-        entry_of({"linear_attention": 0, "full_attention": 0}, kind, "is not counted")
-    num_lightning = config.layer_types.count("linear_attention")
-    num_softmax = num_layers - num_lightning
-
-    attention = num_lightning * 5 * D * width + num_softmax * 2 * D * (width + shared_width)
-    norms = (2 * num_layers + 1) * D + num_lightning * width
+    D, num_layers = config.hidden_size, config.num_hidden_layers
+    mixers = [(mixer_of(kind).count(config), layers) for kind, layers in Counter(config.layer_types).items()]
+    flops_per_key: Counter[int | None] = Counter()
+    for mixer, layers in mixers:
+        if mixer.flops_per_key:
+            flops_per_key[mixer.window] += layers * mixer.flops_per_key
+    weights = sum(layers * mixer.weights for mixer, layers in mixers)
+    norms = (2 * num_layers + 1) * D + sum(layers * mixer.norm_weights for mixer, layers in mixers)
     feed_forward, active_feed_forward, router = _feed_forward(config)
     output = config.vocab_size * D
     embeddings = output if config.tie_word_embeddings else 2 * output
-    state = config.num_attention_heads * config.head_dim**2
     return ModelCount(
-        parameters=embeddings + attention + norms + num_layers * (feed_forward + router),
-        active_parameters=attention + num_layers * (active_feed_forward + router),
+        parameters=embeddings + weights + norms + num_layers * (feed_forward + router),
+        active_parameters=weights + num_layers * (active_feed_forward + router),
         output_parameters=output,
         float32_parameters=norms + num_layers * router,
-        lightning_state_bytes=num_lightning * state * 4,
-        key_values_per_token=num_softmax * 2 * shared_width,
-        lightning_flops_per_token=num_lightning * 4 * state,
-        softmax_flops_per_key=num_softmax * 4 * width,
+        state_bytes=sum(layers * mixer.state_bytes for mixer, layers in mixers),
+        window_values=sum(layers * mixer.window_values for mixer, layers in mixers),
+        key_values_per_token=sum(layers * mixer.values_per_token for mixer, layers in mixers),
+        recurrence_flops_per_token=sum(layers * mixer.flops_per_token for mixer, layers in mixers),
+        flops_per_key=dict(flops_per_key),
     )
 
 
@@ -91,12 +98,10 @@ def prefill_flops(config: ModelConfig, length: int) -> float:
     Counted as in :meth:`ModelCount.forward_flops_per_token`. The output projection, and the last layer but for its
     keys, values and state, meet the last token alone.
     """
-    counted, width = count_model(config), config.num_attention_heads * config.head_dim
+    counted, last = count_model(config), mixer_of(config.layer_types[-1]).count(config)
     _, active_feed_forward, router = _feed_forward(config)
-    # Queries and output of softmax attention, gate and output of lightning attention: as many weights.
-    idle = 2 * (2 * config.hidden_size * width + active_feed_forward + router)
-    if config.layer_types[-1] == "full_attention":
-        idle += 4 * width * length / 2  # the earlier tokens see 1 to ``length - 1`` keys, on average half of ``length``
+    idle = 2 * (last.idle_weights + active_feed_forward + router)
+    idle += last.flops_per_key * mean_keys(length - 1, last.window)  # of all tokens but the last
     per_token = counted.forward_flops_per_token(length) - 2 * counted.output_parameters
     return length * per_token - (length - 1) * idle + 2 * counted.output_parameters
 

@@ -7,11 +7,12 @@ import torch
 from torch import nn
 
 from leyden.model.experts import MixtureOfExperts
-from leyden.model.lightning import LightningAttention
 from leyden.model.lm import DecoderLayer, HybridLM
-from leyden.model.pools import PAGE, Pools
+from leyden.model.mixers.lightning import LightningAttention
+from leyden.model.mixers.softmax import SoftmaxAttention
+from leyden.model.pools import Pools
 from leyden.model.ranks import Ranks
-from leyden.model.softmax import SoftmaxAttention
+from leyden.model.rows import PAGE
 from leyden.ops.decode import (
     KINDS,
     LANES,
@@ -59,28 +60,17 @@ class NativeDecoder:
     def __init__(self, model: HybridLM, pools: Pools) -> None:
         _check(model, pools)
         library()
-        self._dtype = pools.keys.dtype
+        self._dtype = pools.dtype
         self._kept: list[torch.Tensor] = []  # what the addresses point into
         config = self._config = model.config
         self._layers = (LayerAddresses * config.num_hidden_layers)()
-        heads, width = config.num_attention_heads, config.head_dim
-        states = (pools.states.shape[1], heads, width, width)
-        pages = (pools.keys.shape[1], PAGE, config.num_key_value_heads, width)
-        lightning = softmax = 0
-        for addresses, layer in zip(self._layers, model.layers, strict=True):
+        for addresses, layer, memory in zip(self._layers, model.layers, pools.layers, strict=True):
             assert isinstance(layer, DecoderLayer)
-            if isinstance(layer.self_attn, LightningAttention):
-                addresses.states = self._at(pools.states[lightning], *states)
-                lightning += 1
-            else:
-                addresses.keys = self._at(pools.keys[softmax], *pages, dtype=self._dtype)
-                addresses.values = self._at(pools.values[softmax], *pages, dtype=self._dtype)
-                softmax += 1
-            self._attention(addresses, layer)
+            self._attention(addresses, layer, memory, pools)
             self._feed_forward(addresses, layer.mlp)
         exponents = torch.arange(0, config.rotary_dim, 2, dtype=torch.float64, device="cpu") / max(config.rotary_dim, 1)
         self._model = ModelAddresses(
-            bfloat16=pools.keys.dtype == torch.bfloat16,
+            bfloat16=pools.dtype == torch.bfloat16,
             hidden=config.hidden_size,
             heads=config.num_attention_heads,
             kv_heads=config.num_key_value_heads,
@@ -150,22 +140,33 @@ class NativeDecoder:
         scale_at = None if scales is None else self._at(scales, *shape[:-1]) + row * scales.element_size()
         return MatrixAddress(self._at(values, *shape, dtype=values.dtype) + first, scale_at, KINDS[values.dtype])
 
-    def _attention(self, addresses: LayerAddresses, layer: DecoderLayer) -> None:
+    def _attention(
+        self, addresses: LayerAddresses, layer: DecoderLayer, memory: dict[str, torch.Tensor], pools: Pools
+    ) -> None:
         addresses.attention_alpha, addresses.attention_beta = layer.attention_factors
         addresses.mlp_alpha, addresses.mlp_beta = layer.mlp_factors
         addresses.input_norm = self._at(layer.input_layernorm.weight, self._config.hidden_size)
         addresses.post_norm = self._at(layer.post_attention_layernorm.weight, self._config.hidden_size)
         attention, hidden = layer.self_attn, self._config.hidden_size
         inner = self._config.num_attention_heads * self._config.head_dim
-        shared = self._config.num_key_value_heads * self._config.head_dim
+        heads, shared_heads, width = (
+            self._config.num_attention_heads,
+            self._config.num_key_value_heads,
+            self._config.head_dim,
+        )
+        shared = shared_heads * width
         if isinstance(attention, LightningAttention):
             addresses.lightning = 1
+            addresses.states = self._at(memory["state"], pools.num_states, heads, width, width)
             addresses.first = self._matrix(attention.qkv_proj, 3 * inner, hidden)
             addresses.second = self._matrix(attention.output_gate, inner, hidden)
             addresses.out = self._matrix(attention.out_proj, hidden, inner)
             addresses.head_norm = self._at(attention.norm.weight, inner)
             addresses.slopes = self._at(attention.slopes.values, self._config.num_attention_heads)
         elif isinstance(attention, SoftmaxAttention):
+            pages = (pools.num_pages + 1, PAGE, shared_heads, width)
+            addresses.keys = self._at(memory["keys"], *pages, dtype=self._dtype)
+            addresses.values = self._at(memory["values"], *pages, dtype=self._dtype)
             addresses.first = self._matrix(attention.q_proj, inner, hidden)
             addresses.second = self._matrix(attention.k_proj, shared, hidden)
             addresses.third = self._matrix(attention.v_proj, shared, hidden)
@@ -193,13 +194,13 @@ class NativeDecoder:
 
 
 def _check(model: HybridLM, pools: Pools) -> None:
-    config, keys = model.config, pools.keys
+    config = model.config
     if type(model.ranks) is not Ranks:
         raise UnavailableError("several ranks compute the model together")
-    if keys.device.type != "cpu" or model.norm.weight.device.type != "cpu":
+    if pools.device.type != "cpu" or model.norm.weight.device.type != "cpu":
         raise UnavailableError(f"the model is on {model.norm.weight.device.type}, not on the CPU")
-    if keys.dtype not in (torch.float32, torch.bfloat16):
-        raise UnavailableError(f"the model computes in {keys.dtype}; float32 and bfloat16 have one")
+    if pools.dtype not in (torch.float32, torch.bfloat16):
+        raise UnavailableError(f"the model computes in {pools.dtype}; float32 and bfloat16 have one")
     widths = [config.hidden_size, config.head_dim, config.intermediate_size, config.shared_intermediate_size]
     if any(width % LANES for width in widths):
         raise UnavailableError(f"hidden, head and expert widths {widths} are not all multiples of {LANES}")

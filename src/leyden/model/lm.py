@@ -2,26 +2,25 @@
 
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from leyden.core.errors import UserError
 from leyden.model.balance import RouterLosses, router_losses
-from leyden.model.cache import Cache, KeyValues, LightningState
+from leyden.model.cache import Cache
 from leyden.model.config import ModelConfig
 from leyden.model.experts import DenseMLP, MixtureOfExperts
 from leyden.model.initialization import initialize
-from leyden.model.lightning import LightningAttention
 from leyden.model.losses import OutputProjection, TokenLossModel
+from leyden.model.mixers import Memory, mixer_of, residual_factors
 from leyden.model.norm import RMSNorm
-from leyden.model.pools import PooledKeyValues, PooledStates, Pools, Rows
+from leyden.model.pools import Pools
 from leyden.model.ranks import Ranks
+from leyden.model.rows import Rows
 from leyden.model.sequence import Sequence, Wanted, lay_out, take
-from leyden.model.softmax import SoftmaxAttention
 from leyden.ops import Routing, rotary_angles
-
-Memory = LightningState | KeyValues | PooledStates | PooledKeyValues
 
 
 @dataclass(frozen=True)
@@ -42,25 +41,20 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
-        lightning = config.layer_types[index] == "linear_attention"
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = LightningAttention(config, index) if lightning else SoftmaxAttention(config)
+        self.self_attn = mixer_of(config.layer_types[index]).create(config, index)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MixtureOfExperts(config) if config.num_local_experts else DenseMLP(config)
-        self.attention_factors = config.alpha_beta(index)
-        self.mlp_factors = config.mlp_alpha_beta()
+        self.attention_factors = residual_factors(config, index)
+        self.mlp_factors = config.residual("mlp")
         self.postnorm = config.postnorm
 
     def forward(
         self, x: torch.Tensor, sequence: Sequence, memory: Memory | None, wanted: Wanted
-    ) -> tuple[torch.Tensor, torch.Tensor | None, Routing | None]:
-        """[B, T, D] to the ``wanted`` of its rows, with the new lightning state and the routing if it has them."""
+    ) -> tuple[torch.Tensor, Any, Routing | None]:
+        """[B, T, D] to the ``wanted`` of its rows, with the mixer's new state and the routing if it has them."""
         normed = self.input_layernorm(x)
-        state = None
-        if isinstance(self.self_attn, LightningAttention):
-            attended, state = self.self_attn(normed, sequence, memory, wanted)
-        else:
-            attended = self.self_attn(normed, sequence, memory, wanted)
+        attended, state = self.self_attn(normed, sequence, memory, wanted)
         if self.postnorm:
             kept = self.post_attention_layernorm.of_residual(take(normed, wanted), attended, *self.attention_factors)
             normed = kept
@@ -161,7 +155,7 @@ class HybridLM(TokenLossModel):
         part = self.ranks.part(tokens.shape[1], cu_seqlens)
         sequence = lay_out(self.config, tokens.shape[1], start, cu_seqlens, tokens.device, part)
         x = self.embed_tokens(self.ranks.cut(tokens))
-        states: dict[int, torch.Tensor] = {}
+        states: dict[int, Any] = {}
         routings: list[Routing] = []
         for index, layer in enumerate(self.layers):
             wanted = last if index == len(self.layers) - 1 else None

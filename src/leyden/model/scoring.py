@@ -4,7 +4,7 @@ Policy gradients compare the probability of a sampled token under the weights th
 weights that sampled it. On equal weights the ratio of the two must be 1, but rounding spoils it wherever trainer and
 engine compute the same formula in another order: in bfloat16 by several percent a token. Three things differ between a
 forward pass of training and the prefill of an engine, and are made equal here: experts drop no tokens, rows are padded
-to a multiple of :data:`leyden.model.pools.GRAIN`, and lightning attention takes the body that it takes where nothing is
+to a multiple of :data:`leyden.model.rows.GRAIN`, and lightning attention takes the body that it takes where nothing is
 to be learned. Its gradient is that of the same formula by the body that has one.
 """
 
@@ -19,10 +19,10 @@ from torch.utils.checkpoint import checkpoint
 
 from leyden.core.errors import UserError
 from leyden.model import sequence as model_sequence
-from leyden.model.lightning import LightningAttention
 from leyden.model.lm import HybridLM
-from leyden.model.pools import GRAIN
+from leyden.model.mixers.lightning import LightningAttention
 from leyden.model.ranks import Ranks
+from leyden.model.rows import GRAIN
 from leyden.ops import lightning_attention
 
 _ROWS_AT_ONCE = 64 * GRAIN
@@ -34,7 +34,7 @@ def text_logprobs(model: HybridLM, texts: Sequence[Sequence[int]]) -> list[torch
 
     On a CPU they have the bits of what an engine with these weights reports of the same tokens as a prompt
     (:meth:`leyden.serve.Engine.text_logprobs`): in float32 and bfloat16, and with gradients as without. (Except where
-    ``max_position_embeddings`` is no multiple of :data:`leyden.model.pools.GRAIN` and a text ends behind the last such
+    ``max_position_embeddings`` is no multiple of :data:`leyden.model.rows.GRAIN` and a text ends behind the last such
     multiple: there is no room for its padding.)
 
     Args:

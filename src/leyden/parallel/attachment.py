@@ -11,7 +11,7 @@ import torch
 
 from leyden.model import HybridLM, ModelConfig
 from leyden.model.initialization import initial_weight
-from leyden.ops import lightning_slopes
+from leyden.model.mixers import mixer_of
 from leyden.parallel.experts import install_experts
 from leyden.parallel.mesh import Mesh
 from leyden.parallel.part import Part
@@ -82,7 +82,7 @@ def _weights(model: HybridLM | Pipeline, mesh: Mesh, parts: dict[str, Part]) -> 
 
 
 def _fill(model: HybridLM | Pipeline, weights: Weights, config: ModelConfig, mesh: Mesh, seed: int) -> None:
-    """Initial weights, and the decay slopes, into memory that holds nothing yet."""
+    """Initial weights, and the mixers' buffers, into memory that holds nothing yet."""
     for name, weight in weights.items():
         part = weight.part
         if len(part.shape) < 3:
@@ -93,8 +93,14 @@ def _fill(model: HybridLM | Pipeline, weights: Weights, config: ModelConfig, mes
             inner = replace(part, shape=tuple(drawn.shape), spans=(((0, len(drawn)),), *part.spans[1:]))
             weight.local.copy_(inner.cut(drawn))
     for name, buffer in model.named_buffers():
-        if not name.endswith("self_attn.slopes.values"):
-            raise ValueError(f"the buffer {name} has no initial value; decay slopes alone have one.")
-        layer = int(name.split(".")[1])
-        slopes = lightning_slopes(config.num_attention_heads, layer, config.num_hidden_layers)
-        buffer.copy_(part_of(name, tuple(slopes.shape), mesh.plan, mesh.at).cut(slopes))
+        values = _buffer(name, config)
+        buffer.copy_(part_of(name, tuple(values.shape), mesh.plan, mesh.at).cut(values))
+
+
+def _buffer(name: str, config: ModelConfig) -> torch.Tensor:
+    """The values of a mixer's buffer, as ``layers.3.self_attn.slopes.values``."""
+    _, layer, half, local = name.split(".", 3) if name.count(".") >= 3 else ("", "0", "", "")
+    found = mixer_of(config.layer_types[int(layer)]).derived_buffers(config, int(layer)) if half == "self_attn" else {}
+    if local not in found:
+        raise ValueError(f"the buffer {name} has no initial value; say it in the derived_buffers() of its mixer.")
+    return found[local]

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from leyden.model import experts, lightning, softmax
+from leyden.model import MIXERS, experts
 from leyden.model.lm import DecoderLayer
 
 _PRODUCTS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"}
@@ -29,7 +29,11 @@ _ALWAYS_KEPT = {
 }
 """Not gathers: what they make is as many times larger than what they take as there are ranks."""
 
-_SEAMS = {"scan": lightning.scan, "attend": softmax.attend, "compute": experts.compute, "drop": experts.drop}
+_SEAMS = {
+    **{mixer.seam: mixer.alone for mixer in MIXERS.values()},
+    "compute": experts.compute,
+    "drop": experts.drop,
+}
 """The places that parallel axes fill, and what one process has there."""
 
 

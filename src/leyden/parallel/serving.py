@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from leyden.core.errors import UserError
 from leyden.model import HybridLM, ModelConfig
-from leyden.model.pools import GRAIN
+from leyden.model.rows import GRAIN
 from leyden.parallel.collectives import gather_rows
 from leyden.parallel.experts import install_experts
 from leyden.parallel.mesh import Mesh

@@ -169,7 +169,7 @@ def summed_over(name: str, mesh: Mesh) -> str | None:
     """The name of the group over which the gradient of ``name`` is summed after the backward; None: FSDP does it."""
     if not _is_replicated(name):
         return None
-    return "dense" if kind_of(name) == "tensor" else "stage"
+    return "dense" if kind_of(name) == "head_norm" else "stage"
 
 
 def is_counted(name: str, mesh: Mesh) -> bool:
@@ -184,5 +184,5 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _is_replicated(name: str) -> bool:
-    """Norms and routers: float32, and kept out of FSDP. The norm over lightning's heads is cut with the heads."""
-    return kind_of(name) == "replicated" or name.endswith("self_attn.norm.weight")
+    """Norms and routers: float32, and kept out of FSDP. The norm over a mixer's heads is cut with the heads."""
+    return kind_of(name) in ("replicated", "head_norm")

@@ -13,12 +13,10 @@ import torch.distributed as dist
 from torch import nn
 
 from leyden.core.errors import UserError
-from leyden.model import HybridLM
+from leyden.model import HybridLM, Mixer
 from leyden.model.experts import DenseMLP, MixtureOfExperts
 from leyden.model.float32 import Float32Module
-from leyden.model.lightning import LightningAttention
 from leyden.model.lm import DecoderLayer
-from leyden.model.softmax import SoftmaxAttention
 from leyden.parallel.collectives import arrived, begin_sum, gather, reduce_scatter
 from leyden.parallel.mesh import Mesh
 from leyden.parallel.vocabulary import VocabularyEmbedding, VocabularyProjection
@@ -53,14 +51,16 @@ def _install(half: nn.Module, group: dist.ProcessGroup) -> None:
     """Divide attention, or the feed-forward, of a layer. Experts work on each rank's own tokens."""
     if isinstance(half, MixtureOfExperts):
         return
-    if not isinstance(half, LightningAttention | SoftmaxAttention | DenseMLP):
+    if isinstance(half, Mixer):
+        half.take_heads(group.size())
+        for name in half.head_norms:
+            norm = half.get_submodule(name.removesuffix(".weight"))
+            half.set_submodule(name.removesuffix(".weight"), HeadsNorm(norm.weight, norm.eps, group))  # pyright: ignore[reportArgumentType]
+    elif not isinstance(half, DenseMLP):
         raise UserError(
             f"tensor parallelism does not know how to divide {type(half).__name__}; train or serve this model with "
             "tp = 1, or say in leyden.parallel.tensor what its ranks divide."
         )
-    if isinstance(half, LightningAttention):
-        half.num_heads //= group.size()
-        half.set_submodule("norm", HeadsNorm(half.norm.weight, half.norm.eps, group))
     _divide(half, group)
 
 
@@ -71,7 +71,7 @@ def _divide(module: nn.Module, group: dist.ProcessGroup) -> None:
         return gather(arguments[0], 1, group), *arguments[1:]
 
     def leave(_: nn.Module, arguments: tuple[Any, ...], out: Any) -> Any:
-        if isinstance(out, tuple):  # of lightning attention, whose state belongs to this rank's heads
+        if isinstance(out, tuple):  # of a mixer, whose state belongs to this rank's heads
             return reduce_scatter(out[0], 1, group), *out[1:]
         return reduce_scatter(out, 1, group)
 

@@ -9,30 +9,30 @@ from typing import Literal
 
 from torch import nn
 
+from leyden.model import MIXERS
 from leyden.parallel.mesh import Mesh
 from leyden.parallel.part import Part
 from leyden.parallel.plan import Plan
 
-Kind = Literal["tensor", "experts", "shared", "replicated"]
-"""``shared``: the shared expert, which every rank applies to its own tokens; ``replicated``: norms and routers."""
+Kind = Literal["tensor", "head_norm", "experts", "shared", "replicated"]
+"""``head_norm``: the norm over a mixer's heads, which is divided with them; ``shared``: the shared expert, which every
+rank applies to its own tokens; ``replicated``: norms and routers."""
 
 _TENSOR_DIM = {
     "embed_tokens.weight": 0,
     "lm_head.weight": 0,
-    "self_attn.qkv_proj.weight": 0,
-    "self_attn.output_gate.weight": 0,
-    "self_attn.norm.weight": 0,
-    "self_attn.out_proj.weight": 1,
-    "self_attn.q_proj.weight": 0,
-    "self_attn.k_proj.weight": 0,
-    "self_attn.v_proj.weight": 0,
-    "self_attn.o_proj.weight": 1,
-    "self_attn.slopes.values": 0,
     "mlp.gate_proj.weight": 0,
     "mlp.up_proj.weight": 0,
     "mlp.down_proj.weight": 1,
 }
-"""The dim that tensor ranks divide. Rows of the fused projection lie head by head, so heads are stretches of rows."""
+"""The dim that tensor ranks divide."""
+
+_HEAD_NORMS = {f"self_attn.{name}" for mixer in MIXERS.values() for name in mixer.head_norms}
+
+for _mixer in MIXERS.values():
+    for _name, _dim in _mixer.tensor_dims.items():
+        if _TENSOR_DIM.setdefault(f"self_attn.{_name}", _dim) != _dim:
+            raise ValueError(f"mixers disagree on the dim of {_name} that tensor ranks divide; give one another name.")
 
 _WHOLE: dict[str, Kind] = {
     "norm.weight": "replicated",
@@ -58,14 +58,14 @@ def kind_of(name: str) -> Kind:
     """
     local = _within_layer(name)
     if local in _TENSOR_DIM:
-        return "tensor"
+        return "head_norm" if local in _HEAD_NORMS else "tensor"
     if local in _EXPERTS:
         return "experts"
     if local in _WHOLE:
         return _WHOLE[local]
     raise ValueError(
-        f"it is not known how ranks divide the weight {name}; add {local!r} to a table of leyden.parallel.weights: "
-        "to those of weights that tensor or expert ranks divide, or to that of weights that every rank has whole."
+        f"it is not known how ranks divide the weight {name}; say it in the "
+        f"mixer's tensor_dims, or add {local!r} to a table of leyden.parallel.weights."
     )
 
 
@@ -82,7 +82,7 @@ def part_of(name: str, shape: tuple[int, ...], plan: Plan, at: dict[str, int]) -
         ValueError: as :func:`kind_of`.
     """
     part, local, kind = Part.whole(shape), _within_layer(name), kind_of(name)
-    if kind == "tensor":
+    if kind in ("tensor", "head_norm"):
         return part.narrow(_TENSOR_DIM[local], at["tp"], plan.tp)
     if kind == "experts":
         dim, blocks = _EXPERTS[local]

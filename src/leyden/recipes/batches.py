@@ -8,6 +8,7 @@ from leyden.data import PackedBatches
 from leyden.data.loader.mixed import MixedBatches
 from leyden.data.loader.mixture_schedule import MixturePoint, MixtureSchedule
 from leyden.data.loader.packing import PackedBatchIterator
+from leyden.model import count_model
 from leyden.recipes.prepare import Prepared
 from leyden.recipes.schema import Recipe
 
@@ -71,10 +72,10 @@ def check_batches(recipe: Recipe, prepared: Prepared, plans: Path | None = None,
 def tell_doubts(recipe: Recipe) -> None:
     """Say what may be carried out and is seldom meant: no softmax layer, and a warm-up that takes all steps."""
     model = recipe.model
-    if "full_attention" not in model.layer_types:
+    if not count_model(model).key_values_per_token:
         say(
-            f"the model has {model.num_hidden_layers} lightning layers and no softmax layer, as models of fewer than 8 "
-            "layers have unless model.layer_types says otherwise; it cannot look up what it read long ago."
+            f"the model has {model.num_hidden_layers} layers and no softmax layer over all tokens, as models of fewer "
+            "than 8 layers have unless model.layer_types says otherwise; it cannot look up what it read long ago."
         )
     for stage in recipe.stage:
         steps = stage.total_steps

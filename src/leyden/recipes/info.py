@@ -1,5 +1,6 @@
 """``leyden info``: what a shape costs, said in words."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from leyden.checkpoint import read_config
 from leyden.core.config import override
 from leyden.core.errors import UserError, suggest
 from leyden.model import PRESETS, ModelConfig, ModelCount, count_model, preset
+from leyden.model.mixers import mixer_of
 from leyden.recipes.loader import load_recipe, shipped_recipes
 
 
@@ -26,20 +28,20 @@ def describe(what: str, settings: Sequence[str], length: int) -> str:
     config = read_shape(what, settings)
     count = count_model(config)
     bf16 = torch.bfloat16
-    softmax = config.layer_types.count("full_attention")
-    kinds = f"{config.num_hidden_layers} ({config.num_hidden_layers - softmax} lightning, {softmax} softmax)"
-    if not softmax:
-        kinds += "; layer_types adds softmax layers, which fewer than 8 layers have not by themselves"
+    kinds = [f"{layers} {mixer_of(kind).title}" for kind, layers in Counter(config.layer_types).items()]
+    layers = f"{config.num_hidden_layers} ({', '.join(kinds)})"
+    if not count.key_values_per_token:
+        layers += "; layer_types adds softmax layers, which fewer than 8 layers have not by themselves"
     rows = [
-        ("layers", kinds),
+        ("layers", layers),
         ("parameters", _billions(count.parameters)),
         ("active parameters", _active(config, count)),
         ("weights", f"{bytes_text(count.weight_bytes(bf16))} in bfloat16"),
-        ("lightning state", f"{bytes_text(count.lightning_state_bytes)} in float32 a sequence, at any length"),
+        ("lightning state", f"{bytes_text(count.state_bytes)} in float32 a sequence, at any length"),
         ("keys and values", f"{count.key_value_bytes_per_token(bf16):,} bytes in bfloat16 a token"),
         (
             f"context of {length:,}",
-            f"{bytes_text(count.lightning_state_bytes + length * count.key_value_bytes_per_token(bf16))} a sequence",
+            f"{bytes_text(count.fixed_bytes(bf16) + length * count.key_value_bytes_per_token(bf16))} a sequence",
         ),
         (
             f"FLOPs at {length:,}",

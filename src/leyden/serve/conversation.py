@@ -23,7 +23,7 @@ from leyden.core.errors import UserError
 from leyden.core.files import atomic_file
 from leyden.model import PAGE, HybridLM, Pools
 from leyden.serve.memory import Memory
-from leyden.serve.memory.snapshots import copy_pages
+from leyden.serve.memory.snapshots import copy_pages, copy_slot, slot_of
 from leyden.tokenizer import Tokenizer
 
 _VERSION = "1"
@@ -108,15 +108,18 @@ def save_conversation(
     contents: dict[str, Iterable[torch.Tensor]] = {"tokens": [torch.tensor(tokens, dtype=torch.int64)]}
     described = [("tokens", torch.int64, (len(tokens),))]
     if state is not None:
-        contents |= {"state": [state], "keys": _parts(pools.keys, pages), "values": _parts(pools.values, pages)}
-        described += [("state", state.dtype, tuple(state.shape))]
-        shape = (pools.keys.shape[0], len(pages), *pools.keys.shape[2:])
-        described += [(name, pools.keys.dtype, shape) for name in ("keys", "values")]
+        contents |= {name: [part] for name, part in state.items()}
+        contents |= {name: _parts(pool, pages) for name, pool in pools.pages.items()}
+        described += [(name, part.dtype, tuple(part.shape)) for name, part in state.items()]
+        described += [
+            (name, pool.dtype, (len(pool), len(pages), *pool.shape[2:])) for name, pool in pools.pages.items()
+        ]
     described.sort(key=lambda tensor: -tensor[1].itemsize)
     metadata = {
         "leyden_conversation": _VERSION,
         "model": fingerprint,
         "messages": json.dumps(list(messages)),
+        "pages": str(len(pages)),
         "checksum": "0" * 64,
     }
     with atomic_file(path, mode) as part:
@@ -162,12 +165,15 @@ class ConversationContents:
 
     Attributes:
         tokens, messages: as of :class:`Conversation`.
-        tensors: ``state``, ``keys`` and ``values``; none where nothing can be gone on from.
+        tensors: what a slot and pages hold, by the names in :class:`leyden.model.Pools`; none where nothing can be gone
+            on from.
+        num_pages: of the tokens that need not be read again.
     """
 
     tokens: list[int]
     messages: list[dict[str, str]]
     tensors: dict[str, torch.Tensor]
+    num_pages: int
 
 
 def read_conversation(
@@ -175,7 +181,8 @@ def read_conversation(
 ) -> ConversationContents:
     """Read and check a file, from any thread; arguments and errors are those of :func:`load_conversation`."""
     try:
-        most = pools.keys.nbytes + pools.values.nbytes + pools.states.nbytes + _MAX_HEADER_BYTES + _MAX_TOKEN_BYTES
+        most = sum(x.nbytes for x in (*pools.slots.values(), *pools.pages.values()))
+        most += _MAX_HEADER_BYTES + _MAX_TOKEN_BYTES
         status = path.stat()
         if not stat.S_ISREG(status.st_mode) or status.st_size > most:
             what = "is not a file" if not stat.S_ISREG(status.st_mode) else "is larger than any that this engine saves"
@@ -215,7 +222,10 @@ def _contents(path: Path, fingerprint: str) -> ConversationContents:
     tokens = tensors.pop("tokens")
     if tokens.dtype != torch.int64 or tokens.dim() != 1:
         raise ValueError(f"its tokens are of {tokens.dtype} and shape {tuple(tokens.shape)}")
-    return ConversationContents(tokens.tolist(), messages, tensors)
+    # Files that older versions wrote say it by the shape of the keys alone.
+    shape = (0, *tensors["keys"].shape[1:2]) if "keys" in tensors else (0,)
+    num_pages = int(metadata.get("pages", shape[-1]))
+    return ConversationContents(tokens.tolist(), messages, tensors, num_pages)
 
 
 def _check_contents(path: Path, contents: ConversationContents, pools: Pools, vocab_size: int | None) -> None:
@@ -225,11 +235,11 @@ def _check_contents(path: Path, contents: ConversationContents, pools: Pools, vo
         raise ValueError("it has tokens that are not in the vocabulary")
     if not tensors:
         return
-    if tensors.keys() != {"state", "keys", "values"}:
+    if tensors.keys() != pools.slots.keys() | pools.pages.keys():
         raise ValueError(f"it has the tensors {', '.join(sorted(tensors))[:100]}")
-    for name, pool in (("keys", pools.keys), ("values", pools.values), ("state", pools.states)):
+    for name, pool in (pools.pages | pools.slots).items():
         given, expected = tensors[name], (*pool.shape[:1], *pool.shape[2:])
-        shape = tuple(given.shape) if name == "state" else (*given.shape[:1], *given.shape[2:])
+        shape = tuple(given.shape) if name in pools.slots else (*given.shape[:1], *given.shape[2:])
         if given.dtype != pool.dtype or shape != expected:
             raise UserError(
                 f"{path}: {name} of {given.dtype} and shape {shape}, where this engine's are of {pool.dtype} and shape "
@@ -237,9 +247,9 @@ def _check_contents(path: Path, contents: ConversationContents, pools: Pools, vo
             )
         if not given.isfinite().all():
             raise ValueError(f"its {name} are no numbers")
-    num_pages = tensors["keys"].shape[1]
-    if not 1 <= num_pages <= len(tokens) // PAGE or tensors["values"].shape[1] != num_pages:
-        raise ValueError(f"it has {num_pages} pages for {len(tokens)} tokens")
+    counts = {contents.num_pages, *(tensors[name].shape[1] for name in pools.pages)}
+    if len(counts) > 1 or not 1 <= contents.num_pages <= len(tokens) // PAGE:
+        raise ValueError(f"it has {' and '.join(map(str, sorted(counts)))} pages for {len(tokens)} tokens")
 
 
 def _parts(pool: torch.Tensor, pages: list[int]) -> Iterator[torch.Tensor]:
@@ -259,8 +269,7 @@ def restore_conversation(path: Path, memory: Memory, contents: ConversationConte
     """
     if not contents.tensors:
         return 0
-    pools, keys, values = memory.pools, contents.tensors["keys"], contents.tensors["values"]
-    num_pages = keys.shape[1]
+    pools, tensors, num_pages = memory.pools, contents.tensors, contents.num_pages
     holding = memory.admit(contents.tokens[: num_pages * PAGE], salt)
     if holding is None:
         usage = memory.usage
@@ -270,8 +279,8 @@ def restore_conversation(path: Path, memory: Memory, contents: ConversationConte
         )
     try:
         here = range(holding.length // PAGE, num_pages)  # the pages before are shared, and may be in use
-        copy_pages((pools.keys, pools.values), [holding.pages[page] for page in here], (keys, values), here)
-        pools.states[:, holding.state] = contents.tensors["state"].to(pools.states.device)
+        copy_pages(pools.pages, [holding.pages[page] for page in here], tensors, here)
+        copy_slot(slot_of(pools, holding.state), tensors)
         memory.commit_prefix(holding, num_pages * PAGE)
         return num_pages * PAGE if memory.cuts(holding) else 0
     finally:

@@ -129,7 +129,7 @@ class Engine(EngineCore):
         self._quiet(running, "memory cannot be given back", "their states, keys and values lie in it")
         self.arrivals.tell("release")
         self.released = True
-        device = self.memory.pools.states.device
+        device = self.memory.pools.device
         self._allocate()
         self._begin()
         if device.type == "cuda":

@@ -224,7 +224,7 @@ class EngineCore:
     def _advance(self, first: Callable[[], None]) -> None:
         """Do ``first``, and take a step."""
         try:
-            with on_device(self.memory.pools.states.device):
+            with on_device(self.memory.pools.device):
                 first()
                 with self._watch.evaluating():
                     deltas = self._steps.step()

@@ -17,7 +17,7 @@ from leyden.core.log import log_once
 from leyden.core.transfers import packed_bytes, send
 from leyden.model import PAGE, HybridLM, Pools, Rows
 from leyden.model.decode import Decode
-from leyden.model.pools import GRAIN
+from leyden.model.rows import GRAIN
 
 Step = Callable[[], None]
 
@@ -80,7 +80,7 @@ class DecodeGraphs:
         self._recordings: dict[tuple[int, int], _Recording] = {}
         shape = (size_of(pools.num_states), model.config.vocab_size)
         dtype = torch.promote_types(model.dtype, torch.float32)
-        self._logits = torch.empty(shape, dtype=dtype, device=pools.states.device)
+        self._logits = torch.empty(shape, dtype=dtype, device=pools.device)
 
     @torch.inference_mode()
     def run(self, decodes: Sequence[Decode]) -> torch.Tensor | None:
@@ -105,7 +105,7 @@ class DecodeGraphs:
         """A recording for steps of ``size`` rows with ``width`` pages; None where there can be none, now and later."""
         assert self._record is not None
         nobody = self._about([], size, width)
-        device = self._pools.states.device
+        device = self._pools.device
         inputs = torch.empty(packed_bytes(nobody), dtype=torch.uint8, device=device)
         ids, positions, places, slots, lengths, none, tables = send(nobody, device, inputs)
         rows = Rows(

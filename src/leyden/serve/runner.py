@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from leyden.core.transfers import fetch, on_device, send
 from leyden.model import PAGE, HybridLM, NativeDecoder, Pools, Rows
-from leyden.model.pools import GRAIN
+from leyden.model.rows import GRAIN
 from leyden.serve.graphs import DecodeGraphs
 from leyden.serve.sampling import TokenLogprobs, measure, reports
 
@@ -100,7 +100,7 @@ class Runner:
             The logits [R, V] in float32 of the wanted tokens, in the order of ``decodes`` and then ``prefills``; good
             until the next call.
         """
-        with on_device(self.pools.states.device):
+        with on_device(self.pools.device):
             if isinstance(self.decoder, DecodeGraphs):
                 logits = None if prefills else self.decoder.run(decodes)
                 return self._run(decodes, prefills) if logits is None else logits
@@ -114,7 +114,7 @@ class Runner:
         """By the modules."""
         for reading in (*decodes, *prefills):
             if reading.start == 0:
-                self.pools.states[:, reading.states[0]] = 0
+                self.pools.begin(reading.states[0])
         ids, rows, num_hidden = self._rows(decodes, prefills)
         hidden = self.model.read(ids, rows, self.pools)
         wanted: list[int] = list(range(sum(reading.wanted for reading in decodes)))
@@ -180,7 +180,7 @@ class Runner:
                 np.asarray(bounds, np.int32),
                 tables,
             ],
-            self.pools.states.device,
+            self.pools.device,
         )
         rows = Rows(
             positions=sent[1],

@@ -245,7 +245,7 @@ class Steps:
             raise error
         self._in_model = False
         self._drafts.give_back()
-        if self._memory.pools.states.is_cuda:
+        if self._memory.pools.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _count(self) -> None:

@@ -21,7 +21,7 @@ def decoder_of(model: HybridLM, pools: Pools, decoder: DecoderName) -> NativeDec
     """
     if decoder == "torch":
         return None
-    device = pools.states.device
+    device = pools.device
     if decoder == "graph" or (decoder == "auto" and device.type == "cuda"):
         reason = _reason_against_graphs(model, device)
         if reason is None:

@@ -67,7 +67,7 @@ def _pools(model: HybridLM, count: int, length: int) -> Pools:
     """For ``count`` sequences of :data:`_CONTEXT` tokens, and a prompt; as if they were read."""
     num_pages = count * _CONTEXT // PAGE + length // PAGE
     pools = Pools(model.config, count + 1, num_pages, dtype=model.dtype, device=model.norm.weight.device)
-    for memory in (pools.states, pools.keys, pools.values):
+    for memory in (*pools.slots.values(), *pools.pages.values()):
         memory.fill_(0.01)
     return pools
 
@@ -80,7 +80,8 @@ def _decodes(count: int) -> list[Reading]:
 def _cost(model: HybridLM, pools: Pools, count: int) -> Cost:
     """Each weight read once, and twice the operations; states read and written; keys and values read."""
     weights = sum(p.numel() for p in model.parameters())
-    states, cached = pools.states[:, :count].nbytes, pools.keys.nbytes + pools.values.nbytes
+    states = sum(memory[:, :count].nbytes for memory in pools.slots.values())
+    cached = sum(memory.nbytes for memory in pools.pages.values())
     embedding = 0 if model.config.tie_word_embeddings else model.embed_tokens.weight.numel()
     read = (weights - embedding) * model.norm.weight.new_empty((), dtype=model.dtype).element_size()
     return Cost(read + 2 * states + cached, 2.0 * (weights - embedding) * count)

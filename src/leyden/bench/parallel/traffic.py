@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from leyden import __version__
 from leyden.core.environment import machine
 from leyden.core.files import atomic_file
 from leyden.model import LayerType, ModelConfig, RowPart
-from leyden.model.sequence import lay_out
+from leyden.model.sequence import Sequence, lay_out
 from leyden.ops import lightning_slopes
 from leyden.parallel import Mesh, Plan, coordinates
 from leyden.parallel.planner import StepShape
@@ -32,7 +33,20 @@ from leyden.parallel.sequence import LaspPlus, RingAttention
 from leyden.parallel.start import team_of
 from leyden.parallel.traffic import count_traffic
 
-_NAMES: dict[LayerType, str] = {"linear_attention": "LASP+", "full_attention": "ring attention"}
+
+def _lasp(mesh: Mesh, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sequence: Sequence) -> torch.Tensor:
+    return LaspPlus(mesh)(q, k, v, lightning_slopes(q.shape[2], 0, 1), None, sequence)[0]
+
+
+def _ring(mesh: Mesh, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sequence: Sequence) -> torch.Tensor:
+    return RingAttention(mesh)(q, k, v, sequence)
+
+
+_EXCHANGES: dict[LayerType, tuple[str, bool, Callable[..., torch.Tensor]]] = {
+    "linear_attention": ("LASP+", False, _lasp),
+    "full_attention": ("ring attention", True, _ring),
+}
+"""The name of each exchange, whether it has key heads of its own, and what computes it."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +145,7 @@ def _measure(path: Path, work: TrafficWork) -> None:
     with team_of(Plan(cp=work.ranks)) as rank_group:
         assert rank_group.mesh is not None, "there are several ranks"
         rows = []
-        for kind, layer in _NAMES.items():
+        for kind, (layer, _, _) in _EXCHANGES.items():
             for tokens in work.lengths:
                 both = _exchange(rank_group.mesh, work, kind, tokens)
                 if both[0] != both[1]:
@@ -159,17 +173,14 @@ def _exchange(mesh: Mesh, work: TrafficWork, kind: LayerType, tokens: int) -> tu
     bounds = tuple(tokens * index // work.ranks for index in range(work.ranks + 1))
     part = RowPart(bounds, mesh.at["cp"], documents)
     sequence = lay_out(model, tokens, 0, torch.tensor(documents, dtype=torch.int32), mesh.device, part)
-    shared = work.heads if kind == "linear_attention" else work.key_value_heads
+    _, has_key_heads, exchange = _EXCHANGES[kind]
+    shared = work.key_value_heads if has_key_heads else work.heads
     q, k, v = (
         torch.randn(1, part.stop - part.start, heads, work.head_dim, dtype=torch.bfloat16, requires_grad=True)
         for heads in (work.heads, shared, shared)
     )
     with count_traffic(mesh) as traffic:
-        if kind == "linear_attention":
-            out, _ = LaspPlus(mesh)(q, k, v, lightning_slopes(work.heads, 0, 1), None, sequence)
-        else:
-            out = RingAttention(mesh)(q, k, v, sequence)
-        out.sum().backward()
+        exchange(mesh, q, k, v, sequence).sum().backward()
     step = StepShape(tokens, tokens)
     rank = Rank(model, mesh.plan, step, coordinates(mesh.plan, mesh.rank), torch.bfloat16, documents)
     return by_axis(predict_attention(rank, kind))["cp"], traffic.by_axis()["cp"]

@@ -12,6 +12,9 @@ import torch
 from leyden.core.errors import UserError
 from leyden.core.files import atomic_file
 from leyden.model import HybridLM, ModelConfig
+from leyden.model.mixers import mixer_of, residual_factors
+from leyden.model.mixers.lightning import LightningAttention
+from leyden.model.mixers.softmax import SoftmaxAttention
 
 _ARCHITECTURE = "minimax-01"
 _ALIGNMENT = 32
@@ -58,19 +61,21 @@ def write_gguf(model: HybridLM, path: Path) -> None:
             file.write(b"\0" * (-tensor.nbytes % _ALIGNMENT))
 
 
-_KINDS = {"linear_attention", "full_attention"}
+_KINDS = {LightningAttention, SoftmaxAttention}
 
 
 def _check(config: ModelConfig) -> None:
     """What llama.cpp's graph has constants for."""
-    alphas = {config.alpha_beta(i) for i in range(config.num_hidden_layers)} | {config.mlp_alpha_beta()}
+    alphas = {residual_factors(config, i) for i in range(config.num_hidden_layers)} | {config.residual("mlp")}
     reasons = {
         "its residual factors differ, or a beta is not 1": len(alphas) > 1 or {beta for _, beta in alphas} != {1.0},
         "its two epsilons differ": config.rms_norm_eps != config.lightning_norm_eps,
         "it is pre-norm": not config.postnorm,
         "it has no experts": not config.num_local_experts,
         "it has a shared expert": bool(config.shared_intermediate_size),
-        "it has layers that are neither lightning nor softmax attention": not set(config.layer_types) <= _KINDS,
+        "it has layers that are neither lightning nor softmax attention": not _KINDS.issuperset(
+            map(mixer_of, config.layer_types)
+        ),
     }
     wrong = [reason for reason, holds in reasons.items() if holds]
     if wrong:
@@ -96,9 +101,9 @@ def _keys(config: ModelConfig) -> dict[str, bytes]:
     real = {
         "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
         "rope.freq_base": config.rope_theta,
-        "residual_scale": config.mlp_alpha_beta()[0],
+        "residual_scale": config.residual("mlp")[0],
     }
-    recurrent = [kind == "linear_attention" for kind in config.layer_types]
+    recurrent = [mixer_of(kind) is LightningAttention for kind in config.layer_types]
     keys = {key: struct.pack("<II", 4, value) for key, value in whole.items()}
     keys |= {key: struct.pack("<If", 6, value) for key, value in real.items()}
     keys["attention.recurrent_layers"] = struct.pack(f"<IIQ{len(recurrent)}?", 9, 7, len(recurrent), *recurrent)

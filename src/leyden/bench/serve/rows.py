@@ -4,6 +4,8 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from leyden.bench.result import ResultRow
 from leyden.bench.serve.plan import ServePlan
 from leyden.bench.work import SHORT
@@ -95,7 +97,7 @@ def step_bytes(config: ModelConfig, streams: int, length: int) -> float:
     expert = 3 * D * config.intermediate_size
     met = experts * (1 - (1 - config.num_experts_per_tok / experts) ** streams) if experts else 0
     weights = counted.parameters - embedding - config.num_hidden_layers * expert * (experts - met)
-    return 2 * weights + streams * 2 * (counted.lightning_state_bytes + length * counted.key_values_per_token)
+    return 2 * weights + streams * 2 * (counted.fixed_bytes(torch.bfloat16) + length * counted.key_values_per_token)
 
 
 def chat_rows(bench: ServeBench) -> list[ResultRow]:

@@ -25,6 +25,8 @@ from leyden.checkpoint.layouts.minimax import COMMON_RULES
 from leyden.checkpoint.rules import WeightRule
 from leyden.core.errors import UserError
 from leyden.model import ModelConfig
+from leyden.model.mixers import mixer_of
+from leyden.model.mixers.lightning import LightningAttention
 from leyden.ops import lightning_slopes
 from leyden.tokenizer import Tokenizer
 
@@ -146,7 +148,7 @@ def _derived(config: ModelConfig, data: dict[str, Any]) -> list[Derived]:
         "key_decay": (H, B, 1),
         "diagonal_decay": (1, H, B, B),
     }
-    layers = [i for i, kind in enumerate(config.layer_types) if kind == "linear_attention"]
+    layers = [i for i, kind in enumerate(config.layer_types) if mixer_of(kind) is LightningAttention]
     return [
         Derived(
             f"model.layers.{layer}.self_attn.{name}",

@@ -8,36 +8,18 @@ of its heads' keys, F of an expert or dense feed-forward, k choices, R rows at i
 dtype, w of float32 or wider.
 """
 
-import functools
 import math
 from dataclasses import dataclass
 
-from leyden.model.kinds import entry_of
-from leyden.ops.lightning_attention.chunks import segments
+from leyden.parallel.planner.mixers import terms_of
 from leyden.parallel.planner.rank import Rank
 from leyden.parallel.planner.sizes import Module
+from leyden.parallel.planner.terms import Half
 
 _ALIGNMENT = 64
 """Rows of an expert are filled up to a multiple of it where there are many (``ops/experts/portable.py``)."""
 _LOGITS = 8 << 20
 """That exist at once (``ops/cross_entropy``); half as many where ranks divide the words."""
-
-
-@dataclass(frozen=True)
-class Half:
-    """Attention, or the feed-forward.
-
-    Attributes:
-        kept: bytes from the forward to the backward.
-        products: of these and of the outputs, what selective recomputation keeps.
-        forward: bytes that the forward needs for a moment beside what it keeps.
-        backward: bytes that the backward needs for a moment, gradients of weights not counted.
-    """
-
-    kept: float
-    products: float
-    forward: float
-    backward: float
 
 
 @dataclass(frozen=True)
@@ -69,46 +51,7 @@ def layer_activations(rank: Rank, kind: str) -> Layer:
         if model.capacity_factor is not None:
             entry += N * model.num_experts_per_tok * (w + 1)
     feed_forward = _experts(rank) if model.num_local_experts else _dense(rank)
-    attention = entry_of(_ATTENTION, kind, "has no terms in the planner's memory of activations")
-    return Layer(entry, attention(rank), feed_forward)
-
-
-def _lightning(rank: Rank) -> Half:
-    """Normed, qkv before and after SiLU, states at segments, output, gate, gated; both norms' inverse deviations."""
-    model, T, N, b, w = rank.model, rank.tokens, rank.own, rank.dtype.itemsize, rank.wide.itemsize
-    heads, K = model.num_attention_heads // rank.plan.tp, model.head_dim
-    D, W = model.hidden_size, heads * model.head_dim
-    state = heads * K * K * w
-    kept = (T * D + T * 9 * W) * b + N * w + T * w + _num_segments(T, heads * K) * state
-    forward = (N * D + T * W) * b + 2 * state
-    if rank.plan.cp > 1:  # weights of the first and of the last document, the entry's state; all ranks' states
-        kept += 2 * T * heads * w + state
-        forward += rank.plan.cp * state + T * W * w
-    backward = T * 7 * W * b + 4 * state
-    return Half(kept, (T * 4 * W + N * D) * b, forward, backward)
-
-
-@functools.lru_cache(maxsize=1024)
-def _num_segments(num_tokens: int, elements: int) -> int:
-    return len(segments(num_tokens, elements))
-
-
-def _softmax(rank: Rank) -> Half:
-    """Normed, turned q and k, v, output in two layouts; the norm's inverse deviation."""
-    model, T, N, b, w = rank.model, rank.tokens, rank.own, rank.dtype.itemsize, rank.wide.itemsize
-    D, W = model.hidden_size, model.num_attention_heads // rank.plan.tp * model.head_dim
-    G = model.num_key_value_heads // rank.plan.tp * model.head_dim
-    kept = (T * D + T * (3 * W + 2 * G)) * b + N * w
-    forward, backward = (T * (W + G)) * b, T * (4 * W + 2 * G) * b + T * 2 * G * w
-    if rank.plan.cp > 1:  # in the balanced layout; blocks that come and go, and sums in float32 or wider
-        mine = rank.ring[rank.at["cp"]]
-        kept = (T * D + mine * (2 * W + 2 * G) + T * W) * b + N * w + mine * model.num_attention_heads * w
-        forward = mine * (4 * G * b + W * w * 2)
-        backward = mine * (4 * G * b + (W + 8 * G) * w + 2 * W * b)
-    return Half(kept, (T * (2 * W + 2 * G) + N * D) * b, forward, backward)
-
-
-_ATTENTION = {"linear_attention": _lightning, "full_attention": _softmax}
+    return Layer(entry, terms_of(kind).activations(rank), feed_forward)
 
 
 def _dense(rank: Rank) -> Half:

@@ -12,8 +12,10 @@ from typing import Any
 
 from leyden.core.errors import UserError
 from leyden.model import ModelConfig
+from leyden.model.mixers import mixer_of
 from leyden.parallel.plan import ParallelConfig, Plan
 from leyden.parallel.planner.step import StepShape
+from leyden.parallel.sequence import EXCHANGES
 
 AXES = ("pp", "dp_replicate", "dp_shard", "cp", "tp", "ep", "etp")
 """The sizes that a recipe may say."""
@@ -69,11 +71,15 @@ def _world(plan: Plan, world: int) -> list[Rule]:
 
 def _heads_and_widths(plan: Plan, model: ModelConfig) -> list[Rule]:
     tp, dense = plan.tp, not model.num_local_experts
-    heads, shared, width = model.num_attention_heads, model.num_key_value_heads, model.intermediate_size
-    softmax = "full_attention" in model.layer_types
+    width = model.intermediate_size
+    kinds = [mixer_of(kind) for kind in dict.fromkeys(model.layer_types)]
+    heads = dict(pair for mixer in kinds for pair in mixer.divided(model).items())
     return [
-        (heads % tp > 0, f"tp = {tp} does not divide {heads} attention heads."),
-        (softmax and shared % tp > 0, f"tp = {tp} does not divide {shared} key-value heads."),
+        *((count % tp > 0, f"tp = {tp} does not divide {count} {name}.") for name, count in heads.items()),
+        *(
+            (plan.cp > 1 and mixer not in EXCHANGES, f"cp = {plan.cp}: {mixer.title} layers cannot share a row.")
+            for mixer in kinds
+        ),
         (dense and width % tp > 0, f"tp = {tp} does not divide the feed-forward's width of {width}."),
         (model.vocab_size < tp, f"tp = {tp} is more than the vocabulary of {model.vocab_size}."),
     ]

@@ -97,7 +97,7 @@ def _module(named: tuple[tuple[str, Shape], ...], plan: Plan, at: dict[str, int]
         local, kind = part_of(name, whole, plan, at).local_shape, kind_of(name)
         if kind == "replicated":
             stage += math.prod(local)
-        elif name.endswith("self_attn.norm.weight"):
+        elif kind == "head_norm":
             dense += math.prod(local)
         else:
             by_mesh.setdefault({"tensor": "dense", "experts": "experts", "shared": "stage"}[kind], []).append(local)

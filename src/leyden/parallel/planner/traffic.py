@@ -10,16 +10,13 @@ even routing that drops nothing. Summed over all ranks they are exact for every 
 
 import math
 from collections import Counter
-from dataclasses import dataclass
 
-from leyden.model.kinds import entry_of
 from leyden.parallel.pipeline import boundary
+from leyden.parallel.planner.mixers import terms_of
 from leyden.parallel.planner.rank import Rank
 from leyden.parallel.planner.schedule import gathers
 from leyden.parallel.planner.sizes import Module, layer_weights, outer_weights
-
-Bytes = Counter[tuple[str, str]]
-"""By (axis, operation)."""
+from leyden.parallel.planner.terms import Bytes, Passes, divided
 
 _RADIX_BYTES = 256 * 4
 """Of one expert's histogram in one round of the global capacity's radix select."""
@@ -50,7 +47,7 @@ def predict_traffic(rank: Rank) -> Bytes:
 
 def predict_attention(rank: Rank, kind: str) -> Bytes:
     """What the attention of one layer of ``kind`` hands over for a row, in its forward and backward, itself alone."""
-    passes = entry_of(_ATTENTION, kind, _NO_TERMS)(rank)
+    passes = terms_of(kind).traffic(rank)
     return passes.forward + passes.backward
 
 
@@ -83,81 +80,16 @@ def _weights(rank: Rank, module: Module, stage: int, *, is_layer: bool) -> Bytes
 
 def _layer(rank: Rank, kind: str) -> Bytes:
     """One layer and one micro-batch."""
-    attention = entry_of(_ATTENTION, kind, _NO_TERMS)(rank)
-    experts = _experts(rank) if rank.model.num_local_experts else Passes(*_divided(rank), ends=True)
+    attention = terms_of(kind).traffic(rank)
+    experts = _experts(rank) if rank.model.num_local_experts else Passes(*divided(rank), ends=True)
     found: Bytes = Counter()
     mode = rank.plan.settings.activation_checkpointing
-    for passes in (Passes(*_divided(rank)), attention, experts):
+    for passes in (Passes(*divided(rank)), attention, experts):
         _add(found, passes.forward)
         _add(found, passes.backward)
         if mode != "none":
             _add(found, passes.again(mode))
     return found
-
-
-@dataclass(frozen=True)
-class Passes:
-    """What part of a layer hands over in its forward and in its backward.
-
-    Attributes:
-        forward: in the forward.
-        backward: in the backward.
-        ends: whether the forward ends with its reduce-scatter, behind the last tensor that the backward needs:
-            recomputation stops before it.
-    """
-
-    forward: Bytes
-    backward: Bytes
-    ends: bool = False
-
-    def again(self, mode: str) -> Bytes:
-        """What a recomputation of the forward hands over."""
-        kept = {("tp", "reduce_scatter")} if self.ends else set()
-        if mode == "selective":  # collectives that are functions of values
-            kept |= {("ep", "all_to_all"), ("etp", "all_to_all"), ("tp", "reduce_scatter")}
-        return Counter({key: num_bytes for key, num_bytes in self.forward.items() if key not in kept})
-
-
-def _divided(rank: Rank) -> tuple[Bytes, Bytes]:
-    """What tensor ranks divide: tokens gathered at its entrance, reduced and scattered at its exit."""
-    if rank.plan.tp == 1:
-        return Counter(), Counter()
-    one = rank.model.hidden_size * rank.dtype.itemsize
-    there: Bytes = Counter({("tp", "all_gather"): rank.own * one, ("tp", "reduce_scatter"): rank.tokens * one})
-    return there, there
-
-
-def _lightning(rank: Rank) -> Passes:
-    """LASP+, and the norm over the heads of all tensor ranks."""
-    found: Bytes = Counter()
-    if rank.plan.cp > 1:
-        state = rank.model.num_attention_heads // rank.plan.tp * rank.model.head_dim**2
-        found["cp", "all_gather"] = state * rank.wide.itemsize
-    if rank.plan.tp > 1:
-        found["tp", "all_reduce"] = rank.tokens * rank.wide.itemsize
-    return Passes(found, found)
-
-
-def _softmax(rank: Rank) -> Passes:
-    """The switch of layouts there and back, keys and values around the ring, and their gradients."""
-    cp, index = rank.plan.cp, rank.at["cp"]
-    forward: Bytes = Counter()
-    backward: Bytes = Counter()
-    if cp > 1:
-        sizes = rank.ring
-        D, heads, shared = rank.model.head_dim, rank.model.num_attention_heads, rank.model.num_key_value_heads
-        q, kv = heads // rank.plan.tp * D, 2 * (shared // rank.plan.tp) * D
-        b, mine = rank.dtype.itemsize, sizes[index]
-        around = [sizes[(index - step) % cp] for step in range(cp)]
-        forward["cp", "all_to_all"] = (rank.tokens * (q + kv) + mine * q) * b
-        backward["cp", "all_to_all"] = (rank.tokens * q + mine * (q + kv)) * b
-        forward["cp", "send"] = sum(around[:-1]) * kv * b
-        backward["cp", "send"] = sum(around[:-1]) * kv * b + sum(around[1:]) * kv * rank.wide.itemsize
-    return Passes(forward, backward)
-
-
-_ATTENTION = {"linear_attention": _lightning, "full_attention": _softmax}
-_NO_TERMS = "has no terms in the planner's traffic"
 
 
 def _experts(rank: Rank) -> Passes:

@@ -5,20 +5,26 @@ that layout and exchange states (``lasp.py``). Softmax layers deal the row out a
 (``layout.py``), by an explicit switch there and back (``switch.py``), and pass keys and values around (``ring.py``).
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from leyden.core.errors import UserError
-from leyden.model.lightning import LightningAttention
+from leyden.model import Mixer
 from leyden.model.lm import DecoderLayer
-from leyden.model.softmax import SoftmaxAttention
+from leyden.model.mixers.lightning import LightningAttention
+from leyden.model.mixers.softmax import SoftmaxAttention
 from leyden.parallel.mesh import Mesh
 from leyden.parallel.sequence.lasp import LaspPlus
 from leyden.parallel.sequence.ring import RingAttention
 
-__all__ = ["LaspPlus", "RingAttention", "install_sequence"]
+__all__ = ["EXCHANGES", "LaspPlus", "RingAttention", "install_sequence"]
+
+
+EXCHANGES: Mapping[type[Mixer], Callable[[Mesh], Any]] = {LightningAttention: LaspPlus, SoftmaxAttention: RingAttention}
+"""What takes the place of :attr:`leyden.model.Mixer.alone` in a mixer of each kind."""
 
 
 def install_sequence(model: nn.Module, mesh: Mesh) -> None:
@@ -29,16 +35,15 @@ def install_sequence(model: nn.Module, mesh: Mesh) -> None:
     """
     if mesh.plan.cp == 1:
         return
-    # Both begin exchanges that end elsewhere, which a compiler must not take apart.
-    scan: Any = torch.compiler.disable(LaspPlus(mesh))
-    attend: Any = torch.compiler.disable(RingAttention(mesh))
+    # They begin exchanges that end elsewhere, which a compiler must not take apart.
+    exchanges: dict[type[Mixer], Any] = {}
     for mixer in [module.self_attn for module in model.modules() if isinstance(module, DecoderLayer)]:
-        if isinstance(mixer, LightningAttention):
-            mixer.scan = scan
-        elif isinstance(mixer, SoftmaxAttention):
-            mixer.attend = attend
-        else:
+        kind = type(mixer)
+        if kind not in EXCHANGES:
             raise UserError(
-                f"context parallelism has no exchange for {type(mixer).__name__}: its tokens would see those of their "
-                "own rank alone; train this model with cp = 1."
+                f"context parallelism has no exchange for {kind.__name__}: its tokens would see those of their own "
+                "rank alone; train this model with cp = 1."
             )
+        if kind not in exchanges:
+            exchanges[kind] = torch.compiler.disable(EXCHANGES[kind](mesh))
+        setattr(mixer, kind.seam, exchanges[kind])

@@ -40,7 +40,7 @@ _CHUNK = 4096
 
 
 class LaspPlus:
-    """What :func:`leyden.model.lightning.scan` is to one process, to the context ranks of a mesh."""
+    """What :func:`leyden.model.mixers.lightning.scan` is to one process, to the context ranks of a mesh."""
 
     def __init__(self, mesh: Mesh) -> None:
         group = mesh.groups["cp"]

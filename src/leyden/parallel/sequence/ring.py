@@ -29,7 +29,7 @@ _KEYS, _GRADIENTS = 0, 1
 
 
 class RingAttention:
-    """What :func:`leyden.model.softmax.attend` is to one process, to the context ranks of a mesh.
+    """What :func:`leyden.model.mixers.softmax.attend` is to one process, to the context ranks of a mesh.
 
     Args:
         mesh: with more than one context rank.

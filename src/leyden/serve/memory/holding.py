@@ -7,7 +7,7 @@ from typing import Self
 import torch
 
 from leyden.model import Pools
-from leyden.serve.memory.snapshots import copy_pages, copy_state
+from leyden.serve.memory.snapshots import copy_pages, copy_slot, slot_of
 from leyden.serve.memory.tree import Node
 from leyden.serve.request import CacheUse
 
@@ -55,32 +55,32 @@ class Swapped:
         self.num_cached = len(holding.nodes)
         self._pools = pools
         self._register = register
-        self._state = torch.empty_like(pools.states[:, 0], device="cpu")
-        self._keys, self._values = (
-            x.new_empty(x.shape[0], self.num_pages, *x.shape[2:], device="cpu") for x in (pools.keys, pools.values)
-        )
-        copy_state(self._state, pools.states[:, holding.state])
-        here = range(self.num_pages)
-        copy_pages((self._keys, self._values), here, (pools.keys, pools.values), holding.pages)
+        self._slot = {
+            name: torch.empty_like(part, device="cpu") for name, part in slot_of(pools, holding.state).items()
+        }
+        self._pages = {
+            name: x.new_empty(x.shape[0], self.num_pages, *x.shape[2:], device="cpu") for name, x in pools.pages.items()
+        }
+        copy_slot(self._slot, slot_of(pools, holding.state))
+        copy_pages(self._pages, range(self.num_pages), pools.pages, holding.pages)
         register[self] = None
 
     @staticmethod
     def bytes_of(holding: Holding, pools: Pools) -> int:
         """Of host memory that ``holding`` would take."""
-        page = pools.keys[:, :1].nbytes + pools.values[:, :1].nbytes
-        return pools.states[:, :1].nbytes + len(holding.pages) * page
+        slot, page = (sum(x[:, :1].nbytes for x in memory.values()) for memory in (pools.slots, pools.pages))
+        return slot + len(holding.pages) * page
 
     @property
     def nbytes(self) -> int:
         """Of host memory."""
-        return self._state.nbytes + self._keys.nbytes + self._values.nbytes
+        return sum(x.nbytes for x in (*self._slot.values(), *self._pages.values()))
 
     def restore(self, num_shared: int) -> None:
         """Copy all back to where ``holding`` lies now, but for its first ``num_shared`` pages, which others kept."""
         pools, pages = self._pools, self.holding.pages
-        copy_state(pools.states[:, self.holding.state], self._state)
-        missing = range(num_shared, self.num_pages)
-        copy_pages((pools.keys, pools.values), pages[num_shared:], (self._keys, self._values), missing)
+        copy_slot(slot_of(pools, self.holding.state), self._slot)
+        copy_pages(pools.pages, pages[num_shared:], self._pages, range(num_shared, self.num_pages))
 
     def discard(self) -> None:
         """Give the host memory back; the sequence is gone. Nothing happens the second time."""

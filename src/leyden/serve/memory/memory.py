@@ -14,7 +14,7 @@ import torch
 from leyden.model import PAGE, Pools
 from leyden.serve.memory.allocators import Pages, Slots
 from leyden.serve.memory.holding import Holding, Swapped
-from leyden.serve.memory.snapshots import Snapshots
+from leyden.serve.memory.snapshots import Snapshots, copy_slot, slot_of
 from leyden.serve.memory.tree import Node, PrefixTree
 from leyden.serve.request import CacheUse
 
@@ -170,10 +170,10 @@ class Memory:
             self.pages.share(page)
         if rest:
             pages.append(self.pages.take())
-            for pool in (self.pools.keys, self.pools.values):
+            for pool in self.pools.pages.values():
                 pool[:, pages[-1]] = pool[:, holding.pages[whole]]
         copy = Holding(pages, self.slots.take(), holding.length, holding.cache)
-        self.pools.states[:, copy.state] = self.pools.states[:, holding.state]
+        copy_slot(slot_of(self.pools, copy.state), slot_of(self.pools, holding.state))
         copy.blocks, copy.nodes = holding.blocks[:whole], holding.nodes[:whole]
         self.holdings[copy] = None
         return copy
@@ -229,19 +229,19 @@ class Memory:
         swapped.discard()
         return holding
 
-    def kept(self, tokens: Sequence[int], salt: str = "") -> tuple[list[int], torch.Tensor | None]:
+    def kept(self, tokens: Sequence[int], salt: str = "") -> tuple[list[int], dict[str, torch.Tensor] | None]:
         """Of the longest beginning of ``tokens`` from which can be gone on, the pages, and a copy of the state.
 
-        The state [lightning layers, H, K, K] float32 lies on the host; None, and no pages, where there is none.
+        The state is what a slot holds, by name, [layers, ...] on the host; None, and no pages, where there is none.
         """
         chain = self.tree.walk(_blocks(tokens, salt))
         end = next((node for node in reversed(chain) if node.snapshot is not None), None)
         if end is None or end.snapshot is None:
             return [], None
-        if self.pools.states.is_cuda:
-            torch.cuda.synchronize(self.pools.states.device)  # it may be on its way yet
+        if self.pools.device.type == "cuda":
+            torch.cuda.synchronize(self.pools.device)  # it may be on its way yet
         pages = [node.page for node in chain[: end.depth] if node.page is not None]
-        return pages, self.snapshots.states[end.snapshot].clone()
+        return pages, {name: part.clone() for name, part in self.snapshots.of(end.snapshot).items()}
 
     @property
     def usage(self) -> MemoryUsage:

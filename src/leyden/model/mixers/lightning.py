@@ -1,0 +1,180 @@
+"""The lightning attention layer of MiniMax-01 (arXiv 2501.08313, section 2.2, and the released modelling code)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import nn
+
+from leyden.model.config import ModelConfig
+from leyden.model.float32 import Float32Module
+from leyden.model.mixers.mixer import Memory, Mixer, MixerCount, PoolTensor
+from leyden.model.norm import RMSNorm
+from leyden.model.rows import Rows, joined
+from leyden.model.sequence import Sequence, Wanted, take
+from leyden.ops import (
+    lightning_attention,
+    lightning_attention_decode,
+    lightning_attention_prefill,
+    lightning_attention_step,
+    lightning_slopes,
+    silu_split,
+)
+
+
+class LightningState(Memory):
+    """The running state of one lightning layer: float32 [B, H, K, V], or None before the first token."""
+
+    def __init__(self) -> None:
+        self.state: torch.Tensor | None = None
+
+    def take(self, state: torch.Tensor) -> None:
+        """Take over the state behind the newest token."""
+        self.state = state
+
+
+@dataclass(frozen=True)
+class PooledStates(Memory):
+    """The states of one lightning layer, and the rows that read and write them.
+
+    Attributes:
+        states: [S, H, K, K] float32.
+        rows: of the forward pass.
+    """
+
+    states: torch.Tensor
+    rows: Rows
+
+    def scan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, slopes: torch.Tensor) -> torch.Tensor:
+        """:func:`leyden.ops.lightning_attention` of q, k and v [1, T, H, K], each sequence from its own state."""
+        rows, parts = self.rows, []
+        for start, stop, moves in zip(rows.rounds, rows.rounds[1:], rows.moves, strict=False):
+            after = rows.states_after[start:stop]
+            if moves:
+                self.states[after] = self.states[rows.states_before[start:stop]]
+            q_row, k_row, v_row = (x[0, start:stop] for x in (q, k, v))
+            parts.append(lightning_attention_decode(q_row, k_row, v_row, slopes, self.states, after)[None])
+        n, stop = rows.num_decodes, len(rows.places)
+        if n < stop:
+            slots, (q_rows, k_rows, v_rows) = rows.states_after[n:], (x[:, n:stop] for x in (q, k, v))
+            parts.append(
+                lightning_attention_prefill(q_rows, k_rows, v_rows, slopes, self.states, slots, rows.cu_seqlens)
+            )
+        return joined(parts, v)
+
+
+class Slopes(Float32Module):
+    """The decay slopes of one layer, float32 [H]; they follow from the shape and are not saved with the weights."""
+
+    def __init__(self, num_heads: int, layer: int, num_layers: int) -> None:
+        super().__init__()
+        self.values: torch.Tensor
+        self.register_buffer("values", lightning_slopes(num_heads, layer, num_layers), persistent=False)
+
+
+def scan(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    slopes: torch.Tensor,
+    state: torch.Tensor | None,
+    sequence: Sequence,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`leyden.ops.lightning_attention` over the tokens of one process."""
+    return lightning_attention(q, k, v, slopes, state, sequence.alone())
+
+
+class LightningAttention(Mixer):
+    """``out( norm(attention(silu(qkv(x)))) * sigmoid(gate(x)) )`` without positions other than the decay.
+
+    ``qkv_proj`` lays its rows out head by head, each head's q, k and v in turn, as released.
+    """
+
+    title = "lightning"
+    residual = "linear_attn"
+    tensor_dims = {  # noqa: RUF012 - of the class
+        "qkv_proj.weight": 0,
+        "output_gate.weight": 0,
+        "norm.weight": 0,
+        "out_proj.weight": 1,
+        "slopes.values": 0,
+    }
+    head_norms = ("norm.weight",)
+    seam = "scan"
+    alone = staticmethod(scan)
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = config.num_attention_heads, config.head_dim
+        width = self.num_heads * self.head_dim
+        self.qkv_proj = nn.Linear(config.hidden_size, 3 * width, bias=False)
+        self.output_gate = nn.Linear(config.hidden_size, width, bias=False)
+        self.norm = RMSNorm(width, config.lightning_norm_eps)
+        self.out_proj = nn.Linear(width, config.hidden_size, bias=False)
+        self.slopes = Slopes(self.num_heads, layer, config.num_hidden_layers)
+        self.scan = scan
+        """The recurrence; where ranks share a row, one that exchanges states."""
+
+    @classmethod
+    def create(cls, config: ModelConfig, layer: int) -> Self:
+        return cls(config, layer)
+
+    @classmethod
+    def count(cls, config: ModelConfig) -> MixerCount:
+        """The recurrence takes K V products and sums for ``k v^T``, and as many for ``S^T q``."""
+        D, width = config.hidden_size, config.num_attention_heads * config.head_dim
+        state = width * config.head_dim
+        return MixerCount(
+            weights=5 * D * width,
+            idle_weights=2 * D * width,  # gate and output
+            norm_weights=width,
+            state_bytes=4 * state,
+            flops_per_token=4 * state,
+        )
+
+    @classmethod
+    def memory(cls, config: ModelConfig) -> LightningState:
+        return LightningState()
+
+    @classmethod
+    def slot_tensors(cls, config: ModelConfig, dtype: torch.dtype) -> Mapping[str, PoolTensor]:
+        width = config.head_dim
+        return {"state": PoolTensor((config.num_attention_heads, width, width), torch.float32)}
+
+    @classmethod
+    def pooled(cls, tensors: Mapping[str, torch.Tensor], rows: Rows) -> PooledStates:
+        return PooledStates(tensors["state"], rows)
+
+    @classmethod
+    def derived_buffers(cls, config: ModelConfig, layer: int) -> Mapping[str, torch.Tensor]:
+        return {"slopes.values": lightning_slopes(config.num_attention_heads, layer, config.num_hidden_layers)}
+
+    def take_heads(self, ranks: int) -> None:
+        self.num_heads //= ranks
+
+    def forward(
+        self, x: torch.Tensor, sequence: Sequence, memory: Memory | None, wanted: Wanted
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attend within x, and to what ``memory`` remembers.
+
+        Args:
+            x: [B, T, D].
+            sequence: the packed documents, if any.
+            memory: what was read before; None at the beginning.
+            wanted: which rows are asked for.
+
+        Returns:
+            [B, wanted rows, D] and the new state; None for that where the memory has changed its own.
+        """
+        B, T = x.shape[:2]
+        q, k, v = silu_split(self.qkv_proj(x).view(B, T, self.num_heads, 3 * self.head_dim))
+        state = memory.state if isinstance(memory, LightningState) else None
+        if isinstance(memory, PooledStates):
+            out = memory.scan(q, k, v, self.slopes.values)
+        elif T == 1 and state is not None:
+            out, state = lightning_attention_step(q[:, 0], k[:, 0], v[:, 0], self.slopes.values, state)
+        else:
+            out, state = self.scan(q, k, v, self.slopes.values, state, sequence)
+        gate = self.output_gate(take(x, wanted))
+        return self.out_proj(self.norm.gated(take(out.reshape(B, T, -1), wanted), gate)), state

@@ -1,0 +1,193 @@
+"""The softmax attention layer: grouped queries, RoPE on the first dims of each head (arXiv 2501.08313, section 2)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import nn
+
+from leyden.model.config import ModelConfig
+from leyden.model.mixers.mixer import Memory, Mixer, MixerCount, PoolTensor
+from leyden.model.rows import GRAIN, PAGE, Rows, joined, pad_rows
+from leyden.model.sequence import Sequence, Wanted, take
+from leyden.ops import apply_rotary, paged_attention, softmax_attention
+
+_BLOCK = 128
+"""Softmax attention takes queries in blocks that begin at multiples of it, however many keys they see."""
+
+
+class KeyValues(Memory):
+    """Keys and values of one softmax layer, in buffers that double as they fill."""
+
+    def __init__(self) -> None:
+        self._keys: torch.Tensor | None = None
+        self._values: torch.Tensor | None = None
+
+    def append(self, keys: torch.Tensor, values: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write after the first ``length`` positions and return all keys and values up to the new end.
+
+        Args:
+            keys, values: [B, T, Hkv, D].
+            length: how many positions are held already.
+
+        Returns:
+            Views [B, length + T, Hkv, D].
+        """
+        end = length + keys.shape[1]
+        self._keys = _room(self._keys, keys, length, end)
+        self._values = _room(self._values, values, length, end)
+        self._keys[:, length:end] = keys
+        self._values[:, length:end] = values
+        return self._keys[:, :end], self._values[:, :end]
+
+
+def _room(buffer: torch.Tensor | None, new: torch.Tensor, length: int, end: int) -> torch.Tensor:
+    """``buffer`` with at least ``end`` positions, laid out so that one head's positions are contiguous."""
+    if buffer is not None and buffer.shape[1] >= end:
+        return buffer
+    B, _, H, D = new.shape
+    capacity = max(64, 1 << (end - 1).bit_length())
+    grown = new.new_empty(B, H, capacity, D).transpose(1, 2)
+    if buffer is not None:
+        grown[:, :length] = buffer[:, :length]
+    return grown
+
+
+@dataclass(frozen=True)
+class PooledKeyValues(Memory):
+    """Keys and values of one softmax layer, and the rows that read and write them.
+
+    Attributes:
+        keys, values: [P, PAGE, Hkv, D].
+        rows: of the forward pass.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    rows: Rows
+
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, wanted_alone: bool = False) -> torch.Tensor:
+        """Write k and v [1, T, Hkv, D] into the pages; attention of q [1, T, Hq, D] to its own sequence's.
+
+        With ``wanted_alone`` the rows of prompts that ``rows.wanted`` does not name are zeros. The others are computed
+        from where a block of queries begins (:data:`_BLOCK`), so that they have the bits they always have.
+        """
+        rows, n, num_rows = self.rows, self.rows.num_decodes, len(self.rows.places)
+        self.keys.flatten(0, 1)[rows.places] = k[0, :num_rows]
+        self.values.flatten(0, 1)[rows.places] = v[0, :num_rows]
+        parts = []
+        if n:
+            parts.append(paged_attention(q[0, :n], self.keys, self.values, rows.tables[:n], rows.lengths)[None])
+        for number, (start, stop) in enumerate(rows.spans()):
+            length = rows.ends[number]
+            first = start
+            if wanted_alone and rows.last_wanted is not None:
+                wanted = rows.last_wanted[number]
+                blocks = (length - wanted) // _BLOCK * _BLOCK
+                first = stop if wanted == 0 else max(start, stop - (length - blocks))
+                parts.append(q.new_zeros(1, first - start, *q.shape[2:]))
+            if first < stop:
+                parts.append(self._of_prompt(q[0, first:stop], rows.tables[n + number], length))
+        return joined(parts, q)
+
+    def _of_prompt(self, q: torch.Tensor, table: torch.Tensor, length: int) -> torch.Tensor:
+        """[1, T, Hq, D] of queries [T, Hq, D], the last of ``length`` positions."""
+        end = -(-length // GRAIN) * GRAIN
+        pages = table[: -(-length // PAGE)]
+        queries = pad_rows(q, len(q) + end - length)
+        keys, values = (pad_rows(x[pages].flatten(0, 1)[:length], end) for x in (self.keys, self.values))
+        return softmax_attention(queries[None], keys[None], values[None])[:, : len(q)]
+
+
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sequence: Sequence) -> torch.Tensor:
+    """:func:`leyden.ops.softmax_attention` over the tokens of one process."""
+    return softmax_attention(q, k, v, sequence.alone())
+
+
+class SoftmaxAttention(Mixer):
+    """Causal attention with ``num_key_value_heads`` shared keys and values, scale ``head_dim^-1/2``."""
+
+    title = "softmax"
+    residual = "full_attn"
+    tensor_dims = {  # noqa: RUF012 - of the class
+        "q_proj.weight": 0,
+        "k_proj.weight": 0,
+        "v_proj.weight": 0,
+        "o_proj.weight": 1,
+    }
+    seam = "attend"
+    alone = staticmethod(attend)
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        width, shared = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, width, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, shared, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, shared, bias=False)
+        self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
+        self.attend = attend
+        """Attention itself; where ranks share a row, one that exchanges keys and values."""
+
+    @classmethod
+    def create(cls, config: ModelConfig, layer: int) -> Self:
+        return cls(config)
+
+    @classmethod
+    def divided(cls, config: ModelConfig) -> Mapping[str, int]:
+        return {**super().divided(config), "key-value heads": config.num_key_value_heads}
+
+    @classmethod
+    def count(cls, config: ModelConfig) -> MixerCount:
+        """A visible key costs 2 D products and sums a head: its score, and its share of the values."""
+        D, width = config.hidden_size, config.num_attention_heads * config.head_dim
+        shared = config.num_key_value_heads * config.head_dim
+        return MixerCount(
+            weights=2 * D * (width + shared),
+            idle_weights=2 * D * width,  # queries and output
+            values_per_token=2 * shared,
+            flops_per_key=4 * width,
+        )
+
+    @classmethod
+    def memory(cls, config: ModelConfig) -> Memory:
+        return KeyValues()
+
+    @classmethod
+    def page_tensors(cls, config: ModelConfig, dtype: torch.dtype) -> Mapping[str, PoolTensor]:
+        one = PoolTensor((config.num_key_value_heads, config.head_dim), dtype)
+        return {"keys": one, "values": one}
+
+    @classmethod
+    def pooled(cls, tensors: Mapping[str, torch.Tensor], rows: Rows) -> Memory:
+        return PooledKeyValues(tensors["keys"], tensors["values"], rows)
+
+    def forward(
+        self, x: torch.Tensor, sequence: Sequence, memory: Memory | None, wanted: Wanted
+    ) -> tuple[torch.Tensor, None]:
+        """Attend within x, and to the keys and values in ``memory``, to which those of x are appended.
+
+        Args:
+            x: [B, T, D].
+            sequence: the positions and the packed documents, if any.
+            memory: keys and values of the tokens before, or None.
+            wanted: which rows are asked for; all of them where documents are packed.
+
+        Returns:
+            [B, wanted rows, D], and None: the memory changes in place.
+        """
+        pooled = isinstance(memory, PooledKeyValues)
+        last = len(sequence.cos) if pooled or not isinstance(wanted, int) else wanted
+        q, k, v = (
+            proj(rows).unflatten(-1, (-1, self.head_dim))
+            for proj, rows in ((self.q_proj, x[:, -last:]), (self.k_proj, x), (self.v_proj, x))
+        )
+        q = apply_rotary(q, sequence.cos[-last:], sequence.sin[-last:])
+        k = apply_rotary(k, sequence.cos, sequence.sin)
+        if pooled:
+            attended = memory.attend(q, k, v, wanted_alone=wanted is not None)
+            return self.o_proj(take(attended, wanted).flatten(2)), None
+        if isinstance(memory, KeyValues):
+            k, v = memory.append(k, v, sequence.start)
+        return self.o_proj(self.attend(q, k, v, sequence).flatten(2)), None

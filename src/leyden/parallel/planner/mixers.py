@@ -1,0 +1,107 @@
+"""What the mixer of one layer keeps for its backward, and what it hands to other ranks, by kind.
+
+Counted from the code of ``leyden.model.mixers``, of its ops, and of ``leyden.parallel.sequence``; the legend is that of
+``activations.py``.
+"""
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from leyden.model.kinds import entry_of
+from leyden.ops.lightning_attention.chunks import segments
+from leyden.parallel.planner.rank import Rank
+from leyden.parallel.planner.terms import Bytes, Half, Passes
+
+
+@dataclass(frozen=True)
+class MixerTerms:
+    """Of one kind of mixer.
+
+    Attributes:
+        activations: what it keeps of a row, and what it needs for a moment.
+        traffic: what it hands over, but for what tensor ranks divide.
+    """
+
+    activations: Callable[[Rank], Half]
+    traffic: Callable[[Rank], Passes]
+
+
+def terms_of(kind: str) -> MixerTerms:
+    """Those of a layer of ``kind`` (an entry of ``layer_types``).
+
+    Raises:
+        UserError: there are none.
+    """
+    return entry_of(_TERMS, kind, "has no terms in the planner, so that memory and traffic cannot be foretold")
+
+
+def _lightning_activations(rank: Rank) -> Half:
+    """Normed, qkv before and after SiLU, states at segments, output, gate, gated; both norms' inverse deviations."""
+    model, T, N, b, w = rank.model, rank.tokens, rank.own, rank.dtype.itemsize, rank.wide.itemsize
+    heads, K = model.num_attention_heads // rank.plan.tp, model.head_dim
+    D, W = model.hidden_size, heads * model.head_dim
+    state = heads * K * K * w
+    kept = (T * D + T * 9 * W) * b + N * w + T * w + _num_segments(T, heads * K) * state
+    forward = (N * D + T * W) * b + 2 * state
+    if rank.plan.cp > 1:  # weights of the first and of the last document, the entry's state; all ranks' states
+        kept += 2 * T * heads * w + state
+        forward += rank.plan.cp * state + T * W * w
+    backward = T * 7 * W * b + 4 * state
+    return Half(kept, (T * 4 * W + N * D) * b, forward, backward)
+
+
+@functools.lru_cache(maxsize=1024)
+def _num_segments(num_tokens: int, elements: int) -> int:
+    return len(segments(num_tokens, elements))
+
+
+def _softmax_activations(rank: Rank) -> Half:
+    """Normed, turned q and k, v, output in two layouts; the norm's inverse deviation."""
+    model, T, N, b, w = rank.model, rank.tokens, rank.own, rank.dtype.itemsize, rank.wide.itemsize
+    D, W = model.hidden_size, model.num_attention_heads // rank.plan.tp * model.head_dim
+    G = model.num_key_value_heads // rank.plan.tp * model.head_dim
+    kept = (T * D + T * (3 * W + 2 * G)) * b + N * w
+    forward, backward = (T * (W + G)) * b, T * (4 * W + 2 * G) * b + T * 2 * G * w
+    if rank.plan.cp > 1:  # in the balanced layout; blocks that come and go, and sums in float32 or wider
+        mine = rank.ring[rank.at["cp"]]
+        kept = (T * D + mine * (2 * W + 2 * G) + T * W) * b + N * w + mine * model.num_attention_heads * w
+        forward = mine * (4 * G * b + W * w * 2)
+        backward = mine * (4 * G * b + (W + 8 * G) * w + 2 * W * b)
+    return Half(kept, (T * (2 * W + 2 * G) + N * D) * b, forward, backward)
+
+
+def _lightning_traffic(rank: Rank) -> Passes:
+    """LASP+, and the norm over the heads of all tensor ranks."""
+    found: Bytes = Counter()
+    if rank.plan.cp > 1:
+        state = rank.model.num_attention_heads // rank.plan.tp * rank.model.head_dim**2
+        found["cp", "all_gather"] = state * rank.wide.itemsize
+    if rank.plan.tp > 1:
+        found["tp", "all_reduce"] = rank.tokens * rank.wide.itemsize
+    return Passes(found, found)
+
+
+def _softmax_traffic(rank: Rank) -> Passes:
+    """The switch of layouts there and back, keys and values around the ring, and their gradients."""
+    cp, index = rank.plan.cp, rank.at["cp"]
+    forward: Bytes = Counter()
+    backward: Bytes = Counter()
+    if cp > 1:
+        sizes = rank.ring
+        D, heads, shared = rank.model.head_dim, rank.model.num_attention_heads, rank.model.num_key_value_heads
+        q, kv = heads // rank.plan.tp * D, 2 * (shared // rank.plan.tp) * D
+        b, mine = rank.dtype.itemsize, sizes[index]
+        around = [sizes[(index - step) % cp] for step in range(cp)]
+        forward["cp", "all_to_all"] = (rank.tokens * (q + kv) + mine * q) * b
+        backward["cp", "all_to_all"] = (rank.tokens * q + mine * (q + kv)) * b
+        forward["cp", "send"] = sum(around[:-1]) * kv * b
+        backward["cp", "send"] = sum(around[:-1]) * kv * b + sum(around[1:]) * kv * rank.wide.itemsize
+    return Passes(forward, backward)
+
+
+_TERMS: Mapping[str, MixerTerms] = {
+    "linear_attention": MixerTerms(_lightning_activations, _lightning_traffic),
+    "full_attention": MixerTerms(_softmax_activations, _softmax_traffic),
+}
