@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from leyden.parallel.plan import Plan as Plan
     from leyden.parallel.plan import make_plan as make_plan
     from leyden.parallel.rank_group import RankGroup as RankGroup
+    from leyden.parallel.reshard import Resharding as Resharding
     from leyden.parallel.shard import Weight as Weight
     from leyden.parallel.shard import Weights as Weights
     from leyden.parallel.start import rank_device as rank_device
@@ -36,6 +37,7 @@ _HOMES = {
     "Part": "part",
     "Plan": "plan",
     "RankGroup": "rank_group",
+    "Resharding": "reshard",
     "Watchdog": "watchdog",
     "Weight": "shard",
     "Weights": "shard",
@@ -56,6 +58,7 @@ __all__ = [
     "Part",
     "Plan",
     "RankGroup",
+    "Resharding",
     "Watchdog",
     "Weight",
     "Weights",

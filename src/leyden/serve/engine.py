@@ -8,6 +8,7 @@ import torch
 
 from leyden.core.errors import UserError
 from leyden.model import HybridLM, Ranks
+from leyden.parallel.reshard import Resharding
 from leyden.serve import offline
 from leyden.serve.completion import Chunk, Completion
 from leyden.serve.conversation import (
@@ -21,7 +22,7 @@ from leyden.serve.conversation import (
 )
 from leyden.serve.engine_core import EngineCore
 from leyden.serve.memory import check_free
-from leyden.serve.new_weights import Running, WeightsUpdate
+from leyden.serve.new_weights import Running, updating
 from leyden.serve.sampling import Sampling
 
 
@@ -82,7 +83,7 @@ class Engine(EngineCore):
         return found
 
     def update_weights(
-        self, source: HybridLM | Mapping[str, torch.Tensor] | None = None, *, running: Running = "refuse"
+        self, source: HybridLM | Mapping[str, torch.Tensor] | Resharding | None = None, *, running: Running = "refuse"
     ) -> int:
         """Take new weights, and forget what was read with the old ones; between two steps.
 
@@ -91,7 +92,9 @@ class Engine(EngineCore):
 
         Args:
             source: another model of the same shape, or tensors by the names of ``model.state_dict()``. None where the
-                engine's own model was trained in place.
+                engine's own model was trained in place. Where several ranks train and serve, a
+                :class:`leyden.parallel.Resharding` to the engine's model: every rank then calls this at the same
+                moment, on an engine that has the same requests.
             running: what becomes of the requests that the engine has. ``"refuse"``: there must be none. ``"finish"``:
                 they end first, by the old weights, and requests that come meanwhile wait for the new ones.
                 ``"abort"``: they end at once as ``"aborted"``, with the tokens that they have.
@@ -102,10 +105,11 @@ class Engine(EngineCore):
         Raises:
             UserError: weights that do not fit, or requests that run; then nothing has changed.
         """
-        update = None if source is None or source is self.model else WeightsUpdate(self.model, source)
+        update = None if source is None or source is self.model else updating(self.model, source)
         seen = self.weights_version
         self._quiet(running, "new weights cannot come", "a completion would be made by both the old and the new ones")
-        self.arrivals.tell("update")
+        if not isinstance(source, Resharding):
+            self.arrivals.tell("update")
         if update is not None:
             update.put()
         if update is not None or self.weights_version == seen:  # else it was seen that they were written to

@@ -11,6 +11,7 @@ from leyden.core.errors import UserError
 from leyden.model import HybridLM, ModelConfig, Ranks, evaluation_mode
 from leyden.model.quantized import scale_of
 from leyden.ops import quantize_rows
+from leyden.parallel.reshard import Resharding
 
 Running = Literal["refuse", "finish", "abort"]
 """What becomes of requests that run when an engine is to take new weights, or to give its memory back."""
@@ -94,6 +95,24 @@ class WeightsUpdate:
             self._model.set_rope_theta(self._rope_theta)
 
 
+def updating(
+    model: HybridLM, source: HybridLM | Mapping[str, torch.Tensor] | Resharding
+) -> "WeightsUpdate | Resharding":
+    """What puts the weights of ``source`` into ``model``.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    if not isinstance(source, Resharding):
+        return WeightsUpdate(model, source)
+    if source.serving is not model:
+        raise UserError(
+            "this resharding is for another model than the engine's; make one with the engine's model, Resharding(..., "
+            "serving=engine.model)."
+        )
+    return source
+
+
 def _parts(model: HybridLM) -> tuple[list[nn.Module], list[torch.Tensor]]:
     return list(model.modules()), [*model.parameters(), *model.buffers()]
 
@@ -119,7 +138,7 @@ def _check_kind(model: HybridLM, source: object) -> None:
         if isinstance(part, HybridLM) and type(part.ranks) is not Ranks:
             raise UserError(
                 "update_weights cannot copy by name between models of which several ranks have a part each, because "
-                "no rank has all weights."
+                "no rank has all weights; give a leyden.parallel.Resharding, which moves each rank's parts."
             )
 
 
