@@ -36,7 +36,7 @@ def serving(model: HybridLM, tokenizer: Tokenizer, tmp_path: Path) -> Callable[.
             client.__dict__["service"] = service  # for the tests
             yield client
         loop.drain(10)
-        await service.later.finish(30)
+        await service.background.finish(30)
 
     return serve
 
@@ -58,7 +58,7 @@ def cached(response: httpx.Response) -> int:
 async def rest(client: httpx.AsyncClient) -> None:
     """Until all that is done behind answers is done, and all that is read ahead is read."""
     service = client.__dict__["service"]
-    await service.later.finish(30)
+    await service.background.finish(30)
     await service.loop.between_steps(lambda engine: engine.rest())
 
 
@@ -127,7 +127,7 @@ def test_a_server_that_never_rests_saves_what_there_is(
         async with serving() as client:
             other = asyncio.create_task(ask(client, [SYSTEM], max_tokens=1500, n=8, ignore_eos=True))
             await long_turn(client, tokenizer, conversation="jars")
-            await client.__dict__["service"].later.finish(30)
+            await client.__dict__["service"].background.finish(30)
             assert not other.done()
             assert (tmp_path / "kept" / "no-key" / "jars.leyden").exists()
             other.cancel()

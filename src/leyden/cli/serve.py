@@ -54,7 +54,7 @@ def serve(
     from leyden.core.launch import launched
     from leyden.serve.config import EngineConfig
     from leyden.serve.http import ServerSettings
-    from leyden.serve.http.log_format import log_as
+    from leyden.serve.http.request_log import log_as
 
     log_as(log_format)
     given = {name: value for name, value in locals().items() if value is not None}
@@ -88,7 +88,7 @@ def _serve_alone(
     from leyden.serve import Engine
     from leyden.serve.http import listen
     from leyden.serve.http.conversations import make_directory
-    from leyden.serve.http.run import run_server
+    from leyden.serve.http.server import run_server
 
     settings = shown["settings"]
     where = find_device(device)
@@ -131,7 +131,7 @@ def _serve_on_ranks(
     from leyden.parallel import ParallelConfig, team_of
     from leyden.parallel.serving import serving_plan
     from leyden.serve.http import listen
-    from leyden.serve.http.run import run_server
+    from leyden.serve.http.server import run_server
     from leyden.serve.ranks import engine_of
 
     if draft is not None or config.speculation == "draft":

@@ -17,7 +17,7 @@ from leyden.tokenizer import Tokenizer
 
 _SERVER = """
 import sys, threading, time
-import leyden.serve.http.run as run
+import leyden.serve.http.server as run
 from leyden.tokenizer import Tokenizer
 from leyden.cli.app import main
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import leyden.cli.serve as cli
-from leyden.serve.http.log_format import JsonLines, TimedLines, log_as
+from leyden.serve.http.request_log import JsonLines, TimedLines, log_as
 
 
 def record(message: str, **more: object) -> logging.LogRecord:

@@ -8,15 +8,14 @@ from fastapi.security import HTTPBearer
 
 from leyden.serve.http.chat import chat_routes
 from leyden.serve.http.completions import completion_routes
-from leyden.serve.http.error_handlers import Answered, add_error_handlers
+from leyden.serve.http.errors import Answered, add_error_handlers
 from leyden.serve.http.keys import Keys
 from leyden.serve.http.metrics import CountResponses
-from leyden.serve.http.models import model_routes
 from leyden.serve.http.page import page_routes
 from leyden.serve.http.request_log import RequestLog
 from leyden.serve.http.rewriting import Heads, UnderPath
 from leyden.serve.http.service import Service
-from leyden.serve.http.status import metrics_routes, status_routes
+from leyden.serve.http.status import metrics_routes, model_routes, status_routes
 from leyden.serve.http.tokenizer_routes import tokenizer_routes
 
 _KEY = HTTPBearer(auto_error=False, description="One of the server's API keys.")

@@ -14,8 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 from starlette.requests import ClientDisconnect
 
-from leyden.serve.http.errors import ApiError, busy
-from leyden.serve.http.problems import Path, explain, ignorable
+from leyden.serve.http.errors import ApiError, Path, busy, explain, ignorable
 from leyden.serve.http.service import Service
 
 T = TypeVar("T")

@@ -10,8 +10,7 @@ from fastapi import APIRouter, Request, Response
 from leyden.serve.http.answer import GrowingResponse
 from leyden.serve.http.body import JsonRoute
 from leyden.serve.http.chat_messages import AssistantMessage, answered, encode_answered, encode_messages, text_of
-from leyden.serve.http.documentation import responses
-from leyden.serve.http.errors import ApiError
+from leyden.serve.http.errors import ApiError, responses
 from leyden.serve.http.logprobs import chat_logprobs, prompt_logprobs
 from leyden.serve.http.protocol.chat import (
     AnswerMessage,
@@ -131,7 +130,7 @@ class _ChatAnswer(GrowingResponse[ChatPiece]):
 
     def end(self) -> None:
         if len(self._writers) == 1:
-            self._service.later.do(self._remember())
+            self._service.background.do(self._remember())
 
     async def _remember(self) -> None:
         """Let the engine read the chat as the next turn will begin, and keep it where it has a name."""

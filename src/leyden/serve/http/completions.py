@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 
 from leyden.serve.http.answer import GrowingResponse
 from leyden.serve.http.body import JsonRoute
-from leyden.serve.http.documentation import responses
+from leyden.serve.http.errors import responses
 from leyden.serve.http.logprobs import CompletionLogprobsWriter, joined, prompt_logprobs
 from leyden.serve.http.protocol.common import EndReason, Usage
 from leyden.serve.http.protocol.completions import CompletionChoice, CompletionRequest, CompletionResponse

@@ -1,9 +1,16 @@
-"""A line in the log for each request that has ended: what was asked for and what it cost, never what was said."""
+"""The log of a server: a line for each request that has ended, as text for people or as JSON.
 
+A line says what was asked for and what it cost, never what was said.
+"""
+
+import json
+import logging
 import re
+import sys
 import time
 import uuid
-from typing import Any
+from datetime import datetime
+from typing import Any, Literal
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -94,3 +101,45 @@ def _line(facts: Facts) -> str:
         shown = f"{value:.3f}s" if isinstance(value, float) else str(value)
         words.append(f"{name}={shown if shown.isprintable() and ' ' not in shown else repr(shown)}")
     return " ".join(words)
+
+
+LogFormat = Literal["text", "json"]
+
+
+def log_as(form: LogFormat) -> None:
+    """Let all that is logged from now on have this form, on standard error.
+
+    As text it has the time in front (ISO 8601), unless standard error is a terminal.
+    """
+    root = logging.getLogger()
+    if form == "json":
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(JsonLines())
+        root.handlers = [handler]
+    elif not sys.stderr.isatty():
+        for handler in root.handlers:
+            handler.setFormatter(TimedLines())
+
+
+class TimedLines(logging.Formatter):
+    """The message behind the time."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """``record`` as text."""
+        return f"{_time(record)} {super().format(record)}"
+
+
+class JsonLines(logging.Formatter):
+    """An object a line: ``time``, ``level``, ``logger`` and ``message``, and the facts that a record has besides."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """``record`` as JSON."""
+        line = {"time": _time(record), "level": record.levelname.lower(), "logger": record.name}
+        line |= {"message": record.getMessage(), **getattr(record, "facts", {})}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def _time(record: logging.LogRecord) -> str:
+    return datetime.fromtimestamp(record.created).astimezone().isoformat(timespec="milliseconds")

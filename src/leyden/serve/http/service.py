@@ -15,10 +15,10 @@ from leyden.serve.http.budget import Budget
 from leyden.serve.http.conversations import Conversations
 from leyden.serve.http.errors import ApiError, unavailable
 from leyden.serve.http.generation import PromptGeneration
-from leyden.serve.http.later import Later
 from leyden.serve.http.loop import Loop
 from leyden.serve.http.metrics import Metrics
 from leyden.serve.http.settings import ServerSettings
+from leyden.serve.http.streaming import BackgroundTasks
 from leyden.serve.sampling import Sampling
 from leyden.serve.threads import Threads
 from leyden.tokenizer import Tokenizer
@@ -107,13 +107,13 @@ class Service:
     """What every route works with.
 
     Attributes:
-        later: what is done when an answer has been given.
+        background: what is done after an answer has been given, which no client waits for.
     """
 
     loop: Loop
     model: ServedModel
     settings: ServerSettings
-    later: Later = field(default_factory=Later, init=False)
+    background: BackgroundTasks = field(default_factory=BackgroundTasks, init=False)
 
     @cached_property
     def threads(self) -> Threads:

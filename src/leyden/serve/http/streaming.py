@@ -1,13 +1,16 @@
-"""Server-sent events, to clients that read fast, slowly, or not at all; and work that ends when its client goes."""
+"""Server-sent events to clients that read fast, slowly, or not at all; and what is done behind an answer."""
 
 import asyncio
+import contextlib
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from leyden.core.errors import UserError
+from leyden.core.log import logger
 from leyden.serve.http.errors import ApiError
 from leyden.serve.http.settings import ServerSettings
 from leyden.serve.threads import carry
@@ -148,3 +151,36 @@ async def while_connected(receive: Receive, work: Awaitable[T]) -> T | None:
 async def _gone(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+class BackgroundTasks:
+    """Work of one event loop that goes on by itself; what goes wrong with it is logged."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def do(self, work: Coroutine[Any, Any, None]) -> None:
+        """Begin with ``work``."""
+        task = asyncio.create_task(_logged(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def finish(self, seconds: float) -> None:
+        """Wait until all of it is done; what is not in so many seconds is given up."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._tasks:
+                    await asyncio.wait(self._tasks)
+        for task in self._tasks:
+            task.cancel()
+
+
+async def _logged(work: Coroutine[Any, Any, None]) -> None:
+    try:
+        await work
+    except UserError as error:
+        logger(__name__).error("behind an answer: %s", error)
+    except asyncio.CancelledError:
+        raise
+    except BaseException:
+        logger(__name__).exception("behind an answer, the server made a mistake")

@@ -6,10 +6,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Request, Response
 from pydantic import BaseModel, Discriminator, Field, JsonValue, Tag
 
+from leyden.serve.http.answer import json_text
 from leyden.serve.http.body import JsonRoute
 from leyden.serve.http.chat_messages import encode_messages
-from leyden.serve.http.documentation import responses
-from leyden.serve.http.json_text import json_text
+from leyden.serve.http.errors import responses
 from leyden.serve.http.protocol.chat import Messages
 from leyden.serve.http.protocol.common import TokenIds, Wire
 from leyden.serve.http.service import ServedModel, Service

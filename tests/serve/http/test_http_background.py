@@ -5,29 +5,29 @@ import asyncio
 import pytest
 
 from leyden.core.errors import UserError
-from leyden.serve.http.later import Later
+from leyden.serve.http.streaming import BackgroundTasks
 
 
 def test_all_of_it_is_finished(caplog: pytest.LogCaptureFixture) -> None:
     done: list[str] = []
-    later = Later()
+    background = BackgroundTasks()
 
     async def work(name: str, error: Exception | None = None, then: str = "") -> None:
         await asyncio.sleep(0.01)
         if then:
-            later.do(work(then))
+            background.do(work(then))
         if error is not None:
             raise error
         done.append(name)
 
     async def run() -> None:
-        later.do(work("first", then="of the first"))
-        later.do(work("wrong", UserError("the disk is full")))
-        later.do(work("torn", KeyError("a defect")))
-        await later.finish(10)
-        await later.finish(10)
-        later.do(asyncio.sleep(1000))
-        await later.finish(0.01)
+        background.do(work("first", then="of the first"))
+        background.do(work("wrong", UserError("the disk is full")))
+        background.do(work("torn", KeyError("a defect")))
+        await background.finish(10)
+        await background.finish(10)
+        background.do(asyncio.sleep(1000))
+        await background.finish(0.01)
 
     asyncio.run(run())
     assert done == ["first", "of the first"]
