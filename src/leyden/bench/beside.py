@@ -1,4 +1,4 @@
-"""Other programs that want the processor while something is measured."""
+"""Background load: busy processes that compete for the processor while something is measured."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The inputs both sides of a benchmark are given."""
+"""The inputs that both sides of a benchmark are given."""
 
 from dataclasses import dataclass
 

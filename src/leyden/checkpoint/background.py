@@ -1,4 +1,4 @@
-"""A checkpoint written beside the training: a copy in host memory now, the files from a thread of its own."""
+"""Asynchronous checkpoints: weights are copied to host memory, and a thread writes the files while training goes on."""
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor

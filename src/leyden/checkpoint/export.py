@@ -1,4 +1,4 @@
-"""From what the ranks hold to a model directory, without any rank holding the model.
+"""Export of a sharded model to a model directory, without any rank holding the whole model.
 
 Every file has one rank that writes it, and its tensors come to that rank a block at a time: a tensor of the file, or
 one expert of a stacked one. As many files are written at once as there are ranks, and a rank has one block in memory.

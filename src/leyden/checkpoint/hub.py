@@ -1,4 +1,4 @@
-"""Where a MODEL lies: a model's directory, a run, a checkpoint of one, or a repository of the Hugging Face hub."""
+"""Resolving what a MODEL names: a model directory, a run, a checkpoint of one, or a Hugging Face hub repository."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A weight from its file straight into 8 bits: its rows are read some MB at a time, rounded, and forgotten."""
+"""Quantization to 8 bits while a file is read, some megabytes of rows at a time: no float weight is ever whole."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""What is known of how a model came about: by the recipe of the run that it lies in."""
+"""The origin of a model: what is known of the run that it lies in, from that run's recipe."""
 
 import tomllib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Where the pieces of tensors lie: one safetensors file a rank, and ``tensors.json``, which says what is in them.
+"""Files of tensor pieces: one safetensors file a rank, and ``tensors.json``, which says what is in them.
 
 DCP's own safetensors storage gives a tensor one rectangle a file, and takes for its shape what the rectangles reach to;
 a rank may hold several (gate and up halves of its experts), and a lost one must not pass for a smaller tensor.

@@ -1,4 +1,4 @@
-"""What a rank holds of each tensor, through torch.distributed.checkpoint: saved under one plan, loaded under another.
+"""Sharded saving and loading by torch.distributed.checkpoint: saved under one plan, loaded under another.
 
 DCP decides which rank writes what several hold, sees to it that nothing of a tensor is missing, and finds what to read
 where a rank holds other rectangles than were written. Where the bytes lie is :mod:`leyden.checkpoint.piece_files`.

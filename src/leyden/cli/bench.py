@@ -1,4 +1,4 @@
-"""``leyden bench``: how fast, beside what else there is and what the hardware allows."""
+"""``leyden bench``: speed beside other software and beside what the hardware allows."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""``leyden eval``: how good a model is."""
+"""``leyden eval``: measures how good a model is on tasks."""
 
 import json
 from contextlib import ExitStack

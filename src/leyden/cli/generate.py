@@ -1,4 +1,4 @@
-"""``leyden generate``: one prompt, one completion, as it comes."""
+"""``leyden generate``: completes one prompt and prints the text as it is generated."""
 
 import sys
 from typing import Annotated

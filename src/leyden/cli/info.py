@@ -1,4 +1,4 @@
-"""``leyden info``: what a shape costs, before anything is built."""
+"""``leyden info``: parameters, memory and operations of a model shape, by arithmetic."""
 
 from typing import Annotated, Literal
 

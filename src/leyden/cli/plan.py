@@ -1,4 +1,4 @@
-"""``leyden plan``: the best plans for a number of GPUs, before any of them is started."""
+"""``leyden plan``: the best parallel plans for a number of GPUs, by arithmetic."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""``leyden run``: a recipe, from its documents to its model."""
+"""``leyden run``: carries out a recipe, from documents to a trained model."""
 
 from pathlib import Path
 from typing import Annotated, Literal

@@ -1,4 +1,4 @@
-"""``leyden report``, ``leyden ls`` and ``leyden compare``: what runs did, from the files of their folders."""
+"""``leyden report``, ``leyden ls`` and ``leyden compare``: what runs did, read from the files of their folders."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""``leyden study``: experiments that decide something."""
+"""``leyden study``: experiments with a hypothesis, a plan and a verdict."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""Asking a service on the network that takes JSON and gives JSON, again where it fails for a while."""
+"""A client for JSON services over HTTP that retries while they fail for a moment."""
 
 import threading
 from collections.abc import Callable, Mapping

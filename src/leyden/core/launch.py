@@ -1,4 +1,4 @@
-"""What a launcher (torchrun) told this process of the others: the one place that reads its environment."""
+"""Environment variables of a launcher (torchrun): the one place that reads them."""
 
 import contextlib
 import json

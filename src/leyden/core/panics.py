@@ -1,4 +1,4 @@
-"""Libraries written in Rust that panic: PyO3 raises what is no Exception, so that no handler of ours would see it."""
+"""Panics of libraries in Rust, as exceptions: PyO3 raises what is no Exception, which no handler of ours would see."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Text that others wrote (names, ids, metadata, answers of a model), made safe to print on a terminal."""
+"""Escaping of untrusted text (names, ids, answers of a model) so that it is safe to print on a terminal."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Whether this process may start threads: where it may not, libraries in C++ end it and those in Rust panic."""
+"""Whether this process may start threads: where it may not, libraries in C++ abort it and those in Rust panic."""
 
 import threading
 

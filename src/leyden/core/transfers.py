@@ -1,4 +1,4 @@
-"""Copies between the host and a device that do not wait: several tensors at once, by pinned memory.
+"""Non-blocking copies between host and device: several tensors at once, through pinned memory.
 
 A copy of ordinary memory makes the host wait for all that the device was given before. A pinned one is queued, and the
 allocator hands pinned memory out again only when the copies from it are over.

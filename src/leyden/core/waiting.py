@@ -1,4 +1,4 @@
-"""How threads that share a computation wait for each other; of the standard library alone.
+"""The wait policy of OpenMP threads (spin or sleep); it needs the standard library alone.
 
 The OpenMP runtime that PyTorch brings lets them spin, which is what makes small regions cheap on idle cores. Where
 other programs hold the cores, each region then waits for a thread that is not running, and who spins keeps it from

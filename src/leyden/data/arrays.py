@@ -1,4 +1,4 @@
-"""NumPy arrays to files, so that a disk that is full is told.
+"""Writing NumPy arrays to files so that a full disk is reported.
 
 ``tofile``, and so ``save`` to an open file, write through a buffer of C whose last part can be lost without a word.
 """

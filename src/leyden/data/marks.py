@@ -1,4 +1,4 @@
-"""Marks: small files that say of other files that they are whole, with the size and a hash of each.
+"""Completion marks: small files that say that other files are whole, with their sizes and hashes.
 
 A mark is written once its files are on the disk, and removed before one of them changes. It bears a hash of itself. So
 what a mark names was whole when it was written, and :meth:`Mark.fault` says whether it still is.

@@ -1,4 +1,4 @@
-"""Text to hide something in, as tokens: the same for every task, tokenised once and no further than it is needed."""
+"""The haystack: text to hide a needle in, as tokens, tokenised once and no further than it is needed."""
 
 import hashlib
 import itertools

@@ -1,4 +1,4 @@
-"""From what a user names (a model, or an endpoint and a tokenizer) to what answers questions."""
+"""Opening what a user names (a model, or an endpoint and a tokenizer) as a source of answers."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

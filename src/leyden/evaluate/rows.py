@@ -1,4 +1,4 @@
-"""The rows of a task in a file: one a line, in the order in which they were answered, and never half a row.
+"""The result file of a task: one JSON line an item, in the order answered, never half a line.
 
 A run that is killed leaves whole rows and at most the beginning of one more, which the next run removes. A digest in
 each row says under which settings it was made, and only rows of the same settings are taken over.

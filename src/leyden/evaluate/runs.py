@@ -1,4 +1,4 @@
-"""What there is to say of a run from the files of its folder, whether it goes on, has stopped or is finished."""
+"""The state of a run, read from its folder: whether it goes on, has stopped or is finished, and its figures."""
 
 import json
 import os

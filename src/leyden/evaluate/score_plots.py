@@ -1,4 +1,4 @@
-"""The pictures of the page of scores: heat maps of two facts, curves over one."""
+"""Plots of scores: heat maps over two facts of the items, curves over one."""
 
 from collections.abc import Sequence
 

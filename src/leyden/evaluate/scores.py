@@ -1,4 +1,4 @@
-"""Means of scores, and how far they can be trusted."""
+"""Means of scores with confidence intervals."""
 
 import math
 from collections.abc import Iterable, Sequence

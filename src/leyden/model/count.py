@@ -1,4 +1,4 @@
-"""What a model of a given shape holds, remembers and computes, by arithmetic alone."""
+"""Parameters, memory and operations of a model of a given shape, by arithmetic alone."""
 
 from collections import Counter
 from dataclasses import dataclass

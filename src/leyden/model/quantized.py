@@ -1,4 +1,4 @@
-"""A model's weights in 8 bits (weight-only int8): every projection and all experts, one float32 scale a row.
+"""Weight-only int8 models: every projection and all experts in 8 bits, with one float32 scale a row.
 
 Norms, routers and slopes stay float32; the embedding and the output projection stay as they are unless asked for.
 MiniMax-01 was served so on one machine of 8 GPUs (arXiv 2501.08313, section 2: 456 billion parameters).

@@ -1,4 +1,4 @@
-"""What a model knows of the processes beside it: nothing, when it is alone.
+"""The seam between a model and the processes that share it; a model alone on one process has the default.
 
 A model that several ranks compute takes the same packed row on every rank that shares it, and each rank computes its
 part. :mod:`leyden.parallel` puts its own :class:`Ranks` into ``model.ranks``; this one is a single process.

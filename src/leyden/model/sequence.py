@@ -1,4 +1,4 @@
-"""Where the tokens of one forward pass stand: their positions, their documents, what came before them."""
+"""Positions and documents of the tokens of one forward pass, and what came before them."""
 
 from dataclasses import dataclass
 

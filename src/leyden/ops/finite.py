@@ -1,4 +1,4 @@
-"""Whether a NaN or an infinity came of a computation."""
+"""Detection of NaN and infinity in the results of a computation."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Whether anybody will ask for gradients."""
+"""Whether autograd will ask for gradients of a call."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""What this machine is, and which body of the ops runs on it and why: a table that people read."""
+"""The table of ``leyden info --machine``: what this machine is, and which body of each op runs on it and why."""
 
 import ctypes
 import os

@@ -1,4 +1,4 @@
-"""What the first rank tells the others beside collectives: a value after another, however long it takes."""
+"""Messages from the first rank to the others through the store, for as long as it takes between two of them."""
 
 import json
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""Ranks end with the launcher that started them.
+"""Ends a rank when the launcher that started it has ended.
 
 torchrun ends its ranks when it is told to stop, but killed outright it leaves them to themselves: they would train on,
 and meet those of the next start in one folder.

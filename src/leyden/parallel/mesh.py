@@ -1,4 +1,4 @@
-"""Who talks to whom: the process groups of every axis, for one rank.
+"""The device mesh: the process groups of every axis, as one rank sees them.
 
 Ranks are numbered with pipeline stages outermost and tensor ranks innermost, so that the axes that talk most are
 nearest. The ranks of a stage's replica are numbered a second time for the experts, expert-tensor ranks innermost.

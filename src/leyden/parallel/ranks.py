@@ -1,4 +1,4 @@
-"""What an attached model knows of the ranks beside it (:class:`leyden.model.Ranks`)."""
+"""The ranks beside an attached model, as the model sees them (:class:`leyden.model.Ranks`)."""
 
 import torch
 import torch.distributed as dist

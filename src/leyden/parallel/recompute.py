@@ -1,4 +1,4 @@
-"""What a layer keeps for its backward, and its compilation: a layer at a time, and no name changes.
+"""Activation checkpointing and compilation, a layer at a time, under which no parameter changes its name.
 
 Recomputation is that of arXiv 1604.06174 (``full``), or of arXiv 2205.05198, section 5 (``selective``): what is dear to
 compute or to exchange is kept, what lies between is computed again.

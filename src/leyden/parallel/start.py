@@ -1,4 +1,4 @@
-"""The beginning and the end of a run on the ranks that torchrun started."""
+"""Starting and ending a run on the ranks that torchrun started."""
 
 import time
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What a rank hands to the collectives, counted where they pass PyTorch's dispatcher.
+"""Counted communication: the bytes that a rank hands to collectives, taken where they pass PyTorch's dispatcher.
 
 Nothing that communicates takes part in the count: FSDP's collectives, the pipeline's sends and our own are seen alike,
 in the backward too. What is planned (:mod:`leyden.parallel.planner`) is proved against it.

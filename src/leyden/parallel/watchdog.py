@@ -1,4 +1,4 @@
-"""A rank that hangs or is gone is named by the others, with the place where it stopped.
+"""The watchdog: a rank that hangs or has died is named by the others, with the phase in which it stopped.
 
 Collectives make every rank wait for the slowest, so one that stops for good stops all of them without a word. Each rank
 therefore has a thread that writes, every few moments, where the rank is into the store that the ranks share, and that

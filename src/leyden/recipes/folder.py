@@ -1,4 +1,4 @@
-"""The folder of a run: what a start that failed leaves, what a kill left, and what an earlier end left."""
+"""The folder of a run: what is found there after a failed start, a kill, or an earlier end."""
 
 import contextlib
 import os

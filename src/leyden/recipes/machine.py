@@ -1,4 +1,4 @@
-"""``environment.json`` of a run: what it was computed on; and a line where it goes on on something else."""
+"""``environment.json`` of a run: the machine it was computed on, and a warning where it goes on on another."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a finished run shows: how well the model predicts unseen documents, and what it writes."""
+"""The evaluation at the end of a run: bits per byte on unseen documents, and samples of text."""
 
 import json
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""From documents to tokens, once: what a run directory holds already is not made again."""
+"""Tokenisation before a run: documents become token shards once, and what the run's folder holds is not made again."""
 
 import json
 from collections.abc import Mapping

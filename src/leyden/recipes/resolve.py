@@ -1,4 +1,4 @@
-"""What a recipe leaves open, settled once and written down, and what of it may change while its run is under way."""
+"""The resolved recipe: values that a recipe leaves open, written down once, and which may change on a resume."""
 
 from collections.abc import Iterable
 from pathlib import Path

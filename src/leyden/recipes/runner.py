@@ -1,4 +1,4 @@
-"""What carries a recipe out: documents, tokenizer, stages, evaluation, report; a step found done is left alone.
+"""Runs a recipe: documents, tokenizer, stages, evaluation and report; a step that is done already is skipped.
 
 Started by torchrun, every rank runs this. The first prepares, writes and evaluates, the others wait for it, and all
 train (:mod:`leyden.parallel`).

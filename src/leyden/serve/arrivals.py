@@ -1,4 +1,4 @@
-"""What an engine is told between its steps: completions that came, and requests that are to end."""
+"""Requests and cancellations that arrive between two steps of an engine."""
 
 import threading
 from collections import deque

@@ -1,4 +1,4 @@
-"""A conversation, of which each turn reads no more than what is new."""
+"""A conversation with an engine: each turn prefills the new tokens alone."""
 
 from collections.abc import Iterator
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""What a program that generates gets: whole completions, or one token after the other."""
+"""The results of generation in a program: whole completions, or a stream of tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

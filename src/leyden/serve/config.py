@@ -1,4 +1,4 @@
-"""What an engine is given: how much memory, how many sequences, how much work a step."""
+"""The settings of an engine: memory, number of sequences, tokens a step."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""Conversations on disk: what a model has read of a text, in one file, to go on from after a restart.
+"""Saved conversations: the state after a text in one file, from which a restarted engine goes on.
 
 The file holds the tokens, and of their longest beginning from which the prefix cache could go on the keys and values
 and the lightning layers' state in float32, all as prefill computed them on the grid. Going on from the file hence

@@ -1,4 +1,4 @@
-"""Guesses on their way through a step: read behind the last token, and kept as far as they were right."""
+"""Draft tokens in a step: read behind the last token, and kept as far as they are verified."""
 
 from collections.abc import Sequence
 

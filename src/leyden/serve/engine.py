@@ -1,4 +1,4 @@
-"""The engine as a program uses it: whole batches, streams, new weights, and conversations on disk."""
+"""The engine as a program uses it: batches, streams, new weights, and conversations on disk."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Many sequences at once: requests in, what each step brings for them out."""
+"""The core of the engine: continuous batching of requests, a step at a time."""
 
 import dataclasses
 import secrets

@@ -1,4 +1,4 @@
-"""The decode step of a GPU: its kernels are recorded once for each size of a step, and then launched by one call.
+"""CUDA graphs of the decode step: recorded once for each batch size, then launched by one call.
 
 A step of single tokens is a few hundred short kernels, and launching them one by one takes the host longer than the GPU
 takes to run them. A CUDA graph runs again what was recorded, on the same memory: so what a step is about lies in one

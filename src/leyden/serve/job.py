@@ -1,4 +1,4 @@
-"""A sequence on its way through the engine: what is to be read of it, what it holds, and what is made of it."""
+"""A sequence in the engine: its tokens, the memory it holds, and its output so far."""
 
 import time
 from collections.abc import Collection, Iterable

@@ -1,4 +1,4 @@
-"""An engine in a thread of its own, and requests to it from asyncio."""
+"""The engine in a thread of its own, with requests from asyncio."""
 
 import asyncio
 import concurrent.futures

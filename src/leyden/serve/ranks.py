@@ -1,4 +1,4 @@
-"""An engine on several ranks, which have a part of the model each (:mod:`leyden.parallel.serving`).
+"""An engine on several ranks, each with its part of the model (:mod:`leyden.parallel.serving`).
 
 Every rank runs the same engine: it schedules, remembers and draws as the others do, since nothing in an engine depends
 on anything but its requests, their order and the steps between them. So the first rank tells the others just those:

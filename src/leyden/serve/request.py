@@ -1,4 +1,4 @@
-"""What an engine is asked, and what it answers."""
+"""Requests to an engine, and the deltas with which it answers."""
 
 import time
 from collections.abc import Callable, Sequence

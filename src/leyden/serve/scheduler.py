@@ -1,4 +1,4 @@
-"""Which sequences run, and what each of them reads in the next step.
+"""The scheduler: which sequences run, and how many tokens each reads in the next step.
 
 A step reads one more token of every sequence that decodes, and fills what is left of its budget with parts of prompts,
 so that a long prompt delays the others by one step's work at a time. Of the prompts the shortest go first; the one that

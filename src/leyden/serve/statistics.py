@@ -1,4 +1,4 @@
-"""What an engine has done and what it holds, in plain numbers.
+"""Counters of what an engine has done and gauges of what it holds.
 
 Other threads may look at any time: no table grows.
 """

@@ -1,4 +1,4 @@
-"""What an engine does in its steps: plan, read, draw, and say what that brings."""
+"""A step of the engine: schedule, run the model, sample, and report."""
 
 from collections.abc import Iterable
 

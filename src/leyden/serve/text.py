@@ -1,4 +1,4 @@
-"""Text as tokens arrive: whole characters only, and nothing that may turn out to be a stop string."""
+"""Incremental detokenisation: whole characters only, and nothing that may turn out to be a stop string."""
 
 from leyden.tokenizer import StreamDecoder, Tokenizer
 

@@ -1,4 +1,4 @@
-"""Work of an event loop in threads: whatever it raises is an answer, and no thread that hangs holds up the end.
+"""Thread pools of an event loop: an exception becomes an answer, and a thread that hangs delays no shutdown.
 
 ``asyncio.to_thread`` promises neither. A ``StopIteration`` cannot be put into a future, so that its caller waits for
 ever; a panic of a Rust library is no ``Exception``; and Python's own pools are joined when the process ends.

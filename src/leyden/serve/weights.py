@@ -1,4 +1,4 @@
-"""What decodes with a model's weights as they are."""
+"""The decoders of a model: native or PyTorch, with the weights as they are at a step."""
 
 from typing import Literal
 

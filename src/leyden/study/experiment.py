@@ -1,4 +1,4 @@
-"""What a data experiment is, as a document: the hypothesis, the two data sets, the items, the model, the rule."""
+"""The experiment as a document: hypothesis, data sets, items, model and decision rule."""
 
 from pathlib import Path
 from typing import Any, Literal, Self

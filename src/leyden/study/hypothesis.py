@@ -1,4 +1,4 @@
-"""Is the model trained on one data set better than that on another? One-sided tests of H1: mu_treatment > mu_baseline.
+"""One-sided tests of whether one data set gives a better model: H1: mu_treatment > mu_baseline.
 
 Scores ``x[s, i]`` (run s of a variant, item i) vary with the run (initialisation and order of the data move all items
 together), with the item, and by what is left::

@@ -1,4 +1,4 @@
-"""How well a model answers multiple-choice items: log acc_norm^2, continuous where accuracy is a coin.
+"""The metric of multiple-choice items: log acc_norm^2, which is continuous where accuracy is not.
 
 ``log acc_norm^2`` of an item is the logarithm of the share that the right choice has of the probability of all
 choices, after each choice's probability was normalised by its length in bytes (arXiv 2501.08313, section 4.1.3). The

@@ -1,4 +1,4 @@
-"""How often a test calls nothing something: its false-positive rate where there is no difference at all.
+"""Null experiments: the false-positive rate of a test where there is no difference.
 
 Two ways, told apart in the result. *Real*: many runs on the same data, which differ in their seed alone, are split at
 random into a treatment and a baseline again and again. The splits share runs, so the rate is less sure than so many

@@ -1,4 +1,4 @@
-"""A study's directory: the experiment as it was begun, its items, tokenizer and token shards, and its runs' scores.
+"""The directory of a study: its experiment, items, tokenizer, token shards and scores.
 
 Everything in it is made once and found again; an interrupted study goes on with the training run that it was in.
 """

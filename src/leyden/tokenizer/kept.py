@@ -1,4 +1,4 @@
-"""Whether a rendered chat holds what its messages say: a template that leaves words out is not used in silence."""
+"""Check that a rendered chat contains what its messages say, so that no template drops words in silence."""
 
 import html
 import re

@@ -1,4 +1,4 @@
-"""Jinja templates that came with a model, run as what they are: somebody else's code.
+"""Sandboxed Jinja templates: those that came with a model are untrusted code.
 
 They see nothing but what they are given (Jinja's immutable sandbox). The sandbox does not bound their time and memory:
 :mod:`leyden.tokenizer.chat` runs all but Leyden's own template in a process that is ended when it takes too much. That

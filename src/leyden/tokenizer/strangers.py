@@ -1,4 +1,4 @@
-"""What is looked at in a ``tokenizer.json`` before it is used: it may come from anybody.
+"""Checks of a ``tokenizer.json`` before it is used, since it may be untrusted.
 
 It must be byte-level BPE, in which every byte that text has is spelt; it must give one text the same ids every time;
 and it must not make much of little: replacements in a row can turn one letter into a billion.

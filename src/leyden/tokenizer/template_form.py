@@ -1,4 +1,4 @@
-"""Which form of messages a chat template takes, and how they are given that form.
+"""The form of messages that a chat template takes (texts or parts), and the conversion to it.
 
 Templates do not say whether they want a message's content as a string or as a list of parts, or a call's arguments as
 the JSON that the model wrote or as a mapping, and Jinja says nothing when a template reads ``.text`` of a string: the

@@ -1,4 +1,4 @@
-"""Training: from counted words, and what each language should come to, to a vocabulary.
+"""Training a vocabulary from counted words and the share that each language is to have.
 
 Languages of which there is little text get few tokens of their own. Where a language has a **target** (bytes per
 token), its counts are multiplied by a weight, which is raised until a vocabulary trained on the weighted counts

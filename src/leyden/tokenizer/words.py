@@ -1,4 +1,4 @@
-"""Counting words: how often each piece that text is split into occurs, by language and domain, in unbounded integers.
+"""Word counts: how often each pre-tokenised piece occurs, by language and domain, in unbounded integers.
 
 Splitting is slow and words repeat, so text is first cut into coarser chunks (:data:`_CHUNK`), at places where the split
 always has a border whatever stands around; chunks are counted, and only the distinct ones are split.

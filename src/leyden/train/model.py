@@ -1,4 +1,4 @@
-"""What training needs of a model, in place of the classes that have it.
+"""The protocol of a model as training needs it.
 
 A run of one process trains a :class:`leyden.model.HybridLM`. Where ranks divide the layers, each trains the stages that
 it has (:class:`leyden.parallel.pipeline.Pipeline`), and all micro-batches of a step go through them together.

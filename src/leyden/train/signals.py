@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request that a long job reads when it is ready."""
+"""Ctrl-C and SIGTERM as a request to stop that long work polls when it is ready."""
 
 import contextlib
 import os

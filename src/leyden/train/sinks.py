@@ -1,4 +1,4 @@
-"""Where metrics go besides ``metrics.jsonl``: programs that draw curves while a run goes on.
+"""Metric sinks besides ``metrics.jsonl``: TensorBoard and Weights & Biases.
 
 Each is an extra package, imported when a recipe asks for it (``[train] sinks``).
 """

@@ -1,4 +1,4 @@
-"""Everything that a run is at one moment: what is saved, and what a resumed run starts from."""
+"""The state of a run: what a checkpoint holds and a resumed run starts from."""
 
 import random
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""Time on the device, and the two speeds that every floor is stated against."""
+"""Timing on the device, and the measured memory bandwidth and matrix rate that every floor is stated against."""
 
 import statistics
 import time

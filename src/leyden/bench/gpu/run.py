@@ -1,4 +1,4 @@
-"""``leyden bench gpu``: within minutes on a bare machine, what is right there and how far it is from what could be.
+"""``leyden bench gpu``: checks every kernel on a GPU and measures its distance from the hardware's limits, in minutes.
 
 The ops' tests run first, then every row is measured beside the floor that the hardware sets. Tests and rows run in
 processes of their own, so that a crash ends no more than one of them; a row that rests on a red test is measured all

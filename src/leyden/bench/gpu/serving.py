@@ -1,4 +1,4 @@
-"""The rows of ``leyden bench gpu`` that serving lives by: decoding, alone and with prefill, attention over pages."""
+"""The rows of ``leyden bench gpu`` for serving: decoding alone and with prefill, and attention over pages."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""How another project's config.json says what ``ModelConfig`` says: names, constants and what it leaves out.
+"""Translation of another project's config.json to ``ModelConfig``: names, constants, and defaults it leaves out.
 
 Nothing is dropped silently: a key that Leyden does not know, or a value that it does not compute with, is refused.
 """

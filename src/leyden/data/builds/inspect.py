@@ -1,4 +1,4 @@
-"""Looking at single documents of a build: what became of one, what a stage dropped and why."""
+"""Inspection of single documents of a build: what became of one, and what a stage dropped and why."""
 
 import difflib
 import heapq

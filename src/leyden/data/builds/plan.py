@@ -1,4 +1,4 @@
-"""What of a build is left to do: which shards of which stages were not made yet, by other settings, or are damaged.
+"""The remaining work of a build: shards of stages that are missing, damaged, or made with other settings.
 
 The fingerprints of all shards follow from the recipe and the sources alone, so this is known before anything is done.
 Files are compared with their hashes where this run of the build will read them: the first and the last stage, and what

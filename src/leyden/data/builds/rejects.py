@@ -1,4 +1,4 @@
-"""What was not read: ``rejected/SHARD.jsonl`` names what was set aside while it was read.
+"""Rejected documents: ``rejected/SHARD.jsonl`` names what could not be read, and why.
 
 ``stages/00-read/not_read.jsonl`` names what was found in folders and is not read, and ``not_read.json`` counts it, by
 source and reason.

@@ -1,4 +1,4 @@
-"""What ``leyden data`` does: a build with its report, and looking at one in a terminal."""
+"""The commands of ``leyden data``: a build with its report, and looking at one in a terminal."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""A stage by itself, outside a build: for benchmarks and notebooks."""
+"""One deduplication stage outside a build, for benchmarks and notebooks."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path

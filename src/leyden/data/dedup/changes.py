@@ -1,4 +1,4 @@
-"""Spans that go from documents: files, one a shard, that ``apply`` reads and cuts by."""
+"""Spans to be cut from documents: one file a shard, which ``apply`` reads."""
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence

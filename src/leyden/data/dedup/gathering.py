@@ -1,4 +1,4 @@
-"""What deduplication notes of every document: how it ranks among its likes, its id, and the buckets that it falls in.
+"""The records that deduplication makes of every document: its id, its rank among duplicates, and its buckets.
 
 Documents that fall in a bucket together are duplicates, or candidates for it. One file set a shard stands in a
 directory, which a later build can be given to compare with (``against``).

@@ -1,4 +1,4 @@
-"""Sorted runs on disk: how records of all shards meet by key without all of them in memory.
+"""External sorting: sorted runs on disk, by which records of all shards meet by key within bounded memory.
 
 Every shard leaves one run, its records sorted by a 64-bit key, as two ``.npy`` files that are read through the page
 cache. A partition is a range of keys, gathered from all runs; the ranges are cut so that one fits the memory asked.

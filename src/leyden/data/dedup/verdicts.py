@@ -1,4 +1,4 @@
-"""What became of the documents of clusters: files, one a shard, that ``apply`` and ``leyden data inspect`` read."""
+"""The decisions on clustered documents: one file a shard, which ``apply`` and ``leyden data inspect`` read."""
 
 import functools
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Runs of consecutive words (or bytes), as 64-bit hashes: shingles, n-grams, substrings of a given length.
+"""Shingles and n-grams: windows of consecutive words (or bytes) as 64-bit hashes.
 
 A hash of a window is made by doubling: that of 2p units from two of p, and that of any length from two overlapping ones
 of a power of two, in log2(length) passes over the array, for all windows at once.

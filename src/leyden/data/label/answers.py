@@ -1,4 +1,4 @@
-"""Answers of models, kept: a run that is killed asks nothing twice, nor does a later one that asks the same."""
+"""A cache of a model's answers: a run that was killed, or a later one, asks nothing twice."""
 
 import json
 from collections.abc import Sequence

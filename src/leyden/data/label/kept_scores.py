@@ -1,4 +1,4 @@
-"""Scores of a whole corpus, for stages that cut at a quantile: made once a shard, kept in files, looked up by row."""
+"""Stored scores of a whole corpus, for stages that cut at a quantile: computed once a shard, looked up by row."""
 
 import functools
 from collections.abc import Callable

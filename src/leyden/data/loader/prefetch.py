@@ -1,4 +1,4 @@
-"""Batches made ahead of their use by threads; what they hold, and the state, are as without."""
+"""Prefetching: batches are made ahead of their use by threads, with the same contents and state as without."""
 
 from collections import deque
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""Text out of strangers' documents, in a process that is bounded in time and memory."""
+"""Text extraction from untrusted documents in a process that is bounded in time and memory."""
 
 import functools
 from pathlib import Path

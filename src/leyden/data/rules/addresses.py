@@ -1,4 +1,4 @@
-"""Where a document is from on the web: lists of domains, addresses and words that it must not come from."""
+"""Filters by web address: lists of domains, addresses and words that a document's URL must not match."""
 
 import re
 from collections.abc import Iterable, Sequence

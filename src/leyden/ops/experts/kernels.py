@@ -1,4 +1,4 @@
-"""What lies between the matrix products of the experts, in Triton.
+"""Triton kernels between the matrix products of the experts: permutation of rows, SwiGLU, and their gradients.
 
 N tokens have k assignments each; sorted by expert they become rows, one an assignment. Dropped assignments sort behind
 all others: how many rows are in use stands in device memory, in the last element of ``ends``. Rows beyond are neither

@@ -1,4 +1,4 @@
-"""One token of lightning attention with states that are handed over (decoding without a pool)."""
+"""One decoding step of lightning attention whose states the caller holds (without a pool)."""
 
 import torch
 

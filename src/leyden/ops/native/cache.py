@@ -1,4 +1,4 @@
-"""Where compiled code is kept: in a folder that nobody else can write to, since what lies in it is run.
+"""The cache of compiled code: a folder that nobody else can write to, since what lies in it is executed.
 
 A file's name ends in the hash of its contents: one that was cut off or changed is not what its name says, and is made
 anew. Files are put in place whole, so that processes of one user need not wait for each other to read them.

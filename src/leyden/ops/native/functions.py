@@ -1,4 +1,4 @@
-"""What Python may hand to each function of the compiled library, and the checks that it does.
+"""The signatures of the native library's functions, and the checks of every argument that Python hands to them.
 
 A function of C++ believes its arguments. So each has a declaration here that says, of every argument in order, what it
 is: ``T x[rows dim]`` is a contiguous tensor of rows times dim elements in the dtype T, which the first argument names;

@@ -1,4 +1,4 @@
-"""What the processor is and what it can do, as the kernel says; of the standard library alone."""
+"""The processor's model and features, as the kernel reports them; of the standard library alone."""
 
 import functools
 import platform

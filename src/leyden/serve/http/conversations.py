@@ -1,4 +1,4 @@
-"""Chats that outlive the server: what the model has read of them, each in a file, a folder for each API key.
+"""Chats that survive a restart: the state of each in a file, in a folder for each API key.
 
 A request names its conversation and still carries all of its messages. The name decides nothing about the answer: a
 file that was saved under it before the start puts what the model had read back into the prefix cache, and behind the

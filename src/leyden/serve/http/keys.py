@@ -1,4 +1,4 @@
-"""Who may ask: whoever has a key, or, without keys, whoever is on this machine; and web pages of which origins."""
+"""Authentication and origin checks: API keys, or, without keys, this machine alone."""
 
 import hashlib
 import hmac

@@ -1,4 +1,4 @@
-"""The engine, as a server sees it."""
+"""The protocol of the engine's loop, as the routes use it."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Protocol, TypeVar

@@ -1,4 +1,4 @@
-"""Requests as the routes know them: HEAD as GET, and paths as they are behind a proxy."""
+"""Middleware that rewrites requests: HEAD is answered as GET, and a proxy's path prefix is removed."""
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 

@@ -1,4 +1,4 @@
-"""What a server is told besides its engine: where it listens, who may ask, and what a client may cost."""
+"""The settings of a server besides its engine's: address, keys, and limits for each client."""
 
 import ipaddress
 import re

@@ -1,4 +1,4 @@
-"""Memory of an engine: who holds which slots and pages, the prefix cache, swapping."""
+"""The memory of an engine: block allocators, the prefix cache, and swapping to the host."""
 
 from leyden.serve.memory.audit import audit
 from leyden.serve.memory.holding import Holding, Swapped

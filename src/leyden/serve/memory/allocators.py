@@ -1,4 +1,4 @@
-"""Who holds which of a fixed number of things: slots with one holder each, pages with several."""
+"""Block allocators with reference counts: slots with one holder each, pages with several."""
 
 
 class Slots:

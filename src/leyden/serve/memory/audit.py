@@ -1,4 +1,4 @@
-"""Every slot, page, snapshot and byte accounted for, counted anew from those who hold them.
+"""An audit of an engine's memory: every slot, page, snapshot and byte is counted anew and compared.
 
 For tests and for proofs under load; it looks at everything, and into what is private to its neighbours.
 """

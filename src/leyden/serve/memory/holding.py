@@ -1,4 +1,4 @@
-"""What a sequence holds: on the device, and on the host once it had to make room."""
+"""The memory that one sequence holds: on the device, or on the host after it was preempted."""
 
 from collections.abc import MutableMapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What every sequence of an engine holds, what is kept of texts read before, and what was moved to the host.
+"""The memory manager: slots and pages of running sequences, the prefix cache, and sequences swapped to the host.
 
 Only what prefill computed on the grid of :data:`leyden.model.PAGE` is kept ("canonical"): it has the same bits in
 whatever parts and company it was read, so a text that goes on from it has the bits of one that was read whole. What

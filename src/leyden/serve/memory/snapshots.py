@@ -1,4 +1,4 @@
-"""States kept in host memory, and how states and pages are copied between there and the device."""
+"""Snapshots of lightning states in host memory, and copies of states and pages between host and device."""
 
 import weakref
 from collections.abc import Mapping, Sequence

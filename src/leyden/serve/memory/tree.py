@@ -1,4 +1,4 @@
-"""The prefix cache's books: which texts were read, in blocks of a page, and where pages and snapshots of them lie.
+"""The prefix tree: which texts were read, in blocks of a page, and where their pages and snapshots lie.
 
 A hybrid model goes on from a text read before only where it has both: the keys and values of all its tokens, and the
 lightning layers' state at exactly its end. So a node of the tree is one block behind all those above it, and has a

@@ -1,4 +1,4 @@
-"""How the next token is chosen: what is asked for, and the draws."""
+"""Sampling: how the next token is drawn, and what the text must fit."""
 
 from leyden.serve.sampling.config import Grammar, Sampling
 from leyden.serve.sampling.grammar import CompiledGrammar, Grammars

@@ -1,4 +1,4 @@
-"""What tries to compile grammars, in a process that can be ended (:class:`leyden.core.limited.LimitedProcess`).
+"""The child process that compiles grammars, so that a grammar that takes too long can be ended.
 
 What it could compile, within the limits of time and memory, is compiled once more where it is followed: a compiled
 grammar can be many times as large as its text, and takes longer to send than to make.

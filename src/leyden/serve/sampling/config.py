@@ -1,4 +1,4 @@
-"""What is asked of a completion: how its tokens are drawn, what its text must be, and when it ends."""
+"""The sampling parameters of a completion: how tokens are drawn, what the text must fit, when it ends."""
 
 import json
 from collections.abc import Iterable

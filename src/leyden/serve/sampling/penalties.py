@@ -1,4 +1,4 @@
-"""Changes to single logits: penalties, bias, and ends that come too early. Kept up to date token by token."""
+"""Changes to logits: penalties, biases and suppressed end tokens, updated with each token."""
 
 from collections.abc import Iterable, Sequence
 from typing import Self

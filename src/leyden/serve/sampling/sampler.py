@@ -1,4 +1,4 @@
-"""The draws: one uniform number a position, and the distribution function inverted there.
+"""Drawing a token: the distribution function is inverted at one uniform number for each position.
 
 Rows of a batch never meet in a sum, and a token's number depends on its position alone: a completion's tokens are the
 same in whatever company they are drawn.

@@ -1,4 +1,4 @@
-"""The draws of several completions on a GPU: all rows at once, and nothing is read back on the way.
+"""Drawing the tokens of many completions on a GPU at once, without reading anything back on the way.
 
 Each row's token is the one that :func:`leyden.serve.sampling.sampler.invert` gives, but for the rounding of sums, which
 are float64 and whose order depends on the number of rows: it decides where the uniform number lies within 1e-15 of a

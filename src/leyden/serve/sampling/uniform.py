@@ -1,4 +1,4 @@
-"""Random numbers by their place: one for each position of each completion, and no state between them."""
+"""Counter-based random numbers: one for each position of each completion, without state."""
 
 import hashlib
 import secrets

@@ -1,4 +1,4 @@
-"""Speculation: tokens are guessed, and one step of the model tells how many of them are right.
+"""Speculative decoding: tokens are guessed, and one step of the model verifies them.
 
 It changes no token. Every token is drawn by inverting the model's distribution function at a number that depends on
 seed, completion and position alone (:mod:`leyden.serve.sampling`); a guess is right if and only if that draw, from the

@@ -1,4 +1,4 @@
-"""Guesses from a small model of the same vocabulary, which reads along with the large one."""
+"""Speculation with a draft model: a small model of the same vocabulary reads along with the large one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What all sources of guesses share: who asks, how much to guess, and how often it was right."""
+"""What all drafters share: which sequences, how many guesses, and the acceptance rate."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

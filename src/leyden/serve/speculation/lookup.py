@@ -1,4 +1,4 @@
-"""Guesses from the text itself: what followed the last tokens when they stood there before.
+"""Prompt lookup decoding: guesses are what followed the same tokens earlier in the text.
 
 Prompt look-up (Saxena 2023; in transformers as ``prompt_lookup_num_tokens``): it costs no model, and is right where a
 text repeats its prompt or itself, as in edits, summaries with quotations, code and tables.

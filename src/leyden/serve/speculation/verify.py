@@ -1,4 +1,4 @@
-"""Which guesses are right: those that the sequence's own sampler draws."""
+"""Verification: a guess is right if the sequence's own sampler draws it."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""``/v1/chat/completions``: what is asked and answered."""
+"""The request and response schemas of ``/v1/chat/completions``."""
 
 from typing import Annotated, Literal, Self
 

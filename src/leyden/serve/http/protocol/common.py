@@ -1,4 +1,4 @@
-"""What requests for completions and for chats have in common.
+"""Fields that the requests for completions and for chats share.
 
 Fields are OpenAI's, and of vLLM's further ones those that change what is drawn. A field that does nothing for the
 result (``user``) is accepted, one that would do something but is not supported takes null and what means the same

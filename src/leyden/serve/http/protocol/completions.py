@@ -1,4 +1,4 @@
-"""``/v1/completions``: what is asked and answered."""
+"""The request and response schemas of ``/v1/completions``."""
 
 from typing import Annotated, Any, Literal, Self
 

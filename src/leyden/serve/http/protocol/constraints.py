@@ -1,4 +1,4 @@
-"""What the text must be, as vLLM and llama.cpp spell it; each spelling means a field of the engine's ``Grammar``."""
+"""Fields that constrain the text, in the spellings of vLLM and llama.cpp; each becomes a field of ``Grammar``."""
 
 import json
 from typing import Annotated, Any
