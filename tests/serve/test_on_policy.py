@@ -4,7 +4,9 @@ The model's experts are at a capacity that drops tokens in training, and samplin
 """
 
 import copy
+import re
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -83,3 +85,11 @@ def test_what_cannot_be_scored_is_refused(make_model: Callable[..., HybridLM]) -
     model.ranks = type("Several", (Ranks,), {})()
     with pytest.raises(UserError, match="several ranks have a part"):
         text_logprobs(model, [[1, 2]])
+
+
+def test_the_example_of_the_documentation_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    chapter = page.split("## New weights in a running engine")[1].split("\n## ")[0]
+    (example,) = re.findall(r"```python\n(.*?)```", chapter, re.DOTALL)
+    exec(compile(example, "serving.md", "exec"), {})
+    assert capsys.readouterr().out == "sampled by version 1, now 2\n"

@@ -47,7 +47,6 @@ class EngineCore:
     Attributes:
         memory: who holds what of it, and what was read before; to be touched between two steps alone.
         statistics: what was done so far; its gauges are those after the last step.
-        weights_version: how often the weights became others. Every completion says which version made it.
         released: whether the memory was given back (:meth:`leyden.serve.Engine.release`).
 
     Raises:
@@ -67,7 +66,6 @@ class EngineCore:
         settings = {} if config is None else config.model_dump()
         self.config = EngineConfig.parse({**settings, **changes}, "engine")
         self.model = model
-        self.weights_version = 0
         self.tokenizer = tokenizer
         self.statistics = Statistics()
         self.arrivals = Arrivals() if arrivals is None else arrivals
@@ -100,6 +98,11 @@ class EngineCore:
         self._watch = WeightsWatch(self.model)
         config = self.config.model_copy(update={"decoder": "torch"}) if self.released else self.config
         self._steps = Steps(self.model, self.memory, self._guesser, config, self.statistics)
+
+    @property
+    def weights_version(self) -> int:
+        """How often the weights became others. Every completion says which version made it."""
+        return self.statistics.weights_version
 
     @property
     def _scheduler(self) -> Scheduler:
@@ -249,7 +252,7 @@ class EngineCore:
     def _renew(self) -> None:
         """Begin anew with the weights as they are now."""
         self._begin()
-        self.weights_version += 1
+        self.statistics.weights_version += 1
 
     def require_memory(self) -> None:
         """Refuse what an engine without memory cannot do.

@@ -30,6 +30,7 @@ class Statistics:
         finished: completions by reason.
         refused: requests that found the queue full.
         draft_tokens_proposed, draft_tokens_accepted: guesses, and right ones.
+        weights_version: how often the engine's weights became others.
     """
 
     queued: int = 0
@@ -55,6 +56,7 @@ class Statistics:
     refused: int = 0
     draft_tokens_proposed: int = 0
     draft_tokens_accepted: int = 0
+    weights_version: int = 0
 
     def admitted(self, prompt_tokens: int, cache: CacheUse) -> None:
         """A prompt got memory, and this was found in the cache."""

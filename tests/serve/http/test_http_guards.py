@@ -224,3 +224,16 @@ def test_models(client: Client) -> None:
     assert cards[0]["notice"] is None
     assert client("GET", "/v1/models/lightning").json() == cards[1]
     assert assert_error(client("GET", "/v1/models/org/name"), 404)["code"] == "model_not_found"
+
+
+def test_the_version_of_the_weights_is_said(client: Client, loop) -> None:
+    ask = {"prompt": "x", "max_tokens": 1}
+    fingerprints = []
+    for version in (0, 3):
+        loop.statistics.weights_version = version
+        assert client("GET", "/health").json() == {"status": "ok", "weights_version": version}
+        assert client("GET", "/v1/models/lightning").json()["weights_version"] == version
+        assert {card["weights_version"] for card in client("GET", "/v1/models").json()["data"]} == {version}
+        assert f"leyden_weights_version {version}.0" in client("GET", "/metrics").text
+        fingerprints.append(client("POST", "/v1/completions", json=ask).json()["system_fingerprint"])
+    assert fingerprints[1] == f"{fingerprints[0]}_3"

@@ -97,7 +97,7 @@ class _ChatAnswer(GrowingResponse[ChatPiece]):
             "id": new_id("chatcmpl"),
             "created": int(time.time()),
             "model": name,
-            "system_fingerprint": service.model.fingerprint,
+            "system_fingerprint": service.fingerprint,
         }
         tokenizer = service.model.tokenizer
         self._body = body

@@ -86,7 +86,7 @@ class _CompletionAnswer(GrowingResponse[CompletionChoice]):
             object="text_completion",
             created=int(time.time()),
             model=name,
-            system_fingerprint=service.model.fingerprint,
+            system_fingerprint=service.fingerprint,
             choices=[],
         )
         self._body = body

@@ -24,6 +24,7 @@ _GAUGES = {
     "pages_total": ("leyden_kv_pages", "Pages of keys and values."),
     "snapshot_bytes_used": ("leyden_snapshot_bytes_used", "Memory that snapshots of states take."),
     "snapshot_bytes_total": ("leyden_snapshot_bytes", "Memory that snapshots of states may take."),
+    "weights_version": ("leyden_weights_version", "How often the weights became others since the server started."),
 }
 _COUNTERS = {
     "prompt_tokens": ("leyden_prompt_tokens", "Tokens of prompts that were admitted."),

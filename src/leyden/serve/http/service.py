@@ -153,6 +153,17 @@ class Service:
         """What is measured."""
         return Metrics(self.loop, self.model.names[0])
 
+    @property
+    def weights_version(self) -> int:
+        """How often the engine's weights became others since the server started."""
+        return self.loop.statistics.weights_version
+
+    @property
+    def fingerprint(self) -> str:
+        """For ``system_fingerprint``: that of the model, with the version of weights that have replaced its own."""
+        version = self.weights_version
+        return f"{self.model.fingerprint}_{version}" if version else self.model.fingerprint
+
     @cached_property
     def conversations(self) -> Conversations | None:
         """Chats that are kept; None where none are."""

@@ -17,15 +17,21 @@ class Status(BaseModel):
     status: Literal["ok"] = "ok"
 
 
+class Health(Status):
+    """The engine lives; ``weights_version`` says how often its weights became others."""
+
+    weights_version: int
+
+
 def status_routes(service: Service) -> APIRouter:
     """The two routes that tell how the server is; they need no key."""
     router = APIRouter()
 
-    @router.get("/health", responses=responses(Status, errors=(403, 503)))
-    async def health() -> Status:
+    @router.get("/health", responses=responses(Health, errors=(403, 503)))
+    async def health() -> Health:
         """Whether the engine lives: 503 when it is dead, and the server must be started again."""
         service.require_alive()
-        return Status()
+        return Health(weights_version=service.weights_version)
 
     @router.get("/ready", responses=responses(Status, errors=(403, 503)))
     async def ready() -> Status:
@@ -51,7 +57,8 @@ def metrics_routes(service: Service) -> APIRouter:
 class ModelCard(BaseModel):
     """One name of the model; ``root`` and ``max_model_len`` are vLLM's fields.
 
-    ``notice`` is Leyden's: what whoever chats with the model should know of it, where something is known.
+    Two are Leyden's: ``notice`` is what whoever chats with the model should know of it, where something is known, and
+    ``weights_version`` says how often the weights became others since the server started.
     """
 
     id: str
@@ -61,6 +68,7 @@ class ModelCard(BaseModel):
     root: str
     max_model_len: int
     notice: str | None
+    weights_version: int
 
 
 class ModelList(BaseModel):
@@ -74,23 +82,25 @@ def model_routes(service: Service) -> APIRouter:
     """The routes."""
     router = APIRouter()
     model = service.model
-    card = ModelCard(
-        id=model.names[0],
-        created=model.created,
-        root=model.root,
-        max_model_len=model.context_tokens,
-        notice=model.notice,
-    )
-    cards = {name: card.model_copy(update={"id": name}) for name in model.names}
+
+    def card(name: str) -> ModelCard:
+        return ModelCard(
+            id=name,
+            created=model.created,
+            root=model.root,
+            max_model_len=model.context_tokens,
+            notice=model.notice,
+            weights_version=service.weights_version,
+        )
 
     @router.get("/v1/models", responses=responses(ModelList, errors=(401, 403)))
     async def models() -> ModelList:
         """The names that requests can ask for."""
-        return ModelList(data=list(cards.values()))
+        return ModelList(data=[card(name) for name in model.names])
 
     @router.get("/v1/models/{name:path}", responses=responses(ModelCard, errors=(401, 403, 404)))
     async def one_model(name: str) -> ModelCard:
         """The model by one of its names."""
-        return cards[model.called(name)]
+        return card(model.called(name))
 
     return router
