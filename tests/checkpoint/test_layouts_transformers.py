@@ -28,6 +28,7 @@ SHAPES = {
     "6 heads": {"num_attention_heads": 6, "head_dim": 10},
     "3 heads": {"num_attention_heads": 3, "num_key_value_heads": 1},
     "tied": {"tie_word_embeddings": True},
+    "window": {"layer_types": ("sliding_attention", "linear_attention", "sliding_attention"), "sliding_window": 37},
     "no softmax layer": {"layer_types": ("linear_attention",) * 3},
     "one layer": {"num_hidden_layers": 1, "layer_types": ("linear_attention",)},
     "factors": {"full_attn_alpha_factor": 1.3, "full_attn_beta_factor": 0.7, "mlp_beta_factor": 1.1},
@@ -82,7 +83,7 @@ def test_at_long_positions_its_rounding_of_angles_is_all_that_differs(random_mod
     assert (ours - exact).abs().max() < 2e-5
 
 
-@pytest.mark.parametrize("name", ["half rotary", "full rotary", "3 heads"])
+@pytest.mark.parametrize("name", ["half rotary", "full rotary", "3 heads", "window"])
 def test_greedy_generation_is_ours(random_model: ModelMaker, tmp_path: Path, name: str) -> None:
     model = random_model(**SHAPES[name])
     save(model, None, tmp_path / "m", layout="transformers")
@@ -130,7 +131,7 @@ def test_a_bfloat16_model_opens_in_float32_with_our_slopes(random_model: ModelMa
         torch.testing.assert_close(theirs(tokens, use_cache=False).logits, model.float()(tokens), rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["half rotary", "3 heads", "tied"])
+@pytest.mark.parametrize("name", ["half rotary", "3 heads", "tied", "window"])
 def test_what_transformers_saves_again_is_still_our_model(random_model: ModelMaker, tmp_path: Path, name: str) -> None:
     model = random_model(**SHAPES[name], capacity_factor=1.5, z_loss_coef=1e-4)
     save(model, None, tmp_path / "m", layout="transformers")
@@ -202,6 +203,10 @@ def test_each_decay_is_checked(random_model: ModelMaker, tmp_path: Path, name: s
         ({"shared_intermediate_size": 8}, "shared_intermediate_size = 8 .* use minimax or leyden"),
         ({"postnorm": False, "lightning_norm_eps": 1e-5}, "postnorm = False .* lightning_norm_eps = 1e-05"),
         ({"head_dim": 7}, "odd head_dim, 7"),
+        (
+            {"layer_types": ("full_attention", "linear_attention", "sliding_attention"), "sliding_window": 3},
+            "both full_attention and sliding_attention",
+        ),
     ],
 )
 def test_what_transformers_cannot_compute_is_refused(
@@ -217,7 +222,6 @@ def test_what_transformers_cannot_compute_is_refused(
     [
         ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}, "type 'linear' is neither"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "is neither"),
-        ({"sliding_window": 128}, "sliding_window is 128"),
         ({"rotary_dim": 4}, "rotary_dim is not known"),
     ],
 )

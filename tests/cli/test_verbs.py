@@ -120,6 +120,17 @@ def test_info_at_another_length_and_shape(leyden_cli: Cli) -> None:
     assert "456.09B" not in halved
 
 
+def test_info_of_a_model_with_windows(leyden_cli: Cli) -> None:
+    kinds = '["linear_attention", "sliding_attention", "full_attention", "sliding_attention"]'
+    settings = (f"model.layer_types={kinds}", "model.num_hidden_layers=4", "model.sliding_window=1024")
+    out = leyden_cli("info", "tiny", *(part for setting in settings for part in ("--set", setting))).out
+    assert "4 (1 lightning, 2 sliding-window, 1 softmax)" in out
+    assert (
+        "1 MiB in bfloat16 a sequence, at 1,024 tokens and at any length beyond" in out
+    )  # 2 x 1024 x 2 x 128 x 2 bytes
+    assert "512 bytes in bfloat16 a token" in out
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_info_of_every_preset(leyden_cli: Cli, name: str) -> None:
     assert leyden_cli("info", name).code == 0

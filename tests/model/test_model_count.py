@@ -11,6 +11,7 @@ SHAPES = {
     **{name: preset(name) for name in PRESETS},
     "shared expert": preset("tiny", shared_intermediate_size=96, num_key_value_heads=1),
     "tied, all softmax": preset("tiny", tie_word_embeddings=True, layer_types=("full_attention",) * 8),
+    "windows": preset("tiny", layer_types=("linear_attention", "sliding_attention") * 4, sliding_window=9),
     "narrow heads": preset("tiny", head_dim=24, rotary_dim=8, num_attention_heads=6),
 }
 
@@ -57,6 +58,22 @@ def test_text_01_is_what_its_makers_say() -> None:
     assert f"{counted.active_parameters / 1e9:.2f}B" == "45.94B"
     assert counted.state_bytes == 280 * 2**20
     assert counted.key_value_bytes_per_token(torch.bfloat16) == 40_960
+
+
+def test_flops_and_memory_within_a_window_by_hand() -> None:
+    """Of 5 tokens that see at most 2 keys; a last layer with a window leaves out the queries of all but one token."""
+    shape = {"num_hidden_layers": 1, "hidden_size": 10, "num_attention_heads": 3, "num_key_value_heads": 1,
+             "head_dim": 4, "rotary_dim": 4, "intermediate_size": 5, "num_local_experts": 0,
+             "vocab_size": 7}  # fmt: skip
+    config = preset("tiny", layer_types=("sliding_attention",), sliding_window=2, **shape)
+    counted, whole = count_model(config), count_model(preset("tiny", layer_types=("full_attention",), **shape))
+    assert counted.key_values_per_token == 0
+    assert counted.fixed_bytes(torch.bfloat16) == 2 * whole.key_value_bytes_per_token(torch.bfloat16)
+    matrices = 2 * (10 * 12 + 2 * 10 * 4 + 12 * 10) + 2 * 3 * 10 * 5 + 2 * 7 * 10
+    assert counted.forward_flops_per_token(5) == matrices + 4 * 3 * 4 * (1 + 2 + 2 + 2 + 2) / 5
+    assert counted.forward_flops_per_token(2) == whole.forward_flops_per_token(2)
+    last_alone = 2 * 2 * 10 * 12 + 4 * 3 * 4 * 2 + 2 * 3 * 10 * 5 + 2 * 7 * 10
+    assert prefill_flops(config, 5) == 5 * 2 * (2 * 10 * 4) + last_alone
 
 
 def test_flops_by_hand() -> None:

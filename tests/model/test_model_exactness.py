@@ -14,6 +14,8 @@ from leyden.model.mixers.lightning import LightningState
 
 ModelMaker = Callable[..., HybridLM]
 
+WINDOWED = {"layer_types": ("sliding_attention", "linear_attention", "full_attention"), "sliding_window": 13}
+
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5}
 """Of the largest logit: rounding alone."""
 
@@ -32,7 +34,9 @@ def states(cache: Cache) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("changes", [{}, {"num_attention_heads": 6, "num_local_experts": 0, "postnorm": False}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"num_attention_heads": 6, "num_local_experts": 0, "postnorm": False}, WINDOWED]
+)
 def test_decoding_equals_prefill(random_model: ModelMaker, dtype: torch.dtype, changes: dict) -> None:
     model, tokens = random_model(dtype, **changes), tokens_of(71, rows=2)
     with torch.no_grad():
@@ -48,8 +52,9 @@ def test_decoding_equals_prefill(random_model: ModelMaker, dtype: torch.dtype, c
 
 @settings(max_examples=15, deadline=None)
 @given(chunks=st.lists(st.integers(1, 90), min_size=1, max_size=5))
-def test_prefill_in_chunks_equals_prefill(random_model: ModelMaker, chunks: list[int]) -> None:
-    model, tokens = random_model(torch.float64), tokens_of(sum(chunks))
+@pytest.mark.parametrize("changes", [{}, WINDOWED], ids=["hybrid", "windowed"])
+def test_prefill_in_chunks_equals_prefill(random_model: ModelMaker, chunks: list[int], changes: dict) -> None:
+    model, tokens = random_model(torch.float64, **changes), tokens_of(sum(chunks))
     cache = Cache(model.config)
     with torch.no_grad():
         parts = torch.cat([model(part, cache=cache) for part in tokens.split(chunks, dim=1)], dim=1)
@@ -57,13 +62,19 @@ def test_prefill_in_chunks_equals_prefill(random_model: ModelMaker, chunks: list
 
 
 @pytest.mark.parametrize(
-    "layer_types", [("full_attention", "linear_attention"), ("linear_attention", "full_attention")]
+    "layer_types",
+    [
+        ("full_attention", "linear_attention"),
+        ("linear_attention", "full_attention"),
+        ("linear_attention", "sliding_attention"),
+    ],
 )
 @pytest.mark.parametrize("last", [1, 3])
 def test_the_last_positions_alone_equal_those_of_all(
     random_model: ModelMaker, layer_types: tuple[str, ...], last: int
 ) -> None:
-    model = random_model(torch.float64, layer_types=layer_types, num_hidden_layers=2)
+    window = 13 if "sliding_attention" in layer_types else None
+    model = random_model(torch.float64, layer_types=layer_types, num_hidden_layers=2, sliding_window=window)
     tokens, whole, cache = tokens_of(80, rows=2), Cache(model.config, 2), Cache(model.config, 2)
     with torch.no_grad():
         for part in tokens[:, :70].split(35, dim=1):
@@ -96,8 +107,9 @@ def test_a_saved_cache_resumes(random_model: ModelMaker, dtype: torch.dtype) -> 
 @settings(max_examples=10, deadline=None)
 @given(lengths=st.lists(st.integers(1, 80), min_size=1, max_size=5))
 @example(lengths=[1, 1])
-def test_packed_documents_equal_the_same_alone(random_model: ModelMaker, lengths: list[int]) -> None:
-    check_packing(random_model(torch.float64), lengths)
+@pytest.mark.parametrize("changes", [{}, WINDOWED], ids=["hybrid", "windowed"])
+def test_packed_documents_equal_the_same_alone(random_model: ModelMaker, lengths: list[int], changes: dict) -> None:
+    check_packing(random_model(torch.float64, **changes), lengths)
 
 
 @pytest.mark.parametrize("changes", [{}, {"shared_intermediate_size": 8, "postnorm": False}, {"num_local_experts": 0}])
@@ -139,10 +151,12 @@ def test_documents_do_not_see_each_other(random_model: ModelMaker) -> None:
     assert not torch.equal(one[:, :20], other[:, :20])
 
 
+@pytest.mark.parametrize("changes", [{}, WINDOWED], ids=["hybrid", "windowed"])
 def test_a_forward_that_raises_leaves_the_cache_as_it_was(
-    random_model: ModelMaker, monkeypatch: pytest.MonkeyPatch
+    random_model: ModelMaker, monkeypatch: pytest.MonkeyPatch, changes: dict
 ) -> None:
-    model, tokens, cache = random_model(), tokens_of(40), Cache(random_model().config)
+    model, tokens = random_model(**changes), tokens_of(40)
+    cache = Cache(model.config)
     with torch.no_grad():
         model(tokens[:, :10], cache=cache)
         before = [state.clone() for state in states(cache)]

@@ -48,8 +48,9 @@ class Lightning:
 class Softmax:
     """Grouped queries; RoPE on the first ``rotary_dim`` dims, half-split."""
 
-    def __init__(self, config: ModelConfig, weights: Weights) -> None:
+    def __init__(self, config: ModelConfig, weights: Weights, layer: int) -> None:
         self.w, self.c, self.keys, self.values = weights, config, [], []
+        self.window = config.sliding_window if config.layer_types[layer] == "sliding_attention" else None
 
     def turn(self, x: torch.Tensor, position: int) -> torch.Tensor:
         R = self.c.rotary_dim
@@ -69,6 +70,8 @@ class Softmax:
         self.keys.append(self.turn(k.view(G, D), position))
         self.values.append(v.view(G, D))
         q, keys, values = self.turn(q.view(H, D), position), torch.stack(self.keys), torch.stack(self.values)
+        if self.window:
+            keys, values = keys[-self.window :], values[-self.window :]
         heads = []
         for h in range(H):
             shared = h * G // H
@@ -105,7 +108,7 @@ def reference_logits(model: HybridLM, tokens: list[int]) -> torch.Tensor:
     lightning = [kind == "linear_attention" for kind in config.layer_types]
     layers = range(config.num_hidden_layers)
     weights = [part(f"layers.{i}.self_attn.") for i in layers]
-    attention = [Lightning(config, weights[i], i) if lightning[i] else Softmax(config, weights[i]) for i in layers]
+    attention = [Lightning(config, weights[i], i) if lightning[i] else Softmax(config, weights[i], i) for i in layers]
     moes = [part(f"layers.{i}.mlp.") for i in layers]
     logits = []
     for token in tokens:
@@ -128,6 +131,11 @@ VARIANTS = {
     "full rotary": {"rotary_dim": 8, "rope_theta": 500.0},
     "no rotary": {"rotary_dim": 0},
     "plain pre-norm": {"postnorm": False, "layer_types": ("full_attention", "linear_attention", "full_attention")},
+    "window": {
+        "layer_types": ("sliding_attention", "full_attention", "sliding_attention"),
+        "sliding_window": 5,
+        "full_attn_beta_factor": 0.7,
+    },
     "factors": {
         "full_attn_alpha_factor": 1.3,
         "full_attn_beta_factor": 0.7,

@@ -40,6 +40,12 @@ FOUR_LAYERS: dict[str, Any] = {
 }
 """Changes of the small model that let every axis have four ranks, and any two of them two each."""
 
+WINDOWED: dict[str, Any] = {
+    "layer_types": ("linear_attention", "sliding_attention", "full_attention", "sliding_attention"),
+    "sliding_window": 6,
+}
+"""Further changes: two of the four layers have a window."""
+
 
 def small_config(**changes: Any) -> ModelConfig:
     """The small hybrid's shape."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from gloo_ranks import mesh_of
-from one_process import FOUR_LAYERS, Row, small_model
+from one_process import FOUR_LAYERS, WINDOWED, Row, small_model
 
 from leyden.model import HybridLM
 from leyden.parallel import ParallelConfig, Plan, RankGroup, attach
@@ -127,6 +127,8 @@ ALONE = [
     (Plan(dp_shard=4, etp=4), EARLIEST),
 ]
 COMBINED = [
+    (Plan(cp=2, tp=2), WINDOWED),
+    (Plan(pp=2, cp=2), WINDOWED),
     (Plan(dp_shard=2, cp=2, ep=2), {}),
     (Plan(dp_shard=2, cp=2, ep=2), DROPS),
     (Plan(dp_shard=4, ep=2, etp=2), EARLIEST),

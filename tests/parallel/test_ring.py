@@ -30,30 +30,32 @@ def _inputs(row: Row, dtype: torch.dtype) -> list[torch.Tensor]:
     return [torch.randn(1, row.tokens, h, D, generator=generator, dtype=torch.float64).to(dtype) for h in heads]
 
 
-def _alone(row: Row, dtype: torch.dtype) -> list[torch.Tensor]:
+def _alone(row: Row, dtype: torch.dtype, window: int | None = None) -> list[torch.Tensor]:
     q, k, v, dout = _inputs(row, dtype)
     leaves = [x.requires_grad_() for x in (q, k, v)]
     backend = "reference" if dtype == torch.float64 else "torch"
-    out = softmax_attention(*leaves, torch.tensor(row.documents), backend)
+    out = softmax_attention(*leaves, torch.tensor(row.documents), backend, window=window)
     return [x.detach() for x in (out, *torch.autograd.grad(out, leaves, dout))]
 
 
-def _shared(row: Row, dtype: torch.dtype, ring: RingAttention, rank: int) -> list[torch.Tensor]:
+def _shared(
+    row: Row, dtype: torch.dtype, ring: RingAttention, rank: int, window: int | None = None
+) -> list[torch.Tensor]:
     """This rank's rows of the output and of the gradients."""
     mine = slice(row.bounds[rank], row.bounds[rank + 1])
     *leaves, dout = (x[:, mine].requires_grad_() for x in _inputs(row, dtype))
-    out = ring(*leaves, sequence_of(row, rank))
+    out = ring(*leaves, sequence_of(row, rank), window)
     return [x.detach() for x in (out, *torch.autograd.grad(out, leaves, dout))]
 
 
-def _against_one_process(rows: list[Row], dtype: torch.dtype, layout: Layout) -> list[float]:
+def _against_one_process(rows: list[Row], dtype: torch.dtype, layout: Layout, window: int | None = None) -> list[float]:
     """The errors of this rank over the rows, as shares of what is allowed."""
     ring, rank, errors = RingAttention(mesh_of(Plan(cp=dist.get_world_size())), layout), dist.get_rank(), []
     for row in rows:
         mine = slice(row.bounds[rank], row.bounds[rank + 1])
-        found = _shared(row, dtype, ring, rank)
-        exact = _alone(row, torch.float64)
-        plain = exact if dtype == torch.float64 else _alone(row, dtype)
+        found = _shared(row, dtype, ring, rank, window)
+        exact = _alone(row, torch.float64, window)
+        plain = exact if dtype == torch.float64 else _alone(row, dtype, window)
         for f, e, p in zip(found, exact, plain, strict=True):
             assert f.dtype == dtype and f.isfinite().all()
             errors.append(noise_of(f, e[:, mine], p, e))
@@ -68,6 +70,14 @@ def test_ranks_compute_what_one_process_does(
     drawn = random.Random(6)
     rows = [draw_row(drawn, 4) for _ in range(40 if dtype == torch.float64 else 10)]
     for errors in ranks(4, _against_one_process, rows, dtype, layout):
+        assert max(errors) <= 1
+
+
+@pytest.mark.parametrize("window", [1, 7, 40])
+def test_ranks_compute_a_window_as_one_process_does(ranks: Callable[..., list[Any]], window: int) -> None:
+    drawn = random.Random(window)
+    rows = [draw_row(drawn, 4) for _ in range(20)]
+    for errors in ranks(4, _against_one_process, rows, torch.float64, "balanced", window):
         assert max(errors) <= 1
 
 

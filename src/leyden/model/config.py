@@ -8,13 +8,14 @@ from leyden.core.config import Config
 
 _MAX_LAYERS = 4096
 
-LayerType = Literal["linear_attention", "full_attention"]
+LayerType = Literal["linear_attention", "full_attention", "sliding_attention"]
 
 
 class ModelConfig(Config):
     """A MiniMax-Text-01-shaped model; the defaults are the preset ``tiny``.
 
-    A layer is lightning attention (``"linear_attention"``) or softmax attention (``"full_attention"``), then experts
+    A layer is lightning attention (``"linear_attention"``), softmax attention (``"full_attention"``) or softmax
+    attention within a window (``"sliding_attention"``), then experts
     (a dense SwiGLU where ``num_local_experts`` is 0), each with the DeepNorm residual of the release:
     ``r * alpha + f(n) * beta`` with ``n = norm(x)`` and ``r = n`` (``postnorm``) or ``r = x`` (plain pre-norm).
     """
@@ -26,6 +27,9 @@ class ModelConfig(Config):
     num_hidden_layers: int = Field(default=8, ge=1, le=_MAX_LAYERS)
     layer_types: tuple[LayerType, ...] = ()
     """One entry a layer. Empty: every eighth layer is softmax attention, the others lightning."""
+
+    sliding_window: int | None = Field(default=None, ge=1, le=2**24)
+    """How many keys a token of a ``"sliding_attention"`` layer sees, its own the last of them."""
 
     num_attention_heads: int = Field(default=4, ge=1, le=2**14)
     num_key_value_heads: int = Field(default=2, ge=1, le=2**14)
@@ -97,6 +101,14 @@ class ModelConfig(Config):
             problems.append(
                 f"layer_types has {len(self.layer_types)} entries and num_hidden_layers is {self.num_hidden_layers}; "
                 "give one entry a layer, or leave layer_types out"
+            )
+        windowed = "sliding_attention" in self.layer_types
+        if windowed != (self.sliding_window is not None):
+            problems.append(
+                "layer_types has sliding_attention, and sliding_window is missing; say how many keys a token sees"
+                if windowed
+                else f"sliding_window is {self.sliding_window}, and no layer is of type sliding_attention; leave it "
+                "out, or say in layer_types which layers have the window"
             )
         if self.num_attention_heads % self.num_key_value_heads:
             problems.append(

@@ -155,7 +155,7 @@ class NativeDecoder:
             self._config.head_dim,
         )
         shared = shared_heads * width
-        if isinstance(attention, LightningAttention):
+        if type(attention) is LightningAttention:
             addresses.lightning = 1
             addresses.states = self._at(memory["state"], pools.num_states, heads, width, width)
             addresses.first = self._matrix(attention.qkv_proj, 3 * inner, hidden)
@@ -163,7 +163,7 @@ class NativeDecoder:
             addresses.out = self._matrix(attention.out_proj, hidden, inner)
             addresses.head_norm = self._at(attention.norm.weight, inner)
             addresses.slopes = self._at(attention.slopes.values, self._config.num_attention_heads)
-        elif isinstance(attention, SoftmaxAttention):
+        elif type(attention) is SoftmaxAttention:
             pages = (pools.num_pages + 1, PAGE, shared_heads, width)
             addresses.keys = self._at(memory["keys"], *pages, dtype=self._dtype)
             addresses.values = self._at(memory["values"], *pages, dtype=self._dtype)

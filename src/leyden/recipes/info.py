@@ -38,6 +38,7 @@ def describe(what: str, settings: Sequence[str], length: int) -> str:
         ("active parameters", _active(config, count)),
         ("weights", f"{bytes_text(count.weight_bytes(bf16))} in bfloat16"),
         ("lightning state", f"{bytes_text(count.state_bytes)} in float32 a sequence, at any length"),
+        *_windows(config, count),
         ("keys and values", f"{count.key_value_bytes_per_token(bf16):,} bytes in bfloat16 a token"),
         (
             f"context of {length:,}",
@@ -51,6 +52,13 @@ def describe(what: str, settings: Sequence[str], length: int) -> str:
     ]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _windows(config: ModelConfig, count: ModelCount) -> list[tuple[str, str]]:
+    if not count.window_values:
+        return []
+    held = bytes_text(count.window_values * torch.bfloat16.itemsize)
+    return [("windows", f"{held} in bfloat16 a sequence, at {config.sliding_window:,} tokens and at any length beyond")]
 
 
 def _active(config: ModelConfig, count: ModelCount) -> str:

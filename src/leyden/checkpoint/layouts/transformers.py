@@ -10,6 +10,9 @@ Its model differs from the released one in three ways, and each has a remedy tha
 - In bfloat16 it rounds decays, norms and router, and keeps its state rounded. config.json says ``float32``, so that it
   computes in float32, from matrices stored in any dtype, unless its user asks otherwise.
 
+Its softmax layers have all the same window or none: ``sliding_attention`` layers are written as ``full_attention`` with
+a ``sliding_window``, and a model that has both is refused.
+
 Reading, a slope may lie as far from ours as the two formulas are apart, and each decay as far as that lets it.
 """
 
@@ -44,6 +47,7 @@ _DIALECT = Dialect(
     names={
         **SHARED_NAMES,
         "layer_types": "layer_types",
+        "sliding_window": "sliding_window",
         "full_attn_alpha_factor": "full_attn_alpha_factor",
         "full_attn_beta_factor": "full_attn_beta_factor",
         "linear_attn_alpha_factor": "linear_attn_alpha_factor",
@@ -51,8 +55,8 @@ _DIALECT = Dialect(
         "mlp_alpha_factor": "mlp_alpha_factor",
         "mlp_beta_factor": "mlp_beta_factor",
     },
-    defaults={"tie_word_embeddings": False},
-    constants=CONSTANTS,
+    defaults={"tie_word_embeddings": False, "sliding_window": None},
+    constants={key: value for key, value in CONSTANTS.items() if key != "sliding_window"},
     assumed={
         "postnorm": (True, "minimax or leyden"),
         "shared_intermediate_size": (0, "minimax or leyden"),
@@ -91,7 +95,7 @@ def _rope_parameters(config: ModelConfig) -> dict[str, Any]:
 
 def _read_config(data: dict[str, Any], source: str) -> ModelConfig:
     """``rotary_dim`` is the head's width under full rotary, else what :func:`_rope_parameters` wrote it as."""
-    fields = _DIALECT.read({**data, "head_dim": _head_dim(data)}, source)
+    fields = _DIALECT.read({**data, "head_dim": _head_dim(data)}, source) | _windows(data)
     rope = {"rope_type": "default", "rope_theta": data.get("rope_theta"), **(data.get("rope_parameters") or {})}
     if rope["rope_type"] == "default":
         rotary_dim = fields["head_dim"]
@@ -104,6 +108,16 @@ def _read_config(data: dict[str, Any], source: str) -> ModelConfig:
             "which Leyden writes a head that turns in part (docs/numerics.md); Leyden has no such rotary embedding."
         )
     return config
+
+
+def _windows(data: dict[str, Any]) -> dict[str, Any]:
+    """Its softmax layers, all called ``full_attention``, have the window that it says, if it says one."""
+    kinds, window = data.get("layer_types"), data.get("sliding_window")
+    if window is None or not isinstance(kinds, list):
+        return {}
+    if "full_attention" not in kinds:
+        return {"sliding_window": None}
+    return {"layer_types": ["sliding_attention" if kind == "full_attention" else kind for kind in kinds]}
 
 
 def _same(given: dict[str, Any], ours: dict[str, Any]) -> bool:
@@ -128,10 +142,17 @@ def _head_dim(data: dict[str, Any]) -> Any:
 def _write_config(config: ModelConfig, dtype: torch.dtype, tokenizer: Tokenizer | None) -> dict[str, Any]:
     if config.head_dim % 2:
         raise UserError(f"the transformers layout cannot express an odd head_dim, {config.head_dim}; use leyden.")
+    if {"full_attention", "sliding_attention"} <= set(config.layer_types):
+        raise UserError(
+            "the transformers layout cannot express a model with both full_attention and sliding_attention: its code "
+            "gives all softmax layers the same window; use leyden."
+        )
+    kinds = ["full_attention" if kind == "sliding_attention" else kind for kind in config.layer_types]
     return {
         "architectures": ["MiniMaxForCausalLM"],
         "model_type": "minimax",
         **_DIALECT.write(config),
+        "layer_types": kinds,
         "rope_parameters": _rope_parameters(config),
         "block_size": _BLOCK_SIZE,
         **token_ids(tokenizer),

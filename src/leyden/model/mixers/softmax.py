@@ -1,8 +1,8 @@
 """The softmax attention layer: grouped queries, RoPE on the first dims of each head (arXiv 2501.08313, section 2)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -13,18 +13,30 @@ from leyden.model.rows import GRAIN, PAGE, Rows, joined, pad_rows
 from leyden.model.sequence import Sequence, Wanted, take
 from leyden.ops import apply_rotary, paged_attention, softmax_attention
 
-_BLOCK = 128
+QUERY_BLOCK = 128
 """Softmax attention takes queries in blocks that begin at multiples of it, however many keys they see."""
 
 
-class KeyValues(Memory):
+class AppendedMemory(Memory):
+    """Keys and values of one layer, of the sequences of a batch."""
+
+    def append(self, keys: torch.Tensor, values: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        """Those that are held, up to position ``length``, with new ones [B, T, Hkv, D] behind them.
+
+        Returns:
+            [B, S + T, Hkv, D] each, and what :meth:`Memory.take` is to get, or None.
+        """
+        raise NotImplementedError
+
+
+class KeyValues(AppendedMemory):
     """Keys and values of one softmax layer, in buffers that double as they fill."""
 
     def __init__(self) -> None:
         self._keys: torch.Tensor | None = None
         self._values: torch.Tensor | None = None
 
-    def append(self, keys: torch.Tensor, values: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def append(self, keys: torch.Tensor, values: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor, None]:
         """Write after the first ``length`` positions and return all keys and values up to the new end.
 
         Args:
@@ -32,14 +44,14 @@ class KeyValues(Memory):
             length: how many positions are held already.
 
         Returns:
-            Views [B, length + T, Hkv, D].
+            Views [B, length + T, Hkv, D], and None: nothing is to be taken over.
         """
         end = length + keys.shape[1]
         self._keys = _room(self._keys, keys, length, end)
         self._values = _room(self._values, values, length, end)
         self._keys[:, length:end] = keys
         self._values[:, length:end] = values
-        return self._keys[:, :end], self._values[:, :end]
+        return self._keys[:, :end], self._values[:, :end], None
 
 
 def _room(buffer: torch.Tensor | None, new: torch.Tensor, length: int, end: int) -> torch.Tensor:
@@ -55,7 +67,56 @@ def _room(buffer: torch.Tensor | None, new: torch.Tensor, length: int, end: int)
 
 
 @dataclass(frozen=True)
-class PooledKeyValues(Memory):
+class Prompt:
+    """The rows of one sequence that prefills.
+
+    Attributes:
+        number: among those that prefill.
+        start, stop: its rows.
+        first: the first of them whose attention is asked for; those before it count by their keys and values alone.
+        length: how many tokens of the sequence are read then.
+    """
+
+    number: int
+    start: int
+    first: int
+    stop: int
+    length: int
+
+    @property
+    def padding(self) -> int:
+        """Rows that are added behind it, so that products have the sizes that they always have."""
+        return -self.length % GRAIN
+
+
+class PooledAttention(Memory):
+    """Keys and values of one layer in pools, and the rows that read and write them."""
+
+    rows: Rows
+
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, wanted_alone: bool = False) -> torch.Tensor:
+        """Write k and v [1, T, Hkv, D] into the pools; attention of q [1, T, Hq, D] to its own sequence's.
+
+        With ``wanted_alone`` the rows of prompts that ``rows.wanted`` does not name are zeros. The others are computed
+        from where a block of queries begins (:data:`QUERY_BLOCK`), so that they have the bits they always have.
+        """
+        raise NotImplementedError
+
+    def prompts(self, wanted_alone: bool) -> Iterator[Prompt]:
+        """The sequences that prefill; arguments as of :meth:`attend`."""
+        rows = self.rows
+        for number, (start, stop) in enumerate(rows.spans()):
+            length = rows.ends[number]
+            first = start
+            if wanted_alone and rows.last_wanted is not None:
+                wanted = rows.last_wanted[number]
+                blocks = (length - wanted) // QUERY_BLOCK * QUERY_BLOCK
+                first = stop if wanted == 0 else max(start, stop - (length - blocks))
+            yield Prompt(number, start, first, stop, length)
+
+
+@dataclass(frozen=True)
+class PooledKeyValues(PooledAttention):
     """Keys and values of one softmax layer, and the rows that read and write them.
 
     Attributes:
@@ -68,41 +129,35 @@ class PooledKeyValues(Memory):
     rows: Rows
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, wanted_alone: bool = False) -> torch.Tensor:
-        """Write k and v [1, T, Hkv, D] into the pages; attention of q [1, T, Hq, D] to its own sequence's.
-
-        With ``wanted_alone`` the rows of prompts that ``rows.wanted`` does not name are zeros. The others are computed
-        from where a block of queries begins (:data:`_BLOCK`), so that they have the bits they always have.
-        """
+        """See :meth:`PooledAttention.attend`."""
         rows, n, num_rows = self.rows, self.rows.num_decodes, len(self.rows.places)
         self.keys.flatten(0, 1)[rows.places] = k[0, :num_rows]
         self.values.flatten(0, 1)[rows.places] = v[0, :num_rows]
         parts = []
         if n:
             parts.append(paged_attention(q[0, :n], self.keys, self.values, rows.tables[:n], rows.lengths)[None])
-        for number, (start, stop) in enumerate(rows.spans()):
-            length = rows.ends[number]
-            first = start
-            if wanted_alone and rows.last_wanted is not None:
-                wanted = rows.last_wanted[number]
-                blocks = (length - wanted) // _BLOCK * _BLOCK
-                first = stop if wanted == 0 else max(start, stop - (length - blocks))
-                parts.append(q.new_zeros(1, first - start, *q.shape[2:]))
-            if first < stop:
-                parts.append(self._of_prompt(q[0, first:stop], rows.tables[n + number], length))
+        for prompt in self.prompts(wanted_alone):
+            parts.append(q.new_zeros(1, prompt.first - prompt.start, *q.shape[2:]))
+            if prompt.first < prompt.stop:
+                parts.append(self._of_prompt(q[0, prompt.first : prompt.stop], prompt))
         return joined(parts, q)
 
-    def _of_prompt(self, q: torch.Tensor, table: torch.Tensor, length: int) -> torch.Tensor:
-        """[1, T, Hq, D] of queries [T, Hq, D], the last of ``length`` positions."""
-        end = -(-length // GRAIN) * GRAIN
+    def _of_prompt(self, q: torch.Tensor, prompt: Prompt) -> torch.Tensor:
+        """[1, T, Hq, D] of queries [T, Hq, D], the last of the prompt's positions."""
+        length, table = prompt.length, self.rows.tables[self.rows.num_decodes + prompt.number]
         pages = table[: -(-length // PAGE)]
-        queries = pad_rows(q, len(q) + end - length)
-        keys, values = (pad_rows(x[pages].flatten(0, 1)[:length], end) for x in (self.keys, self.values))
+        queries = pad_rows(q, len(q) + prompt.padding)
+        keys, values = (
+            pad_rows(x[pages].flatten(0, 1)[:length], length + prompt.padding) for x in (self.keys, self.values)
+        )
         return softmax_attention(queries[None], keys[None], values[None])[:, : len(q)]
 
 
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sequence: Sequence) -> torch.Tensor:
+def attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sequence: Sequence, window: int | None = None
+) -> torch.Tensor:
     """:func:`leyden.ops.softmax_attention` over the tokens of one process."""
-    return softmax_attention(q, k, v, sequence.alone())
+    return softmax_attention(q, k, v, sequence.alone(), window=window)
 
 
 class SoftmaxAttention(Mixer):
@@ -129,6 +184,8 @@ class SoftmaxAttention(Mixer):
         self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
         self.attend = attend
         """Attention itself; where ranks share a row, one that exchanges keys and values."""
+        self.window: int | None = None
+        """How many keys a token sees at most; None: all before it."""
 
     @classmethod
     def create(cls, config: ModelConfig, layer: int) -> Self:
@@ -165,7 +222,7 @@ class SoftmaxAttention(Mixer):
 
     def forward(
         self, x: torch.Tensor, sequence: Sequence, memory: Memory | None, wanted: Wanted
-    ) -> tuple[torch.Tensor, None]:
+    ) -> tuple[torch.Tensor, Any]:
         """Attend within x, and to the keys and values in ``memory``, to which those of x are appended.
 
         Args:
@@ -175,9 +232,9 @@ class SoftmaxAttention(Mixer):
             wanted: which rows are asked for; all of them where documents are packed.
 
         Returns:
-            [B, wanted rows, D], and None: the memory changes in place.
+            [B, wanted rows, D], and what :meth:`Memory.take` is to get; None where the memory changes in place.
         """
-        pooled = isinstance(memory, PooledKeyValues)
+        pooled = isinstance(memory, PooledAttention)
         last = len(sequence.cos) if pooled or not isinstance(wanted, int) else wanted
         q, k, v = (
             proj(rows).unflatten(-1, (-1, self.head_dim))
@@ -188,6 +245,7 @@ class SoftmaxAttention(Mixer):
         if pooled:
             attended = memory.attend(q, k, v, wanted_alone=wanted is not None)
             return self.o_proj(take(attended, wanted).flatten(2)), None
-        if isinstance(memory, KeyValues):
-            k, v = memory.append(k, v, sequence.start)
-        return self.o_proj(self.attend(q, k, v, sequence).flatten(2)), None
+        state = None
+        if isinstance(memory, AppendedMemory):
+            k, v, state = memory.append(k, v, sequence.start)
+        return self.o_proj(self.attend(q, k, v, sequence, self.window).flatten(2)), state

@@ -6,11 +6,13 @@ from leyden.model.config import ModelConfig
 from leyden.model.kinds import entry_of
 from leyden.model.mixers.lightning import LightningAttention
 from leyden.model.mixers.mixer import Mixer
+from leyden.model.mixers.sliding_window import SlidingWindowAttention
 from leyden.model.mixers.softmax import SoftmaxAttention
 
 MIXERS: Mapping[str, type[Mixer]] = {
     "linear_attention": LightningAttention,
     "full_attention": SoftmaxAttention,
+    "sliding_attention": SlidingWindowAttention,
 }
 """One line a kind."""
 

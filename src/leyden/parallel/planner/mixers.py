@@ -104,4 +104,5 @@ def _softmax_traffic(rank: Rank) -> Passes:
 _TERMS: Mapping[str, MixerTerms] = {
     "linear_attention": MixerTerms(_lightning_activations, _lightning_traffic),
     "full_attention": MixerTerms(_softmax_activations, _softmax_traffic),
+    "sliding_attention": MixerTerms(_softmax_activations, _softmax_traffic),
 }

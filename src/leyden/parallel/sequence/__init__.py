@@ -15,6 +15,7 @@ from leyden.core.errors import UserError
 from leyden.model import Mixer
 from leyden.model.lm import DecoderLayer
 from leyden.model.mixers.lightning import LightningAttention
+from leyden.model.mixers.sliding_window import SlidingWindowAttention
 from leyden.model.mixers.softmax import SoftmaxAttention
 from leyden.parallel.mesh import Mesh
 from leyden.parallel.sequence.lasp import LaspPlus
@@ -23,7 +24,11 @@ from leyden.parallel.sequence.ring import RingAttention
 __all__ = ["EXCHANGES", "LaspPlus", "RingAttention", "install_sequence"]
 
 
-EXCHANGES: Mapping[type[Mixer], Callable[[Mesh], Any]] = {LightningAttention: LaspPlus, SoftmaxAttention: RingAttention}
+EXCHANGES: Mapping[type[Mixer], Callable[[Mesh], Any]] = {
+    LightningAttention: LaspPlus,
+    SoftmaxAttention: RingAttention,
+    SlidingWindowAttention: RingAttention,
+}
 """What takes the place of :attr:`leyden.model.Mixer.alone` in a mixer of each kind."""
 
 

@@ -42,14 +42,19 @@ class SequenceLayout:
         """How many tokens each rank has."""
         return [len(positions) for positions in self.positions]
 
-    def seen(self, queries: int, keys: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def seen(self, queries: int, keys: int, window: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Of rank ``keys``, the first key that each query of rank ``queries`` sees, and the one behind the last.
+
+        Args:
+            queries, keys: the ranks.
+            window: how many keys a query sees at most; None: all of its document before it.
 
         Returns:
             Two tensors [T_queries] int32 on the CPU, neither of which falls from one query to the next.
         """
         query, key = self.positions[queries], self.positions[keys]
-        first = torch.searchsorted(key, self.starts[query])
+        start = self.starts[query] if window is None else torch.maximum(self.starts[query], query - (window - 1))
+        first = torch.searchsorted(key, start)
         last = torch.searchsorted(key, query, right=True)
         return first.to(torch.int32), torch.maximum(first, last).to(torch.int32)
 
@@ -150,17 +155,20 @@ class RingStep:
 
 
 @functools.lru_cache(maxsize=16)
-def steps(part: RowPart, even: bool, device: torch.device) -> tuple[SequenceLayout, tuple[RingStep | None, ...]]:
+def steps(
+    part: RowPart, even: bool, device: torch.device, window: int | None = None
+) -> tuple[SequenceLayout, tuple[RingStep | None, ...]]:
     """The layout of a row, and what this rank's queries see of every rank's keys; None: nothing.
 
     Args:
         part: of the row.
         even: the layout is ``balanced``, else ``contiguous``.
         device: where attention is computed.
+        window: how many keys a query sees at most.
     """
     ranks = len(part.bounds) - 1
     layout = balanced(ranks, part.cu_seqlens) if even else contiguous(part.bounds, part.cu_seqlens)
-    seen = [layout.seen(part.rank, source) for source in range(ranks)]
+    seen = [layout.seen(part.rank, source, window) for source in range(ranks)]
     return layout, tuple(
         RingStep(first.to(device), last.to(device)) if bool((first < last).any()) else None for first, last in seen
     )

@@ -42,13 +42,17 @@ class RingAttention:
         assert group is not None, "one context rank has nobody to exchange keys with"
         self._group, self._even = group, layout == "balanced"
 
-    def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sequence: Sequence) -> torch.Tensor:
+    def __call__(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sequence: Sequence, window: int | None = None
+    ) -> torch.Tensor:
         """Attend within the row, of which this rank holds a part.
 
         Args:
             q: [1, T', Hq, D], the tokens of this rank's part.
             k, v: [1, T', Hkv, D].
             sequence: with the part.
+            window: how many keys a query sees at most; None: all before it. What no query of a rank sees is passed on
+                without a product.
 
         Returns:
             [1, T', Hq, D] in the dtype of q.
@@ -62,7 +66,7 @@ class RingAttention:
                 "ring attention shares one packed row among context ranks and continues no cache: generate with "
                 "cp = 1, or give the model a row without a cache."
             )
-        layout, seen = steps(part, self._even, q.device)
+        layout, seen = steps(part, self._even, q.device, window)
         ring = _Ring(self._group, layout.sizes, seen)
         if not self._even:
             return _RingAttention.apply(q[0], k[0], v[0], ring)[None]
