@@ -120,6 +120,7 @@ def printed(program: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_the_other_ops_on_hopper(tmp_path: Path) -> None:
     around = "rms_norm:8192,rotary:128,silu_split:128,routing:32,experts:2048,cross_entropy:200,paged_attention:128"
     others = "ranged_attention_hot:128,int8_linear:6144,experts_int8:2048"

@@ -50,6 +50,7 @@ def assert_same_bits(found: Path, expected: Path) -> None:
         assert (found / name).read_bytes() == (expected / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_two_ranks_are_one_process(unhurt: tuple[Path, str], alone: Path) -> None:
     directory, said = unhurt
     assert [record["step"] for record in rank_runs.metrics(directory)] == list(range(1, rank_runs.TOTAL_STEPS + 1))
