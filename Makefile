@@ -6,7 +6,6 @@ READY  := $(VENV)/.ready
 TOOLS  := $(VENV)/.ready-dev
 ARGS   ?=
 DOCS   ?= build/docs
-ROOMS  := $(patsubst src/leyden/%/__init__.py,leyden.%,$(wildcard src/leyden/*/__init__.py))
 
 .PHONY: quickstart test test-all check bench docs clean
 
@@ -31,7 +30,7 @@ bench: $(TOOLS)  ## speed beside transformers, on the CPU
 	$(PY) -m leyden bench cpu $(ARGS)
 
 docs: $(TOOLS)  ## the reference of the Python interface, in build/docs
-	$(PY) -m pdoc --docformat google --no-show-source --output-directory $(DOCS) leyden $(ROOMS)
+	$(PY) docs/reference.py $(DOCS)
 
 clean:
 	rm -rf $(VENV) build dist
