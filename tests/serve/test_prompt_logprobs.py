@@ -95,13 +95,15 @@ class _Largest(TorchDispatchMode):
         return result
 
 
+@pytest.mark.parametrize("lengths", [[1500], [250] * 6], ids=["a long prompt", "prompts of one step"])
 @pytest.mark.parametrize("top", [0, 5])
-def test_the_logits_of_a_long_prompt_never_exist_whole(make_model: Callable[..., HybridLM], top: int) -> None:
-    length, vocab_size = 1500, 20_000
-    model = make_model(vocab_size=vocab_size)
-    prompt = _text(length, 5, vocab_size)
-    engine = Engine(model, step_tokens=2048, kv_gigabytes=0.002, swap_gigabytes=0, cache_gigabytes=0)
+def test_the_logits_of_prompts_never_exist_whole(
+    make_model: Callable[..., HybridLM], top: int, lengths: list[int]
+) -> None:
+    vocab_size = 20_000
+    prompts = [_text(length, seed, vocab_size) for seed, length in enumerate(lengths)]
+    engine = Engine(make_model(vocab_size=vocab_size), kv_gigabytes=0.002, swap_gigabytes=0, cache_gigabytes=0)
     with _Largest() as largest:
-        (completion,) = _scored(engine, [prompt], top)
-    assert len(_values(completion)) == length - 1
-    assert largest.elements <= 128 * vocab_size < length * vocab_size / 10
+        found = _scored(engine, prompts, top)
+    assert [len(_values(completion)) for completion in found] == [length - 1 for length in lengths]
+    assert largest.elements <= 128 * vocab_size

@@ -137,13 +137,17 @@ class Runner:
         if not count:
             return
         (ids,) = send([np.asarray(scores.tokens, np.int64)], hidden.device)
-        blocks: list[list[torch.Tensor]] = []
-        for start in range(0, count, _SCORED_ROWS):
-            rows = hidden[start : min(start + _SCORED_ROWS, count)]
-            logits = self.model.logits(pad(rows, (0, 0, 0, -len(rows) % GRAIN)))[: len(rows)]
-            blocks.append(measure(logits, ids[start : start + len(rows)], [scores.top] * len(rows)))
+        blocks = [
+            self._measured(rows, some, scores.top)
+            for rows, some in zip(hidden[:count].split(_SCORED_ROWS), ids.split(_SCORED_ROWS), strict=True)
+        ]
         measured = fetch([torch.cat(parts) for parts in zip(*blocks, strict=True)])
         scores.found = reports(scores.tokens, [scores.top] * count, measured)
+
+    def _measured(self, hidden: torch.Tensor, tokens: torch.Tensor, top: int) -> list[torch.Tensor]:
+        """What :func:`measure` gives of tokens [R] by the hidden states [R, D] of those before them."""
+        logits = self.model.logits(pad(hidden, (0, 0, 0, -len(hidden) % GRAIN)))
+        return measure(logits[: len(hidden)], tokens, [top] * len(hidden))
 
     def _rows(self, decodes: Sequence[Reading], prefills: Sequence[Reading]) -> tuple[torch.Tensor, Rows, int]:
         """The ids, whose they are, and of how many rows the hidden states are needed."""
