@@ -29,7 +29,7 @@ from leyden.ops import (
     softmax_attention,
     swiglu_experts,
 )
-from leyden.ops.decode import DecodeBatch, LayerAddresses, ModelAddresses, decode_step
+from leyden.ops.decode import MIXERS, DecodeBatch, LayerAddresses, ModelAddresses, decode_step
 from leyden.ops.native import build
 from leyden.ops.native.functions import FUNCTIONS, Function
 
@@ -417,11 +417,18 @@ def test_compiled_functions_are_whole_graphs_of_pytorchs_bodies(op: str) -> None
     ],
 )
 def test_a_step_outside_of_the_model_and_its_pools(changes: dict[str, list[int]], reason: str) -> None:
-    layers = (LayerAddresses * 1)()  # of softmax, so that pages matter
+    layers = (LayerAddresses * 1)(LayerAddresses(MIXERS["softmax"]))  # so that pages matter
     model = ModelAddresses(vocab=4, layers=1, layer=layers, num_slots=2, num_pages=2)
     given = {"rows": [0, 0, 0, 0, 0], "bounds": [0, 1], "wanted": [0], "pages": [1]} | changes
     with pytest.raises(ValueError, match=reason):
         decode_step(model, DecodeBatch(**given))
+
+
+def test_a_step_of_a_mixer_that_it_has_no_body_for() -> None:
+    layers = (LayerAddresses * 1)(LayerAddresses(max(MIXERS.values()) + 1))
+    model = ModelAddresses(vocab=4, layers=1, layer=layers, num_slots=2, num_pages=2)
+    with pytest.raises(ValueError, match="mixer is none"):
+        decode_step(model, DecodeBatch(rows=[0, 0, 0, 0, 0], bounds=[0, 1], wanted=[0], pages=[1]))
 
 
 def test_structures_of_other_sizes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

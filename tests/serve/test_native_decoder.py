@@ -3,12 +3,15 @@
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from leyden.core.errors import UserError
 from leyden.model import PAGE, Cache, HybridLM, NativeDecoder, Pools, Ranks
+from leyden.model.mixers.softmax import SoftmaxAttention
+from leyden.model.norm import RMSNorm
 from leyden.model.quantized import quantize
 from leyden.ops import native
 from leyden.ops.decode import UnavailableError
@@ -237,6 +240,35 @@ def test_what_it_does_not_cover_is_said(
     with pytest.raises(UserError, match=f"native.*{reason}.*'torch'"):
         Engine(model, decoder="native").generate([[1]])
     assert len(Engine(model).generate([[1]], Sampling(max_tokens=3))[0].tokens) == 3
+
+
+class _Twice(SoftmaxAttention):
+    """A softmax attention that computes something else."""
+
+    def forward(self, *arguments: Any) -> tuple[torch.Tensor, Any]:
+        out, state = super().forward(*arguments)
+        return 2 * out, state
+
+
+class _Wider(RMSNorm):
+    """A norm that the step does not know."""
+
+
+def test_what_it_does_not_know_by_name_is_refused(make_model: Callable[..., HybridLM]) -> None:
+    """Though it is made of what the step knows; and an engine goes on without, having said so."""
+    model = make_model()
+    model.layers[1].set_submodule("self_attn", _Twice(model.config))
+    with pytest.raises(UnavailableError, match=r"no body for _Twice \(of layers\.1\.self_attn\)"):
+        NativeDecoder(model, _pools(model, torch.float32))
+    assert len(Engine(model).generate([[1]], Sampling(max_tokens=3))[0].tokens) == 3
+    model = make_model()
+    model.set_submodule("norm", _Wider(model.config.hidden_size, 1e-5))
+    with pytest.raises(UnavailableError, match=r"no body for _Wider \(of norm\)"):
+        NativeDecoder(model, _pools(model, torch.float32))
+    model = make_model()
+    model.layers[0].self_attn.scan = lambda *arguments: arguments
+    with pytest.raises(UnavailableError, match=r"layers\.0\.self_attn has another scan"):
+        NativeDecoder(model, _pools(model, torch.float32))
 
 
 @needs_compiler

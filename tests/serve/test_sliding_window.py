@@ -80,7 +80,7 @@ def test_an_engine_says_why_it_has_no_native_step(model: HybridLM, caplog: pytes
     pools = Pools(model.config, 2, 4, dtype=torch.float32)
     with caplog.at_level(logging.INFO):
         assert decoder_of(model, pools, "auto") is None
-    assert "no body of SlidingWindowAttention" in caplog.text
+    assert "native step has no body for SlidingWindowAttention (of layers.1.self_attn)" in caplog.text
     with pytest.raises(UserError, match=r"decoder='native' cannot run: .*SlidingWindowAttention"):
         decoder_of(model, pools, "native")
 

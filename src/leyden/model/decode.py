@@ -1,21 +1,31 @@
 """The native decoding step of a model: what it covers, and where its weights and its pools lie in memory."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
 from torch import nn
 
-from leyden.model.experts import MixtureOfExperts
+from leyden.model.experts import DenseMLP, Experts, MixtureOfExperts, Router, SharedExpert, SwiGLU
 from leyden.model.lm import DecoderLayer, HybridLM
-from leyden.model.mixers.lightning import LightningAttention
+from leyden.model.losses import OutputProjection
+from leyden.model.mixers import Mixer
+from leyden.model.mixers.lightning import LightningAttention, Slopes
 from leyden.model.mixers.softmax import SoftmaxAttention
+from leyden.model.norm import RMSNorm
 from leyden.model.pools import Pools
+from leyden.model.quantized import (
+    QuantizedEmbedding,
+    QuantizedExperts,
+    QuantizedLinear,
+    QuantizedOutputProjection,
+)
 from leyden.model.ranks import Ranks
 from leyden.model.rows import PAGE
 from leyden.ops.decode import (
     KINDS,
     LANES,
+    MIXERS,
     DecodeBatch,
     LayerAddresses,
     MatrixAddress,
@@ -25,6 +35,9 @@ from leyden.ops.decode import (
     library,
 )
 from leyden.ops.native import in_reach
+
+Tensors = Mapping[str, torch.Tensor]
+"""What one layer has in pools, by name."""
 
 
 class Decode(Protocol):
@@ -66,7 +79,9 @@ class NativeDecoder:
         self._layers = (LayerAddresses * config.num_hidden_layers)()
         for addresses, layer, memory in zip(self._layers, model.layers, pools.layers, strict=True):
             assert isinstance(layer, DecoderLayer)
-            self._attention(addresses, layer, memory, pools)
+            self._residuals(addresses, layer)
+            addresses.mixer, fill = _MIXERS[type(layer.self_attn)]
+            fill(self, addresses, layer.self_attn, memory)
             self._feed_forward(addresses, layer.mlp)
         exponents = torch.arange(0, config.rotary_dim, 2, dtype=torch.float64, device="cpu") / max(config.rotary_dim, 1)
         self._model = ModelAddresses(
@@ -140,39 +155,34 @@ class NativeDecoder:
         scale_at = None if scales is None else self._at(scales, *shape[:-1]) + row * scales.element_size()
         return MatrixAddress(self._at(values, *shape, dtype=values.dtype) + first, scale_at, KINDS[values.dtype])
 
-    def _attention(
-        self, addresses: LayerAddresses, layer: DecoderLayer, memory: dict[str, torch.Tensor], pools: Pools
-    ) -> None:
+    def _residuals(self, addresses: LayerAddresses, layer: DecoderLayer) -> None:
         addresses.attention_alpha, addresses.attention_beta = layer.attention_factors
         addresses.mlp_alpha, addresses.mlp_beta = layer.mlp_factors
         addresses.input_norm = self._at(layer.input_layernorm.weight, self._config.hidden_size)
         addresses.post_norm = self._at(layer.post_attention_layernorm.weight, self._config.hidden_size)
-        attention, hidden = layer.self_attn, self._config.hidden_size
-        inner = self._config.num_attention_heads * self._config.head_dim
-        heads, shared_heads, width = (
-            self._config.num_attention_heads,
-            self._config.num_key_value_heads,
-            self._config.head_dim,
-        )
-        shared = shared_heads * width
-        if type(attention) is LightningAttention:
-            addresses.lightning = 1
-            addresses.states = self._at(memory["state"], pools.num_states, heads, width, width)
-            addresses.first = self._matrix(attention.qkv_proj, 3 * inner, hidden)
-            addresses.second = self._matrix(attention.output_gate, inner, hidden)
-            addresses.out = self._matrix(attention.out_proj, hidden, inner)
-            addresses.head_norm = self._at(attention.norm.weight, inner)
-            addresses.slopes = self._at(attention.slopes.values, self._config.num_attention_heads)
-        elif type(attention) is SoftmaxAttention:
-            pages = (pools.num_pages + 1, PAGE, shared_heads, width)
-            addresses.keys = self._at(memory["keys"], *pages, dtype=self._dtype)
-            addresses.values = self._at(memory["values"], *pages, dtype=self._dtype)
-            addresses.first = self._matrix(attention.q_proj, inner, hidden)
-            addresses.second = self._matrix(attention.k_proj, shared, hidden)
-            addresses.third = self._matrix(attention.v_proj, shared, hidden)
-            addresses.out = self._matrix(attention.o_proj, hidden, inner)
-        else:
-            raise UnavailableError(f"it has no body of {type(attention).__name__}")
+
+    def _lightning(self, addresses: LayerAddresses, mixer: LightningAttention, memory: Tensors) -> None:
+        config = self._config
+        hidden, heads, width = config.hidden_size, config.num_attention_heads, config.head_dim
+        inner = heads * width
+        addresses.states = self._at(memory["state"], len(memory["state"]), heads, width, width)
+        addresses.first = self._matrix(mixer.qkv_proj, 3 * inner, hidden)
+        addresses.second = self._matrix(mixer.output_gate, inner, hidden)
+        addresses.out = self._matrix(mixer.out_proj, hidden, inner)
+        addresses.head_norm = self._at(mixer.norm.weight, inner)
+        addresses.slopes = self._at(mixer.slopes.values, heads)
+
+    def _softmax(self, addresses: LayerAddresses, mixer: SoftmaxAttention, memory: Tensors) -> None:
+        config = self._config
+        hidden, inner = config.hidden_size, config.num_attention_heads * config.head_dim
+        shared = config.num_key_value_heads * config.head_dim
+        pages = (len(memory["keys"]), PAGE, config.num_key_value_heads, config.head_dim)
+        addresses.keys = self._at(memory["keys"], *pages, dtype=self._dtype)
+        addresses.values = self._at(memory["values"], *pages, dtype=self._dtype)
+        addresses.first = self._matrix(mixer.q_proj, inner, hidden)
+        addresses.second = self._matrix(mixer.k_proj, shared, hidden)
+        addresses.third = self._matrix(mixer.v_proj, shared, hidden)
+        addresses.out = self._matrix(mixer.o_proj, hidden, inner)
 
     def _feed_forward(self, addresses: LayerAddresses, mlp: nn.Module) -> None:
         shared, config = mlp, self._config
@@ -193,8 +203,28 @@ class NativeDecoder:
         addresses.shared_down = self._matrix(shared.get_submodule("down_proj"), hidden, inner)
 
 
+_MIXERS: Mapping[type[nn.Module], tuple[int, Callable[..., None]]] = {
+    LightningAttention: (MIXERS["lightning"], NativeDecoder._lightning),
+    SoftmaxAttention: (MIXERS["softmax"], NativeDecoder._softmax),
+}
+"""The mixers that the step has a body for, by their exact class: its number there, and what fills in its addresses."""
+
+_KNOWN = {
+    *_MIXERS,
+    *(nn.ModuleList, DecoderLayer, RMSNorm, Slopes),
+    *(MixtureOfExperts, Router, Experts, SharedExpert, SwiGLU, DenseMLP, QuantizedExperts),
+    *(nn.Embedding, nn.Linear, OutputProjection, QuantizedEmbedding, QuantizedLinear, QuantizedOutputProjection),
+}
+"""The exact classes of the modules that the step computes; it takes a model of no others."""
+
+
 def _check(model: HybridLM, pools: Pools) -> None:
     config = model.config
+    for name, module in model.named_modules():
+        if module is not model and type(module) not in _KNOWN:
+            raise UnavailableError(f"the native step has no body for {type(module).__name__} (of {name})")
+        if isinstance(module, Mixer) and getattr(module, module.seam) is not type(module).alone:
+            raise UnavailableError(f"{name} has another {module.seam} than that of one process")
     if type(model.ranks) is not Ranks:
         raise UnavailableError("several ranks compute the model together")
     if pools.device.type != "cpu" or model.norm.weight.device.type != "cpu":

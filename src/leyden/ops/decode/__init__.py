@@ -16,6 +16,7 @@ from leyden.ops.native import LANES, UnavailableError, library, raise_fault
 __all__ = [
     "KINDS",
     "LANES",
+    "MIXERS",
     "DecodeBatch",
     "LayerAddresses",
     "MatrixAddress",
@@ -27,6 +28,9 @@ __all__ = [
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 """What the weights of a matrix can be; those of int8 have a float32 scale for each row."""
+
+MIXERS = {"lightning": 1, "softmax": 2}
+"""The mixers that the step has a body for, by their number in ``decode.cpp``; it refuses any other."""
 
 _ADDRESS = ctypes.c_void_p
 
@@ -41,7 +45,7 @@ class LayerAddresses(ctypes.Structure):
     """One layer; ``decode.cpp`` says the shapes."""
 
     _fields_ = (
-        ("lightning", ctypes.c_int32),
+        ("mixer", ctypes.c_int32),
         *((name, ctypes.c_float) for name in ("attention_alpha", "attention_beta", "mlp_alpha", "mlp_beta")),
         *((name, _ADDRESS) for name in ("input_norm", "post_norm")),
         *((name, MatrixAddress) for name in ("first", "second", "third", "out")),

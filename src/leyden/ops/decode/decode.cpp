@@ -22,6 +22,8 @@ extern "C" {
 
 enum Kind : int64_t { FLOAT32, BFLOAT16, INT8 };
 
+enum Mixer : int32_t { LIGHTNING = 1, SOFTMAX = 2 };
+
 // Row-major [out, in]; of int8, w = value * scale of its row.
 struct Matrix {
     const void *weight;
@@ -30,7 +32,7 @@ struct Matrix {
 };
 
 struct Layer {
-    int32_t lightning;
+    int32_t mixer;                        // a Mixer
     float attention_alpha, attention_beta, mlp_alpha, mlp_beta;
     const float *input_norm, *post_norm;  // [D]
     Matrix first, second, third;          // lightning: qkv [3HK, D], gate [HK, D]; softmax: q [HK, D], k, v [GK, D]
@@ -196,7 +198,7 @@ template <class T> class Worker {
             const Layer &layer = m.layer[i];
             of_rows(B, [&](int b) { norm(layer.input_norm, b, b); });
             barrier();
-            layer.lightning ? lightning(layer) : softmax(layer);
+            layer.mixer == LIGHTNING ? lightning(layer) : softmax(layer);
             barrier();
             of_rows(B, [&](int b) {
                 norm(layer.post_norm, b, b);
@@ -533,7 +535,11 @@ Fault check(const Model &m, const Batch &batch) {
         return "the bounds of the sequences do not rise among the tokens";
     if (!within(batch.wanted, batch.num_wanted, 0, B)) return "a wanted token is not in the batch";
     bool paged = false;
-    for (int i = 0; i < m.layers; i++) paged |= !m.layer[i].lightning;
+    for (int i = 0; i < m.layers; i++) {
+        if (m.layer[i].mixer != LIGHTNING && m.layer[i].mixer != SOFTMAX)
+            return "a layer's mixer is none that this step has a body for";
+        paged |= m.layer[i].mixer == SOFTMAX;
+    }
     if (paged && !within(batch.pages, batch.num_pages, 0, m.num_pages)) return "a page is none of the pool's";
     for (int64_t b = 0; b < B; b++) {
         const Row &row = batch.rows[b];
