@@ -5,6 +5,7 @@ from leyden.model.cache import Cache
 from leyden.model.config import LayerType, ModelConfig
 from leyden.model.count import ModelCount, count_model, prefill_flops
 from leyden.model.decode import NativeDecoder
+from leyden.model.embedding import Inserts
 from leyden.model.lm import Features, HybridLM, check_tokens
 from leyden.model.mixers import MIXERS, Memory, Mixer
 from leyden.model.pools import Pools
@@ -27,6 +28,7 @@ __all__ = [
     "Cache",
     "Features",
     "HybridLM",
+    "Inserts",
     "LayerType",
     "Memory",
     "Mixer",

@@ -1,7 +1,7 @@
 """The native decoding step of a model: what it covers, and where its weights and its pools lie in memory."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -53,6 +53,8 @@ class Decode(Protocol):
     def states(self) -> Sequence[int]: ...
     @property
     def wanted(self) -> int: ...
+    @property
+    def inserts(self) -> Sequence[Any]: ...
 
 
 class NativeDecoder:
@@ -119,8 +121,11 @@ class NativeDecoder:
             decodes: of tokens in the vocabulary, with slots and pages of the pools.
 
         Raises:
-            ValueError: a token, slot or page that is outside of those.
+            ValueError: a token, slot or page that is outside of those, or an insert: the step looks the vectors of its
+                tokens up in the vocabulary.
         """
+        if any(decode.inserts for decode in decodes):
+            raise ValueError("tokens that decode were drawn from the vocabulary, and have no inserts; prompts may.")
         batch = DecodeBatch()
         rows, pages = batch.rows, batch.pages
         stop = 0

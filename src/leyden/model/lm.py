@@ -11,6 +11,7 @@ from leyden.core.errors import UserError
 from leyden.model.balance import RouterLosses, router_losses
 from leyden.model.cache import Cache
 from leyden.model.config import ModelConfig
+from leyden.model.embedding import Inserts, embed
 from leyden.model.experts import DenseMLP, MixtureOfExperts
 from leyden.model.initialization import initialize
 from leyden.model.losses import OutputProjection, TokenLossModel
@@ -119,6 +120,18 @@ class HybridLM(TokenLossModel):
         """Of the hidden states, and so of keys and values."""
         return getattr(self.embed_tokens, "dtype", self.embed_tokens.weight.dtype)
 
+    def embed(self, tokens: torch.Tensor, inserts: Inserts | None = None) -> torch.Tensor:
+        """[B, T] int64 to what the first layer reads, [B, T, D]: the only way in.
+
+        Args:
+            tokens: of this rank, where ranks share the row.
+            inserts: vectors that stand in the place of tokens; None for none.
+
+        Raises:
+            UserError: inserts that do not fit, or on several ranks.
+        """
+        return embed(self.embed_tokens, self.ranks, tokens, inserts)
+
     def set_rope_theta(self, rope_theta: float) -> None:
         """Turn positions by this RoPE base from here on; :attr:`config` then says it."""
         self.config = self.config.model_copy(update={"rope_theta": rope_theta})
@@ -139,11 +152,13 @@ class HybridLM(TokenLossModel):
         cache: Cache | None = None,
         cu_seqlens: torch.Tensor | None = None,
         last: int | None = None,
+        inserts: Inserts | None = None,
     ) -> Features:
         """Everything before the output projection.
 
         Args:
             tokens, cache, cu_seqlens: as in :meth:`forward`.
+            inserts: as of :meth:`embed`.
             last: only the last so many positions are asked for, and the last layer computes only what these and the
                 cache need: of its softmax attention, the keys and values of all tokens and no more. None for all.
 
@@ -154,7 +169,7 @@ class HybridLM(TokenLossModel):
         start = 0 if cache is None else cache.length
         part = self.ranks.part(tokens.shape[1], cu_seqlens)
         sequence = lay_out(self.config, tokens.shape[1], start, cu_seqlens, tokens.device, part)
-        x = self.embed_tokens(self.ranks.cut(tokens))
+        x = self.embed(self.ranks.cut(tokens), inserts)
         states: dict[int, Any] = {}
         routings: list[Routing] = []
         for index, layer in enumerate(self.layers):
@@ -168,7 +183,7 @@ class HybridLM(TokenLossModel):
             cache.advance(tokens.shape[1], states)
         return Features(self.norm(x), routings)
 
-    def read(self, tokens: torch.Tensor, rows: Rows, pools: Pools) -> torch.Tensor:
+    def read(self, tokens: torch.Tensor, rows: Rows, pools: Pools, inserts: Inserts | None = None) -> torch.Tensor:
         """Tokens of many sequences, which go on from what ``pools`` holds of them and are remembered there.
 
         Args:
@@ -176,6 +191,7 @@ class HybridLM(TokenLossModel):
                 result then comes from products of the same form whatever else is read with it.
             rows: whose they are.
             pools: what was read before; changed in place.
+            inserts: as of :meth:`embed`.
 
         Returns:
             [R, D], normed, for the rows that are wanted; where tensor ranks divide the tokens, whose number is then a
@@ -183,7 +199,7 @@ class HybridLM(TokenLossModel):
         """
         cos, sin = rotary_angles(rows.positions, self.config.rotary_dim, self.config.rope_theta)
         sequence = Sequence(0, None, cos, sin)
-        x = self.embed_tokens(tokens[None])
+        x = self.embed(tokens[None], inserts)
         last = None if self.ranks.divide_tokens else rows.wanted
         for index, (layer, memory) in enumerate(zip(self.layers, pools.of_layers(rows), strict=True)):
             x, _, _ = layer(x, sequence, memory, last if index == len(self.layers) - 1 else None)

@@ -11,6 +11,7 @@ from leyden.model import PAGE, HybridLM, Pools
 from leyden.serve.arrivals import Arrivals
 from leyden.serve.config import EngineConfig
 from leyden.serve.drafts import make_guesser
+from leyden.serve.inserts import check_inserts
 from leyden.serve.job import Generation, generations
 from leyden.serve.memory import Memory, plan_memory
 from leyden.serve.new_weights import WeightsWatch
@@ -123,10 +124,11 @@ class EngineCore:
 
         Raises:
             UserError: it can never be answered: its prompt is longer than the model or the memory allows, or not of
-                the vocabulary, or text is asked for without a tokenizer; or its id is another's.
+                the vocabulary, or text is asked for without a tokenizer; its inserts do not fit; its id is another's.
             QueueFullError: too many wait.
         """
         self.check(request.tokens, request.sampling)
+        check_inserts(self.model, len(request.tokens), request.inserts)
         if request.id in self._generations:
             raise UserError(f"there is a request with the id {request.id!r} already; give each its own.")
         if not self.has_room:

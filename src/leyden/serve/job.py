@@ -1,10 +1,11 @@
 """A sequence in the engine: its tokens, the memory it holds, and its output so far."""
 
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from leyden.model import PAGE
+from leyden.serve.inserts import Insert
 from leyden.serve.memory import Holding, Swapped
 from leyden.serve.request import CacheUse, Delta, FinishReason, Request, RequestUsage
 from leyden.serve.runner import PromptScores, Reading
@@ -21,7 +22,7 @@ class Job:
         tokens: all of it, as far as it is known.
         goal: how many of its first tokens are read in parts, as prompts are; later ones are read one by one.
         rank: the lower goes first: priority, time of arrival, and index among those that arrived together.
-        salt: as of :class:`leyden.serve.request.Request`.
+        salt, inserts: as of :class:`leyden.serve.request.Request`.
         read: how many tokens have been read.
         holding: the slots and pages it has, while it is running.
         swapped: what it held, while it had to make room.
@@ -31,6 +32,7 @@ class Job:
     goal: int
     rank: tuple[int, float, int]
     salt: str = ""
+    inserts: Sequence[Insert] = ()
     read: int = 0
     holding: Holding | None = None
     swapped: Swapped | None = None
@@ -53,8 +55,8 @@ class Job:
     def reading(self, stop: int) -> Reading:
         """Read the part that ends at ``stop``."""
         assert self.holding is not None
-        states = [self.holding.state]
-        return Reading(self.tokens[self.read : stop], self.read, self.holding.pages, states, self.wanted(stop))
+        tokens, pages, states = self.tokens[self.read : stop], self.holding.pages, [self.holding.state]
+        return Reading(tokens, self.read, pages, states, self.wanted(stop), inserts=self.inserts)
 
 
 @dataclass
@@ -100,7 +102,7 @@ class Generation(Job):
         tally: Tally,
     ) -> None:
         rank = (request.priority, request.arrived, index)
-        super().__init__(list(request.tokens), len(request.tokens), rank, request.salt)
+        super().__init__(list(request.tokens), len(request.tokens), rank, request.salt, request.inserts)
         sampling = request.sampling
         self.request, self.index, self.sampler = request, index, sampler
         self.name = f"{request.id} {index}"

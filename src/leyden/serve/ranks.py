@@ -117,7 +117,7 @@ def _between_steps(engine: Engine, order: str) -> None:
 def _told(request: Request) -> dict[str, Any]:
     """A request as JSON, without what is this process's own."""
     fields = {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}
-    del fields["on_delta"]
+    del fields["on_delta"], fields["inserts"]  # of which there are none on several ranks
     return {**fields, "tokens": list(request.tokens), "sampling": request.sampling.model_dump_json()}
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from leyden.core.errors import UserError
 from leyden.model import ModelConfig
+from leyden.serve.inserts import Insert
 from leyden.serve.sampling import Sampling, TokenLogprobs
 from leyden.tokenizer import Tokenizer
 
@@ -33,6 +34,8 @@ class Request:
         watched: somebody waits for every token. As long as nobody does, steps read more at once.
         salt: requests with the same one share what was read of their texts, and no others do: neither what a client is
             told of the cache nor the time it waits says anything of the texts under other salts.
+        inserts: vectors that stand in the place of tokens of the prompt, in order. Prefixes of the same tokens are
+            shared only where their inserts have the same digests.
         on_delta: is called with each delta of the request, in the thread that steps the engine. The step's caller is
             then not given them.
     """
@@ -46,6 +49,7 @@ class Request:
     watched: bool = True
     salt: str = ""
     on_delta: "Callable[[Delta], None] | None" = None
+    inserts: Sequence[Insert] = ()
 
 
 @dataclass(frozen=True)

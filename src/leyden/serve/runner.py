@@ -10,9 +10,10 @@ import torch
 from torch.nn.functional import pad
 
 from leyden.core.transfers import fetch, on_device, send
-from leyden.model import PAGE, HybridLM, NativeDecoder, Pools, Rows
+from leyden.model import PAGE, HybridLM, Inserts, NativeDecoder, Pools, Rows
 from leyden.model.rows import GRAIN
 from leyden.serve.graphs import DecodeGraphs
+from leyden.serve.inserts import Insert
 from leyden.serve.sampling import TokenLogprobs, measure, reports
 
 _SCORED_ROWS = 128
@@ -45,6 +46,7 @@ class Reading(NamedTuple):
             token (the same slot again, as a rule; others where the token may yet be taken back).
         wanted: of how many of the last tokens the logits are asked for.
         scores: of a prompt, the log-probabilities that are asked for; the runner puts them there.
+        inserts: of the sequence, which stand in the place of some of these tokens or of others; of prompts alone.
     """
 
     tokens: Sequence[int]
@@ -53,6 +55,7 @@ class Reading(NamedTuple):
     states: Sequence[int]
     wanted: int = 1
     scores: PromptScores | None = None
+    inserts: Sequence[Insert] = ()
 
     @property
     def num_hidden(self) -> int:
@@ -100,6 +103,8 @@ class Runner:
             The logits [R, V] in float32 of the wanted tokens, in the order of ``decodes`` and then ``prefills``; good
             until the next call.
         """
+        if any(reading.inserts for reading in decodes):
+            raise ValueError("tokens that decode were drawn from the vocabulary, and have no inserts; prompts may.")
         with on_device(self.pools.device):
             if isinstance(self.decoder, DecodeGraphs):
                 logits = None if prefills else self.decoder.run(decodes)
@@ -116,7 +121,7 @@ class Runner:
             if reading.start == 0:
                 self.pools.begin(reading.states[0])
         ids, rows, num_hidden = self._rows(decodes, prefills)
-        hidden = self.model.read(ids, rows, self.pools)
+        hidden = self.model.read(ids, rows, self.pools, _inserts(rows.num_decodes, prefills, self.pools.device))
         wanted: list[int] = list(range(sum(reading.wanted for reading in decodes)))
         end = len(wanted)
         for reading in prefills:
@@ -203,6 +208,19 @@ class Runner:
             last_wanted=tuple(reading.num_hidden for reading in prefills),
         )
         return sent[0], rows, len(wanted)
+
+
+def _inserts(first_row: int, prefills: Sequence[Reading], device: torch.device) -> Inserts | None:
+    """Those that stand in the place of tokens of this pass, whose prefills begin at ``first_row``."""
+    places, vectors = [], []
+    for reading in prefills:
+        for insert in reading.inserts:
+            start, stop = max(insert.start, reading.start), min(insert.stop, reading.stop)
+            if start < stop:
+                places += range(first_row + start - reading.start, first_row + stop - reading.start)
+                vectors.append(insert.vectors[start - insert.start : stop - insert.start].to(device))
+        first_row += len(reading.tokens)
+    return Inserts(torch.tensor(places, device=device), torch.cat(vectors)) if vectors else None
 
 
 def _rounds(decodes: Sequence[Reading]) -> tuple[tuple[int, ...], list[tuple[int, int]]]:

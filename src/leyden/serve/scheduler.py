@@ -8,11 +8,12 @@ last makes room by moving to host memory, and comes back before anyone new is ad
 
 from bisect import insort
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 
 from leyden.model import PAGE
+from leyden.serve.inserts import Insert, page_digest
 from leyden.serve.job import Generation, Job
 from leyden.serve.memory import Memory
 
@@ -87,11 +88,11 @@ class Scheduler:
             job.swapped.discard()
         job.holding = job.swapped = None
 
-    def read_for_cache(self, tokens: list[int], salt: str = "") -> None:
+    def read_for_cache(self, tokens: list[int], salt: str = "", inserts: Sequence[Insert] = ()) -> None:
         """Read ``tokens`` up to the grid when there is time, so that the cache has them; old ones make room."""
         if len(self.cache_reads) == self._max_sequences:
             self._forget(self.cache_reads[0])
-        self.cache_reads.append(Job(tokens, len(tokens) // PAGE * PAGE, (0, 0.0, 0), salt))
+        self.cache_reads.append(Job(tokens, len(tokens) // PAGE * PAGE, (0, 0.0, 0), salt, inserts))
 
     def abandon_cache_reads(self) -> None:
         """Nothing of it is to be relied on."""
@@ -102,7 +103,7 @@ class Scheduler:
     def drop_covered_cache_reads(self, prompt: Job) -> None:
         """A prompt will be read that begins with a text that is to be read for the cache: that one need not be."""
         for job in [job for job in self.cache_reads if job.salt == prompt.salt]:
-            if _shared(prompt.tokens, job.tokens, job.goal) == job.goal:
+            if _shared(prompt, job, job.goal) == job.goal:
                 self._forget(job)
 
     @property
@@ -176,9 +177,9 @@ class Scheduler:
                 break
             if self._awaits(job):
                 continue
-            holding = self._memory.admit(job.tokens[: job.goal], job.salt)
+            holding = self._memory.admit(job.tokens[: job.goal], job.salt, job.inserts)
             if holding is None and self._interrupt_cache_reads():
-                holding = self._memory.admit(job.tokens[: job.goal], job.salt)
+                holding = self._memory.admit(job.tokens[: job.goal], job.salt, job.inserts)
             if holding is None:
                 break
             self.waiting.remove(job)
@@ -199,7 +200,7 @@ class Scheduler:
         for other in self.running:
             if other.salt != job.salt or other.holding is None or other.decodes or not self._memory.cuts(other.holding):
                 continue
-            position = _shared(job.tokens, other.tokens, min(job.goal - 1, other.goal))
+            position = _shared(job, other, min(job.goal - 1, other.goal))
             if position > other.read:
                 # A state is kept there, though where they part was not known when the other came.
                 other.holding.cuts = tuple(sorted({*other.holding.cuts, position}))
@@ -230,7 +231,7 @@ class Scheduler:
         while self.cache_reads:
             job = self.cache_reads[0]
             if job.holding is None:
-                job.holding = self._memory.admit(job.tokens, job.salt)
+                job.holding = self._memory.admit(job.tokens, job.salt, job.inserts)
                 job.read = 0 if job.holding is None else job.holding.length
             if job.holding is not None and job.read < job.goal:
                 return job, job.part(PAGE, ())
@@ -254,7 +255,13 @@ class Scheduler:
             job.holding = None
 
 
-def _shared(text: list[int], other: list[int], limit: int) -> int:
-    """How many of the first ``limit`` tokens of two texts are the same, in whole pages."""
+def _shared(one: Job, other: Job, limit: int) -> int:
+    """How many of the first ``limit`` tokens of two texts are the same, with the same inserts, in whole pages."""
+
+    def differ(at: int) -> bool:
+        if one.tokens[at : at + PAGE] != other.tokens[at : at + PAGE]:
+            return True
+        return page_digest(one.inserts, at) != page_digest(other.inserts, at)
+
     stop = limit // PAGE * PAGE
-    return next((at for at in range(0, stop, PAGE) if text[at : at + PAGE] != other[at : at + PAGE]), stop)
+    return next((at for at in range(0, stop, PAGE) if differ(at)), stop)

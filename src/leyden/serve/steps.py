@@ -210,7 +210,7 @@ class Steps:
         self._finish(job, reason)
         wanted = error is None and job.request.cache_completion and job.request.sampling.n == 1
         if wanted and job.goal // PAGE < len(job.tokens) // PAGE:
-            self.scheduler.read_for_cache(job.tokens, job.salt)
+            self.scheduler.read_for_cache(job.tokens, job.salt, job.inserts)
         return job.delta(error)
 
     def _finish(self, job: Generation, reason: FinishReason) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 
 from leyden.core.errors import UserError
 from leyden.model import HybridLM, ModelConfig, RouterLosses, RouterSums, router_sums, total_router_losses
+from leyden.model.embedding import embed
 from leyden.model.losses import TokenLossModel
 from leyden.model.sequence import lay_out
 from leyden.parallel.objective import Row
@@ -78,7 +79,7 @@ class StageModel(TokenLossModel):
         length = batch.tokens.shape[1]
         part = self.ranks.part(length, batch.cu_seqlens)
         sequence = lay_out(self.config, length, 0, batch.cu_seqlens, device, part)
-        x = self._embedded(batch.tokens.to(device)) if hidden is None else hidden
+        x = self.embed(self.ranks.cut(batch.tokens.to(device))) if hidden is None else hidden
         routings = []
         for layer in self.layers.values():
             x, _, routing = layer(x, sequence, None, None)
@@ -89,9 +90,10 @@ class StageModel(TokenLossModel):
         own = _pack(router_sums(self.config, routings, self.numbers, self.ranks))
         return x, own if routed is None else routed + own
 
-    def _embedded(self, tokens: torch.Tensor) -> torch.Tensor:
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """As :meth:`leyden.model.HybridLM.embed`, in the first stage alone."""
         assert self.embed_tokens is not None, "the first stage alone is given no hidden states"
-        return self.embed_tokens(self.ranks.cut(tokens))
+        return embed(self.embed_tokens, self.ranks, tokens)
 
     def router_losses(self, features: StageFeatures) -> RouterLosses:
         """As :meth:`leyden.model.HybridLM.router_losses`, of the layers of all stages."""

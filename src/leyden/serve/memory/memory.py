@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from leyden.model import PAGE, Pools
+from leyden.serve.inserts import Insert, page_digest
 from leyden.serve.memory.allocators import Pages, Slots
 from leyden.serve.memory.holding import Holding, Swapped
 from leyden.serve.memory.snapshots import Snapshots, copy_slot, slot_of
@@ -84,16 +85,16 @@ class Memory:
         """A sequence of more never fits."""
         return self.pages.count * PAGE
 
-    def admit(self, tokens: Sequence[int], salt: str = "") -> Holding | None:
+    def admit(self, tokens: Sequence[int], salt: str = "", inserts: Sequence[Insert] = ()) -> Holding | None:
         """Take a slot, and pages for a whole prompt; what was read of it before is taken over.
 
         It goes on from the deepest place strictly before its last token where a state was kept and all pages before
-        it are. Texts of different salts have nothing in common.
+        it are. Texts of different salts have nothing in common, nor have pages with different inserts.
 
         Returns:
             None where it does not fit now; then nothing was let go.
         """
-        blocks = _blocks(tokens, salt)
+        blocks = _blocks(tokens, salt, inserts)
         chain = self.tree.walk(blocks[: (len(tokens) - 1) // PAGE])
         depth = max((node.depth for node in chain if node.snapshot is not None), default=0)
         holding = self._hold(chain[:depth], _num_pages(len(tokens)))
@@ -310,11 +311,15 @@ def _cache_use(chain: Sequence[Node], depth: int) -> CacheUse:
     return CacheUse(len(chain) * PAGE, depth * PAGE, {reason: tokens for reason, tokens in lost.items() if tokens})
 
 
-def _blocks(tokens: Sequence[int], salt: str) -> list[bytes]:
-    """The whole pages of ``tokens``, each as bytes; the first behind the salt, so that no other text begins like it."""
+def _blocks(tokens: Sequence[int], salt: str, inserts: Sequence[Insert] = ()) -> list[bytes]:
+    """The whole pages of ``tokens``, each as bytes; the first behind the salt, so that no other text begins like it.
+
+    Behind a page with inserts stands what tells these from others.
+    """
     content = array("q", tokens).tobytes()
     width = PAGE * array("q").itemsize
     blocks = [content[start : start + width] for start in range(0, len(content) - width + 1, width)]
+    blocks = [block + page_digest(inserts, page * PAGE) for page, block in enumerate(blocks)] if inserts else blocks
     return [salt.encode() + blocks[0], *blocks[1:]] if blocks else []
 
 
