@@ -141,7 +141,7 @@ def test_more_connections_than_allowed(serve: Serve, connect) -> None:
         client.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert client.recv(100).startswith(b"HTTP/1.1 200")
     silent = connect(url)
-    assert everything(kept[0]).endswith(b'"ok"}')
+    assert everything(kept[0]).endswith(b'"ok","weights_version":0}')
     assert httpx.get(f"{url}/health").status_code == 200
     assert everything(silent) == b""
     kept[1].sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")

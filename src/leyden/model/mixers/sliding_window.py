@@ -66,7 +66,8 @@ class PooledWindow(PooledAttention):
         parts = [self._of_round(q[0], k[0], v[0], slice(start, stop), moves) for start, stop, moves in rounds]
         for prompt in self.prompts(wanted_alone):
             new = slice(prompt.start, prompt.stop)
-            parts.append(q.new_zeros(1, prompt.first - prompt.start, *q.shape[2:]))
+            if prompt.start < prompt.first:
+                parts.append(q.new_zeros(1, prompt.first - prompt.start, *q.shape[2:]))
             if prompt.first < prompt.stop:
                 parts.append(self._of_prompt(q[0, prompt.first : prompt.stop], k[0, new], v[0, new], prompt))
             self._keep(k[0, new], v[0, new], prompt)

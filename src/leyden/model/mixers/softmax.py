@@ -137,7 +137,8 @@ class PooledKeyValues(PooledAttention):
         if n:
             parts.append(paged_attention(q[0, :n], self.keys, self.values, rows.tables[:n], rows.lengths)[None])
         for prompt in self.prompts(wanted_alone):
-            parts.append(q.new_zeros(1, prompt.first - prompt.start, *q.shape[2:]))
+            if prompt.start < prompt.first:
+                parts.append(q.new_zeros(1, prompt.first - prompt.start, *q.shape[2:]))
             if prompt.first < prompt.stop:
                 parts.append(self._of_prompt(q[0, prompt.first : prompt.stop], prompt))
         return joined(parts, q)
