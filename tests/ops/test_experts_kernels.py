@@ -11,6 +11,7 @@ from exactness import assert_within_noise, random, with_gradients
 from torch.nn.functional import silu
 
 from leyden.ops import drop_over_capacity, route, swiglu_experts
+from leyden.ops.experts.sort import sort_by_expert
 
 launch = importlib.import_module("leyden.ops.experts.launch")
 
@@ -91,7 +92,7 @@ def test_rows_wider_than_a_block(device: str, monkeypatch: pytest.MonkeyPatch) -
 def test_rows_keep_the_order_of_assignments_and_dropped_ones_take_none(device: str) -> None:
     experts = torch.tensor([[3, 1], [1, 3], [0, 3]], device=device)
     kept = torch.tensor([[True, True], [False, True], [True, True]], device=device)
-    order, row_of, ends = launch.sort_by_expert(experts, kept, 5)
+    order, row_of, ends = sort_by_expert(experts, kept, 5)
     assert ends.tolist() == [1, 2, 2, 5, 5]
     assert order.tolist() == [4, 1, 0, 3, 5, 2]
     assert row_of.tolist() == [2, 1, 5, 3, 0, 4]

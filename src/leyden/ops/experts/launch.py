@@ -13,6 +13,7 @@ from torch.nn.functional import grouped_mm
 
 from leyden.ops.experts import kernels as jitted
 from leyden.ops.experts.grouped import reason_against
+from leyden.ops.experts.sort import sort_by_expert
 from leyden.ops.launching import Kernels, blocks, power_of_two
 
 kernels = Kernels(jitted)
@@ -22,26 +23,6 @@ _BLOCK = 1024
 
 _CLEARING = 32
 """Programs that clear the gradients of one expert without rows."""
-
-
-def sort_by_expert(
-    experts: torch.Tensor, kept: torch.Tensor | None, num_experts: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Assignments [N, k] sorted by expert, dropped ones last.
-
-    Returns:
-        order: [N k] int64, the assignment of each row.
-        row_of: [N k] int64, the row of each assignment.
-        ends: [E] int32, the end of each expert's rows.
-    """
-    expert = experts.flatten().to(torch.int16)  # a quarter of the radix sort's passes
-    if kept is not None:
-        expert = expert.masked_fill(~kept.flatten(), num_experts)
-    by_expert, order = torch.sort(expert, stable=True)
-    each = torch.arange(num_experts, dtype=expert.dtype, device=expert.device)
-    ends = torch.searchsorted(by_expert, each, right=True, out_int32=True)
-    row_of = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-    return order, row_of, ends
 
 
 def _permute(x: torch.Tensor, row_of: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:

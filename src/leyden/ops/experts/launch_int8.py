@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from leyden.ops.experts import kernels as jitted
-from leyden.ops.experts.launch import sort_by_expert, unpermute
+from leyden.ops.experts.launch import unpermute
+from leyden.ops.experts.sort import sort_by_expert
 from leyden.ops.int8_linear import Int8Matrices
 from leyden.ops.launching import Kernels, blocks, power_of_two, products
 

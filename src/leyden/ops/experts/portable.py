@@ -4,12 +4,14 @@ Saved for the backward: the tokens, the sorting, the gate and up projections and
 is formed again, which costs one pass over memory and no matrix product beyond the usual.
 """
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn.functional import silu
 
+from leyden.ops.experts.sort import sort_by_expert
 from leyden.ops.gradients import backward_may_follow
 from leyden.ops.int8_linear import Int8Matrices
 
@@ -67,22 +69,20 @@ class _Sorted:
 
 def _sort(experts: torch.Tensor, kept: torch.Tensor | None, num_experts: int) -> _Sorted:
     top_k = experts.shape[1]
-    flat = experts.flatten()
-    if kept is not None:  # dropped assignments sort behind the last expert
-        flat = flat.masked_fill(~kept.flatten(), num_experts)
-    order = torch.argsort(flat, stable=True)
-    counts = torch.bincount(flat, minlength=num_experts)[:num_experts].tolist()
-    order = order[: sum(counts)]
-    grain = alignment(sum(counts), num_experts)
+    order, _, ends = sort_by_expert(experts, kept, num_experts)
+    bounds = [0, *ends.tolist()]
+    order = order[: bounds[-1]]
+    grain = alignment(len(order), num_experts)
     spans, shifts, start = [], [], 0
-    for expert, count in enumerate(counts):
-        shifts.append(start - sum(counts[:expert]))
-        if count:
-            end = start + -(-count // grain) * grain
+    for expert, (first, stop) in enumerate(itertools.pairwise(bounds)):
+        shifts.append(start - first)
+        if stop > first:
+            end = start + -(-(stop - first) // grain) * grain
             spans.append((expert, slice(start, end)))
             start = end
+    counts = ends.diff(prepend=ends.new_zeros(1))
     row = torch.arange(len(order), device=order.device)
-    row += torch.tensor(shifts, device=order.device).repeat_interleave(torch.tensor(counts, device=order.device))
+    row += torch.tensor(shifts, device=order.device).repeat_interleave(counts, output_size=len(order))
     token = order.new_zeros(start).index_copy_(0, row, order // top_k)
     filling = torch.ones_like(token, dtype=torch.bool).index_fill_(0, row, False).nonzero().squeeze(1)
     return _Sorted(order, row, token, filling, spans)

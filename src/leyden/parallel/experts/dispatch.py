@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 
 from leyden.ops import Routing
+from leyden.ops.experts.sort import sort_by_expert
 from leyden.parallel.collectives import gather_rows
 from leyden.parallel.mesh import Mesh
 
@@ -99,20 +100,20 @@ def token_groups(routing: Routing, mesh: Mesh, experts_per_rank: int) -> list[To
     num_tokens, top_k = routing.experts.shape
     bounds = [num_tokens * index // num_groups for index in range(num_groups + 1)]
     spans = [slice(start, stop) for start, stop in zip(bounds, bounds[1:], strict=False)]
-    sorts = [_Sort.of(routing, span, ep * experts_per_rank) for span in spans]
-    sent, arriving = _exchange_counts(torch.stack([sort.counts for sort in sorts]), mesh, experts_per_rank)
+    orders, rows_of, counts = zip(*(_sorted(routing, span, ep * experts_per_rank) for span in spans), strict=True)
+    sent, arriving = _exchange_counts(torch.stack(counts), mesh, experts_per_rank)
     sizes = torch.cat([sent.sum(-1), arriving.sum(-1).flatten(1)], dim=1).tolist()
     local = torch.arange(experts_per_rank, device=sent.device).repeat(etp * ep)
     groups = []
-    for index, (span, sort) in enumerate(zip(spans, sorts, strict=True)):
+    for index, (span, order, row_of) in enumerate(zip(spans, orders, rows_of, strict=True)):
         to_ranks, from_ranks = sizes[index][:ep], sizes[index][ep:]
         per_peer = [sum(from_ranks[peer * ep : (peer + 1) * ep]) for peer in range(etp)]
         own_first = torch.cat([arriving[index, me : me + 1], arriving[index, :me], arriving[index, me + 1 :]])
         groups.append(
             TokenGroup(
                 tokens=span,
-                assignment=span.start * top_k + sort.order[: sum(to_ranks)],
-                row_of=sort.row_of,
+                assignment=span.start * top_k + order[: sum(to_ranks)],
+                row_of=row_of,
                 kept=None if routing.kept is None else routing.kept[span],
                 sent=to_ranks,
                 received=from_ranks[me * ep : (me + 1) * ep],
@@ -124,32 +125,18 @@ def token_groups(routing: Routing, mesh: Mesh, experts_per_rank: int) -> list[To
     return groups
 
 
-@dataclass(frozen=True)
-class _Sort:
-    """The assignments of a group sorted by expert, the dropped ones last.
+def _sorted(routing: Routing, span: slice, num_experts: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The assignments of a group of n tokens sorted by expert, the dropped ones last.
 
-    Attributes:
+    Returns:
         order: [n k] int64, the assignments in that order.
         row_of: [n, k] int64, its inverse; 0 where dropped.
         counts: [E] int64, the kept ones of every expert.
     """
-
-    order: torch.Tensor
-    row_of: torch.Tensor
-    counts: torch.Tensor
-
-    @classmethod
-    def of(cls, routing: Routing, span: slice, num_experts: int) -> "_Sort":
-        chosen = routing.experts[span]
-        kept = None if routing.kept is None else routing.kept[span]
-        if kept is not None:
-            chosen = chosen.masked_fill(~kept, num_experts)
-        by_expert, order = torch.sort(chosen.flatten(), stable=True)
-        # Counted by bounds: bincount would make the host wait for a GPU.
-        bounds = torch.searchsorted(by_expert, torch.arange(num_experts + 1, device=order.device))
-        row_of = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-        row_of = row_of.view(chosen.shape)
-        return cls(order, row_of if kept is None else row_of.masked_fill(~kept, 0), bounds.diff())
+    experts, kept = routing.experts[span], None if routing.kept is None else routing.kept[span]
+    order, row_of, ends = sort_by_expert(experts, kept, num_experts)
+    row_of, counts = row_of.view(experts.shape), ends.long().diff(prepend=order.new_zeros(1))
+    return order, row_of if kept is None else row_of.masked_fill(~kept, 0), counts
 
 
 def _exchange_counts(counts: torch.Tensor, mesh: Mesh, experts_per_rank: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from leyden.model import ModelConfig
 from leyden.ops import Routing
+from leyden.ops.experts.sort import sort_by_expert
 from leyden.parallel.collectives import gather_rows, sum_over
 
 _DIGIT_BITS = 8
@@ -51,7 +52,7 @@ class GlobalCapacity:
         expert = routing.experts.flatten()
         counts = self._gather(_count(expert, config.num_local_experts))
         room = _capacity(counts.sum(), config) - counts[: self._group.rank()].sum(0)
-        return (_places(expert) < room[expert]).view(routing.experts.shape)
+        return (_places(expert, config.num_local_experts) < room[expert]).view(routing.experts.shape)
 
     def _most_probable(self, routing: Routing, config: ModelConfig) -> torch.Tensor:
         """[N, k] bool, by probability; of those that tie at the threshold the earliest."""
@@ -61,7 +62,7 @@ class GlobalCapacity:
         expert_if_tied = expert.masked_fill(~tied, num_experts)
         counts = self._gather(_count(expert_if_tied, num_experts + 1)[:-1])
         room = left - counts[: self._group.rank()].sum(0)
-        kept = (key > threshold[expert]) | (tied & (_places(expert_if_tied) < room[expert]))
+        kept = (key > threshold[expert]) | (tied & (_places(expert_if_tied, num_experts) < room[expert]))
         return kept.view(routing.experts.shape)
 
     def _select(
@@ -122,8 +123,7 @@ def _count(index: torch.Tensor, size: int) -> torch.Tensor:
     return index.new_zeros(size).scatter_add_(0, index, torch.ones_like(index))
 
 
-def _places(expert: torch.Tensor) -> torch.Tensor:
+def _places(expert: torch.Tensor, num_experts: int) -> torch.Tensor:
     """[M] int64, how many assignments of the same expert stand before each."""
-    by_expert, order = torch.sort(expert, stable=True)
-    rank = torch.arange(len(expert), device=expert.device) - torch.searchsorted(by_expert, by_expert)
-    return torch.empty_like(rank).scatter_(0, order, rank)
+    _, row_of, ends = sort_by_expert(expert, None, num_experts)
+    return row_of - torch.cat([ends.new_zeros(1), ends])[expert]
