@@ -189,7 +189,9 @@ def test_what_the_user_names_must_be_there(tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
     with pytest.raises(UserError, match="nothing to read"):
         _read(tmp_path)
-    with pytest.raises(UserError, match=r"allowed: \.txt, \.txt\.gz"):
+    with pytest.raises(
+        UserError, match=r"allowed: \.txt, \.md, \.py, \.jsonl, \.parquet \(text also as \.gz or \.zst\)"
+    ):
         _read(tmp_path / "a.png")
     os.mkfifo(tmp_path / "pipe.txt")
     with pytest.raises(UserError, match="not a file of a kind that is read"):

@@ -16,6 +16,7 @@ from whole_runs import after_step, assert_same_run, interrupt, metrics, steps_of
 from leyden.checkpoint import training
 from leyden.core.errors import Interrupted
 from leyden.recipes import load_recipe, run, stages
+from leyden.recipes.prepare import prepare
 from leyden.train import run as train_run
 
 KILLED = """
@@ -85,7 +86,7 @@ def test_ctrl_c_outside_of_training_keeps_what_is_finished(
     finished: Path, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = load_recipe(str(recipe_file))
-    for place in ("leyden.recipes.prepare.write_shards", "leyden.recipes.runner.write_samples"):
+    for place in ("leyden.recipes.prepare.run_build", "leyden.recipes.runner.write_samples"):
 
         def stop(*_: Any) -> None:
             raise KeyboardInterrupt
@@ -148,3 +149,24 @@ def test_minutes_become_steps_once(
     assert load_recipe(str(tmp_path / "run" / "recipe.toml")) == settled
     outcome = leyden_cli(*command, "--set", "stage.short.minutes=0.01", "--dry-run")
     assert "stage.0.minutes" in outcome.err, "the stage has ended"
+
+
+def test_text_that_was_read_is_not_read_again(
+    finished: Path, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was stopped before it had its tokens resumes the build that makes them, and leaves nothing of it."""
+    recipe = load_recipe(str(recipe_file))
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("leyden.data.builds.run.make_tokens", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(recipe, tmp_path)
+    assert not (tmp_path / "data").exists()
+    monkeypatch.setattr("leyden.data.builds.run._read_shard", stop)
+    prepare(recipe, tmp_path)
+    for name in ("held_out.jsonl", "tokenizer/tokenizer.json", "data/metadata.json", "data.json"):
+        assert (tmp_path / name).read_bytes() == (finished / name).read_bytes(), name
+    assert not (tmp_path / "build").exists()

@@ -332,13 +332,17 @@ def test_experiments_that_cannot_be(experiment: Experiment, changes: dict[str, A
     assert says in str(refused.value)
 
 
-def test_a_variant_s_own_documents_hold_none_that_items_are_from(experiment: Experiment, text: Path) -> None:
+def test_a_variant_s_own_documents_hold_none_that_items_are_from(
+    experiment: Experiment, text: Path, tmp_path: Path
+) -> None:
     """The same folder as a variant's own: what ``[data]`` holds out is not trained on, whatever is held out there."""
     from leyden.study.study import _documents, _variant
 
-    documents, held_out = _documents(experiment)
+    documents, held_out = _documents(experiment, tmp_path)
     own = experiment.baseline.model_copy(update={"text": (text,), "shuffle_words": 0.0})
-    trained = {document.text for document in _variant(experiment, own, documents, frozenset(held_out))}
+    trained = {
+        document.text for document in _variant(experiment, own, documents, frozenset(held_out), tmp_path / "own")
+    }
     assert len(trained) > 20
     assert held_out
     assert not trained & set(held_out)

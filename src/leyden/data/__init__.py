@@ -7,9 +7,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from leyden.data.corpus import Corpus as Corpus
-    from leyden.data.corpus import CorpusReport as CorpusReport
-    from leyden.data.corpus import build_corpus as build_corpus
     from leyden.data.documents import Document as Document
     from leyden.data.documents import Documents as Documents
     from leyden.data.documents import Message as Message
@@ -32,8 +29,6 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Batch": "loader.packing",
-    "Corpus": "corpus",
-    "CorpusReport": "corpus",
     "Document": "documents",
     "Documents": "documents",
     "GroupedBatches": "loader.grouped",
@@ -46,7 +41,6 @@ _HOMES = {
     "Reject": "documents",
     "SourceFile": "sources",
     "TokenShards": "shards",
-    "build_corpus": "corpus",
     "find_sources": "sources",
     "open_token_files": "token_files",
     "read_documents": "readers",
@@ -56,8 +50,6 @@ _HOMES = {
 }
 __all__ = [
     "Batch",
-    "Corpus",
-    "CorpusReport",
     "Document",
     "Documents",
     "GroupedBatches",
@@ -70,7 +62,6 @@ __all__ = [
     "Reject",
     "SourceFile",
     "TokenShards",
-    "build_corpus",
     "find_sources",
     "open_token_files",
     "read_documents",

@@ -1,12 +1,12 @@
 """Which documents are held out: the one rule of the stage ``hold_out``, of text that a run reads, and of token files.
 
 Each document has a number that is uniform in [0, 1) and depends on nothing but its content; it is held out if that
-number is below the share. Adding, removing or moving other documents changes nothing for it.
+number is below the share. Adding, removing or moving other documents changes nothing for it. Only if this would hold
+out no document, or leave none, is the border moved, so that one document is held out, or one is left.
 """
 
 import hashlib
-
-import numpy as np
+import math
 
 
 def draw(content: bytes) -> float:
@@ -15,22 +15,13 @@ def draw(content: bytes) -> float:
     return int.from_bytes(digest, "big") / 2**64
 
 
-def held_out(draws: np.ndarray, share: float) -> np.ndarray:
-    """Which of all documents of a corpus are held out, where some must be and some must not.
-
-    If the rule holds out none, the document with the smallest number is; if it holds out all, the one with the largest
-    is not.
+def border(share: float, smallest: float, largest: float) -> float:
+    """Documents whose number is below this are held out.
 
     Args:
-        draws: [D] float64, the number of each document, at least two.
         share: above 0 and below 1.
-
-    Returns:
-        [D] bool.
+        smallest, largest: of the numbers of all documents, of which there are two different ones at least.
     """
-    chosen = draws < share
-    if not chosen.any():
-        chosen[np.argmin(draws)] = True
-    if chosen.all():
-        chosen[np.argmax(draws)] = False
-    return chosen
+    if smallest >= share:
+        return math.nextafter(smallest, 1)
+    return min(share, largest)

@@ -95,9 +95,11 @@ PACKED = (".gz", ".zst")
 _NEVER_PACKED = ("parquet", "arrow", "pdf")
 _FORMAT_OF = {suffix: name for name, suffixes in FORMATS.items() for suffix in suffixes}
 
-_SIMPLE = (".txt", ".md", ".py", ".jsonl")
-SUFFIXES = (*(suffix + packed for suffix in _SIMPLE for packed in ("", *PACKED)), ".parquet")
+SUFFIXES = (".txt", ".md", ".py", ".jsonl", ".parquet")
 """What is read where a recipe or a command names text only (``[data] text``, ``--text``)."""
+
+STANDARD_LIBRARY = "python:stdlib"
+"""As a path of a source: the source of the running Python's standard library."""
 
 _NOT_DOCUMENTS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 """What lies beside the files of a saved Hugging Face dataset."""
@@ -153,7 +155,7 @@ def plain_suffix(path: Path) -> str:
 
 
 def find_sources(
-    paths: Iterable[str | Path], formats: Container[str] | None = None
+    paths: Iterable[str | Path], formats: Container[str] = FORMATS, suffixes: Container[str] = SUFFIXES
 ) -> tuple[list[SourceFile], list[Reject]]:
     """The files behind ``paths``, folders searched through, each folder in the order of names.
 
@@ -161,7 +163,8 @@ def find_sources(
 
     Args:
         paths: files and folders.
-        formats: which of :data:`FORMATS` are read; None: the files of :data:`SUFFIXES` alone.
+        formats: which of :data:`FORMATS` are read.
+        suffixes: of these, the suffixes that are read, in small letters and without those of packed files; empty: all.
 
     Returns:
         The files to read, and what else was found in folders, each with the reason why it is not read.
@@ -179,7 +182,7 @@ def find_sources(
         if is_folder:
             for file in _files_in(path, skipped):
                 name = file.relative_to(path).as_posix()
-                if is_readable(file, formats):
+                if is_readable(file, formats, suffixes):
                     sources.append(SourceFile(file, f"{path.resolve().name}/{name}"))
                 elif file.name in _NOT_DOCUMENTS:
                     skipped.append(Reject(str(file), "", NOT_DATA, "it describes a saved dataset"))
@@ -187,13 +190,13 @@ def find_sources(
                     skipped.append(Reject(str(file), "", SUFFIX_NOT_READ, plain_suffix(file)))
         elif not exists:
             raise UserError(f"{path} does not exist; give files or folders of text.")
-        elif not is_file or not is_readable(path, formats):
-            allowed = (
-                SUFFIXES
-                if formats is None
-                else [s for name, all_of in FORMATS.items() if name in formats for s in all_of]
+        elif not is_file or not is_readable(path, formats, suffixes):
+            of_formats = [suffix for name, all_of in FORMATS.items() if name in formats for suffix in all_of]
+            allowed = [suffix for suffix in of_formats if not suffixes or suffix in suffixes]
+            raise UserError(
+                f"{path} is not a file of a kind that is read; allowed: {', '.join(allowed)} "
+                "(text also as .gz or .zst)."
             )
-            raise UserError(f"{path} is not a file of a kind that is read; allowed: {', '.join(allowed)}.")
         else:
             sources.append(SourceFile(path, path.name))
     return sources, skipped
@@ -221,12 +224,11 @@ def why_not(path: Path, folder: Path, is_folder: bool) -> tuple[str, str] | None
         return UNREADABLE, error.strerror or str(error)
 
 
-def is_readable(path: Path, formats: Container[str] | None = None) -> bool:
-    """Whether the suffix of ``path`` is one that is read: of :data:`SUFFIXES`, or where given, of ``formats``."""
-    if formats is None:
-        return path.name.lower().endswith(SUFFIXES)
+def is_readable(path: Path, formats: Container[str], suffixes: Container[str]) -> bool:
+    """Whether a file is one that is read, by its name; arguments as of :func:`find_sources`."""
     name = format_of(path)
-    return bool(name) and name in formats and path.name not in _NOT_DOCUMENTS
+    chosen = not suffixes or plain_suffix(path) in suffixes
+    return bool(name) and name in formats and chosen and path.name not in _NOT_DOCUMENTS
 
 
 def _files_in(folder: Path, skipped: list[Reject]) -> Iterator[Path]:

@@ -8,10 +8,13 @@ from pathlib import Path
 from leyden.checkpoint.starting_model import StartingModel
 from leyden.core.checksums import changed_files, write_checksums
 from leyden.core.errors import UserError
-from leyden.core.files import atomic_file
+from leyden.core.files import atomic_file, discard
 from leyden.core.log import say
-from leyden.data import Corpus, TokenShards, build_corpus, find_sources, write_shards
-from leyden.data.builds.tokens import BuildTokens, held_out_texts, read_tokens
+from leyden.data import TokenShards, find_sources
+from leyden.data.builds.recipe import TokensSection
+from leyden.data.builds.run import run_build
+from leyden.data.builds.text import TextReport, documents_of, text_recipe
+from leyden.data.builds.tokens import TOKENIZER, BuildTokens, held_out_texts, open_groups, read_tokens
 from leyden.recipes.schema import Recipe
 from leyden.recipes.starting import read_start
 from leyden.recipes.token_files import adopt_token_files, map_token_files, read_adopted
@@ -22,6 +25,9 @@ TOKENS_DIRECTORY = "data"
 
 TOKENIZER_DIRECTORY = "tokenizer"
 """Of every run: the tokenizer that its model is trained with, whoever made it."""
+
+BUILD_DIRECTORY = "build"
+"""Of a run on ``text``, while its documents are read: the data build that makes the tokens. Then it is removed."""
 
 FORK_FILE = "fork.json"
 """Of a run that began where another was; its tokenizer is there before its tokens are."""
@@ -68,13 +74,10 @@ def prepare(recipe: Recipe, directory: Path) -> None:
         else:
             _tokenizer_at_hand(recipe, directory).save(directory / TOKENIZER_DIRECTORY)
         adopt_token_files(recipe, Tokenizer.load(directory / TOKENIZER_DIRECTORY), directory, shards)
-    elif not shards.exists():
-        corpus = build_corpus(recipe.data.text or None, held_out_fraction=recipe.data.held_out_fraction)
-        _tell(corpus)
-        trained = _tokenizer(recipe, corpus, directory)
-        trained.save(directory / TOKENIZER_DIRECTORY)
-        _write_corpus(corpus, directory)
-        write_shards(corpus.train, trained, shards)
+        return
+    if not shards.exists():
+        _build_text(recipe, directory, shards)
+    discard(directory / BUILD_DIRECTORY)
 
 
 def check_sources(recipe: Recipe) -> None:
@@ -188,25 +191,30 @@ def _tokenizer_at_hand(recipe: Recipe, directory: Path) -> Tokenizer:
     return start.tokenizer
 
 
-def _tokenizer(recipe: Recipe, corpus: Corpus, directory: Path) -> Tokenizer:
-    if recipe.tokenizer.path is not None or recipe.starts_from is not None or (directory / FORK_FILE).exists():
-        return _tokenizer_at_hand(recipe, directory)
-    wanted = recipe.tokenizer.vocab_size
-    texts = (document.text for document in corpus.train)
-    tokenizer = Tokenizer.train(texts, vocab_size=wanted, allow_smaller=recipe.tokenizer.allow_smaller)
-    if tokenizer.vocab_size < wanted:
-        say(f"the text supports a vocabulary of {tokenizer.vocab_size:,}, not of {wanted:,}")
-    return tokenizer
-
-
-def _write_corpus(corpus: Corpus, directory: Path) -> None:
+def _build_text(recipe: Recipe, directory: Path, shards: Path) -> None:
+    """Run the shipped build on the recipe's text, and take over from it what the run needs; the tokens come last."""
+    check_sources(recipe)
+    place = directory / BUILD_DIRECTORY
+    named = recipe.tokenizer.path is not None or recipe.starts_from is not None or (directory / FORK_FILE).exists()
+    if named:
+        _tokenizer_at_hand(recipe, directory).save(directory / TOKENIZER_DIRECTORY)
+    tokens = TokensSection(
+        tokenizer=directory / TOKENIZER_DIRECTORY if named else None,
+        vocab_size=recipe.tokenizer.vocab_size,
+        allow_smaller=recipe.tokenizer.allow_smaller,
+    )
+    fraction = recipe.data.held_out_fraction
+    build = run_build(text_recipe(recipe.data.text or None, held_out_fraction=fraction, tokens=tokens), place)
+    report = TextReport.of(build)
+    _tell(report)
+    Tokenizer.load(place / TOKENIZER).save(directory / TOKENIZER_DIRECTORY)
     with atomic_file(directory / "data.json") as part:
-        report = asdict(corpus.report) | {"rejected": [asdict(reject) for reject in corpus.rejects]}
-        part.write_text(json.dumps(report, indent=1), encoding="utf-8")
+        part.write_text(json.dumps(asdict(report), indent=1), encoding="utf-8")
     with atomic_file(directory / _HELD_OUT) as part, part.open("w", encoding="utf-8") as file:
-        for document in corpus.held_out:
-            file.write(json.dumps(asdict(document)) + "\n")
+        for document in documents_of(build.stages()[-1], dropped=True):
+            file.write(json.dumps({"id": document.id, "text": document.text, "source": document.source}) + "\n")
     write_checksums(directory, [directory / _HELD_OUT, *(directory / TOKENIZER_DIRECTORY).iterdir()])
+    open_groups(place)["all"].directory.rename(shards)
 
 
 def _check_files(directory: Path) -> None:
@@ -219,8 +227,7 @@ def _check_files(directory: Path) -> None:
         )
 
 
-def _tell(corpus: Corpus) -> None:
-    report = corpus.report
+def _tell(report: TextReport) -> None:
     say(
         f"documents: {report.train_documents + report.held_out_documents:,}, {report.train_bytes / 1e6:.1f} MB to "
         f"train on, {report.held_out_bytes / 1e6:.2f} MB held out; {report.duplicates} duplicates dropped, "

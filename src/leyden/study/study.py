@@ -16,13 +16,17 @@ from leyden.core.errors import Interrupted, UserError
 from leyden.core.files import atomic_file, discard
 from leyden.core.launch import Launch
 from leyden.core.log import Bar, progress
-from leyden.data import Document, TokenShards, build_corpus, write_shards
+from leyden.data import Document, TokenShards, write_shards
+from leyden.data.builds.run import run_build
+from leyden.data.builds.text import documents_of, text_recipe
 from leyden.study.experiment import Experiment, Variant
 from leyden.study.items import Item, build_items, items_fingerprint, read_items, shuffle_words, write_items
 from leyden.study.metric import Reading, ScoreTable
 from leyden.tokenizer import Tokenizer
 
 _ITEM_SEED = 0
+_BUILDS = "builds"
+"""Data builds of the documents, while a study is begun."""
 
 
 @dataclass(frozen=True)
@@ -204,12 +208,13 @@ def prepare(experiment: Experiment, directory: Path) -> Study:
             )
         return study
     trained = [name for name, variant in experiment.variants().items() if variant.models is None]
-    documents, held_out = _documents(experiment) if trained else ([], [])
+    documents, held_out = _documents(experiment, directory) if trained else ([], [])
     items = _items(experiment, held_out)
     write_items(items, directory / "items.jsonl")
     data = {name: f"models {variant.models}" for name, variant in experiment.variants().items() if variant.models}
     if trained:
         data |= _tokenise(experiment, trained, documents, frozenset(held_out), directory)
+    discard(directory / _BUILDS)
     record = {"experiment": wanted, "items": items_fingerprint(items), "data": data}
     with atomic_file(record_path) as part:
         part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -230,16 +235,19 @@ def _tokenise(
     tokenizer.save(directory / "tokenizer")
     found = {}
     for name in names:
-        made = _variant(experiment, experiment.variants()[name], documents, held_out)
+        place = directory / _BUILDS / name
+        made = _variant(experiment, experiment.variants()[name], documents, held_out, place)
         found[name] = write_shards(made, tokenizer, directory / "data" / name).fingerprint
     return found
 
 
-def _documents(experiment: Experiment) -> tuple[list[Document], list[str]]:
+def _documents(experiment: Experiment, directory: Path) -> tuple[list[Document], list[str]]:
     """Documents to train on, at most so many bytes, and the held-out texts; both by content alone."""
     settings = experiment.data
-    corpus = build_corpus(settings.text, held_out_fraction=settings.held_out_fraction)
-    return _at_most(corpus.train, settings.max_bytes), [d.text for d in _by_content(corpus.held_out)]
+    recipe = text_recipe(settings.text, held_out_fraction=settings.held_out_fraction)
+    last = run_build(recipe, directory / _BUILDS / "data").stages()[-1]
+    held_out = _by_content(list(documents_of(last, dropped=True)))
+    return _at_most(list(documents_of(last)), settings.max_bytes), [document.text for document in held_out]
 
 
 def _items(experiment: Experiment, held_out: list[str]) -> list[Item]:
@@ -249,12 +257,13 @@ def _items(experiment: Experiment, held_out: list[str]) -> list[Item]:
 
 
 def _variant(
-    experiment: Experiment, variant: Variant, documents: list[Document], held_out: frozenset[str]
+    experiment: Experiment, variant: Variant, documents: list[Document], held_out: frozenset[str], place: Path
 ) -> list[Document]:
-    """The documents of one variant. Of its own, no more bytes than ``[data]`` allows, and none that items are from."""
+    """The documents of one variant. Of its own, which are built in ``place``, no more bytes than ``[data]`` allows, and
+    none that items are from."""
     if variant.text is not None:
-        corpus = build_corpus(variant.text)
-        own = [document for document in (*corpus.train, *corpus.held_out) if document.text not in held_out]
+        last = run_build(text_recipe(variant.text, held_out_fraction=None), place).stages()[-1]
+        own = [document for document in documents_of(last) if document.text not in held_out]
         documents = _at_most(own, experiment.data.max_bytes)
     ordered = _by_content(documents)
     bad = round(variant.shuffle_words * len(ordered))

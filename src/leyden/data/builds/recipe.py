@@ -35,6 +35,8 @@ class TokensSection(Config):
     are left."""
     vocab_size: int = Field(default=32_768, ge=261)
     """Tokens of a tokenizer that is trained."""
+    allow_smaller: bool = False
+    """Train on documents too few for so many tokens as well, with as many as they support."""
     by: Literal["all", "source", "group"] = "all"
     """What shares a folder of shards, which a training mixture weighs as one: everything; each source; or each group
     that a ``mixture`` stage made."""

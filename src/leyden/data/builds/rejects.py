@@ -86,6 +86,12 @@ def reject_lines(place: StageDirectory) -> Iterator[dict[str, str]]:
                 yield from map(json.loads, file)
 
 
+def rejects_of(place: StageDirectory) -> Iterator[Reject]:
+    """The same as objects."""
+    for line in reject_lines(place):
+        yield Reject(line["source"], line["place"], line["reason"], line["detail"])
+
+
 def reading_line(place: StageDirectory) -> str:
     """What reading came to, in one line: documents, files, and what was not read with its reasons."""
     counts, skipped = place.total(), not_read(place)

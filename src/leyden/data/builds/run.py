@@ -21,7 +21,7 @@ from leyden.core.threads import require_threads
 from leyden.data.builds.directory import FINISHED, Build, Counts, DocumentTally, StageDirectory
 from leyden.data.builds.plan import BuildStep, fingerprint, plan_steps
 from leyden.data.builds.recipe import BuildRecipe
-from leyden.data.builds.rejects import RejectFile, by_reason, reading_line, write_not_read
+from leyden.data.builds.rejects import RejectFile, by_reason, reading_line, rejects_of, write_not_read
 from leyden.data.builds.tokens import make_tokens, tokens_fault, tokens_files, tokens_made_from
 from leyden.data.documents import Documents
 from leyden.data.engine import DataEngine
@@ -119,8 +119,9 @@ def _check_rejected(recipe: BuildRecipe, place: StageDirectory) -> None:
     counts, folder = place.total(), place.path.parents[1] / "rejected"
     documents = counts.kept.documents
     if not documents:
+        first = next((str(reject) for reject in rejects_of(place)), "none")
         what = by_reason(counts.rejected, 4)
-        raise UserError(f"No document could be read ({what}); what was set aside is in {folder}.")
+        raise UserError(f"No document could be read ({what}). The first that was set aside: {first}.")
     rejected = {reason: count for reason, count in counts.rejected.items() if reason not in HARMLESS}
     aside = sum(rejected.values())
     if aside > recipe.build.max_rejected * (aside + documents):

@@ -80,7 +80,9 @@ def _own_tokenizer(settings: TokensSection, last: StageDirectory, prints: Mappin
         tell_damage([fault])
     texts = (text for batch in last.read() for text in batch.texts())
     if settings.tokenizer is None:
-        made = Tokenizer.train(texts, vocab_size=settings.vocab_size)
+        made = Tokenizer.train(texts, vocab_size=settings.vocab_size, allow_smaller=settings.allow_smaller)
+        if made.vocab_size < settings.vocab_size:
+            say(f"the text supports a vocabulary of {made.vocab_size:,}, not of {settings.vocab_size:,}")
     else:
         made = Tokenizer.load(settings.tokenizer)
     with atomic_directory(directory) as part:
@@ -108,14 +110,14 @@ def tokens_fault(directory: Path) -> str | None:
     """What is damaged of the tokens themselves, in words; None: nothing, or there are none."""
     try:
         if (directory / TOKENS / GROUPS).exists():
-            for shards in _open_groups(directory).values():
+            for shards in open_groups(directory).values():
                 shards.verify()
     except UserError as error:
         return str(error).partition(". ")[0]
     return None
 
 
-def _open_groups(directory: Path) -> dict[str, TokenShards]:
+def open_groups(directory: Path) -> dict[str, TokenShards]:
     """The token shards of each group.
 
     Raises:
@@ -161,7 +163,7 @@ def read_tokens(directory: Path) -> BuildTokens:
     fault = mark.fault()
     if fault:
         raise UserError(f"{fault}. To make it again: {build.command()}")
-    return BuildTokens(directory / TOKENIZER, _open_groups(directory))
+    return BuildTokens(directory / TOKENIZER, open_groups(directory))
 
 
 def held_out_texts(directory: Path) -> tuple[str, ...]:

@@ -54,6 +54,6 @@ def download(name: str, formats: Iterable[str], skipped: list[Reject]) -> list[S
             f"{name} could not be had from the hub ({why}). Without a network, name a folder with its files instead."
         ) from None
     root = Path(folder)
-    files, not_read = find_sources([root / inside if inside else root], wanted)
+    files, not_read = find_sources([root / inside if inside else root], wanted, ())
     skipped += not_read
     return [SourceFile(file.path, f"{repository}/{file.path.relative_to(root).as_posix()}") for file in files]

@@ -10,7 +10,17 @@ from leyden.core.errors import UserError
 from leyden.data.documents import Document, Reject
 from leyden.data.readers.problem import Problem
 from leyden.data.readers.settings import ReadSettings, SourceSettings
-from leyden.data.sources import FORMATS, HIDDEN, PACKED, SourceFile, find_sources, plain_suffix, why_not
+from leyden.data.sources import (
+    FORMATS,
+    HIDDEN,
+    PACKED,
+    STANDARD_LIBRARY,
+    SourceFile,
+    find_sources,
+    plain_suffix,
+    standard_library_sources,
+    why_not,
+)
 
 Found = tuple[str, Document | Problem]
 """What a reader yields: a place in the file, and the document there or why there is none."""
@@ -75,7 +85,7 @@ def source_files(source: SourceSettings, skipped: list[Reject]) -> list[SourceFi
     named: dict[str, SourceFile] = {}
     seen: set[Path] = set()
     for path in source.paths:
-        for file in _files_of(path, source.format, formats, skipped):
+        for file in _files_of(path, source, formats, skipped):
             if file.path.absolute() in seen:
                 continue
             seen.add(file.path.absolute())
@@ -89,7 +99,10 @@ def source_files(source: SourceSettings, skipped: list[Reject]) -> list[SourceFi
     return list(named.values())
 
 
-def _files_of(path: str, format: str, formats: Container[str], skipped: list[Reject]) -> list[SourceFile]:
+def _files_of(path: str, source: SourceSettings, formats: Container[str], skipped: list[Reject]) -> list[SourceFile]:
+    format = source.format
+    if path == STANDARD_LIBRARY:
+        return standard_library_sources()
     if path.startswith("hf://"):
         from leyden.data.readers.hub import DATA_FORMATS, download
 
@@ -100,7 +113,7 @@ def _files_of(path: str, format: str, formats: Container[str], skipped: list[Rej
         if format != "auto" and name.is_file():  # whatever its suffix
             files.append(SourceFile(name, name.name))
             continue
-        found, not_read = find_sources([name], formats)
+        found, not_read = find_sources([name], formats, source.suffixes)
         skipped += not_read
         # A source tree is full of JSON that is no data: under "auto" it is read where it is named.
         in_tree = format == "auto" and name.is_dir()

@@ -54,12 +54,15 @@ class SourceSettings(ReadSettings):
     name: str = Field(pattern=r"^\w[\w.-]*$")
     """What its documents give as their source, and what their ids begin with."""
     paths: tuple[str, ...] = Field(min_length=1)
-    """Files, folders, patterns (``crawl/**/*.warc.gz``), or datasets of the Hugging Face hub (``hf://OWNER/NAME``)."""
+    """Files, folders, patterns (``crawl/**/*.warc.gz``), datasets of the Hugging Face hub (``hf://OWNER/NAME``),
+    or ``python:stdlib``, the source of the running Python's standard library."""
     format: str = "auto"
     """How files are read: ``auto``, by their suffixes; or ``text``, ``markdown``, ``code``, ``html``, ``jsonl``,
     ``parquet``, ``arrow``, ``warc`` or ``pdf`` for all files that are named, and of what is in folders for those with
     the suffixes of that format. A ``.json`` in a folder is configuration more often than data, and is read under
     ``jsonl`` alone."""
+    suffixes: tuple[str, ...] = ()
+    """Read files with these suffixes alone, ``.txt`` say, packed or not; empty: all suffixes of the format."""
 
     @field_validator("format")
     @classmethod
@@ -67,6 +70,15 @@ class SourceSettings(ReadSettings):
         if name not in ("auto", *FORMATS):
             raise ValueError(f"no format '{name}'{suggest(name, ('auto', *FORMATS))}")
         return name
+
+    @field_validator("suffixes")
+    @classmethod
+    def _are_suffixes(cls, suffixes: tuple[str, ...]) -> tuple[str, ...]:
+        known = {suffix for of_format in FORMATS.values() for suffix in of_format}
+        wrong = [suffix for suffix in suffixes if suffix not in known]
+        if wrong:
+            raise ValueError(f"no format has the suffix '{wrong[0]}'{suggest(wrong[0], known)}")
+        return suffixes
 
     @field_validator("paths")
     @classmethod

@@ -7,7 +7,7 @@ import numpy as np
 
 from leyden.core.errors import UserError
 from leyden.core.log import progress
-from leyden.data.hold_out_rule import draw, held_out
+from leyden.data.hold_out_rule import border, draw
 from leyden.data.shards import TOKEN, TokenShards
 
 
@@ -50,13 +50,15 @@ def split_tokens(groups: Mapping[str, TokenShards], share: float) -> dict[str, T
     counts = [groups[name].num_documents for name in names]
     if sum(counts) == 1:
         return {name: _end_of(groups[name], share) if groups[name].num_documents else _nothing() for name in names}
-    draws = []
+    draws: list[float] = []
     with progress("holding documents out", sum(counts)) as bar:
         for name in names:
             for index in range(groups[name].num_documents):
                 draws.append(draw(groups[name].document(index).astype(TOKEN).tobytes()))
                 bar.advance()
-    chosen = np.split(held_out(np.array(draws), share), np.cumsum(counts)[:-1])
+    if min(draws) == max(draws):
+        raise UserError("the documents of data.tokens are all equal: give tokens to train on and others to hold out.")
+    chosen = np.split(np.array(draws) < border(share, min(draws), max(draws)), np.cumsum(counts)[:-1])
     found = {name: np.flatnonzero(part) for name, part in zip(names, chosen, strict=True)}
     return {name: TokenSplit(indices, np.zeros_like(indices)) for name, indices in found.items()}
 
