@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +15,12 @@ from test_exactness import DROPS, build, joined, rows_of
 from leyden.core.errors import UserError
 from leyden.model.quantized import quantize
 from leyden.parallel import Part, Plan, RankGroup, attach
+from leyden.parallel.announce import Announcer
 from leyden.parallel.reshard import Resharding, _common
 from leyden.parallel.serving import divide
 from leyden.parallel.weights import part_of
-from leyden.serve import Engine, Sampling
+from leyden.serve import Engine, EngineConfig, Sampling
+from leyden.serve.ranks import dismiss, follow, join, lead
 from leyden.train import MasterAdamW, Pretrain, TrainState, train_step
 
 _SIZES = {"max_sequences": 3, "kv_gigabytes": 0.001, "cache_gigabytes": 0.001, "swap_gigabytes": 0.001}
@@ -95,6 +98,35 @@ def _trained(training: Plan) -> None:
 @pytest.mark.parametrize("training", [Plan(dp_shard=2, cp=2, ep=2), Plan(pp=2, dp_shard=2, etp=2)], ids=str)
 def test_weights_move_behind_every_optimizer_step(ranks: Callable[..., list[Any]], training: Plan) -> None:
     ranks(4, _trained, training)
+
+
+def _led(store: str) -> list[Any] | None:
+    """The first rank has the requests; weights move while the others do not follow it."""
+    mesh, serving_mesh = mesh_of(Plan(dp_shard=2)), mesh_of(Plan(tp=2))
+    attached = attach(small_model(torch.float32, seed=7), mesh, torch.float32)
+    model = small_model(torch.float32)
+    divide(model, serving_mesh)
+    announcer = Announcer(torch.distributed.FileStore(store, 2), 2)
+    resharding = Resharding(attached, mesh, model, serving_mesh)
+    if mesh.rank:
+        engine = join(model, None, announcer)
+        follow(engine, announcer)
+        engine.update_weights(resharding)
+        follow(engine, announcer)
+        return None
+    engine = lead(model, None, EngineConfig(**_SIZES, decoder="torch"), announcer, 2)
+    found = _drawn(engine)
+    dismiss(engine)
+    engine.update_weights(resharding)
+    found += _drawn(engine)
+    dismiss(engine)
+    return found
+
+
+def test_an_engine_that_leads_others_takes_weights_in_between(ranks: Callable[..., list[Any]], tmp_path: Path) -> None:
+    found, nothing = ranks(2, _led, str(tmp_path / "store"))
+    alone = [_drawn(Engine(small_model(torch.float32, seed=seed), **_SIZES, decoder="torch")) for seed in (0, 7)]
+    assert nothing is None and found == [*alone[0], *alone[1]] and alone[0] != alone[1]
 
 
 def _memory(training: Plan, serving: Plan) -> tuple[int, int, int]:

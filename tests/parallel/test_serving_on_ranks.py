@@ -100,7 +100,22 @@ def _generate(engine: Engine) -> list[tuple[int, ...]]:
     engine.rest()
     (scored,) = engine.generate(prompts[2:3], Sampling(max_tokens=1, temperature=0, prompt_logprobs=1))
     best = [told.top[0][0] for told in scored.prompt_logprobs or () if told is not None]
-    return [*(completion.tokens for completion in found), (begun,), tuple(best)]
+    return [*(completion.tokens for completion in found), (begun,), tuple(best), *_generate_anew(engine)]
+
+
+def _generate_anew(engine: Engine) -> list[tuple[int, ...]]:
+    """Completions behind a release, new weights that are the old ones, and an update that aborts a request."""
+    engine.release()
+    engine.acquire()
+    found = engine.generate(_PROMPTS, Sampling(max_tokens=3, temperature=0))
+    engine.update_weights()
+    found += engine.generate(_PROMPTS, Sampling(max_tokens=3, temperature=0))
+    engine.add(Request(_PROMPTS[1], Sampling(max_tokens=50, temperature=0), "aborted"))
+    engine.step()
+    engine.update_weights(running="abort")
+    found += engine.generate(_PROMPTS[:2], Sampling(max_tokens=3, temperature=0))
+    assert [completion.weights_version for completion in found] == [0, 0, 0, 1, 1, 1, 2, 2]
+    return [completion.tokens for completion in found]
 
 
 def _engines(plan: Plan, directory: str, store: str) -> list[tuple[int, ...]] | None:
