@@ -255,7 +255,7 @@ def test_compiled_tensor_ranks(ranks: Callable[..., list[Any]], mode: str) -> No
     ranks(2, _compiled_ranks, mode)
 
 
-def _whole_document(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, _: Any) -> torch.Tensor:
+def _whole_document(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_: Any) -> torch.Tensor:
     """Attention that a compiler can trace on a CPU."""
     return softmax_attention(q, k, v, backend="reference")
 
