@@ -1,5 +1,6 @@
 """New weights in a running engine: what they count for, what they are refused for, and what they make forgotten."""
 
+import asyncio
 import copy
 from collections.abc import Callable
 
@@ -10,6 +11,7 @@ from leyden.core.errors import UserError
 from leyden.model import PAGE, HybridLM
 from leyden.model.quantized import quantize
 from leyden.serve import Engine, Request, Sampling
+from leyden.serve.loop import EngineLoop
 
 GREEDY = Sampling(max_tokens=12, temperature=0, ignore_eos=True, logprobs=0)
 PROMPTS = [[1, 2, 3], [7] * (PAGE + 9)]
@@ -180,14 +182,19 @@ def test_requests_that_are_aborted_keep_their_tokens(make_model: MakeModel) -> N
     assert engine.generate(PROMPTS[:1], GREEDY)[0].tokens != whole.tokens
 
 
-def test_weights_that_were_trained_in_place_are_seen(make_model: MakeModel) -> None:
+@pytest.mark.parametrize("how", ["written", "assigned", "rounded"])
+def test_weights_that_were_trained_in_place_are_seen(make_model: MakeModel, how: str) -> None:
     """The trainer has the very same module: nobody tells the engine, and no request mixes both."""
     model = make_model()
     trained = other(model)
     engine = Engine(model)
     engine.add(Request(PROMPTS[0], GREEDY, "torn"))
     first = engine.step()
-    model.load_state_dict(trained.state_dict())
+    if how == "rounded":
+        quantize(model)
+        trained = model
+    else:
+        model.load_state_dict(trained.state_dict(), assign=how == "assigned")
     engine.add(Request(PROMPTS[1], GREEDY, "after"))
     deltas = []
     while engine.busy:
@@ -224,3 +231,27 @@ def test_training_mode_stays_with_the_trainer(make_model: MakeModel) -> None:
     model.layers[1].eval()
     assert drawn(engine, PROMPTS[1:]) == expected[1:]
     assert model.training and not any(module.training for module in model.layers[1].modules())
+
+
+def test_streams_of_a_server_end_by_the_old_weights(make_model: MakeModel) -> None:
+    model = make_model()
+    trained, long = other(model), GREEDY.model_copy(update={"max_tokens": 200})
+    expected = [Engine(weights).generate(PROMPTS[:1], long)[0].tokens for weights in (model, trained)]
+    loop = EngineLoop(Engine(copy.deepcopy(model)))
+    loop.start()
+
+    async def work() -> None:
+        stream = loop.submit(Request(PROMPTS[0], long, "old"))
+        deltas = [await anext(stream)]
+        update = loop.between_steps(lambda engine: engine.update_weights(trained, running="finish"))
+        deltas += [delta async for delta in stream]
+        assert await update == loop.statistics.weights_version == 1
+        news = [delta async for delta in loop.submit(Request(PROMPTS[0], long, "new"))]
+        for found, tokens, version in ((deltas, expected[0], 0), (news, expected[1], 1)):
+            assert tuple(token for delta in found for token in delta.tokens) == tokens
+            assert {delta.weights_version for delta in found} == {version}
+
+    try:
+        asyncio.run(asyncio.wait_for(work(), 60))
+    finally:
+        loop.drain(0)

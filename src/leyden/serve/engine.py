@@ -151,7 +151,7 @@ class Engine(EngineCore):
             self._sizes, self.model.ranks.held(self.model.config), self.model.dtype, self.model.norm.weight.device
         )
         self.arrivals.tell("acquire")
-        self.statistics.weights_version += self._watch.replaced()
+        self.statistics.weights_version += self._watch.changed()
         self.released = False
         try:
             self._allocate()

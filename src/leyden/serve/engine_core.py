@@ -241,8 +241,7 @@ class EngineCore:
     def _take_in(self, order: Literal["step", "arrivals"]) -> None:
         """What was added and aborted since the last time; before it, weights that were written to."""
         arrived, aborted = self.arrivals.take(order)
-        idle = not self._scheduler.has_requests
-        if self._watch.replaced() if arrived and idle else self._watch.changed():
+        if self._watch.changed():
             self._end_running("error", _TORN)
             self._renew()
         for first in arrived:
