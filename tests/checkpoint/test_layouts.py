@@ -92,6 +92,27 @@ def test_layouts_convert_into_each_other(random_model: ModelMaker, tmp_path: Pat
     assert all(torch.equal(first[name], last[name]) for name in first)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mlp_types": ("dense", "experts", "dense"), "dense_intermediate_size": 20},
+        {"layer_types": ("sliding_attention", "full_attention", "linear_attention"), "sliding_window": 5},
+    ],
+    ids=["dense among experts", "windows among others"],
+)
+def test_layers_that_only_our_layout_has(
+    random_model: Callable[..., HybridLM], tmp_path: Path, changes: dict[str, object]
+) -> None:
+    model = random_model(**changes)
+    save(model, None, tmp_path / "m", layout="leyden")
+    again, _ = load(tmp_path / "m")
+    assert again.config == model.config
+    for (name, ours), read in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
+        assert torch.equal(ours, read), name
+    with pytest.raises(UserError, match="minimax layout cannot express"):
+        save(model, None, tmp_path / "n", layout="minimax")
+
+
 def test_the_package_exports_load_and_save() -> None:
     assert leyden.load is load
     assert leyden.save is save

@@ -203,6 +203,7 @@ def test_each_decay_is_checked(random_model: ModelMaker, tmp_path: Path, name: s
         ({"shared_intermediate_size": 8}, "shared_intermediate_size = 8 .* use minimax or leyden"),
         ({"postnorm": False, "lightning_norm_eps": 1e-5}, "postnorm = False .* lightning_norm_eps = 1e-05"),
         ({"head_dim": 7}, "odd head_dim, 7"),
+        ({"mlp_types": ("dense", "experts", "experts")}, "dense layers among those with experts"),
         (
             {"layer_types": ("full_attention", "linear_attention", "sliding_attention"), "sliding_window": 3},
             "both full_attention and sliding_attention",

@@ -43,6 +43,13 @@ def test_a_written_configuration_reads_back() -> None:
         ({"layer_types": ("sliding_attention",) * 8}, "sliding_window is missing; say how many keys a token sees"),
         ({"sliding_window": 64}, "sliding_window is 64, and no layer is of type sliding_attention"),
         ({"layer_types": ("sliding_attention",) * 8, "sliding_window": 0}, "'sliding_window'"),
+        ({"mlp_types": ("dense", "experts")}, "mlp_types has 2 entries and num_hidden_layers is 8"),
+        ({"mlp_types": ("dense",) * 8}, "no layer with experts, and num_local_experts is 8; set it to 0"),
+        ({"mlp_types": ("dense",) + ("experts",) * 7, "num_local_experts": 0}, "num_local_experts is 0; say how many"),
+        ({"dense_intermediate_size": 64}, "dense_intermediate_size is 64, and no layer has a dense feed-forward"),
+        ({"mlp_types": ("sparse",) * 8}, r"'mlp_types\.0': must be 'dense' or 'experts'"),
+        ({"mlp_types": 3}, "'mlp_types'"),
+        ({"router": "sigmoid"}, "'router'"),
         ({"capacity_factor": 0}, "'capacity_factor'"),
         ({"rope_theta": float("inf")}, "'rope_theta'"),
         ({"num_hidden_layers": "many"}, "'num_hidden_layers'"),
@@ -91,3 +98,15 @@ def test_a_preset_takes_changes() -> None:
         preset("tinny")
     with pytest.raises(UserError, match=r"model preset 'tiny': .*did you mean 'vocab_size'"):
         preset("tiny", vocabsize=3)
+
+
+def test_one_kind_of_feed_forward_is_said_in_one_way() -> None:
+    """So that a configuration that comes back from another layout is the same."""
+    assert preset("tiny", mlp_types=("experts",) * 8) == preset("tiny")
+    assert preset("tiny", mlp_types=["dense"] * 8, num_local_experts=0) == preset("tiny", num_local_experts=0)
+    mixed = preset("tiny", mlp_types=("dense", *["experts"] * 7))
+    assert mixed.expert_layers() == list(range(1, 8))
+    assert mixed.expert_layers(range(2)) == [1]
+    assert mixed.expert_layers(range(0)) == []
+    assert mixed.layer_kinds()[0] == ("linear_attention", "dense")
+    assert mixed.dense_width == mixed.intermediate_size

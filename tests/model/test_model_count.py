@@ -12,6 +12,7 @@ SHAPES = {
     "shared expert": preset("tiny", shared_intermediate_size=96, num_key_value_heads=1),
     "tied, all softmax": preset("tiny", tie_word_embeddings=True, layer_types=("full_attention",) * 8),
     "windows": preset("tiny", layer_types=("linear_attention", "sliding_attention") * 4, sliding_window=9),
+    "first layer dense": preset("tiny", mlp_types=("dense",) + ("experts",) * 7, dense_intermediate_size=96),
     "narrow heads": preset("tiny", head_dim=24, rotary_dim=8, num_attention_heads=6),
 }
 

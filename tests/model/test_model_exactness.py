@@ -15,6 +15,7 @@ from leyden.model.mixers.lightning import LightningState
 ModelMaker = Callable[..., HybridLM]
 
 WINDOWED = {"layer_types": ("sliding_attention", "linear_attention", "full_attention"), "sliding_window": 13}
+FIRST_DENSE = {"mlp_types": ("dense", "experts", "dense"), "dense_intermediate_size": 20}
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5}
 """Of the largest logit: rounding alone."""
@@ -35,7 +36,7 @@ def states(cache: Cache) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize(
-    "changes", [{}, {"num_attention_heads": 6, "num_local_experts": 0, "postnorm": False}, WINDOWED]
+    "changes", [{}, {"num_attention_heads": 6, "num_local_experts": 0, "postnorm": False}, WINDOWED, FIRST_DENSE]
 )
 def test_decoding_equals_prefill(random_model: ModelMaker, dtype: torch.dtype, changes: dict) -> None:
     model, tokens = random_model(dtype, **changes), tokens_of(71, rows=2)
@@ -112,7 +113,9 @@ def test_packed_documents_equal_the_same_alone(random_model: ModelMaker, lengths
     check_packing(random_model(torch.float64, **changes), lengths)
 
 
-@pytest.mark.parametrize("changes", [{}, {"shared_intermediate_size": 8, "postnorm": False}, {"num_local_experts": 0}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"shared_intermediate_size": 8, "postnorm": False}, {"num_local_experts": 0}, FIRST_DENSE]
+)
 def test_packed_documents_equal_the_same_alone_in_float32(random_model: ModelMaker, changes: dict) -> None:
     check_packing(random_model(**changes), [37, 1, 65, 3])
 

@@ -84,7 +84,7 @@ def swiglu(x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Te
 
 
 def feed_forward(x: torch.Tensor, config: ModelConfig, w: Weights) -> torch.Tensor:
-    if config.num_local_experts == 0:
+    if "gate_proj.weight" in w:
         return swiglu(x, *(w[f"{name}_proj.weight"] for name in ("gate", "up", "down")))
     chosen = torch.softmax(w["gate.weight"] @ x, 0).topk(config.num_experts_per_tok)
     out = torch.zeros_like(x)
@@ -146,6 +146,7 @@ VARIANTS = {
     },
     "shared expert": {"shared_intermediate_size": 12},
     "dense": {"num_local_experts": 0},
+    "first layer dense": {"mlp_types": ("dense", "experts", "experts"), "dense_intermediate_size": 20},
     "top 3 of 5": {"num_local_experts": 5, "num_experts_per_tok": 3},
     "tied": {"tie_word_embeddings": True},
 }

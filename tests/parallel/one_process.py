@@ -46,6 +46,9 @@ WINDOWED: dict[str, Any] = {
 }
 """Further changes: two of the four layers have a window."""
 
+FIRST_DENSE: dict[str, Any] = {"mlp_types": ("dense", "experts", "dense", "experts"), "dense_intermediate_size": 12}
+"""Further changes: two of the four layers have a dense feed-forward with a width of its own."""
+
 
 def small_config(**changes: Any) -> ModelConfig:
     """The small hybrid's shape."""

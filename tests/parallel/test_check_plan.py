@@ -49,6 +49,8 @@ def test_each_rule(config: ParallelConfig, world: int, said: str) -> None:
 def test_rules_of_other_models() -> None:
     dense = preset("70m", tie_word_embeddings=False, intermediate_size=1405)
     assert "tp = 2 does not divide the feed-forward's width of 1405" in _refused(ParallelConfig(tp=2), 2, dense)
+    first = preset("tiny", mlp_types=("dense", *["experts"] * 7), dense_intermediate_size=513)
+    assert "tp = 2 does not divide the feed-forward's width of 513" in _refused(ParallelConfig(tp=2), 2, first)
     assert "the model has no experts" in _refused(ParallelConfig(ep=2), 2, preset("70m"))
     assert "pp = 2 puts tied embeddings on two ranks" in _refused(ParallelConfig(pp=2), 2, preset("70m"))
     odd = StepShape(seq_len=63, micro_batch_tokens=63)

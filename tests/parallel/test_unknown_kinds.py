@@ -78,9 +78,10 @@ def test_context_ranks_refuse_what_has_no_exchange() -> None:
 
 def test_the_planner_and_the_count_refuse_a_layer_type_that_they_do_not_know() -> None:
     rank = _rank(cp=1)
-    for ask in (layer_activations, predict_attention):
+    asks: list[tuple[Any, Any]] = [(layer_activations, ("hgrn", "dense")), (predict_attention, "hgrn")]
+    for ask, kind in asks:
         with pytest.raises(UserError, match="'hgrn' has no terms in the planner"):
-            ask(rank, "hgrn")
+            ask(rank, kind)
     with pytest.raises(UserError, match="'hgrn'"):
         predict_traffic(rank)
     with pytest.raises(UserError, match="'hgrn' has no mixer"):

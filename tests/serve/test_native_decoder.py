@@ -22,7 +22,7 @@ needs_compiler = pytest.mark.skipif(isinstance(native.load(), native.Unavailable
 
 SHAPES = [
     {},
-    {"num_local_experts": 0},
+    {"num_local_experts": 0, "dense_intermediate_size": 64},
     {"postnorm": False, "mlp_beta_factor": 0.5, "linear_attn_beta_factor": 0.7, "full_attn_alpha_factor": 1.3},
     {"num_attention_heads": 3, "num_key_value_heads": 3, "rotary_dim": 16, "head_dim": 32, "hidden_size": 48},
     {"num_attention_heads": 4, "num_key_value_heads": 2, "rotary_dim": 0, "num_experts_per_tok": 3},
@@ -231,7 +231,11 @@ def test_new_weights_count_from_the_next_text_on(make_model: Callable[..., Hybri
 
 @pytest.mark.parametrize(
     ("changes", "dtype", "reason"),
-    [({"intermediate_size": 24}, torch.float32, "multiples of 16"), ({}, torch.float64, "float64")],
+    [
+        ({"intermediate_size": 24}, torch.float32, "multiples of 16"),
+        ({}, torch.float64, "float64"),
+        ({"mlp_types": ("dense", *["experts"] * 3)}, torch.float32, "some have experts"),
+    ],
 )
 def test_what_it_does_not_cover_is_said(
     make_model: Callable[..., HybridLM], changes: dict[str, object], dtype: torch.dtype, reason: str

@@ -229,7 +229,9 @@ def _check_unchanged(files: TensorFiles, mesh: Mesh | None) -> None:
 def _check_count(layout: Layout, config: ModelConfig, files: TensorFiles) -> None:
     """Refuse a config.json of more layers and experts than there are tensors, before a name is made for each."""
     by_expert = any("{expert}" in name for rule in layout.rules for name in rule.theirs)
-    least = config.num_hidden_layers * max(1, config.num_local_experts if by_expert else 1)
+    least = config.num_hidden_layers
+    if by_expert:
+        least = max(least, len(config.expert_layers()) * config.num_local_experts)
     if least > max(len(files), _MANY_TENSORS) or config.num_hidden_layers > max(len(files), _MANY_LAYERS):
         experts = f" of {config.num_local_experts:,} experts" if by_expert else ""
         found = "".join(f" {problem}." for problem in files.problems)

@@ -2,7 +2,7 @@
 
 from leyden.model.balance import RouterLosses, RouterSums, router_losses, router_sums, total_router_losses
 from leyden.model.cache import Cache
-from leyden.model.config import LayerType, ModelConfig
+from leyden.model.config import LayerKind, LayerType, MlpType, ModelConfig
 from leyden.model.count import ModelCount, count_model, prefill_flops
 from leyden.model.decode import NativeDecoder
 from leyden.model.embedding import Inserts
@@ -29,9 +29,11 @@ __all__ = [
     "Features",
     "HybridLM",
     "Inserts",
+    "LayerKind",
     "LayerType",
     "Memory",
     "Mixer",
+    "MlpType",
     "ModelConfig",
     "ModelCount",
     "NativeDecoder",

@@ -75,13 +75,15 @@ def router_sums(config: ModelConfig, routings: List[Routing], layers: range, ran
     """What some layers contribute; arguments as of :func:`router_losses`.
 
     Args:
-        routings: one for each of ``layers``, at least one.
+        routings: one for each of ``layers`` that has experts, at least one.
         layers: which these are.
     """
-    if len(routings) != len(layers):
-        raise RuntimeError(f"the routers of {len(layers)} layers ({layers}) expected; given {len(routings)} routings.")
+    every, own = config.expert_layers(), config.expert_layers(layers)
+    if len(routings) != len(own):
+        raise RuntimeError(f"the routers of {len(own)} layers (in {layers}) expected; given {len(routings)} routings.")
     ranks = ranks or Ranks()
-    num_experts, top_k, num_layers = config.num_local_experts, config.num_experts_per_tok, config.num_hidden_layers
+    num_experts, top_k, num_layers = config.num_local_experts, config.num_experts_per_tok, len(every)
+    before = len(config.expert_layers(range(layers.start)))
     local = torch.stack([_counts(r.experts, num_experts) for r in routings])  # [L, E], before any drop
     kept = torch.stack([_counts(r.experts, num_experts, r.kept) for r in routings])
     all_chosen, all_kept = ranks.sum(torch.stack([local, kept])).to(routings[0].probabilities.dtype)
@@ -98,7 +100,7 @@ def router_sums(config: ModelConfig, routings: List[Routing], layers: range, ran
         loss=loss,
         chosen=chosen.sum(0) / num_layers,
         probability=probability.sum(0) / num_layers,
-        load=pad(kept / all_kept.sum(1, keepdim=True), (0, 0, layers.start, num_layers - layers.stop)),
+        load=pad(kept / all_kept.sum(1, keepdim=True), (0, 0, before, num_layers - before - len(own))),
         dropped=(local - kept).sum() / (num_tokens * top_k * num_layers),
     )
 

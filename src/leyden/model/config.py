@@ -10,6 +10,10 @@ _MAX_LAYERS = 4096
 
 LayerType = Literal["linear_attention", "full_attention", "sliding_attention"]
 
+MlpType = Literal["dense", "experts"]
+LayerKind = tuple[LayerType, MlpType]
+RouterType = Literal["softmax_topk"]
+
 
 class ModelConfig(Config):
     """A MiniMax-Text-01-shaped model; the defaults are the preset ``tiny``.
@@ -39,10 +43,16 @@ class ModelConfig(Config):
     rope_theta: float = Field(default=10_000.0, gt=0)
     max_position_embeddings: int = Field(default=1_048_576, ge=1, le=2**53)
 
+    mlp_types: tuple[MlpType, ...] = ()
+    """One entry a layer. Empty: all layers have experts, or where ``num_local_experts`` is 0 a dense SwiGLU."""
     intermediate_size: int = Field(default=512, ge=1, le=2**20)
-    """Hidden width of one expert, or of the dense MLP."""
+    """Hidden width of one expert, and of a dense SwiGLU unless ``dense_intermediate_size`` says another."""
+    dense_intermediate_size: int | None = Field(default=None, ge=1, le=2**20)
+    """Hidden width of a dense SwiGLU; None: ``intermediate_size``."""
     num_local_experts: int = Field(default=8, ge=0, le=2**16)
     num_experts_per_tok: int = Field(default=2, ge=1)
+    router: RouterType = "softmax_topk"
+    """How a router chooses experts: the ``num_experts_per_tok`` of the highest softmax probability."""
     shared_intermediate_size: int = Field(default=0, ge=0, le=2**20)
     """Hidden width of a shared expert mixed in by a sigmoid gate; 0: none, as released."""
     capacity_factor: float | None = Field(default=None, gt=0)
@@ -81,6 +91,10 @@ class ModelConfig(Config):
             data["layer_types"] = tuple(
                 "full_attention" if (i + 1) % 8 == 0 else "linear_attention" for i in range(layers)
             )
+        experts = data.get("num_local_experts", cls.model_fields["num_local_experts"].default)
+        mlps, usual = data.get("mlp_types"), "experts" if experts else "dense"
+        if isinstance(mlps, list | tuple) and len(mlps) == layers == mlps.count(usual):
+            data["mlp_types"] = ()  # one way to say one thing
         alpha = (2 * layers) ** 0.25 if data.get("postnorm", True) else 1.0
         for name in ("full_attn_alpha_factor", "linear_attn_alpha_factor", "mlp_alpha_factor"):
             if data.get(name) is None:
@@ -110,6 +124,7 @@ class ModelConfig(Config):
                 else f"sliding_window is {self.sliding_window}, and no layer is of type sliding_attention; leave it "
                 "out, or say in layer_types which layers have the window"
             )
+        problems += self._mlp_problems()
         if self.num_attention_heads % self.num_key_value_heads:
             problems.append(
                 f"num_attention_heads ({self.num_attention_heads}) must be a multiple of num_key_value_heads "
@@ -125,6 +140,45 @@ class ModelConfig(Config):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def _mlp_problems(self) -> list[str]:
+        kinds, problems = self.mlp_types, []
+        if kinds and len(kinds) != self.num_hidden_layers:
+            problems.append(
+                f"mlp_types has {len(kinds)} entries and num_hidden_layers is {self.num_hidden_layers}; give one entry "
+                "a layer, or leave mlp_types out"
+            )
+        if kinds and "experts" not in kinds:
+            problems.append(
+                f"mlp_types has no layer with experts, and num_local_experts is {self.num_local_experts}; set it to 0"
+            )
+        if "experts" in kinds and not self.num_local_experts:
+            problems.append("mlp_types has layers with experts, and num_local_experts is 0; say how many there are")
+        if self.dense_intermediate_size is not None and self.num_local_experts and "dense" not in kinds:
+            problems.append(
+                f"dense_intermediate_size is {self.dense_intermediate_size}, and no layer has a dense feed-forward; "
+                "leave it out, or say in mlp_types which layers have one"
+            )
+        return problems
+
+    def mlp_kinds(self) -> tuple[MlpType, ...]:
+        """The kind of feed-forward of each layer."""
+        return self.mlp_types or ("experts" if self.num_local_experts else "dense",) * self.num_hidden_layers
+
+    def layer_kinds(self) -> tuple[LayerKind, ...]:
+        """The kinds of mixer and feed-forward of each layer."""
+        return tuple(zip(self.layer_types, self.mlp_kinds(), strict=True))
+
+    def expert_layers(self, layers: range | None = None) -> list[int]:
+        """Those of ``layers``, or of all, that have experts."""
+        kinds = self.mlp_kinds()
+        layers = range(self.num_hidden_layers) if layers is None else layers
+        return [index for index in layers if kinds[index] == "experts"]
+
+    @property
+    def dense_width(self) -> int:
+        """Hidden width of a dense feed-forward."""
+        return self.dense_intermediate_size or self.intermediate_size
 
     def residual(self, part: str) -> tuple[float, float]:
         """The residual factors (alpha, beta) of ``part``: ``"linear_attn"``, ``"full_attn"`` or ``"mlp"``."""

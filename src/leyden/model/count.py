@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from leyden.model.config import ModelConfig
+from leyden.model.experts import feed_forward_of
 from leyden.model.mixers import mean_keys, mixer_of
 
 
@@ -76,14 +77,15 @@ def count_model(config: ModelConfig) -> ModelCount:
             flops_per_key[mixer.window] += layers * mixer.flops_per_key
     weights = sum(layers * mixer.weights for mixer, layers in mixers)
     norms = (2 * num_layers + 1) * D + sum(layers * mixer.norm_weights for mixer, layers in mixers)
-    feed_forward, active_feed_forward, router = _feed_forward(config)
+    mlps = [(feed_forward_of(kind).count(config), layers) for kind, layers in Counter(config.mlp_kinds()).items()]
+    routers = sum(layers * mlp.router for mlp, layers in mlps)
     output = config.vocab_size * D
     embeddings = output if config.tie_word_embeddings else 2 * output
     return ModelCount(
-        parameters=embeddings + weights + norms + num_layers * (feed_forward + router),
-        active_parameters=weights + num_layers * (active_feed_forward + router),
+        parameters=embeddings + weights + norms + sum(layers * mlp.weights for mlp, layers in mlps) + routers,
+        active_parameters=weights + sum(layers * mlp.active for mlp, layers in mlps) + routers,
         output_parameters=output,
-        float32_parameters=norms + num_layers * router,
+        float32_parameters=norms + routers,
         state_bytes=sum(layers * mixer.state_bytes for mixer, layers in mixers),
         window_values=sum(layers * mixer.window_values for mixer, layers in mixers),
         key_values_per_token=sum(layers * mixer.values_per_token for mixer, layers in mixers),
@@ -99,18 +101,8 @@ def prefill_flops(config: ModelConfig, length: int) -> float:
     keys, values and state, meet the last token alone.
     """
     counted, last = count_model(config), mixer_of(config.layer_types[-1]).count(config)
-    _, active_feed_forward, router = _feed_forward(config)
-    idle = 2 * (last.idle_weights + active_feed_forward + router)
+    mlp = feed_forward_of(config.mlp_kinds()[-1]).count(config)
+    idle = 2 * (last.idle_weights + mlp.active + mlp.router)
     idle += last.flops_per_key * mean_keys(length - 1, last.window)  # of all tokens but the last
     per_token = counted.forward_flops_per_token(length) - 2 * counted.output_parameters
     return length * per_token - (length - 1) * idle + 2 * counted.output_parameters
-
-
-def _feed_forward(config: ModelConfig) -> tuple[int, int, int]:
-    """Weights of one layer's feed-forward half: all but the router, those that one token meets, the router."""
-    D, num_experts = config.hidden_size, config.num_local_experts
-    one = 3 * D * config.intermediate_size
-    if num_experts == 0:
-        return one, one, 0
-    shared = 3 * D * config.shared_intermediate_size + D if config.shared_intermediate_size else 0
-    return num_experts * one + shared, config.num_experts_per_tok * one + shared, num_experts * D

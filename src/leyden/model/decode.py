@@ -96,7 +96,7 @@ class NativeDecoder:
             intermediate=config.intermediate_size if config.num_local_experts else 0,
             experts=config.num_local_experts,
             top_k=config.num_experts_per_tok if config.num_local_experts else 0,
-            shared=config.shared_intermediate_size if config.num_local_experts else config.intermediate_size,
+            shared=config.shared_intermediate_size if config.num_local_experts else config.dense_width,
             vocab=config.vocab_size,
             layers=config.num_hidden_layers,
             postnorm=config.postnorm,
@@ -203,6 +203,8 @@ class NativeDecoder:
                 return
             addresses.shared_coefficient = self._at(mlp.shared.coefficient.weight.float(), 1, hidden)
             shared, inner = mlp.shared.mlp, config.shared_intermediate_size
+        else:
+            inner = config.dense_width
         addresses.shared_gate = self._matrix(shared.get_submodule("gate_proj"), inner, hidden)
         addresses.shared_up = self._matrix(shared.get_submodule("up_proj"), inner, hidden)
         addresses.shared_down = self._matrix(shared.get_submodule("down_proj"), hidden, inner)
@@ -236,6 +238,9 @@ def _check(model: HybridLM, pools: Pools) -> None:
         raise UnavailableError(f"the model is on {model.norm.weight.device.type}, not on the CPU")
     if pools.dtype not in (torch.float32, torch.bfloat16):
         raise UnavailableError(f"the model computes in {pools.dtype}; float32 and bfloat16 have one")
-    widths = [config.hidden_size, config.head_dim, config.intermediate_size, config.shared_intermediate_size]
+    if config.mlp_types:
+        raise UnavailableError("some of its layers have a dense feed-forward and some have experts")
+    inner = config.intermediate_size if config.num_local_experts else config.dense_width
+    widths = [config.hidden_size, config.head_dim, inner, config.shared_intermediate_size]
     if any(width % LANES for width in widths):
         raise UnavailableError(f"hidden, head and expert widths {widths} are not all multiples of {LANES}")

@@ -1,4 +1,8 @@
-"""The feed-forward half of a layer: a router with its experts, or one dense SwiGLU."""
+"""The feed-forward half of a layer: a router with its experts, or one dense SwiGLU; and the tables that find them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Self
 
 import torch
 from torch import nn
@@ -6,7 +10,47 @@ from torch.nn.functional import silu
 
 from leyden.model.config import ModelConfig
 from leyden.model.float32 import Float32Module
+from leyden.model.kinds import entry_of
 from leyden.ops import Routing, drop_over_capacity, expert_capacity, route, swiglu_experts
+
+
+@dataclass(frozen=True)
+class FeedForwardCount:
+    """What the feed-forward of one layer holds.
+
+    Attributes:
+        weights: all but the router's.
+        active: those of them that one token meets.
+        router: the router's, which are float32.
+    """
+
+    weights: int
+    active: int
+    router: int = 0
+
+
+class FeedForward(nn.Module):
+    """One kind of feed-forward. A subclass gives what follows.
+
+    Attributes:
+        title: what the kind is called in texts for users.
+    """
+
+    title: ClassVar[str]
+
+    @classmethod
+    def create(cls, config: ModelConfig) -> Self:
+        """The module of a layer."""
+        raise NotImplementedError
+
+    @classmethod
+    def count(cls, config: ModelConfig) -> FeedForwardCount:
+        """By arithmetic alone."""
+        raise NotImplementedError
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, Routing | None]:
+        """[B, T, D] to [B, T, D], and where its tokens went, if they were routed."""
+        raise NotImplementedError
 
 
 class Router(Float32Module):
@@ -81,17 +125,34 @@ class SharedExpert(nn.Module):
         return routed * (1 - c) + self.mlp(x) * c
 
 
-class MixtureOfExperts(nn.Module):
+class MixtureOfExperts(FeedForward):
     """Top-k experts a token; in training an expert over its capacity drops tokens, if the configuration has one."""
+
+    title = "experts"
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate = Router(config)
+        self.gate = entry_of(ROUTERS, config.router, "is no router")(config)
         self.experts = Experts(config)
         self.shared = SharedExpert(config) if config.shared_intermediate_size else None
         self.config = config
         self.drop = drop
         """What enforces capacity; where ranks share it, they spend it together."""
+
+    @classmethod
+    def create(cls, config: ModelConfig) -> Self:
+        return cls(config)
+
+    @classmethod
+    def count(cls, config: ModelConfig) -> FeedForwardCount:
+        """A token meets the k experts that it is sent to, and the shared one with its coefficient."""
+        D, S = config.hidden_size, config.shared_intermediate_size
+        one, shared = 3 * D * config.intermediate_size, 3 * D * S + D if S else 0
+        return FeedForwardCount(
+            weights=config.num_local_experts * one + shared,
+            active=config.num_experts_per_tok * one + shared,
+            router=config.num_local_experts * D,
+        )
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, Routing]:
         """[B, T, D] to [B, T, D], and where its tokens went."""
@@ -105,8 +166,42 @@ class MixtureOfExperts(nn.Module):
         return out.view_as(x), routing
 
 
-class DenseMLP(SwiGLU):
-    """The feed-forward of a model without experts; it routes nothing."""
+class DenseMLP(FeedForward):
+    """A SwiGLU for every token; it routes nothing."""
+
+    title = "dense"
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config.hidden_size, config.intermediate_size)
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.dense_width, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.dense_width, bias=False)
+        self.down_proj = nn.Linear(config.dense_width, config.hidden_size, bias=False)
+
+    @classmethod
+    def create(cls, config: ModelConfig) -> Self:
+        return cls(config)
+
+    @classmethod
+    def count(cls, config: ModelConfig) -> FeedForwardCount:
+        weights = 3 * config.hidden_size * config.dense_width
+        return FeedForwardCount(weights, weights)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """[B, T, D] to [B, T, D], and None."""
+        return self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x)), None
+
+
+FEED_FORWARDS: Mapping[str, type[FeedForward]] = {"dense": DenseMLP, "experts": MixtureOfExperts}
+"""By the names of ``mlp_types``."""
+
+ROUTERS: Mapping[str, type[Router]] = {"softmax_topk": Router}
+"""By the names of ``router``. A router is called with tokens [N, D] and gives their :class:`leyden.ops.Routing`."""
+
+
+def feed_forward_of(kind: str) -> type[FeedForward]:
+    """The feed-forward of a layer of ``kind``.
+
+    Raises:
+        UserError: there is none.
+    """
+    return entry_of(FEED_FORWARDS, kind, "has no feed-forward")

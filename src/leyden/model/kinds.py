@@ -20,5 +20,5 @@ def entry_of(table: Mapping[str, _T], kind: str, what: str) -> _T:
         UserError: the table has no such kind; the message lists those that it has.
     """
     if kind not in table:
-        raise UserError(f"the layer type {kind!r} {what}{suggest(kind, table)}.")
+        raise UserError(f"the type {kind!r} {what}{suggest(kind, table)}.")
     return table[kind]

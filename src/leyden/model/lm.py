@@ -12,7 +12,7 @@ from leyden.model.balance import RouterLosses, router_losses
 from leyden.model.cache import Cache
 from leyden.model.config import ModelConfig
 from leyden.model.embedding import Inserts, embed
-from leyden.model.experts import DenseMLP, MixtureOfExperts
+from leyden.model.experts import feed_forward_of
 from leyden.model.initialization import initialize
 from leyden.model.losses import OutputProjection, TokenLossModel
 from leyden.model.mixers import Memory, mixer_of, residual_factors
@@ -45,7 +45,7 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = mixer_of(config.layer_types[index]).create(config, index)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = MixtureOfExperts(config) if config.num_local_experts else DenseMLP(config)
+        self.mlp = feed_forward_of(config.mlp_kinds()[index]).create(config)
         self.attention_factors = residual_factors(config, index)
         self.mlp_factors = config.residual("mlp")
         self.postnorm = config.postnorm
@@ -62,11 +62,7 @@ class DecoderLayer(nn.Module):
         else:
             kept = _residual(take(x, wanted), attended, *self.attention_factors)
             normed = self.post_attention_layernorm(kept)
-        routing = None
-        if isinstance(self.mlp, MixtureOfExperts):
-            mixed, routing = self.mlp(normed)
-        else:
-            mixed = self.mlp(normed)
+        mixed, routing = self.mlp(normed)
         return _residual(kept, mixed, *self.mlp_factors), state, routing
 
 

@@ -118,7 +118,7 @@ def sums_of_features(objective: Objective, model: Any, features: Any, batch: Row
 def sums_of_nothing(objective: Objective, model: Any) -> Sums:
     """What a rank contributes that has no part of the loss, because other stages of the pipeline follow its own."""
     config, zero = model.config, torch.zeros((), device=next(model.parameters()).device)
-    shape = (config.num_hidden_layers, config.num_local_experts) if config.num_local_experts else (0, 0)
+    shape = (len(config.expert_layers()), config.num_local_experts) if config.num_local_experts else (0, 0)
     named = dict.fromkeys(("loss", *objective.metrics), zero)
     return Sums(zero, zero, named | _named(zero.expand(shape), zero))
 

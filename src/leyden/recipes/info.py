@@ -10,6 +10,7 @@ from leyden.checkpoint import read_config
 from leyden.core.config import override
 from leyden.core.errors import UserError, suggest
 from leyden.model import PRESETS, ModelConfig, ModelCount, count_model, preset
+from leyden.model.experts import feed_forward_of
 from leyden.model.mixers import mixer_of
 from leyden.recipes.loader import load_recipe, shipped_recipes
 
@@ -30,6 +31,9 @@ def describe(what: str, settings: Sequence[str], length: int) -> str:
     bf16 = torch.bfloat16
     kinds = [f"{layers} {mixer_of(kind).title}" for kind, layers in Counter(config.layer_types).items()]
     layers = f"{config.num_hidden_layers} ({', '.join(kinds)})"
+    if config.mlp_types:
+        mlps = [f"{number} {feed_forward_of(kind).title}" for kind, number in Counter(config.mlp_types).items()]
+        layers += f"; feed-forwards: {', '.join(mlps)}"
     if not count.key_values_per_token:
         layers += "; layer_types adds softmax layers, which fewer than 8 layers have not by themselves"
     rows = [

@@ -71,7 +71,7 @@ def _check(config: ModelConfig) -> None:
         "its residual factors differ, or a beta is not 1": len(alphas) > 1 or {beta for _, beta in alphas} != {1.0},
         "its two epsilons differ": config.rms_norm_eps != config.lightning_norm_eps,
         "it is pre-norm": not config.postnorm,
-        "it has no experts": not config.num_local_experts,
+        "a layer has no experts": "dense" in config.mlp_kinds(),
         "it has a shared expert": bool(config.shared_intermediate_size),
         "it has layers that are neither lightning nor softmax attention": not _KINDS.issuperset(
             map(mixer_of, config.layer_types)

@@ -96,7 +96,7 @@ def step_bytes(config: ModelConfig, streams: int, length: int) -> float:
     embedding = 0 if config.tie_word_embeddings else config.vocab_size * D
     expert = 3 * D * config.intermediate_size
     met = experts * (1 - (1 - config.num_experts_per_tok / experts) ** streams) if experts else 0
-    weights = counted.parameters - embedding - config.num_hidden_layers * expert * (experts - met)
+    weights = counted.parameters - embedding - len(config.expert_layers()) * expert * (experts - met)
     return 2 * weights + streams * 2 * (counted.fixed_bytes(torch.bfloat16) + length * counted.key_values_per_token)
 
 

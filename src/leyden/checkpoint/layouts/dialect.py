@@ -74,6 +74,8 @@ class Dialect:
         ]
         if config.num_local_experts == 0:
             problems.append("a dense MLP, num_local_experts = 0 (use leyden)")
+        if config.mlp_types:
+            problems.append("dense layers among those with experts, mlp_types (use leyden)")
         if problems:
             raise UserError(f"the {self.layout} layout cannot express {'; '.join(problems)}.")
         theirs = {key: fields[ours] for ours, key in self.names.items()}

@@ -36,11 +36,13 @@ def layer_costs(config: ModelConfig, length: int) -> list[int]:
     has the output projection with it; the embedding, which only looks up, costs nothing.
     """
     projection = 2 * count_model(config).output_parameters
-    of_type = {}
-    for kind in set(config.layer_types):
-        alone = count_model(config.model_copy(update={"num_hidden_layers": 1, "layer_types": (kind,)}))
-        of_type[kind] = round(2 * (alone.forward_flops_per_token(length) - projection))
-    costs = [of_type[kind] for kind in config.layer_types]
+    of_kind, kinds = {}, config.layer_kinds()
+    for kind in set(kinds):
+        mixer, mlp = kind
+        shape = {"num_hidden_layers": 1, "layer_types": (mixer,), "mlp_types": (mlp,)}
+        alone = count_model(config.model_copy(update=shape))
+        of_kind[kind] = round(2 * (alone.forward_flops_per_token(length) - projection))
+    costs = [of_kind[kind] for kind in kinds]
     costs[-1] += 2 * projection
     return costs
 

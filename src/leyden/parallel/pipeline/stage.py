@@ -83,10 +83,14 @@ class StageModel(TokenLossModel):
         routings = []
         for layer in self.layers.values():
             x, _, routing = layer(x, sequence, None, None)
-            routings.append(routing)
+            if routing is not None:
+                routings.append(routing)
         x = x if self.norm is None else self.norm(x)
         if not self.config.num_local_experts:
             return (x,)
+        if not routings:  # no layer of this stage has experts
+            wide = torch.promote_types(x.dtype, torch.float32)
+            return x, x.new_zeros(sum(_sizes(self.config)), dtype=wide).requires_grad_() if routed is None else routed
         own = _pack(router_sums(self.config, routings, self.numbers, self.ranks))
         return x, own if routed is None else routed + own
 
@@ -126,7 +130,7 @@ def boundary(config: ModelConfig, num_tokens: int, dtype: torch.dtype) -> tuple[
 def _sizes(config: ModelConfig) -> list[int]:
     """Of the fields of :class:`RouterSums`."""
     num_experts = config.num_local_experts
-    return [1, num_experts, num_experts, config.num_hidden_layers * num_experts, 1]
+    return [1, num_experts, num_experts, len(config.expert_layers()) * num_experts, 1]
 
 
 def _pack(sums: RouterSums) -> torch.Tensor:

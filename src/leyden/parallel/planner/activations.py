@@ -9,8 +9,11 @@ dtype, w of float32 or wider.
 """
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from leyden.model import LayerKind
+from leyden.model.kinds import entry_of
 from leyden.parallel.planner.mixers import terms_of
 from leyden.parallel.planner.rank import Rank
 from leyden.parallel.planner.sizes import Module
@@ -41,23 +44,25 @@ class Layer:
         return self.entry + self.attention.kept + self.feed_forward.kept
 
 
-def layer_activations(rank: Rank, kind: str) -> Layer:
-    """Of a layer of ``kind`` (an entry of ``layer_types``) and one micro-batch."""
-    model, N, b, w = rank.model, rank.own, rank.dtype.itemsize, rank.wide.itemsize
-    entry = N * model.hidden_size * b
-    if model.num_local_experts:
-        # Logits and probabilities, weights and experts of the routing; whether kept.
-        entry += N * (2 * model.num_local_experts * w + model.num_experts_per_tok * (w + 8))
-        if model.capacity_factor is not None:
-            entry += N * model.num_experts_per_tok * (w + 1)
-    feed_forward = _experts(rank) if model.num_local_experts else _dense(rank)
-    return Layer(entry, terms_of(kind).activations(rank), feed_forward)
+def layer_activations(rank: Rank, kind: LayerKind) -> Layer:
+    """Of a layer of ``kind`` and one micro-batch."""
+    mixer, mlp = kind
+    routing, feed_forward = entry_of(_FEED_FORWARDS, mlp, "has no terms in the planner")
+    entry = rank.own * rank.model.hidden_size * rank.dtype.itemsize + routing(rank)
+    return Layer(entry, terms_of(mixer).activations(rank), feed_forward(rank))
+
+
+def _routing(rank: Rank) -> float:
+    """Logits and probabilities, weights and experts of the routing; whether kept."""
+    model, N, w = rank.model, rank.own, rank.wide.itemsize
+    kept = N * (2 * model.num_local_experts * w + model.num_experts_per_tok * (w + 8))
+    return kept if model.capacity_factor is None else kept + N * model.num_experts_per_tok * (w + 1)
 
 
 def _dense(rank: Rank) -> Half:
     """The sum before the norm; normed, gate, up, activation and product."""
     model, T, N, b, w = rank.model, rank.tokens, rank.own, rank.dtype.itemsize, rank.wide.itemsize
-    D, F = model.hidden_size, model.intermediate_size // rank.plan.tp
+    D, F = model.hidden_size, model.dense_width // rank.plan.tp
     kept = (N * D + T * D + T * 4 * F) * b + N * w
     return Half(kept, (T * 2 * F + N * D) * b, (T + N) * D * b, T * (3 * F + D) * b)
 
@@ -89,6 +94,13 @@ def _experts(rank: Rank) -> Half:
     own = arrived / plan.etp  # rows that came, were gathered and parts that came, and came back
     exchanged = (own if plan.ep > 1 else 0) + 2 * (arrived - own) + (N * k if plan.ep > 1 else 0)
     return Half(kept, exchanged * D * b, forward, backward)
+
+
+_FEED_FORWARDS: Mapping[str, tuple[Callable[[Rank], float], Callable[[Rank], Half]]] = {
+    "dense": (lambda rank: 0, _dense),
+    "experts": (_routing, _experts),
+}
+"""By the names of ``mlp_types``: what the routers' losses need, and the feed-forward itself."""
 
 
 @dataclass(frozen=True)

@@ -70,8 +70,8 @@ def _world(plan: Plan, world: int) -> list[Rule]:
 
 
 def _heads_and_widths(plan: Plan, model: ModelConfig) -> list[Rule]:
-    tp, dense = plan.tp, not model.num_local_experts
-    width = model.intermediate_size
+    tp, dense = plan.tp, "dense" in model.mlp_kinds()
+    width = model.dense_width
     kinds = [mixer_of(kind) for kind in dict.fromkeys(model.layer_types)]
     heads = dict(pair for mixer in kinds for pair in mixer.divided(model).items())
     return [

@@ -111,12 +111,11 @@ class _Stage:
         self._rank, self._meter = rank, meter
         model, layers = rank.model, dict(rank.stages)[number]
         self.first, self.last = layers.start == 0, layers.stop == model.num_hidden_layers
-        kinds = {model.layer_types[index] for index in layers}
+        of_layers = model.layer_kinds()[layers.start : layers.stop]
+        kinds = set(of_layers)
         modules = {kind: layer_weights(model, kind, rank.plan, rank.at) for kind in kinds}
         activations = {kind: layer_activations(rank, kind) for kind in kinds}
-        self._layers: list[tuple[Module, Layer]] = [
-            (modules[model.layer_types[index]], activations[model.layer_types[index]]) for index in layers
-        ]
+        self._layers: list[tuple[Module, Layer]] = [(modules[kind], activations[kind]) for kind in of_layers]
         self._outer = outer_weights(model, rank.plan, rank.at, first=self.first, last=self.last)
         self._ends = end_activations(rank, self._outer) if self.last else Ends(0.0, 0.0)
         self._gathered: set[int] = set()  # positions of layers whose weights are here; -1: what is around them

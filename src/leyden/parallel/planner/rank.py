@@ -87,9 +87,9 @@ class Rank:
 
     def modules(self) -> list[tuple[Module, int]]:
         """The weights of each kind of layer, and of what stands around the layers, with how many of these there are."""
-        found = []
+        found, every = [], self.model.layer_kinds()
         for _, layers in self.stages:
-            kinds = Counter(self.model.layer_types[index] for index in layers)
+            kinds = Counter(every[layers.start : layers.stop])
             found += [(layer_weights(self.model, kind, self.plan, self.at), count) for kind, count in kinds.items()]
             ends = {"first": layers.start == 0, "last": layers.stop == self.model.num_hidden_layers}
             found.append((outer_weights(self.model, self.plan, self.at, **ends), 1))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from leyden.model import HybridLM, ModelConfig
+from leyden.model import HybridLM, LayerKind, ModelConfig
 from leyden.parallel.pipeline import layer_costs, split_layers
 from leyden.parallel.plan import Plan
 from leyden.parallel.shard import shard_dim
@@ -78,14 +78,14 @@ class Module:
         return self.stage_numel + self.dense_numel
 
 
-def layer_weights(model: ModelConfig, kind: str, plan: Plan, at: dict[str, int]) -> Module:
-    """Those of a layer of ``kind`` (an entry of ``layer_types``) on the rank at the coordinates ``at``."""
-    return _module(_shapes(model)[kind], plan, at)  # pyright: ignore[reportArgumentType]  (see below)
+def layer_weights(model: ModelConfig, kind: LayerKind, plan: Plan, at: dict[str, int]) -> Module:
+    """Those of a layer of ``kind`` on the rank at the coordinates ``at``."""
+    return _module(_shapes(model)[0][kind], plan, at)  # pyright: ignore[reportArgumentType]  (see below)
 
 
 def outer_weights(model: ModelConfig, plan: Plan, at: dict[str, int], *, first: bool, last: bool) -> Module:
     """The embedding where the stage is the ``first``, final norm and output projection where it is the ``last``."""
-    shapes = _shapes(model)["outside"]  # pyright: ignore[reportArgumentType]  (frozen pydantic models have hashes)
+    shapes = _shapes(model)[1]  # pyright: ignore[reportArgumentType]  (frozen pydantic models have hashes)
     wanted = {"embed_tokens.weight": first or model.tie_word_embeddings, "norm.weight": last, "lm_head.weight": last}
     return _module(tuple((name, shape) for name, shape in shapes if wanted[name]), plan, at)
 
@@ -113,10 +113,11 @@ def _module(named: tuple[tuple[str, Shape], ...], plan: Plan, at: dict[str, int]
 
 
 @functools.lru_cache(maxsize=8)
-def _shapes(model: ModelConfig) -> dict[str, tuple[tuple[str, Shape], ...]]:
-    """Names and shapes of the weights of one layer of every kind, as ``layers.0.x``, and of what is ``outside``."""
-    kinds = tuple(dict.fromkeys(model.layer_types))
-    few = model.model_copy(update={"num_hidden_layers": len(kinds), "layer_types": kinds})
+def _shapes(model: ModelConfig) -> tuple[dict[LayerKind, tuple[tuple[str, Shape], ...]], tuple[tuple[str, Shape], ...]]:
+    """Names and shapes of the weights of one layer of every kind, as ``layers.0.x``, and of what is outside layers."""
+    kinds = tuple(dict.fromkeys(model.layer_kinds()))
+    mixers, mlps = zip(*kinds, strict=True)
+    few = model.model_copy(update={"num_hidden_layers": len(kinds), "layer_types": mixers, "mlp_types": mlps})
     with torch.device("meta"):
         modules = HybridLM(few)
     named = [(name, tuple(weight.shape)) for name, weight in modules.named_parameters()]
@@ -124,7 +125,7 @@ def _shapes(model: ModelConfig) -> dict[str, tuple[tuple[str, Shape], ...]]:
         kind: tuple((name, shape) for name, shape in named if name.startswith(f"layers.{index}."))
         for index, kind in enumerate(kinds)
     }
-    return found | {"outside": tuple((name, shape) for name, shape in named if not name.startswith("layers."))}
+    return found, tuple((name, shape) for name, shape in named if not name.startswith("layers."))
 
 
 @functools.lru_cache(maxsize=256)

@@ -10,7 +10,10 @@ even routing that drops nothing. Summed over all ranks they are exact for every 
 
 import math
 from collections import Counter
+from collections.abc import Callable, Mapping
 
+from leyden.model import LayerKind
+from leyden.model.kinds import entry_of
 from leyden.parallel.pipeline import boundary
 from leyden.parallel.planner.mixers import terms_of
 from leyden.parallel.planner.rank import Rank
@@ -29,7 +32,7 @@ def predict_traffic(rank: Rank) -> Bytes:
     for number, layers in rank.stages:
         first, last = layers.start == 0, layers.stop == model.num_hidden_layers
         per_batch: Bytes = Counter()
-        for kind, count in Counter(model.layer_types[index] for index in layers).items():
+        for kind, count in Counter(model.layer_kinds()[layers.start : layers.stop]).items():
             module = layer_weights(model, kind, plan, rank.at)
             _add(total, _weights(rank, module, number, is_layer=True), count)
             _add(per_batch, _layer(rank, kind), count)
@@ -38,7 +41,7 @@ def predict_traffic(rank: Rank) -> Bytes:
             _add(per_batch, _embedding(rank))
         if last:
             _add(per_batch, _loss(rank))
-        _add(per_batch, _routers(rank, len(layers), last=last))
+        _add(per_batch, _routers(rank, len(model.expert_layers(layers)), last=last))
         _add(per_batch, _boundary(rank, first=first, last=last))
         _add(total, per_batch, rank.step.num_micro_batches)
     _add(total, _end_of_step(rank))
@@ -78,10 +81,11 @@ def _weights(rank: Rank, module: Module, stage: int, *, is_layer: bool) -> Bytes
     return found
 
 
-def _layer(rank: Rank, kind: str) -> Bytes:
+def _layer(rank: Rank, kind: LayerKind) -> Bytes:
     """One layer and one micro-batch."""
-    attention = terms_of(kind).traffic(rank)
-    experts = _experts(rank) if rank.model.num_local_experts else Passes(*divided(rank), ends=True)
+    mixer, mlp = kind
+    attention = terms_of(mixer).traffic(rank)
+    experts = entry_of(_FEED_FORWARDS, mlp, "has no terms in the planner")(rank)
     found: Bytes = Counter()
     mode = rank.plan.settings.activation_checkpointing
     for passes in (Passes(*divided(rank)), attention, experts):
@@ -111,6 +115,15 @@ def _experts(rank: Rank) -> Passes:
         forward["etp", "all_gather"] += counts
     _add(forward, _capacity(rank))
     return Passes(forward, rows)
+
+
+def _dense(rank: Rank) -> Passes:
+    """What tensor ranks divide."""
+    return Passes(*divided(rank), ends=True)
+
+
+_FEED_FORWARDS: Mapping[str, Callable[[Rank], Passes]] = {"dense": _dense, "experts": _experts}
+"""By the names of ``mlp_types``."""
 
 
 def _capacity(rank: Rank) -> Bytes:
@@ -171,6 +184,6 @@ def _end_of_step(rank: Rank) -> Bytes:
     if plan.dp * plan.cp > 1:
         found["dense", "all_reduce"] = dense_numel * rank.wide.itemsize
     if plan.world > 1:
-        load = model.num_hidden_layers * model.num_local_experts
+        load = len(model.expert_layers()) * model.num_local_experts
         found["world", "all_reduce"] = rank.wide.itemsize + (6 + load) * 8  # sums and counts, and whether to stop
     return found
