@@ -10,20 +10,16 @@ to be learned. Its gradient is that of the same formula by the body that has one
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from leyden.core.errors import UserError
-from leyden.model import sequence as model_sequence
 from leyden.model.lm import HybridLM
-from leyden.model.mixers.lightning import LightningAttention
+from leyden.model.mixers import Mixer
 from leyden.model.ranks import Ranks
 from leyden.model.rows import GRAIN
-from leyden.ops import lightning_attention
 
 _ROWS_AT_ONCE = 64 * GRAIN
 """Of a text, the positions whose logits exist at once; in a backward they are computed again."""
@@ -74,52 +70,16 @@ def evaluation_mode(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _bodies_of_inference(model: HybridLM) -> Iterator[None]:
-    """Lightning attention by the body that it takes without gradients."""
-    layers = [module for module in model.modules() if isinstance(module, LightningAttention)]
-    scans = [layer.scan for layer in layers]
-    for layer in layers:
-        layer.scan = _scan
+    """Every mixer by the body that it takes without gradients."""
+    mixers = [module for module in model.modules() if isinstance(module, Mixer)]
+    before = [getattr(mixer, mixer.seam) for mixer in mixers]
+    for mixer in mixers:
+        setattr(mixer, mixer.seam, mixer.scored or mixer.alone)
     try:
         yield
     finally:
-        for layer, scan in zip(layers, scans, strict=True):
-            layer.scan = scan
-
-
-def _scan(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    slopes: torch.Tensor,
-    state: torch.Tensor | None,
-    sequence: model_sequence.Sequence,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    assert state is None and sequence.cu_seqlens is None, "a whole text in a row of its own"
-    return _InferenceForward.apply(q, k, v, slopes)
-
-
-class _InferenceForward(torch.autograd.Function):
-    """The forward of :func:`leyden.ops.lightning_attention` without gradients, and the backward of that with them."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, slopes: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        ctx.save_for_backward(q, k, v, slopes)
-        out, state = lightning_attention(q, k, v, slopes)
-        ctx.mark_non_differentiable(state)
-        return out, state
-
-    @staticmethod
-    @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  (the decorator hides the names)
-        ctx: Any, dout: torch.Tensor, _: torch.Tensor
-    ) -> tuple[torch.Tensor | None, ...]:
-        *given, slopes = ctx.saved_tensors
-        with torch.enable_grad():
-            inputs = [x.detach().requires_grad_() for x in given]
-            out, _ = lightning_attention(inputs[0], inputs[1], inputs[2], slopes)
-        return (*torch.autograd.grad(out, inputs, dout), None)
+        for mixer, body in zip(mixers, before, strict=True):
+            setattr(mixer, mixer.seam, body)
 
 
 def _of_text(model: HybridLM, text: torch.Tensor) -> torch.Tensor:

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from leyden.model.config import ModelConfig
 from leyden.model.float32 import Float32Module
@@ -85,6 +86,43 @@ def scan(
     return lightning_attention(q, k, v, slopes, state, sequence.alone())
 
 
+def scored_scan(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    slopes: torch.Tensor,
+    state: torch.Tensor | None,
+    sequence: Sequence,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`scan` with the bits that it has without gradients, and a gradient."""
+    assert state is None and sequence.cu_seqlens is None, "a whole text in a row of its own"
+    return _InferenceForward.apply(q, k, v, slopes)
+
+
+class _InferenceForward(torch.autograd.Function):
+    """The forward of :func:`leyden.ops.lightning_attention` without gradients, and the backward of that with them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, slopes: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        ctx.save_for_backward(q, k, v, slopes)
+        out, state = lightning_attention(q, k, v, slopes)
+        ctx.mark_non_differentiable(state)
+        return out, state
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  (the decorator hides the names)
+        ctx: Any, dout: torch.Tensor, _: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
+        *given, slopes = ctx.saved_tensors
+        with torch.enable_grad():
+            inputs = [x.detach().requires_grad_() for x in given]
+            out, _ = lightning_attention(inputs[0], inputs[1], inputs[2], slopes)
+        return (*torch.autograd.grad(out, inputs, dout), None)
+
+
 class LightningAttention(Mixer):
     """``out( norm(attention(silu(qkv(x)))) * sigmoid(gate(x)) )`` without positions other than the decay.
 
@@ -103,6 +141,7 @@ class LightningAttention(Mixer):
     head_norms = ("norm.weight",)
     seam = "scan"
     alone = staticmethod(scan)
+    scored = staticmethod(scored_scan)
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()

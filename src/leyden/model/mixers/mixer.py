@@ -97,6 +97,8 @@ class Mixer(nn.Module):
             the norm is a submodule, whose mean square tensor ranks form together.
         seam: the attribute with the function that context ranks replace by one that exchanges what they miss.
         alone: that function where one process has all tokens.
+        scored: the same with the bits that ``alone`` has where no gradient is asked for, and a gradient
+            (:func:`leyden.model.text_logprobs`); None where ``alone`` has the same bits in either case.
     """
 
     title: ClassVar[str]
@@ -105,6 +107,7 @@ class Mixer(nn.Module):
     head_norms: ClassVar[tuple[str, ...]] = ()
     seam: ClassVar[str]
     alone: ClassVar[Callable[..., Any]]
+    scored: ClassVar[Callable[..., Any] | None] = None
 
     @classmethod
     def create(cls, config: ModelConfig, layer: int) -> Self:
