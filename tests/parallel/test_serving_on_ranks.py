@@ -85,6 +85,18 @@ def test_tokens_are_those_of_one_process(ranks: Callable[..., list[Any]], plan: 
     assert max(ranks(plan.world, _compare, plan, saved, int8)) < 1e-5
 
 
+def test_windows_and_dense_layers_among_others(ranks: Callable[..., list[Any]], tmp_path: Path) -> None:
+    model = small_model(
+        torch.float32,
+        layer_types=("sliding_attention", "full_attention", "sliding_attention"),
+        sliding_window=37,
+        mlp_types=("dense", "experts", "experts"),
+        dense_intermediate_size=12,
+    )
+    save(model, None, tmp_path / "m", layout="leyden")
+    assert max(ranks(2, _compare, Plan(tp=2), str(tmp_path / "m"), "none")) < 1e-5
+
+
 _CONFIG = EngineConfig(max_sequences=2, step_tokens=256, kv_gigabytes=0.001, cache_gigabytes=0.01, decoder="torch")
 
 

@@ -48,10 +48,12 @@ class Pools:
         self.dtype, self.device = dtype, torch.device(device)
         self._kinds = [mixer_of(kind) for kind in config.layer_types]
         # What nobody wrote is never read; and memory that is never written to is never taken.
+        slots = _asked(config, dtype, Mixer.slot_tensors.__name__)
         self.slots = {
             name: torch.empty(layers, num_states + one.spare, *one.shape, dtype=one.dtype, device=device)
-            for name, (layers, one) in _asked(config, dtype, Mixer.slot_tensors.__name__).items()
+            for name, (layers, one) in slots.items()
         }
+        self._zeroed = [self.slots[name] for name, (_, one) in slots.items() if one.zeroed]
         self.pages = {
             name: torch.empty(layers, num_pages + 1, PAGE, *one.shape, dtype=one.dtype, device=device)
             for name, (layers, one) in _asked(config, dtype, Mixer.page_tensors.__name__).items()
@@ -72,7 +74,7 @@ class Pools:
 
     def begin(self, slot: int) -> None:
         """A sequence begins in ``slot``: what the slot holds is that of no token."""
-        for memory in self.slots.values():
+        for memory in self._zeroed:
             memory[:, slot] = 0
 
     @property

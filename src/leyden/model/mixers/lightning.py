@@ -179,7 +179,7 @@ class LightningAttention(Mixer):
     @classmethod
     def slot_tensors(cls, config: ModelConfig, dtype: torch.dtype) -> Mapping[str, PoolTensor]:
         width = config.head_dim
-        return {"state": PoolTensor((config.num_attention_heads, width, width), torch.float32)}
+        return {"state": PoolTensor((config.num_attention_heads, width, width), torch.float32, zeroed=True)}
 
     @classmethod
     def pooled(cls, tensors: Mapping[str, torch.Tensor], rows: Rows) -> PooledStates:

@@ -62,11 +62,13 @@ class PoolTensor:
         shape: of one slot, or of one page behind its :data:`leyden.model.PAGE` tokens.
         dtype: of its numbers.
         spare: of slots, whether there is one more, behind all others, for rows that are nobody's (slot -1).
+        zeroed: of slots, whether a sequence begins with zeros; else nothing is read there before it is written.
     """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     spare: bool = False
+    zeroed: bool = False
 
     @property
     def nbytes(self) -> int:
