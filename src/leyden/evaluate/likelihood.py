@@ -15,7 +15,7 @@ import torch
 
 from leyden.core.errors import UserError
 from leyden.core.log import progress
-from leyden.model import Cache, HybridLM
+from leyden.model import Cache, HybridLM, evaluation_mode
 from leyden.tokenizer import Tokenizer
 
 Part = TypeVar("Part")
@@ -122,16 +122,12 @@ def window_nats(model: HybridLM, windows: Iterable[Window], forward_tokens: int 
         windows: what is read.
         forward_tokens: how many tokens one forward pass reads at most.
     """
-    training = model.training
-    model.eval()
-    try:
+    with evaluation_mode(model.modules()):
         for row in in_rows(windows, lambda window: len(window.labels), forward_tokens):
             with torch.inference_mode():
                 long = len(row) == 1 and len(row[0].labels) > forward_tokens
                 nats = _in_pieces(model, row[0], forward_tokens) if long else _packed(model, row)
             yield from np.split(nats, np.cumsum([len(window.labels) for window in row])[:-1])
-    finally:
-        model.train(training)
 
 
 def in_rows(items: Iterable[Part], size: Callable[[Part], int], at_most: int) -> Iterator[list[Part]]:

@@ -8,7 +8,7 @@ import torch
 
 from leyden.core.errors import UserError
 from leyden.evaluate.likelihood import in_rows
-from leyden.model import HybridLM
+from leyden.model import HybridLM, evaluation_mode
 from leyden.study.items import Item
 from leyden.study.metric import Reading, log_acc_norm2
 from leyden.tokenizer import Tokenizer
@@ -47,15 +47,11 @@ def choice_log_likelihoods(
             f"an item has {longest} tokens, the model {model.config.max_position_embeddings} positions; shorten the "
             "contexts of the items."
         )
-    training, found = model.training, []
-    model.eval()
-    try:
-        with torch.inference_mode():
-            for row in in_rows(choices, lambda choice: len(choice.inputs), _ROW_TOKENS):
-                found += _packed(model, row).tolist()
-                tell(len(row))
-    finally:
-        model.train(training)
+    found = []
+    with evaluation_mode(model.modules()), torch.inference_mode():
+        for row in in_rows(choices, lambda choice: len(choice.inputs), _ROW_TOKENS):
+            found += _packed(model, row).tolist()
+            tell(len(row))
     sizes = np.cumsum([0, *(len(item.choices) for item in items)])
     return [found[start:end] for start, end in zip(sizes, sizes[1:], strict=False)]
 
