@@ -75,6 +75,22 @@ def test_shards_of_training_become_shards_of_serving(
     ranks(training.world, _resharded, training, serving, dtype, int8)
 
 
+def _tied() -> bool:
+    """An embedding that is the output projection too moves once, into what is both."""
+    mesh, serving_mesh = mesh_of(Plan(dp_shard=2)), mesh_of(Plan(tp=2))
+    whole, model = (small_model(torch.float32, seed=seed, tie_word_embeddings=True) for seed in (7, 1))
+    attached = attach(copy.deepcopy(whole), mesh, torch.float32)
+    divide(model, serving_mesh)
+    Resharding(attached, mesh, model, serving_mesh).put()
+    divide(whole, serving_mesh)
+    engines = [Engine(each, **_SIZES, decoder="torch") for each in (model, whole)]
+    return torch.equal(model.lm_head.weight, whole.embed_tokens.weight) and _drawn(engines[0]) == _drawn(engines[1])
+
+
+def test_a_tied_output_projection_moves_with_the_embedding(ranks: Callable[..., list[Any]]) -> None:
+    assert ranks(2, _tied) == [True, True]
+
+
 def _trained(training: Plan) -> None:
     """Behind every optimizer step the whole serving model has in it what each rank's shards have."""
     mesh = mesh_of(training)

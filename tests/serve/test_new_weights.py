@@ -105,6 +105,14 @@ def test_a_tied_output_projection_is_the_embedding(make_model: MakeModel) -> Non
     assert torch.equal(model.lm_head.weight, state["embed_tokens.weight"])
 
 
+def test_a_tied_embedding_of_8_bits_is_rounded_anew(make_model: MakeModel) -> None:
+    model = make_model(tie_word_embeddings=True)
+    trained = other(model)
+    engine = Engine(quantize(model, head=True))
+    engine.update_weights(trained)
+    assert drawn(engine) == drawn(Engine(quantize(trained, head=True)))
+
+
 def test_a_model_may_be_told_another_rope_base_and_trained_by_other_losses(make_model: MakeModel) -> None:
     model = make_model()
     trained = make_model(capacity_factor=0.5, router_aux_loss_coef=0.3)
