@@ -8,6 +8,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "unicode": ("rules", "Unicode"),
     "pii": ("rules", "Personal"),
     "urls": ("rules", "Urls"),
+    "metadata": ("rules", "Metadata"),
     "language": ("rules", "Language"),
     "script": ("rules", "Script"),
     "length": ("rules", "Length"),

@@ -1,5 +1,5 @@
 """Stages that judge or rewrite each document by itself: the rules of C4, Gopher and FineWeb, Unicode repair, personal
-data, address lists, language, script and length.
+data, address lists, metadata, language, script and length.
 
 Every reason begins with the rule's source, every detail says what was measured and what is allowed.
 """
@@ -12,6 +12,7 @@ from leyden.data.rules.fineweb import FineWeb
 from leyden.data.rules.gopher import GopherQuality, GopherRepetition
 from leyden.data.rules.language import Language
 from leyden.data.rules.length import Length
+from leyden.data.rules.metadata import Metadata
 from leyden.data.rules.personal import Personal
 from leyden.data.rules.repair import Unicode
 from leyden.data.rules.script import Script
@@ -24,6 +25,7 @@ __all__ = [
     "GopherRepetition",
     "Language",
     "Length",
+    "Metadata",
     "Personal",
     "RuleStage",
     "Script",
