@@ -105,7 +105,7 @@ def test_gguf_has_every_weight_once(tmp_path: Path) -> None:
 
 def test_a_model_that_llama_cannot_express_is_refused(tmp_path: Path) -> None:
     config = QUICK.model.model_copy(update={"num_local_experts": 0, "lightning_norm_eps": 1e-5})
-    with pytest.raises(UserError, match="two epsilons differ; it has no experts"):
+    with pytest.raises(UserError, match="two epsilons differ; a layer has no experts"):
         write_gguf(HybridLM(config), tmp_path / "model.gguf")
 
 
