@@ -13,7 +13,16 @@
 #include <type_traits>
 
 #if defined __AVX2__ || defined __AVX512F__
+// GCC 12 warns of its own header, where a vector that is to be undefined is initialised by itself (GCC's bug 105593).
+#if defined __GNUC__ && !defined __clang__
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
+#if defined __GNUC__ && !defined __clang__
+#pragma GCC diagnostic pop
+#endif
 #endif
 
 namespace leyden {
