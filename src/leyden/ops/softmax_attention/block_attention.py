@@ -7,19 +7,19 @@ forms the probabilities P = softmax(S) again:
 
     dS = P (dO V^T - rowsum(dO O)),   dQ = dS K,   dK = dS^T Q,   dV = P^T dO
 
-Shapes as in ``blocks.py``.
+Shapes as in ``attention_blocks.py``.
 """
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from leyden.ops.finite import all_finite
-from leyden.ops.softmax_attention.blocks import Block, cut_blocks
-from leyden.ops.softmax_attention.scores import scores_of, take
+from leyden.ops.attention_blocks import Block, apart_if_not_finite, by_key_head, by_position, cut_blocks, put, take
+from leyden.ops.choices import SOFTMAX_SCORES
+from leyden.ops.softmax_attention.scores import scores_of
 
 
 class BlockAttention(torch.autograd.Function):
@@ -39,73 +39,61 @@ class BlockAttention(torch.autograd.Function):
         native: bool,
     ) -> torch.Tensor:
         heads = k.shape[2]
-        grouped, keys, values = _by_key_head(q, heads), _by_key_head(k, heads), _by_key_head(v, heads)
+        grouped, keys, values = (by_key_head(x, heads) for x in (q, k, v))
         scores = scores_of(grouped, keys, native=native)
         out = torch.empty_like(grouped)
 
-        def attend(blocks: list[Block]) -> tuple[torch.Tensor, ...]:
+        def attend(blocks: Iterator[Block]) -> tuple[torch.Tensor, ...]:
             for n, block in itertools.product(range(len(grouped)), blocks):
-                _put(out[n], block.rows, torch.mm(scores.probabilities(n, block), values[n, 0, block.keys]))
+                put(out[n], block.rows, torch.mm(scores.probabilities(n, block), values[n, 0, block.keys]))
             return (out,)
 
-        plan = functools.partial(cut_blocks, grouped, keys.shape[2], bounds, window)
-        _apart_if_not_finite(plan, attend, packed=bounds is not None)
+        begins, first, last = _ranges(q.shape[1], k.shape[1], bounds, window)
+        plan = functools.partial(cut_blocks, first, last, k.shape[1], SOFTMAX_SCORES.here // 4 // grouped.shape[1])
+        apart_if_not_finite(plan, begins, attend)
         ctx.save_for_backward(q, k, v, out)
-        ctx.plan, ctx.packed, ctx.native = plan, bounds is not None, native
-        return _by_position(out, q)
+        ctx.plan, ctx.begins, ctx.native = plan, begins, native
+        return by_position(out, q.shape[2])
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         q, k, v, out = ctx.saved_tensors
         heads = k.shape[2]
-        grouped, keys, values = _by_key_head(q, heads), _by_key_head(k, heads), _by_key_head(v, heads)
-        dout = _by_key_head(grads[0], heads)
+        grouped, keys, values = (by_key_head(x, heads) for x in (q, k, v))
+        dout = by_key_head(grads[0], heads)
         wide = torch.promote_types(q.dtype, torch.float32)
         scores = scores_of(grouped, keys, values, dout, native=ctx.native)
         delta = (dout.to(wide) * out).sum(-1, keepdim=True)
         dq = torch.empty_like(grouped)
         dk, dv = (torch.empty_like(keys, dtype=wide) for _ in range(2))
 
-        def differentiate(blocks: list[Block]) -> tuple[torch.Tensor, ...]:
+        def differentiate(blocks: Iterator[Block]) -> tuple[torch.Tensor, ...]:
             for total in (dk, dv):
                 total.zero_()
             for n, block in itertools.product(range(len(grouped)), blocks):
                 rows, seen = block.rows, block.keys
                 p, ds = scores.gradients(n, block, take(delta[n], rows))
                 dv[n, 0, seen] += torch.mm(p.t(), take(dout[n], rows))
-                _put(dq[n], rows, torch.mm(ds, keys[n, 0, seen]))
+                put(dq[n], rows, torch.mm(ds, keys[n, 0, seen]))
                 dk[n, 0, seen] += torch.mm(ds.t(), take(grouped[n], rows))
             return dq, dk, dv
 
-        _apart_if_not_finite(ctx.plan, differentiate, packed=ctx.packed)
-        return _by_position(dq, q), _by_position(dk.to(k.dtype), k), _by_position(dv.to(v.dtype), v), None, None, None
+        apart_if_not_finite(ctx.plan, ctx.begins, differentiate)
+        dkeys, dvalues = (by_position(x.to(k.dtype), heads) for x in (dk, dv))
+        return by_position(dq, q.shape[2]), dkeys, dvalues, None, None, None
 
 
-def _apart_if_not_finite(
-    plan: Callable[..., Iterator[Block]], work: Callable[[list[Block]], tuple[torch.Tensor, ...]], *, packed: bool
-) -> None:
-    """Do the work by blocks that documents share; if a NaN or infinity comes of it, again by blocks of one document.
+def _ranges(
+    num_queries: int, num_keys: int, bounds: list[int] | None, window: int | None
+) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
+    """Where the document of each query begins (None where there is one), its first key, and the one behind its last.
 
-    In a shared block what a query may not see is multiplied by zero, which leaves a NaN a NaN.
+    The queries are the last of ``num_keys`` positions; each sees its document's keys up to its own, and of these the
+    last ``window``.
     """
-    results = work(list(plan()))
-    if packed and not all_finite(*results):
-        work(list(plan(apart=True)))
-
-
-def _by_key_head(x: torch.Tensor, key_heads: int) -> torch.Tensor:
-    """[B, T, H, D] to [N, G, T, D], contiguous, so that a block of positions is a few long runs of memory."""
-    B, T, H, D = x.shape
-    return x.transpose(1, 2).reshape(B * key_heads, H // key_heads, T, D).contiguous()
-
-
-def _by_position(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """[N, G, T, D] to [B, T, H, D]."""
-    B, T, H, D = like.shape
-    return x.view(B, H, T, D).transpose(1, 2)
-
-
-def _put(x: torch.Tensor, rows: slice, block: torch.Tensor) -> None:
-    """Write [G R, D] into the rows of [G, T, D]."""
-    target = x[:, rows]
-    target.copy_(block.view(target.shape))
+    begins, first = None, torch.zeros(num_queries, dtype=torch.int64, device="cpu")
+    if bounds is not None:
+        lengths = torch.tensor(bounds, device="cpu").diff()
+        begins = first = torch.tensor(bounds[:-1], device="cpu").repeat_interleave(lengths)
+    last = torch.arange(num_keys - num_queries + 1, num_keys + 1, device="cpu")
+    return begins, first if window is None else torch.maximum(first, last - window), last

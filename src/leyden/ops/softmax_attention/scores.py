@@ -8,8 +8,8 @@ import ctypes
 
 import torch
 
+from leyden.ops.attention_blocks import Block, take
 from leyden.ops.native import LANES, call, library
-from leyden.ops.softmax_attention.blocks import Block
 
 
 def scores_of(
@@ -32,11 +32,6 @@ def scores_of(
     if native and q.shape[-1] % LANES == 0 and _products_pay(q.dtype):
         return _FusedScores(q, k, v, dout, held=q.dtype)
     return (_NativeScores if native else Scores)(q, k, v, dout, held=torch.promote_types(q.dtype, torch.float32))
-
-
-def take(x: torch.Tensor, rows: slice) -> torch.Tensor:
-    """[G, T, D] to [G R, D], contiguous also where R is 1 and a view would do."""
-    return x[:, rows].flatten(0, 1).contiguous()
 
 
 class Scores:
