@@ -65,6 +65,7 @@ def test_two_ranks_are_one_process(unhurt: tuple[Path, str], alone: Path) -> Non
     assert load_recipe(str(directory / "recipe.toml")).parallel.ep == 2
 
 
+@pytest.mark.slow
 def test_why_a_plan_is_refused_is_the_last_thing_that_torchrun_prints(recipe: Path, tmp_path: Path) -> None:
     """A step of the second stage has one micro-batch of 256 tokens, and a pipeline of two ranks takes two."""
     ended = rank_runs.torchrun("run", recipe, "--dir", tmp_path / "run", "--set", "parallel.pp=2")

@@ -2,12 +2,13 @@
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from leyden.core import page
 from leyden.data.builds import BuildRecipe, run_build
 
 RECIPE = """
@@ -55,6 +56,14 @@ lr = 2e-3
 prompts = ["the light", "a jar"]
 sample_tokens = 8
 """
+
+
+@pytest.fixture(scope="session", autouse=True)
+def empty_plots() -> Iterator[None]:
+    """Runs end without drawing, which is a third of their time here; the tests of ``evaluate`` draw."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page, "_svg", lambda figure, name: f'<svg class="plot" aria-label="{name}"></svg>')
+        yield
 
 
 @pytest.fixture(scope="session")
