@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -12,14 +12,17 @@ from torch import nn
 
 from leyden.checkpoint.layouts.minimax import MINIMAX
 from leyden.core.errors import UserError
-from leyden.model import HybridLM, ModelConfig, count_model
+from leyden.model import MIXERS, HybridLM, ModelConfig, count_model
+from leyden.model.config import LayerType, MlpType, RouterType
+from leyden.model.experts import FEED_FORWARDS, ROUTERS
 from leyden.model.kinds import entry_of
 from leyden.parallel import Plan
 from leyden.parallel.planner import StepShape
 from leyden.parallel.planner.activations import layer_activations
+from leyden.parallel.planner.mixers import MixerTerms, terms_of
 from leyden.parallel.planner.rank import Rank
 from leyden.parallel.planner.traffic import predict_attention, predict_traffic
-from leyden.parallel.sequence import install_sequence
+from leyden.parallel.sequence import EXCHANGES, install_sequence
 from leyden.parallel.tensor import install_tensor
 from leyden.parallel.weights import kind_of, part_of
 
@@ -91,6 +94,16 @@ def test_the_planner_and_the_count_refuse_a_layer_type_that_they_do_not_know() -
 def test_the_released_layout_has_no_code_for_another_layer_type() -> None:
     with pytest.raises(UserError, match="minimax layout cannot express layers of type hgrn"):
         MINIMAX.write_config(_config(), torch.float32, None)
+
+
+def test_what_a_configuration_may_name_every_table_has() -> None:
+    """So that a kind is refused by the configuration, or known in every room."""
+    kinds = get_args(LayerType)
+    assert set(MIXERS) == set(kinds)
+    assert {type(terms_of(kind)) for kind in kinds} == {MixerTerms}
+    assert set(EXCHANGES) == set(MIXERS.values())
+    assert set(FEED_FORWARDS) == set(get_args(MlpType))
+    assert set(ROUTERS) == set(get_args(RouterType))
 
 
 def test_a_refusal_names_the_kinds_that_there_are() -> None:
