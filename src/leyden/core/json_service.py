@@ -1,7 +1,8 @@
 """A client for JSON services over HTTP that retries while they fail for a moment."""
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -10,6 +11,7 @@ import httpx
 from leyden.core.errors import UserError
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 
 _REFUSED = {400, 413, 422}
 """Statuses that say that this request cannot be answered; others may be."""
@@ -91,6 +93,39 @@ def post_json(
         if tries > patience.retries or patience.stop.wait(wait):
             times = "once" if tries == 1 else f"{tries} times, the last time"
             raise UserError(f"{url} failed {times} with {failure}. {hint}")
+
+
+def in_parallel(
+    ask: Callable[[Item], T], items: Sequence[Item], concurrency: int, stop: threading.Event
+) -> Generator[tuple[int, T], None, None]:
+    """Ask for every item, several at a time; each item's index and answer, as they come.
+
+    After an error, or when nobody listens any more, nothing that has not begun is asked, and nothing is sent again.
+
+    Args:
+        ask: sends one request, and minds ``stop`` as :func:`post_json` does.
+        items: what is asked for.
+        concurrency: requests at a time.
+        stop: is cleared at the beginning, and set at the end.
+
+    Raises:
+        Exception: the first that ``ask`` raises.
+    """
+
+    def unless_stopped(item: Item) -> T:
+        if stop.is_set():
+            raise CancelledError
+        return ask(item)
+
+    stop.clear()
+    pool = ThreadPoolExecutor(concurrency)
+    try:
+        asked = {pool.submit(unless_stopped, item): index for index, item in enumerate(items)}
+        for future in as_completed(asked):
+            yield asked[future], future.result()
+    finally:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
 
 
 def _read(response: httpx.Response, read: Callable[[Any], T | None]) -> T | None:

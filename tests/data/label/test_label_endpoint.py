@@ -9,6 +9,7 @@ from leyden.data.documents import Message
 from leyden.data.label import ModelRequest, ModelSettings
 from leyden.data.label.answers import Answers, ask
 from leyden.data.label.language_model import Reply
+from leyden.data.label.open_model import open_model
 
 
 def completion(text, finish="stop"):
@@ -30,7 +31,7 @@ def echo(number, data):
 def test_asks_in_parallel_and_gives_every_answer_its_index(serve, monkeypatch):
     monkeypatch.setenv("SOME_KEY", "secret")
     server = serve(echo)
-    model = settings(server.url, api_key_env="SOME_KEY", concurrency=4).open(None)
+    model = open_model(settings(server.url, api_key_env="SOME_KEY", concurrency=4), None)
     answers = dict(model.complete(requests(20)))
     assert {i: a.text for i, a in answers.items()} == {i: f"answer {i}" for i in range(20)}
     assert {call["path"] for call in server.calls} == {"/v1/chat/completions"}
@@ -52,7 +53,7 @@ def test_asks_in_parallel_and_gives_every_answer_its_index(serve, monkeypatch):
 )
 def test_failures_that_may_pass_are_tried_again(serve, bad):
     server = serve(lambda number, data: bad if number < 2 else echo(number, data))
-    assert list(settings(server.url).open(None).complete(requests(1))) == [(0, Reply("answer 0"))]
+    assert list(open_model(settings(server.url), None).complete(requests(1))) == [(0, Reply("answer 0"))]
     assert len(server.calls) == 3
 
 
@@ -60,7 +61,7 @@ def test_failures_that_may_pass_are_tried_again(serve, bad):
 def test_failures_that_do_not_pass_are_told(serve, bad):
     server = serve(lambda number, data: bad)
     with pytest.raises(UserError, match=r"failed 3 times.*run the same command again"):
-        list(settings(server.url).open(None).complete(requests(1)))
+        list(open_model(settings(server.url), None).complete(requests(1)))
     assert len(server.calls) == 3
 
 
@@ -68,14 +69,14 @@ def test_failures_that_do_not_pass_are_told(serve, bad):
 def test_a_wrong_key_or_name_stops_at_once(serve, status):
     server = serve(lambda number, data: (status, {}, "no"))
     with pytest.raises(UserError, match=rf"HTTP {status} 'no'; check model.url, model.name and the key"):
-        list(settings(server.url, concurrency=1).open(None).complete(requests(3)))
+        list(open_model(settings(server.url, concurrency=1), None).complete(requests(3)))
     assert len(server.calls) <= 3
 
 
 def test_a_request_that_is_refused_does_not_stop_the_others(serve):
     too_long = (400, {}, "context length exceeded")
     server = serve(lambda n, data: too_long if "1" in data["messages"][0]["content"] else echo(n, data))
-    answers = dict(settings(server.url).open(None).complete(requests(3)))
+    answers = dict(open_model(settings(server.url), None).complete(requests(3)))
     assert [answers[i].finish for i in range(3)] == ["stop", "refused", "stop"]
     assert "context length exceeded" in answers[1].text
 
@@ -85,24 +86,24 @@ def test_connection_refused_and_time_out_are_told(serve):
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
     with pytest.raises(UserError, match="ConnectError"):
-        list(settings(url).open(None).complete(requests(1)))
+        list(open_model(settings(url), None).complete(requests(1)))
 
     def slow(number, data):
         time.sleep(0.3)
         return echo(number, data)
 
     with pytest.raises(UserError, match="ReadTimeout"):
-        list(settings(serve(slow).url, timeout_seconds=0.05, retries=1).open(None).complete(requests(1)))
+        list(open_model(settings(serve(slow).url, timeout_seconds=0.05, retries=1), None).complete(requests(1)))
 
 
 def test_cut_off_answers_are_marked(serve):
     server = serve(lambda number, data: completion("half", "length"))
-    assert list(settings(server.url).open(None).complete(requests(1))) == [(0, Reply("half", "length"))]
+    assert list(open_model(settings(server.url), None).complete(requests(1))) == [(0, Reply("half", "length"))]
 
 
 def test_a_killed_run_asks_nothing_twice(serve, tmp_path):
     server = serve(lambda number, data: echo(number, data) if number < 4 else (401, {}, "expired"))
-    model = settings(server.url, concurrency=1).open(None)
+    model = open_model(settings(server.url, concurrency=1), None)
     with Answers(tmp_path) as answers, pytest.raises(UserError, match="expired"):
         ask(model, requests(10), answers)
     with (tmp_path / "answers.jsonl").open("ab") as file:
@@ -124,7 +125,7 @@ def test_a_killed_run_asks_nothing_twice(serve, tmp_path):
 
 def test_refused_requests_are_not_kept_and_all_refused_is_an_error(serve, tmp_path):
     server = serve(lambda number, data: (400, {}, "unknown parameter seed"))
-    model = settings(server.url).open(None)
+    model = open_model(settings(server.url), None)
     with Answers(tmp_path) as answers:
         ask(model, requests(3), answers)
         assert len(answers) == 0
@@ -169,10 +170,10 @@ def test_settings_say_what_is_missing(tmp_path, monkeypatch):
         ModelSettings.parse({"url": "x", "name": "m"}, "stage")
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     with pytest.raises(UserError, match="NO_SUCH_KEY is not set"):
-        settings("http://x", api_key_env="NO_SUCH_KEY").open(None)
+        open_model(settings("http://x", api_key_env="NO_SUCH_KEY"), None)
     with pytest.raises(UserError, match="is no directory"):
-        ModelSettings(path=tmp_path / "no").open(None)
+        open_model(ModelSettings(path=tmp_path / "no"), None)
     with pytest.raises(UserError, match="leyden data build"):
-        ModelSettings(path=tmp_path).open(None)
-    assert ModelSettings(path=tmp_path).open(lambda path: path) == str(tmp_path)
+        open_model(ModelSettings(path=tmp_path), None)
+    assert open_model(ModelSettings(path=tmp_path), lambda path: path) == str(tmp_path)
     assert ModelSettings(path=tmp_path).files() == (tmp_path,)

@@ -14,7 +14,6 @@ from typing import Literal, Protocol, Self
 from pydantic import Field, model_validator
 
 from leyden.core.config import Config
-from leyden.core.errors import UserError
 from leyden.data.documents import Message
 
 
@@ -111,22 +110,3 @@ class ModelSettings(Config):
     def files(self) -> tuple[Path, ...]:
         """What of the disk its answers depend on."""
         return () if self.path is None else (self.path,)
-
-    def open(self, open_local: OpenModel | None) -> LanguageModel:
-        """The model.
-
-        Args:
-            open_local: opens a local one.
-
-        Raises:
-            UserError: the model is local, and there is nothing to open it or it cannot be opened.
-        """
-        if self.path is None:
-            from leyden.data.label.endpoint import Endpoint  # httpx is slow to import
-
-            return Endpoint(self)
-        if not self.path.is_dir():
-            raise UserError(f"model.path: {self.path} is no directory; give that of a model, or an endpoint's url.")
-        if open_local is None:
-            raise UserError(f"model.path = {self.path}: local models are opened by `leyden data build`; or give a url.")
-        return open_local(str(self.path))

@@ -20,6 +20,7 @@ from leyden.data.label.fast_text import FastTextSettings, classify, train
 from leyden.data.label.judge import CATEGORIES, Label, judge_request
 from leyden.data.label.labels import Asking, Labelled, check_malformed, label_sample, write_labels
 from leyden.data.label.language_model import ModelSettings
+from leyden.data.label.open_model import open_model
 from leyden.data.label.sampling import sample_corpus
 from leyden.data.stage import Corpus, Stage
 
@@ -79,7 +80,7 @@ class Quality(Stage):
     def prepare(self, corpus: Corpus) -> None:
         """Sample, ask, train, compare."""
         ids, texts = sample_corpus(corpus, self.sample, "judge")
-        model = self.model.open(corpus.open_model)
+        model = open_model(self.model, corpus.open_model)
         asking = Asking(self._request, self.categories, self.attempts)
         with Answers(self.answers or corpus.work.parent / "answers") as answers:
             labels, facts = label_sample(

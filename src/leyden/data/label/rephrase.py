@@ -18,6 +18,7 @@ from leyden.core.log import progress
 from leyden.data.documents import Document, Documents, Message
 from leyden.data.label.answers import Answers, ask
 from leyden.data.label.language_model import ModelRequest, ModelSettings, Reply
+from leyden.data.label.open_model import open_model
 from leyden.data.label.rephrase_styles import STYLES, SYSTEM, Style
 from leyden.data.parquet import read_batches
 from leyden.data.stage import Corpus, Stage
@@ -114,7 +115,7 @@ class Rephrase(Stage):
 
     def prepare(self, corpus: Corpus) -> None:
         """Ask for every document that is chosen."""
-        model = self.model.open(corpus.open_model)
+        model = open_model(self.model, corpus.open_model)
         folder = self._folder(corpus.work)
         with atomic_file(corpus.work / "model.json") as part:
             part.write_text(json.dumps({"identity": model.identity}))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from leyden.core.limited import LimitedProcess, LimitReached
 from leyden.data.readers.nested import TURNS
 from leyden.data.readers.packed import FREE_BYTES, MAX_RATIO
-from leyden.data.readers.pieces import Found, Piece
+from leyden.data.readers.piece import Found, Piece
 from leyden.data.readers.problem import Problem
 from leyden.data.readers.rows import columns_to_read, document_of
 from leyden.data.readers.settings import ReadSettings

@@ -9,7 +9,7 @@ from leyden.data.documents import Document
 from leyden.data.readers.charsets import decode_page
 from leyden.data.readers.limits import extracted
 from leyden.data.readers.packed import whole
-from leyden.data.readers.pieces import Found, Piece
+from leyden.data.readers.piece import Found, Piece
 from leyden.data.readers.problem import Problem
 from leyden.data.readers.settings import ReadSettings
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from leyden.data.documents import Document
 from leyden.data.readers.packed import chunks, line_range, lines
-from leyden.data.readers.pieces import Found, Piece
+from leyden.data.readers.piece import Found, Piece
 from leyden.data.readers.problem import MAX_BRACKETS, Problem, decode, too_long
 from leyden.data.readers.rows import document_of
 from leyden.data.readers.settings import ReadSettings

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from leyden.data.documents import Document
 from leyden.data.readers.limits import extracted
-from leyden.data.readers.pieces import Found, Piece
+from leyden.data.readers.piece import Found, Piece
 from leyden.data.readers.problem import Problem, too_long
 from leyden.data.readers.rows import time_of
 from leyden.data.readers.settings import ReadSettings

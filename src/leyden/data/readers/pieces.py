@@ -2,14 +2,16 @@
 
 import functools
 import glob
-from collections.abc import Callable, Container, Iterator
-from dataclasses import dataclass
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 from leyden.core.errors import UserError
-from leyden.data.documents import Document, Reject
-from leyden.data.readers.problem import Problem
-from leyden.data.readers.settings import ReadSettings, SourceSettings
+from leyden.data.documents import Reject
+from leyden.data.readers.columns import row_group_ranges
+from leyden.data.readers.jsonl import is_lines
+from leyden.data.readers.piece import Piece
+from leyden.data.readers.records import is_packed_by_record
+from leyden.data.readers.settings import SourceSettings
 from leyden.data.sources import (
     FORMATS,
     HIDDEN,
@@ -21,31 +23,6 @@ from leyden.data.sources import (
     standard_library_sources,
     why_not,
 )
-
-Found = tuple[str, Document | Problem]
-"""What a reader yields: a place in the file, and the document there or why there is none."""
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A part of a source that is read in one go.
-
-    Attributes:
-        source: the file.
-        format: a key of :data:`~leyden.data.sources.FORMATS`.
-        num_bytes: of the file that belong to it, about.
-        start, end: where its lines or records begin, in bytes, or its row groups; ``end`` is excluded, and None where
-            the piece is the whole file.
-    """
-
-    source: SourceFile
-    format: str
-    num_bytes: int
-    start: int = 0
-    end: int | None = None
-
-
-Reader = Callable[[Piece, ReadSettings], Iterator[Found]]
 
 
 def plan_shards(source: SourceSettings, shard_bytes: int, skipped: list[Reject] | None = None) -> list[list[Piece]]:
@@ -159,8 +136,6 @@ def _cut(file: SourceFile, settings: SourceSettings, shard_bytes: int) -> Iterat
     except Exception:  # of the disk, or of a library; reading it will say so
         size, can_be_cut = 0, False
     if can_be_cut and name == "parquet":
-        from leyden.data.readers.columns import row_group_ranges
-
         ranges = row_group_ranges(file.path, size, shard_bytes) if size > shard_bytes else [(size, 0, None)]
         yield from (Piece(file, name, *rest) for rest in ranges)
     elif can_be_cut:
@@ -179,11 +154,7 @@ def _can_be_cut(path: Path, format: str) -> bool:
     """
     packed = path.suffix.lower() if path.suffix.lower() in PACKED else ""
     if format == "jsonl" and not packed:
-        from leyden.data.readers.jsonl import is_lines
-
         return is_lines(path)
     if format == "warc" and packed == ".gz":
-        from leyden.data.readers.records import is_packed_by_record
-
         return is_packed_by_record(path)
     return format == "parquet"

@@ -11,7 +11,7 @@ from leyden.data.readers.columns import read_arrow, read_parquet
 from leyden.data.readers.html import read_html
 from leyden.data.readers.jsonl import read_jsonl
 from leyden.data.readers.pdf import read_pdf
-from leyden.data.readers.pieces import Piece, Reader
+from leyden.data.readers.piece import Piece, Reader
 from leyden.data.readers.problem import EMPTY, HARMLESS, Problem, check
 from leyden.data.readers.settings import ReadSettings
 from leyden.data.readers.text import read_code, read_text

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from leyden.data.documents import Document
 from leyden.data.readers.packed import whole
-from leyden.data.readers.pieces import Found, Piece
+from leyden.data.readers.piece import Found, Piece
 from leyden.data.readers.problem import Problem, decode
 from leyden.data.readers.settings import ReadSettings
 from leyden.data.sources import programming_language

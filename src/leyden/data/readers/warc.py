@@ -9,7 +9,7 @@ from leyden.data.documents import Document
 from leyden.data.readers.charsets import decode_text
 from leyden.data.readers.html import extract
 from leyden.data.readers.http import Response, declared_type, decoded_body, parse_response, sniffed_type
-from leyden.data.readers.pieces import Found, Piece
+from leyden.data.readers.piece import Found, Piece
 from leyden.data.readers.problem import NOT_A_PAGE, Problem, decode, too_long
 from leyden.data.readers.records import Record, records
 from leyden.data.readers.rows import time_of

@@ -8,7 +8,7 @@ import math
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 
 from leyden.core.errors import UserError
-from leyden.core.json_service import Patience, RefusedError, post_json
+from leyden.core.json_service import Patience, RefusedError, in_parallel, post_json
 from leyden.evaluate.sources.source import ReadProgress
 from leyden.evaluate.task import Answer, Question
 from leyden.tokenizer import Tokenizer
@@ -75,17 +75,11 @@ class EndpointSource:
 
     def answers(self, questions: Sequence[Question]) -> Iterator[tuple[int, Answer]]:
         """See :class:`leyden.evaluate.sources.source.Source`; the answers come as the endpoint gives them."""
-        self._stop.clear()
-        pool = ThreadPoolExecutor(self._settings.concurrency)
-        try:
-            asked = {pool.submit(self._ask, question): index for index, question in enumerate(questions)}
-            for future in as_completed(asked):
-                answer, usage = future.result()
+        asked = in_parallel(self._ask, questions, self._settings.concurrency, self._stop)
+        with closing(asked):
+            for index, (answer, usage) in asked:
                 self._account(answer, usage)
-                yield asked[future], answer
-        finally:  # after an error, or when nobody listens any more: nothing that has not begun is asked
-            self._stop.set()
-            pool.shutdown(cancel_futures=True)
+                yield index, answer
 
     @property
     def reading(self) -> ReadProgress:
