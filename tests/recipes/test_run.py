@@ -148,3 +148,18 @@ def test_what_it_says(finished: Path, recipe_file: Path) -> None:
     assert "bits per byte on unseen documents: " in said
     assert "the light" in said
     assert f"report: {finished / 'report' / 'index.html'}" in said
+
+
+def test_a_model_that_transformers_cannot_express_is_saved_in_our_layout(
+    recipe_file: Path, tmp_path: Path, leyden_cli: Callable[..., Any]
+) -> None:
+    """Its first layer is dense; a run must not fail when it is over."""
+    recipe = tmp_path / "dense.toml"
+    mlp_types = 'mlp_types = ["dense", "experts", "experts"]\ndense_intermediate_size = 48\n'
+    text = recipe_file.read_text().replace("num_local_experts = 4\n", f"num_local_experts = 4\n{mlp_types}")
+    recipe.write_text(text)
+    outcome = leyden_cli("run", recipe, "--dir", tmp_path / "run", "--set", "stage.short.steps=1")
+    assert outcome.code == 0, outcome.err
+    assert "saved in the leyden layout: the transformers layout cannot express" in " ".join(outcome.err.split())
+    model, _ = leyden.load(tmp_path / "run" / "final")
+    assert model.config.mlp_types == ("dense", "experts", "experts")

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from leyden import parallel
 from leyden.checkpoint.export import export
+from leyden.checkpoint.layouts import layout_to_share
 from leyden.checkpoint.pieces import TensorPiece
 from leyden.checkpoint.starting_model import StartingModel
 from leyden.core.config import Config
@@ -252,8 +253,13 @@ def _fit_settings(state: TrainState, stage: StageRun, settings: RunSettings, how
 def save_trained(state: TrainState, tokenizer: Tokenizer, path: Path) -> None:
     """Write the model in float32, the optimizer's masters: what was learnt, before it was rounded to compute.
 
+    The layout is that of transformers, or ours where that one cannot express the model, and a line says why.
     All ranks of the group call this, and none ever holds the whole model.
     """
     optimizer = state.optimizer
     learnt = {name: TensorPiece(master, optimizer.weights[name].part) for name, master in optimizer.masters().items()}
-    export(learnt, state.model.config, tokenizer, path, layout="transformers", mesh=state.rank_group.mesh)
+    config, rank_group = state.model.config, state.rank_group
+    layout, reason = layout_to_share(config, torch.float32, tokenizer)
+    if reason and rank_group.rank == 0:
+        say(f"the model is saved in the leyden layout: {reason}")
+    export(learnt, config, tokenizer, path, layout=layout, mesh=rank_group.mesh)

@@ -2,13 +2,17 @@
 
 from typing import Any
 
+import torch
+
 from leyden.checkpoint.layouts.layout import Derived, Layout
 from leyden.checkpoint.layouts.leyden import LEYDEN
 from leyden.checkpoint.layouts.minimax import MINIMAX
 from leyden.checkpoint.layouts.transformers import TRANSFORMERS
 from leyden.core.errors import UserError, suggest
+from leyden.model import ModelConfig
+from leyden.tokenizer import Tokenizer
 
-__all__ = ["LAYOUTS", "Derived", "Layout", "layout_named", "layout_of"]
+__all__ = ["LAYOUTS", "Derived", "Layout", "layout_named", "layout_of", "layout_to_share"]
 
 LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (LEYDEN, TRANSFORMERS, MINIMAX)}
 
@@ -36,3 +40,21 @@ def layout_of(config: dict[str, Any], source: str) -> Layout:
             return layout
     known = ", ".join(f"{layout.model_types[0]} ({layout.name})" for layout in LAYOUTS.values())
     raise UserError(f"{source}: model_type {kind!r} is none that Leyden reads; those are {known}.")
+
+
+def layout_to_share(config: ModelConfig, dtype: torch.dtype, tokenizer: Tokenizer | None) -> tuple[str, str]:
+    """The layout in which most software opens a model: that of transformers where it can express the model, else ours.
+
+    Args:
+        config: of the model.
+        dtype: of its matrices.
+        tokenizer: that comes with it.
+
+    Returns:
+        The layout's name, and why it is not that of transformers, or an empty text.
+    """
+    try:
+        TRANSFORMERS.write_config(config, dtype, tokenizer)
+    except UserError as reason:
+        return LEYDEN.name, str(reason)
+    return TRANSFORMERS.name, ""
