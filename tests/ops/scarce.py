@@ -28,6 +28,7 @@ class Reading(NamedTuple):
     pages: Sequence[int]
     states: Sequence[int]
     wanted: int
+    inserts: Sequence[None] = ()
 
 
 def let_fail(work: Callable[[], object]) -> int:

@@ -85,7 +85,7 @@ def plan(num_tokens: int, num_documents: int, heads: int, key_dim: int, value_di
     q, v = (
         torch.empty(num_documents * num_tokens, heads, dim, dtype=dtype, device="meta") for dim in (key_dim, value_dim)
     )
-    return launch.Plan.of(q, v, num_documents, num_tokens)
+    return launch.LaunchPlan.of(q, v, num_documents, num_tokens)
 
 
 def test_tiles_of_wide_heads_and_short_documents() -> None:
@@ -325,7 +325,7 @@ def test_the_widths_that_models_have(
         monkeypatch.setattr(launch, "multiprocessors", lambda device: width // 16 if cut else 1)
     bounds = [0, 70, 263]
     x = torch.empty(bounds[-1], H, width, dtype=torch.bfloat16)
-    chosen = launch.Plan.of(x, x, 2, bounds[-1])
+    chosen = launch.LaunchPlan.of(x, x, 2, bounds[-1])
     assert (chosen.tiles.value_dims, chosen.split) == (width if whole_heads else width // 2, cut)
     check(bounds, torch.bfloat16, device, widths=(width, width))
 

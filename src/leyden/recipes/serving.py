@@ -64,10 +64,12 @@ def _weight_bytes(network: HybridLM, plan: Plan, rank: int) -> int:
     at, total = coordinates(plan, rank), 0
     tensors = {id(tensor): (name, tensor) for name, tensor in (*network.named_parameters(), *network.named_buffers())}
     for name, tensor in tensors.values():
+        if name.endswith("scale"):
+            continue  # counted with the rows that it scales
         local = part_of(name, tuple(tensor.shape), plan, at).local_shape
         if tensor.dtype == torch.int8:
             total += prod(local) + 4 * prod(local[:-1])  # and one float32 scale a row
-        elif not name.endswith("scale"):
+        else:
             total += prod(local) * tensor.dtype.itemsize
     return total
 

@@ -293,9 +293,9 @@ def hook(event, arguments):
     if event in ("socket.connect", "socket.getaddrinfo"):
         print("CONNECTED", arguments, file=sys.stderr, flush=True)
 sys.addaudithook(hook)
-from leyden.data.engine import Engine
+from leyden.data.engine import DataEngine
 import os, time
-assert dict(Engine(2).map(os.path.exists, ["/", "/nowhere"])) == {0: True, 1: False}
+assert dict(DataEngine(2).map(os.path.exists, ["/", "/nowhere"])) == {0: True, 1: False}
 time.sleep(0.5)
 """
     environment = {key: value for key, value in os.environ.items() if key != "SCARF_NO_ANALYTICS"}
