@@ -111,7 +111,18 @@ def run_torchrun(arguments: list[str]) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def _long(command: list[str]) -> bool:
+    """Whether a command takes most of a minute: four processes, or a search through all plans of 2,048 GPUs."""
+    return command[0] == "torchrun" or command[:2] == ["leyden", "plan"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(command, marks=pytest.mark.slow if _long(command) else (), id=" ".join(command))
+        for command in commands()
+    ],
+)
 def test_the_command_runs(
     command: list[str],
     place: Path,

@@ -264,6 +264,7 @@ for attempt in range(8):
 """
 
 
+@pytest.mark.slow
 def test_killed_while_saving(tmp_path: Path) -> None:
     path = tmp_path / "talk"
     done = subprocess.run(
