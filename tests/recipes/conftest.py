@@ -58,7 +58,7 @@ sample_tokens = 8
 """
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def empty_plots() -> Iterator[None]:
     """Runs end without drawing, which is a third of their time here; the tests of ``evaluate`` draw."""
     with pytest.MonkeyPatch.context() as patch:
