@@ -14,7 +14,7 @@ from leyden.core.errors import UserError
 from leyden.model import PAGE, HybridLM, Pools
 from leyden.serve import conversation
 from leyden.serve.conversation import fingerprint, load_conversation, save_conversation
-from leyden.serve.memory import Memory, audit
+from leyden.serve.memory import EngineMemory, audit
 from leyden.serve.runner import Reading, Runner
 from leyden.tokenizer import Tokenizer
 
@@ -22,13 +22,13 @@ _TEXT = torch.randint(290, (700,), generator=torch.Generator().manual_seed(1)).t
 _TURN = [*_TEXT, *torch.randint(290, (90,), generator=torch.Generator().manual_seed(2)).tolist()]
 
 
-def _memory(model: HybridLM, *, pages: int = 8, snapshots: int = 4) -> Memory:
+def _memory(model: HybridLM, *, pages: int = 8, snapshots: int = 4) -> EngineMemory:
     dtype = model.lm_head.weight.dtype
     pools = Pools(model.config, 2, pages, dtype=dtype)
-    return Memory(pools, cache_bytes=snapshots * Pools.bytes_of(model.config, dtype)[0], swap_bytes=0)
+    return EngineMemory(pools, cache_bytes=snapshots * Pools.bytes_of(model.config, dtype)[0], swap_bytes=0)
 
 
-def _read(model: HybridLM, memory: Memory, tokens: list[int]) -> tuple[int, torch.Tensor]:
+def _read(model: HybridLM, memory: EngineMemory, tokens: list[int]) -> tuple[int, torch.Tensor]:
     """How much of a text need not be read, and the logits behind it."""
     holding = memory.admit(tokens)
     assert holding is not None
@@ -245,10 +245,10 @@ from pathlib import Path
 import torch
 from leyden.model import ModelConfig, Pools
 from leyden.serve.conversation import load_conversation, save_conversation
-from leyden.serve.memory import Memory
+from leyden.serve.memory import EngineMemory
 
 config = ModelConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, head_dim=4, rotary_dim=2)
-memory = Memory(Pools(config, 1, 1, dtype=torch.float32), cache_bytes=0, swap_bytes=0)
+memory = EngineMemory(Pools(config, 1, 1, dtype=torch.float32), cache_bytes=0, swap_bytes=0)
 path = Path(sys.argv[1])
 random.seed(1)
 save_conversation(path, memory, [0, 0] * 50_000, "model")

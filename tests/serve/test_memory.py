@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from leyden.model import PAGE, ModelConfig, Pools
-from leyden.serve.memory import Holding, Memory, Swapped, audit, tree
+from leyden.serve.memory import EngineMemory, Holding, Swapped, audit, tree
 
 _CONFIG = ModelConfig.parse(
     {
@@ -25,10 +25,10 @@ _CONFIG = ModelConfig.parse(
 _STATE_BYTES, _PAGE_BYTES = Pools.bytes_of(_CONFIG, torch.float32)
 
 
-def _memory(*, states: int = 4, pages: int = 12, snapshots: int = 4, swapped_pages: int = 8) -> Memory:
+def _memory(*, states: int = 4, pages: int = 12, snapshots: int = 4, swapped_pages: int = 8) -> EngineMemory:
     pools = Pools(_CONFIG, states, pages, dtype=torch.float32)
     swap_bytes = 2 * _STATE_BYTES + swapped_pages * _PAGE_BYTES
-    return Memory(pools, cache_bytes=snapshots * _STATE_BYTES, swap_bytes=swap_bytes)
+    return EngineMemory(pools, cache_bytes=snapshots * _STATE_BYTES, swap_bytes=swap_bytes)
 
 
 class Books(RuleBasedStateMachine):
@@ -196,7 +196,7 @@ TestBooks.settings = settings(
 )
 
 
-def _read(memory: Memory, tokens: list[int]) -> int:
+def _read(memory: EngineMemory, tokens: list[int]) -> int:
     """How much of a text the cache had."""
     holding = memory.admit(tokens)
     assert holding is not None
@@ -277,7 +277,7 @@ def test_few_ghosts_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_snapshots_and_swapping_on_a_gpu() -> None:
     pools = Pools(_CONFIG, 3, 8, dtype=torch.bfloat16, device="cuda")
     for _ in range(2):  # the block of the first is freed
-        memory = Memory(pools, cache_bytes=4 * _STATE_BYTES, swap_bytes=1 << 20)
+        memory = EngineMemory(pools, cache_bytes=4 * _STATE_BYTES, swap_bytes=1 << 20)
         text = [1] * 600
         holding = memory.admit(text)
         assert holding is not None

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from leyden.model import PAGE, HybridLM, Pools
-from leyden.serve.memory import Holding, Memory, Swapped, audit
+from leyden.serve.memory import EngineMemory, Holding, Swapped, audit
 from leyden.serve.runner import Reading, Runner
 
 
@@ -25,7 +25,7 @@ class Reader:
             pool.fill_(torch.nan)  # nothing may be read that was not written
         state_bytes, page_bytes = Pools.bytes_of(model.config, dtype)
         swap_bytes = swapped * (state_bytes + 4 * page_bytes)
-        self.memory = Memory(pools, cache_bytes=snapshots * state_bytes, swap_bytes=swap_bytes)
+        self.memory = EngineMemory(pools, cache_bytes=snapshots * state_bytes, swap_bytes=swap_bytes)
         self.runner = Runner(model, pools)
 
     def text(self, length: int, seed: int) -> list[int]:

@@ -13,7 +13,7 @@ Call = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
-class Choice:
+class FastestVariant:
     """Which of their variants was taken, and the seconds of each that was tried."""
 
     variant: str
@@ -53,11 +53,11 @@ class ABBenchmark:
             self._bar.advance(note=str(calls[0][0]))
         return [statistics.median(seconds) for seconds in zip(*rounds[1:], strict=True)]
 
-    def fastest(self, work: str, call: Callable[[str], Call]) -> Choice:
+    def fastest(self, work: str, call: Callable[[str], Call]) -> FastestVariant:
         """The variant of theirs that does ``call(variant)`` soonest; of two tries the second counts."""
         seconds = {}
         for variant in self.theirs.call("variants", work):
             self.theirs.call(*call(variant))
             seconds[variant] = self.theirs.call(*call(variant))
         self._bar.advance(note=f"the fastest way to {work}")
-        return Choice(min(seconds, key=seconds.__getitem__), seconds)
+        return FastestVariant(min(seconds, key=seconds.__getitem__), seconds)

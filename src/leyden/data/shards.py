@@ -40,7 +40,7 @@ class Shard(Config):
     """None where every token is learned."""
 
 
-class Metadata(Config):
+class TokenMetadata(Config):
     """``metadata.json``."""
 
     format: Literal["leyden-tokens-1"] = "leyden-tokens-1"
@@ -51,9 +51,9 @@ class Metadata(Config):
     shards: tuple[Shard, ...]
 
 
-def metadata_of(shards: Iterable[Shard], tokenizer: str, vocab_size: int) -> Metadata:
+def metadata_of(shards: Iterable[Shard], tokenizer: str, vocab_size: int) -> TokenMetadata:
     """The metadata of shards whose checksums are those of :func:`block_checksums`."""
-    return Metadata(tokenizer=tokenizer, vocab_size=vocab_size, block_bytes=_BLOCK_BYTES, shards=tuple(shards))
+    return TokenMetadata(tokenizer=tokenizer, vocab_size=vocab_size, block_bytes=_BLOCK_BYTES, shards=tuple(shards))
 
 
 @dataclass(frozen=True, eq=False)
@@ -306,18 +306,20 @@ def block_checksums(path: Path) -> tuple[int, ...]:
     return checksums(path, _BLOCK_BYTES)
 
 
-def _first_reads(directory: Path, metadata: Metadata, suffix: str, arrays: Sequence[np.ndarray | None]) -> FirstReads:
+def _first_reads(
+    directory: Path, metadata: TokenMetadata, suffix: str, arrays: Sequence[np.ndarray | None]
+) -> FirstReads:
     """The files of one kind of all shards, to be checked as they are read."""
     paths = [directory / f"{shard.name}.{suffix}" for shard in metadata.shards]
     sums = [shard_files(directory, shard).get(path, ()) for path, shard in zip(paths, metadata.shards, strict=True)]
     return FirstReads(paths, arrays, sums, metadata.block_bytes)
 
 
-def _read_metadata(path: Path) -> tuple[Metadata, bytes]:
+def _read_metadata(path: Path) -> tuple[TokenMetadata, bytes]:
     """The metadata in ``path``, and its bytes."""
     try:
         text = path.read_bytes()
-        return Metadata.parse(json.loads(text), str(path)), text
+        return TokenMetadata.parse(json.loads(text), str(path)), text
     except FileNotFoundError:
         raise UserError(f"{path.parent} holds no token shards: there is no {path.name}.") from None
     except ValueError as error:

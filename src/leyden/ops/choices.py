@@ -14,7 +14,7 @@ _ASSUMED = {1: 32 << 10, 2: 1 << 20, 3: 32 << 20}
 
 
 @dataclass(frozen=True)
-class Choice:
+class BlockSize:
     """One size of blocks.
 
     Attributes:
@@ -57,13 +57,13 @@ def _bytes(level: int, caches: Mapping[int, int]) -> int:
     return known[max((at for at in known if at <= level), default=min(known))]
 
 
-LIGHTNING_SEGMENT = Choice("segment of lightning attention", "elements", 3, 64, 1 << 16, 1 << 21)
+LIGHTNING_SEGMENT = BlockSize("segment of lightning attention", "elements", 3, 64, 1 << 16, 1 << 21)
 """Of q: a dozen temporaries of a segment, in up to 4 bytes an element, stay in the last cache."""
-SOFTMAX_SCORES = Choice("scores of softmax attention", "bytes", 3, 1, 4 << 20, 128 << 20)
+SOFTMAX_SCORES = BlockSize("scores of softmax attention", "bytes", 3, 1, 4 << 20, 128 << 20)
 """Of one block of queries, in float32."""
-RANGED_SCORES = Choice("scores of ranged attention", "bytes", 3, 2, 2 << 20, 64 << 20)
+RANGED_SCORES = BlockSize("scores of ranged attention", "bytes", 3, 2, 2 << 20, 64 << 20)
 """Of one block of queries and one key head, in float32; a backward holds their gradients beside them."""
-WIDENED_WEIGHTS = Choice("int8 weights widened at once", "elements", 2, 2, 1 << 16, 1 << 22)
+WIDENED_WEIGHTS = BlockSize("int8 weights widened at once", "elements", 2, 2, 1 << 16, 1 << 22)
 """They are written in 16 bits and read again by a product, from a core's own cache."""
 
 CHOICES = (LIGHTNING_SEGMENT, SOFTMAX_SCORES, RANGED_SCORES, WIDENED_WEIGHTS)

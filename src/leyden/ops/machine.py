@@ -10,7 +10,7 @@ import torch
 from leyden.core.device import default_device, matmul_flops_per_second
 from leyden.core.waiting import cores_of_others, waiting_settings
 from leyden.ops import native
-from leyden.ops.choices import CHOICES, Choice
+from leyden.ops.choices import CHOICES, BlockSize
 from leyden.ops.native import build, cache, processor
 
 _KNOWN = (
@@ -67,7 +67,7 @@ def _own_products() -> str:
     return f"{', '.join(own) or 'none, but those of PyTorch'}; from the instruction sets"
 
 
-def _size(choice: Choice) -> Callable[[], str]:
+def _size(choice: BlockSize) -> Callable[[], str]:
     return lambda: choice.described(processor.caches())
 
 

@@ -22,7 +22,7 @@ from leyden.checkpoint.tensor_stream import TensorStream
 from leyden.core.errors import UserError
 from leyden.core.files import atomic_file
 from leyden.model import PAGE, HybridLM, Pools
-from leyden.serve.memory import Memory
+from leyden.serve.memory import EngineMemory
 from leyden.serve.memory.snapshots import copy_pages, copy_slot, slot_of
 from leyden.tokenizer import Tokenizer
 
@@ -78,7 +78,7 @@ def fingerprint(model: HybridLM, tokenizer: Tokenizer | None = None) -> str:
 
 def save_conversation(
     path: Path,
-    memory: Memory,
+    memory: EngineMemory,
     tokens: Sequence[int],
     fingerprint: str,
     messages: Sequence[Mapping[str, str]] = (),
@@ -138,7 +138,7 @@ def save_conversation(
 
 
 def load_conversation(
-    path: Path, memory: Memory, fingerprint: str, vocab_size: int | None = None, salt: str = ""
+    path: Path, memory: EngineMemory, fingerprint: str, vocab_size: int | None = None, salt: str = ""
 ) -> Conversation:
     """Read a conversation, and put what the model has read of it into the prefix cache.
 
@@ -259,7 +259,7 @@ def _parts(pool: torch.Tensor, pages: list[int]) -> Iterator[torch.Tensor]:
             yield layer[pages[start : start + _PAGES_AT_ONCE]]
 
 
-def restore_conversation(path: Path, memory: Memory, contents: ConversationContents, salt: str = "") -> int:
+def restore_conversation(path: Path, memory: EngineMemory, contents: ConversationContents, salt: str = "") -> int:
     """Put what was read into the prefix cache, as if a sequence had just read it and ended.
 
     Arguments and errors are those of :func:`load_conversation`.

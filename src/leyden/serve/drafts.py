@@ -8,7 +8,7 @@ from leyden.core.errors import UserError
 from leyden.model import PAGE, HybridLM
 from leyden.serve.config import EngineConfig
 from leyden.serve.job import Generation
-from leyden.serve.memory import Memory
+from leyden.serve.memory import EngineMemory
 from leyden.serve.runner import Reading
 from leyden.serve.sampling import Draw, draw
 from leyden.serve.speculation import Ask, DraftModel, Guesser, PromptLookup, verify
@@ -45,7 +45,9 @@ class Drafts:
         statistics: where guesses are counted.
     """
 
-    def __init__(self, guesser: Guesser | None, memory: Memory, draft_tokens: int, statistics: Statistics) -> None:
+    def __init__(
+        self, guesser: Guesser | None, memory: EngineMemory, draft_tokens: int, statistics: Statistics
+    ) -> None:
         self._statistics = statistics
         self._guesser = guesser
         self._memory = memory

@@ -13,7 +13,7 @@ from leyden.serve.config import EngineConfig
 from leyden.serve.drafts import make_guesser
 from leyden.serve.inserts import check_inserts
 from leyden.serve.job import Generation, generations
-from leyden.serve.memory import Memory, plan_memory
+from leyden.serve.memory import EngineMemory, plan_memory
 from leyden.serve.new_weights import WeightsWatch
 from leyden.serve.request import Delta, FinishReason, QueueFullError, Request, check_request
 from leyden.serve.sampling import CompiledGrammar, Grammars, Sampling
@@ -86,10 +86,10 @@ class EngineCore:
         shape, dtype, sizes = self.model.ranks.held(self.model.config), self.model.dtype, self._sizes
         if self.released:
             self._guesser = None
-            self.memory = Memory(Pools(shape, 0, 0, dtype=dtype, device="meta"), cache_bytes=0, swap_bytes=0)
+            self.memory = EngineMemory(Pools(shape, 0, 0, dtype=dtype, device="meta"), cache_bytes=0, swap_bytes=0)
             return
         pools = Pools(shape, sizes.num_states, sizes.num_pages, dtype=dtype, device=self.model.norm.weight.device)
-        self.memory = Memory(pools, cache_bytes=sizes.cache_bytes, swap_bytes=sizes.swap_bytes)
+        self.memory = EngineMemory(pools, cache_bytes=sizes.cache_bytes, swap_bytes=sizes.swap_bytes)
         self._guesser = make_guesser(self.config, self.model, self._draft, sizes.draft_bytes)
 
     def _begin(self) -> None:

@@ -15,7 +15,7 @@ from operator import attrgetter
 from leyden.model import PAGE
 from leyden.serve.inserts import Insert, page_digest
 from leyden.serve.job import Generation, Job
-from leyden.serve.memory import Memory
+from leyden.serve.memory import EngineMemory
 
 _rank = attrgetter("rank")
 
@@ -57,7 +57,7 @@ class Scheduler:
         preemptions: how often a sequence had to make room.
     """
 
-    def __init__(self, memory: Memory, max_sequences: int, step_tokens: int) -> None:
+    def __init__(self, memory: EngineMemory, max_sequences: int, step_tokens: int) -> None:
         self.waiting: list[Generation] = []
         self.running: list[Generation] = []
         self.swapped: list[Generation] = []

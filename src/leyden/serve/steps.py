@@ -10,7 +10,7 @@ from leyden.model import PAGE, HybridLM
 from leyden.serve.config import EngineConfig
 from leyden.serve.drafts import Drafts
 from leyden.serve.job import Generation, Job
-from leyden.serve.memory import Memory
+from leyden.serve.memory import EngineMemory
 from leyden.serve.request import Delta, FinishReason
 from leyden.serve.runner import Reading, Runner
 from leyden.serve.sampling import Draw, draw
@@ -35,7 +35,12 @@ class Steps:
     """
 
     def __init__(
-        self, model: HybridLM, memory: Memory, guesser: Guesser | None, config: EngineConfig, statistics: Statistics
+        self,
+        model: HybridLM,
+        memory: EngineMemory,
+        guesser: Guesser | None,
+        config: EngineConfig,
+        statistics: Statistics,
     ) -> None:
         self.scheduler = Scheduler(memory, config.max_sequences, config.step_tokens)
         self._memory = memory

@@ -2,12 +2,12 @@
 
 from leyden.serve.memory.audit import audit
 from leyden.serve.memory.holding import Holding, Swapped
-from leyden.serve.memory.memory import Memory, MemoryUsage
+from leyden.serve.memory.memory import EngineMemory, MemoryUsage
 from leyden.serve.memory.plan import MemoryPlan, check_free, divide_memory, plan_memory
 
 __all__ = [
+    "EngineMemory",
     "Holding",
-    "Memory",
     "MemoryPlan",
     "MemoryUsage",
     "Swapped",

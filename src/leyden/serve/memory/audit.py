@@ -7,16 +7,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from leyden.serve.memory.allocators import Pages, Slots
-from leyden.serve.memory.memory import Memory
+from leyden.serve.memory.memory import EngineMemory
 from leyden.serve.memory.tree import Node, PrefixTree
 
 
-def audit(memory: Memory, lent_states: Iterable[int] = ()) -> None:
+def audit(memory: EngineMemory, lent_states: Iterable[int] = ()) -> None:
     """Compare the books of ``memory`` with what is held.
 
     Args:
         memory: between two steps.
-        lent_states: what :meth:`Memory.states` gave and has not got back.
+        lent_states: what :meth:`EngineMemory.states` gave and has not got back.
 
     Raises:
         RuntimeError: something is leaked, held twice, or not where it should be.

@@ -18,10 +18,10 @@ class Holding:
 
     Attributes:
         pages: for its tokens, in order; enough for its prompt from the start.
-        state: the slot of its state. May be exchanged for one that :meth:`Memory.states` gave.
+        state: the slot of its state. May be exchanged for one that :meth:`EngineMemory.states` gave.
         length: tokens of its prompt that it need not read.
         cache: what of its prompt was read before.
-        cuts: as :meth:`Memory.cuts` says.
+        cuts: as :meth:`EngineMemory.cuts` says.
         blocks: its prompt's whole pages of tokens.
         nodes: where its first pages lie in the tree of what was read.
     """
@@ -36,7 +36,7 @@ class Holding:
 
 
 class Swapped:
-    """A sequence that had to make room; it lies on the host until :meth:`Memory.swap_in` or :meth:`discard`.
+    """A sequence that had to make room; it lies on the host until :meth:`EngineMemory.swap_in` or :meth:`discard`.
 
     Args:
         holding: what it holds yet, and is then to let go.

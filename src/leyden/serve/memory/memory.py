@@ -52,7 +52,7 @@ class MemoryUsage:
     evictions: int
 
 
-class Memory:
+class EngineMemory:
     """The memory of an engine; for one thread.
 
     Args:

@@ -17,7 +17,7 @@ _UNKNOWN_BYTES = 4 * _GIGABYTE
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """The sizes of :class:`leyden.model.Pools` and of :class:`leyden.serve.memory.Memory`.
+    """The sizes of :class:`leyden.model.Pools` and of :class:`leyden.serve.memory.EngineMemory`.
 
     Attributes:
         num_states: slots: one a sequence, and where guesses are verified one for each guess.
