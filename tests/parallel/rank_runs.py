@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from leyden.core.config import dump_toml
+from leyden.tokenizer import Tokenizer
 from leyden.train import read_metrics
 
 RECIPE = """
@@ -90,6 +93,19 @@ def from_model(recipe: Path, model: Path, path: Path) -> Path:
     said = tomllib.loads(recipe.read_text())
     del said["tokenizer"]
     path.write_text(dump_toml(said | {"model": {"from": str(model)}}))
+    return path
+
+
+def on_token_files(recipe: Path, tokenizer: Path, path: Path) -> Path:
+    """The same recipe on one NumPy file of its documents' tokens, made with a tokenizer that is there."""
+    made = Tokenizer.load(tokenizer)
+    texts = sorted((recipe.parent / "text").iterdir())
+    tokens = [token for text in texts for token in [made.bos_id, *made.encode(text.read_text()), made.eod_id]]
+    np.save(path.with_suffix(".npy"), np.array(tokens, np.int32))
+    data = {"tokens": [str(path.with_suffix(".npy"))], "held_out_fraction": 0.1}
+    path.write_text(
+        dump_toml(tomllib.loads(recipe.read_text()) | {"tokenizer": {"path": str(tokenizer)}, "data": data})
+    )
     return path
 
 

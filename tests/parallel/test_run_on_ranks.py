@@ -95,6 +95,22 @@ def test_a_run_from_a_model_is_that_of_one_process(
 
 
 @pytest.mark.slow
+def test_a_run_on_token_files_is_that_of_one_process(
+    recipe: Path, alone: Path, tmp_path: Path, leyden_cli: Callable[..., Any]
+) -> None:
+    """The first rank looks for the documents and holds some out; both map the same files, and go on after a stop."""
+    given = rank_runs.on_token_files(recipe, alone / "tokenizer", tmp_path / "tokens.toml")
+    one = leyden_cli("run", given, "--dir", tmp_path / "one")
+    assert one.code == 0, one.err
+    stopped = rank_runs.torchrun("run", given, "--dir", tmp_path / "two", *PLAN, fault=("terminate", 1, 3))
+    assert stopped.code == 1
+    ended = rank_runs.torchrun("run", given, "--dir", tmp_path / "two", *PLAN)
+    assert ended.code == 0, ended.said
+    assert "going on from step 3" in ended.said
+    assert_close(tmp_path / "two", tmp_path / "one", rtol=2e-6)
+
+
+@pytest.mark.slow
 def test_killed_in_the_midst_of_a_step_and_started_again(
     recipe: Path, unhurt: tuple[Path, str], tmp_path: Path
 ) -> None:

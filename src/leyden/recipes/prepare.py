@@ -13,7 +13,7 @@ from leyden.core.log import say
 from leyden.data import TokenShards, find_sources
 from leyden.data.builds.recipe import TokensSection
 from leyden.data.builds.run import run_build
-from leyden.data.builds.text import TextReport, documents_of, text_recipe
+from leyden.data.builds.text import HOLD_OUT_STAGE, TextReport, documents_of, text_recipe
 from leyden.data.builds.tokens import TOKENIZER, BuildTokens, held_out_texts, open_groups, read_tokens
 from leyden.recipes.schema import Recipe
 from leyden.recipes.starting import read_start
@@ -203,15 +203,23 @@ def _build_text(recipe: Recipe, directory: Path, shards: Path) -> None:
         vocab_size=recipe.tokenizer.vocab_size,
         allow_smaller=recipe.tokenizer.allow_smaller,
     )
-    fraction = recipe.data.held_out_fraction
-    build = run_build(text_recipe(recipe.data.text or None, held_out_fraction=fraction, tokens=tokens), place)
+    data = recipe.data
+    build = run_build(
+        text_recipe(
+            data.text or None,
+            held_out_fraction=data.held_out_fraction,
+            recall_share=data.recall_share,
+            tokens=tokens,
+        ),
+        place,
+    )
     report = TextReport.of(build)
     _tell(report)
     Tokenizer.load(place / TOKENIZER).save(directory / TOKENIZER_DIRECTORY)
     with atomic_file(directory / "data.json") as part:
         part.write_text(json.dumps(asdict(report), indent=1), encoding="utf-8")
     with atomic_file(directory / _HELD_OUT) as part, part.open("w", encoding="utf-8") as file:
-        for document in documents_of(build.stages()[-1], dropped=True):
+        for document in documents_of(build.stages()[HOLD_OUT_STAGE], dropped=True):
             file.write(json.dumps({"id": document.id, "text": document.text, "source": document.source}) + "\n")
     write_checksums(directory, [directory / _HELD_OUT, *(directory / TOKENIZER_DIRECTORY).iterdir()])
     open_groups(place)["all"].directory.rename(shards)

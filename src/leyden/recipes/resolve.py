@@ -28,7 +28,7 @@ _FREE = (
 """What may change at any time: it leaves every step as it was but for the order of additions. A build may lie
 elsewhere; that its tokens are the same is seen by their fingerprints."""
 
-_READ = ("data.text", "data.document_token", "data.held_out_fraction", "tokenizer", "model.from")
+_READ = ("data.text", "data.document_token", "data.held_out_fraction", "data.recall_share", "tokenizer", "model.from")
 """What tokens follow from that a run has made of text, or taken from token files."""
 
 _LENGTH = ("tokens", "steps", "minutes")

@@ -43,6 +43,8 @@ class DataSection(Config):
     """The token that ends each document, in token files that do not say where documents end. None: the tokenizer's."""
     held_out_fraction: float = Field(default=0.02, gt=0, lt=1)
     """The share of the documents of ``text`` or ``tokens`` kept for evaluation."""
+    recall_share: float = Field(default=0.0, ge=0, le=1)
+    """The share of the documents of ``text`` in which the data stage ``recall`` plants numbers and asks for them."""
 
     @field_validator("tokens", mode="before")
     @classmethod
@@ -64,6 +66,8 @@ class DataSection(Config):
             )
         if self.document_token is not None and not self.tokens:
             raise ValueError("document_token is for token files; give tokens, or leave it out")
+        if self.recall_share and (self.build is not None or self.tokens):
+            raise ValueError("recall_share is of text that the run reads; a data build has a stage recall of its own")
         return self
 
     @property

@@ -26,6 +26,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "classifier": ("label", "Classifier"),
     "perplexity": ("label", "Perplexity"),
     "rephrase": ("label", "Rephrase"),
+    "recall": ("label", "Recall"),
     "hold_out": ("hold_out", "HoldOut"),
     "mixture": ("token_budget", "PlanMixture"),
     "match_repetition": ("token_budget", "MatchRepetition"),

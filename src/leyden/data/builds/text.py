@@ -14,15 +14,23 @@ from leyden.data.hold_out import HELD_OUT
 
 TEXT_BUILD = Path(__file__).with_name("text.toml")
 
+HOLD_OUT_STAGE = 2
+"""Which stage of the build drops the documents that are held out."""
+
 
 def text_recipe(
-    paths: Sequence[Path] | None, *, held_out_fraction: float | None, tokens: TokensSection | None = None
+    paths: Sequence[Path] | None,
+    *,
+    held_out_fraction: float | None,
+    recall_share: float = 0.0,
+    tokens: TokensSection | None = None,
 ) -> BuildRecipe:
     """The recipe of the build in ``text.toml`` on some text.
 
     Args:
         paths: files and folders; None: the source of the running Python's standard library.
         held_out_fraction: the share of the documents that is held out; None: nothing is.
+        recall_share: the share of the documents that the stage ``recall`` plants questions in.
         tokens: what becomes of the documents that are left; None: nothing.
 
     Raises:
@@ -35,6 +43,8 @@ def text_recipe(
         data["stage"] = [stage for stage in data["stage"] if stage["kind"] != "hold_out"]
     else:
         data["stage"][-1]["share"] = held_out_fraction
+    if recall_share:
+        data["stage"].append({"kind": "recall", "share": recall_share})
     return BuildRecipe.parse(data, TEXT_BUILD.name).model_copy(update={"tokens": tokens})
 
 
@@ -71,7 +81,7 @@ class TextReport:
     @classmethod
     def of(cls, build: Build) -> "TextReport":
         """Of a build by :func:`text_recipe` with documents held out."""
-        read, exact, hold_out = build.stages()
+        read, exact, hold_out = build.stages()[: HOLD_OUT_STAGE + 1]
         held_out = hold_out.total()
         left = held_out.dropped.get(HELD_OUT, DocumentTally())
         rejects = not_read(read) + Counter(read.total().rejected)

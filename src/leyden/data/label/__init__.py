@@ -1,4 +1,5 @@
-"""Labels: quality by a judge model and by classifiers, perplexity, and documents rephrased by a model."""
+"""Labels: quality by a judge model and by classifiers, perplexity; documents rephrased by a model, or with planted
+questions."""
 
 from leyden.data.label.arpa import read_arpa, write_arpa
 from leyden.data.label.classifier import Classifier
@@ -7,6 +8,7 @@ from leyden.data.label.language_model import LanguageModel, ModelRequest, ModelS
 from leyden.data.label.ngram import NGramModel
 from leyden.data.label.perplexity import Perplexity
 from leyden.data.label.quality import Quality
+from leyden.data.label.recall import Recall
 from leyden.data.label.rephrase import Rephrase
 
 __all__ = [
@@ -18,6 +20,7 @@ __all__ = [
     "OpenModel",
     "Perplexity",
     "Quality",
+    "Recall",
     "Rephrase",
     "Reply",
     "read_arpa",
