@@ -25,6 +25,7 @@ def evaluate(
     subtasks: given.Subtasks = None,
     chat: given.Chat = False,
     apart: given.Apart = False,
+    cot: given.Cot = False,
     out: given.Out = None,
     compare: given.Compare = False,
     concurrency: given.Concurrency = 4,
@@ -58,6 +59,7 @@ def evaluate(
         subtasks=None if subtasks is None else tuple(part.strip() for part in subtasks.split(",")),
         chat=chat,
         apart=apart,
+        think=cot,
     )
     with ExitStack() as stack:
         if model is not None:

@@ -46,6 +46,7 @@ Text = Annotated[
 Subtasks = Annotated[str | None, typer.Option(help="Parts of a task, with commas between.", show_default=False)]
 Chat = Annotated[bool, typer.Option("--chat", help="Put each question as the turn of a chat.")]
 Apart = Annotated[bool, typer.Option("--apart", help="niah: one needle a prompt, as in the paper.")]
+Cot = Annotated[bool, typer.Option("--cot", help="longbench_v2: let the model reason first (chain of thought).")]
 Out = Annotated[
     Path | None, typer.Option(help="Keep rows and a page in this folder, and go on from it.", show_default=False)
 ]

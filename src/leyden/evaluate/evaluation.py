@@ -19,7 +19,9 @@ from leyden.evaluate.task import Answer, Options, Question, Row, Subject, Task, 
 from leyden.evaluate.tasks import check_names, make_task
 
 _AT_ONCE = 64
-"""Items without a group that are asked together."""
+"""Items without a group that are asked together, at most."""
+_TOKENS_AT_ONCE = 2**22
+"""Tokens of such items together, about, so that the prompts of a few long ones are kept in memory and no more."""
 
 
 def evaluate(
@@ -77,30 +79,38 @@ def _run(source: Source, subject: Subject, task: Task, items: Sequence[TaskItem]
 def _batches(items: Sequence[TaskItem]) -> Iterator[list[TaskItem]]:
     """Items of a group together; the others some at a time."""
     for group, members in itertools.groupby(items, lambda item: item.group):
-        rest = list(members)
-        size = len(rest) if group else _AT_ONCE
-        yield from (rest[start : start + size] for start in range(0, len(rest), size))
+        batch: list[TaskItem] = []
+        for item in members:
+            full = len(batch) == _AT_ONCE or sum(other.cost for other in batch) + item.cost > _TOKENS_AT_ONCE
+            if batch and full and not group:
+                yield batch
+                batch = []
+            batch.append(item)
+        yield batch
 
 
 def _ask(source: Source, task: Task, batch: Sequence[TaskItem], file: RowFile, bar: Bar) -> None:
     """Ask a batch, and keep a row of each answer as it comes."""
     questions = [item.build() for item in batch]
-    second: list[tuple[TaskItem, Question]] = []
+    second: list[tuple[TaskItem, Answer, Question]] = []
     for index, answer in source.answers(questions):
         item = batch[index]
         if item.then is not None:
-            second.append((item, item.then(answer)))
+            second.append((item, answer, item.then(answer)))
         else:
             file.add(_row(task, item, questions[index], answer))
             bar.advance(item.cost)
-    for index, answer in source.answers([question for _, question in second]) if second else ():
-        item, question = second[index]
-        file.add(_row(task, item, question, answer))
+    for index, answer in source.answers([question for _, _, question in second]) if second else ():
+        item, first, question = second[index]
+        file.add(_row(task, item, question, answer, first))
         bar.advance(item.cost)
 
 
-def _row(task: Task, item: TaskItem, question: Question, answer: Answer) -> Row:
-    row: Row = {"id": item.id, **item.facts, "prompt_tokens": answer.prompt_tokens}
+def _row(task: Task, item: TaskItem, question: Question, answer: Answer, first: Answer | None = None) -> Row:
+    read = answer.prompt_tokens if first is None else first.prompt_tokens + answer.prompt_tokens
+    row: Row = {"id": item.id, **item.facts, "prompt_tokens": read}
+    if first is not None:
+        row["first_answer"] = first.text
     if question.max_tokens:
         row |= {"answer": answer.text, "expected": list(question.expected)}
     return row | task.grade(item, question, answer)

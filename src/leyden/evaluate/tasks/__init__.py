@@ -5,10 +5,14 @@ from collections.abc import Callable
 from leyden.core.errors import UserError, suggest
 from leyden.evaluate.task import Options, Subject, Task
 from leyden.evaluate.tasks.bits_per_byte import BitsPerByteTask
+from leyden.evaluate.tasks.longbench_v2 import LongBenchV2
+from leyden.evaluate.tasks.mr_niah import MrNiah
 from leyden.evaluate.tasks.niah import Niah
 
 TASKS: dict[str, Callable[[Options, Subject], Task]] = {
     "bits_per_byte": BitsPerByteTask,
+    "longbench_v2": LongBenchV2,
+    "mr_niah": MrNiah,
     "niah": Niah,
 }
 """Every task by its name on the command line."""

@@ -12,9 +12,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from leyden.core.errors import UserError
+from leyden.evaluate.prompts import CHAT_TOKENS, ask, even_depths
 from leyden.evaluate.scores import by_axes, mean_with_interval
 from leyden.evaluate.task import Answer, Options, Question, Row, Subject, TaskItem
 
@@ -31,8 +30,6 @@ _LENGTHS = (1024, 2048, 4096)
 _DEPTHS = 5
 _DIGITS = 7
 _ANSWER_TOKENS, _CHAT_ANSWER_TOKENS = 16, 64
-_CHAT_TOKENS = 64
-"""Kept free for what a chat template writes around a turn."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ class Niah:
         self._lengths = options.lengths or _LENGTHS
         self._samples = 1 if options.samples is None else options.samples
         count = _DEPTHS if options.depths is None else options.depths
-        self._depths = [50.0] if count == 1 else [round(100 * place / (count - 1), 2) for place in range(count)]
+        self._depths = even_depths(count)
         self._answer_tokens = _CHAT_ANSWER_TOKENS if options.chat else _ANSWER_TOKENS
         self._context = functools.lru_cache(maxsize=1)(self._make_context)
 
@@ -108,7 +105,7 @@ class Niah:
         """Tokens of a prompt and its answer that are no haystack, by the longest of its questions and needles."""
         question = max(len(self._asked(needle)) for needle in needles)
         hidden = [len(self._hidden(needle)) for needle in needles]
-        extra = _CHAT_TOKENS if self._options.chat else 0
+        extra = CHAT_TOKENS if self._options.chat else 0
         return 1 + (max(hidden) if self._options.apart else sum(hidden)) + question + self._answer_tokens + extra
 
     def _hidden(self, needle: _Needle) -> list[int]:
@@ -120,12 +117,12 @@ class Niah:
         return self._subject.tokenizer.encode(question + begun)
 
     def _make_context(self, length: int, sample: int, index: int) -> list[int]:
-        """The tokens before the question."""
+        """The tokens before the question, without the one that begins a document."""
         needles = self._needles(length, sample)
         inside = [needles[index]] if self._options.apart else needles
         count = length - self._overhead(needles)
         hay = self._subject.haystack.tokens(count, sample * length)
-        tokens, done = [self._subject.tokenizer.bos_id], 0
+        tokens, done = [], 0
         for needle in inside:
             place = max(done, self._subject.haystack.line_end(hay, round(count * needle.depth / 100)))
             tokens += hay[done:place].tolist()
@@ -136,10 +133,8 @@ class Niah:
     def _question(self, length: int, sample: int, index: int) -> Question:
         needle = self._needles(length, sample)[index]
         prompt = self._context(length, sample, index if self._options.apart else 0) + self._asked(needle)
-        if not self._options.chat:
-            return Question(prompt, (needle.number,), self._answer_tokens)
-        text = self._subject.tokenizer.decode(np.asarray(prompt[1:]))
-        return Question([{"role": "user", "content": text}], (needle.number,), self._answer_tokens)
+        expected, chat = (needle.number,), self._options.chat
+        return ask(self._subject.tokenizer, prompt, expected, max_tokens=self._answer_tokens, chat=chat)
 
 
 def first_number(text: str) -> str | None:
