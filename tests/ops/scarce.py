@@ -17,6 +17,7 @@ import fuzz
 import torch
 
 from leyden.model import HybridLM, ModelConfig, NativeDecoder, Pools
+from leyden.model.quantized import quantize
 from leyden.ops import native
 
 
@@ -65,8 +66,11 @@ def let_fail(work: Callable[[], object]) -> int:
         assert "there is not enough memory" in str(ends[-1])
 
 
-def decoder(slots: int, pages: int) -> NativeDecoder:
-    """Of a model that has layers of both kinds and experts, beside which a shared one stands."""
+def decoder(slots: int, pages: int, kind: str = "float32") -> NativeDecoder:
+    """Of a model that has layers of both kinds and experts, beside which a shared one stands.
+
+    Its memory holds zeros. ``kind`` is that of the weights: ``"float32"``, ``"bfloat16"`` or ``"int8"``.
+    """
     torch.manual_seed(0)
     config = ModelConfig(
         layer_types=("linear_attention", "full_attention"),
@@ -80,7 +84,14 @@ def decoder(slots: int, pages: int) -> NativeDecoder:
         vocab_size=40,
     )
     model = HybridLM(config)
-    return NativeDecoder(model, Pools(model.config, slots, pages, dtype=torch.float32))
+    if kind != "float32":
+        model = model.to(torch.bfloat16)
+    if kind == "int8":
+        model = quantize(model, head=True)
+    pools = Pools(model.config, slots, pages, dtype=torch.float32 if kind == "float32" else torch.bfloat16)
+    for memory in (*pools.slots.values(), *pools.pages.values()):
+        memory.zero_()
+    return NativeDecoder(model, pools)
 
 
 def fail_in_steps() -> dict[str, int]:

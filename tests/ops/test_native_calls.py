@@ -404,31 +404,31 @@ def test_compiled_functions_are_whole_graphs_of_pytorchs_bodies(op: str) -> None
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"rows": [4, 0, 0, 0, 0]}, "id is not in the vocabulary"),
-        ({"rows": [-1, 0, 0, 0, 0]}, "id is not in the vocabulary"),
-        ({"rows": [0, 0, 2, 0, 0]}, "slot is none"),
-        ({"rows": [0, 0, 0, -1, 0]}, "slot is none"),
-        ({"rows": [0, 256, 0, 0, 0]}, "behind the sequence's pages"),
-        ({"rows": [0, 0, 0, 0, 1]}, "behind the sequence's pages"),
-        ({"pages": [2]}, "page is none"),
+        ({"tokens": [4, 0, 0, 0, 0]}, "id is not in the vocabulary"),
+        ({"tokens": [-1, 0, 0, 0, 0]}, "id is not in the vocabulary"),
+        ({"tokens": [0, 0, 2, 0, 0]}, "slot is none"),
+        ({"tokens": [0, 0, 0, -1, 0]}, "slot is none"),
+        ({"tokens": [0, 256, 0, 0, 0]}, "behind the sequence's pages"),
+        ({"tokens": [0, 0, 0, 0, 1]}, "behind the sequence's pages"),
+        ({"page_tables": [2]}, "page is none"),
         ({"wanted": [1]}, "wanted token"),
-        ({"bounds": [0, 2]}, "bounds"),
-        ({"bounds": []}, "bounds"),
+        ({"cu_seqlens": [0, 2]}, "bounds"),
+        ({"cu_seqlens": []}, "bounds"),
     ],
 )
 def test_a_step_outside_of_the_model_and_its_pools(changes: dict[str, list[int]], reason: str) -> None:
     layers = (LayerAddresses * 1)(LayerAddresses(MIXERS["softmax"]))  # so that pages matter
-    model = ModelAddresses(vocab=4, layers=1, layer=layers, num_slots=2, num_pages=2)
-    given = {"rows": [0, 0, 0, 0, 0], "bounds": [0, 1], "wanted": [0], "pages": [1]} | changes
+    model = ModelAddresses(vocab_size=4, num_layers=1, layers=layers, num_slots=2, num_pages=2)
+    given = {"tokens": [0, 0, 0, 0, 0], "cu_seqlens": [0, 1], "wanted": [0], "page_tables": [1]} | changes
     with pytest.raises(ValueError, match=reason):
         decode_step(model, DecodeBatch(**given))
 
 
 def test_a_step_of_a_mixer_that_it_has_no_body_for() -> None:
     layers = (LayerAddresses * 1)(LayerAddresses(max(MIXERS.values()) + 1))
-    model = ModelAddresses(vocab=4, layers=1, layer=layers, num_slots=2, num_pages=2)
+    model = ModelAddresses(vocab_size=4, num_layers=1, layers=layers, num_slots=2, num_pages=2)
     with pytest.raises(ValueError, match="mixer is none"):
-        decode_step(model, DecodeBatch(rows=[0, 0, 0, 0, 0], bounds=[0, 1], wanted=[0], pages=[1]))
+        decode_step(model, DecodeBatch(tokens=[0, 0, 0, 0, 0], cu_seqlens=[0, 1], wanted=[0], page_tables=[1]))
 
 
 def test_structures_of_other_sizes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -437,4 +437,4 @@ def test_structures_of_other_sizes_are_refused(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr("leyden.ops.decode.LayerAddresses", Longer)
     with pytest.raises(ValueError, match="laid out otherwise"):
-        decode_step(ModelAddresses(vocab=4), DecodeBatch())
+        decode_step(ModelAddresses(vocab_size=4), DecodeBatch())

@@ -88,26 +88,26 @@ class NativeDecoder:
         exponents = torch.arange(0, config.rotary_dim, 2, dtype=torch.float64, device="cpu") / max(config.rotary_dim, 1)
         self._model = ModelAddresses(
             bfloat16=pools.dtype == torch.bfloat16,
-            hidden=config.hidden_size,
-            heads=config.num_attention_heads,
-            kv_heads=config.num_key_value_heads,
+            hidden_size=config.hidden_size,
+            num_heads=config.num_attention_heads,
+            num_kv_heads=config.num_key_value_heads,
             head_dim=config.head_dim,
             rotary_dim=config.rotary_dim,
-            intermediate=config.intermediate_size if config.num_local_experts else 0,
-            experts=config.num_local_experts,
+            expert_width=config.intermediate_size if config.num_local_experts else 0,
+            num_experts=config.num_local_experts,
             top_k=config.num_experts_per_tok if config.num_local_experts else 0,
-            shared=config.shared_intermediate_size if config.num_local_experts else config.dense_width,
-            vocab=config.vocab_size,
-            layers=config.num_hidden_layers,
+            shared_width=config.shared_intermediate_size if config.num_local_experts else config.dense_width,
+            vocab_size=config.vocab_size,
+            num_layers=config.num_hidden_layers,
             postnorm=config.postnorm,
-            eps=config.rms_norm_eps,
-            head_eps=config.lightning_norm_eps,
+            norm_eps=config.rms_norm_eps,
+            output_norm_eps=config.lightning_norm_eps,
             expert_rows=2 * config.intermediate_size,
-            frequencies=self._at(config.rope_theta**-exponents, len(exponents), dtype=torch.float64),
+            inverse_frequencies=self._at(config.rope_theta**-exponents, len(exponents), dtype=torch.float64),
             embedding=self._matrix(model.embed_tokens, config.vocab_size, config.hidden_size),
             final_norm=self._at(model.norm.weight, config.hidden_size),
-            head=self._matrix(model.lm_head, config.vocab_size, config.hidden_size),
-            layer=self._layers,
+            lm_head=self._matrix(model.lm_head, config.vocab_size, config.hidden_size),
+            layers=self._layers,
             num_slots=pools.num_states,
             num_pages=pools.num_pages,
         )
@@ -127,15 +127,15 @@ class NativeDecoder:
         if any(decode.inserts for decode in decodes):
             raise ValueError("tokens that decode were drawn from the vocabulary, and have no inserts; prompts may.")
         batch = DecodeBatch()
-        rows, pages = batch.rows, batch.pages
+        tokens, pages = batch.tokens, batch.page_tables
         stop = 0
         for decode in decodes:
             table, position, states = len(pages), decode.start, decode.states
             pages += decode.pages
             for i, token in enumerate(decode.tokens):
-                rows += token, position + i, states[i], states[i + 1], table
+                tokens += token, position + i, states[i], states[i + 1], table
             stop += len(decode.tokens)
-            batch.bounds.append(stop)
+            batch.cu_seqlens.append(stop)
             batch.wanted += range(stop - decode.wanted, stop)
         return decode_step(self._model, batch)
 
@@ -164,17 +164,17 @@ class NativeDecoder:
         addresses.attention_alpha, addresses.attention_beta = layer.attention_factors
         addresses.mlp_alpha, addresses.mlp_beta = layer.mlp_factors
         addresses.input_norm = self._at(layer.input_layernorm.weight, self._config.hidden_size)
-        addresses.post_norm = self._at(layer.post_attention_layernorm.weight, self._config.hidden_size)
+        addresses.post_attention_norm = self._at(layer.post_attention_layernorm.weight, self._config.hidden_size)
 
     def _lightning(self, addresses: LayerAddresses, mixer: LightningAttention, memory: Tensors) -> None:
         config = self._config
         hidden, heads, width = config.hidden_size, config.num_attention_heads, config.head_dim
         inner = heads * width
         addresses.states = self._at(memory["state"], len(memory["state"]), heads, width, width)
-        addresses.first = self._matrix(mixer.qkv_proj, 3 * inner, hidden)
-        addresses.second = self._matrix(mixer.output_gate, inner, hidden)
-        addresses.out = self._matrix(mixer.out_proj, hidden, inner)
-        addresses.head_norm = self._at(mixer.norm.weight, inner)
+        addresses.qkv_proj = self._matrix(mixer.qkv_proj, 3 * inner, hidden)
+        addresses.output_gate = self._matrix(mixer.output_gate, inner, hidden)
+        addresses.out_proj = self._matrix(mixer.out_proj, hidden, inner)
+        addresses.output_norm = self._at(mixer.norm.weight, inner)
         addresses.slopes = self._at(mixer.slopes.values, heads)
 
     def _softmax(self, addresses: LayerAddresses, mixer: SoftmaxAttention, memory: Tensors) -> None:
@@ -184,10 +184,10 @@ class NativeDecoder:
         pages = (len(memory["keys"]), PAGE, config.num_key_value_heads, config.head_dim)
         addresses.keys = self._at(memory["keys"], *pages, dtype=self._dtype)
         addresses.values = self._at(memory["values"], *pages, dtype=self._dtype)
-        addresses.first = self._matrix(mixer.q_proj, inner, hidden)
-        addresses.second = self._matrix(mixer.k_proj, shared, hidden)
-        addresses.third = self._matrix(mixer.v_proj, shared, hidden)
-        addresses.out = self._matrix(mixer.o_proj, hidden, inner)
+        addresses.q_proj = self._matrix(mixer.q_proj, inner, hidden)
+        addresses.k_proj = self._matrix(mixer.k_proj, shared, hidden)
+        addresses.v_proj = self._matrix(mixer.v_proj, shared, hidden)
+        addresses.out_proj = self._matrix(mixer.o_proj, hidden, inner)
 
     def _feed_forward(self, addresses: LayerAddresses, mlp: nn.Module) -> None:
         shared, config = mlp, self._config
@@ -196,18 +196,18 @@ class NativeDecoder:
             experts, number = mlp.experts, config.num_local_experts
             addresses.router = self._at(mlp.gate.weight, number, hidden)
             both = (number, 2 * inner, hidden)
-            addresses.gate = self._matrix(experts, *both, weight="gate_up_proj", scale="gate_up_scale")
-            addresses.up = self._matrix(experts, *both, weight="gate_up_proj", scale="gate_up_scale", row=inner)
-            addresses.down = self._matrix(experts, number, hidden, inner, weight="down_proj", scale="down_scale")
+            addresses.gate_proj = self._matrix(experts, *both, weight="gate_up_proj", scale="gate_up_scale")
+            addresses.up_proj = self._matrix(experts, *both, weight="gate_up_proj", scale="gate_up_scale", row=inner)
+            addresses.down_proj = self._matrix(experts, number, hidden, inner, weight="down_proj", scale="down_scale")
             if mlp.shared is None:
                 return
             addresses.shared_coefficient = self._at(mlp.shared.coefficient.weight.float(), 1, hidden)
             shared, inner = mlp.shared.mlp, config.shared_intermediate_size
         else:
             inner = config.dense_width
-        addresses.shared_gate = self._matrix(shared.get_submodule("gate_proj"), inner, hidden)
-        addresses.shared_up = self._matrix(shared.get_submodule("up_proj"), inner, hidden)
-        addresses.shared_down = self._matrix(shared.get_submodule("down_proj"), hidden, inner)
+        addresses.shared_gate_proj = self._matrix(shared.get_submodule("gate_proj"), inner, hidden)
+        addresses.shared_up_proj = self._matrix(shared.get_submodule("up_proj"), inner, hidden)
+        addresses.shared_down_proj = self._matrix(shared.get_submodule("down_proj"), hidden, inner)
 
 
 _MIXERS: Mapping[type[nn.Module], tuple[int, Callable[..., None]]] = {

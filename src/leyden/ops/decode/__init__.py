@@ -30,7 +30,7 @@ KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 """What the weights of a matrix can be; those of int8 have a float32 scale for each row."""
 
 MIXERS = {"lightning": 1, "softmax": 2}
-"""The mixers that the step has a body for, by their number in ``decode.cpp``; it refuses any other."""
+"""The mixers that the step has a body for, by their number in ``model.h``; it refuses any other."""
 
 _ADDRESS = ctypes.c_void_p
 
@@ -42,34 +42,40 @@ class MatrixAddress(ctypes.Structure):
 
 
 class LayerAddresses(ctypes.Structure):
-    """One layer; ``decode.cpp`` says the shapes."""
+    """One layer; ``model.h`` says the shapes."""
 
     _fields_ = (
         ("mixer", ctypes.c_int32),
         *((name, ctypes.c_float) for name in ("attention_alpha", "attention_beta", "mlp_alpha", "mlp_beta")),
-        *((name, _ADDRESS) for name in ("input_norm", "post_norm")),
-        *((name, MatrixAddress) for name in ("first", "second", "third", "out")),
-        *((name, _ADDRESS) for name in ("head_norm", "slopes", "states", "keys", "values", "router")),
-        *((name, MatrixAddress) for name in ("gate", "up", "down", "shared_gate", "shared_up", "shared_down")),
+        *((name, _ADDRESS) for name in ("input_norm", "post_attention_norm")),
+        *((name, MatrixAddress) for name in ("qkv_proj", "output_gate")),
+        *((name, _ADDRESS) for name in ("output_norm", "slopes", "states")),
+        *((name, MatrixAddress) for name in ("q_proj", "k_proj", "v_proj")),
+        *((name, _ADDRESS) for name in ("keys", "values")),
+        ("out_proj", MatrixAddress),
+        ("router", _ADDRESS),
+        *((name, MatrixAddress) for name in ("gate_proj", "up_proj", "down_proj")),
+        *((name, MatrixAddress) for name in ("shared_gate_proj", "shared_up_proj", "shared_down_proj")),
         ("shared_coefficient", _ADDRESS),
     )
 
 
 class ModelAddresses(ctypes.Structure):
-    """The whole model; ``decode.cpp`` says the shapes."""
+    """The whole model; ``model.h`` says the shapes."""
 
     _fields_ = (
-        *((name, ctypes.c_int32) for name in ("bfloat16", "hidden", "heads", "kv_heads", "head_dim", "rotary_dim")),
-        *((name, ctypes.c_int32) for name in ("intermediate", "experts", "top_k", "shared", "vocab", "layers")),
-        ("postnorm", ctypes.c_int32),
-        ("eps", ctypes.c_float),
-        ("head_eps", ctypes.c_float),
+        ("bfloat16", ctypes.c_int32),
+        *((name, ctypes.c_int32) for name in ("hidden_size", "num_heads", "num_kv_heads", "head_dim", "rotary_dim")),
+        *((name, ctypes.c_int32) for name in ("expert_width", "num_experts", "top_k", "shared_width")),
+        *((name, ctypes.c_int32) for name in ("vocab_size", "num_layers", "postnorm")),
+        ("norm_eps", ctypes.c_float),
+        ("output_norm_eps", ctypes.c_float),
         ("expert_rows", ctypes.c_int32),
-        ("frequencies", _ADDRESS),
+        ("inverse_frequencies", _ADDRESS),
         ("embedding", MatrixAddress),
         ("final_norm", _ADDRESS),
-        ("head", MatrixAddress),
-        ("layer", ctypes.POINTER(LayerAddresses)),
+        ("lm_head", MatrixAddress),
+        ("layers", ctypes.POINTER(LayerAddresses)),
         ("num_slots", ctypes.c_int64),
         ("num_pages", ctypes.c_int64),
     )
@@ -77,8 +83,8 @@ class ModelAddresses(ctypes.Structure):
 
 class _BatchAddresses(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("num_rows", "num_sequences", "num_wanted")),
-        *((name, _ADDRESS) for name in ("rows", "bounds", "wanted", "pages")),
+        *((name, ctypes.c_int64) for name in ("num_tokens", "num_sequences", "num_wanted")),
+        *((name, _ADDRESS) for name in ("tokens", "cu_seqlens", "wanted", "page_tables")),
         ("num_pages", ctypes.c_int64),
     )
 
@@ -88,17 +94,17 @@ class DecodeBatch:
     """The tokens of one step, sequence by sequence.
 
     Attributes:
-        rows: five numbers a token: its id, its position in the sequence, the slots of the state before it and behind
-            it, and where the sequence's pages begin in ``pages``.
-        bounds: of the sequences among the tokens, from 0.
+        tokens: five numbers a token: its id, its position in the sequence, the slots of the state before it and behind
+            it, and where the sequence's pages begin in ``page_tables``.
+        cu_seqlens: where each sequence begins among the tokens, and where the last one ends.
         wanted: the tokens whose logits are asked for.
-        pages: of all sequences.
+        page_tables: the pages of all sequences, one sequence behind another.
     """
 
-    rows: list[int] = field(default_factory=list)
-    bounds: list[int] = field(default_factory=lambda: [0])
+    tokens: list[int] = field(default_factory=list)
+    cu_seqlens: list[int] = field(default_factory=lambda: [0])
     wanted: list[int] = field(default_factory=list)
-    pages: list[int] = field(default_factory=list)
+    page_tables: list[int] = field(default_factory=list)
 
 
 def decode_step(model: ModelAddresses, batch: DecodeBatch) -> torch.Tensor:
@@ -116,14 +122,14 @@ def decode_step(model: ModelAddresses, batch: DecodeBatch) -> torch.Tensor:
             undefined, and the next call works as if this one had not been.
         UnavailableError: the native step cannot be had here.
     """
-    # Rows that lie powers of two apart push each other out of the caches.
-    stride = model.vocab + LANES
-    logits = torch.empty_strided((len(batch.wanted), model.vocab), (stride, 1), dtype=torch.float32, device="cpu")
-    sizes = (len(batch.rows) // 5, len(batch.bounds) - 1, len(batch.wanted))
+    # Rows of logits that lie powers of two apart push each other out of the caches.
+    stride = model.vocab_size + LANES
+    logits = torch.empty_strided((len(batch.wanted), model.vocab_size), (stride, 1), dtype=torch.float32, device="cpu")
+    sizes = (len(batch.tokens) // 5, len(batch.cu_seqlens) - 1, len(batch.wanted))
     if min(model.num_slots, model.num_pages, sizes[1]) < 0:
         raise ValueError(f"decode_step: pools and bounds of sequences expected; given {sizes[1]} sequences.")
-    lists = (array("q", batch.rows), array("q", batch.bounds), array("q", batch.wanted), array("i", batch.pages))
-    addresses = _BatchAddresses(*sizes, *(numbers.buffer_info()[0] for numbers in lists), len(batch.pages))
+    lists = (*(array("q", x) for x in (batch.tokens, batch.cu_seqlens, batch.wanted)), array("i", batch.page_tables))
+    addresses = _BatchAddresses(*sizes, *(numbers.buffer_info()[0] for numbers in lists), len(batch.page_tables))
     fault = library().leyden_decode(
         ctypes.byref(model),
         ctypes.byref(addresses),

@@ -1,0 +1,114 @@
+// What Python hands to a decoding step: the model's weights and pools, and the tokens of one step.
+//
+// The structures mirror those of __init__.py field by field. The sizes that comments name, here and in the other files:
+//   B tokens of the step        D hidden size        K head dim                 F width of an expert
+//   H heads                     G key-value heads    E experts
+//   A = B top_k assignments of tokens to experts
+
+#pragma once
+
+#include "native.h"
+
+namespace leyden::decode {
+
+constexpr int PAGE = 256;  // tokens of a page
+
+enum Kind : int64_t { FLOAT32, BFLOAT16, INT8 };
+
+enum Mixer : int32_t { LIGHTNING = 1, SOFTMAX = 2 };
+
+extern "C" {
+
+// Row-major [out, in]; of int8, the value is weight * scale of its row.
+struct Matrix {
+    const void *weight;
+    const float *scale;  // [out], or null
+    int64_t kind;
+};
+
+struct Layer {
+    int32_t mixer;                                    // a Mixer
+    float attention_alpha, attention_beta, mlp_alpha, mlp_beta;  // of the residual connections
+    const float *input_norm, *post_attention_norm;    // [D]
+
+    // Lightning attention.
+    Matrix qkv_proj;                                  // [3HK, D]; q, k and v of a head follow each other
+    Matrix output_gate;                               // [HK, D]
+    const float *output_norm, *slopes;                // [HK], [H]
+    float *states;                                    // [slots, H, K, K]
+
+    // Softmax attention.
+    Matrix q_proj, k_proj, v_proj;                    // [HK, D], [GK, D], [GK, D]
+    void *keys, *values;                              // [pages, PAGE, G, K]
+
+    Matrix out_proj;                                  // [D, HK]
+
+    // The feed-forward. A dense one is a shared expert alone.
+    const float *router;                              // [E, D]
+    Matrix gate_proj, up_proj, down_proj;             // of expert 0: [F, D], [F, D], [D, F]
+    Matrix shared_gate_proj, shared_up_proj, shared_down_proj;  // of the expert that takes every token
+    const float *shared_coefficient;                  // [D], or null where the shared expert has weight 1
+};
+
+struct Model {
+    int32_t bfloat16;  // of activations, keys and values; weights have each a kind of their own
+    int32_t hidden_size, num_heads, num_kv_heads, head_dim, rotary_dim;
+    int32_t expert_width, num_experts, top_k, shared_width, vocab_size, num_layers;
+    int32_t postnorm;
+    float norm_eps, output_norm_eps;
+    int32_t expert_rows;                              // of gate_proj and up_proj, from one expert to the next
+    const double *inverse_frequencies;                // [rotary_dim / 2]
+    Matrix embedding;                                 // [vocab_size, D]
+    const float *final_norm;                          // [D]
+    Matrix lm_head;                                   // [vocab_size, D]
+    const Layer *layers;                              // [num_layers]
+    int64_t num_slots, num_pages;                     // of the pools
+};
+
+// Tokens of a sequence follow each other in the order of their positions.
+struct Token {
+    int64_t id, position;
+    int64_t slot_before, slot_after;                  // of the sequence's state
+    int64_t page_table;                               // where the sequence's pages begin among all
+};
+
+struct Batch {
+    int64_t num_tokens, num_sequences, num_wanted;
+    const Token *tokens;                              // [num_tokens]
+    const int64_t *cu_seqlens;                        // [num_sequences + 1], among the tokens
+    const int64_t *wanted;                            // [num_wanted], tokens whose logits are asked for
+    const int32_t *page_tables;                       // [num_pages], those of all sequences
+    int64_t num_pages;
+};
+
+}  // extern "C"
+
+// Why a step would read or write outside of the model and its pools, or null.
+inline Fault check(const Model &model, const Batch &batch) {
+    const int64_t B = batch.num_tokens, N = batch.num_sequences;
+    if (B > INT32_MAX / std::max(1, model.top_k)) return "a step has too many tokens";
+    if (N < 0 || !rise(batch.cu_seqlens, N, B) || batch.cu_seqlens[0] || batch.cu_seqlens[N] != B)
+        return "the bounds of the sequences do not rise among the tokens";
+    if (!within(batch.wanted, batch.num_wanted, 0, B)) return "a wanted token is not in the batch";
+    bool paged = false;
+    for (int i = 0; i < model.num_layers; i++) {
+        const int32_t mixer = model.layers[i].mixer;
+        if (mixer != LIGHTNING && mixer != SOFTMAX) return "a layer's mixer is none that this step has a body for";
+        paged |= mixer == SOFTMAX;
+    }
+    if (paged && !within(batch.page_tables, batch.num_pages, 0, model.num_pages))
+        return "a page is none of the pool's";
+    for (int64_t b = 0; b < B; b++) {
+        const Token &token = batch.tokens[b];
+        if (token.id < 0 || token.id >= model.vocab_size) return "a token's id is not in the vocabulary";
+        if (token.slot_before < 0 || token.slot_after < 0 ||
+            std::max(token.slot_before, token.slot_after) >= model.num_slots)
+            return "a slot is none of the pool's";
+        if (token.position < 0 || (paged && (token.page_table < 0 ||
+                                             token.position / PAGE >= batch.num_pages - token.page_table)))
+            return "a position lies behind the sequence's pages";
+    }
+    return nullptr;
+}
+
+}  // namespace leyden::decode

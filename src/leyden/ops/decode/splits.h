@@ -1,0 +1,123 @@
+// Softmax attention of one token's queries over the keys and values of its sequence, which lie in pages.
+//
+// A long context is cut into splits that any thread may take, as in FlashDecoding. How many there are and where they end
+// follows from the length alone, and they are combined in order, so that a token's bits depend on nothing else.
+
+#pragma once
+
+#include "model.h"
+#include "products.h"
+
+namespace leyden::decode {
+
+constexpr int MOST_SPLITS = 64;                      // of a context: their partial results have to be kept
+constexpr int VALUES = SUMS / 4 < 4 ? 1 : 4;         // vectors of values at once, for up to four heads
+
+// The splits of a context of so many tokens.
+struct Splits {
+    int64_t length, pages, pages_each, count;
+
+    explicit Splits(int64_t length)
+        : length(length), pages((length + PAGE - 1) / PAGE), pages_each((pages + MOST_SPLITS - 1) / MOST_SPLITS),
+          count((pages + pages_each - 1) / pages_each) {}
+};
+
+// out[h] += weight[h] v for `count` keys and H heads, V vectors of each; weights lie PAGE apart.
+template <int H, int V, class T>
+inline void add_values(const T *values, int64_t stride, int count, const float *weight, float *out,
+                       int64_t out_stride) {
+    Vector total[H][V];
+    for (int h = 0; h < H; h++)
+        for (int j = 0; j < V; j++) total[h][j] = load(out + h * out_stride + j * LANES);
+    for (int s = 0; s < count; s++) {
+        Vector value[V];
+        for (int j = 0; j < V; j++) value[j] = load(values + s * stride + j * LANES);
+        for (int h = 0; h < H; h++)
+            for (int j = 0; j < V; j++) total[h][j] += weight[h * PAGE + s] * value[j];
+    }
+    for (int h = 0; h < H; h++)
+        for (int j = 0; j < V; j++) store(out + h * out_stride + j * LANES, total[h][j]);
+}
+
+template <int V, class T>
+inline void add_values(int heads, const T *values, int64_t stride, int count, const float *weight, float *out,
+                       int64_t out_stride) {
+    constexpr int MOST = 4;
+    for (int h = 0; h < heads; h += MOST) {
+        const float *w = weight + h * PAGE;
+        float *o = out + h * out_stride;
+        with_number<1, MOST>(
+            heads - h, [&](auto left) { add_values<left, V>(values, stride, count, w, o, out_stride); });
+    }
+}
+
+// The online softmax. Scores of one head over one page become weights, in units of e^largest, which grows where it must;
+// what was summed before is brought to the new unit.
+inline void online_softmax(float *scores, int count, float scale, int width, float *largest, float *total, float *out) {
+    Vector top = spread(-INFINITY);
+    vectors(count, [&](int64_t i, int n) {
+        const Vector s = load(scores + i, n, -INFINITY);
+        top = larger(s, top);
+    });
+    const float page_largest = leyden::largest(top) * scale;
+    if (page_largest > *largest) {
+        const float shrink = std::exp(*largest - page_largest);
+        for (int j = 0; j < width; j += LANES) store(out + j, load(out + j) * shrink);
+        *total *= shrink, *largest = page_largest;
+    }
+    Vector sums = {};
+    vectors(count, [&](int64_t i, int n) {
+        const Vector w = exp(load(scores + i, n, -INFINITY) * scale - *largest);
+        store(scores + i, w, n);
+        sums += w;
+    });
+    *total += sum(sums);
+}
+
+// One split, for the `heads` queries [heads, K] that share a key head. keys, values: of that head in page 0, from which
+// tokens lie `stride` apart. partial: of the split and the first head [heads, K + 2]: the weighted sum of values, the
+// exponent of its unit, the total of the weights.
+template <class T, class X>
+void attend_split(const T *keys, const T *values, int64_t stride, const int32_t *page_table, const Splits &splits,
+                  int64_t split, const X *queries, int heads, int K, float *partial) {
+    const int64_t width = K + 2;
+    for (int h = 0; h < heads; h++) {
+        std::fill(partial + h * width, partial + (h + 1) * width, 0.0f);
+        partial[h * width + K] = -INFINITY;
+    }
+    thread_local std::vector<float> scores;
+    scores.resize(heads * PAGE);
+    const float scale = 1 / std::sqrt((float)K);
+    const int64_t last = std::min(splits.pages, (split + 1) * splits.pages_each);
+    for (int64_t page = split * splits.pages_each; page < last; page++) {
+        const int count = (int)std::min<int64_t>(PAGE, splits.length - page * PAGE);
+        const int64_t place = (int64_t)page_table[page] * PAGE * stride;
+        product(keys + place, stride, (const float *)nullptr, K, 0, count, Rows<X>{queries, K, heads}, scores.data(),
+                PAGE);
+        for (int h = 0; h < heads; h++) {
+            float *of_head = partial + h * width;
+            online_softmax(scores.data() + h * PAGE, count, scale, K, of_head + K, of_head + K + 1, of_head);
+        }
+        int j = 0;
+        for (; j + VALUES * LANES <= K; j += VALUES * LANES)
+            add_values<VALUES>(heads, values + place + j, stride, count, scores.data(), partial + j, width);
+        for (; j < K; j += LANES)
+            add_values<1>(heads, values + place + j, stride, count, scores.data(), partial + j, width);
+    }
+}
+
+// The attention of one head, from its partial results of all splits, which lie `stride` apart.
+template <class X> void combine_splits(const float *partial, int64_t stride, int64_t count, int K, X *out) {
+    float top = -INFINITY, total = 0;
+    for (int64_t s = 0; s < count; s++) top = std::max(top, partial[s * stride + K]);
+    for (int64_t s = 0; s < count; s++)
+        total += std::exp(partial[s * stride + K] - top) * partial[s * stride + K + 1];
+    for (int j = 0; j < K; j += LANES) {
+        Vector v = {};
+        for (int64_t s = 0; s < count; s++)
+            v += std::exp(partial[s * stride + K] - top) * load(partial + s * stride + j);
+        store(out + j, v / total);
+    }
+}
+
+}  // namespace leyden::decode
