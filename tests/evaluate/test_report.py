@@ -125,3 +125,44 @@ def test_drops_are_drawn(run_dir):
     page = Page(write_report(run_dir).read_text(encoding="utf-8"))
     assert "Dropped assignments" in page.text
     assert "No token was dropped" not in page.text
+
+
+def test_what_was_measured_while_training_is_drawn(run_dir):
+    noise = {"noise_scale": 900.0, "noise_loss": 4.0, "critical_batch": None, "labels": 4096}
+    metrics = [step_line(s, **(noise if s % 2 == 0 else {})) for s in range(1, 9)]
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
+    part = {"loss": 2.0, "bits_per_byte": 1.0, "labels": 10}
+    lines = []
+    for step in (4, 8):
+        sources = {"web<i>": part, "code": part} if step == 8 else {"code": part}
+        line = {"task": "held_out", "held_out_loss": 2.0, "sources": sources, "lengths": {"1-8": part, "9-": part}}
+        cells = [{"depth": depth, "length": length, "value": 0.5} for depth in (0, 100) for length in (1024, 2048)]
+        lines += [line, {"task": "niah", "value": 0.5, "n": 4, "cells": cells}]
+        lines += [{"task": "bits_per_byte", "value": 1.25, "n": 3}]
+        for added in lines[-3:]:
+            added |= {"stage": "pretrain", "step": step}
+    lines.append({"task": "bits_per_byte", "value": 1.875, "baselines": {"xz_4096": 2.25}})
+    (run_dir / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    spike = {"number": 1, "stage": "pretrain", "step": 6, "loss": 9.5, "loss_limit": 5.25, "grad_norm": 1.5}
+    spike |= {"grad_norm_limit": 2.0, "action": "rewind", "to_step": 4, "repeated_share": 0.125}
+    documents = [{"source": "web", "id": f"doc<{n}>", "offset": 0, "length": 9} for n in range(9)]
+    spike |= {"usual_repeated_share": 0.0, "documents": documents}
+    (run_dir / "spikes.jsonl").write_text(json.dumps(spike) + "\n")
+    page = Page(write_report(run_dir).read_text(encoding="utf-8"))
+    assert len(page.ids) == len(set(page.ids))
+    for expected in ("Held-out documents by source", "web<i>", "by length in tokens", "niah", "2k", "noise scale"):
+        assert expected in page.text
+    for expected in (
+        "9.500 (limit 5.250)",
+        "12.5% of the tokens (usually 0.0%)",
+        "rewind to step 4",
+        "web doc<4> and 4 more",
+    ):
+        assert expected in page.text
+    assert "1.875" in page.text, "the finished model's, and not one of the measurements while it was trained"
+    assert "validation" in page.ids and "spikes" in page.ids
+
+
+def test_a_run_without_them_has_no_such_sections(run_dir):
+    page = Page(write_report(run_dir).read_text(encoding="utf-8"))
+    assert not {"validation", "spikes"} & set(page.ids)

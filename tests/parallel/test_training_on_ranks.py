@@ -35,7 +35,7 @@ def losses(plan: Plan, changes: dict[str, Any], dtype: torch.dtype) -> list[tupl
         micro_batches = [rows_of(Plan(dp_shard=4), seed=100 * step + n) for n in range(MICRO_BATCHES)]
         own = [joined(rows[4 * rank // dp : 4 * (rank + 1) // dp]) for rows in micro_batches]
         result = train_step(state, own, Pretrain(), lr=3e-3, clip_norm=1.0)
-        unseen = measure(state, HeldOut(every_steps=1, batches=[own], num_bytes=1), Pretrain())["held_out_loss"]
+        unseen = measure(state, HeldOut(every_steps=1, batches=[own], num_bytes=1), Pretrain()).metrics["held_out_loss"]
         results.append((result.loss, result.grad_norm, unseen))
     return results
 

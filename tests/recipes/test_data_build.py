@@ -19,7 +19,7 @@ def test_a_run_on_a_build(built: Path, tmp_path: Path) -> None:
     run(parse_recipe(on_build(built, mixture=mixture), "test"), tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3]
-    result = json.loads((tmp_path / "run" / "eval.jsonl").read_text())
+    result = json.loads((tmp_path / "run" / "eval.jsonl").read_text().splitlines()[-1])
     held_out = [path for path in (built / "stages").iterdir() if path.name.endswith("hold_out")]
     assert len(held_out) == 1
     assert result["value"] > 0

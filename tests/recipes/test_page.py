@@ -13,21 +13,24 @@ from leyden.model import PRESETS, ModelConfig
 from leyden.parallel import ParallelConfig
 from leyden.recipes import Recipe, TrainingStage
 from leyden.recipes.loader import parse_recipe
-from leyden.recipes.schema import DataSection, EvaluateSection, TokenizerSection
+from leyden.recipes.schema import DataSection, EvaluateSection, TaskSection, TokenizerSection
 from leyden.recipes.starting import CHANGEABLE
 from leyden.serve.config import EngineConfig
 from leyden.train import AdamWConfig, RunSettings
+from leyden.train.spikes import SpikeSettings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
 SECTIONS: dict[str, tuple[type[Config], set[str]]] = {
     "[model]": (ModelConfig, set()),
     "[tokenizer]": (TokenizerSection, set()),
     "[data]": (DataSection, set()),
-    "[train]": (RunSettings, {"optimizer"}),  # a table of its own
+    "[train]": (RunSettings, {"optimizer", "spikes"}),  # tables of their own
+    "[train.spikes]": (SpikeSettings, set()),
     "[train.optimizer]": (AdamWConfig, set()),
     "[parallel]": (ParallelConfig, set()),
     "[[stage]]": (TrainingStage, set()),
-    "[evaluate]": (EvaluateSection, set()),
+    "[evaluate]": (EvaluateSection, {"task"}),
+    "[[evaluate.task]]": (TaskSection, set()),
     "[serve]": (EngineConfig, set()),
 }
 

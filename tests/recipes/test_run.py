@@ -81,7 +81,8 @@ def test_each_step_is_in_the_metrics_once(finished: Path) -> None:
 
 
 def test_the_evaluation_stands_beside_its_baselines(finished: Path) -> None:
-    (record,) = lines(finished / "eval.jsonl")
+    *while_training, record = lines(finished / "eval.jsonl")
+    assert [(line["task"], line["step"]) for line in while_training] == [("held_out", 6), ("held_out", 10)]
     assert record["task"] == "bits_per_byte"
     assert set(record["baselines"]) == {"unigram_tokens", "xz_4096", "xz_documents"}
     held_out = lines(finished / "held_out.jsonl")

@@ -140,7 +140,7 @@ def test_every_format_gives_the_documents_that_are_not_held_out(
     prepared = read_prepared(recipe, tmp_path / "run")
     out = held_out_by_hand(documents, 0.1)
     assert 0 < len(out) < 20
-    assert list(prepared.held_out) == [texts[number] for number in out]
+    assert [document.text for document in prepared.held_out] == [texts[number] for number in out]
     shards = prepared.shards["all"]
     trained = [shards.document(n).tolist() for n in range(shards.num_documents)]
     assert trained == [document for number, document in enumerate(documents) if number not in out]
@@ -156,7 +156,7 @@ def test_a_document_without_an_end_is_cut(tokenizer: Path, tmp_path: Path) -> No
     prepare(recipe, tmp_path / "run")
     prepared = read_prepared(recipe, tmp_path / "run")
     assert prepared.shards["all"].document(0).tolist() == tokens[:90]
-    assert prepared.held_out == (Tokenizer.load(tokenizer).decode(tokens[90:]),)
+    assert [document.text for document in prepared.held_out] == [Tokenizer.load(tokenizer).decode(tokens[90:])]
 
 
 def test_the_token_that_ends_documents_can_be_named(

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from leyden.train import loop
 from leyden.train import run as train_run
+from leyden.train import steps
 from leyden.train.metrics import MetricsLog
 
 SMALL_MODEL = {
@@ -50,7 +50,7 @@ def after_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], Non
 
 def steps_of_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every step, and every measurement on held-out documents, seems to take one second."""
-    for module in (loop, train_run):
+    for module in (steps, train_run):
         monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=itertools.count().__next__))
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 import toy_run
 
 from leyden.core.errors import UserError
+from leyden.data.loader.held_out import HeldOutPart
 from leyden.train import LearningRate, MasterAdamW, Pretrain, TrainState, fit, read_metrics, sinks
 from leyden.train.held_out import HeldOut, measure
 from leyden.train.sinks import open_sinks
@@ -52,7 +54,7 @@ def test_it_is_measured_now_and_then_and_changes_nothing(tmp_path: Path) -> None
 
 def test_it_is_the_mean_loss_without_drops(tmp_path: Path) -> None:
     state = _fit(tmp_path, held_out=HELD_OUT)
-    found = measure(state, HELD_OUT, Pretrain())
+    found = measure(state, HELD_OUT, Pretrain()).metrics
     model: Any = state.model.eval()
     with torch.no_grad():
         nats = labels = 0.0
@@ -62,6 +64,40 @@ def test_it_is_the_mean_loss_without_drops(tmp_path: Path) -> None:
             labels += batch.labels.numel()
     assert found["held_out_loss"] == pytest.approx(nats / labels, rel=1e-5)
     assert found["held_out_bits_per_byte"] == pytest.approx(nats / math.log(2) / 20, rel=1e-5)
+
+
+def test_parts_are_measured_by_themselves_in_the_same_pass(tmp_path: Path) -> None:
+    state = _fit(tmp_path)
+    model: Any = state.model.eval()
+    batches = [[_with_parts(batch, [number % 3, 2]) for batch in step] for number, step in enumerate(UNSEEN)]
+    documents = [[0.0, 0], [0.0, 0], [0.0, 0]]
+    with torch.no_grad():
+        for (batch,) in batches:
+            logits = model(batch.tokens, cu_seqlens=batch.cu_seqlens)[0].double()
+            nats = torch.nn.functional.cross_entropy(logits, batch.labels[0], reduction="none").split(7)
+            for part, of_document in zip(batch.per_document["part"].tolist(), nats, strict=True):
+                documents[part][0] += float(of_document.sum())
+                documents[part][1] += len(of_document)
+    parts = [
+        HeldOutPart(*cell, int(n), 10) for cell, (_, n) in zip((("a", 0), ("b", 0), ("b", 1)), documents, strict=True)
+    ]
+    held_out = HeldOut(2, batches, 30, parts, length_bounds=(5,))
+    found = measure(state, held_out, Pretrain())
+    assert found.metrics["held_out_loss"] == measure(state, HELD_OUT, Pretrain()).metrics["held_out_loss"]
+    assert found.nats == pytest.approx([nats for nats, _ in documents], rel=1e-5)
+    divided = found.divided()
+    assert set(divided["sources"]) == {"a", "b"}
+    of_b = divided["sources"]["b"]
+    assert of_b["loss"] == pytest.approx(
+        (documents[1][0] + documents[2][0]) / (documents[1][1] + documents[2][1]), rel=1e-5
+    )
+    assert of_b["bits_per_byte"] == pytest.approx((documents[1][0] + documents[2][0]) / math.log(2) / 20, rel=1e-5)
+    assert divided["lengths"].keys() == {"1-5", "6-"}
+    assert divided["lengths"]["6-"]["labels"] == documents[2][1]
+
+
+def _with_parts(batch: toy_run.Batch, parts: list[int]) -> Any:
+    return SimpleNamespace(**vars(batch), per_document={"part": torch.tensor(parts)})
 
 
 def test_every_line_has_the_time_of_day(tmp_path: Path) -> None:

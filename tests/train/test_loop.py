@@ -157,12 +157,12 @@ def test_data_that_ends(tmp_path: Path) -> None:
 
 def test_metrics_survive_a_torn_line_and_later_steps(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    log = MetricsLog(path, last_step=0)
+    log = MetricsLog(path, last=0)
     for step in range(1, 6):
         log.append({"step": step, "loss": 1 / step})
     with path.open("ab") as file:
         file.write(b'{"step": 6, "lo')
-    log = MetricsLog(path, last_step=3)
+    log = MetricsLog(path, last=3)
     log.append({"step": 4, "loss": 0.5})
     expected = [*({"step": step, "loss": 1 / step} for step in range(1, 4)), {"step": 4, "loss": 0.5}]
     assert [json.loads(line) for line in path.read_text().splitlines()] == expected
@@ -181,8 +181,8 @@ def test_a_line_without_its_end_is_torn(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_metrics_on_a_full_disk(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    log = MetricsLog(path, last_step=0)
-    path.unlink()
+    log = MetricsLog(path, last=0)
+    path.unlink(missing_ok=True)
     path.symlink_to("/dev/full")
     with pytest.raises(UserError, match=r"metrics.jsonl could not be written: the disk is full"):
         log.append({"step": 1})

@@ -34,13 +34,6 @@ def lengths_of(text: str) -> tuple[int, ...]:
     Raises:
         UserError: a part that is no length.
     """
-    from leyden.core.errors import UserError
+    from leyden.core.lengths import tokens_of
 
-    found = set()
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKmM]?)\s*", part)
-        length = 0 if match is None else float(match[1]) * {"": 1, "k": 1024, "m": 1024**2}[match[2].lower()]
-        if length < 1 or length != int(length):
-            raise UserError(f"'{part.strip()}' is no length in tokens; give lengths like 512, 32k or 1m, with commas.")
-        found.add(int(length))
-    return tuple(sorted(found))
+    return tuple(sorted({tokens_of(part) for part in text.split(",")}))

@@ -78,6 +78,19 @@ class Document:
 
 
 @dataclass(frozen=True)
+class HeldOutDocument:
+    """A document that is not trained on.
+
+    Attributes:
+        text: of the document.
+        source: the group that it would be trained on in, or the source that it was read from.
+    """
+
+    text: str
+    source: str = ""
+
+
+@dataclass(frozen=True)
 class Reject:
     """Something that was set aside.
 

@@ -6,13 +6,10 @@ from typing import Any
 
 from leyden.checkpoint.origin import read_recipe
 from leyden.core.page import Plot, write_page
-from leyden.evaluate.plots import Curve, line_plot
+from leyden.evaluate.plots import COLOURS, Curve, line_plot
 from leyden.evaluate.report import smooth
 from leyden.evaluate.runs import recipe_differences, summarise
 from leyden.train import read_metrics
-
-COLOURS = ("#2b7bba", "#d1603d", "#3c8d53", "#8457a6", "#b08d1e", "#2a9d98", "#b8437f", "#6b7280")
-"""Of the runs, in order; they are legible on white and on black."""
 
 
 def write_comparison(directories: Sequence[Path], path: Path) -> None:

@@ -13,6 +13,8 @@ from leyden.core.page import ACCENT, HALF, INK, LINE, MUTED, WIDE, drawing
 
 # Deep blue for an idle expert, pale at an even load, orange for a busy one; legible on white and on black.
 _LOAD = LinearSegmentedColormap.from_list("load", ["#1b3a6b", "#5b8cc0", "#d9dde0", "#e8a15c", "#b3471f"])
+COLOURS = ("#2b7bba", "#d1603d", "#3c8d53", "#8457a6", "#b08d1e", "#2a9d98", "#b8437f", "#6b7280")
+"""Of several curves, in order; they are legible on white and on black."""
 _MAX_COLUMNS = 160
 _MAX_ANNOTATED_CELLS = 160
 
@@ -25,6 +27,7 @@ class Curve:
         values: over ``steps``, or over the plot's where that is None.
         label, color, width, opacity: how it is drawn.
         steps: its own, if they are not the plot's.
+        points: whether it is points, with no line between them.
     """
 
     values: Sequence[float | None]
@@ -33,6 +36,7 @@ class Curve:
     width: float = 1.4
     opacity: float = 1.0
     steps: Sequence[int] | None = None
+    points: bool = False
 
 
 def line_plot(
@@ -61,7 +65,7 @@ def line_plot(
         for curve in curves:
             values = [np.nan if value is None else value for value in curve.values]
             own = steps if curve.steps is None else curve.steps
-            marker = "o" if len(own) == 1 else None
+            marker = "o" if len(own) == 1 or curve.points else None
             axes.plot(
                 own,
                 values,
@@ -70,6 +74,8 @@ def line_plot(
                 alpha=curve.opacity,
                 label=curve.label or None,
                 marker=marker,
+                markersize=4,
+                linestyle="none" if curve.points else "-",
             )
         for step, stage in marks:
             axes.axvline(step, color=MUTED, linewidth=0.8, linestyle=(0, (2, 3)))

@@ -16,6 +16,7 @@ import numpy as np
 from leyden.core.page import ACCENT, MUTED, SECOND, Plot, write_page
 from leyden.evaluate.plots import Curve, line_plot, load_at_end, load_over_time
 from leyden.evaluate.runs import end_of
+from leyden.evaluate.while_training import noise_figure, spike_curve, spike_rows, validation_figures
 from leyden.train import read_metrics
 
 _BASELINES = {
@@ -50,18 +51,33 @@ class HeadlineBar:
 def write_report(run_dir: Path, name: str = "index.html") -> Path:
     """Write ``run_dir/report/NAME`` and return its path.
 
-    It reads ``metrics.jsonl``, ``eval.jsonl``, ``samples.jsonl``, ``recipe.toml``, ``data.json`` and
+    It reads ``metrics.jsonl``, ``eval.jsonl``, ``spikes.jsonl``, ``samples.jsonl``, ``recipe.toml``, ``data.json`` and
     ``environment.json``, as far as they are there.
     """
     metrics = read_metrics(run_dir / "metrics.jsonl")
     results = read_metrics(run_dir / "eval.jsonl")
+    spikes = read_metrics(run_dir / "spikes.jsonl")
+    validation = validation_figures(results, _stage_marks(metrics))
     recipe = _text(run_dir / "recipe.toml")
     page = {
         "title": _title(run_dir, recipe),
-        "sections": ["Result", "Training", "Experts", "Speed", "Samples", "Data", "Recipe", "Machine"],
+        "sections": [
+            "Result",
+            "Training",
+            *(["Validation"] if validation else []),
+            *(["Spikes"] if spikes else []),
+            "Experts",
+            "Speed",
+            "Samples",
+            "Data",
+            "Recipe",
+            "Machine",
+        ],
         "bars": _bars(results),
         "numbers": _numbers(metrics, results),
-        "training": _training_figures(metrics),
+        "training": _training_figures(metrics, spikes),
+        "validation": validation,
+        "spikes": spike_rows(spikes),
         "experts": _expert_figures(metrics),
         "speed": _speed_figures(metrics),
         "samples": read_metrics(run_dir / "samples.jsonl"),
@@ -99,8 +115,8 @@ def _title(run_dir: Path, recipe: str | None) -> str:
 
 
 def _bits_per_byte(results: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The last measurement."""
-    found = [line for line in results if line.get("task") == "bits_per_byte"]
+    """The last measurement of a finished model."""
+    found = [line for line in results if line.get("task") == "bits_per_byte" and "stage" not in line]
     return found[-1] if found else None
 
 
@@ -141,8 +157,8 @@ def _numbers(metrics: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str
     return numbers
 
 
-def _training_figures(metrics: Sequence[Mapping[str, Any]]) -> list[Plot]:
-    """Loss, learning rate and gradient norm."""
+def _training_figures(metrics: Sequence[Mapping[str, Any]], spikes: Sequence[Mapping[str, Any]]) -> list[Plot]:
+    """Loss, learning rate, gradient norm and noise scale."""
     if not metrics:
         return []
     loss = _column(metrics, "loss")
@@ -152,6 +168,7 @@ def _training_figures(metrics: Sequence[Mapping[str, Any]]) -> list[Plot]:
     if measured:
         curves.append(Curve([loss for _, loss in measured], "held out", SECOND, 1.8, steps=[s for s, _ in measured]))
         smoothing += " Held out: on documents that no step trains on."
+    curves += spike_curve(spikes)
     figures = [_figure(metrics, "loss", "Loss", curves, "nats per token", caption=smoothing, wide=True)]
     for key, title, label in (
         ("lr", "Learning rate", "learning rate"),
@@ -160,7 +177,7 @@ def _training_figures(metrics: Sequence[Mapping[str, Any]]) -> list[Plot]:
         values = _column(metrics, key)
         if any(value is not None for value in values):
             figures.append(_figure(metrics, key, title, [Curve(values)], label))
-    return figures
+    return figures + noise_figure(metrics, _stage_marks(metrics))
 
 
 def _expert_figures(metrics: Sequence[Mapping[str, Any]]) -> list[Plot]:
@@ -215,13 +232,17 @@ def _figure(
     from_zero: bool = False,
 ) -> Plot:
     """Curves over the steps of ``metrics``, with the beginnings of its stages where there are several."""
+    steps = [line["step"] for line in metrics]
+    svg = line_plot(name, steps, curves, label, marks=_stage_marks(metrics), wide=wide, from_zero=from_zero)
+    return Plot(title, svg, caption, wide)
+
+
+def _stage_marks(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[int, str]]:
+    """Where stages begin, if there are several."""
     starts: dict[str, int] = {}
     for line in metrics:
         starts.setdefault(str(line.get("stage", "")), line["step"])
-    marks = [(step, stage) for stage, step in starts.items()] if len(starts) > 1 else []
-    steps = [line["step"] for line in metrics]
-    svg = line_plot(name, steps, curves, label, marks=marks, wide=wide, from_zero=from_zero)
-    return Plot(title, svg, caption, wide)
+    return [(step, stage) for stage, step in starts.items()] if len(starts) > 1 else []
 
 
 def _column(metrics: Sequence[Mapping[str, Any]], key: str) -> list[float | None]:

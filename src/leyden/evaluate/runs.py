@@ -72,7 +72,8 @@ def summarise(directory: Path) -> RunSummary:
     end = end_of(metrics)
     measured = [line for line in metrics if line.get("held_out_loss") is not None]
     last: Mapping[str, Any] = measured[-1] if measured else {}
-    results = [line["value"] for line in read_metrics(directory / "eval.jsonl") if line.get("task") == "bits_per_byte"]
+    finished = [line for line in read_metrics(directory / "eval.jsonl") if "stage" not in line]
+    results = [line["value"] for line in finished if line.get("task") == "bits_per_byte"]
     state = "finished" if is_finished(directory) else "stopped"
     return RunSummary(
         directory=directory,

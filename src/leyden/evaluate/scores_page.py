@@ -9,7 +9,8 @@ import numpy as np
 
 from leyden.core.errors import UserError
 from leyden.core.page import Plot, write_page
-from leyden.evaluate.compare import COLOURS, short_names
+from leyden.evaluate.compare import short_names
+from leyden.evaluate.plots import COLOURS
 from leyden.evaluate.score_plots import heat_map, score_curves, short_number
 
 RESULTS = "results.jsonl"

@@ -119,7 +119,8 @@ class RankGroup:
         self._num_told += 1
         key, store = f"told/{self._num_told}", self.mesh.store
         if self.rank > 0:
-            return _outcome(_awaited(store, key))
+            # At another place each time: who waits here does not hang, and the first rank says where it is.
+            return _outcome(_awaited(store, key, lambda: self.at("waiting for the first rank", self.place.step)))
         try:
             value = work()
         except BaseException as error:
@@ -129,11 +130,15 @@ class RankGroup:
         return value
 
 
-def _awaited(store: Store, key: str) -> dict[str, Any]:
-    """The value of ``key`` once it is there; asked for now and then, so that Ctrl-C is heard meanwhile."""
+def _awaited(store: Store, key: str, waiting: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """The value of ``key`` once it is there; asked for now and then, so that Ctrl-C is heard meanwhile.
+
+    ``waiting`` is called before each time but the first.
+    """
     seconds = 0.01
     while not store.check([key]):
         time.sleep(seconds)
+        waiting()
         seconds = min(2 * seconds, _LONGEST_POLL_SECONDS)
     return json.loads(store.get(key))
 

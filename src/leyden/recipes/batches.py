@@ -78,6 +78,11 @@ def tell_doubts(recipe: Recipe) -> None:
             "than 8 layers have unless model.layer_types says otherwise; it cannot look up what it read long ago."
         )
     for stage in recipe.stage:
+        if recipe.train.noise_scale_steps and stage.batch_tokens == stage.micro_batch:
+            say(
+                f"stage '{stage.name}': its steps have one micro-batch, of which the noise scale cannot be measured; "
+                "lower micro_batch_tokens, or raise batch_tokens, for it to be."
+            )
         steps = stage.total_steps
         if steps is not None and 0 < steps <= stage.warmup_steps:
             last = stage.lr_at(steps - 1, steps)

@@ -1,6 +1,7 @@
 """The folder of a run: what is found there after a failed start, a kill, or an earlier end."""
 
 import contextlib
+import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -9,12 +10,13 @@ from pathlib import Path
 
 from leyden.core.config import read_toml
 from leyden.core.errors import UserError
-from leyden.core.files import discard, remove_leftovers
+from leyden.core.files import atomic_file, discard, remove_leftovers
 from leyden.core.log import say
 from leyden.recipes.schema import Recipe
-from leyden.train import Progress
+from leyden.train import Progress, read_metrics
+from leyden.train.observing import EVALUATIONS
 
-_OUTCOME = ("eval.jsonl", "samples.jsonl", "report")
+_OUTCOME = (EVALUATIONS, "samples.jsonl", "report")
 """What is made of the finished model ``final/``."""
 
 
@@ -73,5 +75,14 @@ def set_outcome_aside(recipe: Recipe, directory: Path, progress: Progress | None
     place.mkdir(parents=True, exist_ok=True)
     for path in found:
         discard(place / path.name)
+        while_training = _while_training(path) if path.name == EVALUATIONS else ""
         os.replace(path, place / path.name)
+        if while_training:
+            with atomic_file(path) as part:
+                part.write_text(while_training, encoding="utf-8")
     say(f"what the run had come to at step {progress.step} is in {place}")
+
+
+def _while_training(path: Path) -> str:
+    """The lines of an ``eval.jsonl`` that are of the model while it was trained."""
+    return "".join(json.dumps(line) + "\n" for line in read_metrics(path) if "stage" in line)

@@ -26,6 +26,8 @@ from leyden.recipes.resolve import earlier_recipe, same_documents, settled
 from leyden.recipes.schema import Recipe
 from leyden.tokenizer import Tokenizer
 from leyden.train import Progress, read_metrics
+from leyden.train.observing import EVALUATIONS
+from leyden.train.spikes import SPIKES
 
 
 @dataclass(frozen=True)
@@ -169,10 +171,13 @@ class Fork:
         place = "which begins" if not self._taken else f"step {self._taken} of it"
         data = "" if kept or not self._taken else "; its data is another, or packed otherwise, and begins anew"
         say(f"forked from {self._origin}: {where}, {place}{data}")
-        metrics = read_metrics(self._origin.directory / "metrics.jsonl")
-        lines = [line for line in metrics if line["step"] <= values["step"]]
-        with atomic_file(directory / "metrics.jsonl") as part:
-            part.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        # Of the spikes so many as the checkpoint has counted are left by whoever goes on.
+        for name in ("metrics.jsonl", EVALUATIONS, SPIKES):
+            lines = [line for line in read_metrics(self._origin.directory / name) if "step" in line]
+            if lines:
+                lines = [line for line in lines if name == SPIKES or line["step"] <= values["step"]]
+                with atomic_file(directory / name) as part:
+                    part.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         position = {"stage": self.stage, "stage_step": self._taken, "batches": kept}
         fork_training(self._path, directory, values | position)
 

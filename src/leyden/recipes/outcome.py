@@ -17,21 +17,26 @@ from leyden.evaluate import baselines, bits_per_byte
 from leyden.recipes.prepare import Prepared
 from leyden.recipes.schema import Recipe
 from leyden.serve import Engine, Sampling
+from leyden.train import read_metrics
+from leyden.train.observing import EVALUATIONS
 
 
 def evaluate_run(recipe: Recipe, prepared: Prepared, directory: Path) -> dict[str, float]:
-    """Measure the finished model on the held-out documents; write ``eval.jsonl``.
+    """Measure the finished model on the held-out documents; the last line of ``eval.jsonl`` says it.
 
     Returns:
         Bits per byte by name: ``"model"``, and each baseline's.
     """
     model, tokenizer = load(directory / "final", dtype=getattr(torch, recipe.train.dtype), device=default_device())
     assert tokenizer is not None, "a run saves its tokenizer"
-    result = bits_per_byte(model, tokenizer, prepared.held_out)
-    others = baselines(tokenizer, _token_counts(prepared.shards.values(), tokenizer.vocab_size), prepared.held_out)
+    texts = [document.text for document in prepared.held_out]
+    result = bits_per_byte(model, tokenizer, texts)
+    others = baselines(tokenizer, _token_counts(prepared.shards.values(), tokenizer.vocab_size), texts)
     line = {"task": "bits_per_byte", "value": result.bits_per_byte, "baselines": others, "bytes": result.num_bytes}
-    with atomic_file(directory / "eval.jsonl") as part:
-        part.write_text(json.dumps(line) + "\n", encoding="utf-8")
+    path = directory / EVALUATIONS
+    while_training = [earlier for earlier in read_metrics(path) if "stage" in earlier]
+    with atomic_file(path) as part:
+        part.write_text("".join(json.dumps(one) + "\n" for one in (*while_training, line)), encoding="utf-8")
     return {"model": result.bits_per_byte, **others}
 
 
@@ -57,8 +62,9 @@ def write_samples(recipe: Recipe, directory: Path) -> list[tuple[str, str]]:
 
 def tell_outcome(directory: Path) -> None:
     """Print bits per byte beside the baselines, the first sample, and where things are."""
-    for line in (directory / "eval.jsonl").read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
+    for record in read_metrics(directory / EVALUATIONS):
+        if "stage" in record:  # of the model while it was trained
+            continue
         named = ", ".join(f"{name} {value:.3f}" for name, value in record["baselines"].items())
         say(f"bits per byte on unseen documents: {record['value']:.3f} (beside: {named})")
     samples = directory / "samples.jsonl"

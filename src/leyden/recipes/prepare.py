@@ -14,7 +14,8 @@ from leyden.data import TokenShards, find_sources
 from leyden.data.builds.recipe import TokensSection
 from leyden.data.builds.run import run_build
 from leyden.data.builds.text import HOLD_OUT_STAGE, TextReport, documents_of, text_recipe
-from leyden.data.builds.tokens import TOKENIZER, BuildTokens, held_out_texts, open_groups, read_tokens
+from leyden.data.builds.tokens import TOKENIZER, BuildTokens, held_out_documents, open_groups, read_tokens
+from leyden.data.documents import HeldOutDocument
 from leyden.recipes.schema import Recipe
 from leyden.recipes.starting import read_start
 from leyden.recipes.token_files import adopt_token_files, map_token_files, read_adopted
@@ -47,12 +48,12 @@ class Prepared:
     Attributes:
         tokenizer: the run's.
         shards: tokens of the documents to train on, by group: ``all``, or those of a data build or of token files.
-        held_out: texts of the documents to evaluate on.
+        held_out: the documents to evaluate on.
     """
 
     tokenizer: Tokenizer
     shards: Mapping[str, TokenShards]
-    held_out: tuple[str, ...]
+    held_out: tuple[HeldOutDocument, ...]
 
 
 def prepare(recipe: Recipe, directory: Path) -> None:
@@ -109,7 +110,7 @@ def read_prepared(recipe: Recipe, directory: Path) -> Prepared:
         )
     _check_files(directory)
     lines = (directory / _HELD_OUT).read_text(encoding="utf-8").splitlines()
-    held_out = tuple(json.loads(line)["text"] for line in lines)
+    held_out = tuple(HeldOutDocument(one["text"], one["source"]) for one in map(json.loads, lines))
     tokenizer = Tokenizer.load(directory / TOKENIZER_DIRECTORY)
     opened = read_adopted(recipe, tokenizer, shards) if recipe.data.tokens else {"all": TokenShards.open(shards)}
     prepared = Prepared(tokenizer, opened, held_out)
@@ -125,7 +126,7 @@ def read_build(recipe: Recipe) -> Prepared:
     """
     assert recipe.data.build is not None, "a recipe on a build"
     tokens = read_tokens(recipe.data.build)
-    prepared = Prepared(Tokenizer.load(tokens.tokenizer), tokens.groups, held_out_texts(recipe.data.build))
+    prepared = Prepared(Tokenizer.load(tokens.tokenizer), tokens.groups, held_out_documents(recipe.data.build))
     _check_tokenizer(recipe, prepared, f"{tokens.tokenizer}")
     return prepared
 

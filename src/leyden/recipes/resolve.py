@@ -23,6 +23,7 @@ _FREE = (
     "train.checkpoint_steps",
     "train.keep_checkpoints",
     "train.max_skipped_steps",
+    "train.noise_scale_steps",
     "train.sinks",
 )
 """What may change at any time: it leaves every step as it was but for the order of additions. A build may lie

@@ -1,5 +1,6 @@
 """What a recipe says: the model, the data, and an ordered list of stages."""
 
+import itertools
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -7,7 +8,10 @@ from pydantic import Field, SerializerFunctionWrapHandler, field_validator, mode
 
 from leyden.core.config import Config
 from leyden.core.errors import UserError, suggest
+from leyden.core.lengths import tokens_of
 from leyden.data.loader.mixture_schedule import MixtureSchedule
+from leyden.evaluate import Options
+from leyden.evaluate.tasks import TASKS
 from leyden.model import ModelConfig, preset
 from leyden.parallel import ParallelConfig
 from leyden.recipes.objectives import OBJECTIVES
@@ -76,6 +80,51 @@ class DataSection(Config):
         return self.tokens if isinstance(self.tokens, dict) else {"all": self.tokens}
 
 
+class TaskSection(Config):
+    """A task of ``leyden eval`` that is measured while a model is trained: its name, how often, and its options."""
+
+    task: str
+    """Its name on the command line."""
+    every_steps: int = Field(ge=1)
+    """It is measured after every so many steps of the run, and at the end of a stage."""
+    lengths: tuple[int, ...] | None = None
+    """Tokens of a prompt and its answer: numbers, or texts as ``"32k"``."""
+    depths: int | None = Field(default=None, ge=1)
+    samples: int | None = Field(default=None, ge=1)
+    pairs: tuple[int, ...] | None = None
+    limit: int | None = Field(default=None, ge=1)
+    seed: int = 0
+    file: Path | None = None
+    text: tuple[Path, ...] = ()
+    subtasks: tuple[str, ...] | None = None
+    chat: bool = False
+    apart: bool = False
+    think: bool = False
+    """These are the options of the same names on the command line."""
+
+    @field_validator("task")
+    @classmethod
+    def _known(cls, task: str) -> str:
+        if task not in TASKS:
+            raise ValueError(f"must be one of {', '.join(TASKS)}{suggest(task, TASKS)}")
+        return task
+
+    @field_validator("lengths", mode="before")
+    @classmethod
+    def _in_tokens(cls, lengths: Any) -> Any:
+        if not isinstance(lengths, list | tuple):
+            return lengths
+        try:
+            return tuple(sorted({tokens_of(str(length)) for length in lengths}))
+        except UserError as error:
+            raise ValueError(str(error).removesuffix(".")) from None
+
+    @property
+    def options(self) -> Options:
+        """As ``leyden eval`` takes them."""
+        return Options(**self.model_dump(exclude={"task", "every_steps"}))
+
+
 class EvaluateSection(Config):
     """What is measured while a model is trained, and shown once it is done."""
 
@@ -83,10 +132,22 @@ class EvaluateSection(Config):
     """The loss on held-out documents is measured after every so many steps, and at the end of a stage; 0: never."""
     held_out_tokens: int = Field(default=16_384, ge=2)
     """Of the held-out documents, how many tokens that takes; rounded up to whole steps."""
+    length_bounds: tuple[int, ...] = ()
+    """The most tokens of each class of lengths but the last, by which the loss is measured as well."""
+
+    task: tuple[TaskSection, ...] = ()
+    """Tasks that are measured as well."""
 
     prompts: tuple[str, ...] = ()
     """Texts that the finished model completes."""
     sample_tokens: int = Field(default=128, ge=1)
+
+    @field_validator("length_bounds")
+    @classmethod
+    def _rise(cls, bounds: tuple[int, ...]) -> tuple[int, ...]:
+        if any(second <= first for first, second in itertools.pairwise((0, *bounds))):
+            raise ValueError(f"must be positive and rise; given {list(bounds)}")
+        return bounds
 
 
 class TrainingStage(LearningRate):
@@ -207,6 +268,22 @@ class Recipe(Config):
         if self.data.build is None and not self.data.tokens and any(stage.mixture for stage in self.stage):
             raise ValueError(
                 "a stage's mixture weighs the groups of a data build or of token files; give data.build or data.tokens"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _noise_can_be_measured(self) -> Self:
+        if not self.train.noise_scale_steps:
+            return self
+        if self.parallel.pp > 1:
+            raise ValueError(
+                f"train.noise_scale_steps compares the gradients of micro-batches, which share theirs in a pipeline "
+                f"(parallel.pp = {self.parallel.pp}); set it to 0, or pp to 1"
+            )
+        if all(stage.batch_tokens == stage.micro_batch for stage in self.stage):
+            raise ValueError(
+                "train.noise_scale_steps compares the gradients of a step's micro-batches, and no stage has more than "
+                "one; lower micro_batch_tokens, or raise batch_tokens"
             )
         return self
 

@@ -1,6 +1,7 @@
 """From the stages of a recipe to what :mod:`leyden.train.run` trains, and how many steps fit into minutes."""
 
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 from leyden.checkpoint.starting_model import StartingModel
@@ -13,6 +14,8 @@ from leyden.recipes.objectives import OBJECTIVES
 from leyden.recipes.pace import Pace
 from leyden.recipes.prepare import Prepared
 from leyden.recipes.schema import Recipe, TrainingStage
+from leyden.recipes.spike_facts import BatchFacts
+from leyden.recipes.watching import TaskWatcher
 from leyden.train import Batches, Progress, StageRun, TrainState, build_state, train_stages
 from leyden.train.held_out import HeldOut
 from leyden.train.run import time_steps
@@ -61,11 +64,13 @@ def train(
         Interrupted: Ctrl-C or SIGTERM; all is saved.
         UserError: the disk is full, or the loss stays not finite.
     """
+    watchers = [TaskWatcher(recipe, prepared.tokenizer)] if recipe.evaluate.task else []
     stages = []
     for index, stage in enumerate(recipe.stage):
         assert stage.total_steps is not None, "settled before training"
         pace = [Pace(stage.name, stage.minutes, stage.total_steps, how_to_resume)] if stage.minutes else []
-        stages.append(_stage_run(recipe, index, prepared, rank_group, directory / "plans", stage.total_steps, pace))
+        made = _stage_run(recipe, index, prepared, rank_group, directory / "plans", stage.total_steps)
+        stages.append(replace(made, callbacks=pace, watchers=watchers))
     state, described = _new_state(recipe, rank_group), recipe.model_dump(mode="json")
     train_stages(state, stages, recipe.train, directory, how_to_resume=how_to_resume, start=start, described=described)
     return state
@@ -85,7 +90,6 @@ def _stage_run(
     rank_group: RankGroup,
     plans: Path | None = None,
     steps: int = 1,
-    pace: list[Pace] | None = None,
 ) -> StageRun:
     """Stage ``index`` as training takes it; what it will read is said once it begins, if ``plans`` are kept."""
     stage = recipe.stage[index]
@@ -107,13 +111,14 @@ def _stage_run(
         micro_batches=stage.batch_tokens // stage.micro_batch,
         rope_theta=stage.rope_theta,
         held_out=lambda: _held_out(recipe, stage, prepared, rank_group),
-        callbacks=pace or (),
+        batch_facts=BatchFacts(lambda: make_batches(recipe, index, prepared, plans)),
     )
 
 
 def _held_out(recipe: Recipe, stage: TrainingStage, prepared: Prepared, rank_group: RankGroup) -> HeldOut | None:
     """This rank's share of the documents that the loss is measured on between steps."""
     every, per_step = recipe.evaluate.every_steps, stage.batch_tokens // stage.micro_batch
+    bounds = recipe.evaluate.length_bounds
     if not every or not prepared.held_out:
         return None
     batches = HeldOutBatches(
@@ -123,8 +128,9 @@ def _held_out(recipe: Recipe, stage: TrainingStage, prepared: Prepared, rank_gro
         seq_len=stage.seq_len,
         batch_tokens=stage.micro_batch,
         multiple=per_step,
+        length_bounds=bounds,
     )
-    return HeldOut.share(batches, rank_group, every_steps=every, per_step=per_step)
+    return HeldOut.share(batches, rank_group, every_steps=every, per_step=per_step, length_bounds=bounds)
 
 
 def _steps_that_fit(recipe: Recipe, index: int, prepared: Prepared, rank_group: RankGroup) -> int:

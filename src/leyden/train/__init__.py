@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from leyden.parallel.objective import Sums as Sums
     from leyden.parallel.objective import sums_of_row as sums_of_row
     from leyden.train.learning_rate import LearningRate as LearningRate
-    from leyden.train.loop import Callback as Callback
-    from leyden.train.loop import FitSettings as FitSettings
     from leyden.train.loop import fit as fit
     from leyden.train.metrics import read_metrics as read_metrics
     from leyden.train.objective import Pretrain as Pretrain
@@ -32,12 +30,14 @@ if TYPE_CHECKING:
     from leyden.train.state import TrainState as TrainState
     from leyden.train.step import StepResult as StepResult
     from leyden.train.step import train_step as train_step
+    from leyden.train.steps import Callback as Callback
+    from leyden.train.steps import FitSettings as FitSettings
 
 _HOMES = {
     "AdamWConfig": "leyden.train.optimizer",
     "Batches": "leyden.train.state",
-    "Callback": "leyden.train.loop",
-    "FitSettings": "leyden.train.loop",
+    "Callback": "leyden.train.steps",
+    "FitSettings": "leyden.train.steps",
     "LearningRate": "leyden.train.learning_rate",
     "MasterAdamW": "leyden.train.optimizer",
     "Objective": "leyden.parallel.objective",

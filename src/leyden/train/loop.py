@@ -5,55 +5,26 @@ all ranks of a group take the same decisions at the same step.
 """
 
 import datetime as dt
-import math
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
-from leyden.core.config import Config
 from leyden.core.errors import Interrupted, UserError
 from leyden.core.log import logger, progress
 from leyden.parallel.objective import ROUTER_METRICS, Objective
-from leyden.train.held_out import HeldOut, measure
+from leyden.train.health import NOISE_METRICS, BatchFacts, RunHealth
+from leyden.train.held_out import HeldOut
 from leyden.train.learning_rate import LearningRate
-from leyden.train.metrics import MetricsLog
+from leyden.train.metrics import finite
+from leyden.train.observing import Observed, RunFiles, Watcher
 from leyden.train.signals import StopRequest
 from leyden.train.sinks import Sink
 from leyden.train.state import Batches, TrainState
-from leyden.train.step import StepResult, train_step
+from leyden.train.step import StepResult
+from leyden.train.steps import Callback, FitSettings, TakenStep, steps
 
 _log = logger(__name__)
-
-Callback = Callable[[TrainState, StepResult], None]
-
-
-class FitSettings(Config):
-    """One stage of a run, as the loop sees it."""
-
-    stage: str
-    """Its name, for the metrics and the progress bar."""
-    total_steps: int = Field(ge=1)
-    """Optimizer steps of this stage."""
-    micro_batches: int = Field(default=1, ge=1)
-    """How many batches one optimizer step takes."""
-    clip_norm: float = Field(default=1.0, gt=0)
-    checkpoint_steps: int = Field(ge=1)
-    """A checkpoint is written every so many steps of the run, and at the end of the stage."""
-    keep_checkpoints: int = Field(default=2, ge=1)
-    max_skipped_steps: int = Field(default=10, ge=1)
-    """The run stops when so many steps in a row are not finite, or have no token to learn."""
-    flops_per_token: float = Field(gt=0)
-    """Forward and backward, for model-FLOPs utilisation."""
-    peak_flops_per_second: float = Field(gt=0)
-    """The measured rate of matrix products that utilisation is stated against."""
-    how_to_resume: str
-    """What the user is told to do after an interruption."""
-    shows_progress: bool = True
-    """Whether the loop shows a progress bar; False where its caller shows one of many runs."""
 
 
 def fit(
@@ -69,6 +40,8 @@ def fit(
     sinks: Sequence[Sink] = (),
     after_step: Sequence[Callback] = (),
     callbacks: Sequence[Callback] = (),
+    watchers: Sequence[Watcher] = (),
+    batch_facts: BatchFacts | None = None,
 ) -> None:
     """Train to the end of a stage, from wherever ``state`` is in it.
 
@@ -85,94 +58,79 @@ def fit(
         after_step: called on every rank as soon as the optimizer has taken a step, before anything is measured or
             saved; these may change the model, in the same way on all ranks that have the same part of it.
         callbacks: called after every step once it is in the metrics, before its checkpoint.
+        watchers: asked after every step, as callbacks are; what they find goes to ``eval.jsonl``.
+        batch_facts: what is to be noted of the batches of a spike.
 
     Raises:
         ValueError: a metric of the objective has the name of another.
         Interrupted: Ctrl-C or SIGTERM, to any rank; the step was finished and a checkpoint written.
-        UserError: the batches end early, the disk fails, or too many steps in a row are skipped.
+        UserError: the batches end early, the disk fails, too many steps in a row are skipped, or training would go back
+            to one checkpoint too often.
     """
     _check_names(objective)
+    health = RunHealth.of(state, settings.spikes)
     state.enter_stage(stage, batches)
+    health.enter_stage(stage)
     run_dir.mkdir(parents=True, exist_ok=True)
-    rank_group, total = state.rank_group, settings.total_steps
-    metrics = MetricsLog(run_dir / "metrics.jsonl", last_step=state.step, writes=rank_group.rank == 0, sinks=sinks)
-    measured: dict[str, float] = {}
+    files = RunFiles(run_dir, state, health.spikes, sinks=sinks)
+    observed = Observed(state, held_out, objective, watchers, files, settings.stage)
+    total, shown_steps = settings.total_steps, state.stage_step
     shown = progress(f"training: {settings.stage}", total, "steps") if settings.shows_progress else nullcontext()
     with StopRequest() as stop, shown as bar:
         if bar is not None:
-            bar.advance(state.stage_step)
-        taken = steps(state, batches, objective, learning_rate, settings, stop=lambda: stop.made, after_step=after_step)
-        for result, lr, seconds in taken:
-            rate = result.tokens / seconds
+            bar.advance(shown_steps)
+        taken = steps(
+            state,
+            batches,
+            objective,
+            learning_rate,
+            settings,
+            stop=lambda: stop.made,
+            after_step=after_step,
+            limits=health.spikes.limits,
+            batch_factor=lambda: health.critical_batch.factor,
+        )
+        for step in taken:
+            result, last = step.result, state.stage_step == total
             state.check_saving()
-            record = _record(state, result, settings, objective.counts, lr=lr, tokens_per_second=rate)
-            if held_out and (state.step % held_out.every_steps == 0 or state.stage_step == total):
-                measured = measure(state, held_out, objective)
-                record |= {name: _finite(value) for name, value in measured.items()}
-            metrics.append(record)
-            if bar is not None:
-                unseen = f", unseen {measured['held_out_loss']:.3f}" if measured else ""
-                bar.advance(1, f"loss {result.loss:.3f}{unseen}, {rate:.0f} tokens/s")
-            _stop_if_skipped_too_often(state, result, settings, objective.counts)
+            record = _record(state, step, settings, objective.counts) | health.noise_of(
+                result, doubles=settings.critical_batch
+            )
+            files.metrics.append(record | observed.held_out(last))
             for callback in callbacks:
                 callback(state, result)
-            # What a rank was asked since the sums were exchanged the others do not know yet; one alone has no others.
-            stopping = result.stop or (rank_group.alone and stop.made)
-            if not (stopping or state.stage_step == total or state.step % settings.checkpoint_steps == 0):
-                continue
-            rank_group.at("the checkpoint", state.step)
-            metrics.sync()
-            state.save(run_dir, keep=settings.keep_checkpoints)
-            stopping = rank_group.any(stop.made)
-            if stopping or state.stage_step == total:
-                state.finish_saving()
-            if stopping:
-                raise Interrupted(f"Stopped after step {state.step}; everything is saved. {settings.how_to_resume}")
+            observed.watch(last)
+            if bar is not None:
+                note = f"loss {result.loss:.3f}{observed.notes}, {step.tokens_per_second:.0f} tokens/s"
+                bar.advance(state.stage_step - shown_steps, note)
+                shown_steps = state.stage_step
+            _stop_if_skipped_too_often(state, result, settings, objective.counts)
+            went_back = health.check(state, step, files, settings.stage, batch_facts)
+            if not went_back:
+                _save_if_due(state, files, settings, stop, asked=result.stop, last=last)
 
 
-def steps(
-    state: TrainState,
-    batches: Batches,
-    objective: Objective,
-    learning_rate: LearningRate,
-    settings: FitSettings,
-    *,
-    stop: Callable[[], bool] = lambda: False,
-    after_step: Sequence[Callback] = (),
-) -> Iterator[tuple[StepResult, float, float]]:
-    """Take the steps that are left of a stage, each when it is asked for.
-
-    Args:
-        state, batches, objective, learning_rate, settings: as for :func:`fit`.
-        stop: whether this rank was asked to stop, as for :func:`leyden.train.step.train_step`.
-        after_step: as for :func:`fit`.
-
-    Yields:
-        What a step did, its learning rate, and the seconds that it took, with those for its batches.
+def _save_if_due(
+    state: TrainState, files: RunFiles, settings: FitSettings, stop: StopRequest, *, asked: bool, last: bool
+) -> None:
+    """Write a checkpoint where one is due; ``asked``: a rank was asked to stop by the time of the step's exchange.
 
     Raises:
-        UserError: the batches end early.
+        Interrupted: a rank was asked to stop.
     """
-    while state.stage_step < settings.total_steps:
-        started = time.perf_counter()
-        state.rank_group.at("the next batches", state.step + 1)
-        lr = learning_rate.lr_at(state.stage_step, settings.total_steps)
-        micro_batches = _next_batches(batches, settings, state)
-        result = train_step(state, micro_batches, objective, lr=lr, clip_norm=settings.clip_norm, stop=stop)
-        for hook in after_step:
-            hook(state, result)
-        yield result, lr, time.perf_counter() - started
-
-
-def _next_batches(batches: Batches, settings: FitSettings, state: TrainState) -> list[Any]:
-    try:
-        return [next(batches) for _ in range(settings.micro_batches)]
-    except StopIteration:
+    rank_group = state.rank_group
+    # What a rank was asked since the sums were exchanged the others do not know yet; one alone has no others.
+    stopping = asked or (rank_group.alone and stop.made)
+    if not (stopping or last or state.step % settings.checkpoint_steps == 0):
+        return
+    rank_group.at("the checkpoint", state.step)
+    files.sync()
+    state.save(files.directory, keep=settings.keep_checkpoints)
+    stopping = rank_group.any(stop.made)
+    if stopping or last:
         state.finish_saving()
-        raise UserError(
-            f"stage '{settings.stage}': the data ended before step {state.stage_step + 1} of "
-            f"{settings.total_steps}; give more text, or fewer steps or tokens."
-        ) from None
+    if stopping:
+        raise Interrupted(f"Stopped after step {state.step}; everything is saved. {settings.how_to_resume}")
 
 
 def _stop_if_skipped_too_often(state: TrainState, result: StepResult, settings: FitSettings, counts: str) -> None:
@@ -180,7 +138,9 @@ def _stop_if_skipped_too_often(state: TrainState, result: StepResult, settings: 
     if not skipped:
         return
     why = "the loss or its gradient is not finite"
-    if not result.weight:
+    if result.spiked:
+        why = "the loss or the gradient norm is far above those before (train.spikes.action is 'skip')"
+    elif not result.weight:
         why = f"none of its {result.tokens:,} tokens has anything to learn from: it counts 0 {counts}"
     _log.warning("step %d: %s; the step is skipped", state.step, why)
     if skipped >= settings.max_skipped_steps:
@@ -206,6 +166,7 @@ _TAKEN = {
     "mfu",
     "loss",
     "aux_loss",
+    *NOISE_METRICS,
 }
 """What every line of metrics has, whatever is minimised, beside :data:`ROUTER_METRICS`."""
 
@@ -220,28 +181,23 @@ def _check_names(objective: Objective) -> None:
         )
 
 
-def _record(
-    state: TrainState, result: StepResult, settings: FitSettings, counts: str, *, lr: float, tokens_per_second: float
-) -> dict[str, Any]:
+def _record(state: TrainState, step: TakenStep, settings: FitSettings, counts: str) -> dict[str, Any]:
     """One line of ``metrics.jsonl``; null stands for what is not finite."""
-    metrics = {name: _finite(value) for name, value in result.metrics.items() if name != "expert_load"}
-    load = [[_finite(round(share, 4)) for share in layer] for layer in result.metrics["expert_load"]]
+    result, rate = step.result, step.tokens_per_second
+    metrics = {name: finite(value) for name, value in result.metrics.items() if name != "expert_load"}
+    load = [[finite(round(share, 4)) for share in layer] for layer in result.metrics["expert_load"]]
     weight = int(result.weight) if result.weight.is_integer() else result.weight
     return {
         "stage": settings.stage,
         "step": state.step,
         "time": dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
         "tokens": state.tokens,
-        "grad_norm": _finite(result.grad_norm),
-        "lr": lr,
+        "grad_norm": finite(result.grad_norm),
+        "lr": step.lr,
         counts: weight,
         "skipped": result.skipped,
-        "tokens_per_second": round(tokens_per_second, 1),
-        "mfu": round(tokens_per_second * settings.flops_per_token / settings.peak_flops_per_second, 4),
+        "tokens_per_second": round(rate, 1),
+        "mfu": round(rate * settings.flops_per_token / settings.peak_flops_per_second, 4),
         **metrics,
         "expert_load": load,
     }
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -64,26 +64,29 @@ class MasterAdamW:
         self._groups = [_group(matrices, decay, device), _group(vectors, 0.0, device)]
         self._gradients: list[list[torch.Tensor]] | None = None
 
-    def accumulate(self) -> None:
-        """Add every parameter's ``grad`` to its float32 sum and clear it; no gradient counts as zero."""
+    def accumulate(self, *, measure: bool = False) -> torch.Tensor | None:
+        """Add every parameter's ``grad`` to its float32 sum and clear it; no gradient counts as zero.
+
+        Args:
+            measure: return the Euclidean norm of what arrives, over all ranks: one more reading of the gradients. All
+                ranks then call this together.
+        """
         arrived = [_take_gradients(group) for group in self._groups]
+        norm = self._norm_of(arrived) if measure else None
         if self._gradients is None:
             self._gradients = arrived
-            return
+            return norm
         for sums, gradients in zip(self._gradients, arrived, strict=True):
             for total, gradient in zip(sums, gradients, strict=True):
                 total.add_(gradient)
+        return norm
 
     def grad_norm(self) -> torch.Tensor:
         """The Euclidean norm of all accumulated gradients together, a float32 scalar (float64 for a float64 model).
 
         Where ranks share the model, their gradients are first completed, so it is called once a step, by all of them.
         """
-        named = {
-            name: gradient
-            for group, gradients in zip(self._groups, self._accumulated(), strict=True)
-            for name, gradient in zip(group.names, gradients, strict=True)
-        }
+        named = self._named(self._accumulated())
         self.weights.sum_gradients(named)
         return self.weights.norm(named)
 
@@ -151,6 +154,17 @@ class MasterAdamW:
     def masters(self) -> dict[str, torch.Tensor]:
         """The float32 weights, by the name of their parameter."""
         return {name: master for group in self._groups for name, master in zip(group.names, group.masters, strict=True)}
+
+    def _norm_of(self, gradients: list[list[torch.Tensor]]) -> torch.Tensor:
+        """Of gradients that stay as they are; those that ranks have yet to complete, a small part, are copied."""
+        named = self._named(gradients)
+        incomplete = {name: gradient.clone() for name, gradient in named.items() if self.weights[name].group}
+        self.weights.sum_gradients(incomplete)
+        return self.weights.norm(named | incomplete)
+
+    def _named(self, gradients: list[list[torch.Tensor]]) -> dict[str, torch.Tensor]:
+        pairs = zip(self._groups, gradients, strict=True)
+        return {name: one for group, own in pairs for name, one in zip(group.names, own, strict=True)}
 
     def _accumulated(self) -> list[list[torch.Tensor]]:
         if self._gradients is None:

@@ -28,12 +28,16 @@ from leyden.parallel import ParallelConfig, RankGroup, Weights
 from leyden.parallel.objective import Objective
 from leyden.parallel.recompute import install_compile, install_recompute
 from leyden.tokenizer import Tokenizer
+from leyden.train.health import BatchFacts
 from leyden.train.held_out import HeldOut, measure
 from leyden.train.learning_rate import LearningRate
-from leyden.train.loop import Callback, FitSettings, fit, steps
+from leyden.train.loop import fit
+from leyden.train.observing import Watcher
 from leyden.train.optimizer import AdamWConfig, MasterAdamW
 from leyden.train.sinks import Sink, SinkName, open_sinks
+from leyden.train.spikes import SpikeSettings
 from leyden.train.state import Batches, TrainState
+from leyden.train.steps import Callback, FitSettings, steps
 
 _WARM_STEPS, _TIMED_STEPS = 3, 5
 
@@ -51,7 +55,10 @@ class RunSettings(Config):
     """Train on while a checkpoint is written from a copy in host memory, which takes 12 bytes a weight."""
     clip_norm: float = Field(default=1.0, gt=0)
     max_skipped_steps: int = Field(default=10, ge=1)
+    noise_scale_steps: int = Field(default=0, ge=0)
+    """The gradient noise scale is measured every so many steps; 0: never."""
     optimizer: AdamWConfig = AdamWConfig()
+    spikes: SpikeSettings = SpikeSettings()
     sinks: tuple[SinkName, ...] = ()
     """What else gets the metrics of every step: ``tensorboard``, ``wandb``."""
 
@@ -85,6 +92,8 @@ class StageRun:
         rope_theta: the RoPE base from this stage on; None keeps it.
         held_out: makes this rank's share of what the loss is measured on now and then; it may give None.
         after_step, callbacks: called after every step, as :func:`leyden.train.loop.fit` says.
+        watchers: what measures the model now and then.
+        batch_facts: what is to be noted of the batches of a spike.
         shows_progress: whether there is a progress bar of the stage.
     """
 
@@ -99,6 +108,8 @@ class StageRun:
     held_out: Callable[[], HeldOut | None] = lambda: None
     after_step: Sequence[Callback] = ()
     callbacks: Sequence[Callback] = ()
+    watchers: Sequence[Watcher] = ()
+    batch_facts: BatchFacts | None = None
     shows_progress: bool = True
 
 
@@ -202,6 +213,8 @@ def _train_stage(
             sinks=sinks,
             after_step=stage.after_step,
             callbacks=stage.callbacks,
+            watchers=stage.watchers,
+            batch_facts=stage.batch_facts,
         )
 
 
@@ -222,8 +235,8 @@ def time_steps(state: TrainState, stage: StageRun, settings: RunSettings) -> tup
     seconds = []
     with stage.batches() as batches, progress(f"timing {stage.name}", timed.total_steps, "steps") as bar:
         taken = steps(state, batches, stage.objective, stage.learning_rate, timed, after_step=stage.after_step)
-        for _, _, of_step in taken:
-            seconds.append(of_step)
+        for step in taken:
+            seconds.append(step.seconds)
             bar.advance()
         if held_out is not None:
             started = time.perf_counter()
@@ -243,6 +256,8 @@ def _fit_settings(state: TrainState, stage: StageRun, settings: RunSettings, how
         checkpoint_steps=settings.checkpoint_steps,
         keep_checkpoints=settings.keep_checkpoints,
         max_skipped_steps=settings.max_skipped_steps,
+        noise_scale_steps=settings.noise_scale_steps,
+        spikes=settings.spikes,
         flops_per_token=count_model(state.model.config).training_flops_per_token(stage.seq_len),
         peak_flops_per_second=world * rate,
         how_to_resume=how_to_resume,

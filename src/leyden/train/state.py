@@ -1,12 +1,10 @@
 """The state of a run: what a checkpoint holds and a resumed run starts from."""
 
-import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
-import numpy as np
 import torch
 
 from leyden.checkpoint.background import Background
@@ -15,6 +13,7 @@ from leyden.checkpoint.pieces import TensorPiece
 from leyden.checkpoint.starting_model import StartingModel
 from leyden.checkpoint.training import Values, latest_training, load_training, newest_values, save_training
 from leyden.parallel import RankGroup
+from leyden.train.generators import random_state, set_random_state
 from leyden.train.model import PipelinedModel, TrainableModel
 from leyden.train.optimizer import MasterAdamW
 
@@ -52,6 +51,17 @@ class Batches(Protocol):
     def load_state_dict(self, state: dict[str, Any], /) -> None: ...
 
 
+class Kept(Protocol):
+    """What a run measures of itself, and goes on from when it is resumed."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None: ...
+
+
+KeptPart = TypeVar("KeptPart", bound=Kept)
+
+
 class TrainState:
     """The model, its optimizer, the place in the data, the counters and the random-number generators.
 
@@ -86,6 +96,8 @@ class TrainState:
         self.began_from: dict[str, Any] | None = None
         self._batches: Batches | None = None
         self._resumed_batches: dict[str, Any] | None = None
+        self._kept: dict[str, Kept] = {}
+        self._resumed_kept: dict[str, Any] = {}
         self._background = Background() if async_checkpoint else None
 
     @property
@@ -101,6 +113,17 @@ class TrainState:
             batches.load_state_dict(self._resumed_batches)
         self._resumed_batches = None
         self._batches = batches
+
+    def keep(self, name: str, make: Callable[[], KeptPart]) -> KeptPart:
+        """What is saved under ``name`` with every checkpoint; made the first time that it is asked for.
+
+        It then goes on from the checkpoint that was resumed, if that has it.
+        """
+        if name not in self._kept:
+            self._kept[name] = make()
+            if name in self._resumed_kept:
+                self._kept[name].load_state_dict(self._resumed_kept[name])
+        return cast("KeptPart", self._kept[name])
 
     def count(self, tokens: int, *, skipped: bool) -> None:
         """Count one step over ``tokens`` positions."""
@@ -120,7 +143,7 @@ class TrainState:
         """
         step, values, coordinator = (
             self.step,
-            Values(self._values(), _random_state()),
+            Values(self._values(), random_state()),
             coordinator_of(self.rank_group.mesh),
         )
 
@@ -175,8 +198,26 @@ class TrainState:
         self.optimizer.num_steps = values["optimizer_steps"]
         self._resumed_batches = values["batches"]
         self.began_from = values.get("began_from")
+        self._resumed_kept = values.get("kept", {})
         if saved.rank is not None:
-            _set_random_state(saved.rank)
+            set_random_state(saved.rank)
+        return True
+
+    def rewind(self, run_dir: Path) -> bool:
+        """Go back to the newest complete checkpoint of ``run_dir``, but for the place in the data and what is kept.
+
+        All ranks of the group call this.
+
+        Returns:
+            False where there is no checkpoint; nothing has changed then.
+        """
+        self.finish_saving()
+        stage = self.stage
+        if not self.resume(run_dir):
+            return False
+        self._resumed_batches, self._resumed_kept = None, {}
+        if self.stage != stage:  # it was written at the end of the stage before
+            self.stage, self.stage_step = stage, 0
         return True
 
     def begin_from(self, start: StartingModel) -> None:
@@ -217,28 +258,5 @@ class TrainState:
             "model": self.model.config.model_dump(mode="json"),
             "began_from": self.began_from,
             "batches": None if self._batches is None else self._batches.state_dict(),
+            "kept": {name: kept.state_dict() for name, kept in self._kept.items()},
         }
-
-
-def _random_state() -> dict[str, Any]:
-    """The generators that libraries draw from when nobody gives them one, as JSON values; of GPUs, this process's."""
-    algorithm, keys, *rest = np.random.get_state(legacy=True)
-    return {
-        "python": random.getstate(),
-        "numpy": [algorithm, np.asarray(keys).tolist(), *rest],
-        "torch": bytes(torch.get_rng_state().tolist()).hex(),
-        "cuda": bytes(torch.cuda.get_rng_state().tolist()).hex() if torch.cuda.is_available() else None,
-    }
-
-
-def _set_random_state(saved: dict[str, Any]) -> None:
-    version, internal, gauss = saved["python"]
-    random.setstate((version, tuple(internal), gauss))
-    np.random.set_state(tuple(saved["numpy"]))
-    torch.set_rng_state(_byte_tensor(saved["torch"]))
-    if saved["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(_byte_tensor(saved["cuda"]))
-
-
-def _byte_tensor(text: str) -> torch.Tensor:
-    return torch.tensor(list(bytes.fromhex(text)), dtype=torch.uint8)

@@ -14,6 +14,8 @@ import torch
 from leyden.core.transfers import fetch
 from leyden.parallel.objective import Objective, Row, Sums, add_up, sums_of_row
 from leyden.train.model import PipelinedModel
+from leyden.train.noise_scale import NoiseSample, noise_sample
+from leyden.train.spikes import StepLimits
 from leyden.train.state import TrainState
 
 
@@ -27,8 +29,11 @@ class StepResult:
         weight: what the sums were divided by; how many labels, in pre-training.
         grad_norm: of the gradient of the mean loss, before clipping.
         tokens: positions computed.
-        skipped: the loss or the gradient was not finite, or the weight zero; the weights are unchanged.
+        skipped: the loss or the gradient was not finite, the weight zero, or it was a spike that was to be skipped; the
+            weights are unchanged.
         stop: a rank was asked to stop by the time it had computed its micro-batches.
+        spiked: the loss or the gradient norm was above its limit.
+        noise: of the gradient, where it was measured and there was something to measure.
     """
 
     metrics: dict[str, Any]
@@ -37,6 +42,8 @@ class StepResult:
     tokens: int
     skipped: bool
     stop: bool = False
+    spiked: bool = False
+    noise: NoiseSample | None = None
 
     @property
     def loss(self) -> float:
@@ -46,11 +53,20 @@ class StepResult:
 
 @dataclass(frozen=True)
 class _Total:
-    """The sums of all micro-batches and ranks; how many positions they had, and how many ranks are to stop."""
+    """The sums of all micro-batches and ranks; how many positions they had, and how many ranks are to stop.
+
+    ``weights`` [micro-batches] are those of each, over all ranks, and ``norms`` those of the gradients of their sums;
+    both are empty where they were not asked for.
+    """
 
     sums: Sums
     tokens: torch.Tensor
     votes: torch.Tensor
+    weights: torch.Tensor
+    norms: torch.Tensor
+
+
+_NO_LIMITS = StepLimits()
 
 
 def train_step(
@@ -61,6 +77,8 @@ def train_step(
     lr: float,
     clip_norm: float,
     stop: Callable[[], bool] = lambda: False,
+    limits: StepLimits = _NO_LIMITS,
+    measure_noise: bool = False,
 ) -> StepResult:
     """Take one step on the micro-batches ``batches`` and count it in ``state``.
 
@@ -72,32 +90,43 @@ def train_step(
         lr: learning rate.
         clip_norm: a gradient of the mean loss longer than this is scaled down to it.
         stop: whether this rank was asked to stop; the answer goes to all ranks with the step's sums.
+        limits: of the mean loss and the gradient norm.
+        measure_noise: estimate the noise of the gradient from its micro-batches, which takes one more reading of the
+            gradients of each, and changes nothing. A pipeline, whose micro-batches share their gradients, cannot.
     """
     state.model.train()
+    norms: list[torch.Tensor] = []
     if state.pipeline is not None:
         parts = _through_pipeline(state, state.pipeline, batches, objective)
     else:
-        parts = [_backward(state, batch, objective, number) for number, batch in enumerate(batches)]
+        measured = norms if measure_noise else None
+        parts = [_backward(state, batch, objective, number, measured) for number, batch in enumerate(batches)]
     state.rank_group.at("the exchange of sums", state.step + 1)
-    total = _total(state, parts, batches, stop())
+    total = _total(state, parts, batches, norms, stop())
     weight = total.sums.weight
     grad_norm = state.optimizer.grad_norm() / weight
     # Where the weights are, not here: the host looks when all that the step computes is on its way.
     finite = total.sums.loss.isfinite() & grad_norm.isfinite() & (weight > 0)
+    spiked = finite & ((total.sums.metrics["loss"] > limits.loss * weight) | (grad_norm > limits.grad_norm))
+    skip = ~finite | spiked if limits.skip else ~finite
     excess = (grad_norm / clip_norm).clamp_min(1.0)
-    state.optimizer.step(lr, divisor=weight * excess, skip=~finite)
-    result = _result(total, grad_norm, finite)
+    state.optimizer.step(lr, divisor=weight * excess, skip=skip)
+    result = _result(total, grad_norm, skip, spiked)
     state.count(result.tokens, skipped=result.skipped)
     return result
 
 
-def _backward(state: TrainState, batch: Row, objective: Objective, number: int) -> Sums:
-    """The sums of one micro-batch, their gradient left with the optimizer."""
+def _backward(
+    state: TrainState, batch: Row, objective: Objective, number: int, norms: list[torch.Tensor] | None
+) -> Sums:
+    """The sums of one micro-batch, their gradient left with the optimizer; ``norms`` gets that of the gradient."""
     state.rank_group.at("forward", state.step + 1, number)
     sums = sums_of_row(objective, state.model, batch)
     state.rank_group.at("backward", state.step + 1, number)
     sums.loss.backward()
-    state.optimizer.accumulate()
+    norm = state.optimizer.accumulate(measure=norms is not None)
+    if norms is not None and norm is not None:
+        norms.append(norm)
     return sums
 
 
@@ -111,30 +140,38 @@ def _through_pipeline(
     return sums
 
 
-def _total(state: TrainState, parts: Sequence[Sums], batches: Sequence[Row], stop: bool) -> _Total:
+def _total(
+    state: TrainState, parts: Sequence[Sums], batches: Sequence[Row], norms: Sequence[torch.Tensor], stop: bool
+) -> _Total:
     """Over all micro-batches and ranks: the one place where contributions meet."""
     sums, device = add_up(parts), parts[0].loss.device
     positions = sum(batch.tokens.numel() for batch in batches) if state.rank_group.counts_rows else 0
     counts = [torch.full((), count, device=device) for count in (positions, int(stop))]
-    loss, weight, *metrics, tokens, votes = state.rank_group.sum(
-        [sums.loss, sums.weight, *sums.metrics.values(), *counts]
+    each = torch.stack([part.weight for part in parts]) if norms else torch.empty(0, device=device)
+    loss, weight, *metrics, tokens, votes, weights = state.rank_group.sum(
+        [sums.loss, sums.weight, *sums.metrics.values(), *counts, each]
     )
-    return _Total(Sums(loss, weight, dict(zip(sums.metrics, metrics, strict=True))), tokens, votes)
+    of_norms = torch.stack(list(norms)) if norms else torch.empty(0, device=device)
+    return _Total(Sums(loss, weight, dict(zip(sums.metrics, metrics, strict=True))), tokens, votes, weights, of_norms)
 
 
-def _result(total: _Total, grad_norm: torch.Tensor, finite: torch.Tensor) -> StepResult:
+def _result(total: _Total, grad_norm: torch.Tensor, skip: torch.Tensor, spiked: torch.Tensor) -> StepResult:
     """On the host, for which it waits; once a step."""
     sums = total.sums
-    here = fetch([sums.loss, sums.weight, grad_norm, finite, total.tokens, total.votes, *sums.metrics.values()])
-    loss, weight, norm, went, tokens, votes = (x.item() for x in here[:6])
+    scalars = [sums.loss, sums.weight, grad_norm, skip, spiked, total.tokens, total.votes]
+    here = fetch([*scalars, *sums.metrics.values(), total.weights, total.norms])
+    loss, weight, norm, skipped, spike, tokens, votes = (x.item() for x in here[: len(scalars)])
+    *named, weights, norms = here[len(scalars) :]
     divisor = weight or math.nan
-    means = [(x.double() / divisor).tolist() for x in here[6:]]
+    means = [(x.double() / divisor).tolist() for x in named]
     metrics = dict(zip(sums.metrics, means, strict=True))
     return StepResult(
-        metrics={"loss": metrics["loss"], "aux_loss": (loss - here[6].item()) / divisor, **metrics},
+        metrics={"loss": metrics["loss"], "aux_loss": (loss - named[0].item()) / divisor, **metrics},
         weight=float(weight),
         grad_norm=norm,
         tokens=int(tokens),
-        skipped=not went,
+        skipped=bool(skipped),
         stop=bool(votes),
+        spiked=bool(spike),
+        noise=noise_sample(norms.tolist(), weights.tolist(), norm * weight),
     )

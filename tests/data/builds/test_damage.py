@@ -17,7 +17,7 @@ from kills import contents, recipe, write_sources
 import leyden.data.parquet
 from leyden.core.errors import UserError
 from leyden.data.builds import Build, BuildRecipe, run_build
-from leyden.data.builds.tokens import held_out_texts, read_tokens
+from leyden.data.builds.tokens import held_out_documents, read_tokens
 from leyden.data.documents import Document, Documents
 from leyden.data.parquet import DocumentsWriter
 from leyden.tokenizer import Tokenizer
@@ -70,7 +70,7 @@ def flip(path: Path, generator: np.random.Generator) -> None:
 def all_that_is_read(directory: Path) -> object:
     """What a run, an evaluation and a person who looks take of a build; None where they are refused."""
     found: list[object] = []
-    for read in (_tokens, held_out_texts, _looked_at):
+    for read in (_tokens, held_out_documents, _looked_at):
         try:
             found.append(read(directory))
         except UserError as error:

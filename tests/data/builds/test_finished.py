@@ -15,7 +15,7 @@ import leyden.data.builds.tokens
 from leyden.core.errors import UserError
 from leyden.core.lock import folder_lock
 from leyden.data.builds import Build, BuildRecipe, run_build
-from leyden.data.builds.tokens import held_out_texts, read_tokens
+from leyden.data.builds.tokens import held_out_documents, read_tokens
 from leyden.data.builds.use import build_and_report, show_stats
 from leyden.tokenizer import Tokenizer
 
@@ -101,7 +101,7 @@ def test_a_rebuild_that_was_killed_is_not_gone_on_from(
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(f"leyden.data.builds.{place}", _killed)
         run_build(other, built)
-    for reader in (read_tokens, held_out_texts, Build.whole):
+    for reader in (read_tokens, held_out_documents, Build.whole):
         with pytest.raises(UserError, match=r"has not finished; run it again: leyden data build .*recipe.toml --dir "):
             reader(built)
     run_build(other, built)
@@ -115,7 +115,7 @@ def test_more_held_out_and_killed_after_that_stage(built: Path, text: Path, monk
         patch.setattr(leyden.data.builds.run, "make_tokens", _killed)
         run_build(recipe(text, share=0.4), built)
     with pytest.raises(UserError, match="has not finished"):
-        held_out_texts(built)
+        held_out_documents(built)
 
 
 @pytest.mark.parametrize("place", ["tokens.write_mark", "tokens.tokenise_files"])
@@ -142,7 +142,7 @@ def test_a_build_is_moved_and_copied(built: Path, text: Path, tmp_path: Path, mo
     monkeypatch.chdir(tmp_path / "elsewhere")
     tokens = read_tokens(Path("copy"))
     assert Tokenizer.load(tokens.tokenizer).fingerprint == tokens.groups["all"].tokenizer_fingerprint
-    assert held_out_texts(Path("copy"))
+    assert held_out_documents(Path("copy"))
     before = contents(Path("copy"))
     run_build(recipe(text), Path("copy"))
     assert contents(Path("copy")) == before
@@ -162,7 +162,7 @@ def test_a_tokenizer_that_was_named_goes_with_the_build(built: Path, text: Path,
 
 
 def test_what_is_not_there_is_named_so(tmp_path: Path) -> None:
-    for reader in (read_tokens, held_out_texts, Build.whole, Build.open):
+    for reader in (read_tokens, held_out_documents, Build.whole, Build.open):
         with pytest.raises(UserError, match="nowhere holds no build: it does not exist"):
             reader(tmp_path / "nowhere")
         with pytest.raises(UserError, match="holds no build"):

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leyden.data.loader.held_out import HeldOutBatches
+from leyden.data.documents import HeldOutDocument
+from leyden.data.loader.held_out import HeldOutBatches, class_names
 from leyden.tokenizer import Tokenizer
 
 
@@ -33,7 +34,7 @@ def test_each_token_is_predicted_once(
     ranks: int,
 ) -> None:
     batches = HeldOutBatches(
-        documents,
+        [HeldOutDocument(text) for text in documents],
         tokenizer,
         num_tokens=num_tokens,
         seq_len=seq_len,
@@ -67,3 +68,46 @@ def test_each_token_is_predicted_once(
             shares = [batches.share(number, rank, ranks) for rank in range(ranks)]
             assert torch.equal(torch.cat([share.tokens for share in shares], 1), batch.tokens)
             assert torch.equal(torch.cat([share.labels for share in shares], 1), batch.labels)
+
+
+@given(
+    documents=st.lists(st.tuples(st.text("a jarkeps", max_size=40), st.sampled_from("xyz")), min_size=1, max_size=12),
+    bounds=st.sampled_from([(), (6,), (4, 12)]),
+    num_tokens=st.integers(2, 300),
+    seq_len=st.integers(1, 12),
+)
+def test_every_source_and_class_of_lengths_gives_its_share(
+    tokenizer: Tokenizer, documents: list[tuple[str, str]], bounds: tuple[int, ...], num_tokens: int, seq_len: int
+) -> None:
+    batches = HeldOutBatches(
+        [HeldOutDocument(text, source) for text, source in documents],
+        tokenizer,
+        num_tokens=num_tokens,
+        seq_len=seq_len,
+        batch_tokens=2 * seq_len,
+        length_bounds=bounds,
+    )
+    share = max(2, num_tokens // (len({source for _, source in documents}) * (len(bounds) + 1)))
+    there: dict[tuple[str, int], list[int]] = {}
+    for text, source in documents:
+        length = len(tokenizer.encode(text)) + 2
+        there.setdefault((source, sum(length > bound for bound in bounds)), []).append(length)
+    assert [(part.source, part.length_class) for part in batches.parts] == sorted(there)
+    labels = np.zeros(len(batches.parts), int)
+    for number in range(batches.num_batches):
+        batch = batches.batch(number)
+        of_token = batch.per_document["part"].repeat_interleave(batch.cu_seqlens.diff().long())
+        labels += np.bincount(of_token[batch.labels[0] >= 0], minlength=len(labels))
+    assert labels.tolist() == [part.num_labels for part in batches.parts]
+    for part in batches.parts:
+        lengths = there[part.source, part.length_class]
+        # A token of every document is given, and one token that is left of a share is not used.
+        assert part.num_labels <= min(share, sum(lengths)) - 1
+        if sum(lengths) <= share:
+            assert part.num_labels == sum(lengths) - len(lengths)
+    assert batches.num_bytes == sum(part.num_bytes for part in batches.parts)
+
+
+def test_classes_of_lengths_in_words() -> None:
+    assert class_names([]) == ["1-"]
+    assert class_names([8192, 32_768]) == ["1-8192", "8193-32768", "32769-"]

@@ -17,6 +17,7 @@ from leyden.core.log import say
 from leyden.data.builds.directory import Build, StageDirectory
 from leyden.data.builds.plan import digest, fingerprint
 from leyden.data.builds.recipe import TokensSection
+from leyden.data.documents import HeldOutDocument
 from leyden.data.engine import DataEngine
 from leyden.data.groups import folder_of, write_groups
 from leyden.data.marks import read_mark, tell_damage, write_mark
@@ -166,14 +167,24 @@ def read_tokens(directory: Path) -> BuildTokens:
     return BuildTokens(directory / TOKENIZER, open_groups(directory))
 
 
-def held_out_texts(directory: Path) -> tuple[str, ...]:
-    """The texts that a ``hold_out`` stage took out of a build.
+def held_out_documents(directory: Path) -> tuple[HeldOutDocument, ...]:
+    """The documents that a ``hold_out`` stage took out of a build.
+
+    Their source is the group of tokens that they would be in, as far as they had one by then, and else the source that
+    they were read from.
 
     Raises:
         UserError: there is no such build, it has not finished, has no such stage, or it took nothing out.
     """
     stages = [stage for stage in Build.whole(directory).stages() if stage.kind == "hold_out"]
-    texts = [text for stage in stages for batch in stage.read(dropped=True) for text in batch.texts()]
-    if not texts:
+    tokens = directory / TOKENS / GROUPS
+    groups = json.loads(tokens.read_bytes())["groups"] if tokens.exists() else {}
+    found = []
+    for batch in (batch for stage in stages for batch in stage.read(dropped=True)):
+        columns = (batch.column(name) for name in ("source", "metadata"))
+        for text, source, metadata in zip(batch.texts(), *columns, strict=True):
+            group = json.loads(metadata or "{}").get("group")
+            found.append(HeldOutDocument(text, group if group in groups else source))
+    if not found:
         raise UserError(f"{directory} holds no documents out to evaluate on; give its recipe a stage of kind hold_out.")
-    return tuple(texts)
+    return tuple(found)

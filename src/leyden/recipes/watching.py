@@ -1,0 +1,94 @@
+"""Tasks of ``leyden eval`` on a model that is being trained, which changes nothing of the training."""
+
+import functools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from leyden.core.errors import UserError
+from leyden.evaluate import evaluate
+from leyden.evaluate.haystack import Haystack
+from leyden.evaluate.sources import EngineSource, Source
+from leyden.evaluate.sources.source import ReadProgress
+from leyden.evaluate.task import Answer, Question, Subject
+from leyden.evaluate.tasks import make_task
+from leyden.parallel import RankGroup
+from leyden.recipes.schema import Recipe, TaskSection
+from leyden.tokenizer import Tokenizer
+from leyden.train import TrainState
+from leyden.train.generators import generators_kept
+from leyden.train.observing import Finding
+from leyden.train.whole import whole_model
+
+_OF_ONE_TIME = ("seconds", "reading", "model")
+"""What a task's line says of the time and the process in which it was measured."""
+
+
+class TaskWatcher:
+    """Measures the tasks of a recipe's ``[[evaluate.task]]``, each every so many steps and at the end of a stage.
+
+    The weights are copied into a model of their own, whose engine answers; both are gone before the next step. Of
+    several ranks, each takes part in bringing the weights together, and the first asks the questions.
+
+    Args:
+        recipe: settled.
+        tokenizer: the run's.
+
+    Raises:
+        UserError: a task's options do not fit the model, or leave nothing to ask; the message names the task.
+    """
+
+    def __init__(self, recipe: Recipe, tokenizer: Tokenizer) -> None:
+        self._sections, self._config, self._tokenizer = recipe.evaluate.task, recipe.model, tokenizer
+        self._dtype: torch.dtype = getattr(torch, recipe.train.dtype)
+        self._haystack = functools.cache(lambda text: Haystack(tokenizer, text))
+        for section in self._sections:
+            if not make_task(section.task, section.options, self._subject(section.text)).items():
+                raise UserError(
+                    f"[[evaluate.task]] {section.task}: the options leave no items; raise limit, samples or depths."
+                )
+
+    def __call__(self, state: TrainState, last: bool, /) -> Sequence[Finding]:
+        """See :class:`leyden.train.observing.Watcher`."""
+        due = [section for section in self._sections if last or state.step % section.every_steps == 0]
+        if not due:
+            return ()
+        state.rank_group.at("the weights of all ranks in one model", state.step)
+        with generators_kept():
+            model = whole_model(state, self._dtype)
+            lines = state.rank_group.first(lambda: self._measured(EngineSource(model, self._tokenizer), due, state))
+        return [Finding(line, f"{line['task']} {line['value']:.3f}") for line in lines]
+
+    def _measured(self, source: Source, due: Sequence[TaskSection], state: TrainState) -> list[dict[str, Any]]:
+        noted = _Noted(source, state.rank_group, state.step)
+        found = []
+        for section in due:
+            (line,) = evaluate(noted, self._subject(section.text), [section.task], section.options)
+            found.append({name: value for name, value in line.items() if name not in _OF_ONE_TIME})
+        return found
+
+    def _subject(self, text: tuple[Path, ...]) -> Subject:
+        config, tokenizer = self._config, self._tokenizer
+        positions, chats = config.max_position_embeddings, tokenizer.chat_template is not None
+        return Subject("the model", tokenizer, positions, config.vocab_size, self._haystack(text), chats)
+
+
+class _Noted:
+    """A source whose every answer is noted as progress of its rank, for which the others wait."""
+
+    def __init__(self, source: Source, rank_group: RankGroup, step: int) -> None:
+        self._source, self._rank_group, self._step = source, rank_group, step
+        self.identity = source.identity
+
+    def answers(self, questions: Sequence[Question]) -> Iterator[tuple[int, Answer]]:
+        """See :class:`leyden.evaluate.sources.source.Source`."""
+        for answer in self._source.answers(questions):
+            self._rank_group.at("a task of the evaluation", self._step)
+            yield answer
+
+    @property
+    def reading(self) -> ReadProgress:
+        """See :class:`leyden.evaluate.sources.source.Source`."""
+        return self._source.reading
