@@ -237,6 +237,7 @@ def test_eval_keeps_rows_and_draws_pages(leyden_cli: Cli, model: Path, text: Pat
     refused(leyden_cli("eval", "--task", "niah"), "--endpoint URL")
     refused(leyden_cli("eval", model), "--task")
     refused(leyden_cli("eval", model, "--task", "niah", "--lengths", "1q"), "'1q' is no length")
+    refused(leyden_cli("eval", model, "--task", "mqar", "--pairs", "4,x"), "'x' is no number of pairs")
     refused(leyden_cli("eval", "--endpoint", "http://127.0.0.1:9/v1", "--task", "niah"), "--tokenizer MODEL")
 
 

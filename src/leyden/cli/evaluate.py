@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from leyden.cli import evaluate_options as given
-from leyden.cli.options import Device, lengths_of
+from leyden.cli.options import Device, counts_of, lengths_of
 
 
 def evaluate(
@@ -18,11 +18,14 @@ def evaluate(
     lengths: given.Lengths = None,
     depths: given.Depths = None,
     samples: given.Samples = None,
+    pairs: given.Pairs = None,
     limit: given.Limit = None,
     seed: given.Seed = 0,
     file: given.File = None,
     text: given.Text = None,
     subtasks: given.Subtasks = None,
+    include_path: given.IncludePath = None,
+    shots: given.Shots = None,
     chat: given.Chat = False,
     apart: given.Apart = False,
     cot: given.Cot = False,
@@ -52,11 +55,14 @@ def evaluate(
         lengths=None if lengths is None else lengths_of(lengths),
         depths=depths,
         samples=samples,
+        pairs=None if pairs is None else counts_of(pairs),
         limit=limit,
         seed=seed,
         file=file,
         text=tuple(text or ()),
         subtasks=None if subtasks is None else tuple(part.strip() for part in subtasks.split(",")),
+        include_path=tuple(include_path or ()),
+        shots=shots,
         chat=chat,
         apart=apart,
         think=cot,

@@ -36,14 +36,21 @@ Depths = Annotated[
     int | None, typer.Option(min=1, help="How many places of the needle, evenly spread.", show_default=False)
 ]
 Samples = Annotated[int | None, typer.Option(min=1, help="Items in each cell of the grid.", show_default=False)]
+Pairs = Annotated[str | None, typer.Option(help="mqar: how many keys and values, as 4,16,64.", show_default=False)]
 Limit = Annotated[int | None, typer.Option(min=1, help="At most so many items a task.", show_default=False)]
 Seed = Annotated[int, typer.Option(help="Of all that is drawn.")]
-File = Annotated[Path | None, typer.Option(help="Published rows, for tasks that have some.", show_default=False)]
+File = Annotated[
+    Path | None, typer.Option(help="Published rows, or a folder of them, for tasks that have some.", show_default=False)
+]
 Text = Annotated[
     list[Path] | None,
     typer.Option(help="Files or folders of documents; the Python standard library.", show_default=False),
 ]
 Subtasks = Annotated[str | None, typer.Option(help="Parts of a task, with commas between.", show_default=False)]
+IncludePath = Annotated[
+    list[Path] | None, typer.Option(help="lm-eval: folders of task files of your own.", show_default=False)
+]
+Shots = Annotated[int | None, typer.Option(min=0, help="lm-eval: examples before each question.", show_default=False)]
 Chat = Annotated[bool, typer.Option("--chat", help="Put each question as the turn of a chat.")]
 Apart = Annotated[bool, typer.Option("--apart", help="niah: one needle a prompt, as in the paper.")]
 Cot = Annotated[bool, typer.Option("--cot", help="longbench_v2: let the model reason first (chain of thought).")]

@@ -37,3 +37,18 @@ def lengths_of(text: str) -> tuple[int, ...]:
     from leyden.core.lengths import tokens_of
 
     return tuple(sorted({tokens_of(part) for part in text.split(",")}))
+
+
+def counts_of(text: str) -> tuple[int, ...]:
+    """``4,16,64`` to whole numbers, rising and each once.
+
+    Raises:
+        UserError: a part that is no whole number above 0.
+    """
+    from leyden.core.errors import UserError
+
+    parts = [part.strip() for part in text.split(",")]
+    for part in parts:
+        if not part.isdecimal() or int(part) < 1:
+            raise UserError(f"'{part}' is no number of pairs; give whole numbers like 4,16,64, with commas.")
+    return tuple(sorted(set(map(int, parts))))

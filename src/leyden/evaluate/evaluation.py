@@ -62,7 +62,7 @@ def _run(source: Source, subject: Subject, task: Task, items: Sequence[TaskItem]
     started, before = time.perf_counter(), source.reading
     settings = task.settings()
     key = digest({"task": task.name, "model": source.identity, **settings})
-    with RowFile(None if out is None else out / f"{task.name}.jsonl", key) as file:
+    with RowFile(None if out is None else out / f"{file_stem(task.name)}.jsonl", key) as file:
         missing = [item for item in items if item.id not in file.rows]
         if missing:
             with progress(task.name, sum(item.cost for item in items), "tokens") as bar:
@@ -70,7 +70,11 @@ def _run(source: Source, subject: Subject, task: Task, items: Sequence[TaskItem]
                 for batch in _batches(missing):
                     _ask(source, task, batch, file, bar)
         rows = [file.rows[item.id] for item in items]
-    line = {"task": task.name, **task.summary(rows), "settings": settings, "model": subject.name}
+    figures = task.summary(rows)
+    documents = figures.pop("of_documents", None)
+    if out is not None and documents is not None:
+        _keep_documents(out, task.name, documents)
+    line = {"task": task.name, **figures, "settings": settings, "model": subject.name}
     if missing:
         line["reading"] = source.reading.since(before)
     return {**line, "seconds": round(time.perf_counter() - started, 3)}
@@ -114,6 +118,18 @@ def _row(task: Task, item: TaskItem, question: Question, answer: Answer, first: 
     if question.max_tokens:
         row |= {"answer": answer.text, "expected": list(question.expected)}
     return row | task.grade(item, question, answer)
+
+
+def file_stem(task: str) -> str:
+    """What the files of a task begin with."""
+    return task.replace(":", "-").replace("/", "-")
+
+
+def _keep_documents(out: Path, task: str, documents: Sequence[Row]) -> None:
+    """Write what a task found of each of its documents, beside the rows of its questions."""
+    with atomic_file(out / f"{file_stem(task)}.documents.jsonl") as part:
+        lines = (json.dumps(document, ensure_ascii=False, default=str) + "\n" for document in documents)
+        part.write_text("".join(lines), encoding="utf-8")
 
 
 def _keep(out: Path, line: dict[str, Any]) -> None:

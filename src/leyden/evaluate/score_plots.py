@@ -51,13 +51,16 @@ def heat_map(
 
 
 def score_curves(
-    name: str, x_label: str, curves: Sequence[tuple[str, str, Sequence[float], Sequence[float], np.ndarray]]
+    name: str,
+    x_label: str,
+    y_label: str,
+    curves: Sequence[tuple[str, str, Sequence[float], Sequence[float], np.ndarray]],
 ) -> str:
     """Curves with their intervals over one fact on a logarithmic axis, in SVG.
 
     Args:
         name: of the plot, unlike any other's on the page.
-        x_label: the fact.
+        x_label, y_label: the fact, and what the values are.
         curves: of each its label, its colour, the facts, the values, and the intervals [N, 2] (NaN where unknown).
     """
     with drawing(name, HALF, 2.6) as drawn:
@@ -71,7 +74,7 @@ def score_curves(
         axes.set_xticks(ticks, [short_number(tick) for tick in ticks], rotation=45 if len(ticks) > 8 else 0)
         axes.minorticks_off()
         axes.set_xlabel(x_label)
-        axes.set_ylabel("value", color=MUTED)
+        axes.set_ylabel(y_label, color=MUTED)
         if len(curves) > 1:
-            axes.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
+            axes.legend(loc="best")
     return drawn.svg

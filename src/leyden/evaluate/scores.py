@@ -61,6 +61,42 @@ def _bootstrap(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def ratio_with_interval(numerators: np.ndarray, denominators: np.ndarray) -> dict[str, Any]:
+    """``value``, ``stderr``, ``interval`` (95 %) and ``n`` of a ratio of two sums over independent parts.
+
+    Both are the bootstrap's over the parts, from a fixed seed; a single part has neither.
+
+    Args:
+        numerators, denominators: [N], of each part.
+    """
+    n = len(numerators)
+    value = float(numerators.sum() / denominators.sum())
+    if n < 2:
+        return {"value": _rounded(value), "stderr": None, "interval": None, "n": n}
+    counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), _RESAMPLES)
+    ratios = (counts @ numerators) / (counts @ denominators)
+    low, high = np.quantile(ratios, (0.025, 0.975))
+    return {
+        "value": _rounded(value),
+        "stderr": _rounded(ratios.std(ddof=1)),
+        "interval": _pair((float(low), float(high))),
+        "n": n,
+    }
+
+
+def normal_figures(value: float, stderr: float | None, n: int) -> dict[str, Any]:
+    """``value``, ``stderr``, ``interval`` (95 %, normal) and ``n`` of a figure whose standard error is known.
+
+    Args:
+        value: the figure.
+        stderr: its standard error; anything but a number where it is not known.
+        n: how many items it is of.
+    """
+    known = float(stderr) if isinstance(stderr, int | float) and math.isfinite(stderr) else None
+    interval = None if known is None else (value - _Z95 * known, value + _Z95 * known)
+    return {"value": _rounded(value), "stderr": _rounded(known), "interval": _pair(interval), "n": n}
+
+
 def _pair(interval: tuple[float, float] | None) -> list[float | None] | None:
     return None if interval is None else [_rounded(end) for end in interval]
 

@@ -15,7 +15,7 @@ from leyden.evaluate.score_plots import heat_map, score_curves, short_number
 
 RESULTS = "results.jsonl"
 """The lines of a folder, one a task."""
-_FIGURES = ("value", "stderr", "interval", "n")
+_FIGURES = ("value", "stderr", "interval", "n", "perplexity", "bits_per_byte")
 """What a cell has beside the facts that it is of."""
 
 Line = dict[str, Any]
@@ -105,27 +105,40 @@ def _settings(line: Line) -> str:
 
 
 def _pictures(task: str, names: Sequence[str], lines: Sequence[Line | None]) -> list[Plot]:
-    """A heat map of each model where cells are of two facts, and a curve of all where they are of one number."""
+    """The curves that a task asks for with ``plot``; else a heat map of each model where cells are of two facts, and a
+    curve of all where they are of one number."""
     known = [(index, cells) for index, line in enumerate(lines) if (cells := _cells(line))]
     if not known:
         return []
     axes = _axes(known[0][1])
+    asked = next((line["plot"] for line in lines if line and "plot" in line), None)
+    if asked is not None:
+        return [_curves(task, names, known, asked["x"], asked["y"])]
     if len(axes) == 2:
         maps = []
         for index, cells in known:
             title = task if len(names) == 1 else f"{task}: {names[index]}"
             maps.append(Plot(title, _heat_map(f"heat-{task}-{index}", axes, cells)))
         return maps
-    if not all(isinstance(cell[axes[0]], int | float) for _, cells in known for cell in cells):
+    if len(axes) != 1 or not all(isinstance(cell[axes[0]], int | float) for _, cells in known for cell in cells):
         return []
-    colours = _colours(len(names))
-    curves = []
+    return [_curves(task, names, known, axes[0], "value")]
+
+
+def _curves(task: str, names: Sequence[str], known: Sequence[tuple[int, Sequence[Line]]], x: str, y: str) -> Plot:
+    """Values over the fact ``x``: a curve for each model and each combination of the other facts."""
+    cells_of: dict[str, list[Line]] = {}
+    varied = [axis for axis in _axes(known[0][1]) if axis != x and len({cell[axis] for cell in known[0][1]}) > 1]
     for index, cells in known:
+        for cell in cells:
+            parts = [names[index]] * (len(names) > 1) + [f"{axis} {short_number(cell[axis])}" for axis in varied]
+            cells_of.setdefault(", ".join(parts), []).append(cell)
+    curves = []
+    for (label, cells), colour in zip(cells_of.items(), _colours(len(cells_of)), strict=True):
         unknown = [np.nan, np.nan]
         intervals = np.array([cell.get("interval") or unknown for cell in cells], np.float64)
-        places, values = [cell[axes[0]] for cell in cells], [cell["value"] for cell in cells]
-        curves.append((names[index], colours[index], places, values, intervals))
-    return [Plot(f"{task} by {axes[0]}", score_curves(f"curve-{task}", axes[0], curves))]
+        curves.append((label, colour, [cell[x] for cell in cells], [cell["value"] for cell in cells], intervals))
+    return Plot(f"{task} by {x}", score_curves(f"curve-{task}", x, y, curves))
 
 
 def _heat_map(name: str, axes: Sequence[str], cells: Sequence[Line]) -> str:

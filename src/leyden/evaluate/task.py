@@ -27,13 +27,18 @@ class Question:
         prompt: token ids with the one that begins a document, or the turns of a chat.
         expected: the texts that a right answer holds; how they count is the task's affair.
         max_tokens: how many tokens the answer may have; 0 asks for the log-probabilities of the prompt's own tokens.
+        stop: of a question that generates, texts that end the answer and are no part of it.
         greedy: of a question about likelihoods, whether each token has to be compared with the most probable one.
+        scored: of a question about likelihoods, how many of the prompt's last tokens it is about; None for all but the
+            first.
     """
 
     prompt: Sequence[int] | Sequence[Mapping[str, str]]
     expected: tuple[str, ...] = ()
     max_tokens: int = 0
+    stop: tuple[str, ...] = ()
     greedy: bool = False
+    scored: int | None = None
 
     @property
     def is_chat(self) -> bool:
@@ -48,9 +53,9 @@ class Answer:
     Attributes:
         text: the generated text; empty for a question about likelihoods.
         prompt_tokens: how many tokens were read.
-        nats: [T - 1] float64, the negative log-probability of each token of the prompt after the first; None where
-            text was generated.
-        greedy: [T - 1] bool, whether that token was the most probable one; None unless the question asks for it.
+        nats: [scored] float64, the negative log-probability of each token that the question is about; None where text
+            was generated.
+        greedy: [scored] bool, whether that token was the most probable one; None unless the question asks for it.
     """
 
     text: str
@@ -106,7 +111,10 @@ class Task(Protocol):
         ...
 
     def summary(self, rows: Sequence[Row]) -> Row:
-        """Figures of all rows: ``value``, ``stderr``, ``interval``, ``n`` and what else the task's line has."""
+        """Figures of all rows: ``value``, ``stderr``, ``interval``, ``n`` and what else the task's line has.
+
+        ``of_documents``, where it is there, goes to a file of its own and not into the line.
+        """
         ...
 
 
@@ -127,6 +135,8 @@ class Options:
         chat: put the question as a chat's turn, by the model's template, instead of as text to go on from.
         apart: one needle a prompt, where several could share one.
         think: let the model reason before it answers, where a task has both ways.
+        include_path: folders of task files for lm-eval.
+        shots: examples before each question, where a task has some.
     """
 
     lengths: tuple[int, ...] | None = None
@@ -141,6 +151,8 @@ class Options:
     chat: bool = False
     apart: bool = False
     think: bool = False
+    include_path: tuple[Path, ...] = ()
+    shots: int | None = None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ Texts go to ``/completions``, chats to ``/chat/completions``. Likelihoods ask ``
 of the prompt (``echo``), which Leyden's server and vLLM give, and take token ids as the prompt.
 """
 
+import functools
 import math
 import os
 import threading
@@ -100,7 +101,7 @@ class EndpointSource:
         self._cached_tokens += cached if isinstance(cached, int) else 0
 
     def _ask(self, question: Question) -> tuple[Answer, dict[str, Any]]:
-        read = _read_text if question.max_tokens else _read_likelihoods
+        read = _read_text if question.max_tokens else functools.partial(_read_likelihoods, question)
         try:
             return post_json(
                 self._client,
@@ -120,6 +121,8 @@ class EndpointSource:
 
     def _body(self, question: Question) -> dict[str, Any]:
         body: dict[str, Any] = {"model": self.model, "temperature": 0, "max_tokens": question.max_tokens or 1}
+        if question.stop:
+            body["stop"] = list(question.stop)
         if question.is_chat:
             return {**body, "messages": list(question.prompt)}
         if not question.max_tokens:
@@ -169,8 +172,8 @@ def _read_text(response: Any) -> tuple[Answer, dict[str, Any]] | None:
     return (Answer(text, tokens), usage) if isinstance(text, str) else None
 
 
-def _read_likelihoods(response: Any) -> tuple[Answer, dict[str, Any]] | None:
-    """The prompt's log-probabilities, without the first token's, and without the one token that was generated."""
+def _read_likelihoods(question: Question, response: Any) -> tuple[Answer, dict[str, Any]] | None:
+    """The log-probabilities that are asked for: not the first token's, nor that of the one that was generated."""
     told = response["choices"][0]["logprobs"]
     logprobs = told["token_logprobs"][1:-1]
     nats = -np.array(logprobs, np.float64)
@@ -179,5 +182,7 @@ def _read_likelihoods(response: Any) -> tuple[Answer, dict[str, Any]] | None:
     if tops is not None:
         best = [max(top.values()) for top in tops[1:-1]]
         greedy = np.array([logprob >= top for logprob, top in zip(logprobs, best, strict=True)])
+    if question.scored is not None:
+        nats, greedy = nats[-question.scored :], None if greedy is None else greedy[-question.scored :]
     tokens, usage = _usage(response)
     return (Answer("", tokens, nats, greedy), usage) if math.isfinite(nats.sum()) else None
