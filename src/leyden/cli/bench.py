@@ -64,6 +64,18 @@ def serve(
     run_serve(quick=quick, beside=beside, output=output, llama=llama)
 
 
+@app.command("eval")
+def evaluate(
+    quick: Annotated[bool, typer.Option(help="A small shape and few questions: checks that all of it runs.")] = False,
+    beside: Beside = 0,
+    output: Output = None,
+) -> None:
+    """1,000 multiple-choice questions beside lm-eval's own backend on transformers, on two CPU threads."""
+    from leyden.bench.evaluate.run import run_eval
+
+    run_eval(quick=quick, beside=beside, output=output)
+
+
 @app.command()
 def gpu(
     minutes: Annotated[float, typer.Option(min=0.1, help="How long all of it may take.")] = 8,

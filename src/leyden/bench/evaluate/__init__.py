@@ -1,0 +1,1 @@
+"""``leyden bench eval``: multiple choice beside lm-eval's own backend on transformers."""

@@ -1,0 +1,80 @@
+"""What ``leyden bench eval`` measures: questions with four answers each, cut out of the standard library's source."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lm_eval.api.instance import Instance
+
+from leyden.model import ModelConfig, preset
+
+_CHOICES = 4
+_SAMPLE_BYTES = 2_000_000
+
+
+@dataclass(frozen=True)
+class EvalPlan:
+    """The work of one run.
+
+    Attributes:
+        model: the shape; RoPE turns whole heads, since transformers cannot turn half.
+        rows: questions of a measured turn.
+        tried: questions by which the other side's fastest variant is chosen, and both sides are compared.
+        batches: sizes of a batch that the other side may take.
+        repeats: measured turns of each side.
+        threads: of each side.
+    """
+
+    model: ModelConfig
+    rows: int
+    tried: int
+    batches: tuple[int, ...]
+    repeats: int
+    threads: int = 2
+
+
+FULL = EvalPlan(
+    model=preset("tiny", num_key_value_heads=1, rotary_dim=64), rows=1000, tried=48, batches=(16, 64), repeats=2
+)
+QUICK = EvalPlan(
+    model=preset(
+        "tiny",
+        vocab_size=512,
+        hidden_size=64,
+        num_hidden_layers=2,
+        layer_types=("linear_attention", "full_attention"),
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        rotary_dim=32,
+        intermediate_size=64,
+        num_local_experts=4,
+    ),
+    rows=16,
+    tried=8,
+    batches=(8,),
+    repeats=1,
+)
+
+Pair = tuple[str, str]
+"""A context and a continuation."""
+
+
+def questions(documents: Sequence[str], count: int, seed: int = 0) -> list[Pair]:
+    """Contexts of about 100 to 400 letters, each with four continuations of about 20 to 60: four pairs a question."""
+    text = "\n".join(documents)[:_SAMPLE_BYTES]
+    draws = random.Random(seed)
+    pairs = []
+    for _ in range(count):
+        size = draws.randint(100, 400)
+        start = draws.randrange(len(text) - size)
+        context = f"Question: {text[start : start + size].strip()}\nAnswer:"
+        for _ in range(_CHOICES):
+            begin = draws.randrange(len(text) - 60)
+            pairs.append((context, " " + text[begin : begin + draws.randint(20, 60)].strip()))
+    return pairs
+
+
+def instances(pairs: Sequence[Pair]) -> list[Instance]:
+    """The harness's requests."""
+    return [Instance("loglikelihood", {}, pair, index) for index, pair in enumerate(pairs)]

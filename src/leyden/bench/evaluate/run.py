@@ -1,0 +1,136 @@
+"""``leyden bench eval``: 1,000 multiple-choice questions beside lm-eval's ``hf`` backend on transformers.
+
+Both sides answer the same requests of the harness with the same weights in float32, each in a process of its own, in
+turn. Theirs takes the fastest of several batch sizes and implementations of the experts. Before anything is timed both
+must give the same log-probabilities.
+"""
+
+import importlib.util
+import tempfile
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from leyden import __version__
+from leyden.bench.ab import ABBenchmark, Choice
+from leyden.bench.beside import beside_note, busy
+from leyden.bench.result import BenchResult, ResultRow, render
+from leyden.bench.worker import Worker
+from leyden.checkpoint import save
+from leyden.core.errors import UserError
+from leyden.core.log import progress
+from leyden.core.waiting import waiting_settings
+from leyden.data import read_documents, standard_library_sources
+from leyden.evaluate import machine
+from leyden.model import HybridLM, ModelConfig
+from leyden.tokenizer import Tokenizer
+
+_TOLERANCE = 1e-3
+"""Largest difference allowed between two log-probabilities of a continuation, in nats."""
+_TABLE_WIDTH = 118
+_DOCUMENTS = 120
+"""Of the standard library, for the tokenizer and the questions."""
+
+
+def run_eval(*, quick: bool = False, beside: int = 0, output: Path | None = None) -> BenchResult:
+    """Run the comparison and print its table; about 5 minutes on two cores.
+
+    Args:
+        quick: a small shape and few questions, to see that everything runs; its figures mean nothing.
+        beside: busy processes that run along with both sides.
+        output: where to write the result as JSON as well.
+
+    Raises:
+        UserError: transformers or lm-eval is not installed.
+        RuntimeError: the sides differ, so that no figure would mean anything.
+    """
+    for module, name in (("transformers", "transformers"), ("lm_eval", "'leyden[lm-eval]'")):
+        if importlib.util.find_spec(module) is None:
+            raise UserError(f"leyden bench eval compares with {module}; install it: pip install {name}.")
+    from leyden.bench.evaluate.plan import FULL, QUICK, questions
+
+    plan = QUICK if quick else FULL
+    documents = [one.text for one in islice(read_documents(standard_library_sources(), []), _DOCUMENTS)]
+    tokenizer = Tokenizer.train(documents, vocab_size=plan.model.vocab_size, allow_smaller=True)
+    plan = replace(plan, model=plan.model.model_copy(update={"vocab_size": tokenizer.vocab_size}))
+    pairs, few = questions(documents, plan.rows), questions(documents, plan.tried, seed=1)
+    with tempfile.TemporaryDirectory() as parent, ExitStack() as stack:
+        directory = str(Path(parent, "model"))
+        save(_model(plan.model), tokenizer, directory, layout="transformers")
+        stack.enter_context(busy(beside))
+        turns = 1 + plan.repeats + 1
+        bar = stack.enter_context(progress("bench eval", turns, "turns"))
+        theirs = stack.enter_context(
+            Worker("leyden.bench.evaluate.theirs:EvalTheirs", directory, plan.batches, threads=plan.threads)
+        )
+        ours = stack.enter_context(
+            Worker("leyden.bench.evaluate.ours:EvalOurs", directory, threads=plan.threads, settings=waiting_settings())
+        )
+        benchmark = ABBenchmark(theirs, ours, bar)
+        choice = benchmark.fastest("eval", lambda variant: ("seconds", variant, few))
+        checks = _compare(theirs, ours, choice, few)
+        seconds = benchmark.medians(("seconds", choice.variant, pairs), ("seconds", pairs), plan.repeats)
+    result = BenchResult(
+        name="eval",
+        rows=[_row(plan.rows, seconds, choice)],
+        settings={**asdict(plan), "model": plan.model.model_dump(mode="json"), "quick": quick, "beside": beside},
+        checks=checks,
+        machine=machine(),
+        versions={
+            "leyden": __version__,
+            "torch": torch.__version__,
+            **{name: version(name) for name in ("transformers", "lm_eval")},
+        },
+        command="leyden bench eval" + " --quick" * quick + f" --beside {beside}" * (beside > 0),
+        notes=["quick form: these figures mean nothing"] * quick + beside_note(beside),
+    )
+    if output is not None:
+        result.save(output)
+    Console(width=max(Console().width, _TABLE_WIDTH)).print(render(result))
+    return result
+
+
+def _model(config: ModelConfig) -> HybridLM:
+    """Initial weights, the output projection enlarged so that answers are far from equally probable."""
+    model = HybridLM(config, seed=0)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(8)
+    return model
+
+
+def _compare(theirs: Worker, ours: Worker, choice: Choice, pairs: list[tuple[str, str]]) -> dict[str, float]:
+    """The largest difference of both sides' log-probabilities.
+
+    Raises:
+        RuntimeError: it is above the tolerance.
+    """
+    expected, found = theirs.call("answers", choice.variant, pairs), ours.call("answers", pairs)
+    difference = float(np.abs(np.array([x for x, _ in expected]) - np.array([x for x, _ in found])).max())
+    if not difference <= _TOLERANCE:
+        raise RuntimeError(
+            "both sides must compute the same before their speeds are compared; their log-probabilities differ by "
+            f"{difference:.1e}, and {_TOLERANCE:.0e} is allowed"
+        )
+    return {"largest_logprob_difference": difference, "tolerance": _TOLERANCE}
+
+
+def _row(rows: int, seconds: tuple[float, float], choice: Choice) -> ResultRow:
+    theirs, ours = seconds
+    batch, experts = choice.variant.split()
+    slower = ", ".join(f"{v} {s:.1f} s" for v, s in choice.seconds.items() if v != choice.variant)
+    return ResultRow(
+        work=f"{rows} questions of 4 answers, f32",
+        unit="questions/s",
+        theirs=rows / theirs,
+        ours=rows / ours,
+        ratio=theirs / ours,
+        at_least=5,
+        how=f"loglikelihood of all requests, tokenizing included; theirs is lm-eval's hf model with batches of {batch} "
+        f"and '{experts}' experts, the fastest (tried: {slower or 'no other'})",
+    )

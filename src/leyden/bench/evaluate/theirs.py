@@ -1,0 +1,58 @@
+"""The other side of ``leyden bench eval``: lm-eval's ``hf`` model, on transformers' MiniMax."""
+
+import logging
+import time
+from collections.abc import Sequence
+
+import transformers
+from lm_eval.models.huggingface import HFLM
+
+from leyden.bench.evaluate.plan import Pair, instances
+
+
+class EvalTheirs:
+    """A stored model, as ``lm_eval --model hf`` opens it, in float32.
+
+    A variant is the size of a batch and the implementation of the experts.
+
+    Args:
+        directory: of the model and its tokenizer.
+        batches: sizes to choose from.
+    """
+
+    def __init__(self, directory: str, batches: Sequence[int]) -> None:
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
+        self._directory, self._batches = directory, batches
+        self._held: tuple[str, HFLM] | None = None
+
+    def variants(self, work: str) -> list[str]:
+        """What to choose the fastest from."""
+        return [f"{batch} {experts}" for batch in self._batches for experts in ("grouped_mm", "eager")]
+
+    def answers(self, variant: str, pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
+        """(log-probability, greedy) of each continuation."""
+        return self._model(variant).loglikelihood(instances(pairs), disable_tqdm=True)
+
+    def seconds(self, variant: str, pairs: Sequence[Pair]) -> float:
+        """How long all of them take, tokenizing included."""
+        self._model(variant)
+        started = time.perf_counter()
+        self.answers(variant, pairs)
+        return time.perf_counter() - started
+
+    def _model(self, variant: str) -> HFLM:
+        if self._held is None or self._held[0] != variant:
+            batch, experts = variant.split()
+            self._held = None
+            made = HFLM(
+                pretrained=self._directory,
+                device="cpu",
+                dtype="float32",
+                batch_size=int(batch),
+                add_bos_token=True,
+                experts_implementation=experts,
+            )
+            self._held = variant, made
+        return self._held[1]
