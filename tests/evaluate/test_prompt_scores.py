@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leyden.evaluate.prefix_tree import prefix_tree
 from leyden.evaluate.prompt_scores import prompt_scores
+from leyden.evaluate.prompt_tree import prompt_tree
 from leyden.model import HybridLM, preset
 
 LAYERS = {
@@ -68,7 +68,7 @@ def draw(generator, shared, num, most):
     least=st.integers(1, 5),
 )
 def test_every_prompt_is_a_path_and_nothing_is_read_twice_that_could_be_shared(texts, least):
-    tree = prefix_tree(texts, least)
+    tree = prompt_tree(texts, least)
     assert sorted(tree.order.tolist()) == list(range(len(texts)))
     ends = [[] for _ in texts]
     total, waiting = 0, [(segment, []) for segment in tree.roots]
@@ -128,7 +128,7 @@ def test_rows_of_logits_are_bounded(model, monkeypatch):
 
 def test_answers_of_one_token_share_a_reading(model):
     prompts = [[1, *range(2, 40), answer] for answer in (41, 42, 43, 44)]
-    assert prefix_tree([prompt[:-1] for prompt in prompts]).num_tokens == 39
+    assert prompt_tree([prompt[:-1] for prompt in prompts]).num_tokens == 39
     check(model, prompts, [1] * 4)
 
 

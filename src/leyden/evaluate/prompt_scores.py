@@ -1,7 +1,7 @@
 """Log-probabilities of the ends of many prompts, where what the prompts begin with is read once.
 
 A question with four answers is four prompts that differ in their last words. The prompts are arranged as a tree
-(:mod:`leyden.evaluate.prefix_tree`). Its segments are read together, as many as fill a forward pass, each from the
+(:mod:`leyden.evaluate.prompt_tree`). Its segments are read together, as many as fill a forward pass, each from the
 state, the keys and the values behind the segment before it; and only the rows that are asked for have logits.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from leyden.evaluate.prefix_tree import PrefixTree, Segment, prefix_tree
+from leyden.evaluate.prompt_tree import PromptSegment, PromptTree, prompt_tree
 from leyden.model import PAGE, HybridLM, Pools, evaluation_mode
 from leyden.serve.runner import Reading, Runner
 
@@ -40,7 +40,7 @@ def prompt_scores(
     prompts: Sequence[Sequence[int]],
     scored: Sequence[int],
     *,
-    tree: PrefixTree | None = None,
+    tree: PromptTree | None = None,
     forward_tokens: int = _FORWARD_TOKENS,
     memory_bytes: int = _MEMORY_BYTES,
 ) -> Iterator[tuple[int, PromptScore]]:
@@ -59,7 +59,7 @@ def prompt_scores(
     """
     if not prompts:
         return
-    tree = tree or prefix_tree([prompt[:-1] for prompt in prompts])
+    tree = tree or prompt_tree([prompt[:-1] for prompt in prompts])
     memory = _Memory(model, tree, memory_bytes)
     wanted = _Wanted(tree, prompts, scored)
     most_rows = max(1, _LOGITS_BYTES // (4 * model.config.vocab_size))
@@ -68,15 +68,15 @@ def prompt_scores(
         for parts in memory.passes(tree, wanted, forward_tokens, most_rows):
             readings = [memory.reading(part, wanted.rows(part)) for part in parts]
             with torch.inference_mode():
-                logits = runner.run([], readings)
-                yield from wanted.take(parts, logits)
+                done = wanted.take(parts, runner.run([], readings))
+            yield from done
 
 
 @dataclass(frozen=True)
 class _Part:
     """Tokens of a segment that one forward pass reads: positions from ``start`` to ``stop``."""
 
-    segment: Segment
+    segment: PromptSegment
     start: int
     stop: int
 
@@ -84,7 +84,7 @@ class _Part:
 class _Wanted:
     """Which tokens have to be scored, and what was found of them."""
 
-    def __init__(self, tree: PrefixTree, prompts: Sequence[Sequence[int]], scored: Sequence[int]) -> None:
+    def __init__(self, tree: PromptTree, prompts: Sequence[Sequence[int]], scored: Sequence[int]) -> None:
         self._prompts = [prompts[index] for index in tree.order]
         self._order = tree.order
         self._ends = np.array([len(prompt) - 1 for prompt in self._prompts])
@@ -96,7 +96,7 @@ class _Wanted:
         first = self._firsts[part.segment.first : part.segment.last].min()
         return max(0, part.stop - max(part.start, int(first)))
 
-    def take(self, parts: Sequence[_Part], logits: torch.Tensor) -> Iterator[tuple[int, PromptScore]]:
+    def take(self, parts: Sequence[_Part], logits: torch.Tensor) -> list[tuple[int, PromptScore]]:
         """Take over what the logits [rows of all parts, V] say, and give the prompts that are done."""
         rows, labels, places, row = [], [], [], 0
         done = []
@@ -119,8 +119,7 @@ class _Wanted:
             for (number, start, stop), a, b in zip(places, bounds, bounds[1:], strict=False):
                 self._found[number].nats[start:stop] = nats[a:b]
                 self._found[number].greedy[start:stop] = greedy[a:b]
-        for number in done:
-            yield int(self._order[number]), self._found[number]
+        return [(int(self._order[number]), self._found[number]) for number in done]
 
 
 def _measured(logits: torch.Tensor, rows: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -155,7 +154,7 @@ class _Memory:
     one that can be read.
     """
 
-    def __init__(self, model: HybridLM, tree: PrefixTree, memory_bytes: int) -> None:
+    def __init__(self, model: HybridLM, tree: PromptTree, memory_bytes: int) -> None:
         slot_bytes, page_bytes = Pools.bytes_of(model.config, model.dtype)
         segments = list(_all(tree.roots))
         needs = _needs(segments)
@@ -165,9 +164,9 @@ class _Memory:
         num_pages = min(pages, max(2 * self._reserve[1], memory_bytes // 2 // max(1, page_bytes)))
         self.pools = Pools(model.config, num_slots, num_pages, dtype=model.dtype, device=model.norm.weight.device)
         self._slots, self._pages = list(range(num_slots)), list(range(num_pages))
-        self._held: dict[Segment, _Held] = {}
+        self._held: dict[PromptSegment, _Held] = {}
 
-    def passes(self, tree: PrefixTree, wanted: _Wanted, forward_tokens: int, most_rows: int) -> Iterator[list[_Part]]:
+    def passes(self, tree: PromptTree, wanted: _Wanted, forward_tokens: int, most_rows: int) -> Iterator[list[_Part]]:
         """What each forward pass reads; what a segment needs of its parent lies there before."""
         ready = [_Part(segment, segment.start, segment.end) for segment in reversed(tree.roots)]
         while ready:
@@ -201,11 +200,11 @@ class _Memory:
         tokens = segment.tokens[part.start - segment.start : part.stop - segment.start]
         return Reading(tokens.tolist(), part.start, held.pages[: -(-part.stop // PAGE)], [held.slot], wanted)
 
-    def _has_room(self, segment: Segment, *, first: bool) -> bool:
+    def _has_room(self, segment: PromptSegment, *, first: bool) -> bool:
         free_slots, free_pages = len(self._slots) - 1, len(self._pages) - _num_pages(segment)
         return first or segment in self._held or (free_slots >= self._reserve[0] and free_pages >= self._reserve[1])
 
-    def _hold(self, segment: Segment) -> None:
+    def _hold(self, segment: PromptSegment) -> None:
         if segment in self._held:
             return
         own = [self._pages.pop() for _ in range(_num_pages(segment))]
@@ -213,7 +212,7 @@ class _Memory:
         self._held[segment] = _Held(self._slots.pop(), before + own, own, len(segment.children))
 
     @torch.inference_mode()
-    def _copy(self, segments: Sequence[Segment]) -> None:
+    def _copy(self, segments: Sequence[PromptSegment]) -> None:
         """Begin segments with what lies behind their parents."""
         following = [(self._held[one], self._held[one.parent], one.start) for one in segments if one.parent is not None]
         if not following:
@@ -227,7 +226,7 @@ class _Memory:
             for tensor in self.pools.pages.values():
                 tensor[:, to] = tensor[:, of]
 
-    def _release(self, segment: Segment | None) -> None:
+    def _release(self, segment: PromptSegment | None) -> None:
         """Give back what nobody goes on from any more: a segment that was read, and those before it."""
         while segment is not None and self._held[segment].open == 0:
             held = self._held.pop(segment)
@@ -244,12 +243,12 @@ def _fewer_rows(part: _Part, wanted: _Wanted, most_rows: int) -> _Part:
     return part if extra <= 0 else _Part(part.segment, part.start, part.stop - extra)
 
 
-def _num_pages(segment: Segment) -> int:
+def _num_pages(segment: PromptSegment) -> int:
     """Pages of its own: from the one that its first token lies in."""
     return -(-segment.end // PAGE) - segment.start // PAGE
 
 
-def _all(segments: Sequence[Segment]) -> Iterator[Segment]:
+def _all(segments: Sequence[PromptSegment]) -> Iterator[PromptSegment]:
     """All of a forest, parents before their children."""
     waiting = list(segments)
     while waiting:
@@ -258,9 +257,9 @@ def _all(segments: Sequence[Segment]) -> Iterator[Segment]:
         waiting += segment.children
 
 
-def _needs(segments: Sequence[Segment]) -> dict[Segment, tuple[int, int]]:
+def _needs(segments: Sequence[PromptSegment]) -> dict[PromptSegment, tuple[int, int]]:
     """Slots and pages that the longest path below each segment takes, its own among them."""
-    needs: dict[Segment, tuple[int, int]] = {}
+    needs: dict[PromptSegment, tuple[int, int]] = {}
     for segment in reversed(segments):
         below = [needs[child] for child in segment.children]
         slots, pages = (max((of[kind] for of in below), default=0) for kind in (0, 1))

@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 
 from leyden import __version__
-from leyden.bench.ab import ABBenchmark, Choice
+from leyden.bench.ab import ABBenchmark, FastestVariant
 from leyden.bench.beside import beside_note, busy
 from leyden.bench.result import BenchResult, ResultRow, render
 from leyden.bench.worker import Worker
@@ -104,7 +104,7 @@ def _model(config: ModelConfig) -> HybridLM:
     return model
 
 
-def _compare(theirs: Worker, ours: Worker, choice: Choice, pairs: list[tuple[str, str]]) -> dict[str, float]:
+def _compare(theirs: Worker, ours: Worker, choice: FastestVariant, pairs: list[tuple[str, str]]) -> dict[str, float]:
     """The largest difference of both sides' log-probabilities.
 
     Raises:
@@ -120,7 +120,7 @@ def _compare(theirs: Worker, ours: Worker, choice: Choice, pairs: list[tuple[str
     return {"largest_logprob_difference": difference, "tolerance": _TOLERANCE}
 
 
-def _row(rows: int, seconds: tuple[float, float], choice: Choice) -> ResultRow:
+def _row(rows: int, seconds: tuple[float, float], choice: FastestVariant) -> ResultRow:
     theirs, ours = seconds
     batch, experts = choice.variant.split()
     slower = ", ".join(f"{v} {s:.1f} s" for v, s in choice.seconds.items() if v != choice.variant)

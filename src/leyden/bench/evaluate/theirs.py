@@ -3,9 +3,10 @@
 import logging
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import transformers
-from lm_eval.models.huggingface import HFLM
+from lm_eval.api.registry import get_model
 
 from leyden.bench.evaluate.plan import Pair, instances
 
@@ -25,7 +26,7 @@ class EvalTheirs:
         transformers.logging.disable_progress_bar()
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
         self._directory, self._batches = directory, batches
-        self._held: tuple[str, HFLM] | None = None
+        self._held: tuple[str, Any] | None = None
 
     def variants(self, work: str) -> list[str]:
         """What to choose the fastest from."""
@@ -42,17 +43,20 @@ class EvalTheirs:
         self.answers(variant, pairs)
         return time.perf_counter() - started
 
-    def _model(self, variant: str) -> HFLM:
+    def _model(self, variant: str) -> Any:
         if self._held is None or self._held[0] != variant:
             batch, experts = variant.split()
             self._held = None
-            made = HFLM(
-                pretrained=self._directory,
-                device="cpu",
-                dtype="float32",
-                batch_size=int(batch),
-                add_bos_token=True,
-                experts_implementation=experts,
+            made: Any = get_model("hf")
+            self._held = (
+                variant,
+                made(
+                    pretrained=self._directory,
+                    device="cpu",
+                    dtype="float32",
+                    batch_size=int(batch),
+                    add_bos_token=True,
+                    experts_implementation=experts,
+                ),
             )
-            self._held = variant, made
         return self._held[1]

@@ -137,8 +137,8 @@ def _load(name: str, options: Options) -> Any:
     missing = [path for path in options.include_path if not path.is_dir()]
     if missing:
         raise UserError(f"--include-path {missing[0]}: there is no such folder.")
-    folders = [str(OWN_TASKS), *map(str, options.include_path)]
-    data = {} if options.file is None else {"file": str(options.file)}
+    folders: list[str | Path] = [OWN_TASKS, *options.include_path]
+    data: dict[str, Any] = {} if options.file is None else {"file": str(options.file)}
     manager = TaskManager(include_path=folders, include_defaults=False, metadata=data)
     if name not in manager.all_tasks:
         own = manager.all_tasks

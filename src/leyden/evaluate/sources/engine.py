@@ -6,8 +6,8 @@ import numpy as np
 
 from leyden.core.errors import UserError
 from leyden.evaluate.likelihood import Window, window_nats
-from leyden.evaluate.prefix_tree import prefix_tree
 from leyden.evaluate.prompt_scores import prompt_scores
+from leyden.evaluate.prompt_tree import prompt_tree
 from leyden.evaluate.sources.source import ReadProgress
 from leyden.evaluate.task import Answer, Question
 from leyden.model import HybridLM
@@ -73,7 +73,7 @@ class EngineSource:
         prompts = [self._tokens(question) for question in questions]
         for prompt in prompts:
             self._check_length(prompt)
-        tree = prefix_tree([prompt[:-1] for prompt in prompts])
+        tree = prompt_tree([prompt[:-1] for prompt in prompts])
         scored = [
             len(prompt) - 1 if question.scored is None else question.scored
             for question, prompt in zip(questions, prompts, strict=True)

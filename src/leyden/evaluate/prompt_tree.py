@@ -10,7 +10,7 @@ LEAST_SHARED_TOKENS = 16
 
 
 @dataclass(eq=False)
-class Segment:
+class PromptSegment:
     """Tokens that follow each other in all prompts of a subtree.
 
     Attributes:
@@ -23,10 +23,10 @@ class Segment:
 
     tokens: np.ndarray
     start: int
-    parent: "Segment | None"
+    parent: "PromptSegment | None"
     first: int
     last: int
-    children: "list[Segment]" = field(default_factory=list)
+    children: "list[PromptSegment]" = field(default_factory=list)
 
     @property
     def end(self) -> int:
@@ -35,7 +35,7 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class PrefixTree:
+class PromptTree:
     """Prompts as paths through segments.
 
     Attributes:
@@ -45,23 +45,23 @@ class PrefixTree:
     """
 
     order: np.ndarray
-    roots: list[Segment]
+    roots: list[PromptSegment]
     num_tokens: int
 
 
-def prefix_tree(prompts: Sequence[Sequence[int]], least: int = LEAST_SHARED_TOKENS) -> PrefixTree:
+def prompt_tree(prompts: Sequence[Sequence[int]], least: int = LEAST_SHARED_TOKENS) -> PromptTree:
     """Arrange prompts by what they begin with.
 
     Args:
         prompts: token ids, each at least one.
         least: a segment that is shared has at least so many tokens.
     """
-    order = sorted(range(len(prompts)), key=lambda index: prompts[index])
+    order = sorted(range(len(prompts)), key=lambda index: list(prompts[index]))
     texts = [np.asarray(prompts[index], np.int64) for index in order]
     common = [0, *(_common(one, other) for one, other in zip(texts, texts[1:], strict=False))]
-    roots: list[Segment] = []
+    roots: list[PromptSegment] = []
     num_tokens = 0
-    waiting: list[tuple[int, int, Segment | None]] = [(0, len(texts), None)]
+    waiting: list[tuple[int, int, PromptSegment | None]] = [(0, len(texts), None)]
     while waiting:
         first, last, parent = waiting.pop()
         depth = 0 if parent is None else parent.end
@@ -69,12 +69,12 @@ def prefix_tree(prompts: Sequence[Sequence[int]], least: int = LEAST_SHARED_TOKE
             shared = min(common[begin + 1 : end], default=len(texts[begin]))
             if shared == depth:
                 continue  # the prompt ends with its parent
-            segment = Segment(texts[begin][depth:shared], depth, parent, begin, end)
+            segment = PromptSegment(texts[begin][depth:shared], depth, parent, begin, end)
             (roots if parent is None else parent.children).append(segment)
             num_tokens += len(segment.tokens)
             if end - begin > 1:
                 waiting.append((begin, end, segment))
-    return PrefixTree(np.array(order, np.int64), roots, num_tokens)
+    return PromptTree(np.array(order, np.int64), roots, num_tokens)
 
 
 def _runs(common: Sequence[int], first: int, last: int, least: int) -> list[tuple[int, int]]:
