@@ -16,9 +16,10 @@ from leyden.model.quantized import Int8
 from leyden.serve import Engine, Sampling
 from leyden.serve.request import Request
 
-_GIGABYTES = 1 / 16
-"""For keys and values, and for snapshots: so little that they are full soon, as those of a server that has run for a
-while. Memory that is touched for the first time costs page faults: 5 % of a batch of prompts on a virtual machine."""
+_GIGABYTES = 1 / 8
+"""For keys and values (of 131,072 tokens in float32, and some), and for snapshots: so little that they are full soon, as
+those of a server that has run for a while. Memory that is touched for the first time costs page faults: 5 % of a batch
+of prompts on a virtual machine."""
 
 _INT8: dict[str, Int8] = {"int8": "layers", "int8 whole": "all"}
 
@@ -91,6 +92,8 @@ class ServeOurs:
             started = time.perf_counter()
             self._step(engine, seen)
             seconds.append(time.perf_counter() - started)
+        if not engine.busy:
+            raise RuntimeError(f"a stream behind {prompt} tokens ended before its {steps} steps were measured")
         for id in seen:
             engine.abort(id)
         while engine.busy:
