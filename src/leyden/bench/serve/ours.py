@@ -17,7 +17,7 @@ from leyden.serve import Engine, Sampling
 from leyden.serve.request import Request
 
 _GIGABYTES = 1 / 8
-"""For keys and values (of 131,072 tokens in float32, and some), and for snapshots: so little that they are full soon, as
+"""For keys and values (131,072 tokens in float32, and some), and for snapshots: so little that they are full soon, as
 those of a server that has run for a while. Memory that is touched for the first time costs page faults: 5 % of a batch
 of prompts on a virtual machine."""
 
