@@ -12,6 +12,7 @@ from leyden.parallel import RankGroup
 from leyden.recipes import machine, pace
 from leyden.recipes.machine import note_machine
 from leyden.recipes.pace import Pace
+from leyden.train import BatchSchedule
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def test_steps_of_twice_the_time_are_said_once(
     seconds = itertools.chain([0.6] * 10, [9.0], [0.6] * 10, itertools.repeat(1.1))
     clock = itertools.accumulate(seconds)
     monkeypatch.setattr(pace, "time", SimpleNamespace(monotonic=clock.__next__))
-    watch = Pace("one", 1.0, 120, "To go on: leyden run x")
+    watch = Pace("one", 1.0, 120, BatchSchedule.of(64, 64), "To go on: leyden run x")
     for step in range(1, 100):
         watch(cast("Any", SimpleNamespace(stage_step=step)), cast("Any", None))
         if step == 21:

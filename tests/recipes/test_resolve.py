@@ -60,7 +60,12 @@ ROWS: list[tuple[str, dict[str, Any], Progress | None, str | None]] = [
     ("evaluate", {"evaluate": {"prompts": ["a"]}}, ENDED, None),
     ("serve", {"serve": {"max_sequences": 3}}, ENDED, None),
     ("data.build", {"data": {"build": "elsewhere"}}, ENDED, None),
-    ("data.build", {"data": {"build": None, "tokens": ["a.ds"]}, "tokenizer": {"path": "t"}}, ENDED, "data.tokens"),
+    (
+        "data.build",
+        {"data": {"build": None, "tokens": {"a": ["a.ds"]}}, "tokenizer": {"path": "t"}},
+        ENDED,
+        "data.tokens",
+    ),
     ("model", {"model": {"hidden_size": 128}}, None, None),
     ("model", {"model": {"hidden_size": 128}}, BEGUN, "model.hidden_size"),
     ("train.seed", {"train": {"seed": 1}}, None, None),
@@ -75,6 +80,8 @@ ROWS: list[tuple[str, dict[str, Any], Progress | None, str | None]] = [
     ("the stage begun", {"stage": [{}, {"steps": None, "minutes": 1.0}, {}]}, ENDED, None),
     ("the stage begun", {"stage": [{}, {"mixture": MIXTURE | {"max_epochs": {"a": 3.0}}}, {}]}, ENDED, None),
     ("the stage begun", {"stage": [{}, {"steps": 3}, {}]}, ENDED, "stage.1 has taken 4 steps, and is to have 3"),
+    ("the stage begun", {"stage": [{}, {"data": {"build": "c"}}, {}]}, ENDED, "stage.1.data"),
+    ("the stage begun", {"stage": [{}, {"lr_changes": [[9, 1e-4]]}, {}]}, ENDED, "stage.1.lr_changes"),
     ("the stage begun", {"stage": [{}, {"lr": 0.5}, {}]}, ENDED, "stage.1.lr is 0.001 there and 0.5 now"),
     ("the stage begun", {"stage": [{}, {"name": "x"}, {}]}, ENDED, "stage.1.name"),
     ("the stage begun", {"stage": [{}]}, ENDED, "stage.1 ('stage 1') has begun and is left out"),
@@ -105,6 +112,25 @@ def test_what_may_change(
     else:
         with pytest.raises(UserError, match="holds a run of another recipe: .*" + re.escape(refused)):
             adopt(after, before, tmp_path, progress)
+
+
+def test_the_data_of_a_stage_may_lie_elsewhere_and_no_more(tmp_path: Path) -> None:
+    first: dict[str, Any] = {"data": {"build": "b"}, "train": {"dtype": "float32"}, "model": {"vocab_size": 300}}
+    before, moved, other = (
+        recipe({}, {"data": data}, **first) for data in ({"build": "c"}, {"build": "d"}, {"text": ["e"]})
+    )
+    assert adopt(moved, before, tmp_path, ENDED) == moved
+    with pytest.raises(UserError, match=r"stage\.1\.data\.text"):
+        adopt(other, before, tmp_path, ENDED)
+    assert adopt(other, before, tmp_path, BEGUN) == other  # that stage is still to come
+
+
+def test_a_mixture_with_shares_of_the_stage_keeps_its_length(tmp_path: Path) -> None:
+    late = MIXTURE | {"late": [{"source": "a", "share": 0.5, "last": 0.5}]}
+    first: dict[str, Any] = {"data": {"build": "b"}, "train": {"dtype": "float32"}, "model": {"vocab_size": 300}}
+    before, longer = (recipe({"steps": steps, "mixture": late}, **first) for steps in (10, 12))
+    with pytest.raises(UserError, match=r"stage\.0\.steps is 10 there and 12 now; stage\.0 has a mixture with marks"):
+        adopt(longer, before, tmp_path, BEGUN)
 
 
 def test_a_model_without_checkpoints_cannot_be_trained_on(tmp_path: Path) -> None:

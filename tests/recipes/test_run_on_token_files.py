@@ -239,7 +239,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"tokens": ["{tmp}/none.ds"]}, "none.ds.* no whole number of tokens"),
     ({"tokens": ["{tmp}/large.ds"]}, "large.ds holds token 300, and the tokenizer has 300 tokens: another one made"),
     ({"tokens": ["{tmp}/cut.ds"]}, "cut.ds cannot be read: it has .* It may be truncated"),
-    ({"tokens": {"web": []}}, "group web names no token files"),
+    ({"tokens": {"web": []}}, "group web names no files"),
     ({"tokens": "a.ds"}, "must be a list of paths, or a table of lists"),
     ({"tokens": ["a.ds"], "text": ["a.txt"]}, "give either text, .* or tokens"),
     ({"tokens": [], "document_token": 3}, "document_token is for token files"),

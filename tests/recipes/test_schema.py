@@ -1,5 +1,6 @@
 """What a recipe may not say, and how it is told: what was given, what is allowed, what to do."""
 
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 
 from leyden.core.errors import UserError
 from leyden.recipes import load_recipe
-from leyden.recipes.loader import parse_recipe
+from leyden.recipes.loader import dry, parse_recipe
 from leyden.tokenizer import Tokenizer
 
 STAGE = {"name": "one", "objective": "pretrain", "steps": 10}
@@ -62,7 +63,16 @@ def test_a_model_that_cannot_be(model: Any, says: list[str]) -> None:
         ({"tokens": 5000}, ["stage 'one' has two lengths", "not several"]),
         ({"seq_len": 3000}, ["the 8192 tokens", "multiple of seq_len (3000)"]),
         ({"batch_tokens": 1024}, ["the 1024 tokens", "multiple of seq_len (2048)"]),
-        ({"batch_tokens": 12_288}, ["batch_tokens (12288)", "multiple of micro_batch_tokens (8192)"]),
+        ({"batch_tokens": 12_288}, ["batch_tokens (12288)", "multiple of micro_batch_tokens (8192)", "8192 and 16384"]),
+        ({"batch_tokens": 0}, ["'stage.0.batch_tokens': must be a number of tokens", "given: 0"]),
+        ({"batch_tokens": "8k"}, ["'stage.0.batch_tokens': must be a number of tokens", "given: '8k'"]),
+        ({"batch_tokens": []}, ["stage 'one': batch_tokens", "the first is at 0"]),
+        ({"batch_tokens": [[0, 8192], [8192.5, 8192]]}, ["or pairs [tokens, number]", "8192.5"]),
+        ({"lr_changes": [[9, 1e-4], [5, 1e-5]]}, ["stage 'one': lr_changes", "that rise", "[[9, 0.0001], [5, 1e-05]]"]),
+        ({"lr_changes": [[0, 1e-4]]}, ["stage 'one': lr_changes"]),
+        ({"lr_changes": [[9, 1e-4]], "final_lr": 2e-4}, ["final_lr (0.0002)", "the last of lr_changes (0.0001)"]),
+        ({"batch_tokens": [[5, 8192]]}, ["stage 'one': batch_tokens", "the first is at 0", "given marks at [5]"]),
+        ({"batch_tokens": [[0, 8192], [9, 8193]]}, ["batch_tokens (8193)", "8192 and 16384"]),
         ({"lr": 1e-4, "final_lr": 1e-3}, ["final_lr (0.001)", "must not exceed lr (0.0001)"]),
         ({"final_lr": 0}, ["stage 'one'", "exponential decay never comes to final_lr = 0", "linear or cosine"]),
         ({"final_lr": -1}, ["'stage.0.final_lr': must be greater than or equal to 0 (given: -1)"]),
@@ -120,6 +130,24 @@ def test_tokens_are_rounded_up_to_steps() -> None:
     stage = {"name": "one", "objective": "pretrain", "seq_len": 512, "batch_tokens": 1024}
     for tokens, steps in ((1, 1), (1024, 1), (1025, 2)):
         assert parse_recipe({"stage": [{**stage, "tokens": tokens}]}, "mine.toml").stage[0].total_steps == steps
+
+
+def test_a_batch_size_that_changes() -> None:
+    stage = {"name": "one", "objective": "pretrain", "seq_len": 512, "micro_batch_tokens": 512}
+    stage |= {"tokens": 10_000, "batch_tokens": [[0, 1024], [2e3, 2048], [6000, 4096]]}
+    recipe = parse_recipe({"stage": [stage]}, "mine.toml")
+    assert [recipe.stage[0].batch.micro_batches_at(step) for step in range(6)] == [2, 2, 4, 4, 8, 8]
+    assert recipe.stage[0].total_steps == 5
+    assert parse_recipe(tomllib.loads(dry(recipe)), "printed") == recipe
+
+
+def test_a_rate_that_changes() -> None:
+    """In whole steps, with warm-up before and a decay behind."""
+    stage = {"name": "one", "objective": "pretrain", "seq_len": 64, "micro_batch_tokens": 64, "batch_tokens": 64}
+    stage |= {"steps": 10, "lr": 2e-4, "lr_changes": [[200, 1e-4]], "warmup_steps": 2, "final_lr": 2.5e-5}
+    (one,) = parse_recipe({"stage": [stage]}, "mine.toml").stage
+    rates = [one.lr_at(step, 10) for step in range(10)]
+    assert rates == pytest.approx([1e-4, 2e-4, 2e-4, 2e-4, *[1e-4] * 4, 5e-5, 2.5e-5])
 
 
 def test_a_dry_run_prints_the_recipe_that_would_run(

@@ -9,6 +9,7 @@ import pytest
 from leyden.model import PRESETS
 from leyden.recipes import default_directory, load_recipe
 from leyden.recipes.loader import parse_recipe, shipped_recipes
+from leyden.recipes.resolve import located
 
 
 def test_there_are_some() -> None:
@@ -21,7 +22,7 @@ def test_a_shipped_recipe_survives_being_written_out(name: str, tmp_path: Path, 
     assert (outcome.code, outcome.err) == (0, "")
     written = tmp_path / "written.toml"
     written.write_text(outcome.out)
-    assert load_recipe(str(written)) == load_recipe(name)
+    assert load_recipe(str(written)) == located(load_recipe(name))
 
 
 @pytest.mark.parametrize("name", PRESETS)

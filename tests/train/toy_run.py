@@ -81,11 +81,11 @@ def tiny_model(dtype: torch.dtype = torch.float32, **changes: Any) -> HybridLM:
     return HybridLM(ModelConfig(**(shape | changes)), seed=1).to(dtype)
 
 
-def settings(**changes: Any) -> FitSettings:
+def settings(*, micro_batches: int = 2, **changes: Any) -> FitSettings:
     plain: dict[str, Any] = {
         "stage": "toy",
         "total_steps": 6,
-        "micro_batches": 2,
+        "micro_batches": lambda step: micro_batches,
         "checkpoint_steps": CHECKPOINT_STEPS,
         "flops_per_token": 1e5,
         "peak_flops_per_second": 1e9,

@@ -99,7 +99,8 @@ SUFFIXES = (".txt", ".md", ".py", ".jsonl", ".parquet")
 """What is read where a recipe or a command names text only (``[data] text``, ``--text``)."""
 
 STANDARD_LIBRARY = "python:stdlib"
-"""As a path of a source: the source of the running Python's standard library."""
+"""As a path of a source: the source of the running Python's standard library; with ``/`` and a path in it behind, what
+is there."""
 
 _NOT_DOCUMENTS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 """What lies beside the files of a saved Hugging Face dataset."""
@@ -275,12 +276,21 @@ def _left_over(folder: Path, names: list[str]) -> set[str]:
     return {name for name in names if name.endswith(".arrow") and name not in data}
 
 
-def standard_library_sources() -> list[SourceFile]:
+def is_of_standard_library(path: str | Path) -> bool:
+    """Whether a path of a source is :data:`STANDARD_LIBRARY` or begins with it."""
+    return str(path).partition("/")[0] == STANDARD_LIBRARY
+
+
+def standard_library_sources(path: str = STANDARD_LIBRARY) -> list[SourceFile]:
     """The Python source of the running interpreter's standard library, its tests among it where they are installed.
 
+    Args:
+        path: of all, or of a folder or a file in it: ``python:stdlib/asyncio``.
+
     Raises:
-        UserError: this Python keeps no sources on disk.
+        UserError: this Python keeps no sources on disk, or none there.
     """
+    inside = Path(path.partition("/")[2])
     root = Path(sysconfig.get_path("stdlib"))
     sources = []
     for directory, folders, names in os.walk(root):
@@ -288,7 +298,10 @@ def standard_library_sources() -> list[SourceFile]:
         for name in sorted(names):
             if name.endswith(".py"):
                 file = Path(directory, name)
-                sources.append(SourceFile(file, file.relative_to(root).as_posix()))
+                if file.relative_to(root).is_relative_to(inside):
+                    sources.append(SourceFile(file, file.relative_to(root).as_posix()))
+    if not sources and inside.parts:
+        raise UserError(f"This Python's standard library has no sources in '{inside}' ({root}).")
     if not sources:
         raise UserError(f"This Python has no standard library sources in {root}; name text of your own with --text.")
     return sources

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from leyden.checkpoint.origin import read_recipe
 from leyden.core.lock import lock_holder
-from leyden.train import read_metrics
+from leyden.train import BatchSchedule, read_metrics
 
 _DEPTH = 3
 """Folders below the one that is named, in which runs are looked for."""
@@ -131,7 +131,7 @@ def _steps(stage: Mapping[str, Any]) -> int | None:
     if "steps" in stage:
         return int(stage["steps"])
     if "tokens" in stage and stage.get("batch_tokens"):
-        return -(-int(stage["tokens"]) // int(stage["batch_tokens"]))
+        return BatchSchedule.of(stage["batch_tokens"], 1).steps_for(int(stage["tokens"]))
     return None
 
 

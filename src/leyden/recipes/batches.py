@@ -6,11 +6,11 @@ from leyden.core.errors import UserError
 from leyden.core.log import say
 from leyden.data import PackedBatches
 from leyden.data.loader.mixed import MixedBatches
-from leyden.data.loader.mixture_schedule import MixturePoint, MixtureSchedule
+from leyden.data.loader.mixture_schedule import MixturePoint, MixtureSchedule, TimedMixture
 from leyden.data.loader.packing import PackedBatchIterator
 from leyden.model import count_model
 from leyden.recipes.prepare import Prepared
-from leyden.recipes.schema import Recipe
+from leyden.recipes.schema import Recipe, TrainingStage
 
 
 def make_batches(recipe: Recipe, index: int, prepared: Prepared, plans: Path | None = None) -> PackedBatchIterator:
@@ -26,7 +26,7 @@ def make_batches(recipe: Recipe, index: int, prepared: Prepared, plans: Path | N
         UserError: the tokens cannot give such batches.
     """
     stage = recipe.stage[index]
-    shards, seed = prepared.shards, recipe.train.seed + index
+    shards, seed = prepared.of(stage).shards, recipe.train.seed + index
     if stage.mixture is None and len(shards) == 1:
         return PackedBatches(
             *shards.values(),
@@ -36,16 +36,29 @@ def make_batches(recipe: Recipe, index: int, prepared: Prepared, plans: Path | N
             packing=stage.packing,
             plans=plans,
         )
-    as_they_are = MixturePoint(weights={name: float(group.num_tokens) for name, group in shards.items()})
     return MixedBatches(
         shards,
-        stage.mixture or MixtureSchedule(point=(as_they_are,)),
+        _mixture(recipe, index, prepared),
         seq_len=stage.seq_len,
         batch_tokens=stage.micro_batch,
         seed=seed,
-        batches_per_step=stage.batch_tokens // stage.micro_batch,
         plans=plans,
     )
+
+
+def _mixture(recipe: Recipe, index: int, prepared: Prepared, *, is_before: bool = False) -> TimedMixture:
+    """What stage ``index`` mixes, with every mark in tokens; without a mixture, each group gives what it has.
+
+    Of the stage before another (``is_before``) the end alone matters, which no transition reaches.
+    """
+    stage = recipe.stage[index]
+    weights = {name: float(group.num_tokens) for name, group in prepared.of(stage).shards.items()}
+    mixture = stage.mixture or MixtureSchedule(point=(MixturePoint(weights=weights),))
+    if is_before:
+        mixture = mixture.model_copy(update={"transition": 0.0})
+    before = _mixture(recipe, index - 1, prepared, is_before=True) if index and mixture.transition else None
+    # A stage in minutes is timed before its length is known; which of its data that takes does not matter.
+    return mixture.timed(stage.batch.tokens_before(stage.total_steps or 1), stage.batch.tokens_before, before)
 
 
 def check_batches(recipe: Recipe, prepared: Prepared, plans: Path | None = None, first: int = 0) -> None:
@@ -56,17 +69,26 @@ def check_batches(recipe: Recipe, prepared: Prepared, plans: Path | None = None,
             there is nothing to learn from. The message names the stage.
     """
     for index, stage in enumerate(recipe.stage):
-        if index < first:
+        shards = prepared.of(stage).shards
+        if index < first or not shards or not _begins_with_what_is_known(recipe, index, prepared):
             continue
         try:
-            if not any(shards.num_tokens for shards in prepared.shards.values()):
+            if not any(group.num_tokens for group in shards.values()):
                 raise UserError("there are no tokens to train on; give more documents.")
             batches = make_batches(recipe, index, prepared, plans)
             if isinstance(batches, MixedBatches) and stage.total_steps is not None:
-                batches.plan(stage.total_steps)
+                batches.plan(stage.batch.batches_before(stage.total_steps))
             batches.batch(0)
         except UserError as error:
             raise UserError(f"stage '{stage.name}': {error}") from None
+
+
+def _begins_with_what_is_known(recipe: Recipe, index: int, prepared: Prepared) -> bool:
+    """Whether a transition into stage ``index`` can be computed, or there is none; in a dry run, text was not read."""
+    mixture, before = recipe.stage[index].mixture, recipe.stage[index - 1] if index else None
+    if mixture is None or not mixture.transition or before is None:
+        return True
+    return before.mixture is not None or bool(prepared.of(before).shards)
 
 
 def tell_doubts(recipe: Recipe) -> None:
@@ -78,7 +100,7 @@ def tell_doubts(recipe: Recipe) -> None:
             "than 8 layers have unless model.layer_types says otherwise; it cannot look up what it read long ago."
         )
     for stage in recipe.stage:
-        if recipe.train.noise_scale_steps and stage.batch_tokens == stage.micro_batch:
+        if recipe.train.noise_scale_steps and stage.batch.fewest_micro_batches == 1:
             say(
                 f"stage '{stage.name}': its steps have one micro-batch, of which the noise scale cannot be measured; "
                 "lower micro_batch_tokens, or raise batch_tokens, for it to be."
@@ -93,9 +115,21 @@ def tell_doubts(recipe: Recipe) -> None:
             )
 
 
-def tell_mixture(batches: PackedBatchIterator, steps: int) -> None:
-    """Say what each source will give in ``steps`` steps."""
+def tell_plan(stage: TrainingStage, batches: PackedBatchIterator, steps: int) -> None:
+    """Say what a stage will read in ``steps`` steps: their sizes, and of each source its tokens and how often."""
+    batch, tokens = stage.batch, stage.batch.tokens_before(steps)
+    sizes = [f"{change.batch_tokens:,} tokens from step {change.step + 1:,} on" for change, _ in batch.within(steps)]
+    sizes[0] = sizes[0].partition(" from ")[0]
+    say(f"stage {stage.name}: {steps:,} steps of {', '.join(sizes)}; {tokens:,} in all, {stage.seq_len:,} a sequence")
+    if isinstance(batches, PackedBatches):
+        say(f"the documents are used {batches.epochs_before(batch.batches_before(steps)):.2f} times")
     if isinstance(batches, MixedBatches):
-        for part in batches.plan(steps):
-            bound = f", up to {part.up_to:,} tokens long" if part.up_to else ""
-            say(f"{part.source}{bound}: {part.tokens:,} tokens, its documents {part.epochs:.2f} times")
+        planned = batches.plan(batch.batches_before(steps))
+        total = sum(part.tokens for part in planned)
+        for part in planned:
+            bound = f", longer than {part.longer_than:,}" if part.longer_than else ""
+            bound += f", up to {part.up_to:,} tokens long" if part.up_to else " tokens" * bool(bound)
+            say(
+                f"{part.source}{bound}: {part.tokens:,} tokens ({part.tokens / total:.1%}), its "
+                f"{part.documents:,} documents {part.epochs:.2f} times"
+            )

@@ -52,7 +52,7 @@ def nothing_left_behind(directory: Path, missing: Sequence[Path]) -> Iterator[No
 
 def sweep(directory: Path) -> None:
     """Finish or remove what a killed process was in the midst of writing; the caller holds the folder."""
-    for folder in (directory, directory / "checkpoints"):
+    for folder in (directory, directory / "checkpoints", *directory.glob("stage_data/*")):
         remove_leftovers(folder, below=False)
     for part in directory.glob("plans/*/tmp*"):
         discard(part)

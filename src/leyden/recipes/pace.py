@@ -7,7 +7,7 @@ from collections import deque
 from itertools import pairwise
 
 from leyden.core.log import say
-from leyden.train import StepResult, TrainState
+from leyden.train import BatchSchedule, StepResult, TrainState
 
 _STEPS = 10
 """So many steps in a row decide."""
@@ -18,13 +18,16 @@ class Pace:
     """A callback of the loop that says once when steps take twice as long as was planned.
 
     Args:
-        stage: its name.
+        name: of the stage.
         minutes, steps: its length.
+        batch: its size at every step, in proportion to which steps take longer.
         go_on: what an interrupted user is told to do.
     """
 
-    def __init__(self, stage: str, minutes: float, steps: int, go_on: str) -> None:
-        self._stage, self._minutes, self._steps, self._go_on = stage, minutes, steps, go_on
+    def __init__(self, name: str, minutes: float, steps: int, batch: BatchSchedule, go_on: str) -> None:
+        self._name, self._batch, self._go_on = name, batch, go_on
+        self._tokens = batch.tokens_before(steps)
+        self._planned = minutes * 60 / self._tokens  # seconds a token
         self._ends: deque[float] = deque(maxlen=_STEPS + 1)
         self._told = False
 
@@ -33,16 +36,17 @@ class Pace:
         self._ends.append(time.monotonic())
         if self._told or len(self._ends) <= _STEPS:
             return
-        planned = self._minutes * 60 / self._steps
+        tokens = self._batch.tokens_at(state.stage_step - 1)
+        planned = self._planned * tokens
         seconds = statistics.median(after - before for before, after in pairwise(self._ends))
         if seconds < _FACTOR * planned:
             return
         self._told = True
-        left = (self._steps - state.stage_step) * seconds / 60
+        left = (self._tokens - self._batch.tokens_before(state.stage_step)) / tokens * seconds / 60
         advice = ""
         if os.environ.get("OMP_WAIT_POLICY", "").upper() != "PASSIVE":
             advice = f". With OMP_WAIT_POLICY=PASSIVE in the environment it loses less: stop by Ctrl-C. {self._go_on}"
         say(
-            f"stage '{self._stage}': a step takes {seconds:.2f} s, and {planned:.2f} s were planned: the rest will "
+            f"stage '{self._name}': a step takes {seconds:.2f} s, and {planned:.2f} s were planned: the rest will "
             f"take about {left:.0f} minutes. Other programs seem to use the processors{advice}"
         )

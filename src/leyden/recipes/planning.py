@@ -39,7 +39,8 @@ def plan_text(
         settings: changes to it, as ``--set`` gives them.
         world: the ranks.
         machine: what a rank has.
-        length, batch_tokens, micro_batch_tokens: of a step; those of a recipe's longest stage where None.
+        length, batch_tokens, micro_batch_tokens: of a step; those of a recipe's longest stage where None,
+            at its last batch size.
         best: how many plans.
 
     Raises:
@@ -130,7 +131,7 @@ def step_of(
         micro = micro_batch_tokens or batch
     else:
         stage = max(load_recipe(what, settings).stage, key=lambda stage: stage.seq_len)
-        length, batch = length or stage.seq_len, batch_tokens or stage.batch_tokens
+        length, batch = length or stage.seq_len, batch_tokens or stage.batch.changes[-1].batch_tokens
         micro = micro_batch_tokens or min(batch, max(stage.micro_batch, length))
     if micro % length or batch % micro:
         raise UserError(

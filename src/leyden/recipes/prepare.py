@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from leyden.checkpoint.starting_model import StartingModel
@@ -14,9 +14,18 @@ from leyden.data import TokenShards, find_sources
 from leyden.data.builds.recipe import TokensSection
 from leyden.data.builds.run import run_build
 from leyden.data.builds.text import HOLD_OUT_STAGE, TextReport, documents_of, text_recipe
-from leyden.data.builds.tokens import TOKENIZER, BuildTokens, held_out_documents, open_groups, read_tokens
+from leyden.data.builds.tokens import (
+    GROUPS,
+    TOKENIZER,
+    TOKENS,
+    BuildTokens,
+    held_out_documents,
+    open_groups,
+    read_tokens,
+)
 from leyden.data.documents import HeldOutDocument
-from leyden.recipes.schema import Recipe
+from leyden.data.sources import is_of_standard_library
+from leyden.recipes.schema import Recipe, TrainingStage
 from leyden.recipes.starting import read_start
 from leyden.recipes.token_files import adopt_token_files, map_token_files, read_adopted
 from leyden.tokenizer import Tokenizer
@@ -47,13 +56,20 @@ class Prepared:
 
     Attributes:
         tokenizer: the run's.
-        shards: tokens of the documents to train on, by group: ``all``, or those of a data build or of token files.
+        shards: tokens of the documents to train on, by group: ``all``, or those of a data build, of token files or of
+            text; none where text was not read yet.
         held_out: the documents to evaluate on.
+        own: by the name of a stage, the data of its own.
     """
 
     tokenizer: Tokenizer
     shards: Mapping[str, TokenShards]
     held_out: tuple[HeldOutDocument, ...]
+    own: Mapping[str, "Prepared"] = field(default_factory=dict)
+
+    def of(self, stage: TrainingStage) -> "Prepared":
+        """What a stage is trained on."""
+        return self if stage.data is None else self.own.get(stage.name, replace(self, shards={}, held_out=()))
 
 
 def prepare(recipe: Recipe, directory: Path) -> None:
@@ -73,7 +89,7 @@ def prepare(recipe: Recipe, directory: Path) -> None:
         if shards.exists():
             _check_files(directory)
         else:
-            _tokenizer_at_hand(recipe, directory).save(directory / TOKENIZER_DIRECTORY)
+            tokenizer_at_hand(recipe, directory).save(directory / TOKENIZER_DIRECTORY)
         adopt_token_files(recipe, Tokenizer.load(directory / TOKENIZER_DIRECTORY), directory, shards)
         return
     if not shards.exists():
@@ -87,8 +103,10 @@ def check_sources(recipe: Recipe) -> None:
     Raises:
         UserError: what is missing.
     """
-    if recipe.data.text and not find_sources(recipe.data.text)[0]:
-        raise UserError(f"there is nothing to read in {', '.join(map(str, recipe.data.text))}; give more text.")
+    for paths in recipe.data.text_groups.values():
+        files = [path for path in paths if not is_of_standard_library(path)]
+        if files and not find_sources(files)[0]:
+            raise UserError(f"there is nothing to read in {', '.join(map(str, files))}; give more text.")
     if recipe.tokenizer.path is not None:
         Tokenizer.load(recipe.tokenizer.path)
 
@@ -112,7 +130,7 @@ def read_prepared(recipe: Recipe, directory: Path) -> Prepared:
     lines = (directory / _HELD_OUT).read_text(encoding="utf-8").splitlines()
     held_out = tuple(HeldOutDocument(one["text"], one["source"]) for one in map(json.loads, lines))
     tokenizer = Tokenizer.load(directory / TOKENIZER_DIRECTORY)
-    opened = read_adopted(recipe, tokenizer, shards) if recipe.data.tokens else {"all": TokenShards.open(shards)}
+    opened = read_adopted(recipe, tokenizer, shards) if recipe.data.tokens else _open_text(shards)
     prepared = Prepared(tokenizer, opened, held_out)
     _check_tokenizer(recipe, prepared, f"{directory / TOKENIZER_DIRECTORY}")
     return prepared
@@ -137,7 +155,7 @@ def read_token_files_as_given(recipe: Recipe, directory: Path) -> Prepared:
     Raises:
         UserError: they cannot be trained on.
     """
-    tokenizer = _tokenizer_at_hand(recipe, directory)
+    tokenizer = tokenizer_at_hand(recipe, directory)
     prepared = Prepared(tokenizer, map_token_files(recipe, tokenizer)[0], ())
     _check_tokenizer(recipe, prepared, f"{recipe.tokenizer.path or recipe.starts_from}")
     return prepared
@@ -180,7 +198,7 @@ def _prints(tokens: BuildTokens) -> dict[str, str]:
     return {group: shards.fingerprint for group, shards in tokens.groups.items()}
 
 
-def _tokenizer_at_hand(recipe: Recipe, directory: Path) -> Tokenizer:
+def tokenizer_at_hand(recipe: Recipe, directory: Path) -> Tokenizer:
     """The tokenizer of a recipe that trains none: the one it names, or that of the model that it begins from."""
     if recipe.tokenizer.path is not None:
         return Tokenizer.load(recipe.tokenizer.path)
@@ -198,18 +216,20 @@ def _build_text(recipe: Recipe, directory: Path, shards: Path) -> None:
     place = directory / BUILD_DIRECTORY
     named = recipe.tokenizer.path is not None or recipe.starts_from is not None or (directory / FORK_FILE).exists()
     if named:
-        _tokenizer_at_hand(recipe, directory).save(directory / TOKENIZER_DIRECTORY)
+        tokenizer_at_hand(recipe, directory).save(directory / TOKENIZER_DIRECTORY)
     tokens = TokensSection(
         tokenizer=directory / TOKENIZER_DIRECTORY if named else None,
         vocab_size=recipe.tokenizer.vocab_size,
         allow_smaller=recipe.tokenizer.allow_smaller,
+        by="source" if isinstance(recipe.data.text, dict) else "all",
     )
     data = recipe.data
     build = run_build(
         text_recipe(
-            data.text or None,
+            data.text if isinstance(data.text, dict) else data.text or None,
             held_out_fraction=data.held_out_fraction,
             recall_share=data.recall_share,
+            recall_source=data.recall_group,
             tokens=tokens,
         ),
         place,
@@ -223,7 +243,13 @@ def _build_text(recipe: Recipe, directory: Path, shards: Path) -> None:
         for document in documents_of(build.stages()[HOLD_OUT_STAGE], dropped=True):
             file.write(json.dumps({"id": document.id, "text": document.text, "source": document.source}) + "\n")
     write_checksums(directory, [directory / _HELD_OUT, *(directory / TOKENIZER_DIRECTORY).iterdir()])
-    open_groups(place)["all"].directory.rename(shards)
+    parts = place / TOKENS
+    (parts if isinstance(recipe.data.text, dict) else open_groups(parts)["all"].directory).rename(shards)
+
+
+def _open_text(shards: Path) -> dict[str, TokenShards]:
+    """The tokens of text by group; of text without groups, ``all``."""
+    return open_groups(shards) if (shards / GROUPS).exists() else {"all": TokenShards.open(shards)}
 
 
 def _check_files(directory: Path) -> None:

@@ -7,9 +7,10 @@ from typing import Any, Literal
 from leyden.core.config import read_toml
 from leyden.core.errors import UserError
 from leyden.core.launch import launched
+from leyden.data.sources import is_of_standard_library
 from leyden.recipes.loader import parse_recipe
 from leyden.recipes.prepare import TOKENS_DIRECTORY, has_begun
-from leyden.recipes.schema import Recipe
+from leyden.recipes.schema import DataSection, Recipe
 from leyden.train import Progress
 
 RECIPE_FILE = "recipe.toml"
@@ -29,7 +30,15 @@ _FREE = (
 """What may change at any time: it leaves every step as it was but for the order of additions. A build may lie
 elsewhere; that its tokens are the same is seen by their fingerprints."""
 
-_READ = ("data.text", "data.document_token", "data.held_out_fraction", "data.recall_share", "tokenizer", "model.from")
+_READ = (
+    "data.text",
+    "data.document_token",
+    "data.held_out_fraction",
+    "data.recall_share",
+    "data.recall_group",
+    "tokenizer",
+    "model.from",
+)
 """What tokens follow from that a run has made of text, or taken from token files."""
 
 _LENGTH = ("tokens", "steps", "minutes")
@@ -57,26 +66,37 @@ def earlier_recipe(directory: Path, resume: Literal["auto", "never"]) -> Recipe 
 
 def located(recipe: Recipe) -> Recipe:
     """``recipe`` with absolute paths, so that its run can be gone on with from any working directory."""
-    data, tokenizer = recipe.data, recipe.tokenizer
-    places = {
-        "build": data.build and data.build.absolute(),
-        "text": _absolute(data.text),
-        "tokens": {name: _absolute(paths) for name, paths in data.tokens.items()}
-        if isinstance(data.tokens, dict)
-        else _absolute(data.tokens),
-    }
-    path, start = tokenizer.path and tokenizer.path.absolute(), recipe.starts_from
+    path, start = recipe.tokenizer.path and recipe.tokenizer.path.absolute(), recipe.starts_from
+    stages = tuple(
+        stage.model_copy(update={"data": None if stage.data is None else _located(stage.data)})
+        for stage in recipe.stage
+    )
     return recipe.model_copy(
         update={
-            "data": data.model_copy(update=places),
-            "tokenizer": tokenizer.model_copy(update={"path": path}),
+            "data": _located(recipe.data),
+            "tokenizer": recipe.tokenizer.model_copy(update={"path": path}),
             "starts_from": str(Path(start).absolute()) if start is not None and Path(start).exists() else start,
+            "stage": stages,
         }
     )
 
 
-def _absolute(paths: Iterable[Path]) -> tuple[Path, ...]:
-    return tuple(path.absolute() for path in paths)
+def _located(data: DataSection) -> DataSection:
+    places = {"text": _absolute(data.text), "tokens": _absolute(data.tokens)}
+    return data.model_copy(update=places | {"build": data.build and data.build.absolute()})
+
+
+Paths = tuple[Path, ...] | dict[str, tuple[Path, ...]]
+
+
+def _absolute(paths: Paths) -> Paths:
+    if isinstance(paths, dict):
+        return {name: _each_absolute(of_group) for name, of_group in paths.items()}
+    return _each_absolute(paths)
+
+
+def _each_absolute(paths: tuple[Path, ...]) -> tuple[Path, ...]:
+    return tuple(path if is_of_standard_library(path) else path.absolute() for path in paths)
 
 
 def settled(recipe: Recipe, earlier: Recipe, progress: Progress | None) -> Recipe:
@@ -156,10 +176,16 @@ def _stage_changes(now: Recipe, before: Recipe, progress: Progress | None) -> li
             changes.append(f"stage.{index} ('{was.name}') has begun and is left out now")
             continue
         stage, begun = now.stage[index], index == progress.stage
-        free = {*_LENGTH} if begun or stage.total_steps == was.total_steps else set()
+        movable = begun and (stage.mixture is None or not stage.mixture.has_shares_of_the_stage)
+        free = {*_LENGTH} if movable or stage.total_steps == was.total_steps else set()
         leaves = _differences(stage.model_dump(mode="json"), was.model_dump(mode="json"), f"stage.{index}")
         free |= {"mixture.max_epochs"} if begun else set()  # a bound, which the batches do not depend on
+        free |= {"data.build", "data.tokens"}  # they may lie elsewhere
         changes += [_told(leaf) for leaf in leaves if not _is_of(leaf[0], [f"stage.{index}.{key}" for key in free])]
+        if begun and not movable and stage.total_steps != was.total_steps:
+            changes.append(
+                f"the mixture of stage.{index} has marks that are shares of its length, which is therefore kept"
+            )
         if begun and stage.total_steps is not None and stage.total_steps < progress.stage_step:
             changes.append(f"stage.{index} has taken {progress.stage_step} steps, and is to have {stage.total_steps}")
     return changes

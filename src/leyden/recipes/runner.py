@@ -25,17 +25,11 @@ from leyden.recipes.fork import Fork, Origin, check_origin
 from leyden.recipes.loader import dry
 from leyden.recipes.machine import note_machine
 from leyden.recipes.outcome import evaluate_run, tell_outcome, write_samples
-from leyden.recipes.prepare import (
-    TOKENS_DIRECTORY,
-    check_sources,
-    has_begun,
-    prepare,
-    read_build,
-    read_prepared,
-    read_token_files_as_given,
-)
+from leyden.recipes.overview import overview
+from leyden.recipes.prepare import has_begun, read_prepared
 from leyden.recipes.resolve import RECIPE_FILE, adopt, earlier_recipe, is_trained, located
 from leyden.recipes.schema import Recipe
+from leyden.recipes.stage_data import look_at, not_there, prepare_all, read_all
 from leyden.recipes.stages import settle_steps, train
 from leyden.recipes.starting import read_start, settle_start, tell_start
 from leyden.train import Progress, save_trained
@@ -84,7 +78,8 @@ def run(recipe: Recipe, directory: Path, *, resume: Resume = "auto", origin: str
 
 
 def check(recipe: Recipe, directory: Path, *, resume: Resume = "auto", origin: str | None = None) -> str:
-    """What :func:`run` would carry out, as TOML: everything is checked that can be without making anything.
+    """What :func:`run` would carry out, as TOML below a table of its stages; everything is checked that can be without
+    making anything.
 
     Raises:
         UserError: as :func:`run` does.
@@ -103,16 +98,11 @@ def check(recipe: Recipe, directory: Path, *, resume: Resume = "auto", origin: s
         recipe, first = fork.recipe, fork.stage
     elif recipe.starts_from is not None and progress is None:
         tell_start(recipe, read_start(directory) or StartingModel.find(recipe.starts_from))
-    if recipe.data.build is not None:
-        check_batches(recipe, read_build(recipe), first=first)
-    elif (directory / TOKENS_DIRECTORY).exists():
-        check_batches(recipe, read_prepared(recipe, directory), first=first)
-    elif recipe.data.tokens:
-        check_batches(recipe, read_token_files_as_given(recipe, directory), first=first)
-    else:
-        check_sources(recipe)
+    prepared = look_at(recipe, directory, first)
+    if prepared is not None:
+        check_batches(recipe, prepared, first=first)
     tell_doubts(recipe)
-    return dry(recipe)
+    return overview(recipe, world) + not_there(recipe) + dry(recipe)
 
 
 def _plan(recipe: Recipe, launch: Launch, directory: Path) -> Plan:
@@ -134,11 +124,12 @@ def _plan(recipe: Recipe, launch: Launch, directory: Path) -> Plan:
 
 def _check_plan(recipe: Recipe, world: int) -> None:
     for stage in recipe.stage:
-        step = StepShape(stage.seq_len, stage.micro_batch, stage.batch_tokens // stage.micro_batch)
-        try:
-            check_plan(recipe.parallel, world, recipe.model, step)
-        except UserError as error:
-            raise UserError(f"stage '{stage.name}': {error}") from None
+        for change in stage.batch.changes:
+            step = StepShape(stage.seq_len, stage.micro_batch, change.batch_tokens // stage.micro_batch)
+            try:
+                check_plan(recipe.parallel, world, recipe.model, step)
+            except UserError as error:
+                raise UserError(f"stage '{stage.name}': {error}") from None
 
 
 def _fewest_ranks(config: ParallelConfig) -> int:
@@ -188,10 +179,10 @@ def _prepare(recipe: Recipe, directory: Path, progress: Progress | None, fork: F
         tell_start(recipe, start)
     if fork is not None:
         fork.take_data(directory)
-    prepare(recipe, directory)
-    recipe = recipe.model_copy(update={"train": recipe.train.settled(None if start is None else start.dtype)})
-    prepared = read_prepared(recipe, directory)
     first = fork.stage if fork is not None else progress.stage if progress is not None else 0
+    prepare_all(recipe, directory, first)
+    recipe = recipe.model_copy(update={"train": recipe.train.settled(None if start is None else start.dtype)})
+    prepared = read_all(recipe, directory, first)
     check_batches(recipe, prepared, directory / "plans", first)
     if fork is not None:
         fork.take_state(recipe, prepared, directory)
@@ -200,11 +191,13 @@ def _prepare(recipe: Recipe, directory: Path, progress: Progress | None, fork: F
 
 def _train(recipe: Recipe, directory: Path, go_on: str, rank_group: RankGroup) -> None:
     """Train, on all ranks, and write the finished model."""
-    prepared = read_prepared(recipe, directory)
+    progress = Progress.of(directory)
+    first = 0 if progress is None else progress.stage
+    prepared = read_all(recipe, directory, first)
     with Watchdog(rank_group), disk_errors_are_user_errors(directory):
-        measured = settle_steps(recipe, prepared, rank_group, Progress.of(directory))
+        measured = settle_steps(recipe, prepared, rank_group, progress)
         if measured != recipe:  # what could not be checked while lengths were open
-            rank_group.first(lambda: check_batches(measured, prepared, directory / "plans"))
+            rank_group.first(lambda: check_batches(measured, prepared, directory / "plans", first))
         if rank_group.rank == 0:
             tell_doubts(measured)
             _write(directory / RECIPE_FILE, dry(measured))

@@ -16,7 +16,7 @@ from leyden.model import ModelConfig, preset
 from leyden.parallel import ParallelConfig
 from leyden.recipes.objectives import OBJECTIVES
 from leyden.serve.config import EngineConfig
-from leyden.train import LearningRate, RunSettings
+from leyden.train import BatchSchedule, LearningRate, RunSettings
 
 
 class TokenizerSection(Config):
@@ -38,9 +38,9 @@ class DataSection(Config):
     """The directory of a build with ``[tokens]``. Its tokenizer and token shards are used; documents that a
     ``hold_out`` stage took out are evaluated on."""
 
-    text: tuple[Path, ...] = ()
-    """Files and folders of documents. Empty, and without ``build``: the source of the running Python's standard
-    library."""
+    text: tuple[Path, ...] | dict[str, tuple[Path, ...]] = ()
+    """Files and folders of documents: a list, or a list for each of several groups. Empty, and without ``build``: the
+    source of the running Python's standard library, which ``python:stdlib`` names in a list."""
     tokens: tuple[Path, ...] | dict[str, tuple[Path, ...]] = ()
     """Files and folders of tokens that another toolkit wrote: a list, or a list for each of several groups."""
     document_token: int | None = Field(default=None, ge=0)
@@ -50,16 +50,19 @@ class DataSection(Config):
     recall_share: float = Field(default=0.0, ge=0, le=1)
     """The share of the documents of ``text`` in which the data stage ``recall`` plants numbers and asks for them."""
 
-    @field_validator("tokens", mode="before")
+    recall_group: str = ""
+    """The group of the documents that ``recall_share`` makes, beside their originals. Empty: they take their place."""
+
+    @field_validator("text", "tokens", mode="before")
     @classmethod
-    def _lists(cls, tokens: Any) -> Any:
-        groups = tokens if isinstance(tokens, dict) else {"all": tokens}
+    def _lists(cls, given: Any) -> Any:
+        groups = given if isinstance(given, dict) else {"all": given}
         if not all(isinstance(paths, list | tuple) for paths in groups.values()):
-            raise ValueError('must be a list of paths, or a table of lists: {web = ["web/"], code = ["code.bin"]}')
-        empty = [name for name, paths in groups.items() if not paths] if isinstance(tokens, dict) else []
+            raise ValueError('must be a list of paths, or a table of lists: {web = ["web/"], code = ["code/"]}')
+        empty = [name for name, paths in groups.items() if not paths] if isinstance(given, dict) else []
         if empty:
-            raise ValueError(f"group {', '.join(empty)} names no token files; give it some, or leave it out")
-        return tokens
+            raise ValueError(f"group {', '.join(empty)} names no files; give it some, or leave it out")
+        return given
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -72,12 +75,24 @@ class DataSection(Config):
             raise ValueError("document_token is for token files; give tokens, or leave it out")
         if self.recall_share and (self.build is not None or self.tokens):
             raise ValueError("recall_share is of text that the run reads; a data build has a stage recall of its own")
+        if self.recall_group and not (self.recall_share and isinstance(self.text, dict)):
+            raise ValueError("recall_group goes with recall_share, and with text in groups: text = { code = [...] }")
         return self
 
     @property
     def token_groups(self) -> dict[str, tuple[Path, ...]]:
         """``tokens`` by group; a list is one group, ``all``."""
         return self.tokens if isinstance(self.tokens, dict) else {"all": self.tokens}
+
+    @property
+    def text_groups(self) -> dict[str, tuple[Path, ...]]:
+        """``text`` by group; a list is one group, ``all``."""
+        return self.text if isinstance(self.text, dict) else {"all": self.text}
+
+    @property
+    def groups(self) -> set[str]:
+        """Of token files or of text."""
+        return set(self.token_groups if self.tokens else self.text_groups) | ({self.recall_group} - {""})
 
 
 class TaskSection(Config):
@@ -163,8 +178,14 @@ class TrainingStage(LearningRate):
     (the resolved recipe then says both)."""
 
     seq_len: int = Field(default=2048, ge=1)
-    batch_tokens: int = Field(default=8192, ge=1)
-    """Tokens of one optimizer step; a multiple of ``micro_batch_tokens``, or no larger than it."""
+    batch_tokens: int | tuple[tuple[int, int], ...] = 8192
+    """Tokens of one optimizer step; a multiple of ``micro_batch_tokens``, or no larger than it. Several pairs
+    [tokens, size]: the size of the steps that begin after so many tokens of the stage."""
+    lr_changes: tuple[tuple[int, float], ...] = ()
+    """Pairs [tokens, rate]: the peak rate of the steps that begin after so many tokens of the stage, in place of
+    ``lr``."""
+    decay_tokens: int | None = Field(default=None, ge=1)
+    """Tokens at the end of the stage in which the rate decays; None: ``decay_share`` of the steps."""
     micro_batch_tokens: int = Field(default=8192, ge=1)
     """Tokens that go through the model at once; bounds memory."""
     packing: Literal["concatenate", "best_fit"] = "concatenate"
@@ -173,6 +194,17 @@ class TrainingStage(LearningRate):
     """Weights of the groups of tokens, over the steps; packed by best fit. None: each as many as it has."""
     rope_theta: float | None = Field(default=None, gt=0)
     """The RoPE base from this stage on; None keeps it."""
+    data: DataSection | None = None
+    """Documents of the stage's own, a table of the keys of ``[data]``. None: those of the run."""
+
+    @field_validator("batch_tokens", mode="before")
+    @classmethod
+    def _sizes(cls, given: Any) -> Any:
+        pairs = given if isinstance(given, list | tuple) else [(0, given)]
+        if not all(isinstance(pair, list | tuple) and len(pair) == 2 and _whole(*pair) and pair[1] for pair in pairs):
+            raise ValueError("must be a number of tokens, or pairs [tokens, number]: [[0, 65536], [1e9, 131072]]")
+        marks = tuple((int(at), int(size)) for at, size in pairs)
+        return marks if pairs is given else marks[0][1]
 
     @field_validator("objective")
     @classmethod
@@ -188,15 +220,27 @@ class TrainingStage(LearningRate):
             raise ValueError(f"stage '{self.name}' has no length; give it steps, tokens or minutes")
         if self.tokens is not None and (self.steps is not None or self.minutes is not None):
             raise ValueError(f"stage '{self.name}' has two lengths; give it steps, tokens or minutes, not several")
-        if self.micro_batch % self.seq_len:
+        try:
+            micro_batch = self.batch.micro_batch_tokens
+        except ValueError as error:
+            raise ValueError(f"{self._owner}{error}") from None
+        if self.decay_tokens is not None and self.decay_share != LearningRate().decay_share:
+            raise ValueError(f"{self._owner}a decay has one length: decay_tokens or decay_share, not both")
+        marks = [mark for mark, _ in self.lr_changes]
+        if marks != sorted(set(marks)) or any(mark < 1 or rate <= 0 for mark, rate in self.lr_changes):
             raise ValueError(
-                f"{self._owner}the {self.micro_batch} tokens that go through the model at once (the smaller of "
-                f"batch_tokens and micro_batch_tokens) must be a multiple of seq_len ({self.seq_len})"
+                f"{self._owner}lr_changes are pairs of tokens, that rise, and a rate above 0: [[1e9, 1e-4]]; given "
+                f"{[list(pair) for pair in self.lr_changes]}"
             )
-        if self.batch_tokens % self.micro_batch:
+        if self.lr_changes and self.final_lr is not None and self.final_lr > self.lr_changes[-1][1]:
             raise ValueError(
-                f"{self._owner}batch_tokens ({self.batch_tokens}) must be a multiple of micro_batch_tokens "
-                f"({self.micro_batch_tokens})"
+                f"{self._owner}final_lr ({self.final_lr}) must not exceed the last of lr_changes "
+                f"({self.lr_changes[-1][1]})"
+            )
+        if micro_batch % self.seq_len:
+            raise ValueError(
+                f"{self._owner}the {micro_batch} tokens that go through the model at once (the smaller of "
+                f"batch_tokens and micro_batch_tokens) must be a multiple of seq_len ({self.seq_len})"
             )
         return self
 
@@ -205,15 +249,34 @@ class TrainingStage(LearningRate):
         return f"stage '{self.name}': "
 
     @property
+    def batch(self) -> BatchSchedule:
+        """The batch size of every step."""
+        return BatchSchedule.of(self.batch_tokens, self.micro_batch_tokens)
+
+    def peak_at(self, step: int) -> float:
+        """The rate of ``step`` without warm-up and decay."""
+        if not self.lr_changes:
+            return self.lr
+        tokens = self.batch.tokens_before(step)
+        return next((rate for mark, rate in reversed(self.lr_changes) if mark <= tokens), self.lr)
+
+    def decay_steps(self, total_steps: int) -> int:
+        """How many of ``total_steps`` the rate is to decay in, at their end."""
+        if self.decay_tokens is None:
+            return super().decay_steps(total_steps)
+        before = max(0, self.batch.tokens_before(total_steps) - self.decay_tokens)
+        return total_steps - self.batch.steps_for(before)
+
+    @property
     def micro_batch(self) -> int:
         """Tokens of one micro-batch."""
-        return min(self.batch_tokens, self.micro_batch_tokens)
+        return self.batch.micro_batch_tokens
 
     @property
     def total_steps(self) -> int | None:
         """Optimizer steps; None while they are still to be measured."""
         if self.tokens is not None:
-            return -(-self.tokens // self.batch_tokens)
+            return self.batch.steps_for(self.tokens)
         return self.steps
 
 
@@ -265,10 +328,21 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _data_fits(self) -> Self:
-        if self.data.build is None and not self.data.tokens and any(stage.mixture for stage in self.stage):
-            raise ValueError(
-                "a stage's mixture weighs the groups of a data build or of token files; give data.build or data.tokens"
-            )
+        for stage in self.stage:
+            data = stage.data or self.data
+            trains_tokenizer = self.data.build is None and self.tokenizer.path is None and self.starts_from is None
+            if stage.data is not None and (data.build is not None or data.tokens) and trains_tokenizer:
+                raise ValueError(
+                    f"stage '{stage.name}': its data have a tokenizer that made them, and this run would train another "
+                    "on its text; name that one by tokenizer.path"
+                )
+            groups = data.groups
+            named = set() if stage.mixture is None or data.build is not None else set(stage.mixture.sources) - groups
+            if named:
+                raise ValueError(
+                    f"stage '{stage.name}': its mixture names {', '.join(sorted(named))}, and the groups of its data "
+                    f"are {', '.join(sorted(groups))}"
+                )
         return self
 
     @model_validator(mode="after")
@@ -280,7 +354,7 @@ class Recipe(Config):
                 f"train.noise_scale_steps compares the gradients of micro-batches, which share theirs in a pipeline "
                 f"(parallel.pp = {self.parallel.pp}); set it to 0, or pp to 1"
             )
-        if all(stage.batch_tokens == stage.micro_batch for stage in self.stage):
+        if all(stage.batch.most_micro_batches == 1 for stage in self.stage):
             raise ValueError(
                 "train.noise_scale_steps compares the gradients of a step's micro-batches, and no stage has more than "
                 "one; lower micro_batch_tokens, or raise batch_tokens"
@@ -296,6 +370,10 @@ class Recipe(Config):
                 f"({self.model.max_position_embeddings})"
             )
         return self
+
+
+def _whole(*given: Any) -> bool:
+    return all(isinstance(x, int | float) and not isinstance(x, bool) and x >= 0 and x == x // 1 for x in given)
 
 
 def model_section(section: Any, vocab_size: int | None) -> dict[str, Any]:

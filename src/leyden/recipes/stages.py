@@ -1,5 +1,6 @@
 """From the stages of a recipe to what :mod:`leyden.train.run` trains, and how many steps fit into minutes."""
 
+from bisect import bisect_right
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -9,14 +10,14 @@ from leyden.core.log import say
 from leyden.data.loader.held_out import HeldOutBatches
 from leyden.data.loader.prefetch import Prefetched
 from leyden.parallel import RankGroup
-from leyden.recipes.batches import make_batches, tell_mixture
+from leyden.recipes.batches import make_batches, tell_plan
 from leyden.recipes.objectives import OBJECTIVES
 from leyden.recipes.pace import Pace
 from leyden.recipes.prepare import Prepared
 from leyden.recipes.schema import Recipe, TrainingStage
 from leyden.recipes.spike_facts import BatchFacts
 from leyden.recipes.watching import TaskWatcher
-from leyden.train import Batches, Progress, StageRun, TrainState, build_state, train_stages
+from leyden.train import Batches, BatchSchedule, Progress, StageRun, TrainState, build_state, train_stages
 from leyden.train.held_out import HeldOut
 from leyden.train.run import time_steps
 
@@ -51,7 +52,7 @@ def train(
 
     Args:
         recipe: settled.
-        prepared: the tokens.
+        prepared: the tokens of every stage that is to come.
         directory: the run's.
         how_to_resume: what an interrupted user is told.
         rank_group: the ranks that train; all of them call this.
@@ -68,7 +69,7 @@ def train(
     stages = []
     for index, stage in enumerate(recipe.stage):
         assert stage.total_steps is not None, "settled before training"
-        pace = [Pace(stage.name, stage.minutes, stage.total_steps, how_to_resume)] if stage.minutes else []
+        pace = [Pace(stage.name, stage.minutes, stage.total_steps, stage.batch, how_to_resume)] if stage.minutes else []
         made = _stage_run(recipe, index, prepared, rank_group, directory / "plans", stage.total_steps)
         stages.append(replace(made, callbacks=pace, watchers=watchers))
     state, described = _new_state(recipe, rank_group), recipe.model_dump(mode="json")
@@ -97,7 +98,7 @@ def _stage_run(
     def batches() -> AbstractContextManager[Batches]:
         made = make_batches(recipe, index, prepared, plans)
         if plans is not None:
-            tell_mixture(made, steps)
+            tell_plan(stage, made, steps)
         rank, ranks = rank_group.share
         return Prefetched(made, rank=rank, ranks=ranks)
 
@@ -108,7 +109,7 @@ def _stage_run(
         steps=steps,
         seq_len=stage.seq_len,
         batches=batches,
-        micro_batches=stage.batch_tokens // stage.micro_batch,
+        micro_batches=stage.batch.micro_batches_at,
         rope_theta=stage.rope_theta,
         held_out=lambda: _held_out(recipe, stage, prepared, rank_group),
         batch_facts=BatchFacts(lambda: make_batches(recipe, index, prepared, plans)),
@@ -117,12 +118,12 @@ def _stage_run(
 
 def _held_out(recipe: Recipe, stage: TrainingStage, prepared: Prepared, rank_group: RankGroup) -> HeldOut | None:
     """This rank's share of the documents that the loss is measured on between steps."""
-    every, per_step = recipe.evaluate.every_steps, stage.batch_tokens // stage.micro_batch
-    bounds = recipe.evaluate.length_bounds
-    if not every or not prepared.held_out:
+    every, per_step = recipe.evaluate.every_steps, stage.batch.fewest_micro_batches
+    documents, bounds = prepared.of(stage).held_out, recipe.evaluate.length_bounds
+    if not every or not documents:
         return None
     batches = HeldOutBatches(
-        prepared.held_out,
+        documents,
         prepared.tokenizer,
         num_tokens=recipe.evaluate.held_out_tokens,
         seq_len=stage.seq_len,
@@ -137,11 +138,29 @@ def _steps_that_fit(recipe: Recipe, index: int, prepared: Prepared, rank_group: 
     """How many steps of stage ``index`` fit its minutes."""
     stage, state = recipe.stage[index], _new_state(recipe, rank_group)
     assert stage.minutes is not None, "a stage without steps or tokens has minutes"
-    seconds, held_out_seconds = time_steps(state, _stage_run(recipe, index, prepared, rank_group), recipe.train)
+    batch, of_first = stage.batch, stage.batch.micro_batches_at(0)
+    timed = replace(_stage_run(recipe, index, prepared, rank_group), micro_batches=lambda step: of_first)
+    seconds, held_out_seconds = time_steps(state, timed, recipe.train)
     planned = stage.minutes * 60 * _MARGIN
-    steps = rank_group.first(lambda: max(1, int(planned / (seconds + held_out_seconds))))
+    steps = rank_group.first(lambda: _steps_in(planned, seconds, held_out_seconds, batch))
     say(
-        f"stage {stage.name}: {seconds:.2f} s a step of {stage.batch_tokens:,} tokens; "
+        f"stage {stage.name}: {seconds:.2f} s a step of {batch.tokens_at(0):,} tokens; "
         f"{steps} steps fit {stage.minutes:g} minutes"
     )
     return steps
+
+
+def _steps_in(planned: float, seconds: float, held_out_seconds: float, batch: BatchSchedule) -> int:
+    """How many steps fit ``planned`` seconds; at least one.
+
+    Args:
+        planned: seconds.
+        seconds: of a step of the first size; others take longer in proportion.
+        held_out_seconds: what measurements add to each step.
+        batch: its size at every step.
+    """
+
+    def taken(steps: int) -> float:
+        return batch.tokens_before(steps) / batch.tokens_at(0) * seconds + steps * held_out_seconds
+
+    return max(1, bisect_right(range(1 << 40), planned, key=taken) - 1)

@@ -1,7 +1,7 @@
 """Training: one step (``step.py``), one loop (``loop.py``), and what they stand on.
 
 Reading order: ``step.py``, ``loop.py``, ``objective.py``, ``state.py``, ``optimizer.py``, ``learning_rate.py``,
-``run.py``.
+``batch_schedule.py``, ``run.py``.
 
 Names resolve lazily (PEP 562): the optimizer and the objectives need torch and pydantic alone.
 """
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from leyden.parallel.objective import Objective as Objective
     from leyden.parallel.objective import Sums as Sums
     from leyden.parallel.objective import sums_of_row as sums_of_row
+    from leyden.train.batch_schedule import BatchSchedule as BatchSchedule
     from leyden.train.learning_rate import LearningRate as LearningRate
     from leyden.train.loop import fit as fit
     from leyden.train.metrics import read_metrics as read_metrics
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AdamWConfig": "leyden.train.optimizer",
+    "BatchSchedule": "leyden.train.batch_schedule",
     "Batches": "leyden.train.state",
     "Callback": "leyden.train.steps",
     "FitSettings": "leyden.train.steps",
@@ -59,6 +61,7 @@ _HOMES = {
 }
 __all__ = [
     "AdamWConfig",
+    "BatchSchedule",
     "Batches",
     "Callback",
     "FitSettings",

@@ -54,13 +54,22 @@ class LearningRate(Config):
         """What an error opens with: whose rate this is."""
         return ""
 
+    def peak_at(self, step: int) -> float:
+        """The rate of ``step`` without warm-up and decay."""
+        return self.lr
+
+    def decay_steps(self, total_steps: int) -> int:
+        """How many of ``total_steps`` the rate is to decay in, at their end."""
+        return math.ceil(self.decay_share * total_steps)
+
     def lr_at(self, step: int, total_steps: int) -> float:
         """The rate of ``step`` (from 0) of ``total_steps``; the last step has exactly the final rate."""
+        peak = self.peak_at(step)
         if step < self.warmup_steps:
-            return self.lr * (step + 1) / self.warmup_steps
-        decay_steps = min(math.ceil(self.decay_share * total_steps), total_steps - self.warmup_steps)
+            return peak * (step + 1) / self.warmup_steps
+        decay_steps = min(self.decay_steps(total_steps), total_steps - self.warmup_steps)
         steps_into_decay = step + 1 - (total_steps - decay_steps)
         if steps_into_decay <= 0:
-            return self.lr
-        floor = 0.1 if self.final_lr is None else self.final_lr / self.lr
-        return self.lr * _DECAYS[self.schedule](steps_into_decay / decay_steps, floor)
+            return peak
+        floor = 0.1 if self.final_lr is None else self.final_lr / peak
+        return peak * _DECAYS[self.schedule](steps_into_decay / decay_steps, floor)

@@ -28,6 +28,7 @@ from leyden.parallel import ParallelConfig, RankGroup, Weights
 from leyden.parallel.objective import Objective
 from leyden.parallel.recompute import install_compile, install_recompute
 from leyden.tokenizer import Tokenizer
+from leyden.train.batch_schedule import MicroBatches, one_batch
 from leyden.train.health import BatchFacts
 from leyden.train.held_out import HeldOut, measure
 from leyden.train.learning_rate import LearningRate
@@ -88,7 +89,7 @@ class StageRun:
         steps: how many optimizer steps it has.
         seq_len: tokens of a sequence, for the count of floating-point operations.
         batches: opens this rank's micro-batches, at their beginning; they are closed at the end of the stage.
-        micro_batches: how many of them an optimizer step takes.
+        micro_batches: how many of them each optimizer step takes.
         rope_theta: the RoPE base from this stage on; None keeps it.
         held_out: makes this rank's share of what the loss is measured on now and then; it may give None.
         after_step, callbacks: called after every step, as :func:`leyden.train.loop.fit` says.
@@ -103,7 +104,7 @@ class StageRun:
     steps: int
     seq_len: int
     batches: Callable[[], AbstractContextManager[Batches]]
-    micro_batches: int = 1
+    micro_batches: MicroBatches = one_batch
     rope_theta: float | None = None
     held_out: Callable[[], HeldOut | None] = lambda: None
     after_step: Sequence[Callback] = ()

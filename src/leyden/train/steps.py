@@ -10,6 +10,7 @@ from pydantic import Field
 from leyden.core.config import Config
 from leyden.core.errors import UserError
 from leyden.parallel.objective import Objective
+from leyden.train.batch_schedule import MicroBatches, one_batch
 from leyden.train.learning_rate import LearningRate
 from leyden.train.spikes import SpikeSettings, StepLimits
 from leyden.train.state import Batches, TrainState
@@ -25,8 +26,8 @@ class FitSettings(Config):
     """Its name, for the metrics and the progress bar."""
     total_steps: int = Field(ge=1)
     """Optimizer steps of this stage."""
-    micro_batches: int = Field(default=1, ge=1)
-    """How many batches one optimizer step takes."""
+    micro_batches: MicroBatches = one_batch
+    """How many batches each optimizer step of the stage takes."""
     clip_norm: float = Field(default=1.0, gt=0)
     checkpoint_steps: int = Field(ge=1)
     """A checkpoint is written every so many steps of the run, and at the end of the stage."""
@@ -105,7 +106,8 @@ def steps(
         state.rank_group.at("the next batches", state.step + 1)
         lr = learning_rate.lr_at(state.stage_step, settings.total_steps)
         before = batches.state_dict()
-        micro_batches = _next_batches(batches, settings, state, settings.micro_batches * batch_factor())
+        count = settings.micro_batches(state.stage_step) * batch_factor()
+        micro_batches = _next_batches(batches, settings, state, count)
         limits_now = limits()
         measure_noise = bool(every) and (state.step + 1) % every == 0
         result = train_step(

@@ -23,17 +23,25 @@ from leyden.data.loader.mixture_schedule import MixtureSchedule
 from leyden.data.loader.prefetch import Prefetched
 
 SEQ_LEN, SEQUENCES, STEPS = 32, 12, 60
-WEIGHTS = [{"step": 0, "weights": {"a": 4, "b": 1}}, {"step": 40, "weights": {"a": 1, "b": 3}}]
+TOTAL_TOKENS = SEQ_LEN * SEQUENCES * STEPS
+MIXTURE = {
+    "point": [{"weights": {"a": 4, "b": 1}}, {"share": 0.6, "weights": {"a": 1, "b": 3}}],
+    "late": [{"source": "a", "share": 0.3, "last": 0.2}],
+}
 
 
 LIFE = st.tuples(st.integers(0, 25), st.sampled_from([1, 2, 3, 4, 6, 12]), st.integers(1, 3))
 """Steps, ranks, workers."""
 
 
+def _mixture():
+    return MixtureSchedule.parse(MIXTURE, "test").timed(TOTAL_TOKENS)
+
+
 def _batches(kind, sources, plans=None):
     common = {"seq_len": SEQ_LEN, "batch_tokens": SEQ_LEN * SEQUENCES, "seed": 2, "plans": plans}
     if kind == "mixed":
-        return MixedBatches(sources, MixtureSchedule.parse({"point": WEIGHTS}, "test"), **common)
+        return MixedBatches(sources, _mixture(), **common)
     return PackedBatches(sources["a"], packing=kind, **common)
 
 
@@ -101,7 +109,7 @@ from leyden.data.loader.prefetch import Prefetched
 
 directory, rank, ranks, workers, settings = Path(sys.argv[1]), *map(int, sys.argv[2:5]), json.loads(sys.argv[5])
 sources = {name: TokenShards.open(directory / name) for name in "ab"}
-mixture = MixtureSchedule.parse({"point": settings.pop("point")}, "test")
+mixture = MixtureSchedule.parse(settings.pop("mixture"), "test").timed(settings.pop("total_tokens"))
 batches = MixedBatches(sources, mixture, plans=directory / "plans", **settings)
 checkpoint = directory / "checkpoint.json"
 if checkpoint.exists():
@@ -131,7 +139,7 @@ def test_processes_killed_at_random_moments(tmp_path):
     as the plan said."""
     _write_text_shards(tmp_path)
     common = {"seq_len": SEQ_LEN, "batch_tokens": SEQ_LEN * SEQUENCES, "seed": 2}
-    settings = json.dumps({**common, "point": WEIGHTS})
+    settings = json.dumps({**common, "mixture": MIXTURE, "total_tokens": TOTAL_TOKENS})
     checkpoint = tmp_path / "checkpoint.json"
     generator = random.Random(1)
     taken = {}
@@ -160,7 +168,7 @@ def test_processes_killed_at_random_moments(tmp_path):
             path.unlink()
     assert lives >= 4
     sources = {name: TokenShards.open(tmp_path / name) for name in "ab"}
-    batches = MixedBatches(sources, MixtureSchedule.parse({"point": WEIGHTS}, "test"), **common)
+    batches = MixedBatches(sources, _mixture(), **common)
     for number in range(done):
         batch = batches.batch(number)
         assert taken[number] == (batch.tokens[0].tolist(), batch.labels[0].tolist())

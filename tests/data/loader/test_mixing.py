@@ -1,6 +1,7 @@
 """Mixtures: asked shares at every prefix, linear transitions, classes of lengths, and a plan that comes true."""
 
 import itertools
+import re
 from collections import Counter
 
 import numpy as np
@@ -10,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leyden.core.errors import UserError
-from leyden.data.loader import mixture_schedule
+from leyden.data.loader import turns as turns_module
 from leyden.data.loader.mixed import MixedBatches
-from leyden.data.loader.mixture_schedule import Component, MixtureSchedule, Shares, Turns
+from leyden.data.loader.mixture_schedule import MixtureSchedule
+from leyden.data.loader.mixture_shares import ONE, Component, Shares
+from leyden.data.loader.turns import Turns
 
 
 @pytest.fixture
@@ -30,8 +33,13 @@ def _mixture(*points, **settings):
     return MixtureSchedule.parse({"point": table, **settings}, "test")
 
 
-def _make(sources, mixture, sequences=5, seq_len=64, seed=3, **settings):
-    return MixedBatches(sources, mixture, seq_len=seq_len, batch_tokens=seq_len * sequences, seed=seed, **settings)
+def _make(sources, mixture, sequences=5, seq_len=64, seed=3):
+    batch_tokens = seq_len * sequences
+    return MixedBatches(sources, _timed(mixture, batch_tokens), seq_len=seq_len, batch_tokens=batch_tokens, seed=seed)
+
+
+def _timed(mixture, step_tokens=1):
+    return mixture.timed(10**9, lambda step: step * step_tokens)
 
 
 def _source_of_rows(batch, seq_len=64):
@@ -41,7 +49,7 @@ def _source_of_rows(batch, seq_len=64):
 @pytest.fixture(scope="module")
 def small_chunks():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mixture_schedule, "_CHUNK", 64)
+        patch.setattr(turns_module, "_CHUNK", 64)
         yield
 
 
@@ -56,7 +64,7 @@ def test_shares_are_met_at_every_prefix(points, per_step, apart):
     points = [point[:count] if any(point[:count]) else [1] * count for point in points]
     names = [f"s{number:02d}" for number in range(count)]
     mixture = _mixture(*((n * apart, dict(zip(names, map(float, p), strict=True))) for n, p in enumerate(points)))
-    turns = Turns(Shares(mixture, [Component(name, 0, 10) for name in names]), count, per_step)
+    turns = Turns(Shares(_timed(mixture), [Component(name, 0, 10) for name in names]), count, 1, per_step)
     chosen, before = turns.of(0, 300)
     assert not before.any()
     asked, given_ = np.zeros(count), np.zeros(count)
@@ -77,7 +85,7 @@ def test_turns_do_not_depend_on_what_was_asked_before(small_chunks, first, count
     """Numbers that were asked for in one go are those of any other, over chunks and their borders."""
     mixture = _mixture((0, {"a": 1.0, "b": 2.5, "c": 0.1}), (90, {"b": 0.2, "c": 1.0}))
     components = [Component(name, 0, 10) for name in "abc"]
-    fresh, whole = (Turns(Shares(mixture, components), 3, 2) for _ in range(2))
+    fresh, whole = (Turns(Shares(_timed(mixture), components), 3, 1, 2) for _ in range(2))
     everything = whole.of(0, 400)[0]
     turns, before = fresh.of(first, count)
     assert np.array_equal(turns, everything[first : first + count])
@@ -145,8 +153,12 @@ def test_the_plan_comes_true(sources):
 def test_caps_are_refused_before_anything_is_trained(sources):
     mixture = _mixture((0, {"web": 1, "code": 1, "books": 1}), max_epochs={"books": 2, "web": 4})
     batches = _make(sources, mixture)
-    with pytest.raises(UserError, match=r"in 100 steps source 'books' would be used .* max_epochs \(2\).*asks 1\d,"):
+    with pytest.raises(UserError, match=r"'books', runs dry after \d,\d+ tokens.* max_epochs \(2\).*Enough") as caught:
         batches.plan(100)
+    dry = int(re.findall(r"after ([\d,]+) tokens", str(caught.value))[0].replace(",", "")) // batches.batch_tokens
+    assert batches.plan(dry)[0].epochs <= 2
+    with pytest.raises(UserError, match="runs dry"):
+        batches.plan(dry + 1)
     assert [row.max_epochs for row in batches.plan(10)] == [2, None, 4]
 
 
@@ -174,19 +186,18 @@ def test_without_length_weights_classes_are_as_the_sources_have_them(sources):
         assert planned[name, 30] == pytest.approx(1000 * weight / 4 * short, abs=2)
 
 
-def test_micro_batches_of_a_step_have_one_mixture(sources):
-    mixture = _mixture((0, {"web": 1}), (1, {"code": 1, "books": 1}))
-    batches = _make(sources, mixture, sequences=2, batches_per_step=3)
-    assert {source for number in range(3) for source in _source_of_rows(batches.batch(number))} == {0}
-    assert {source for number in range(3, 9) for source in _source_of_rows(batches.batch(number))} == {1, 2}
+def test_a_batch_has_the_mixture_at_its_first_token(sources):
+    batches = _make(sources, _mixture((0, {"web": 1}), (1, {"code": 1, "books": 1})), sequences=6)
+    assert set(_source_of_rows(batches.batch(0))) == {0}
+    assert set(_source_of_rows(batches.batch(1))) == {1, 2}
 
 
 def test_shares_are_exact_integers():
     components = [Component(name, 0, 1) for name in "abc"]
-    shares = Shares(_mixture((0, {"a": 1, "b": 1, "c": 1}), (9, {"a": 1})), components)
+    shares = Shares(_timed(_mixture((0, {"a": 1, "b": 1, "c": 1}), (9, {"a": 1}))), components)
     for step in range(12):
-        assert shares.at(step).sum() == mixture_schedule._ONE and shares.at(step).min() >= 0
-    assert shares.at(9).tolist() == shares.at(11).tolist() == [mixture_schedule._ONE, 0, 0]
+        assert shares.at(step).sum() == ONE and shares.at(step).min() >= 0
+    assert shares.at(9).tolist() == shares.at(11).tolist() == [ONE, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -196,7 +207,14 @@ def test_shares_are_exact_integers():
         ({"point": [{"weights": {}}]}, "weights"),
         ({"point": [{"weights": {"a": -1, "b": 2}}]}, "must not be negative"),
         ({"point": [{"weights": {"a": 0}}]}, "not all zero"),
-        ({"point": [{"step": 5, "weights": {"a": 1}}, {"step": 5, "weights": {"a": 1}}]}, "steps .* must rise"),
+        ({"point": [{"step": 5, "tokens": 5, "weights": {"a": 1}}]}, "one mark: step, tokens or share"),
+        ({"point": [{"weights": {"a": 1}, "lengths": [0.5, 0.4]}], "length_bounds": [9]}, "must sum to 1.* sum to 0.9"),
+        ({"point": [{"weights": {"a": 1}}], "late": [{"source": "b", "share": 1, "last": 0.2}]}, "late.0.share"),
+        (
+            {"point": [{"weights": {"a": 1}}], "late": [{"source": s, "share": 0.5, "last": 0.2} for s in "bc"]},
+            "late additions must sum to less than 1",
+        ),
+        ({"point": [{"weights": {"a": 1}}], "transition": 1.5}, "transition"),
         ({"point": [{"weights": {"a": 1}}], "length_bounds": [4, 4]}, "length_bounds must be positive and rise"),
         ({"point": [{"weights": {"a": 1}}], "length_bounds": [0]}, "length_bounds must be positive and rise"),
         ({"point": [{"weights": {"a": 1}, "lengths": [1, 2]}]}, "make 1 classes"),
@@ -216,7 +234,7 @@ def test_mixtures_that_do_not_fit_the_sources(sources, numbered):
     with pytest.raises(UserError, match="no weight for books, code"):
         _make(sources, _mixture((0, {"web": 1})))
     point = {"weights": {"a": 1}, "lengths": [0.5, 0.5]}
-    with pytest.raises(UserError, match="no source that has a weight has documents of length class 2"):
+    with pytest.raises(UserError, match=r"mixture.point.0.lengths asks 0.5 .* more than 10 tokens, and no source that"):
         _make({"a": numbered([5])}, MixtureSchedule.parse({"point": [point], "length_bounds": [10]}, "test"))
 
 
@@ -226,7 +244,8 @@ def test_other_mixtures_refuse_to_resume(sources):
     _make(sources, _mixture((0, weights), max_epochs={"web": 3})).load_state_dict(state)
     for other in (
         _make(sources, _mixture((0, weights | {"web": 2}))),
-        _make(sources, _mixture((0, weights)), batches_per_step=2),
+        _make(sources, _mixture((0, weights)), sequences=2),
+        _make(sources, _mixture((0, weights), late=[{"source": "web", "share": 0.1, "last": 0.5}])),
         _make(sources, _mixture((0, weights), length_bounds=[100])),
         _make(sources | {"web": sources["books"]}, _mixture((0, weights))),
     ):

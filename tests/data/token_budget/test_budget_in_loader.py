@@ -52,7 +52,7 @@ def test_the_loader_gives_what_was_planned(tmp_path: Path) -> None:
         sources[name] = tokenise_files(files, tmp_path / "tokenizer", tmp_path / "tokens" / str(number), DataEngine())
 
     plan = MixturePlan.load(corpus.work / PLAN)
-    mixture = MixtureSchedule.parse(plan.for_loader(), "plan")
+    mixture = MixtureSchedule.parse(plan.for_loader(), "plan").timed(steps * batch_tokens)
     batches = MixedBatches(sources, mixture, seq_len=128, batch_tokens=batch_tokens, seed=0)
     given = {one.source: one for one in batches.plan(steps)}
     assert {cell.epochs < 1 for cell in plan.cells} == {False, True}  # some are thinned, some repeat

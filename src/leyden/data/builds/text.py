@@ -1,7 +1,7 @@
 """The shipped build of text that a run reads itself: three stages (read, exact deduplication, hold out), and tokens."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,18 +19,21 @@ HOLD_OUT_STAGE = 2
 
 
 def text_recipe(
-    paths: Sequence[Path] | None,
+    paths: Sequence[Path] | Mapping[str, Sequence[Path]] | None,
     *,
     held_out_fraction: float | None,
     recall_share: float = 0.0,
+    recall_source: str = "",
     tokens: TokensSection | None = None,
 ) -> BuildRecipe:
     """The recipe of the build in ``text.toml`` on some text.
 
     Args:
-        paths: files and folders; None: the source of the running Python's standard library.
+        paths: files and folders; by name where there are several sources; None: the source of the running Python's
+            standard library.
         held_out_fraction: the share of the documents that is held out; None: nothing is.
         recall_share: the share of the documents that the stage ``recall`` plants questions in.
+        recall_source: of what that makes, which then stays beside the originals; empty: it takes their place.
         tokens: what becomes of the documents that are left; None: nothing.
 
     Raises:
@@ -38,13 +41,16 @@ def text_recipe(
     """
     data = read_toml(TEXT_BUILD)
     if paths is not None:
-        data["source"][0]["paths"] = [str(path) for path in paths]
+        named = paths if isinstance(paths, Mapping) else {data["source"][0]["name"]: paths}
+        of_all = data["source"][0]
+        data["source"] = [of_all | {"name": name, "paths": [str(p) for p in those]} for name, those in named.items()]
     if held_out_fraction is None:
         data["stage"] = [stage for stage in data["stage"] if stage["kind"] != "hold_out"]
     else:
         data["stage"][-1]["share"] = held_out_fraction
     if recall_share:
-        data["stage"].append({"kind": "recall", "share": recall_share})
+        added = {"mode": "add", "source": recall_source} if recall_source else {}
+        data["stage"].append({"kind": "recall", "share": recall_share, **added})
     return BuildRecipe.parse(data, TEXT_BUILD.name).model_copy(update={"tokens": tokens})
 
 

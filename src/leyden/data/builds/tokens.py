@@ -111,20 +111,19 @@ def tokens_fault(directory: Path) -> str | None:
     """What is damaged of the tokens themselves, in words; None: nothing, or there are none."""
     try:
         if (directory / TOKENS / GROUPS).exists():
-            for shards in open_groups(directory).values():
+            for shards in open_groups(directory / TOKENS).values():
                 shards.verify()
     except UserError as error:
         return str(error).partition(". ")[0]
     return None
 
 
-def open_groups(directory: Path) -> dict[str, TokenShards]:
-    """The token shards of each group.
+def open_groups(tokens: Path) -> dict[str, TokenShards]:
+    """The token shards of each group in the folder ``tokens`` of a build.
 
     Raises:
         UserError: they are damaged, or not those that the build ended with.
     """
-    tokens = directory / TOKENS
     groups: dict[str, TokenShards] = {}
     for name, one in json.loads((tokens / GROUPS).read_bytes())["groups"].items():
         groups[name] = TokenShards.open(tokens / one["folder"])
@@ -164,7 +163,7 @@ def read_tokens(directory: Path) -> BuildTokens:
     fault = mark.fault()
     if fault:
         raise UserError(f"{fault}. To make it again: {build.command()}")
-    return BuildTokens(directory / TOKENIZER, open_groups(directory))
+    return BuildTokens(directory / TOKENIZER, open_groups(directory / TOKENS))
 
 
 def held_out_documents(directory: Path) -> tuple[HeldOutDocument, ...]:

@@ -2,25 +2,29 @@
 
 import hashlib
 import json
+import math
 import threading
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from leyden.core.errors import UserError
-from leyden.data.loader.mixture_schedule import Component, MixtureSchedule, Shares, Turns, check_names
+from leyden.data.loader.mixture_schedule import TimedMixture, check_names
+from leyden.data.loader.mixture_shares import Component, Shares
 from leyden.data.loader.packing import Batch, PackedBatchIterator, Segment
 from leyden.data.loader.pieces import Stream
 from leyden.data.loader.plan import BestFit
 from leyden.data.loader.rows import TokenRows, make_rows
+from leyden.data.loader.turns import Turns
 from leyden.data.shards import TokenShards
 
 
 @dataclass(frozen=True)
 class Planned:
-    """What a component gives in a number of steps.
+    """What a component gives in a number of batches.
 
     Attributes:
         source: its name.
@@ -47,11 +51,11 @@ class MixedBatches(PackedBatchIterator):
 
     Args:
         sources: shards by name, of one tokenizer.
-        mixture: their weights over the steps.
+        mixture: their weights along the stage. Those of a batch are those at its first token, whatever steps are
+            made of batches.
         seq_len: tokens of a sequence.
         batch_tokens: a multiple of it.
         seed: of the order.
-        batches_per_step: how many batches (micro-batches) an optimizer step takes; the mixture counts steps.
         max_padding, plans: of the packing, as of :class:`leyden.data.loader.packing.PackedBatches`.
 
     Raises:
@@ -62,47 +66,46 @@ class MixedBatches(PackedBatchIterator):
     def __init__(
         self,
         sources: Mapping[str, TokenShards],
-        mixture: MixtureSchedule,
+        mixture: TimedMixture,
         *,
         seq_len: int,
         batch_tokens: int,
         seed: int,
-        batches_per_step: int = 1,
         max_padding: float = 0.01,
         plans: Path | None = None,
     ) -> None:
         super().__init__(seq_len=seq_len, batch_tokens=batch_tokens)
-        check_names(mixture, sources)
+        self._mixture = mixture.schedule
+        check_names(self._mixture, sources)
         _check_tokenizers(sources)
-        self._mixture = mixture
         self._streams: list[Stream] = []
         self._components: list[Component] = []
         for name in sorted(sources):
-            for number, (above, up_to) in enumerate(mixture.classes()):
+            for number, (above, up_to) in enumerate(self._mixture.classes()):
                 # One class is not cut out, so that it costs no copy of the lengths.
-                shards = sources[name] if mixture.num_classes == 1 else sources[name].of_length(above, up_to)
+                shards = sources[name] if self._mixture.num_classes == 1 else sources[name].of_length(above, up_to)
                 if shards.num_documents:
                     stream = BestFit(shards, seq_len=seq_len, seed=seed, max_padding=max_padding, plans=plans)
                     self._streams.append(stream)
                     self._components.append(Component(name, number, shards.num_tokens))
-        self._per_step = batches_per_step * self.sequences_per_batch
-        self._turns = Turns(Shares(mixture, self._components), len(self._components), self._per_step)
+        shares = Shares(mixture, self._components)
+        self._turns = Turns(shares, len(self._components), batch_tokens, self.sequences_per_batch)
         self._lock = threading.Lock()
         settings = {
             "streams": [stream.fingerprint for stream in self._streams],
-            "mixture": mixture.model_dump(mode="json", exclude={"max_epochs"}),
+            "mixture": mixture.described(),
             "batch_tokens": batch_tokens,
-            "batches_per_step": batches_per_step,
         }
         self.fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
-    def plan(self, steps: int) -> tuple[Planned, ...]:
-        """What each component gives in the first ``steps`` optimizer steps, and how often it repeats.
+    def plan(self, batches: int) -> tuple[Planned, ...]:
+        """What each component gives in the first ``batches`` batches, and how often it repeats.
 
         Raises:
-            UserError: one repeats more often than the mixture's ``max_epochs`` allows.
+            UserError: one would repeat more often than the mixture's ``max_epochs`` allows; where it runs dry, and
+                what would be enough.
         """
-        counts = self._before(steps * self._per_step).tolist()
+        counts = self._before(batches * self.sequences_per_batch).tolist()
         classes = list(self._mixture.classes())
         planned = []
         for component, stream, count in zip(self._components, self._streams, counts, strict=True):
@@ -120,8 +123,19 @@ class MixedBatches(PackedBatchIterator):
                     max_epochs=self._mixture.max_epochs.get(component.source),
                 )
             )
-        _check_epochs(planned, steps)
+        for number, one in enumerate(planned):
+            if one.max_epochs is not None and one.epochs > one.max_epochs:
+                raise _runs_dry(one, self._dry_batch(number, one.max_epochs, batches) * self.batch_tokens, planned)
         return tuple(planned)
+
+    def _dry_batch(self, number: int, max_epochs: float, batches: int) -> int:
+        """The batch in which component ``number`` is used more than ``max_epochs`` times, of ``batches``."""
+        stream, allowed = self._streams[number], max_epochs * self._components[number].tokens
+
+        def used(batch: int) -> int:
+            return stream.tokens_before(int(self._before((batch + 1) * self.sequences_per_batch)[number]))
+
+        return bisect_right(range(batches), allowed, key=used)
 
     def trace(self, number: int) -> list[Segment]:
         """Where the segments of batch ``number`` are from, in order, padding left out."""
@@ -179,11 +193,16 @@ def _check_tokenizers(sources: Mapping[str, TokenShards]) -> None:
         )
 
 
-def _check_epochs(planned: list[Planned], steps: int) -> None:
-    for one in planned:
-        if one.max_epochs is not None and one.epochs > one.max_epochs:
-            raise UserError(
-                f"in {steps} steps source '{one.source}' would be used {one.epochs:.2f} times, more than its "
-                f"max_epochs ({one.max_epochs:g}): the mixture asks {one.tokens:,} tokens of it and it has "
-                f"{one.tokens / one.epochs:,.0f}. Lower its weight, take fewer steps, or raise max_epochs."
-            )
+def _runs_dry(one: Planned, at_tokens: int, planned: Sequence[Planned]) -> UserError:
+    """Why a component cannot give what is asked of it, where it stops, and what would be enough."""
+    assert one.max_epochs is not None, "without a bound none runs dry"
+    bound = f", longer than {one.longer_than:,} tokens" if one.longer_than else ""
+    bound += f", up to {one.up_to:,} tokens long" if one.up_to else ""
+    have, share = one.tokens / one.epochs, one.tokens / sum(other.tokens for other in planned)
+    return UserError(
+        f"source '{one.source}'{bound}, runs dry after {at_tokens:,} tokens of the stage: it has {have:,.0f} tokens in "
+        f"{one.documents:,} documents, which would be used {one.epochs:.2f} times, more than its max_epochs "
+        f"({one.max_epochs:g}). Enough would be {one.tokens / one.max_epochs:,.0f} tokens of it; or "
+        f"{share * one.max_epochs / one.epochs:.2%} of the mixture in place of {share:.2%}; or max_epochs = "
+        f"{math.ceil(one.epochs)}; or a shorter stage."
+    )

@@ -1,62 +1,72 @@
-"""Which source each sequence of a mixture is from: asked shares, that change over steps, met at every moment.
+"""What a stage mixes: weights of sources and of classes of lengths, at marks along the stage.
 
-A sequence holds documents of one source and one class of lengths, so a share of sequences is a share of tokens (to
-within the padding, below 1 %). Sources take turns: each sequence every source earns its share of one sequence, and the
-one to which most is owed comes next and pays for it. No source is ever a whole sequence ahead of what was asked of it,
-and lags are as small as its share allows, which random draws are not: after n of them a share s is off by
-sqrt(n s (1 - s)). All of it is integers, so every machine finds the same order.
+A mark is a step, a number of tokens or a share of the stage; between two marks every share changes linearly. Two short
+forms say what long-context stages do (MiniMax-01, arXiv 2501.08313, section 4.3.2): ``transition`` begins with the
+mixture of the stage before and changes it linearly, and ``late`` adds a source for the last part of the stage.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Self
+from typing import Any, Self
 
-import numpy as np
 from pydantic import Field, model_validator
 
 from leyden.core.config import Config
 from leyden.core.errors import UserError, suggest
 
-_ONE = 1 << 40  # shares are whole parts of it
-_CHUNK = 4096  # sequences; where each begins is kept, and batches are found from there
-
 
 class MixturePoint(Config):
-    """The mixture at one step."""
+    """The mixture at one mark: ``step``, ``tokens`` or ``share``; without a mark, at the beginning."""
 
-    step: int = Field(default=0, ge=0)
-    """Optimizer step, from 0; between two points every share changes linearly."""
+    step: int | None = Field(default=None, ge=0)
+    """Optimizer step of the stage, from 0."""
+    tokens: int | None = Field(default=None, ge=0)
+    """Tokens of the stage before it."""
+    share: float | None = Field(default=None, ge=0, le=1)
+    """The share of the stage before it."""
     weights: dict[str, float] = Field(min_length=1)
     """Of tokens, by source; their sum does not matter, and a source that is not named has none."""
     lengths: tuple[float, ...] | None = None
-    """Of tokens, by class of length, shortest first; None: as the sources have them."""
+    """Shares of tokens, by class of length, shortest first; they sum to 1. None: as the sources have them."""
 
     @model_validator(mode="after")
-    def _positive(self) -> Self:
+    def _one_mark(self) -> Self:
+        if [self.step, self.tokens, self.share].count(None) < 2:
+            raise ValueError("a point of a mixture has one mark: step, tokens or share of the stage, not several")
         for what, weights in (("weights", tuple(self.weights.values())), ("lengths", self.lengths)):
-            if weights is not None and (min(weights) < 0 or not sum(weights)):
+            if weights is not None and (min(weights, default=0) < 0 or not sum(weights)):
                 raise ValueError(f"{what} must not be negative, and not all zero; given {weights}")
         return self
 
 
+class LateAddition(Config):
+    """A source that is added for the last part of a stage; everything else makes room for it in proportion."""
+
+    source: str
+    share: float = Field(gt=0, lt=1)
+    """Of the tokens, in that part."""
+    last: float = Field(gt=0, le=1)
+    """The part, as a share of the stage, at its end."""
+
+
 class MixtureSchedule(Config):
-    """Weights of sources over the steps of a stage: a ``mixture`` table of a recipe's stage."""
+    """Weights of sources along a stage: the ``mixture`` table of a recipe's stage."""
 
     point: tuple[MixturePoint, ...] = Field(min_length=1)
-    """In order of steps; the first holds before it as well, the last after it."""
+    """In order; the first holds before it as well, the last after it."""
     length_bounds: tuple[int, ...] = ()
     """The most tokens of each class of lengths but the last: ``[8192, 32768]`` makes three."""
+    transition: float = Field(default=0.0, ge=0, le=1)
+    """The share of the stage, at its beginning, in which the mixture of the stage before turns linearly into this."""
+    late: tuple[LateAddition, ...] = ()
     max_epochs: dict[str, float] = Field(default_factory=dict)
     """How often the documents of a source may be used in the stage: low quality 2, high 4, say. No bound where it is
     not named."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        steps = [point.step for point in self.point]
-        if any(second <= first for first, second in itertools.pairwise(steps)):
-            raise ValueError(f"the steps of a mixture's points must rise; given {steps}")
         if any(second <= first for first, second in itertools.pairwise((0, *self.length_bounds))):
             raise ValueError(f"length_bounds must be positive and rise; given {list(self.length_bounds)}")
         given = {None if point.lengths is None else len(point.lengths) for point in self.point}
@@ -65,6 +75,15 @@ class MixtureSchedule(Config):
                 f"{len(self.length_bounds)} length_bounds make {self.num_classes} classes; give every point so many "
                 "lengths, or none"
             )
+        for number, point in enumerate(self.point):
+            if point.lengths is not None and not math.isclose(sum(point.lengths), 1, abs_tol=1e-6):
+                raise ValueError(
+                    f"the lengths of point {number} are shares of the tokens and must sum to 1; given "
+                    f"{list(point.lengths)}, which sum to {sum(point.lengths):g}"
+                )
+        late = sum(addition.share for addition in self.late)
+        if late >= 1:
+            raise ValueError(f"the shares of late additions must sum to less than 1; given {late:g}")
         for name, cap in self.max_epochs.items():
             if name not in self.sources:
                 raise ValueError(f"max_epochs names '{name}', which has no weight{suggest(name, self.sources)}")
@@ -79,129 +98,105 @@ class MixtureSchedule(Config):
 
     @property
     def sources(self) -> list[str]:
-        """Every source that has a weight at some step, in order of name."""
-        return sorted({name for point in self.point for name in point.weights})
+        """Every source that is named, in order of name."""
+        late = {addition.source for addition in self.late}
+        return sorted({name for point in self.point for name in point.weights} | late)
+
+    @property
+    def has_shares_of_the_stage(self) -> bool:
+        """Whether another length of the stage moves a mark."""
+        return bool(self.transition or self.late) or any(point.share is not None for point in self.point)
 
     def classes(self) -> Iterator[tuple[int, int | None]]:
         """Each class as (more than, at most) tokens; None sets no bound."""
         bounds = (0, *self.length_bounds)
         yield from zip(bounds, (*self.length_bounds, None), strict=True)
 
+    def timed(
+        self,
+        total_tokens: int,
+        tokens_before: Callable[[int], int] | None = None,
+        before: "TimedMixture | None" = None,
+    ) -> "TimedMixture":
+        """The same with every mark in tokens of the stage.
 
-@dataclass(frozen=True)
-class Component:
-    """What one weight is of: the documents of one source and one class of lengths.
+        Args:
+            total_tokens: of the stage.
+            tokens_before: tokens of the stage before a step; None where no mark is a step but step 0.
+            before: the mixture of the stage before; None: there is none.
+
+        Raises:
+            UserError: the marks do not rise, or there is nothing that a transition could begin from.
+        """
+        points = tuple((_tokens_of(point, total_tokens, tokens_before), point) for point in self.point)
+        marks = [mark for mark, _ in points]
+        if any(second <= first for first, second in itertools.pairwise(marks)):
+            raise UserError(
+                f"the points of a mixture must be in order, each at a later mark; given marks at {marks} tokens."
+            )
+        if self.transition:
+            self._check_transition(before)
+        return TimedMixture(
+            schedule=self,
+            total_tokens=total_tokens,
+            points=points,
+            late=tuple((total_tokens - round(late.last * total_tokens), late) for late in self.late),
+            transition_tokens=round(self.transition * total_tokens),
+            before=before if self.transition else None,
+        )
+
+    def _check_transition(self, before: "TimedMixture | None") -> None:
+        if before is None:
+            raise UserError(
+                "mixture.transition begins with the mixture of the stage before, and this is the first stage; leave it "
+                "out."
+            )
+        theirs = before.schedule
+        if any(point.lengths for point in theirs.point) and theirs.length_bounds != self.length_bounds:
+            raise UserError(
+                f"mixture.transition begins with the mixture of the stage before, whose length_bounds are "
+                f"{list(theirs.length_bounds)} and not {list(self.length_bounds)}; give both stages the same classes."
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class TimedMixture:
+    """A :class:`MixtureSchedule` with every mark in tokens of its stage.
 
     Attributes:
-        source: its name.
-        length_class: from 0.
-        tokens: that there are.
+        schedule: what was said.
+        total_tokens: of the stage.
+        points: with the tokens before each, rising.
+        late: with the tokens from which on each is added.
+        transition_tokens: in which the mixture of ``before`` turns into this one.
+        before: the mixture of the stage before; None without a transition.
     """
 
-    source: str
-    length_class: int
-    tokens: int
+    schedule: MixtureSchedule
+    total_tokens: int
+    points: tuple[tuple[int, MixturePoint], ...]
+    late: tuple[tuple[int, LateAddition], ...]
+    transition_tokens: int
+    before: "TimedMixture | None"
+
+    def described(self) -> dict[str, Any]:
+        """As JSON values, all that shares depend on."""
+        return {
+            "points": [[mark, point.weights, point.lengths] for mark, point in self.points],
+            "late": [[mark, late.source, late.share] for mark, late in self.late],
+            "length_bounds": self.schedule.length_bounds,
+            "transition_tokens": self.transition_tokens,
+            "before": None if self.before is None else [self.before.total_tokens, self.before.described()],
+        }
 
 
-class Shares:
-    """The share of every component at every step.
-
-    Where classes have weights, these are met exactly, and within a class the sources that have documents in it share by
-    theirs; else a source's weight goes to its classes by their tokens.
-
-    Raises:
-        UserError: at some point a class or a source has weight but no documents.
-    """
-
-    def __init__(self, mixture: MixtureSchedule, components: Sequence[Component]) -> None:
-        self._steps = [point.step for point in mixture.point]
-        self._points = [_shares(point, components) for point in mixture.point]
-        self.at = lru_cache(maxsize=64)(self._at)
-
-    def _at(self, step: int) -> np.ndarray:
-        """[components] int64, whole parts of ``_ONE`` that add up to it."""
-        later = next((n for n, at in enumerate(self._steps) if at > step), len(self._steps))
-        if later in (0, len(self._steps)):
-            shares = self._points[min(later, len(self._steps) - 1)]
-        else:
-            begin, end = self._steps[later - 1], self._steps[later]
-            part = (step - begin) / (end - begin)
-            shares = [a + (b - a) * part for a, b in zip(*self._points[later - 1 : later + 1], strict=True)]
-        parts = [round(share * _ONE) for share in shares]
-        parts[parts.index(max(parts))] += _ONE - sum(parts)
-        return np.array(parts, np.int64)
-
-
-def _shares(point: MixturePoint, components: Sequence[Component]) -> list[float]:
-    """Plain floats in a fixed order of operations: the same on every machine."""
-    if point.lengths is None:
-        total_of = {c.source: sum(o.tokens for o in components if o.source == c.source) for c in components}
-        raw = [point.weights.get(c.source, 0.0) * c.tokens / total_of[c.source] for c in components]
-    else:
-        raw = [0.0] * len(components)
-        for number, weight in enumerate(point.lengths):
-            members = [n for n, c in enumerate(components) if c.length_class == number]
-            total = sum(point.weights.get(components[n].source, 0.0) for n in members)
-            if weight and not total:
-                raise UserError(
-                    f"step {point.step}: no source that has a weight has documents of length class {number + 1}, whose "
-                    "weight is not zero; set it to 0, or give longer or shorter documents."
-                )
-            for n in members:
-                raw[n] = weight * point.weights.get(components[n].source, 0.0) / total if total else 0.0
-    total = sum(raw)
-    return [share / total for share in raw]
-
-
-class Turns:
-    """Which component each sequence is from, and which of that component's sequences it is.
-
-    Args:
-        shares: at every step.
-        num_components: how many there are.
-        sequences_per_step: sequences of an optimizer step, within which shares do not change.
-    """
-
-    def __init__(self, shares: Shares, num_components: int, sequences_per_step: int) -> None:
-        self._shares = shares
-        self._per_step = sequences_per_step
-        nothing = np.zeros(num_components, np.int64)
-        self._begins = [(nothing, nothing)]  # of each chunk: what each component is owed, and its sequences before
-        self._chunk = lru_cache(maxsize=8)(self._make)
-
-    def of(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """For ``count`` sequences from ``first`` on, the component of each [count], and each one's sequences before."""
-        chosen = []
-        start, end = first // _CHUNK * _CHUNK, first + count
-        for chunk in range(first // _CHUNK, -(-end // _CHUNK)):
-            chosen.append(self._chunk(chunk))
-        before = self._begins[first // _CHUNK][1]
-        turns = np.concatenate(chosen)
-        skipped = turns[: first - start]
-        return turns[first - start : end - start], before + np.bincount(skipped, minlength=len(before))
-
-    def before(self, sequence: int) -> np.ndarray:
-        """How many of the sequences before number ``sequence`` are of each component: [components] int64."""
-        return self.of(sequence, 1)[1]
-
-    def _make(self, chunk: int) -> np.ndarray:
-        while len(self._begins) <= chunk:
-            self._run(len(self._begins) - 1)
-        return self._run(chunk)
-
-    def _run(self, chunk: int) -> np.ndarray:
-        """The turns of a chunk; where the next begins is kept."""
-        owed, before = self._begins[chunk]
-        owed = owed.copy()
-        chosen = np.empty(_CHUNK, np.int64)
-        for place in range(_CHUNK):
-            owed += self._shares.at((chunk * _CHUNK + place) // self._per_step)
-            turn = int(owed.argmax())
-            owed[turn] -= _ONE
-            chosen[place] = turn
-        if len(self._begins) == chunk + 1:
-            self._begins.append((owed, before + np.bincount(chosen, minlength=len(owed))))
-        return chosen
+def _tokens_of(point: MixturePoint, total_tokens: int, tokens_before: Callable[[int], int] | None) -> int:
+    if point.share is not None:
+        return round(point.share * total_tokens)
+    if point.step:
+        assert tokens_before is not None, "who says steps says where they are"
+        return tokens_before(point.step)
+    return point.tokens or 0
 
 
 def check_names(mixture: MixtureSchedule, sources: Mapping[str, object]) -> None:

@@ -210,7 +210,11 @@ class PackedBatches(PackedBatchIterator):
     @property
     def epoch(self) -> float:
         """How often the documents have been gone through, as a fraction."""
-        before = self._stream.tokens_before(self._next * self.sequences_per_batch)
+        return self.epochs_before(self._next)
+
+    def epochs_before(self, batch: int) -> float:
+        """How often the documents are gone through in the batches before number ``batch``, as a fraction."""
+        before = self._stream.tokens_before(batch * self.sequences_per_batch)
         return before / self._stream.shards.num_tokens
 
     def sequences(self, first: int, count: int) -> Batch:

@@ -16,9 +16,9 @@ from leyden.data.sources import (
     FORMATS,
     HIDDEN,
     PACKED,
-    STANDARD_LIBRARY,
     SourceFile,
     find_sources,
+    is_of_standard_library,
     plain_suffix,
     standard_library_sources,
     why_not,
@@ -78,8 +78,8 @@ def source_files(source: SourceSettings, skipped: list[Reject]) -> list[SourceFi
 
 def _files_of(path: str, source: SourceSettings, formats: Container[str], skipped: list[Reject]) -> list[SourceFile]:
     format = source.format
-    if path == STANDARD_LIBRARY:
-        return standard_library_sources()
+    if is_of_standard_library(path):
+        return standard_library_sources(path)
     if path.startswith("hf://"):
         from leyden.data.readers.hub import DATA_FORMATS, download
 

@@ -55,7 +55,7 @@ class SourceSettings(ReadSettings):
     """What its documents give as their source, and what their ids begin with."""
     paths: tuple[str, ...] = Field(min_length=1)
     """Files, folders, patterns (``crawl/**/*.warc.gz``), datasets of the Hugging Face hub (``hf://OWNER/NAME``),
-    or ``python:stdlib``, the source of the running Python's standard library."""
+    or ``python:stdlib``, the source of the running Python's standard library (``python:stdlib/json``: a part)."""
     format: str = "auto"
     """How files are read: ``auto``, by their suffixes; or ``text``, ``markdown``, ``code``, ``html``, ``jsonl``,
     ``parquet``, ``arrow``, ``warc`` or ``pdf`` for all files that are named, and of what is in folders for those with
