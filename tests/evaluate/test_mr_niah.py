@@ -1,6 +1,7 @@
 """MR-NIAH: generated dialogues, published rows, and the published rule of scoring."""
 
 import json
+import random
 import re
 
 import pytest
@@ -85,8 +86,6 @@ def test_the_same_seed_gives_the_same_dialogues_and_another_gives_others(subject
 
 
 def test_pairs_have_no_line_in_common():
-    import random
-
     for seed in range(50):
         for pair in make_pairs(random.Random(seed), 4):
             lines = [*pair.first.lines, *pair.second.lines]

@@ -11,6 +11,7 @@ from leyden.evaluate.tasks.mqar import Mqar
 from leyden.evaluate.tasks.mr_niah import MrNiah
 from leyden.evaluate.tasks.niah import Niah
 from leyden.evaluate.tasks.perplexity_by_position import PerplexityByPosition
+from leyden.evaluate.tasks.ruler import Ruler
 
 TASKS: dict[str, Callable[[Options, Subject], Task]] = {
     "bits_per_byte": BitsPerByteTask,
@@ -19,6 +20,7 @@ TASKS: dict[str, Callable[[Options, Subject], Task]] = {
     "mr_niah": MrNiah,
     "niah": Niah,
     "perplexity_by_position": PerplexityByPosition,
+    "ruler": Ruler,
 }
 """Every task by its name on the command line; beside these, :data:`HARNESS` and the name of a task of lm-eval's."""
 HARNESS = "lm-eval:"
