@@ -14,9 +14,11 @@ quickstart: $(READY)  ## from raw text to a model that answers (under 10 minutes
 
 # Threads that wait by spinning make every parallel region many times slower where other programs hold the cores.
 test test-all: export OMP_WAIT_POLICY = PASSIVE
+# Each core has a process of its own.
+test: export OMP_NUM_THREADS = 1
 
 test: $(TOOLS)  ## the fast tests
-	$(PY) -m pytest -m "not slow and not gpu" -n auto --dist loadfile $(ARGS)
+	$(PY) -m pytest -m "not slow and not gpu" -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-all: $(TOOLS)  ## with the long fault, load and soak tests
 	$(PY) -m pytest -m "not gpu" $(ARGS)

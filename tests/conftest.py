@@ -6,9 +6,10 @@ Rooms are imported where they are used: the tests of ``ops`` run on a machine wi
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,28 @@ def random_model() -> Callable[..., HybridLM]:
         return model.to(dtype).eval()
 
     return build
+
+
+@pytest.fixture(scope="session")
+def fast_interpreter() -> Iterator[None]:
+    """Kernels are interpreted without what Triton's interpreter does again and again; see ``quick_interpreter.py``."""
+    if os.environ.get("TRITON_INTERPRET") != "1" or importlib.util.find_spec("triton") is None:
+        yield
+        return
+    from quick_interpreter import quick_interpreter  # imports triton, which not every machine has
+
+    with quick_interpreter():
+        yield
+
+
+@pytest.fixture(scope="module")
+def empty_plots() -> Iterator[None]:
+    """Pages of a module's tests have no plots, which take a second each; the tests of ``evaluate`` draw."""
+    from leyden.core import page
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page, "_svg", lambda figure, name: f'<svg class="plot" aria-label="{name}"></svg>')
+        yield
 
 
 @dataclass(frozen=True)

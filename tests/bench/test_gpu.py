@@ -328,6 +328,7 @@ def _checkout(tmp_path, monkeypatch, **files):
     for name, text in files.items():
         (tmp_path / "tests" / "ops" / f"test_{name}.py").write_text(text)
     monkeypatch.setattr(gpu_tests, "CHECKOUT", tmp_path)
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # those that are installed take seconds to import
 
 
 def test_tests_run_a_file_a_process_within_their_time(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from leyden.data.marks import write_mark
 from leyden.data.parquet import DocumentsWriter
 from leyden.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.usefixtures("empty_plots")
 Cli = Callable[..., Any]
 ENGLISH = "The lightning struck the tower, and the tower kept the lightning in a jar of glass. "
 GERMAN = "Der Blitz traf den Turm, und der Turm behielt den Blitz in einem Glas aus Quarz. "

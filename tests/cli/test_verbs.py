@@ -17,6 +17,7 @@ from leyden.core.errors import Interrupted
 from leyden.model import PRESETS, HybridLM
 from leyden.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.usefixtures("empty_plots")
 Cli = Callable[..., Any]
 VERBS = ("quickstart", "run", "info", "generate", "chat", "eval", "convert", "tokenizer", "data", "study", "bench")
 TEXT = "The lightning struck the tower, and the tower kept the lightning in a jar.\n"

@@ -139,11 +139,32 @@ def lightning_hot(dtype: torch.dtype, width: int) -> Iterator[Launch]:
     yield from record(_LIGHTNING, call)
 
 
-def _train(module: Any, dtype: torch.dtype, tokens: int, heads: int, width: int, *, ragged: bool = False) -> None:
+def lightning_forward(dtype: torch.dtype, width: int) -> Iterator[Launch]:
+    """Each kernel in few forms: the forward on a row of few heads, which is cut, and decoding."""
+
+    def call(module: Any) -> None:
+        _train(module, dtype, 70_000, 2, width, backward=False)
+        _serve(module, dtype, 1, 2, width)
+
+    yield from record(_LIGHTNING, call)
+
+
+def _train(
+    module: Any,
+    dtype: torch.dtype,
+    tokens: int,
+    heads: int,
+    width: int,
+    *,
+    ragged: bool = False,
+    backward: bool = True,
+) -> None:
     x, slopes = torch.zeros(tokens, heads, width, dtype=dtype, device="meta"), torch.zeros(heads, device="meta")
     cu_seqlens = torch.zeros(2, dtype=torch.int64, device="meta") if ragged else None
     initial = torch.zeros(1, heads, width, width, device="meta") if ragged else None
     _, _, entries = module._forward._init_fn(x, x, x, slopes, initial, cu_seqlens, 1)
+    if not backward:
+        return
     entries = entries if entries.numel() else None
     module._backward._init_fn(x, initial, x, x, x, slopes, initial, entries, cu_seqlens, 1)
 
@@ -279,6 +300,7 @@ def routing(_: torch.dtype, width: int) -> Iterator[Launch]:
 OPS = {
     "lightning_attention": lightning,
     "lightning_attention_hot": lightning_hot,
+    "lightning_attention_forward": lightning_forward,
     "cross_entropy": cross_entropy,
     "paged_attention": paged_attention,
     "ranged_attention": ranged_attention,

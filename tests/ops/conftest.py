@@ -21,7 +21,7 @@ def device(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def interpreter_computes_as_a_gpu() -> Iterator[None]:
+def interpreter_computes_as_a_gpu(fast_interpreter: None) -> Iterator[None]:
     """Kernels that are interpreted round as compiled ones do."""
     if os.environ.get("TRITON_INTERPRET") != "1" or importlib.util.find_spec("triton") is None:
         yield

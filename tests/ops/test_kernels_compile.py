@@ -44,9 +44,10 @@ def compiled(tmp_path: Path, ops: str, dtype: str, *architectures: int) -> list[
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_lightning_attention_on_hopper(tmp_path: Path) -> None:
+@pytest.mark.parametrize("work", ["forward", pytest.param("hot", marks=pytest.mark.slow)])
+def test_lightning_attention_on_hopper(tmp_path: Path, work: str) -> None:
     """In every loop of products the next chunk is on its way, and nothing but a register or two is spilled."""
-    found = compiled(tmp_path, "lightning_attention_hot:128", "bfloat16", HOPPER)
+    found = compiled(tmp_path, f"lightning_attention_{work}:128", "bfloat16", HOPPER)
     assert {facts["kernel"].partition(".")[2] for facts in found} == {"summarise", "scan", "attend", "decode"}
     for facts in found:
         assert facts["spilled"] <= 8, facts

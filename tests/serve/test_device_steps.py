@@ -20,7 +20,10 @@ from leyden.serve.sampling import Sampler, choose_together, draw
 from leyden.serve.speculation import draft
 from leyden.tokenizer import Tokenizer
 
-pytestmark = pytest.mark.skipif(default_device().type != "cpu", reason="kernels are interpreted where there is no GPU")
+pytestmark = [
+    pytest.mark.skipif(default_device().type != "cpu", reason="kernels are interpreted where there is no GPU"),
+    pytest.mark.usefixtures("fast_interpreter"),
+]
 
 DTYPE = torch.bfloat16
 
