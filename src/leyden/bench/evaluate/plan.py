@@ -34,7 +34,7 @@ class EvalPlan:
 
 
 FULL = EvalPlan(
-    model=preset("tiny", num_key_value_heads=1, rotary_dim=64), rows=1000, tried=48, batches=(16, 64), repeats=2
+    model=preset("tiny", num_key_value_heads=1, rotary_dim=64), rows=1000, tried=32, batches=(16, 64), repeats=1
 )
 QUICK = EvalPlan(
     model=preset(

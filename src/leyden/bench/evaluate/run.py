@@ -39,7 +39,7 @@ _DOCUMENTS = 120
 
 
 def run_eval(*, quick: bool = False, beside: int = 0, output: Path | None = None) -> BenchResult:
-    """Run the comparison and print its table; about 5 minutes on two cores.
+    """Run the comparison and print its table; about 4 minutes on two cores.
 
     Args:
         quick: a small shape and few questions, to see that everything runs; its figures mean nothing.
