@@ -58,6 +58,14 @@ def random_model() -> Callable[..., HybridLM]:
     return build
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """Tests interrupt programs and fill disks, but no machine loses its power: what is written is there at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def fast_interpreter() -> Iterator[None]:
     """Kernels are interpreted without what Triton's interpreter does again and again; see ``quick_interpreter.py``."""

@@ -283,10 +283,12 @@ def test_a_defect_keeps_its_traceback(leyden_cli: Cli, monkeypatch: pytest.Monke
         leyden_cli("info", "tiny")
 
 
-def test_a_reader_that_goes_away_is_no_error() -> None:
+@pytest.mark.parametrize("asked", [["--version"], pytest.param(["info", "tiny"], marks=pytest.mark.slow)])
+def test_a_reader_that_goes_away_is_no_error(asked: list[str]) -> None:
+    """The second imports what takes seconds."""
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "leyden", "info", "tiny"]
+    command = [sys.executable, "-m", "leyden", *asked]
     finished = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, timeout=120)
     os.close(writer)
     assert (finished.returncode, finished.stderr) == (1, "")

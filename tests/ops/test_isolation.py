@@ -1,5 +1,6 @@
 """A NaN or an infinity stays where it is: in its document, or in its token among experts; in every body."""
 
+import functools
 import math
 
 import pytest
@@ -35,6 +36,16 @@ def lightning(
     return [out.detach()[0], states.detach(), *(grad[0] for grad in grads)]
 
 
+def draw(*size: int) -> dict[str, torch.Tensor]:
+    return {name: random(*size, dtype=torch.float32, seed=ord(name[0])) for name in ("q", "k", "v", "out")}
+
+
+@functools.cache
+def sound_lightning(backend: str, bounds: tuple[int, ...]) -> list[torch.Tensor]:
+    """What becomes of inputs in which nothing is poisoned."""
+    return lightning(draw(1, bounds[-1], 2, 16), list(bounds), backend, gradients=backend != "native")
+
+
 @VALUES
 @pytest.mark.parametrize("poisoned", ["q", "k", "v", "out"])
 @pytest.mark.parametrize("backend", ["reference", "torch", "triton", NATIVE])
@@ -43,9 +54,7 @@ def test_lightning_attention(backend: str, poisoned: str, value: float) -> None:
     if poisoned == "out" and not gradients:
         pytest.skip("the native body has no gradients")
     bounds, sick = (SHORT, SICK_SHORT) if backend == "triton" else (BOUNDS, SICK)
-    size = (1, bounds[-1], 2, 16)
-    inputs = {name: random(*size, dtype=torch.float32, seed=ord(name[0])) for name in ("q", "k", "v", "out")}
-    sound = lightning(inputs, bounds, backend, gradients=gradients)
+    inputs, sound = draw(1, bounds[-1], 2, 16), sound_lightning(backend, tuple(bounds))
     inputs[poisoned][0, sick.start + 1, 1, 3] = value
     spoiled = lightning(inputs, bounds, backend, gradients=gradients)
     for index, (found, expected) in enumerate(zip(spoiled, sound, strict=True)):
@@ -62,14 +71,18 @@ def ranged(inputs: dict[str, torch.Tensor], bounds: list[int], backend: str) -> 
     return [out, *ranged_attention_backward(dout, q, k, v, lse, delta, first, tokens + 1, backend)]
 
 
+@functools.cache
+def sound_ranged(backend: str, bounds: tuple[int, ...]) -> list[torch.Tensor]:
+    """The same of attention over ranges."""
+    return ranged(draw(bounds[-1], 2, 16), list(bounds), backend)
+
+
 @VALUES
 @pytest.mark.parametrize("poisoned", ["q", "k", "v", "out"])
 @pytest.mark.parametrize("backend", ["reference", "torch", "triton"])
 def test_ranged_attention(backend: str, poisoned: str, value: float) -> None:
     bounds, sick = (SHORT, SICK_SHORT) if backend == "triton" else (BOUNDS, SICK)
-    size = (bounds[-1], 2, 16)
-    inputs = {name: random(*size, dtype=torch.float32, seed=ord(name[0])) for name in ("q", "k", "v", "out")}
-    sound = ranged(inputs, bounds, backend)
+    inputs, sound = draw(bounds[-1], 2, 16), sound_ranged(backend, tuple(bounds))
     inputs[poisoned][sick.start + 1, 1, 3] = value
     changed = [
         assert_alike_outside(found, expected, sick)

@@ -136,7 +136,7 @@ def test_widths(sizes: tuple[int, int], device: str) -> None:
 
 
 def test_views_of_one_projection(device: str) -> None:
-    qkv = random(2, 40, H, 3 * K, dtype=torch.float32).to(device)
+    qkv = random(2, 17, H, 3 * K, dtype=torch.float32).to(device)
     slopes = SLOPES.to(device)
 
     def of(views: bool):
@@ -163,7 +163,7 @@ def test_a_final_state_is_not_poisoned_by_the_tail(device: str) -> None:
 
 def test_steep_slopes_stay_finite(device: str) -> None:
     slopes = torch.tensor([0.0, 1e2, 1e10, torch.finfo(torch.float32).max / 1e4], device=device)
-    x = random(1, 70, H, 16, dtype=torch.float32).to(device)
+    x = random(1, 35, H, 16, dtype=torch.float32).to(device)
     for result in with_gradients(lambda x: lightning_attention(x, x, x, slopes, backend="triton"), [x]):
         assert result.isfinite().all()
 

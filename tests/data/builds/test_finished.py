@@ -43,12 +43,6 @@ def _killed(*_: object, **__: object) -> None:
     raise Killed
 
 
-@pytest.fixture(autouse=True)
-def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """These tests interrupt programs, not machines."""
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)
-
-
 def recipe(folder: Path, vocab_size: int = 300, share: float = 0.2, **tokens: object) -> BuildRecipe:
     return BuildRecipe.parse(
         {

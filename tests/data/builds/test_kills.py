@@ -34,7 +34,6 @@ def test_killed_at_a_change_of_each_class(tmp_path: Path) -> None:
 
 def test_killed_at_some_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By an exception, after which nothing can be changed any more: a rebuild of other settings, with few stages."""
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)
     write_sources(tmp_path / "sources")
     other = recipe(tmp_path / "sources", [{"kind": "exact"}, {"kind": "hold_out"}])
     settings = recipe(tmp_path / "sources", [{"kind": "paragraphs", "min_left_characters": 1}])

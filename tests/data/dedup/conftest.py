@@ -53,12 +53,6 @@ def outcome_of(stage: Stage, corpus: Corpus) -> Outcome:
     return Outcome(dropped, texts, messages, corpus, stage.report(corpus.work))
 
 
-@pytest.fixture(autouse=True)
-def no_waiting_for_the_disk(monkeypatch):
-    """These tests interrupt programs, not machines."""
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)
-
-
 @pytest.fixture
 def run(tmp_path_factory) -> Callable[..., Outcome]:
     """Run a stage over documents that are dealt into shards."""
