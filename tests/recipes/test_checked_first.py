@@ -21,11 +21,11 @@ SECOND: list[tuple[dict[str, Any], str]] = [
     ({"mixture": {"point": [{"weights": {"first": 1.0, "scond": 1.0}}]}}, "'scond', which is no source; did you mean"),
     (
         {"mixture": {**BOTH, "max_epochs": {"second": 0.001}}},
-        "stage 'two': in 3 steps source 'second' would be used .* more than its max_epochs",
+        "stage 'two': source 'second' runs dry after .* more than its max_epochs",
     ),
     (
         {"mixture": {"length_bounds": [60000], "point": [{**BOTH["point"][0], "lengths": [0, 1]}]}},
-        "stage 'two': .*no source that has a weight has documents of length class 2",
+        r"stage 'two': mixture\.point\.0\.lengths asks 1 .* more than 60,000 tokens, and no source",
     ),
     ({"seq_len": 48}, "stage 'two'.*multiple of seq_len"),
     ({"seq_len": 2_000_000, "batch_tokens": 2_000_000, "micro_batch_tokens": 2_000_000}, "max_position_embeddings"),
@@ -60,11 +60,22 @@ def test_a_later_stage_that_cannot_be(
     assert re.search(says, refused(given))
 
 
+def test_a_build_that_is_not_there_yet(built: Path, tmp_path: Path, leyden_cli: Callable[..., Any]) -> None:
+    """A dry run of a recipe that says its vocabulary notes it, and a run is refused."""
+    given = on_build(built)
+    given |= {"model": {**given["model"], "vocab_size": 300}, "data": {"build": str(tmp_path / "nowhere")}}
+    (tmp_path / "given.toml").write_text(dump_toml(given))
+    command = ("run", tmp_path / "given.toml", "--dir", tmp_path / "run")
+    outcome = leyden_cli(*command)
+    assert outcome.code == 2 and "nowhere" in outcome.err
+    outcome = leyden_cli(*command, "--dry-run")
+    assert (outcome.code, outcome.err) == (0, "") and "nowhere is not there yet" in outcome.out
+    assert not (tmp_path / "run").exists()
+
+
 def test_data_that_is_not_there_or_does_not_fit(built: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
     given = on_build(built)
     assert "nowhere" in refused(given | {"data": {"build": str(tmp_path / "nowhere")}})
-    resolved = given | {"model": {**given["model"], "vocab_size": 300}}  # its build is looked for when it runs
-    assert "nowhere" in refused(resolved | {"data": {"build": str(tmp_path / "nowhere")}})
     small = given | {"model": {**given["model"], "vocab_size": 299}}
     assert "(299) is smaller than the vocabulary" in refused(small)
     text = {key: value for key, value in given.items() if key != "data"}
@@ -83,7 +94,8 @@ def test_too_many_epochs_of_minutes_are_seen_once_they_are_measured(
     steps_of_a_second(monkeypatch)
     outcome = leyden_cli("run", tmp_path / "timed.toml", "--dir", tmp_path / "run")
     assert outcome.code == 2
-    assert "stage 'one': in 99 steps source 'second' would be used" in outcome.err
+    assert "99 steps fit" in outcome.err
+    assert "stage 'one': source 'second' runs dry after" in outcome.err
     assert not (tmp_path / "run").exists()
 
 

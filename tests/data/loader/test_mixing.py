@@ -153,7 +153,7 @@ def test_the_plan_comes_true(sources):
 def test_caps_are_refused_before_anything_is_trained(sources):
     mixture = _mixture((0, {"web": 1, "code": 1, "books": 1}), max_epochs={"books": 2, "web": 4})
     batches = _make(sources, mixture)
-    with pytest.raises(UserError, match=r"'books', runs dry after \d,\d+ tokens.* max_epochs \(2\).*Enough") as caught:
+    with pytest.raises(UserError, match=r"'books' runs dry after \d,\d+ tokens.* max_epochs \(2\).*Enough") as caught:
         batches.plan(100)
     dry = int(re.findall(r"after ([\d,]+) tokens", str(caught.value))[0].replace(",", "")) // batches.batch_tokens
     assert batches.plan(dry)[0].epochs <= 2

@@ -200,9 +200,9 @@ def _runs_dry(one: Planned, at_tokens: int, planned: Sequence[Planned]) -> UserE
     bound += f", up to {one.up_to:,} tokens long" if one.up_to else ""
     have, share = one.tokens / one.epochs, one.tokens / sum(other.tokens for other in planned)
     return UserError(
-        f"source '{one.source}'{bound}, runs dry after {at_tokens:,} tokens of the stage: it has {have:,.0f} tokens in "
-        f"{one.documents:,} documents, which would be used {one.epochs:.2f} times, more than its max_epochs "
-        f"({one.max_epochs:g}). Enough would be {one.tokens / one.max_epochs:,.0f} tokens of it; or "
+        f"source '{one.source}'{bound and bound + ','} runs dry after {at_tokens:,} tokens of the stage: it has "
+        f"{have:,.0f} tokens in {one.documents:,} documents, which would be used {one.epochs:.2f} times, more than its "
+        f"max_epochs ({one.max_epochs:g}). Enough would be {one.tokens / one.max_epochs:,.0f} tokens of it; or "
         f"{share * one.max_epochs / one.epochs:.2%} of the mixture in place of {share:.2%}; or max_epochs = "
         f"{math.ceil(one.epochs)}; or a shorter stage."
     )
