@@ -52,7 +52,7 @@ IncludePath = Annotated[
 ]
 Shots = Annotated[int | None, typer.Option(min=0, help="lm-eval: examples before each question.", show_default=False)]
 Chat = Annotated[bool, typer.Option("--chat", help="Put each question as the turn of a chat.")]
-Apart = Annotated[bool, typer.Option("--apart", help="niah: one needle a prompt, as in the paper.")]
+Apart = Annotated[bool, typer.Option("--apart", help="niah, mr_niah: hide one thing a prompt, as in the paper.")]
 Cot = Annotated[bool, typer.Option("--cot", help="longbench_v2: let the model reason first (chain of thought).")]
 Out = Annotated[
     Path | None, typer.Option(help="Keep rows and a page in this folder, and go on from it.", show_default=False)
