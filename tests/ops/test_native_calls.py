@@ -428,6 +428,14 @@ def test_a_step_outside_of_the_model_and_its_pools(changes: dict[str, list[int]]
         decode_step(model, DecodeBatch(**given))
 
 
+@pytest.mark.parametrize("changes", [{"num_experts": 3}, {"shared_width": 17}, {"mixer": MIXERS["sliding window"]}])
+def test_a_step_of_a_layer_that_has_no_room(changes: dict[str, int]) -> None:
+    layers = (LayerAddresses * 1)(LayerAddresses(**{"mixer": MIXERS["softmax"]} | changes))
+    model = ModelAddresses(vocab_size=4, num_layers=1, layers=layers, num_slots=2, num_pages=2)
+    with pytest.raises(ValueError, match=r"larger than is said|no place for a token"):
+        decode_step(model, DecodeBatch(tokens=[0, 0, 0, 0, 0], cu_seqlens=[0, 1], wanted=[0], page_tables=[1]))
+
+
 def test_a_step_of_a_mixer_that_it_has_no_body_for() -> None:
     layers = (LayerAddresses * 1)(LayerAddresses(max(MIXERS.values()) + 1))
     model = ModelAddresses(vocab_size=4, num_layers=1, layers=layers, num_slots=2, num_pages=2)

@@ -20,6 +20,8 @@ from leyden.serve.runner import Reading, Runner
 
 needs_compiler = pytest.mark.skipif(isinstance(native.load(), native.UnavailableError), reason="no C++ compiler here")
 
+WINDOWS = {"layer_types": ("sliding_attention", "linear_attention", "full_attention", "sliding_attention")}
+DENSE_AND_EXPERTS = {"mlp_types": ("dense", "dense", "experts", "experts"), "dense_intermediate_size": 64}
 SHAPES = [
     {},
     {"num_local_experts": 0, "dense_intermediate_size": 64},
@@ -28,6 +30,10 @@ SHAPES = [
     {"num_attention_heads": 4, "num_key_value_heads": 2, "rotary_dim": 0, "num_experts_per_tok": 3},
     {"tie_word_embeddings": True, "vocab_size": 301, "num_experts_per_tok": 1, "intermediate_size": 80},
     {"shared_intermediate_size": 48, "num_attention_heads": 7, "head_dim": 80},
+    {**WINDOWS, "sliding_window": 197, "num_attention_heads": 4, "num_key_value_heads": 2},
+    {**WINDOWS, "sliding_window": 3, "head_dim": 32, "rotary_dim": 32},
+    {**WINDOWS, "sliding_window": 300, "shared_intermediate_size": 48, **DENSE_AND_EXPERTS},
+    {"mlp_types": ("experts", "dense", "experts", "dense"), "shared_intermediate_size": 80},
 ]
 KINDS = ["float32", "bfloat16", "int8", "int8 head"]
 
@@ -122,7 +128,7 @@ def test_bfloat16_steps_are_nearer_to_float32_than_the_plain_forward(make_model:
 
 @needs_compiler
 @pytest.mark.parametrize("head", [False, True], ids=["bf16 head", "int8 head"])
-@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[1], SHAPES[6]])
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[1], SHAPES[6], SHAPES[9]])
 def test_int8_weights(make_model: Callable[..., HybridLM], shape: dict[str, object], head: bool) -> None:
     """In float32, where the modules and the step differ by rounding alone; and in bfloat16."""
     text = _text(40, 0)
@@ -136,12 +142,14 @@ def test_int8_weights(make_model: Callable[..., HybridLM], shape: dict[str, obje
 
 
 @needs_compiler
+@pytest.mark.parametrize("shape", [{}, {**WINDOWS, "sliding_window": 7, **DENSE_AND_EXPERTS}], ids=["", "windows"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_batch_and_no_thread_changes_a_bit(
-    make_model: Callable[..., HybridLM], kind: str, monkeypatch: pytest.MonkeyPatch
+    make_model: Callable[..., HybridLM], kind: str, shape: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each sequence alone, token by token; and in random company, order and drafts, with 1 to 3 threads."""
-    model = _of_kind(make_model(num_attention_heads=4, vocab_size=301, shared_intermediate_size=16), kind)
+    model = make_model(num_attention_heads=4, vocab_size=301, shared_intermediate_size=16, **shape)
+    model = _of_kind(model, kind)
     dtype = torch.float32 if kind == "float32" else torch.bfloat16
     texts = [_text(24, seed) for seed in range(7)]
     alone, together = (NativeDecoder(model, _pools(model, dtype)) for _ in range(2))
@@ -164,6 +172,22 @@ def test_no_batch_and_no_thread_changes_a_bit(
                 read[s] += count
         if decodes:
             assert torch.equal(together.run(decodes), torch.cat([expected[s][a:b] for s, a, b in spans]))
+
+
+@needs_compiler
+@pytest.mark.parametrize("window", [1, 64, PAGE, 3 * PAGE - 5])
+def test_windows_are_read_as_in_float64(make_model: Callable[..., HybridLM], window: int) -> None:
+    """From nothing, past the end of the window, against the whole model; a logit differs by rounding alone."""
+    kinds = ("sliding_attention", "linear_attention", "sliding_attention", "full_attention")
+    model, exact = (make_model(layer_types=kinds, sliding_window=window) for _ in range(2))
+    text = _text(window + 70, 3)
+    step = NativeDecoder(model, _pools(model, torch.float32))
+    parts = [Reading(text[a : a + 5], a, [3, 1, 7, 5], [2] * 6, wanted=5) for a in range(0, window + 66, 5)]
+    ours = torch.cat([step.run([part]) for part in parts])
+    with torch.inference_mode():
+        theirs = exact.double()(torch.tensor([text]))[0][: len(ours)]
+        plain = model(torch.tensor([text]))[0][: len(ours)]
+    assert (ours - theirs).norm() < 1.5 * (plain - theirs).norm()
 
 
 @needs_compiler
@@ -234,7 +258,7 @@ def test_new_weights_count_from_the_next_text_on(make_model: Callable[..., Hybri
     [
         ({"intermediate_size": 24}, torch.float32, "multiples of 16"),
         ({}, torch.float64, "float64"),
-        ({"mlp_types": ("dense", *["experts"] * 3)}, torch.float32, "some have experts"),
+        ({"mlp_types": ("dense", *["experts"] * 3), "dense_intermediate_size": 24}, torch.float32, "multiples of 16"),
     ],
 )
 def test_what_it_does_not_cover_is_said(

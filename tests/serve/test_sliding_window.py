@@ -3,7 +3,6 @@
 The tests are those of ``test_runner`` and ``test_prefix_cache``, on a model with windows shorter than a page.
 """
 
-import logging
 from collections.abc import Callable
 
 import pytest
@@ -12,10 +11,8 @@ from test_prefix_cache import *  # noqa: F403 - every test of it
 from test_runner import *  # noqa: F403 - every test of it
 
 from leyden import Engine, Sampling
-from leyden.core.errors import UserError
 from leyden.model import PAGE, Cache, HybridLM, Pools
 from leyden.serve.runner import Reading, Runner
-from leyden.serve.weights import decoder_of
 
 _WINDOW = 197
 _KINDS = ("linear_attention", "sliding_attention", "full_attention", "sliding_attention")
@@ -76,16 +73,7 @@ def test_what_is_behind_the_window_takes_no_memory(make_model: Callable[..., Hyb
     assert [x.shape[1] for x in cache.layers[1]._held] == [64, 64]  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_an_engine_says_why_it_has_no_native_step(model: HybridLM, caplog: pytest.LogCaptureFixture) -> None:
-    pools = Pools(model.config, 2, 4, dtype=torch.float32)
-    with caplog.at_level(logging.INFO):
-        assert decoder_of(model, pools, "auto") is None
-    assert "native step has no body for SlidingWindowAttention (of layers.1.self_attn)" in caplog.text
-    with pytest.raises(UserError, match=r"decoder='native' cannot run: .*SlidingWindowAttention"):
-        decoder_of(model, pools, "native")
-
-
-@pytest.mark.parametrize("settings", [{}, {"speculation": "prompt"}, {"cache_gigabytes": 0.0}])
+@pytest.mark.parametrize("settings", [{}, {"speculation": "prompt"}, {"cache_gigabytes": 0.0}, {"decoder": "torch"}])
 def test_an_engine_generates_what_the_model_does(model: HybridLM, settings: dict[str, object]) -> None:
     """Twice, so that the second time goes on from the prefix cache where there is one."""
     prompt, cache = _text(600), Cache(model.config)

@@ -11,6 +11,7 @@ from leyden.model.lm import DecoderLayer, HybridLM
 from leyden.model.losses import OutputProjection
 from leyden.model.mixers import Mixer
 from leyden.model.mixers.lightning import LightningAttention, Slopes
+from leyden.model.mixers.sliding_window import SlidingWindowAttention
 from leyden.model.mixers.softmax import SoftmaxAttention
 from leyden.model.norm import RMSNorm
 from leyden.model.pools import Pools
@@ -94,9 +95,9 @@ class NativeDecoder:
             head_dim=config.head_dim,
             rotary_dim=config.rotary_dim,
             expert_width=config.intermediate_size if config.num_local_experts else 0,
-            num_experts=config.num_local_experts,
             top_k=config.num_experts_per_tok if config.num_local_experts else 0,
-            shared_width=config.shared_intermediate_size if config.num_local_experts else config.dense_width,
+            most_experts=config.num_local_experts,
+            widest_shared=max(addresses.shared_width for addresses in self._layers),
             vocab_size=config.vocab_size,
             num_layers=config.num_hidden_layers,
             postnorm=config.postnorm,
@@ -178,22 +179,39 @@ class NativeDecoder:
         addresses.slopes = self._at(mixer.slopes.values, heads)
 
     def _softmax(self, addresses: LayerAddresses, mixer: SoftmaxAttention, memory: Tensors) -> None:
+        self._keys_and_values(addresses, mixer, memory["keys"], memory["values"], PAGE)
+
+    def _keys_and_values(
+        self,
+        addresses: LayerAddresses,
+        mixer: SoftmaxAttention,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        num_tokens: int,
+    ) -> None:
+        """The projections, and the pools [slots or pages, num_tokens, Hkv, D]."""
         config = self._config
         hidden, inner = config.hidden_size, config.num_attention_heads * config.head_dim
         shared = config.num_key_value_heads * config.head_dim
-        pages = (len(memory["keys"]), PAGE, config.num_key_value_heads, config.head_dim)
-        addresses.keys = self._at(memory["keys"], *pages, dtype=self._dtype)
-        addresses.values = self._at(memory["values"], *pages, dtype=self._dtype)
+        pool = (len(keys), num_tokens, config.num_key_value_heads, config.head_dim)
+        addresses.keys = self._at(keys, *pool, dtype=self._dtype)
+        addresses.values = self._at(values, *pool, dtype=self._dtype)
         addresses.q_proj = self._matrix(mixer.q_proj, inner, hidden)
         addresses.k_proj = self._matrix(mixer.k_proj, shared, hidden)
         addresses.v_proj = self._matrix(mixer.v_proj, shared, hidden)
         addresses.out_proj = self._matrix(mixer.o_proj, hidden, inner)
+
+    def _window(self, addresses: LayerAddresses, mixer: SlidingWindowAttention, memory: Tensors) -> None:
+        assert mixer.window is not None, "a SlidingWindowAttention has one"
+        addresses.window = mixer.window
+        self._keys_and_values(addresses, mixer, memory["window_keys"], memory["window_values"], mixer.window)
 
     def _feed_forward(self, addresses: LayerAddresses, mlp: nn.Module) -> None:
         shared, config = mlp, self._config
         hidden, inner = config.hidden_size, config.intermediate_size
         if isinstance(mlp, MixtureOfExperts):
             experts, number = mlp.experts, config.num_local_experts
+            addresses.num_experts = number
             addresses.router = self._at(mlp.gate.weight, number, hidden)
             both = (number, 2 * inner, hidden)
             addresses.gate_proj = self._matrix(experts, *both, weight="gate_up_proj", scale="gate_up_scale")
@@ -205,6 +223,7 @@ class NativeDecoder:
             shared, inner = mlp.shared.mlp, config.shared_intermediate_size
         else:
             inner = config.dense_width
+        addresses.shared_width = inner
         addresses.shared_gate_proj = self._matrix(shared.get_submodule("gate_proj"), inner, hidden)
         addresses.shared_up_proj = self._matrix(shared.get_submodule("up_proj"), inner, hidden)
         addresses.shared_down_proj = self._matrix(shared.get_submodule("down_proj"), hidden, inner)
@@ -213,6 +232,7 @@ class NativeDecoder:
 _MIXERS: Mapping[type[nn.Module], tuple[int, Callable[..., None]]] = {
     LightningAttention: (MIXERS["lightning"], NativeDecoder._lightning),
     SoftmaxAttention: (MIXERS["softmax"], NativeDecoder._softmax),
+    SlidingWindowAttention: (MIXERS["sliding window"], NativeDecoder._window),
 }
 """The mixers that the step has a body for, by their exact class: its number there, and what fills in its addresses."""
 
@@ -238,9 +258,8 @@ def _check(model: HybridLM, pools: Pools) -> None:
         raise UnavailableError(f"the model is on {model.norm.weight.device.type}, not on the CPU")
     if pools.dtype not in (torch.float32, torch.bfloat16):
         raise UnavailableError(f"the model computes in {pools.dtype}; float32 and bfloat16 have one")
-    if config.mlp_types:
-        raise UnavailableError("some of its layers have a dense feed-forward and some have experts")
-    inner = config.intermediate_size if config.num_local_experts else config.dense_width
-    widths = [config.hidden_size, config.head_dim, inner, config.shared_intermediate_size]
+    dense = config.dense_width if "dense" in config.mlp_kinds() else 0
+    experts = (config.intermediate_size, config.shared_intermediate_size) if config.num_local_experts else ()
+    widths = [config.hidden_size, config.head_dim, dense, *experts]
     if any(width % LANES for width in widths):
-        raise UnavailableError(f"hidden, head and expert widths {widths} are not all multiples of {LANES}")
+        raise UnavailableError(f"hidden, head, dense and expert widths {widths} are not all multiples of {LANES}")

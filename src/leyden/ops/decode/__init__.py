@@ -29,7 +29,7 @@ __all__ = [
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 """What the weights of a matrix can be; those of int8 have a float32 scale for each row."""
 
-MIXERS = {"lightning": 1, "softmax": 2}
+MIXERS = {"lightning": 1, "softmax": 2, "sliding window": 3}
 """The mixers that the step has a body for, by their number in ``model.h``; it refuses any other."""
 
 _ADDRESS = ctypes.c_void_p
@@ -45,7 +45,7 @@ class LayerAddresses(ctypes.Structure):
     """One layer; ``model.h`` says the shapes."""
 
     _fields_ = (
-        ("mixer", ctypes.c_int32),
+        *((name, ctypes.c_int32) for name in ("mixer", "window", "num_experts", "shared_width")),
         *((name, ctypes.c_float) for name in ("attention_alpha", "attention_beta", "mlp_alpha", "mlp_beta")),
         *((name, _ADDRESS) for name in ("input_norm", "post_attention_norm")),
         *((name, MatrixAddress) for name in ("qkv_proj", "output_gate")),
@@ -66,7 +66,7 @@ class ModelAddresses(ctypes.Structure):
     _fields_ = (
         ("bfloat16", ctypes.c_int32),
         *((name, ctypes.c_int32) for name in ("hidden_size", "num_heads", "num_kv_heads", "head_dim", "rotary_dim")),
-        *((name, ctypes.c_int32) for name in ("expert_width", "num_experts", "top_k", "shared_width")),
+        *((name, ctypes.c_int32) for name in ("expert_width", "top_k", "most_experts", "widest_shared")),
         *((name, ctypes.c_int32) for name in ("vocab_size", "num_layers", "postnorm")),
         ("norm_eps", ctypes.c_float),
         ("output_norm_eps", ctypes.c_float),

@@ -46,18 +46,20 @@ template <class T> void walk(Worker<T> &worker, float *logits, int64_t logits_st
     const Model &model = worker.model;
     const auto &work = worker.work;
     const int B = worker.B, D = model.hidden_size, num_wanted = (int)worker.batch.num_wanted;
-    SortedAssignments sorted(model.num_experts, B * model.top_k);
+    SortedAssignments sorted(model.most_experts, B * model.top_k);
     worker.static_for(B, [&](int b) { embed(worker, b); });
     worker.barrier();
     for (int i = 0; i < model.num_layers; i++) {
         const Layer &layer = model.layers[i];
         worker.static_for(B, [&](int b) { worker.norm(layer.input_norm, b, b); });
         worker.barrier();
-        layer.mixer == LIGHTNING ? lightning_attention(worker, layer) : softmax_attention(worker, layer);
+        if (layer.mixer == LIGHTNING) lightning_attention(worker, layer);
+        else if (layer.mixer == SOFTMAX) softmax_attention(worker, layer);
+        else sliding_window_attention(worker, layer);
         worker.barrier();
         worker.static_for(B, [&](int b) {
             worker.norm(layer.post_attention_norm, b, b);
-            if (model.num_experts) route(worker, layer, b);
+            if (layer.num_experts) route(worker, layer, b);
             if (layer.shared_coefficient) weigh_shared_expert(worker, layer, b);
         });
         worker.barrier();

@@ -9,7 +9,7 @@ namespace leyden::decode {
 // A token's experts: the top k of the router's softmax, with weights that sum to 1.
 template <class T> void route(const Worker<T> &worker, const Layer &layer, int b) {
     const Model &model = worker.model;
-    const int D = model.hidden_size, E = model.num_experts, top_k = model.top_k;
+    const int D = model.hidden_size, E = layer.num_experts, top_k = model.top_k;
     std::vector<float> scores(E);
     product(layer.router, D, nullptr, D, 0, E, Rows<float>{worker.work.normed + b * D, D, 1}, scores.data(), E);
     const float largest = *std::max_element(scores.begin(), scores.end());
@@ -58,9 +58,9 @@ struct FeedForwardRows {
     int64_t hidden_stride, output_stride, shared_stride;
     int64_t shared_hidden, shared_output;
 
-    FeedForwardRows(const Model &model, int64_t num_assignments)
+    FeedForwardRows(const Model &model, const Layer &layer, int64_t num_assignments)
         : hidden_stride(apart(model.expert_width)), output_stride(apart(model.hidden_size)),
-          shared_stride(apart(model.shared_width)), shared_hidden(num_assignments * hidden_stride),
+          shared_stride(apart(layer.shared_width)), shared_hidden(num_assignments * hidden_stride),
           shared_output(num_assignments * output_stride) {}
 };
 
@@ -79,7 +79,7 @@ template <class T> void activate(const Worker<T> &worker, int64_t begin_at, int6
 template <class T>
 void prefetch_feed_forward(Worker<T> &worker, const Layer &layer, const SortedAssignments &sorted) {
     const Model &model = worker.model;
-    const int D = model.hidden_size, E = model.num_experts, F = model.expert_width, shared = model.shared_width;
+    const int D = model.hidden_size, E = layer.num_experts, F = model.expert_width, shared = layer.shared_width;
     worker.prefetch_nothing();
     for (int e = 0; e < E; e++)
         if (sorted.count(e)) {
@@ -96,8 +96,8 @@ void prefetch_feed_forward(Worker<T> &worker, const Layer &layer, const SortedAs
 template <class T> void gate_and_up(Worker<T> &worker, const Layer &layer, const SortedAssignments &sorted) {
     const Model &model = worker.model;
     auto &work = worker.work;
-    const int D = model.hidden_size, E = model.num_experts, F = model.expert_width, shared = model.shared_width;
-    const FeedForwardRows rows(model, sorted.first[E]);
+    const int D = model.hidden_size, E = layer.num_experts, F = model.expert_width, shared = layer.shared_width;
+    const FeedForwardRows rows(model, layer, sorted.first[E]);
     for (int e = 0; e < E; e++) {
         if (!sorted.count(e)) continue;
         const Rows<typename Worker<T>::X> x{work.input + 0, D, sorted.count(e), &sorted.token[sorted.first[e]]};
@@ -117,8 +117,8 @@ template <class T> void gate_and_up(Worker<T> &worker, const Layer &layer, const
 template <class T> void down(Worker<T> &worker, const Layer &layer, const SortedAssignments &sorted) {
     const Model &model = worker.model;
     auto &work = worker.work;
-    const int D = model.hidden_size, E = model.num_experts, F = model.expert_width, shared = model.shared_width;
-    const FeedForwardRows rows(model, sorted.first[E]);
+    const int D = model.hidden_size, E = layer.num_experts, F = model.expert_width, shared = layer.shared_width;
+    const FeedForwardRows rows(model, layer, sorted.first[E]);
     for (int e = 0; e < E; e++) {
         if (!sorted.count(e)) continue;
         const int64_t hidden = sorted.first[e] * rows.hidden_stride, output = sorted.first[e] * rows.output_stride;
@@ -137,8 +137,8 @@ template <class T>
 void combine_experts(Worker<T> &worker, const Layer &layer, const SortedAssignments &sorted, int b) {
     const Model &model = worker.model;
     const auto &work = worker.work;
-    const int D = model.hidden_size, E = model.num_experts, top_k = model.top_k;
-    const FeedForwardRows rows(model, sorted.first[E]);
+    const int D = model.hidden_size, E = layer.num_experts, top_k = model.top_k;
+    const FeedForwardRows rows(model, layer, sorted.first[E]);
     const float *kept = worker.kept(b);
     const float c = layer.shared_coefficient ? work.shared_coefficient[b] : E ? 0 : 1;
     const auto [begin, end] = worker.columns(D);
@@ -146,7 +146,7 @@ void combine_experts(Worker<T> &worker, const Layer &layer, const SortedAssignme
         Vector y = {};
         for (int a = b * top_k; E && a < (b + 1) * top_k; a++)
             y += work.expert_weight[a] * load(work.output + sorted.place[a] * rows.output_stride + i);
-        if (model.shared_width)
+        if (layer.shared_width)
             y = y * (1 - c) + load(work.output + rows.shared_output + b * rows.output_stride + i) * c;
         store(work.residual + b * D + i, load(kept + i) * layer.mlp_alpha + y * layer.mlp_beta);
     }
@@ -154,7 +154,7 @@ void combine_experts(Worker<T> &worker, const Layer &layer, const SortedAssignme
 
 template <class T> void feed_forward(Worker<T> &worker, const Layer &layer, SortedAssignments &sorted) {
     const Model &model = worker.model;
-    sorted.sort(worker.work.expert_of, model.num_experts ? worker.B * model.top_k : 0, model.top_k);
+    sorted.sort(worker.work.expert_of, layer.num_experts ? worker.B * model.top_k : 0, model.top_k);
     prefetch_feed_forward(worker, layer, sorted);
     gate_and_up(worker, layer, sorted);
     worker.barrier();

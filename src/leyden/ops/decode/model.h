@@ -3,7 +3,7 @@
 // The structures mirror those of __init__.py field by field. The sizes that comments name, here and in the other files:
 //   B tokens of the step        D hidden size        K head dim                 F width of an expert
 //   H heads                     G key-value heads    E experts
-//   A = B top_k assignments of tokens to experts
+//   W tokens of a window        A = B top_k assignments of tokens to experts
 
 #pragma once
 
@@ -15,7 +15,7 @@ constexpr int PAGE = 256;  // tokens of a page
 
 enum Kind : int64_t { FLOAT32, BFLOAT16, INT8 };
 
-enum Mixer : int32_t { LIGHTNING = 1, SOFTMAX = 2 };
+enum Mixer : int32_t { LIGHTNING = 1, SOFTMAX = 2, SLIDING_WINDOW = 3 };
 
 extern "C" {
 
@@ -28,6 +28,8 @@ struct Matrix {
 
 struct Layer {
     int32_t mixer;                                    // a Mixer
+    int32_t window;                                   // W, of a sliding window
+    int32_t num_experts, shared_width;                // of the feed-forward; 0 for none
     float attention_alpha, attention_beta, mlp_alpha, mlp_beta;  // of the residual connections
     const float *input_norm, *post_attention_norm;    // [D]
 
@@ -37,9 +39,9 @@ struct Layer {
     const float *output_norm, *slopes;                // [HK], [H]
     float *states;                                    // [slots, H, K, K]
 
-    // Softmax attention.
+    // Softmax attention, over all keys or those within a window.
     Matrix q_proj, k_proj, v_proj;                    // [HK, D], [GK, D], [GK, D]
-    void *keys, *values;                              // [pages, PAGE, G, K]
+    void *keys, *values;                              // [pages, PAGE, G, K], or [slots, W, G, K]
 
     Matrix out_proj;                                  // [D, HK]
 
@@ -53,7 +55,7 @@ struct Layer {
 struct Model {
     int32_t bfloat16;  // of activations, keys and values; weights have each a kind of their own
     int32_t hidden_size, num_heads, num_kv_heads, head_dim, rotary_dim;
-    int32_t expert_width, num_experts, top_k, shared_width, vocab_size, num_layers;
+    int32_t expert_width, top_k, most_experts, widest_shared, vocab_size, num_layers;  // of all layers
     int32_t postnorm;
     float norm_eps, output_norm_eps;
     int32_t expert_rows;                              // of gate_proj and up_proj, from one expert to the next
@@ -93,7 +95,10 @@ inline Fault check(const Model &model, const Batch &batch) {
     bool paged = false;
     for (int i = 0; i < model.num_layers; i++) {
         const int32_t mixer = model.layers[i].mixer;
-        if (mixer != LIGHTNING && mixer != SOFTMAX) return "a layer's mixer is none that this step has a body for";
+        if (mixer < LIGHTNING || mixer > SLIDING_WINDOW) return "a layer's mixer is none that this step has a body for";
+        if (mixer == SLIDING_WINDOW && model.layers[i].window < 1) return "a window has no place for a token";
+        if (model.layers[i].num_experts > model.most_experts || model.layers[i].shared_width > model.widest_shared)
+            return "a layer's feed-forward is larger than is said of all";
         paged |= mixer == SOFTMAX;
     }
     if (paged && !within(batch.page_tables, batch.num_pages, 0, model.num_pages))

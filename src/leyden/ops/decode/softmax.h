@@ -1,4 +1,5 @@
-// A layer's softmax attention in a decoding step: keys and values go into the sequence's pages, queries over all of them.
+// A layer's softmax attention in a decoding step. Keys and values go into the sequence's pages, or into the ring of its
+// newest ones where a token sees no more than a window.
 
 #pragma once
 
@@ -16,14 +17,14 @@ inline void rotate(float *head, const float *cosine, const float *sine, int half
     });
 }
 
-template <class T> void softmax_attention(Worker<T> &worker, const Layer &layer) {
+// The projections of all tokens, and their queries as inputs of products. A thread may go on with its own tokens; what is
+// there of others is complete behind the next barrier.
+template <class T> void project_and_rotate(Worker<T> &worker, const Layer &layer) {
     const Model &model = worker.model;
-    const Batch &batch = worker.batch;
     auto &work = worker.work;
-    const int B = worker.B, D = model.hidden_size, H = model.num_heads, G = model.num_kv_heads, K = model.head_dim;
-    const int width = H * K, group = H / G, half = model.rotary_dim / 2;
-    const int64_t kv_width = G * K, stride = apart(width + 2 * kv_width), partial_width = K + 2;
-
+    const int D = model.hidden_size, H = model.num_heads, G = model.num_kv_heads, K = model.head_dim;
+    const int width = H * K, kv_width = G * K, half = model.rotary_dim / 2;
+    const int64_t stride = apart(width + 2 * kv_width);
     float *projected = work.projected + 0;
     worker.prefetch_nothing(), worker.prefetch(layer.q_proj, D, width);
     worker.prefetch(layer.k_proj, D, kv_width), worker.prefetch(layer.v_proj, D, kv_width);
@@ -31,18 +32,33 @@ template <class T> void softmax_attention(Worker<T> &worker, const Layer &layer)
     worker.project(layer.k_proj, D, kv_width, worker.inputs(), projected + width, stride);
     worker.project(layer.v_proj, D, kv_width, worker.inputs(), projected + width + kv_width, stride);
     worker.barrier();
-
-    worker.static_for(B, [&](int b) {
-        const Token &token = batch.tokens[b];
-        float *q = projected + b * stride, *k = q + width, *v = k + kv_width;
+    worker.static_for(worker.B, [&](int b) {
+        float *q = projected + b * stride;
         for (int h = 0; h < H + G; h++) rotate(q + h * K, work.cosine + b * half, work.sine + b * half, half);
         for (int i = 0; i < width; i += LANES) store(work.queries + b * width + i, load(q + i));
+    });
+}
+
+// Keys and values of `width` elements, of one token or one head of it, into the place that they have from now on.
+template <class T> void keep(const float *k, const float *v, int width, T *key, T *value) {
+    for (int i = 0; i < width; i += LANES) store(key + i, load(k + i)), store(value + i, load(v + i));
+}
+
+template <class T> void softmax_attention(Worker<T> &worker, const Layer &layer) {
+    const Model &model = worker.model;
+    const Batch &batch = worker.batch;
+    auto &work = worker.work;
+    const int B = worker.B, H = model.num_heads, G = model.num_kv_heads, K = model.head_dim;
+    const int width = H * K, kv_width = G * K, group = H / G;
+    const int64_t partial_width = K + 2;
+
+    project_and_rotate(worker, layer);
+    worker.static_for(B, [&](int b) {
+        const Token &token = batch.tokens[b];
+        const float *k = work.projected + b * apart(width + 2 * kv_width) + width, *v = k + kv_width;
         const int64_t page = batch.page_tables[token.page_table + token.position / PAGE];
         const int64_t place = (page * PAGE + token.position % PAGE) * kv_width;
-        for (int i = 0; i < kv_width; i += LANES) {
-            store((T *)layer.keys + place + i, load(k + i));
-            store((T *)layer.values + place + i, load(v + i));
-        }
+        keep(k, v, kv_width, (T *)layer.keys + place, (T *)layer.values + place);
     });
     worker.barrier();
 
@@ -60,6 +76,52 @@ template <class T> void softmax_attention(Worker<T> &worker, const Layer &layer)
         const int64_t b = item / H, h = item % H, begin = work.first_split[b];
         combine_splits(work.partial + (begin * H + h) * partial_width, H * partial_width,
                        work.first_split[b + 1] - begin, K, work.attended + b * width + h * K);
+    });
+    worker.project_out(layer);
+}
+
+// One token's queries of key head g over the newest keys of its sequence. The slot is a ring: the token at position p lies
+// at place p % W, so that the order of a sum depends on the position alone.
+template <class T> void attend_window(Worker<T> &worker, const Layer &layer, int64_t b, int64_t g) {
+    const Model &model = worker.model;
+    auto &work = worker.work;
+    const Token &token = worker.batch.tokens[b];
+    const int H = model.num_heads, G = model.num_kv_heads, K = model.head_dim, group = H / G;
+    const int64_t W = layer.window, width = H * K, kv_width = G * K, slot = W * kv_width;
+    T *keys = (T *)layer.keys + token.slot_after * slot + g * K;
+    T *values = (T *)layer.values + token.slot_after * slot + g * K;
+    if (token.slot_before != token.slot_after) {
+        const int64_t back = (token.slot_before - token.slot_after) * slot;
+        for (int64_t i = 0; i < std::min(token.position, W) * kv_width; i += kv_width) {
+            std::memcpy((void *)(keys + i), keys + back + i, K * sizeof(T));
+            std::memcpy((void *)(values + i), values + back + i, K * sizeof(T));
+        }
+    }
+    const float *k = work.projected + b * apart(width + 2 * kv_width) + width + g * K, *v = k + kv_width;
+    const int64_t place = token.position % W * kv_width;
+    keep(k, v, K, keys + place, values + place);
+
+    float *partial = work.partial + (b * H + g * group) * (K + 2);
+    for (int h = 0; h < group; h++) begin_partial(partial + h * (K + 2), K);
+    const int64_t length = std::min(token.position + 1, W);
+    for (int64_t first = 0; first < length; first += PAGE)
+        attend_block(keys + first * kv_width, values + first * kv_width, kv_width,
+                     (int)std::min<int64_t>(PAGE, length - first), work.queries + b * width + g * group * K, group, K,
+                     partial);
+    for (int h = 0; h < group; h++)
+        combine_splits(partial + h * (K + 2), 0, 1, K, work.attended + b * width + (g * group + h) * K);
+}
+
+// A token may write where the one before it in the step has read, so that a sequence's tokens go one after another.
+template <class T> void sliding_window_attention(Worker<T> &worker, const Layer &layer) {
+    const Batch &batch = worker.batch;
+    const int64_t G = worker.model.num_kv_heads;
+    project_and_rotate(worker, layer);
+    worker.barrier();
+    worker.dynamic_for(batch.num_sequences * G, [&](int64_t item) {
+        const int64_t sequence = item / G, g = item % G;
+        for (int64_t b = batch.cu_seqlens[sequence]; b < batch.cu_seqlens[sequence + 1]; b++)
+            attend_window(worker, layer, b, g);
     });
     worker.project_out(layer);
 }

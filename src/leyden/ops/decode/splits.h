@@ -74,35 +74,44 @@ inline void online_softmax(float *scores, int count, float scale, int width, flo
     *total += sum(sums);
 }
 
-// One split, for the `heads` queries [heads, K] that share a key head. keys, values: of that head in page 0, from which
-// tokens lie `stride` apart. partial: of the split and the first head [heads, K + 2]: the weighted sum of values, the
-// exponent of its unit, the total of the weights.
+// What one or more blocks of a context yield for one head, [K + 2]: the weighted sum of values, the exponent of its unit,
+// the total of the weights.
+inline void begin_partial(float *partial, int K) {
+    std::fill(partial, partial + K + 2, 0.0f);
+    partial[K] = -INFINITY;
+}
+
+// A block of at most PAGE keys and values, which lie `stride` apart, for the `heads` queries [heads, K] that share a key
+// head; partial: of the first of these heads.
 template <class T, class X>
-void attend_split(const T *keys, const T *values, int64_t stride, const int32_t *page_table, const Splits &splits,
-                  int64_t split, const X *queries, int heads, int K, float *partial) {
-    const int64_t width = K + 2;
-    for (int h = 0; h < heads; h++) {
-        std::fill(partial + h * width, partial + (h + 1) * width, 0.0f);
-        partial[h * width + K] = -INFINITY;
-    }
+void attend_block(const T *keys, const T *values, int64_t stride, int count, const X *queries, int heads, int K,
+                  float *partial) {
     thread_local std::vector<float> scores;
     scores.resize(heads * PAGE);
     const float scale = 1 / std::sqrt((float)K);
+    const int64_t width = K + 2;
+    product(keys, stride, (const float *)nullptr, K, 0, count, Rows<X>{queries, K, heads}, scores.data(), PAGE);
+    for (int h = 0; h < heads; h++) {
+        float *of_head = partial + h * width;
+        online_softmax(scores.data() + h * PAGE, count, scale, K, of_head + K, of_head + K + 1, of_head);
+    }
+    int j = 0;
+    for (; j + VALUES * LANES <= K; j += VALUES * LANES)
+        add_values<VALUES>(heads, values + j, stride, count, scores.data(), partial + j, width);
+    for (; j < K; j += LANES) add_values<1>(heads, values + j, stride, count, scores.data(), partial + j, width);
+}
+
+// One split, for the `heads` queries [heads, K] that share a key head. keys, values: of that head in page 0, from which
+// tokens lie `stride` apart. partial: of the split and the first of these heads.
+template <class T, class X>
+void attend_split(const T *keys, const T *values, int64_t stride, const int32_t *page_table, const Splits &splits,
+                  int64_t split, const X *queries, int heads, int K, float *partial) {
+    for (int h = 0; h < heads; h++) begin_partial(partial + h * (K + 2), K);
     const int64_t last = std::min(splits.pages, (split + 1) * splits.pages_each);
     for (int64_t page = split * splits.pages_each; page < last; page++) {
         const int count = (int)std::min<int64_t>(PAGE, splits.length - page * PAGE);
         const int64_t place = (int64_t)page_table[page] * PAGE * stride;
-        product(keys + place, stride, (const float *)nullptr, K, 0, count, Rows<X>{queries, K, heads}, scores.data(),
-                PAGE);
-        for (int h = 0; h < heads; h++) {
-            float *of_head = partial + h * width;
-            online_softmax(scores.data() + h * PAGE, count, scale, K, of_head + K, of_head + K + 1, of_head);
-        }
-        int j = 0;
-        for (; j + VALUES * LANES <= K; j += VALUES * LANES)
-            add_values<VALUES>(heads, values + place + j, stride, count, scores.data(), partial + j, width);
-        for (; j < K; j += LANES)
-            add_values<1>(heads, values + place + j, stride, count, scores.data(), partial + j, width);
+        attend_block(keys + place, values + place, stride, count, queries, heads, K, partial);
     }
 }
 

@@ -76,12 +76,12 @@ template <class T> class Worker {
 
     // y = x w^T in this thread's columns of y, for w [out, in] from `row` on, of any kind.
     void project(const Matrix &w, int in, int out, Rows<X> x, float *y, int64_t y_stride, int64_t row = 0) {
-        const auto [begin, end] = columns(out);
+        const std::pair<int, int> mine = columns(out);
         upcoming.enter();
-        if (begin == end) return;
+        if (mine.first == mine.second) return;
         const float *scale = w.scale ? w.scale + row : nullptr;
         const auto of_kind = [&](const auto *weight) {
-            product(weight + row * in, in, scale, in, begin, end, x, y, y_stride, &upcoming);
+            product(weight + row * in, in, scale, in, mine.first, mine.second, x, y, y_stride, &upcoming);
         };
         if (w.kind == INT8) of_kind((const Int8 *)w.weight);
         else if (w.kind == BFLOAT16) of_kind((const BFloat16 *)w.weight);

@@ -47,7 +47,7 @@ template <class X> struct Workspace {
     Buffer<int32_t> expert_of;          // [A]
     Buffer<float> expert_weight;        // [A]
     Buffer<float> shared_coefficient;   // [B]
-    Buffer<float> gate, up;             // [A, F] and behind it [B, shared_width]
+    Buffer<float> gate, up;             // [A, F] and behind it [B, shared width]
     Buffer<X> activated;                // the same
     Buffer<float> output;               // [A, D] and behind it [B, D]: of experts; [B, D] of out_proj
     std::vector<int64_t> first_split;   // [B + 1]
@@ -61,7 +61,7 @@ template <class X> struct Workspace {
         projected.fit(B * apart(std::max<int64_t>(4 * width, width + 2 * m.num_kv_heads * m.head_dim)));
         queries.fit(B * width), recurred.fit(B * width), attended.fit(B * width);
         expert_of.fit(A), expert_weight.fit(A), shared_coefficient.fit(B);
-        const int64_t hidden = A * apart(m.expert_width) + B * apart(m.shared_width);
+        const int64_t hidden = A * apart(m.expert_width) + B * apart(m.widest_shared);
         gate.fit(hidden), up.fit(hidden), activated.fit(hidden), output.fit((A + B) * apart(m.hidden_size));
         first_split.assign(1, 0);
         for (int64_t b = 0; b < B; b++)

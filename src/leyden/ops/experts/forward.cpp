@@ -75,7 +75,7 @@ void forward(const T *x, const W *gate_up, const float *gate_up_scale, const W *
 }  // namespace
 
 // Whether leyden_experts_forward is the faster way here: not beside a processor's own matrix unit.
-extern "C" int64_t leyden_experts_forward_pays(int64_t bfloat16) {
+extern "C" int64_t leyden_experts_forward_pays([[maybe_unused]] int64_t bfloat16) {
 #if defined __AVX512BF16__ && !defined __AMX_BF16__
     return true;
 #elif defined __AVX512F__

@@ -101,7 +101,7 @@ float *products(const X *x, const X *w, int64_t begin, int64_t end, int64_t lowe
 }  // namespace
 
 // Whether leyden_attention_* take tensors of this dtype, and are faster than a matrix library's float32 products.
-extern "C" int64_t leyden_attention_pays(int64_t bfloat16) {
+extern "C" int64_t leyden_attention_pays([[maybe_unused]] int64_t bfloat16) {
 #if defined __AVX512BF16__
     return true;
 #elif defined __AVX512F__
