@@ -120,7 +120,9 @@ def record_steps(kept: Sequence[torch.Tensor], run: Callable[[], object]) -> lis
     def call(model: Any, batch: Any, *rest: Any) -> bytes | None:
         *sizes, logits, stride, _ = (each.value for each in rest)
         model, batch = model._obj, batch._obj
-        structures = [model, batch, (type(model.layers.contents) * model.num_layers).from_buffer(model.layers.contents)]
+        layers = model.layers.contents
+        layers = (type(layers) * model.num_layers).from_address(ctypes.addressof(layers))
+        structures = [model, batch, layers]
         num_logits = max(0, (batch.num_wanted - 1) * stride + model.vocab_size)
         ctypes.memset(logits, 0, 4 * num_logits)
         memory = {tensor.data_ptr(): tensor for tensor in kept}
