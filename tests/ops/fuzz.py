@@ -15,6 +15,7 @@ import torch
 from leyden.ops import (
     Int8Matrices,
     apply_rotary,
+    gated_linear_attention,
     gated_rms_norm,
     int8_linear,
     lightning_attention,
@@ -193,6 +194,19 @@ def _lightning(draw: Draw) -> tuple[list[torch.Tensor], Callable]:
     return inputs, run
 
 
+def _gated(draw: Draw) -> tuple[list[torch.Tensor], Callable]:
+    T, H = draw.one_of(0, 1, 2, 32, 33, 70), 1 + draw.below(3)
+    K, V = draw.one_of(16, 48, 64), draw.one_of(16, 64)
+    packed = bool(draw.below(2))
+    B = 1 if packed else 1 + draw.below(2)
+    bounds, steepness = draw.bounds(T) if packed else None, draw.one_of(1e-6, 0.1, 1.0, 100.0)
+    decays = torch.rand(B, T, H, draw.one_of(1, K), generator=draw.generator) * -steepness
+    if draw.below(2):
+        draw.leaves.append(decays.requires_grad_())
+    inputs = [*(draw.values(B, T, H, D) for D in (K, K, V)), decays]
+    return inputs, lambda q, k, v, g, backend: gated_linear_attention(q, k, v, g, None, bounds, backend)
+
+
 def _prefill(draw: Draw) -> tuple[list[torch.Tensor], Callable]:
     T, H, K, V = draw.one_of(1, 2, 65), 1 + draw.below(2), draw.one_of(3, 16), 16
     bounds = draw.bounds(T)
@@ -243,6 +257,7 @@ OPS: dict[str, tuple[Callable[[Draw], tuple[list[torch.Tensor], Callable]], str]
     "softmax_attention": (_softmax, "auto"),
     "lightning_attention": (_lightning, "native"),
     "lightning_attention_prefill": (_prefill, "native"),
+    "gated_linear_attention": (_gated, "native"),
     "int8_linear": (_int8, "native"),
     "paged_attention": (_paged, "torch"),
     "ranged_attention": (_ranged, "torch"),

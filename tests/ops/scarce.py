@@ -108,7 +108,7 @@ def fail_in_ops() -> dict[str, int]:
     """The number of failures of some calls of each op that has a native body."""
     counts = {}
     for op, (_, backend) in fuzz.OPS.items():
-        seeds = range(0 if backend == "torch" else 2 if "lightning" in op else 4)
+        seeds = range(0 if backend == "torch" else 2 if "attention" in op else 4)
         counts[op] = sum(let_fail(lambda op=op, seed=seed: fuzz.run_body(op, seed)) for seed in seeds)
     return counts
 

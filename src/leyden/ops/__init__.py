@@ -2,6 +2,12 @@
 
 from leyden.ops.cross_entropy import IGNORE_INDEX, linear_cross_entropy, linear_token_nll
 from leyden.ops.experts import swiglu_experts
+from leyden.ops.gated_linear_attention import (
+    gated_linear_attention,
+    gated_linear_attention_decode,
+    gated_linear_attention_prefill,
+    gated_linear_attention_step,
+)
 from leyden.ops.int8_linear import Int8Matrices, int8_linear, quantize_rows
 from leyden.ops.lightning_attention import (
     lightning_attention,
@@ -25,6 +31,10 @@ __all__ = [
     "apply_rotary",
     "drop_over_capacity",
     "expert_capacity",
+    "gated_linear_attention",
+    "gated_linear_attention_decode",
+    "gated_linear_attention_prefill",
+    "gated_linear_attention_step",
     "gated_rms_norm",
     "int8_linear",
     "lightning_attention",

@@ -70,6 +70,17 @@ inline bool rise(const int64_t *bounds, int64_t count, int64_t end) {
     return fit;
 }
 
+// What is wrong with slots, each of which one sequence writes.
+inline Fault apart_from_each_other(const int64_t *slots, int64_t count, int64_t places) {
+    if (!within(slots, count, 0, places)) return "a slot is none of the states'";
+    return guarded([&]() -> Fault {
+        std::vector<int64_t> sorted(slots, slots + count);
+        std::sort(sorted.begin(), sorted.end());
+        const bool twice = std::adjacent_find(sorted.begin(), sorted.end()) != sorted.end();
+        return twice ? "two sequences have one slot" : nullptr;
+    });
+}
+
 // total[i] = the sum over rows of what work(begin, end, part) adds to part[i]. Blocks of rows are summed by themselves
 // first: fewer terms a sum, smaller errors.
 template <class F> void sum_over_rows(int64_t rows, int64_t width, int64_t threads, float *total, F &&work) {

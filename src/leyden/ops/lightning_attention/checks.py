@@ -50,19 +50,20 @@ def check_pool(
     num_sequences: int,
     *,
     negative: bool = False,
+    op: str = "lightning_attention",
 ) -> None:
     """Raise ValueError unless states [S, H, K, V] and distinct slots fit q [.., T, H, K] and v.
 
-    With ``negative`` a negative slot is allowed, and is none.
+    With ``negative`` a negative slot is allowed, and is none; ``op`` is named in the message.
     """
     wanted = (q.shape[2], q.shape[3], v.shape[3])
     if states.shape[1:] != wanted or states.dtype != torch.float32 or not states.is_contiguous():
         raise ValueError(
-            f"lightning_attention: states [S, {', '.join(map(str, wanted))}] float32, contiguous, expected; "
+            f"{op}: states [S, {', '.join(map(str, wanted))}] float32, contiguous, expected; "
             f"given {tuple(states.shape)} {states.dtype}."
         )
     if slots.shape != (num_sequences,) or slots.is_floating_point():
-        raise ValueError(f"lightning_attention: {num_sequences} slots expected, integers; given {slots}.")
+        raise ValueError(f"{op}: {num_sequences} slots expected, integers; given {slots}.")
     if torch.compiler.is_compiling() or not in_reach(slots):
         return
     named = slots.tolist()
@@ -70,4 +71,4 @@ def check_pool(
         named = [slot for slot in named if slot >= 0]
     if named and (len({*named}) < len(named) or min(named) < 0 or max(named) >= states.shape[0]):
         allowed = f"from 0 to {len(states) - 1}, each at most once"
-        raise ValueError(f"lightning_attention: slots {allowed}, expected; given {slots.tolist()}.")
+        raise ValueError(f"{op}: slots {allowed}, expected; given {slots.tolist()}.")

@@ -128,17 +128,6 @@ template <class T, int V> class Head {
     }
 };
 
-// What is wrong with slots, each of which one sequence writes.
-Fault apart_from_each_other(const int64_t *slots, int64_t count, int64_t places) {
-    if (!within(slots, count, 0, places)) return "a slot is none of the states'";
-    return guarded([&]() -> Fault {
-        std::vector<int64_t> sorted(slots, slots + count);
-        std::sort(sorted.begin(), sorted.end());
-        const bool twice = std::adjacent_find(sorted.begin(), sorted.end()) != sorted.end();
-        return twice ? "two sequences have one slot" : nullptr;
-    });
-}
-
 }  // namespace
 
 // q, k: [T, heads, K], tokens and heads as far apart as said; v: [T, heads, V], V a multiple of 16;

@@ -48,6 +48,14 @@ DECLARATIONS = (
     "leyden_lightning_prefill(T; T q[tokens heads K]~; T k[tokens heads K]~; T v[tokens heads V]~;"
     " float32 slopes[heads]; float32 states[places heads K V]; int64 slots[sequences]; int64 bounds[last];"
     " int tokens; int heads; int K; int V; int places; int sequences; int last; T out[tokens heads V])",
+    "leyden_gated_attention(T; T q[tokens heads K]~; T k[tokens heads K]~; T v[tokens heads V]~;"
+    " float32 log_decay[tokens heads K]; float32 states[places heads K V]; int64 slots[sequences]; int64 bounds[last];"
+    " int tokens; int heads; int K; int V; int places; int sequences; int last; T out[tokens heads V])",
+    "leyden_gated_attention_backward(T; T dout[tokens heads V]; float32 dfinal[sequences heads K V]?;"
+    " T q[tokens heads K]~; T k[tokens heads K]~; T v[tokens heads V]~; float32 log_decay[tokens heads K];"
+    " float32 initial[sequences heads K V]?; int64 bounds[last]; int tokens; int heads; int K; int V; int sequences;"
+    " int last; T dq[tokens heads K]; T dk[tokens heads K]; T dv[tokens heads V]; float32 dlog_decay[tokens heads K];"
+    " float32 dinitial[sequences heads K V])",
     "leyden_experts_sort(int64 experts[count]; bool kept[count]?; int count; int num_experts; int alignment;"
     " int capacity; int32 row[count]; int32 assignment[capacity]; int64 spans[last]; int last)",
     "leyden_experts_gather(T; T x[tokens dim]; int32 assignment[count]; int top_k; int dim; int tokens; int count;"
