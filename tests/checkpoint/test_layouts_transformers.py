@@ -208,6 +208,10 @@ def test_each_decay_is_checked(random_model: ModelMaker, tmp_path: Path, name: s
             {"layer_types": ("full_attention", "linear_attention", "sliding_attention"), "sliding_window": 3},
             "both full_attention and sliding_attention",
         ),
+        (
+            {"layer_types": ("full_attention", "linear_attention", "cosformer2_attention")},
+            "layers of type cosformer2_attention",
+        ),
     ],
 )
 def test_what_transformers_cannot_compute_is_refused(

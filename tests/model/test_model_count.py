@@ -4,14 +4,17 @@ import pytest
 import torch
 
 from leyden.model import PRESETS, Cache, HybridLM, ModelConfig, count_model, prefill_flops, preset
+from leyden.model.config import LayerType
 from leyden.model.float32 import Float32Module
-from leyden.model.mixers.lightning import LightningState
+from leyden.model.mixers.states import RunningState
 
 SHAPES = {
     **{name: preset(name) for name in PRESETS},
     "shared expert": preset("tiny", shared_intermediate_size=96, num_key_value_heads=1),
     "tied, all softmax": preset("tiny", tie_word_embeddings=True, layer_types=("full_attention",) * 8),
     "windows": preset("tiny", layer_types=("linear_attention", "sliding_attention") * 4, sliding_window=9),
+    "cosformer2": preset("tiny", layer_types=("cosformer2_attention", "full_attention") * 4),
+    "hgrn2": preset("tiny", layer_types=("hgrn2_attention", "full_attention") * 4),
     "first layer dense": preset("tiny", mlp_types=("dense",) + ("experts",) * 7, dense_intermediate_size=96),
     "narrow heads": preset("tiny", head_dim=24, rotary_dim=8, num_attention_heads=6),
 }
@@ -44,12 +47,13 @@ def test_a_cast_model_weighs_what_is_said() -> None:
     assert count_model(config).weight_bytes(torch.bfloat16) == sum(p.nbytes for p in model.parameters())
 
 
-def test_memory_is_that_of_a_cache() -> None:
-    model = HybridLM(preset("tiny", vocab_size=64)).bfloat16().eval()
+@pytest.mark.parametrize("kind", ["linear_attention", "cosformer2_attention", "hgrn2_attention"])
+def test_memory_is_that_of_a_cache(kind: LayerType) -> None:
+    model = HybridLM(preset("tiny", vocab_size=64, layer_types=(kind,) * 7 + ("full_attention",))).bfloat16().eval()
     cache = Cache(model.config)
     with torch.no_grad():
         model(torch.zeros(1, 5, dtype=torch.int64), cache=cache)
-    states = [layer.state for layer in cache.layers if isinstance(layer, LightningState)]
+    states = [layer.state for layer in cache.layers if isinstance(layer, RunningState)]
     assert count_model(model.config).state_bytes == sum(s.nbytes for s in states if s is not None)
 
 

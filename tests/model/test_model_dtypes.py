@@ -7,7 +7,8 @@ import torch
 
 from leyden.model import Cache, HybridLM
 from leyden.model.experts import Router
-from leyden.model.mixers.lightning import LightningState, Slopes
+from leyden.model.mixers.lightning import Slopes
+from leyden.model.mixers.states import RunningState
 from leyden.model.norm import RMSNorm
 from leyden.ops import lightning_slopes
 
@@ -61,7 +62,7 @@ def test_states_and_routing_are_float32(random_model: ModelMaker, dtype: torch.d
     assert features.hidden.dtype == dtype
     assert logits.dtype == torch.float32
     for layer in cache.layers:
-        if isinstance(layer, LightningState):
+        if isinstance(layer, RunningState):
             assert layer.state is not None
             assert layer.state.dtype == torch.float32
     for routing in features.routings:

@@ -10,12 +10,18 @@ from hypothesis import strategies as st
 
 from leyden.core.errors import UserError
 from leyden.model import Cache, HybridLM
-from leyden.model.mixers.lightning import LightningState
+from leyden.model.mixers.states import RunningState
 
 ModelMaker = Callable[..., HybridLM]
 
 WINDOWED = {"layer_types": ("sliding_attention", "linear_attention", "full_attention"), "sliding_window": 13}
+COSFORMER2 = {"layer_types": ("cosformer2_attention", "full_attention", "cosformer2_attention")}
+HGRN2 = {"layer_types": ("hgrn2_attention", "hgrn2_attention", "full_attention")}
 FIRST_DENSE = {"mlp_types": ("dense", "experts", "dense"), "dense_intermediate_size": 20}
+
+KINDS = pytest.mark.parametrize(
+    "changes", [{}, WINDOWED, COSFORMER2, HGRN2], ids=["hybrid", "windowed", "cosformer2", "hgrn2"]
+)
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5}
 """Of the largest logit: rounding alone."""
@@ -30,13 +36,22 @@ def assert_equal(given: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 def states(cache: Cache) -> list[torch.Tensor]:
-    kept = [layer.state for layer in cache.layers if isinstance(layer, LightningState)]
+    kept = [layer.state for layer in cache.layers if isinstance(layer, RunningState)]
     return [state for state in kept if state is not None]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize(
-    "changes", [{}, {"num_attention_heads": 6, "num_local_experts": 0, "postnorm": False}, WINDOWED, FIRST_DENSE]
+    "changes",
+    [
+        {},
+        {"num_attention_heads": 6, "num_local_experts": 0, "postnorm": False},
+        WINDOWED,
+        FIRST_DENSE,
+        COSFORMER2,
+        HGRN2,
+        HGRN2 | {"head_dim": 16},
+    ],
 )
 def test_decoding_equals_prefill(random_model: ModelMaker, dtype: torch.dtype, changes: dict) -> None:
     model, tokens = random_model(dtype, **changes), tokens_of(71, rows=2)
@@ -53,7 +68,7 @@ def test_decoding_equals_prefill(random_model: ModelMaker, dtype: torch.dtype, c
 
 @settings(max_examples=15, deadline=None)
 @given(chunks=st.lists(st.integers(1, 90), min_size=1, max_size=5))
-@pytest.mark.parametrize("changes", [{}, WINDOWED], ids=["hybrid", "windowed"])
+@KINDS
 def test_prefill_in_chunks_equals_prefill(random_model: ModelMaker, chunks: list[int], changes: dict) -> None:
     model, tokens = random_model(torch.float64, **changes), tokens_of(sum(chunks))
     cache = Cache(model.config)
@@ -68,6 +83,8 @@ def test_prefill_in_chunks_equals_prefill(random_model: ModelMaker, chunks: list
         ("full_attention", "linear_attention"),
         ("linear_attention", "full_attention"),
         ("linear_attention", "sliding_attention"),
+        ("full_attention", "cosformer2_attention"),
+        ("full_attention", "hgrn2_attention"),
     ],
 )
 @pytest.mark.parametrize("last", [1, 3])
@@ -108,13 +125,22 @@ def test_a_saved_cache_resumes(random_model: ModelMaker, dtype: torch.dtype) -> 
 @settings(max_examples=10, deadline=None)
 @given(lengths=st.lists(st.integers(1, 80), min_size=1, max_size=5))
 @example(lengths=[1, 1])
-@pytest.mark.parametrize("changes", [{}, WINDOWED], ids=["hybrid", "windowed"])
+@KINDS
 def test_packed_documents_equal_the_same_alone(random_model: ModelMaker, lengths: list[int], changes: dict) -> None:
     check_packing(random_model(torch.float64, **changes), lengths)
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"shared_intermediate_size": 8, "postnorm": False}, {"num_local_experts": 0}, FIRST_DENSE]
+    "changes",
+    [
+        {},
+        {"shared_intermediate_size": 8, "postnorm": False},
+        {"num_local_experts": 0},
+        FIRST_DENSE,
+        COSFORMER2,
+        HGRN2,
+        HGRN2 | {"head_dim": 16},
+    ],
 )
 def test_packed_documents_equal_the_same_alone_in_float32(random_model: ModelMaker, changes: dict) -> None:
     check_packing(random_model(**changes), [37, 1, 65, 3])
@@ -154,7 +180,7 @@ def test_documents_do_not_see_each_other(random_model: ModelMaker) -> None:
     assert not torch.equal(one[:, :20], other[:, :20])
 
 
-@pytest.mark.parametrize("changes", [{}, WINDOWED], ids=["hybrid", "windowed"])
+@KINDS
 def test_a_forward_that_raises_leaves_the_cache_as_it_was(
     random_model: ModelMaker, monkeypatch: pytest.MonkeyPatch, changes: dict
 ) -> None:

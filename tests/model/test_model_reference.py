@@ -45,6 +45,51 @@ class Lightning:
         return self.w["out_proj.weight"] @ (o / (1 + torch.exp(-self.w["output_gate.weight"] @ n)))
 
 
+def turned(x: torch.Tensor, position: int, R: int, theta: float) -> torch.Tensor:
+    """The first R dims of heads x [H, D], half-split."""
+    x = x.clone()
+    for i in range(R // 2):
+        angle = position * theta ** (-2 * i / R)
+        # cosines and sines are rounded to float32 in every model
+        cos, sin = (torch.tensor(f(angle)).float().double() for f in (math.cos, math.sin))
+        a, b = x[:, i].clone(), x[:, i + R // 2].clone()
+        x[:, i], x[:, i + R // 2] = a * cos - b * sin, b * cos + a * sin
+    return x
+
+
+class Cosformer2:
+    """``S_t = S_{t-1} + (R_t k_t) v_t^T``, ``o_t = S_t^T R_t q_t``; angles of base ``10000^(1/H)`` over all dims."""
+
+    def __init__(self, config: ModelConfig, weights: Weights, layer: int) -> None:
+        self.w, self.H, self.K, self.position = weights, config.num_attention_heads, config.head_dim, 0
+        self.S = torch.zeros(self.H, self.K, self.K, dtype=torch.float64)
+
+    def __call__(self, n: torch.Tensor) -> torch.Tensor:
+        qkv = (self.w["qkv_proj.weight"] @ n).view(self.H, 3, self.K)
+        q, k = (turned(silu(qkv[:, i]), self.position, self.K, 10_000 ** (1 / self.H)) for i in range(2))
+        self.position += 1
+        self.S += torch.einsum("hk,hv->hkv", k, qkv[:, 2])
+        o = rms_norm(torch.einsum("hkv,hk->hv", self.S, q).flatten(), self.w["norm.weight"], 1e-6)
+        return self.w["out_proj.weight"] @ (o / (1 + torch.exp(-self.w["output_gate.weight"] @ n)))
+
+
+class Hgrn2:
+    """``S_t = Diag(f_t) S_{t-1} + (1 - f_t) v_t^T``, ``f = b + (1 - b) sigmoid(.)``, ``b`` the layer's share of all."""
+
+    def __init__(self, config: ModelConfig, weights: Weights, layer: int) -> None:
+        self.w, self.H, self.K = weights, config.num_attention_heads, config.head_dim
+        self.bound = layer / config.num_hidden_layers
+        self.S = torch.zeros(self.H, self.K, self.K, dtype=torch.float64)
+
+    def __call__(self, n: torch.Tensor) -> torch.Tensor:
+        heads = []
+        for h, (q, logits, v) in enumerate((self.w["qkv_proj.weight"] @ n).view(self.H, 3, self.K)):
+            f = self.bound + (1 - self.bound) / (1 + torch.exp(-logits))
+            self.S[h] = torch.diag(f) @ self.S[h] + torch.outer(1 - f, v)
+            heads.append(self.S[h].T @ silu(q))
+        return self.w["out_proj.weight"] @ rms_norm(torch.cat(heads), self.w["norm.weight"], 1e-6)
+
+
 class Softmax:
     """Grouped queries; RoPE on the first ``rotary_dim`` dims, half-split."""
 
@@ -53,15 +98,7 @@ class Softmax:
         self.window = config.sliding_window if config.layer_types[layer] == "sliding_attention" else None
 
     def turn(self, x: torch.Tensor, position: int) -> torch.Tensor:
-        R = self.c.rotary_dim
-        x = x.clone()
-        for i in range(R // 2):
-            angle = position * self.c.rope_theta ** (-2 * i / R)
-            # cosines and sines are rounded to float32 in every model
-            cos, sin = (torch.tensor(f(angle)).float().double() for f in (math.cos, math.sin))
-            a, b = x[:, i].clone(), x[:, i + R // 2].clone()
-            x[:, i], x[:, i + R // 2] = a * cos - b * sin, b * cos + a * sin
-        return x
+        return turned(x, position, self.c.rotary_dim, self.c.rope_theta)
 
     def __call__(self, n: torch.Tensor) -> torch.Tensor:
         D, H, G = self.c.head_dim, self.c.num_attention_heads, self.c.num_key_value_heads
@@ -98,6 +135,15 @@ def feed_forward(x: torch.Tensor, config: ModelConfig, w: Weights) -> torch.Tens
     return out
 
 
+MIXERS = {
+    "linear_attention": Lightning,
+    "full_attention": Softmax,
+    "sliding_attention": Softmax,
+    "cosformer2_attention": Cosformer2,
+    "hgrn2_attention": Hgrn2,
+}
+
+
 def reference_logits(model: HybridLM, tokens: list[int]) -> torch.Tensor:
     """[T, vocab] float64."""
     config, w = model.config, {name: tensor.double() for name, tensor in model.state_dict().items()}
@@ -105,16 +151,14 @@ def reference_logits(model: HybridLM, tokens: list[int]) -> torch.Tensor:
     def part(prefix: str) -> Weights:
         return {name.removeprefix(prefix): tensor for name, tensor in w.items() if name.startswith(prefix)}
 
-    lightning = [kind == "linear_attention" for kind in config.layer_types]
     layers = range(config.num_hidden_layers)
-    weights = [part(f"layers.{i}.self_attn.") for i in layers]
-    attention = [Lightning(config, weights[i], i) if lightning[i] else Softmax(config, weights[i], i) for i in layers]
+    attention = [MIXERS[kind](config, part(f"layers.{i}.self_attn."), i) for i, kind in enumerate(config.layer_types)]
     moes = [part(f"layers.{i}.mlp.") for i in layers]
     logits = []
     for token in tokens:
         x = w["embed_tokens.weight"][token]
         for i, attend in enumerate(attention):
-            kind = "linear_attn" if lightning[i] else "full_attn"
+            kind = "full_attn" if isinstance(attend, Softmax) else "linear_attn"
             n = rms_norm(x, w[f"layers.{i}.input_layernorm.weight"], config.rms_norm_eps)
             alpha, beta = (getattr(config, f"{kind}_{factor}_factor") for factor in ("alpha", "beta"))
             y = (n if config.postnorm else x) * alpha + attend(n) * beta
@@ -136,6 +180,9 @@ VARIANTS = {
         "sliding_window": 5,
         "full_attn_beta_factor": 0.7,
     },
+    "cosformer2": {"layer_types": ("cosformer2_attention", "full_attention", "cosformer2_attention")},
+    "hgrn2": {"layer_types": ("hgrn2_attention", "full_attention", "hgrn2_attention")},
+    "hgrn2, wide heads": {"layer_types": ("hgrn2_attention",) * 3, "head_dim": 16},  # as the native body wants them
     "factors": {
         "full_attn_alpha_factor": 1.3,
         "full_attn_beta_factor": 0.7,

@@ -46,6 +46,14 @@ WINDOWED: dict[str, Any] = {
 }
 """Further changes: two of the four layers have a window."""
 
+COSFORMER2: dict[str, Any] = {
+    "layer_types": ("cosformer2_attention", "full_attention", "linear_attention", "cosformer2_attention")
+}
+"""Further changes: two of the four layers are cosFormer2."""
+
+HGRN2: dict[str, Any] = {"layer_types": ("hgrn2_attention", "full_attention", "hgrn2_attention", "linear_attention")}
+"""Further changes: two of the four layers are HGRN2."""
+
 FIRST_DENSE: dict[str, Any] = {"mlp_types": ("dense", "experts", "dense", "experts"), "dense_intermediate_size": 12}
 """Further changes: two of the four layers have a dense feed-forward with a width of its own."""
 

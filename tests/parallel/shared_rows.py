@@ -39,7 +39,8 @@ def sequence_of(row: Row, rank: int, dim: int = 2) -> Sequence:
     """What a layer is told of the part of ``rank``; the angles are none."""
     part = RowPart(row.bounds, rank, row.documents)
     angles = torch.zeros(part.stop - part.start, dim)
-    return Sequence(0, torch.tensor(part.documents(), dtype=torch.int32), angles, angles, part)
+    bounds, positions = torch.tensor(part.documents(), dtype=torch.int32), torch.arange(part.start, part.stop)
+    return Sequence(0, bounds, positions, angles, angles, part)
 
 
 def noise_of(found: torch.Tensor, exact: torch.Tensor, plain_row: torch.Tensor, exact_row: torch.Tensor) -> float:

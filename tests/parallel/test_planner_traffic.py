@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from one_process import FIRST_DENSE, WINDOWED
+from one_process import COSFORMER2, FIRST_DENSE, HGRN2, WINDOWED
 from planner_proof import Measured, measure
 
 from leyden.parallel import ParallelConfig, Plan
@@ -26,6 +26,8 @@ FOUR: list[Any] = [
     pytest.param(Plan(dp_replicate=2, dp_shard=2), {"shared_intermediate_size": 12}, 1, marks=pytest.mark.slow),
     (Plan(cp=4), {"vocab_size": 101, "num_local_experts": 3}, 1),
     (Plan(cp=2, tp=2), WINDOWED, 1),
+    (Plan(cp=2, tp=2), COSFORMER2, 1),
+    (Plan(cp=2, tp=2), HGRN2, 1),
     (Plan(pp=2, tp=2, ep=2), FIRST_DENSE, 2),
     pytest.param(Plan(tp=4), {}, 1, marks=pytest.mark.slow),
     (Plan(tp=2, dp_shard=2), {"num_local_experts": 0, "tie_word_embeddings": True}, 2),

@@ -20,7 +20,7 @@ from leyden.serve import Engine, Sampling
 from leyden.train import MasterAdamW, Pretrain, TrainState, train_step
 
 SIZES = {"max_sequences": 8, "kv_gigabytes": 0.02, "cache_gigabytes": 0.001, "swap_gigabytes": 0.001}
-KINDS = ("linear_attention", "full_attention", "sliding_attention", "linear_attention")
+KINDS = ("linear_attention", "full_attention", "sliding_attention", "cosformer2_attention", "hgrn2_attention")
 PROMPTS = [[1, 2, 3], [7] * 265, list(range(40))]
 SAMPLING = Sampling(max_tokens=21, seed=4, n=2, logprobs=0, ignore_eos=True)
 
@@ -36,7 +36,9 @@ def train(state: TrainState) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_ratios_are_exactly_1_behind_a_training_step(make_model: Callable[..., HybridLM], dtype: torch.dtype) -> None:
     assert set(KINDS) == set(MIXERS), "every kind of mixer has the same bits in training as in an engine"
-    trained = make_model(layer_types=KINDS, sliding_window=100, capacity_factor=0.5).to(dtype)
+    trained = make_model(layer_types=KINDS, num_hidden_layers=len(KINDS), sliding_window=100, capacity_factor=0.5).to(
+        dtype
+    )
     state = TrainState(trained, MasterAdamW(trained))
     engine = Engine(copy.deepcopy(trained), **SIZES)
     for version in (1, 2):

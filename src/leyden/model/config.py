@@ -8,7 +8,9 @@ from leyden.core.config import Config
 
 _MAX_LAYERS = 4096
 
-LayerType = Literal["linear_attention", "full_attention", "sliding_attention"]
+LayerType = Literal[
+    "linear_attention", "full_attention", "sliding_attention", "cosformer2_attention", "hgrn2_attention"
+]
 
 MlpType = Literal["dense", "experts"]
 LayerKind = tuple[LayerType, MlpType]
@@ -18,8 +20,9 @@ RouterType = Literal["softmax_topk"]
 class ModelConfig(Config):
     """A MiniMax-Text-01-shaped model; the defaults are the preset ``tiny``.
 
-    A layer is lightning attention (``"linear_attention"``), softmax attention (``"full_attention"``) or softmax
-    attention within a window (``"sliding_attention"``), then experts
+    A layer is lightning attention (``"linear_attention"``), softmax attention (``"full_attention"``), softmax
+    attention within a window (``"sliding_attention"``), cosFormer2 (``"cosformer2_attention"``) or HGRN2
+    (``"hgrn2_attention"``), then experts
     (a dense SwiGLU where ``num_local_experts`` is 0), each with the DeepNorm residual of the release:
     ``r * alpha + f(n) * beta`` with ``n = norm(x)`` and ``r = n`` (``postnorm``) or ``r = x`` (plain pre-norm).
     """
@@ -124,6 +127,8 @@ class ModelConfig(Config):
                 else f"sliding_window is {self.sliding_window}, and no layer is of type sliding_attention; leave it "
                 "out, or say in layer_types which layers have the window"
             )
+        if "cosformer2_attention" in self.layer_types and self.head_dim % 2:
+            problems.append(f"head_dim ({self.head_dim}) must be even, since cosformer2_attention turns pairs of dims")
         problems += self._mlp_problems()
         if self.num_attention_heads % self.num_key_value_heads:
             problems.append(

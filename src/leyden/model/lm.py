@@ -194,7 +194,7 @@ class HybridLM(TokenLossModel):
             multiple of theirs, the same on each of them.
         """
         cos, sin = rotary_angles(rows.positions, self.config.rotary_dim, self.config.rope_theta)
-        sequence = Sequence(0, None, cos, sin)
+        sequence = Sequence(0, None, rows.positions, cos, sin)
         x = self.embed(tokens[None], inserts)
         last = None if self.ranks.divide_tokens else rows.wanted
         for index, (layer, memory) in enumerate(zip(self.layers, pools.of_layers(rows), strict=True)):

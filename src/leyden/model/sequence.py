@@ -27,13 +27,15 @@ class Sequence:
     Attributes:
         start: how many tokens the cache holds before the first of these.
         cu_seqlens: [N+1], bounds of packed documents; None where each row is one sequence.
-        cos, sin: [T, rotary_dim / 2] float32, the turn of each position.
+        positions: [T] int64, of each token in its sequence or document.
+        cos, sin: [T, rotary_dim / 2] float32, the turn of each position in softmax layers.
         part: where the tokens stand in a row that several ranks share; ``cu_seqlens`` then bounds the documents within
             the part, of which the first and the last may go on beyond it. None: the tokens are all there are.
     """
 
     start: int
     cu_seqlens: torch.Tensor | None
+    positions: torch.Tensor
     cos: torch.Tensor
     sin: torch.Tensor
     part: RowPart | None = None
@@ -77,4 +79,4 @@ def lay_out(
         positions = positions[part.start : part.stop]
         cu_seqlens = sent(torch.tensor(part.documents(), dtype=torch.int32), device)
     cos, sin = rotary_angles(positions, config.rotary_dim, config.rope_theta)
-    return Sequence(start, cu_seqlens, cos, sin, part)
+    return Sequence(start, cu_seqlens, positions, cos, sin, part)

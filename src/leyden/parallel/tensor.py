@@ -80,31 +80,36 @@ def _divide(module: nn.Module, group: dist.ProcessGroup) -> None:
 
 
 class HeadsNorm(Float32Module):
-    """The gated norm over the heads of all tensor ranks, of which this rank has [..., D'] with D = tp D'."""
+    """The norm over the heads of all tensor ranks, of which this rank has [..., D'] with D = tp D'."""
 
     def __init__(self, weight: torch.Tensor, eps: float, group: dist.ProcessGroup) -> None:
         super().__init__()
         self.weight, self.eps, self._group = weight, eps, group
 
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``x / rms(x) * weight``, [..., D'], the mean square being over all D."""
+        return _HeadsNorm.apply(x, None, self.weight, self.eps, self._group)
+
     def gated(self, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-        """``x / rms(x) * weight * sigmoid(gate)``, [..., D'] each, the mean square being over all D."""
-        return _GatedHeadsNorm.apply(x, gate, self.weight, self.eps, self._group)
+        """The same times ``sigmoid(gate)``, [..., D'] each."""
+        return _HeadsNorm.apply(x, gate, self.weight, self.eps, self._group)
 
 
-class _GatedHeadsNorm(torch.autograd.Function):
+class _HeadsNorm(torch.autograd.Function):
     """As :func:`leyden.ops.gated_rms_norm`, with one sum a token over ranks in each direction.
 
-    With n = x r, r = 1 / rms(x), s = sigmoid(gate): ``y = n w s``, ``dx = r (dy w s - n mean(n dy w s))``, the mean
-    being over all D. Sums travel while the gate is opened, or its gradient formed.
+    With n = x r, r = 1 / rms(x), s = sigmoid(gate), or 1 without a gate: ``y = n w s``,
+    ``dx = r (dy w s - n mean(n dy w s))``, the mean being over all D. Sums travel while the gate is opened, or its
+    gradient formed.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, eps: float, group: dist.ProcessGroup
+        ctx: Any, x: torch.Tensor, gate: torch.Tensor | None, weight: torch.Tensor, eps: float, group: dist.ProcessGroup
     ) -> torch.Tensor:
         wide = _wide(x)
         squares = begin_sum(torch.linalg.vecdot(wide, wide), group)
-        factor = torch.sigmoid(_wide(gate)).mul_(weight)
+        factor = weight.expand(x.shape).clone() if gate is None else torch.sigmoid(_wide(gate)).mul_(weight)
         rstd = arrived(squares).div_(x.shape[-1] * group.size()).add_(eps).rsqrt_().unsqueeze(-1)
         ctx.save_for_backward(x, gate, weight, rstd)
         ctx.group = group
@@ -113,16 +118,19 @@ class _GatedHeadsNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, gate, weight, rstd = ctx.saved_tensors
-        normed, dy, opened = x * rstd, _wide(grads[0]), torch.sigmoid(_wide(gate))
+        normed, dy = x * rstd, _wide(grads[0])
+        opened = torch.ones_like(dy) if gate is None else torch.sigmoid(_wide(gate))
         ungated = normed * dy
         product = ungated * opened
         mean = begin_sum(torch.matmul(product, weight), ctx.group)
-        dgate = torch.ops.aten.sigmoid_backward(ungated.mul_(weight), opened)
+        dgate = None
+        if gate is not None:
+            dgate = torch.ops.aten.sigmoid_backward(ungated.mul_(weight), opened).to(gate.dtype)
         dweight = product.flatten(0, -2).sum(0)
         dx = opened.mul_(dy).mul_(weight)
         mean = arrived(mean).div_(x.shape[-1] * ctx.group.size()).unsqueeze(-1)
         dx = dx.addcmul_(normed, mean, value=-1).mul_(rstd)
-        return dx.to(x.dtype), dgate.to(gate.dtype), dweight.to(weight.dtype), None, None
+        return dx.to(x.dtype), dgate, dweight.to(weight.dtype), None, None
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:

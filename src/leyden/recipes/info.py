@@ -41,7 +41,7 @@ def describe(what: str, settings: Sequence[str], length: int) -> str:
         ("parameters", _billions(count.parameters)),
         ("active parameters", _active(config, count)),
         ("weights", f"{bytes_text(count.weight_bytes(bf16))} in bfloat16"),
-        ("lightning state", f"{bytes_text(count.state_bytes)} in float32 a sequence, at any length"),
+        *_states(config),
         *_windows(config, count),
         ("keys and values", f"{count.key_value_bytes_per_token(bf16):,} bytes in bfloat16 a token"),
         (
@@ -56,6 +56,17 @@ def describe(what: str, settings: Sequence[str], length: int) -> str:
     ]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _states(config: ModelConfig) -> list[tuple[str, str]]:
+    """One row a kind of layer that keeps a state."""
+    mixers = [(mixer_of(kind), layers) for kind, layers in Counter(config.layer_types).items()]
+    held = [(mixer.title, layers * mixer.count(config).state_bytes) for mixer, layers in mixers]
+    return [
+        (f"{title} state", f"{bytes_text(state)} in float32 a sequence, at any length")
+        for title, state in held
+        if state
+    ]
 
 
 def _windows(config: ModelConfig, count: ModelCount) -> list[tuple[str, str]]:

@@ -142,6 +142,12 @@ def _head_dim(data: dict[str, Any]) -> Any:
 def _write_config(config: ModelConfig, dtype: torch.dtype, tokenizer: Tokenizer | None) -> dict[str, Any]:
     if config.head_dim % 2:
         raise UserError(f"the transformers layout cannot express an odd head_dim, {config.head_dim}; use leyden.")
+    unknown = sorted(set(config.layer_types) - {"linear_attention", "full_attention", "sliding_attention"})
+    if unknown:
+        raise UserError(
+            f"the transformers layout cannot express layers of type {', '.join(unknown)}, which its code lacks; use "
+            "leyden."
+        )
     if {"full_attention", "sliding_attention"} <= set(config.layer_types):
         raise UserError(
             "the transformers layout cannot express a model with both full_attention and sliding_attention: its code "

@@ -1,7 +1,6 @@
 """The lightning attention layer of MiniMax-01 (arXiv 2501.08313, section 2.2, and the released modelling code)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -11,8 +10,9 @@ from torch.autograd.function import once_differentiable
 from leyden.model.config import ModelConfig
 from leyden.model.float32 import Float32Module
 from leyden.model.mixers.mixer import Memory, Mixer, MixerCount, PoolTensor
+from leyden.model.mixers.states import PooledStates, RunningState
 from leyden.model.norm import RMSNorm
-from leyden.model.rows import Rows, joined
+from leyden.model.rows import Rows
 from leyden.model.sequence import Sequence, Wanted, take
 from leyden.ops import (
     lightning_attention,
@@ -24,54 +24,13 @@ from leyden.ops import (
 )
 
 
-class LightningState(Memory):
-    """The running state of one lightning layer: float32 [B, H, K, V], or None before the first token."""
-
-    def __init__(self) -> None:
-        self.state: torch.Tensor | None = None
-
-    def take(self, state: torch.Tensor) -> None:
-        """Take over the state behind the newest token."""
-        self.state = state
-
-
-@dataclass(frozen=True)
-class PooledStates(Memory):
-    """The states of one lightning layer, and the rows that read and write them.
-
-    Attributes:
-        states: [S, H, K, K] float32.
-        rows: of the forward pass.
-    """
-
-    states: torch.Tensor
-    rows: Rows
-
-    def scan(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, slopes: torch.Tensor) -> torch.Tensor:
-        """:func:`leyden.ops.lightning_attention` of q, k and v [1, T, H, K], each sequence from its own state."""
-        rows, parts = self.rows, []
-        for start, stop, moves in zip(rows.rounds, rows.rounds[1:], rows.moves, strict=False):
-            after = rows.states_after[start:stop]
-            if moves:
-                self.states[after] = self.states[rows.states_before[start:stop]]
-            q_row, k_row, v_row = (x[0, start:stop] for x in (q, k, v))
-            parts.append(lightning_attention_decode(q_row, k_row, v_row, slopes, self.states, after)[None])
-        n, stop = rows.num_decodes, len(rows.places)
-        if n < stop:
-            slots, (q_rows, k_rows, v_rows) = rows.states_after[n:], (x[:, n:stop] for x in (q, k, v))
-            parts.append(
-                lightning_attention_prefill(q_rows, k_rows, v_rows, slopes, self.states, slots, rows.cu_seqlens)
-            )
-        return joined(parts, v)
-
-
 class Slopes(Float32Module):
     """The decay slopes of one layer, float32 [H]; they follow from the shape and are not saved with the weights."""
 
-    def __init__(self, num_heads: int, layer: int, num_layers: int) -> None:
+    def __init__(self, values: torch.Tensor) -> None:
         super().__init__()
         self.values: torch.Tensor
-        self.register_buffer("values", lightning_slopes(num_heads, layer, num_layers), persistent=False)
+        self.register_buffer("values", values, persistent=False)
 
 
 def scan(
@@ -151,7 +110,7 @@ class LightningAttention(Mixer):
         self.output_gate = nn.Linear(config.hidden_size, width, bias=False)
         self.norm = RMSNorm(width, config.lightning_norm_eps)
         self.out_proj = nn.Linear(width, config.hidden_size, bias=False)
-        self.slopes = Slopes(self.num_heads, layer, config.num_hidden_layers)
+        self.slopes = Slopes(self.slopes_of(config, layer))
         self.scan = scan
         """The recurrence; where ranks share a row, one that exchanges states."""
 
@@ -173,8 +132,8 @@ class LightningAttention(Mixer):
         )
 
     @classmethod
-    def memory(cls, config: ModelConfig) -> LightningState:
-        return LightningState()
+    def memory(cls, config: ModelConfig) -> RunningState:
+        return RunningState()
 
     @classmethod
     def slot_tensors(cls, config: ModelConfig, dtype: torch.dtype) -> Mapping[str, PoolTensor]:
@@ -187,10 +146,31 @@ class LightningAttention(Mixer):
 
     @classmethod
     def derived_buffers(cls, config: ModelConfig, layer: int) -> Mapping[str, torch.Tensor]:
-        return {"slopes.values": lightning_slopes(config.num_attention_heads, layer, config.num_hidden_layers)}
+        return {"slopes.values": cls.slopes_of(config, layer)}
+
+    @classmethod
+    def slopes_of(cls, config: ModelConfig, layer: int) -> torch.Tensor:
+        """[H] float32, of all heads of ``layer``: the released formula."""
+        return lightning_slopes(config.num_attention_heads, layer, config.num_hidden_layers)
 
     def take_heads(self, ranks: int) -> None:
         self.num_heads //= ranks
+
+    def _scan_pool(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, memory: PooledStates) -> torch.Tensor:
+        """:func:`leyden.ops.lightning_attention` of q, k and v [1, T, H, K], each sequence from its own state."""
+        slopes = self.slopes.values
+
+        def decode(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *where: torch.Tensor) -> torch.Tensor:
+            return lightning_attention_decode(q, k, v, slopes, *where)
+
+        def prefill(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *where: torch.Tensor) -> torch.Tensor:
+            return lightning_attention_prefill(q, k, v, slopes, *where)
+
+        return memory.scan((q, k, v), decode, prefill)
+
+    def activated(self, qkv: torch.Tensor, sequence: Sequence) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The projections [B, T, H, 3K] to what the recurrence reads: q, k and v, [B, T, H, K] each."""
+        return silu_split(qkv)
 
     def forward(
         self, x: torch.Tensor, sequence: Sequence, memory: Memory | None, wanted: Wanted
@@ -207,10 +187,10 @@ class LightningAttention(Mixer):
             [B, wanted rows, D] and the new state; None for that where the memory has changed its own.
         """
         B, T = x.shape[:2]
-        q, k, v = silu_split(self.qkv_proj(x).view(B, T, self.num_heads, 3 * self.head_dim))
-        state = memory.state if isinstance(memory, LightningState) else None
+        q, k, v = self.activated(self.qkv_proj(x).view(B, T, self.num_heads, 3 * self.head_dim), sequence)
+        state = memory.state if isinstance(memory, RunningState) else None
         if isinstance(memory, PooledStates):
-            out = memory.scan(q, k, v, self.slopes.values)
+            out = self._scan_pool(q, k, v, memory)
         elif T == 1 and state is not None:
             out, state = lightning_attention_step(q[:, 0], k[:, 0], v[:, 0], self.slopes.values, state)
         else:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 
 from leyden.model.config import ModelConfig
 from leyden.model.kinds import entry_of
+from leyden.model.mixers.cosformer2 import Cosformer2Attention
+from leyden.model.mixers.hgrn2 import Hgrn2Attention
 from leyden.model.mixers.lightning import LightningAttention
 from leyden.model.mixers.mixer import Mixer
 from leyden.model.mixers.sliding_window import SlidingWindowAttention
@@ -13,6 +15,8 @@ MIXERS: Mapping[str, type[Mixer]] = {
     "linear_attention": LightningAttention,
     "full_attention": SoftmaxAttention,
     "sliding_attention": SlidingWindowAttention,
+    "cosformer2_attention": Cosformer2Attention,
+    "hgrn2_attention": Hgrn2Attention,
 }
 """One line a kind."""
 

@@ -7,7 +7,7 @@ Counted from the code of ``leyden.model.mixers``, of its ops, and of ``leyden.pa
 import functools
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from leyden.model.kinds import entry_of
 from leyden.ops.lightning_attention.chunks import segments
@@ -52,6 +52,32 @@ def _lightning_activations(rank: Rank) -> Half:
     return Half(kept, (T * 4 * W + N * D) * b, forward, backward)
 
 
+def _cosformer2_activations(rank: Rank) -> Half:
+    """As lightning attention, but that values are not copied; cosines and sines, which are float32."""
+    terms = _lightning_activations(rank)
+    W = rank.model.num_attention_heads // rank.plan.tp * rank.model.head_dim
+    return replace(
+        terms, kept=terms.kept - rank.tokens * W * rank.dtype.itemsize + rank.tokens * rank.model.head_dim * 4
+    )
+
+
+def _hgrn2_activations(rank: Rank) -> Half:
+    """Normed, qkv, q behind SiLU, keys and what they are made of, decays, output and its norm; inverse deviations.
+
+    The backward has the states at the beginnings of chunks of one head at a time in C++, whose memory is not PyTorch's.
+    """
+    model, T, N, b, w = rank.model, rank.tokens, rank.own, rank.dtype.itemsize, rank.wide.itemsize
+    heads, K = model.num_attention_heads // rank.plan.tp, model.head_dim
+    D, W = model.hidden_size, heads * K
+    state = heads * K * K * w
+    kept = (T * D + T * 7 * W) * b + T * 3 * W * w + N * w + T * w
+    forward = (N * D + T * W) * b + T * W * w + 2 * state
+    if rank.plan.cp > 1:  # all ranks' states, with their decays; weights of the last document's keys
+        kept += rank.plan.cp * (state + W * w) + state + 2 * T * W * w
+        forward += rank.plan.cp * (state + W * w) + T * W * w
+    return Half(kept, (T * 3 * W + N * D) * b, forward, T * (4 * W * b + 3 * W * w) + 2 * state)
+
+
 @functools.lru_cache(maxsize=1024)
 def _num_segments(num_tokens: int, elements: int) -> int:
     return len(segments(num_tokens, elements))
@@ -83,6 +109,20 @@ def _lightning_traffic(rank: Rank) -> Passes:
     return Passes(found, found)
 
 
+def _hgrn2_traffic(rank: Rank) -> Passes:
+    """States and their decays to all ranks, and their gradients back; the norm over the heads of all tensor ranks."""
+    forward: Bytes = Counter()
+    if rank.plan.tp > 1:
+        forward["tp", "all_reduce"] = rank.tokens * rank.wide.itemsize
+    backward: Bytes = Counter(forward)
+    if rank.plan.cp > 1:
+        K = rank.model.head_dim
+        state = rank.model.num_attention_heads // rank.plan.tp * K * (K + 1) * rank.wide.itemsize
+        forward["cp", "all_gather"] = state
+        backward["cp", "reduce_scatter"] = rank.plan.cp * state
+    return Passes(forward, backward)
+
+
 def _softmax_traffic(rank: Rank) -> Passes:
     """The switch of layouts there and back, keys and values around the ring, and their gradients."""
     cp, index = rank.plan.cp, rank.at["cp"]
@@ -105,4 +145,6 @@ _TERMS: Mapping[str, MixerTerms] = {
     "linear_attention": MixerTerms(_lightning_activations, _lightning_traffic),
     "full_attention": MixerTerms(_softmax_activations, _softmax_traffic),
     "sliding_attention": MixerTerms(_softmax_activations, _softmax_traffic),
+    "cosformer2_attention": MixerTerms(_cosformer2_activations, _lightning_traffic),
+    "hgrn2_attention": MixerTerms(_hgrn2_activations, _hgrn2_traffic),
 }

@@ -1,0 +1,62 @@
+"""The cosFormer2 layer: linear attention that forgets nothing and knows positions by rotation.
+
+cosFormer (arXiv 2202.08791) weighs the product of a query and a key by the cosine of an angle that grows with their
+distance. cosFormer2 has an angle for each pair of dims, which makes the weight a rotation of both by their positions,
+and is "a linear attention model without decay" (arXiv 2406.16690, which compares it and names no formula):
+
+    S_t = S_{t-1} + (R_t k_t) v_t^T        o_t = S_t^T R_t q_t        so that  o_t = sum_j (q_t^T R_{t-j} k_j) v_j
+
+The form is that of its authors' repository (Doraemonzzz/xmixers, model type ``cosformer2``): SiLU on queries and keys
+and none on values; R_t turns pair i of all K dims of a head by ``t base^(-2i / (H K))``, in all heads alike, with base
+10,000; no normaliser but the norm over all heads. Here the layer around it is that of lightning attention, whose output
+gate has full rank where xmixers' has rank K, and pairs are (i, i + K/2) where theirs are (2i, 2i + 1), which is the
+same up to the order of the projections' rows. So a layer has the weights of a lightning layer, name by name, and a
+comparison of the two shows what decay and positions do.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch.nn.functional import silu
+
+from leyden.model.config import ModelConfig
+from leyden.model.mixers.lightning import LightningAttention
+from leyden.model.mixers.mixer import PoolTensor
+from leyden.model.mixers.states import PooledStates
+from leyden.model.rows import Rows
+from leyden.model.sequence import Sequence
+from leyden.ops import apply_rotary, rotary_angles
+
+_BASE = 10_000.0
+"""As published. It is not ``rope_theta``, which stages of longer contexts change for softmax attention."""
+
+
+class Cosformer2Attention(LightningAttention):
+    """:class:`LightningAttention` without decay, whose queries and keys are turned by their positions."""
+
+    title = "cosFormer2"
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        self._theta = _BASE ** (1 / config.num_attention_heads)
+
+    @classmethod
+    def slopes_of(cls, config: ModelConfig, layer: int) -> torch.Tensor:
+        """[H] zeros, on the CPU."""
+        return torch.zeros(config.num_attention_heads, device="cpu")
+
+    @classmethod
+    def slot_tensors(cls, config: ModelConfig, dtype: torch.dtype) -> Mapping[str, PoolTensor]:
+        return {"cosformer2_state": super().slot_tensors(config, dtype)["state"]}
+
+    @classmethod
+    def pooled(cls, tensors: Mapping[str, torch.Tensor], rows: Rows) -> PooledStates:
+        return PooledStates(tensors["cosformer2_state"], rows)
+
+    def activated(self, qkv: torch.Tensor, sequence: Sequence) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """See :meth:`LightningAttention.activated`; queries and keys of a head are turned as two heads."""
+        turning, v = qkv.split([2 * self.head_dim, self.head_dim], dim=-1)
+        heads = silu(turning).reshape(*qkv.shape[:2], 2 * self.num_heads, self.head_dim)
+        turned = apply_rotary(heads, *rotary_angles(sequence.positions, self.head_dim, self._theta))
+        q, k = turned.view(turning.shape).chunk(2, dim=-1)
+        return q, k, v

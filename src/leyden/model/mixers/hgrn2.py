@@ -1,0 +1,148 @@
+"""The HGRN2 layer: linear attention whose forget gates follow from the data and are the keys (arXiv 2404.07904).
+
+    S_t = Diag(f_t) S_{t-1} + (1 - f_t) v_t^T        o_t = S_t^T q_t        out = W_out norm(o)
+
+(the outer-product form of section 3.2). A gate has a lower bound that rises from layer to layer, so that deep layers
+remember long: ``f = b + (1 - b) sigmoid(W_f x)``. Queries go through SiLU and values through nothing, and there is no
+other output gate than the query, as in flash-linear-attention and in the authors' own layer.
+
+The published bounds are learned: over L layers, ``b_l`` is the sum of the first l of a softmax over layers. Here they
+are constants, those with which the published ones begin: ``b_l = l / L``, layers counted from 0 and softmax layers
+among them. So a layer has nothing in common with another one, and every way to divide layers over ranks divides these.
+"""
+
+from collections.abc import Mapping
+from typing import Self
+
+import torch
+from torch import nn
+from torch.nn.functional import logsigmoid, silu
+
+from leyden.model.config import ModelConfig
+from leyden.model.mixers.mixer import Memory, Mixer, MixerCount, PoolTensor
+from leyden.model.mixers.states import PooledStates, RunningState
+from leyden.model.norm import RMSNorm
+from leyden.model.rows import Rows
+from leyden.model.sequence import Sequence, Wanted, take
+from leyden.ops import (
+    gated_linear_attention,
+    gated_linear_attention_decode,
+    gated_linear_attention_prefill,
+    gated_linear_attention_step,
+)
+
+
+def scan(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    log_decay: torch.Tensor,
+    state: torch.Tensor | None,
+    sequence: Sequence,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`leyden.ops.gated_linear_attention` over the tokens of one process."""
+    return gated_linear_attention(q, k, v, log_decay, state, sequence.alone())
+
+
+def forget_gates(logits: torch.Tensor, lower_bound: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """``f = b + (1 - b) sigmoid(logits)``, as ``1 - f`` and as ``log f``.
+
+    Neither is formed from a rounded f: what a gate near 1 forgets would be lost, and what one near 0 keeps.
+
+    Args:
+        logits: any shape and floating dtype.
+        lower_bound: b, at least 0 and below 1.
+
+    Returns:
+        ``1 - f`` in the dtype of the logits, and ``log f`` in float32 (float64 for float64).
+    """
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    forgotten = (1 - lower_bound) * torch.sigmoid(-wide)
+    # With a bound, f is at least that, and 1 - f at most as far from 1.
+    log_gate = torch.log1p(-forgotten) if lower_bound else logsigmoid(wide)
+    return forgotten.to(logits.dtype), log_gate
+
+
+class Hgrn2Attention(Mixer):
+    """``out(norm(attention(silu(q), 1 - f, v)))`` with decays f; the keys of ``qkv_proj`` are the gates' logits.
+
+    ``qkv_proj`` lays its rows out as that of lightning attention does: head by head, each head's q, k and v in turn.
+    """
+
+    title = "HGRN2"
+    residual = "linear_attn"
+    tensor_dims = {"qkv_proj.weight": 0, "norm.weight": 0, "out_proj.weight": 1}  # noqa: RUF012 - of the class
+    head_norms = ("norm.weight",)
+    seam = "scan"
+    alone = staticmethod(scan)
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = config.num_attention_heads, config.head_dim
+        width = self.num_heads * self.head_dim
+        self.qkv_proj = nn.Linear(config.hidden_size, 3 * width, bias=False)
+        self.norm = RMSNorm(width, config.lightning_norm_eps)
+        self.out_proj = nn.Linear(width, config.hidden_size, bias=False)
+        self.lower_bound = layer / config.num_hidden_layers
+        self.scan = scan
+        """The recurrence; where ranks share a row, one that exchanges states."""
+
+    @classmethod
+    def create(cls, config: ModelConfig, layer: int) -> Self:
+        return cls(config, layer)
+
+    @classmethod
+    def count(cls, config: ModelConfig) -> MixerCount:
+        """The recurrence as that of lightning attention, whose decays are not counted either."""
+        D, width = config.hidden_size, config.num_attention_heads * config.head_dim
+        state = width * config.head_dim
+        return MixerCount(
+            weights=4 * D * width,
+            idle_weights=D * width,  # output
+            norm_weights=width,
+            state_bytes=4 * state,
+            flops_per_token=4 * state,
+        )
+
+    @classmethod
+    def memory(cls, config: ModelConfig) -> RunningState:
+        return RunningState()
+
+    @classmethod
+    def slot_tensors(cls, config: ModelConfig, dtype: torch.dtype) -> Mapping[str, PoolTensor]:
+        width = config.head_dim
+        return {"hgrn2_state": PoolTensor((config.num_attention_heads, width, width), torch.float32, zeroed=True)}
+
+    @classmethod
+    def pooled(cls, tensors: Mapping[str, torch.Tensor], rows: Rows) -> PooledStates:
+        return PooledStates(tensors["hgrn2_state"], rows)
+
+    def take_heads(self, ranks: int) -> None:
+        self.num_heads //= ranks
+
+    def forward(
+        self, x: torch.Tensor, sequence: Sequence, memory: Memory | None, wanted: Wanted
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attend within x, and to what ``memory`` remembers.
+
+        Args:
+            x: [B, T, D].
+            sequence: the packed documents, if any.
+            memory: what was read before; None at the beginning.
+            wanted: which rows are asked for.
+
+        Returns:
+            [B, wanted rows, D] and the new state; None for that where the memory has changed its own.
+        """
+        B, T = x.shape[:2]
+        q, logits, v = self.qkv_proj(x).view(B, T, self.num_heads, 3 * self.head_dim).chunk(3, dim=-1)
+        k, log_decay = forget_gates(logits, self.lower_bound)
+        q, state = silu(q), memory.state if isinstance(memory, RunningState) else None
+        if isinstance(memory, PooledStates):
+            tokens = (q, k, v, log_decay)
+            out = memory.scan(tokens, gated_linear_attention_decode, gated_linear_attention_prefill)
+        elif T == 1 and state is not None:
+            out, state = gated_linear_attention_step(q[:, 0], k[:, 0], v[:, 0], log_decay[:, 0], state)
+        else:
+            out, state = self.scan(q, k, v, log_decay, state, sequence)
+        return self.out_proj(self.norm(take(out.reshape(B, T, -1), wanted))), state

@@ -1,0 +1,63 @@
+"""Other kinds of linear attention pass what lightning attention passes: parts, company, drafts, the prefix cache.
+
+The tests are those of ``test_runner`` and ``test_prefix_cache``, on models whose linear layers are of another kind.
+"""
+
+import logging
+from collections.abc import Callable
+
+import pytest
+import torch
+from test_prefix_cache import *  # noqa: F403 - every test of it
+from test_runner import *  # noqa: F403 - every test of it
+
+from leyden import Engine, Sampling
+from leyden.core.errors import UserError
+from leyden.model import Cache, HybridLM, Pools
+from leyden.serve.weights import decoder_of
+
+
+@pytest.fixture(scope="module", params=["cosformer2_attention", "hgrn2_attention"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def make_model(make_model: Callable[..., HybridLM], kind: str) -> Callable[..., HybridLM]:
+    """Two of the four layers are of the kind, unless a test says other layers."""
+    layers = {"layer_types": (kind, "full_attention", "linear_attention", kind)}
+    return lambda **changes: make_model(**({} if "layer_types" in changes else layers), **changes)
+
+
+@pytest.fixture(scope="module")
+def model(make_model: Callable[..., HybridLM]) -> HybridLM:
+    return make_model()
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def network(request: pytest.FixtureRequest, make_model: Callable[..., HybridLM]) -> HybridLM:
+    return make_model().to(request.param)
+
+
+def test_an_engine_says_why_it_has_no_native_step(model: HybridLM, caplog: pytest.LogCaptureFixture) -> None:
+    pools, name = Pools(model.config, 2, 4, dtype=torch.float32), type(model.layers[0].self_attn).__name__
+    with caplog.at_level(logging.INFO):
+        assert decoder_of(model, pools, "auto") is None
+    assert f"native step has no body for {name} (of layers.0.self_attn)" in caplog.text
+    with pytest.raises(UserError, match=rf"decoder='native' cannot run: .*{name}"):
+        decoder_of(model, pools, "native")
+
+
+@pytest.mark.parametrize("settings", [{}, {"speculation": "prompt"}, {"cache_gigabytes": 0.0}])
+def test_an_engine_generates_what_the_model_does(model: HybridLM, settings: dict[str, object]) -> None:
+    """Twice, so that the second time goes on from the prefix cache where there is one."""
+    prompt, cache = torch.randint(290, (600,), generator=torch.Generator().manual_seed(6)).tolist(), Cache(model.config)
+    expected, token = [], torch.tensor([prompt])
+    with torch.inference_mode():
+        for _ in range(8):
+            token = model(token, cache=cache)[:, -1:].argmax(-1)
+            expected.append(int(token))
+    engine = Engine(model, kv_gigabytes=0.01, **{"cache_gigabytes": 0.01, **settings})
+    for _ in range(2):
+        (made,) = engine.generate([prompt], Sampling(max_tokens=8, temperature=0.0, ignore_eos=True))
+        assert list(made.tokens) == expected
