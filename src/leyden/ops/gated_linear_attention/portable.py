@@ -60,9 +60,7 @@ def _row(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows [B, T, H, *] of one document each, from a state [B, H, K, V]."""
     T = q.shape[1]
-    if not T:
-        return v, state.clone()
-    chunk = min(_CHUNK, 1 << (T - 1).bit_length())
+    chunk = min(_CHUNK, 1 << max(0, T - 1).bit_length())
     q, k, v, log_decay = (_in_chunks(x, chunk) for x in (q, k, v, log_decay))
     since = log_decay.cumsum(-2)
     deltas = (k * _later(log_decay).exp()).mT @ v
@@ -74,8 +72,11 @@ def _row(
 
 
 def _in_chunks(x: torch.Tensor, chunk: int) -> torch.Tensor:
-    """[B, T, H, D] to [B, H, n, C, D], with zeros behind: tokens that add nothing and forget nothing."""
-    padded = pad(x, (0, 0, 0, 0, 0, -x.shape[1] % chunk))
+    """[B, T, H, D] to [B, H, n, C, D], n at least 1, with zeros behind: they add nothing and forget nothing.
+
+    Of no tokens too, so that the result depends on all of what was given, as autograd sees it: ranks exchange gradients.
+    """
+    padded = pad(x, (0, 0, 0, 0, 0, -x.shape[1] % chunk or (chunk if not x.shape[1] else 0)))
     return padded.unflatten(1, (-1, chunk)).permute(0, 3, 1, 2, 4)
 
 
