@@ -125,6 +125,18 @@ def _prefill(slots: torch.Tensor, bounds: torch.Tensor, width: int = 16) -> None
     native.call("leyden_lightning_prefill", F32, *given)
 
 
+def _gated(slots: torch.Tensor, bounds: torch.Tensor, width: int = 16) -> None:
+    q, v, states = torch.ones(3, 2, 4), torch.ones(3, 2, width), torch.ones(2, 2, 4, width)
+    sizes = (3, 2, 4, width, 2, len(slots), len(bounds))
+    native.call("leyden_gated_attention", F32, q, q, v, -q, states, slots, bounds, *sizes, torch.empty_like(v))
+
+
+def _gated_backward(bounds: torch.Tensor, width: int = 16) -> None:
+    x, state, sizes = torch.ones(3, 2, width), torch.ones(1, 2, width, width), (3, 2, width, width, 1, len(bounds))
+    given = (x, None, x, x, x, -x, None, bounds, *sizes, *(torch.empty_like(x) for _ in range(4)), state)
+    native.call("leyden_gated_attention_backward", F32, *given)
+
+
 def _experts(spans: tuple[int, ...], tokens: tuple[int, ...], row: tuple[int, ...], bytes_too: bool = False) -> None:
     x, both, down = torch.ones(2, 16), torch.ones(2, 32, 16), torch.ones(2, 16, 16)
     eights = (both.to(torch.int8), torch.ones(2, 32), None, None) if bytes_too else (None, None, None, None)
@@ -189,6 +201,12 @@ INDICES: dict[str, tuple[Callable[[], None], str]] = {
     "falling bounds": (lambda: _prefill(ints(0, 1), ints(0, 3, 1)), "bounds"),
     "too few bounds": (lambda: _prefill(ints(0, 1), ints(0, 3)), "bounds"),
     "width": (lambda: _prefill(ints(0), ints(0, 3), 8), "16 does not divide"),
+    "gated slot": (lambda: _gated(ints(2), ints(0, 3)), "slot is none"),
+    "gated slot twice": (lambda: _gated(ints(1, 1), ints(0, 1, 3)), "one slot"),
+    "gated bounds": (lambda: _gated(ints(0), ints(0, 4)), "bounds"),
+    "gated width": (lambda: _gated(ints(0), ints(0, 3), 8), "16 does not divide"),
+    "gated backward bounds": (lambda: _gated_backward(ints(2, 1)), "bounds"),
+    "gated backward width": (lambda: _gated_backward(ints(0, 3), 8), "16 does not divide"),
     "spans": (lambda: _experts((0, 1, 3), (0, 1), (0, 1)), "not sorted"),
     "tokens": (lambda: _experts((0, 1, 2), (0, 2), (0, 1)), "not sorted"),
     "rows": (lambda: _experts((0, 1, 2), (0, 1), (0, 2)), "not sorted"),

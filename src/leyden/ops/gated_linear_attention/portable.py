@@ -74,9 +74,10 @@ def _row(
 def _in_chunks(x: torch.Tensor, chunk: int) -> torch.Tensor:
     """[B, T, H, D] to [B, H, n, C, D], n at least 1, with zeros behind: they add nothing and forget nothing.
 
-    Of no tokens too, so that the result depends on all of what was given, as autograd sees it: ranks exchange gradients.
+    Of no tokens too, so that for autograd the result depends on all that was given: ranks exchange gradients.
     """
-    padded = pad(x, (0, 0, 0, 0, 0, -x.shape[1] % chunk or (chunk if not x.shape[1] else 0)))
+    T = x.shape[1]
+    padded = pad(x, (0, 0, 0, 0, 0, -T % chunk if T else chunk))
     return padded.unflatten(1, (-1, chunk)).permute(0, 3, 1, 2, 4)
 
 
