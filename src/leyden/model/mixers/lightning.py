@@ -160,11 +160,20 @@ class LightningAttention(Mixer):
         """:func:`leyden.ops.lightning_attention` of q, k and v [1, T, H, K], each sequence from its own state."""
         slopes = self.slopes.values
 
-        def decode(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *where: torch.Tensor) -> torch.Tensor:
-            return lightning_attention_decode(q, k, v, slopes, *where)
+        def decode(
+            q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, states: torch.Tensor, slots: torch.Tensor
+        ) -> torch.Tensor:
+            return lightning_attention_decode(q, k, v, slopes, states, slots)
 
-        def prefill(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *where: torch.Tensor) -> torch.Tensor:
-            return lightning_attention_prefill(q, k, v, slopes, *where)
+        def prefill(
+            q: torch.Tensor,
+            k: torch.Tensor,
+            v: torch.Tensor,
+            states: torch.Tensor,
+            slots: torch.Tensor,
+            cu_seqlens: torch.Tensor,
+        ) -> torch.Tensor:
+            return lightning_attention_prefill(q, k, v, slopes, states, slots, cu_seqlens)
 
         return memory.scan((q, k, v), decode, prefill)
 

@@ -80,9 +80,10 @@ def gated_linear_attention_decode(
     given = (q, k, v, log_decay, states, slots)
     chosen = choose(f"{OP}_decode", backend, *given, native=native_dtype(backend, q, v))
     there = slots >= 0
-    tokens, at, out = [x[there] for x in (q, k, v, log_decay)], slots[there], torch.zeros_like(v)
+    out, at = torch.zeros_like(v), slots[there]
+    q, k, v, log_decay = (x[there] for x in (q, k, v, log_decay))
     if chosen == "native":
-        out[there] = step_natively(*tokens, states, at)
+        out[there] = step_natively(q, k, v, log_decay, states, at)
     else:
-        out[there], states[at] = step_portable(*tokens, states[at])
+        out[there], states[at] = step_portable(q, k, v, log_decay, states[at])
     return out

@@ -27,22 +27,22 @@ def gated_linear_attention_portable(
     cu_seqlens: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See :func:`leyden.ops.gated_linear_attention`."""
-    wide = torch.promote_types(q.dtype, torch.float32)
-    tokens = [x.to(wide) for x in (q, k, v, log_decay.expand(q.shape))]
-    documents = 1 if cu_seqlens is None else len(cu_seqlens) - 1
+    dtype = q.dtype
+    wide = torch.promote_types(dtype, torch.float32)
+    q, k, v, log_decay = (x.to(wide) for x in (q, k, v, log_decay.expand(q.shape)))
     if initial_state is None:
-        rows = q.shape[0] if cu_seqlens is None else documents
-        initial_state = q.new_zeros(rows, q.shape[2], q.shape[3], v.shape[3], dtype=wide)
+        rows = q.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
+        initial_state = q.new_zeros(rows, q.shape[2], q.shape[3], v.shape[3])
     states = initial_state.to(wide)
     if cu_seqlens is None:
-        out, state = _row(*tokens, states)
-        return out.to(q.dtype), state
-    bounds = itertools.pairwise(cu_seqlens.tolist())
+        out, state = _row(q, k, v, log_decay, states)
+        return out.to(dtype), state
+    documents = [slice(start, end) for start, end in itertools.pairwise(cu_seqlens.tolist())]
     results = [
-        _row(*(x[:, start:end] for x in tokens), state)
-        for (start, end), state in zip(bounds, states.split(1), strict=True)
+        _row(q[:, tokens], k[:, tokens], v[:, tokens], log_decay[:, tokens], state)
+        for tokens, state in zip(documents, states.split(1), strict=True)
     ]
-    return torch.cat([out for out, _ in results], dim=1).to(q.dtype), torch.cat([state for _, state in results])
+    return torch.cat([out for out, _ in results], dim=1).to(dtype), torch.cat([state for _, state in results])
 
 
 def step_portable(

@@ -47,6 +47,7 @@ def _packed(
     results = []
     for n, (start, end) in enumerate(itertools.pairwise(cu_seqlens.tolist())):
         first = None if initial_state is None else initial_state[n : n + 1]
-        document = (x[:, start:end] for x in (q, k, v, log_decay))
+        tokens = slice(start, end)
+        document = (q[:, tokens], k[:, tokens], v[:, tokens], log_decay[:, tokens])
         results.append(gated_linear_attention_reference(*document, first))
     return torch.cat([out for out, _ in results], dim=1), torch.cat([state for _, state in results])
