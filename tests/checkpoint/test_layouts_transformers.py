@@ -20,11 +20,18 @@ transformers.utils.logging.disable_progress_bar()
 
 ModelMaker = Callable[..., HybridLM]
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128, "beta_fast": 16.0}
+
 SHAPES = {
     "half rotary": {},
     "full rotary": {"rotary_dim": 8},
     "no rotary": {"rotary_dim": 0},
     "one pair": {"rotary_dim": 2, "rope_theta": 1e7},
+    "half rotary, interpolated": {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+    "full rotary, interpolated": {"rotary_dim": 8, "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+    "half rotary, YaRN": {"rope_scaling": YARN},
+    "full rotary, YaRN": {"rotary_dim": 8, "rope_scaling": {**YARN, "beta_slow": 0.5}},
+    "YaRN, said factor": {"rotary_dim": 8, "rope_scaling": {**YARN, "attention_factor": 1.3}},
     "6 heads": {"num_attention_heads": 6, "head_dim": 10},
     "3 heads": {"num_attention_heads": 3, "num_key_value_heads": 1},
     "tied": {"tie_word_embeddings": True},
@@ -225,8 +232,11 @@ def test_what_transformers_cannot_compute_is_refused(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}, "type 'linear' is neither"),
-        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "is neither"),
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "type 'dynamic' is neither"),
+        (
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+            "unknown key 'rope_scaling.partial_rotary_factor'",
+        ),
         ({"rotary_dim": 4}, "rotary_dim is not known"),
     ],
 )

@@ -17,10 +17,12 @@ ModelMaker = Callable[..., HybridLM]
 WINDOWED = {"layer_types": ("sliding_attention", "linear_attention", "full_attention"), "sliding_window": 13}
 COSFORMER2 = {"layer_types": ("cosformer2_attention", "full_attention", "cosformer2_attention")}
 HGRN2 = {"layer_types": ("hgrn2_attention", "hgrn2_attention", "full_attention")}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "beta_fast": 8.0}
+STRETCHED = {**WINDOWED, "rope_scaling": YARN}
 FIRST_DENSE = {"mlp_types": ("dense", "experts", "dense"), "dense_intermediate_size": 20}
 
 KINDS = pytest.mark.parametrize(
-    "changes", [{}, WINDOWED, COSFORMER2, HGRN2], ids=["hybrid", "windowed", "cosformer2", "hgrn2"]
+    "changes", [{}, STRETCHED, COSFORMER2, HGRN2], ids=["hybrid", "windowed, YaRN", "cosformer2", "hgrn2"]
 )
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5}
@@ -46,7 +48,7 @@ def states(cache: Cache) -> list[torch.Tensor]:
     [
         {},
         {"num_attention_heads": 6, "num_local_experts": 0, "postnorm": False},
-        WINDOWED,
+        STRETCHED,
         FIRST_DENSE,
         COSFORMER2,
         HGRN2,

@@ -45,15 +45,29 @@ class Lightning:
         return self.w["out_proj.weight"] @ (o / (1 + torch.exp(-self.w["output_gate.weight"] @ n)))
 
 
-def turned(x: torch.Tensor, position: int, R: int, theta: float) -> torch.Tensor:
-    """The first R dims of heads x [H, D], half-split."""
-    x = x.clone()
-    for i in range(R // 2):
-        angle = position * theta ** (-2 * i / R)
+def frequency(config: ModelConfig, pair: int) -> float:
+    """Radians a token: RoPE's, position interpolation's, or YaRN's of section 3.2 (its ramp over whole pairs)."""
+    R, base, scaling = config.rotary_dim, config.rope_theta, config.rope_scaling
+    plain = base ** (-2 * pair / R)
+    if scaling.rope_type != "yarn":
+        return plain / (scaling.factor or 1)
+    turns = {"fast": scaling.beta_fast or 32, "slow": scaling.beta_slow or 1}
+    length = scaling.original_max_position_embeddings
+    at = {name: R * math.log(length / (2 * math.pi * n)) / (2 * math.log(base)) for name, n in turns.items()}
+    low, high = max(math.floor(at["fast"]), 0), min(math.ceil(at["slow"]), R - 1)
+    ramp = min(max((pair - low) / (high - low or 0.001), 0), 1)
+    return ramp * plain / scaling.factor + (1 - ramp) * plain
+
+
+def turned(x: torch.Tensor, position: int, frequencies: list[float]) -> torch.Tensor:
+    """The first dims of heads x [H, D], half-split, a pair for each frequency."""
+    x, half = x.clone(), len(frequencies)
+    for i, rate in enumerate(frequencies):
+        angle = position * rate
         # cosines and sines are rounded to float32 in every model
         cos, sin = (torch.tensor(f(angle)).float().double() for f in (math.cos, math.sin))
-        a, b = x[:, i].clone(), x[:, i + R // 2].clone()
-        x[:, i], x[:, i + R // 2] = a * cos - b * sin, b * cos + a * sin
+        a, b = x[:, i].clone(), x[:, i + half].clone()
+        x[:, i], x[:, i + half] = a * cos - b * sin, b * cos + a * sin
     return x
 
 
@@ -66,7 +80,8 @@ class Cosformer2:
 
     def __call__(self, n: torch.Tensor) -> torch.Tensor:
         qkv = (self.w["qkv_proj.weight"] @ n).view(self.H, 3, self.K)
-        q, k = (turned(silu(qkv[:, i]), self.position, self.K, 10_000 ** (1 / self.H)) for i in range(2))
+        rates = [10_000 ** (-2 * i / self.K / self.H) for i in range(self.K // 2)]
+        q, k = (turned(silu(qkv[:, i]), self.position, rates) for i in range(2))
         self.position += 1
         self.S += torch.einsum("hk,hv->hkv", k, qkv[:, 2])
         o = rms_norm(torch.einsum("hkv,hk->hv", self.S, q).flatten(), self.w["norm.weight"], 1e-6)
@@ -91,14 +106,16 @@ class Hgrn2:
 
 
 class Softmax:
-    """Grouped queries; RoPE on the first ``rotary_dim`` dims, half-split."""
+    """Grouped queries; RoPE on the first ``rotary_dim`` dims, half-split, perhaps stretched; the head is scaled."""
 
     def __init__(self, config: ModelConfig, weights: Weights, layer: int) -> None:
         self.w, self.c, self.keys, self.values = weights, config, [], []
         self.window = config.sliding_window if config.layer_types[layer] == "sliding_attention" else None
 
     def turn(self, x: torch.Tensor, position: int) -> torch.Tensor:
-        return turned(x, position, self.c.rotary_dim, self.c.rope_theta)
+        x = turned(x, position, [frequency(self.c, i) for i in range(self.c.rotary_dim // 2)])
+        scaling = self.c.rope_scaling
+        return x * (0.1 * math.log(scaling.factor) + 1) if scaling.rope_type == "yarn" else x
 
     def __call__(self, n: torch.Tensor) -> torch.Tensor:
         D, H, G = self.c.head_dim, self.c.num_attention_heads, self.c.num_key_value_heads
@@ -169,11 +186,22 @@ def reference_logits(model: HybridLM, tokens: list[int]) -> torch.Tensor:
     return torch.stack(logits)
 
 
+YARN = {
+    "rope_type": "yarn",
+    "factor": 8.0,
+    "original_max_position_embeddings": 64,
+    "beta_fast": 8.0,
+    "beta_slow": 0.2,
+}
+
 VARIANTS = {
     "as released": {},
     "6 heads": {"num_attention_heads": 6},
     "full rotary": {"rotary_dim": 8, "rope_theta": 500.0},
     "no rotary": {"rotary_dim": 0},
+    "interpolated": {"rope_scaling": {"rope_type": "linear", "factor": 3.5}},
+    "half rotary, YaRN": {"rope_scaling": YARN},
+    "full rotary, YaRN": {"rotary_dim": 8, "rope_theta": 500.0, "rope_scaling": YARN},
     "plain pre-norm": {"postnorm": False, "layer_types": ("full_attention", "linear_attention", "full_attention")},
     "window": {
         "layer_types": ("sliding_attention", "full_attention", "sliding_attention"),

@@ -234,7 +234,7 @@ def rotary(dtype: torch.dtype, width: int) -> Iterator[Launch]:
 
     def call(module: Any) -> None:
         for inverse in (False, True):
-            module._turn(x, angles, angles, inverse)
+            module._turn(x, angles, angles, 1.0, inverse)
 
     yield from record("leyden.ops.rotary.launch", call)
 

@@ -112,8 +112,9 @@ def _rotary(draw: Draw) -> tuple[list[torch.Tensor], Callable]:
     half = draw.below(D // 2 + 1)
     angles = torch.rand(T, half, generator=draw.generator)
     cos, sin = angles.cos(), angles.sin()
+    scale = draw.one_of(1.0, 0.75, 1.25)
     x = draw.values(1 + draw.below(2), T, 1 + draw.below(3), D)
-    return [x], lambda x, backend: apply_rotary(x, cos.to(_wide(x)), sin.to(_wide(x)), backend)
+    return [x], lambda x, backend: apply_rotary(x, cos.to(_wide(x)), sin.to(_wide(x)), backend, scale=scale)
 
 
 def _route(draw: Draw) -> tuple[list[torch.Tensor], Callable]:

@@ -92,7 +92,8 @@ def norm(module, n):
     _, rstd = module._forward._init_fn(empty(n, 64), None, None, empty(64, dtype=torch.float32), 1e-5, 1.0, 1.0)
     module._backward._init_fn(empty(n, 64), empty(n, 64), None, None, empty(64, dtype=torch.float32), rstd, 1.0, 1.0)
 def turn(module, n):
-    module._turn._init_fn(empty(2, n, 4, 64), empty(n, 8, dtype=torch.float32), empty(n, 8, dtype=torch.float32), False)
+    angles = empty(n, 8, dtype=torch.float32)
+    module._turn._init_fn(empty(2, n, 4, 64), angles, angles, 1.0, False)
 def split(module, n):
     module._backward._init_fn(*module._forward._init_fn(empty(n, 192)), empty(n, 192))
 def route(module, n):

@@ -14,6 +14,7 @@ from leyden.ops import (
     native,
     rms_norm,
     rotary_angles,
+    rotary_frequencies,
     route,
     softmax_attention,
     swiglu_experts,
@@ -139,9 +140,11 @@ def test_the_exponential_from_end_to_end() -> None:
 
 @BOTH
 @pytest.mark.parametrize(("tokens", "rotary_dim", "dim"), [(1, 2, 3), (5, 38, 64), (9, 64, 64), (4, 0, 8)])
-def test_rotary(dtype: torch.dtype, tokens: int, rotary_dim: int, dim: int) -> None:
-    cos, sin = rotary_angles(torch.arange(7, 7 + tokens), rotary_dim, 1e4)
-    check(lambda x, backend: apply_rotary(x, cos, sin, backend), [random(2, tokens, 3, dim, dtype=dtype)])
+@pytest.mark.parametrize("scale", [1.0, 1.1386])
+def test_rotary(dtype: torch.dtype, tokens: int, rotary_dim: int, dim: int, scale: float) -> None:
+    cos, sin = rotary_angles(torch.arange(7, 7 + tokens), rotary_frequencies(rotary_dim, 1e4))
+    x = random(2, tokens, 3, dim, dtype=dtype)
+    check(lambda x, backend: apply_rotary(x, cos, sin, backend, scale=scale), [x])
 
 
 @BOTH

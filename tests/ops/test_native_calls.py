@@ -159,7 +159,7 @@ def _top_k() -> None:
 
 def _half() -> None:
     angles = torch.ones(1, 3)
-    native.call("leyden_rotary", F32, ONE, angles, angles, 1.0, 2, 1, 1, 4, 3, ONE)
+    native.call("leyden_rotary", F32, ONE, angles, angles, 1.0, 1.0, 2, 1, 1, 4, 3, ONE)
 
 
 def _gate() -> None:

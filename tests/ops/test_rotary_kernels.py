@@ -4,14 +4,21 @@ import pytest
 import torch
 from exactness import assert_within_noise, random, with_gradients
 
-from leyden.ops import apply_rotary, rotary_angles
+from leyden.ops import apply_rotary, rotary_angles, rotary_frequencies
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
-def turn(backend: str, num_tokens: int, rotary_dim: int, device: str = "cpu", start: int = 1_000_000):
-    cos, sin = rotary_angles(torch.arange(start, start + num_tokens, device=device), rotary_dim, 1e4)
-    return lambda x: [apply_rotary(x, cos, sin, backend)]
+def angles(num_tokens: int, rotary_dim: int, device: str, start: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    positions = torch.arange(start, start + num_tokens, device=device)
+    return rotary_angles(positions, rotary_frequencies(rotary_dim, 1e4, positions.device))
+
+
+def turn(
+    backend: str, num_tokens: int, rotary_dim: int, device: str = "cpu", start: int = 1_000_000, scale: float = 1.0
+):
+    cos, sin = angles(num_tokens, rotary_dim, device, start)
+    return lambda x: [apply_rotary(x, cos, sin, backend, scale=scale)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -19,15 +26,19 @@ def turn(backend: str, num_tokens: int, rotary_dim: int, device: str = "cpu", st
     ("shape", "rotary_dim"),
     [((2, 7, 3, 12), 0), ((2, 7, 3, 12), 6), ((2, 7, 3, 12), 12), ((1, 1, 1, 2), 2), ((3, 41, 5, 20), 8)],
 )
-def test_output_and_gradient(dtype: torch.dtype, shape: tuple[int, ...], rotary_dim: int, device: str) -> None:
+@pytest.mark.parametrize("scale", [1.0, 1.1386])
+def test_output_and_gradient(
+    dtype: torch.dtype, shape: tuple[int, ...], rotary_dim: int, scale: float, device: str
+) -> None:
     x, num_tokens = random(*shape, dtype=dtype), shape[1]
-    mine = with_gradients(turn("triton", num_tokens, rotary_dim, device), [x.to(device)])
-    plain = with_gradients(turn("torch", num_tokens, rotary_dim), [x])
-    exact = with_gradients(turn("reference", num_tokens, rotary_dim), [x.double()])
+    mine = with_gradients(turn("triton", num_tokens, rotary_dim, device, scale=scale), [x.to(device)])
+    plain = with_gradients(turn("torch", num_tokens, rotary_dim, scale=scale), [x])
+    exact = with_gradients(turn("reference", num_tokens, rotary_dim, scale=scale), [x.double()])
     for name, a, p, e in zip(("output", "gradient"), mine, plain, exact, strict=True):
         assert_within_noise(a.cpu(), p, e, what=name)
         assert a.dtype == dtype
-    assert torch.equal(mine[0][..., rotary_dim:].cpu(), x[..., rotary_dim:])
+    if scale == 1:
+        assert torch.equal(mine[0][..., rotary_dim:].cpu(), x[..., rotary_dim:])
 
 
 def test_the_gradient_is_the_turn_back(device: str) -> None:
@@ -61,7 +72,7 @@ def test_views_equal_copies(device: str) -> None:
 def test_views_of_the_angles(device: str) -> None:
     """The last positions, as a prefill asks for."""
     x = random(1, 3, 2, 8, dtype=torch.float32).to(device)
-    cos, sin = rotary_angles(torch.arange(20, device=device), 16, 1e4)
+    cos, sin = angles(20, 16, device)
     out = apply_rotary(x, cos[-3:, :4], sin[-3:, :4], "triton")
     torch.testing.assert_close(out, apply_rotary(x, cos[-3:, :4], sin[-3:, :4], "torch"))
 
@@ -83,9 +94,9 @@ def test_the_registered_op(device: str) -> None:
     from leyden.ops.rotary import launch
 
     x = random(2, 5, 3, 12, dtype=torch.float32).to(device).requires_grad_()
-    cos, sin = rotary_angles(torch.arange(5, device=device), 6, 1e4)
+    cos, sin = angles(5, 6, device)
     for inverse in (False, True):
-        torch.library.opcheck(launch._turn, (x, cos, sin, inverse))
+        torch.library.opcheck(launch._turn, (x, cos, sin, 1.25, inverse))
 
 
 def test_another_length_compiles_nothing_new(device: str) -> None:

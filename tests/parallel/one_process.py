@@ -54,6 +54,11 @@ COSFORMER2: dict[str, Any] = {
 HGRN2: dict[str, Any] = {"layer_types": ("hgrn2_attention", "full_attention", "hgrn2_attention", "linear_attention")}
 """Further changes: two of the four layers are HGRN2."""
 
+YARN: dict[str, Any] = {
+    "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 4.0}
+}
+"""Further changes: RoPE is stretched, on a part of each head."""
+
 FIRST_DENSE: dict[str, Any] = {"mlp_types": ("dense", "experts", "dense", "experts"), "dense_intermediate_size": 12}
 """Further changes: two of the four layers have a dense feed-forward with a width of its own."""
 

@@ -40,7 +40,7 @@ def sequence_of(row: Row, rank: int, dim: int = 2) -> Sequence:
     part = RowPart(row.bounds, rank, row.documents)
     angles = torch.zeros(part.stop - part.start, dim)
     bounds, positions = torch.tensor(part.documents(), dtype=torch.int32), torch.arange(part.start, part.stop)
-    return Sequence(0, bounds, positions, angles, angles, part)
+    return Sequence(0, bounds, positions, angles, angles, 1.0, part)
 
 
 def noise_of(found: torch.Tensor, exact: torch.Tensor, plain_row: torch.Tensor, exact_row: torch.Tensor) -> float:

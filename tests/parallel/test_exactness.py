@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from gloo_ranks import mesh_of
-from one_process import COSFORMER2, FIRST_DENSE, FOUR_LAYERS, HGRN2, WINDOWED, Row, small_model
+from one_process import COSFORMER2, FIRST_DENSE, FOUR_LAYERS, HGRN2, WINDOWED, YARN, Row, small_model
 
 from leyden.model import HybridLM
 from leyden.parallel import ParallelConfig, Plan, RankGroup, attach
@@ -127,13 +127,13 @@ ALONE = [
     (Plan(dp_shard=4, etp=4), EARLIEST),
 ]
 COMBINED = [
-    (Plan(cp=2, tp=2), WINDOWED),
+    (Plan(cp=2, tp=2), WINDOWED | YARN),
     (Plan(cp=2, tp=2), COSFORMER2),
     (Plan(cp=4), HGRN2),
     (Plan(cp=2, tp=2), HGRN2),
     (Plan(tp=2, dp_shard=2, ep=2), DROPS | FIRST_DENSE),
     (Plan(pp=4), DROPS | FIRST_DENSE | {"router_aux_loss": "switch"}),
-    (Plan(pp=2, cp=2), WINDOWED),
+    (Plan(pp=2, cp=2), WINDOWED | YARN),
     (Plan(dp_shard=2, cp=2, ep=2), {}),
     (Plan(dp_shard=2, cp=2, ep=2), DROPS),
     (Plan(dp_shard=4, ep=2, etp=2), EARLIEST),

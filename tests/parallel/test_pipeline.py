@@ -10,7 +10,7 @@ from gloo_ranks import mesh_of
 from one_process import Row, assert_close, part_of_model, random_row, small_model
 
 from leyden.core.errors import UserError
-from leyden.model import HybridLM
+from leyden.model import HybridLM, Rope
 from leyden.parallel import ParallelConfig, Plan, make_plan
 from leyden.parallel.objective import Sums, add_up, sums_of_row
 from leyden.parallel.pipeline import Pipeline, StageModel, boundary
@@ -63,7 +63,7 @@ def _train(plan: Plan, changes: dict[str, Any], steps: list[tuple[int, int]]) ->
     for index, (count, longer) in enumerate(steps):
         pipeline.zero_grad()
         for model in (pipeline, whole):
-            model.set_rope_theta(10.0 ** (index + 1))
+            model.set_rope(Rope(10.0 ** (index + 1)))
         assert pipeline.config == whole.config
         rows = _rows(count, first=index, longer=longer)
         found.append(_total(pipeline.run(rows, Pretrain())))

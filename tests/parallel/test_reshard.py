@@ -13,6 +13,7 @@ from one_process import FOUR_LAYERS, small_model
 from test_exactness import DROPS, build, joined, rows_of
 
 from leyden.core.errors import UserError
+from leyden.model import Rope
 from leyden.model.quantized import quantize
 from leyden.parallel import Part, Plan, RankGroup, attach
 from leyden.parallel.announce import Announcer
@@ -31,7 +32,7 @@ def _resharded(training: Plan, serving: Plan | None, dtype: torch.dtype, int8: b
     """Every weight of the serving model is the part of the trained one, and its engine samples as one that began so."""
     mesh, serving_mesh = mesh_of(training), None if serving is None else mesh_of(serving)
     whole = small_model(seed=7, shared_intermediate_size=8, **FOUR_LAYERS).to(dtype)
-    whole.set_rope_theta(500.0)
+    whole.set_rope(Rope(500.0))
     attached = attach(copy.deepcopy(whole), mesh, dtype, row_tokens=64)
     model = small_model(seed=1, shared_intermediate_size=8, **FOUR_LAYERS).to(dtype)
     if serving_mesh is not None:

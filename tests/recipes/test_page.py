@@ -9,7 +9,7 @@ import pytest
 from pydantic_core import PydanticUndefined
 
 from leyden.core.config import Config, dump_toml
-from leyden.model import PRESETS, ModelConfig
+from leyden.model import PRESETS, ModelConfig, RopeScaling
 from leyden.parallel import ParallelConfig
 from leyden.recipes import Recipe, TrainingStage
 from leyden.recipes.loader import parse_recipe
@@ -21,7 +21,8 @@ from leyden.train.spikes import SpikeSettings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
 SECTIONS: dict[str, tuple[type[Config], set[str]]] = {
-    "[model]": (ModelConfig, set()),
+    "[model]": (ModelConfig, {"rope_scaling"}),  # a table of its own
+    "[model.rope_scaling]": (RopeScaling, set()),
     "[tokenizer]": (TokenizerSection, set()),
     "[data]": (DataSection, set()),
     "[train]": (RunSettings, {"optimizer", "spikes"}),  # tables of their own

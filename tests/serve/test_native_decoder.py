@@ -29,6 +29,7 @@ SHAPES = [
     {"num_attention_heads": 3, "num_key_value_heads": 3, "rotary_dim": 16, "head_dim": 32, "hidden_size": 48},
     {"num_attention_heads": 4, "num_key_value_heads": 2, "rotary_dim": 0, "num_experts_per_tok": 3},
     {"tie_word_embeddings": True, "vocab_size": 301, "num_experts_per_tok": 1, "intermediate_size": 80},
+    {"rope_scaling": {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 128}, "head_dim": 32},
     {"shared_intermediate_size": 48, "num_attention_heads": 7, "head_dim": 80},
     {**WINDOWS, "sliding_window": 197, "num_attention_heads": 4, "num_key_value_heads": 2},
     {**WINDOWS, "sliding_window": 3, "head_dim": 32, "rotary_dim": 32},
@@ -128,7 +129,7 @@ def test_bfloat16_steps_are_nearer_to_float32_than_the_plain_forward(make_model:
 
 @needs_compiler
 @pytest.mark.parametrize("head", [False, True], ids=["bf16 head", "int8 head"])
-@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[1], SHAPES[6], SHAPES[9]])
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[1], SHAPES[7], SHAPES[10]])
 def test_int8_weights(make_model: Callable[..., HybridLM], shape: dict[str, object], head: bool) -> None:
     """In float32, where the modules and the step differ by rounding alone; and in bfloat16."""
     text = _text(40, 0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from leyden.core.errors import UserError
-from leyden.model import PAGE, HybridLM
+from leyden.model import PAGE, HybridLM, Rope, RopeScaling
 from leyden.model.quantized import quantize
 from leyden.serve import Engine, Request, Sampling
 from leyden.serve.loop import EngineLoop
@@ -116,10 +116,10 @@ def test_a_tied_embedding_of_8_bits_is_rounded_anew(make_model: MakeModel) -> No
 def test_a_model_may_be_told_another_rope_base_and_trained_by_other_losses(make_model: MakeModel) -> None:
     model = make_model()
     trained = make_model(capacity_factor=0.5, router_aux_loss_coef=0.3)
-    trained.set_rope_theta(300.0)
+    trained.set_rope(Rope(300.0, RopeScaling(rope_type="linear", factor=4.0)))
     engine = Engine(model)
     engine.update_weights(trained)
-    assert model.config.rope_theta == 300 and model.config.capacity_factor is None
+    assert model.config.rope == trained.config.rope and model.config.capacity_factor is None
     assert drawn(engine) == drawn(Engine(trained))
 
 

@@ -18,6 +18,7 @@ from leyden.model.quantized import (
     quantize,
 )
 from leyden.model.ranks import Ranks, RowPart
+from leyden.model.rope import Rope, RopeScaling
 from leyden.model.rows import PAGE, Rows
 from leyden.model.scoring import evaluation_mode, text_logprobs
 
@@ -43,6 +44,8 @@ __all__ = [
     "QuantizedLinear",
     "QuantizedOutputProjection",
     "Ranks",
+    "Rope",
+    "RopeScaling",
     "RouterLosses",
     "RouterSums",
     "RowPart",

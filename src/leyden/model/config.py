@@ -5,6 +5,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from leyden.core.config import Config
+from leyden.model.rope import Rope, RopeScaling
 
 _MAX_LAYERS = 4096
 
@@ -43,7 +44,9 @@ class ModelConfig(Config):
     head_dim: int = Field(default=64, ge=1, le=2**14)
     rotary_dim: int = Field(default=32, ge=0)
     """How many dims of a softmax head turn by RoPE; the others carry no position."""
-    rope_theta: float = Field(default=10_000.0, gt=0)
+    rope_theta: float = Field(default=10_000.0, gt=1)
+    rope_scaling: RopeScaling = RopeScaling()
+    """How RoPE is stretched over more positions than before: by position interpolation or YaRN."""
     max_position_embeddings: int = Field(default=1_048_576, ge=1, le=2**53)
 
     mlp_types: tuple[MlpType, ...] = ()
@@ -103,6 +106,12 @@ class ModelConfig(Config):
             if data.get(name) is None:
                 data[name] = alpha
         return data
+
+    @field_validator("rope_scaling", mode="before")
+    @classmethod
+    def _null(cls, value: Any) -> Any:
+        """``null``, as other projects write it, is no scaling."""
+        return RopeScaling() if value is None else value
 
     @field_validator("rotary_dim")
     @classmethod
@@ -165,6 +174,15 @@ class ModelConfig(Config):
                 "leave it out, or say in mlp_types which layers have one"
             )
         return problems
+
+    @property
+    def rope(self) -> Rope:
+        """The base and the scaling of RoPE."""
+        return Rope(self.rope_theta, self.rope_scaling)
+
+    def with_rope(self, rope: Rope) -> "ModelConfig":
+        """This shape with another base and scaling."""
+        return self.model_copy(update={"rope_theta": rope.theta, "rope_scaling": rope.scaling})
 
     def mlp_kinds(self) -> tuple[MlpType, ...]:
         """The kind of feed-forward of each layer."""

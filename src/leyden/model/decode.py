@@ -86,7 +86,7 @@ class NativeDecoder:
             addresses.mixer, fill = _MIXERS[type(layer.self_attn)]
             fill(self, addresses, layer.self_attn, memory)
             self._feed_forward(addresses, layer.mlp)
-        exponents = torch.arange(0, config.rotary_dim, 2, dtype=torch.float64, device="cpu") / max(config.rotary_dim, 1)
+        frequencies = config.rope.frequencies(config.rotary_dim, torch.device("cpu"))
         self._model = ModelAddresses(
             bfloat16=pools.dtype == torch.bfloat16,
             hidden_size=config.hidden_size,
@@ -103,8 +103,9 @@ class NativeDecoder:
             postnorm=config.postnorm,
             norm_eps=config.rms_norm_eps,
             output_norm_eps=config.lightning_norm_eps,
+            rotary_scale=config.rope.scale,
             expert_rows=2 * config.intermediate_size,
-            inverse_frequencies=self._at(config.rope_theta**-exponents, len(exponents), dtype=torch.float64),
+            inverse_frequencies=self._at(frequencies, len(frequencies), dtype=torch.float64),
             embedding=self._matrix(model.embed_tokens, config.vocab_size, config.hidden_size),
             final_norm=self._at(model.norm.weight, config.hidden_size),
             lm_head=self._matrix(model.lm_head, config.vocab_size, config.hidden_size),

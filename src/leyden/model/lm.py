@@ -19,6 +19,7 @@ from leyden.model.mixers import Memory, mixer_of, residual_factors
 from leyden.model.norm import RMSNorm
 from leyden.model.pools import Pools
 from leyden.model.ranks import Ranks
+from leyden.model.rope import Rope
 from leyden.model.rows import Rows
 from leyden.model.sequence import Sequence, Wanted, lay_out, take
 from leyden.ops import Routing, rotary_angles
@@ -128,9 +129,9 @@ class HybridLM(TokenLossModel):
         """
         return embed(self.embed_tokens, self.ranks, tokens, inserts)
 
-    def set_rope_theta(self, rope_theta: float) -> None:
-        """Turn positions by this RoPE base from here on; :attr:`config` then says it."""
-        self.config = self.config.model_copy(update={"rope_theta": rope_theta})
+    def set_rope(self, rope: Rope) -> None:
+        """Turn positions by this base and scaling from here on; :attr:`config` then says it."""
+        self.config = self.config.with_rope(rope)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[..., D] to [..., vocab] float32 (float64 for float64)."""
@@ -193,8 +194,9 @@ class HybridLM(TokenLossModel):
             [R, D], normed, for the rows that are wanted; where tensor ranks divide the tokens, whose number is then a
             multiple of theirs, the same on each of them.
         """
-        cos, sin = rotary_angles(rows.positions, self.config.rotary_dim, self.config.rope_theta)
-        sequence = Sequence(0, None, rows.positions, cos, sin)
+        rope = self.config.rope
+        cos, sin = rotary_angles(rows.positions, rope.frequencies(self.config.rotary_dim, tokens.device))
+        sequence = Sequence(0, None, rows.positions, cos, sin, rope.scale)
         x = self.embed(tokens[None], inserts)
         last = None if self.ranks.divide_tokens else rows.wanted
         for index, (layer, memory) in enumerate(zip(self.layers, pools.of_layers(rows), strict=True)):

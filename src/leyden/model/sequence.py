@@ -29,6 +29,7 @@ class Sequence:
         cu_seqlens: [N+1], bounds of packed documents; None where each row is one sequence.
         positions: [T] int64, of each token in its sequence or document.
         cos, sin: [T, rotary_dim / 2] float32, the turn of each position in softmax layers.
+        scale: what turned queries and keys are multiplied by in softmax layers, each.
         part: where the tokens stand in a row that several ranks share; ``cu_seqlens`` then bounds the documents within
             the part, of which the first and the last may go on beyond it. None: the tokens are all there are.
     """
@@ -38,6 +39,7 @@ class Sequence:
     positions: torch.Tensor
     cos: torch.Tensor
     sin: torch.Tensor
+    scale: float
     part: RowPart | None = None
 
     def alone(self) -> torch.Tensor | None:
@@ -64,7 +66,7 @@ def lay_out(
     """Count positions from ``start``, or from 0 within each packed document, and form their rotary angles.
 
     Args:
-        config: RoPE's dims and base.
+        config: RoPE's dims, base and scaling.
         num_tokens: of the row.
         start: how many tokens the cache holds before it.
         cu_seqlens: the bounds of its documents.
@@ -78,5 +80,5 @@ def lay_out(
     if part is not None:
         positions = positions[part.start : part.stop]
         cu_seqlens = sent(torch.tensor(part.documents(), dtype=torch.int32), device)
-    cos, sin = rotary_angles(positions, config.rotary_dim, config.rope_theta)
-    return Sequence(start, cu_seqlens, positions, cos, sin, part)
+    cos, sin = rotary_angles(positions, config.rope.frequencies(config.rotary_dim, device))
+    return Sequence(start, cu_seqlens, positions, cos, sin, config.rope.scale, part)

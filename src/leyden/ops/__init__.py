@@ -19,7 +19,7 @@ from leyden.ops.lightning_attention import (
 from leyden.ops.paged_attention import paged_attention
 from leyden.ops.ranged_attention import ranged_attention, ranged_attention_backward
 from leyden.ops.rms_norm import gated_rms_norm, residual_rms_norm, rms_norm
-from leyden.ops.rotary import apply_rotary, rotary_angles
+from leyden.ops.rotary import apply_rotary, rotary_angles, rotary_frequencies, yarn_frequencies
 from leyden.ops.routing import Routing, drop_over_capacity, expert_capacity, route
 from leyden.ops.silu_split import silu_split
 from leyden.ops.softmax_attention import softmax_attention
@@ -51,8 +51,10 @@ __all__ = [
     "residual_rms_norm",
     "rms_norm",
     "rotary_angles",
+    "rotary_frequencies",
     "route",
     "silu_split",
     "softmax_attention",
     "swiglu_experts",
+    "yarn_frequencies",
 ]

@@ -108,12 +108,12 @@ class Resharding:
         }
 
     def put(self) -> None:
-        """Write the trained weights into the serving model, a weight at a time, and its RoPE base."""
+        """Write the trained weights into the serving model, a weight at a time, and its RoPE base and scaling."""
         for name, move in self._moves.items():
             self._put(name, move)
-        theta = self._trained.model.config.rope_theta
-        if theta != self.serving.config.rope_theta:
-            self.serving.set_rope_theta(theta)
+        rope = self._trained.model.config.rope
+        if rope != self.serving.config.rope:
+            self.serving.set_rope(rope)
 
     def _told(self, value: Any) -> list[Any]:
         """What every rank says, by rank."""
@@ -133,8 +133,8 @@ class Resharding:
                 found.append(f"{name} is not a weight of it")
             elif self._targets[name].shape != self._parts[name][self._rank].local_shape:
                 found.append(f"{name} is {list(self._targets[name].shape)} of a whole {list(shape)}")
-        if len({given.rope_theta for given in configs}) > 1:
-            found.append("the stages of the trained model have different RoPE bases")
+        if any(given.rope != configs[0].rope for given in configs):
+            found.append("the stages of the trained model turn positions by different RoPE bases or scalings")
         more = len(found) - _MAX_LISTED
         return "; ".join([*found[:_MAX_LISTED], *([f"and {more} more"] if more > 0 else [])])
 

@@ -125,17 +125,20 @@ class Fork:
                 f"stage '{was.name}' has taken {self._taken} steps at {self._origin}, and is to have {total}; give it "
                 "more, or another name for it to begin anew."
             )
-        self.recipe = self._with_rope_base(recipe, progress)
+        self.recipe = self._with_rope(recipe, progress)
         _check_model(self.recipe, self._path)
 
-    def _with_rope_base(self, recipe: Recipe, progress: Progress) -> Recipe:
-        """``recipe`` with the RoPE base of the other run at that step, unless a stage that was begun says one."""
+    def _with_rope(self, recipe: Recipe, progress: Progress) -> Recipe:
+        """``recipe`` with the RoPE base and scaling of the other run at that step, unless a stage that was begun says
+        another."""
         begun = recipe.stage[: self.stage + 1] if self._taken else ()
-        if any(stage.rope_theta is not None for stage in begun):
-            return recipe
-        said = [stage.rope_theta for stage in self._source.stage[: progress.stage + 1] if stage.rope_theta is not None]
-        base = said[-1] if said else self._source.model.rope_theta
-        return recipe.model_copy(update={"model": recipe.model.model_copy(update={"rope_theta": base})})
+        there = self._source.stage[: progress.stage + 1]
+        changes = {}
+        for name in ("rope_theta", "rope_scaling"):
+            if all(getattr(stage, name) is None for stage in begun):
+                said = [value for stage in there if (value := getattr(stage, name)) is not None]
+                changes[name] = said[-1] if said else getattr(self._source.model, name)
+        return recipe.model_copy(update={"model": recipe.model.model_copy(update=changes)})
 
     def take_data(self, directory: Path) -> None:
         """The tokenizer, and the tokens too where they are of the same documents."""

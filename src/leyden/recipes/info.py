@@ -38,6 +38,7 @@ def describe(what: str, settings: Sequence[str], length: int) -> str:
         layers += "; layer_types adds softmax layers, which fewer than 8 layers have not by themselves"
     rows = [
         ("layers", layers),
+        ("positions", f"{config.max_position_embeddings:,}; RoPE on {config.rotary_dim} dims, {config.rope}"),
         ("parameters", _billions(count.parameters)),
         ("active parameters", _active(config, count)),
         ("weights", f"{bytes_text(count.weight_bytes(bf16))} in bfloat16"),

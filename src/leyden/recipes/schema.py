@@ -12,7 +12,7 @@ from leyden.core.lengths import tokens_of
 from leyden.data.loader.mixture_schedule import MixtureSchedule
 from leyden.evaluate import Options
 from leyden.evaluate.tasks import TASKS
-from leyden.model import ModelConfig, preset
+from leyden.model import ModelConfig, RopeScaling, preset
 from leyden.parallel import ParallelConfig
 from leyden.recipes.objectives import OBJECTIVES
 from leyden.serve.config import EngineConfig
@@ -192,8 +192,10 @@ class TrainingStage(LearningRate):
     """``concatenate`` cuts a document where a sequence ends; ``best_fit`` cuts none that fits."""
     mixture: MixtureSchedule | None = None
     """Weights of the groups of tokens, over the steps; packed by best fit. None: each as many as it has."""
-    rope_theta: float | None = Field(default=None, gt=0)
+    rope_theta: float | None = Field(default=None, gt=1)
     """The RoPE base from this stage on; None keeps it."""
+    rope_scaling: RopeScaling | None = None
+    """How RoPE is stretched from this stage on, by position interpolation or YaRN; None keeps what was."""
     data: DataSection | None = None
     """Documents of the stage's own, a table of the keys of ``[data]``. None: those of the run."""
 
@@ -367,7 +369,8 @@ class Recipe(Config):
         if longest > self.model.max_position_embeddings:
             raise ValueError(
                 f"a stage's seq_len ({longest}) exceeds the model's max_position_embeddings "
-                f"({self.model.max_position_embeddings})"
+                f"({self.model.max_position_embeddings}); say model.max_position_embeddings = {longest} to give the "
+                "model more positions, most often with a larger rope_theta or with rope_scaling; or shorten seq_len"
             )
         return self
 

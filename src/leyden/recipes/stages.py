@@ -111,6 +111,7 @@ def _stage_run(
         batches=batches,
         micro_batches=stage.batch.micro_batches_at,
         rope_theta=stage.rope_theta,
+        rope_scaling=stage.rope_scaling,
         held_out=lambda: _held_out(recipe, stage, prepared, rank_group),
         batch_facts=BatchFacts(lambda: make_batches(recipe, index, prepared, plans)),
     )

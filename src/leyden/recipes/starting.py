@@ -18,6 +18,7 @@ START_FILE = "from.json"
 
 CHANGEABLE = (
     "rope_theta",
+    "rope_scaling",
     "max_position_embeddings",
     "capacity_factor",
     "token_drop",
@@ -170,4 +171,6 @@ def tell_start(recipe: Recipe, start: StartingModel) -> None:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_shown(item)}" for key, item in value.items())
     return "none" if value is None else str(value)

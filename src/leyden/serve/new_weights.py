@@ -48,7 +48,7 @@ class WeightsWatch:
         self._versions = self._now()
 
     def changed(self) -> bool:
-        """Whether a part of the model, or its RoPE base, is another than when this object was made.
+        """Whether a part of the model, or its RoPE base or scaling, is another than when this object was made.
 
         It is asked in every step: 40 microseconds for a model of 100 modules.
         """
@@ -79,10 +79,10 @@ class WeightsUpdate:
     def __init__(self, model: HybridLM, source: HybridLM | Mapping[str, torch.Tensor]) -> None:
         _check_kind(model, source)
         self._model = model
-        self._rope_theta = model.config.rope_theta
+        self._rope = model.config.rope
         if isinstance(source, HybridLM):
             _check_config(model.config, source.config)
-            self._rope_theta = source.config.rope_theta
+            self._rope = source.config.rope
             source = source.state_dict()
         self._targets = model.state_dict()
         self._sources = _fitting(model.config, self._targets, source)
@@ -97,8 +97,8 @@ class WeightsUpdate:
                 _write(self._targets[scale_of(name)], scale)
             else:
                 _write(target, given)
-        if self._rope_theta != self._model.config.rope_theta:
-            self._model.set_rope_theta(self._rope_theta)
+        if self._rope != self._model.config.rope:
+            self._model.set_rope(self._rope)
 
 
 def updating(
@@ -144,7 +144,7 @@ def _check_config(have: ModelConfig, given: ModelConfig) -> None:
     differing = [
         f"{name} is {getattr(given, name)!r}, and {getattr(have, name)!r} in the engine"
         for name in ModelConfig.model_fields
-        if name not in {*_TRAINING_FIELDS, "rope_theta"} and getattr(given, name) != getattr(have, name)
+        if name not in {*_TRAINING_FIELDS, "rope_theta", "rope_scaling"} and getattr(given, name) != getattr(have, name)
     ]
     if differing:
         raise UserError(

@@ -7,7 +7,7 @@ it has (:class:`leyden.parallel.pipeline.Pipeline`), and all micro-batches of a 
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from leyden.model import ModelConfig
+from leyden.model import ModelConfig, Rope
 from leyden.parallel.objective import Objective, Row, Sums
 
 
@@ -19,8 +19,8 @@ class TrainableModel(Protocol):
         """Of the whole model, as it computes now."""
         ...
 
-    def set_rope_theta(self, rope_theta: float, /) -> None:
-        """Turn positions by this RoPE base from here on; ``config`` then says it."""
+    def set_rope(self, rope: Rope, /) -> None:
+        """Turn positions by this base and scaling from here on; ``config`` then says it."""
         ...
 
     def train(self, mode: bool = True, /) -> Any:

@@ -23,7 +23,7 @@ from leyden.checkpoint.starting_model import StartingModel
 from leyden.core.config import Config
 from leyden.core.device import compute_dtype, default_device, matmul_flops_per_second
 from leyden.core.log import progress, say
-from leyden.model import HybridLM, ModelConfig, count_model
+from leyden.model import HybridLM, ModelConfig, Rope, RopeScaling, count_model
 from leyden.parallel import ParallelConfig, RankGroup, Weights
 from leyden.parallel.objective import Objective
 from leyden.parallel.recompute import install_compile, install_recompute
@@ -90,7 +90,7 @@ class StageRun:
         seq_len: tokens of a sequence, for the count of floating-point operations.
         batches: opens this rank's micro-batches, at their beginning; they are closed at the end of the stage.
         micro_batches: how many of them each optimizer step takes.
-        rope_theta: the RoPE base from this stage on; None keeps it.
+        rope_theta, rope_scaling: the RoPE base and its scaling from this stage on; None keeps what was.
         held_out: makes this rank's share of what the loss is measured on now and then; it may give None.
         after_step, callbacks: called after every step, as :func:`leyden.train.loop.fit` says.
         watchers: what measures the model now and then.
@@ -106,12 +106,18 @@ class StageRun:
     batches: Callable[[], AbstractContextManager[Batches]]
     micro_batches: MicroBatches = one_batch
     rope_theta: float | None = None
+    rope_scaling: RopeScaling | None = None
     held_out: Callable[[], HeldOut | None] = lambda: None
     after_step: Sequence[Callback] = ()
     callbacks: Sequence[Callback] = ()
     watchers: Sequence[Watcher] = ()
     batch_facts: BatchFacts | None = None
     shows_progress: bool = True
+
+    def rope_after(self, rope: Rope) -> Rope:
+        """What becomes of ``rope`` when the stage begins."""
+        theta, scaling = self.rope_theta, self.rope_scaling
+        return Rope(rope.theta if theta is None else theta, rope.scaling if scaling is None else scaling)
 
 
 def build_state(
@@ -185,8 +191,9 @@ def train_stages(
     names = settings.sinks if state.rank_group.rank == 0 else ()
     with open_sinks(names, run_dir, state.step, described or {}) as sinks:
         for index, stage in enumerate(stages):
-            if stage.rope_theta is not None:
-                state.model.set_rope_theta(stage.rope_theta)
+            rope = stage.rope_after(state.model.config.rope)
+            if rope != state.model.config.rope:
+                state.model.set_rope(rope)
             if index >= state.stage:
                 _train_stage(state, stage, settings, run_dir, how_to_resume, index, sinks)
 

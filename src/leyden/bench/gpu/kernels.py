@@ -261,7 +261,9 @@ def _silu_split_job(n: int, heads: int, dim: int) -> GpuRow:
 def _rotary_job(n: int, heads: int, dim: int) -> GpuRow:
     def measure(bench: GpuBench) -> OpRow:
         cost = floors.elementwise(n * heads * dim, 4)  # read and written, both ways
-        cos, sin = ops.rotary_angles(torch.arange(n, device=bench.device), dim // 2, 10_000.0)
+        cos, sin = ops.rotary_angles(
+            torch.arange(n, device=bench.device), ops.rotary_frequencies(dim // 2, 10_000.0, bench.device)
+        )
 
         def bound(seed: int) -> Call:
             x, dout = (random(bench.device, 1, n, heads, dim, seed=2 * seed + i) for i in range(2))

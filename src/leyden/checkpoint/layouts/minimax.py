@@ -68,7 +68,10 @@ _DIALECT = Dialect(
     },
     defaults={"shared_intermediate_size": 0, "tie_word_embeddings": False},
     constants={**CONSTANTS, "shared_moe_mode": "sigmoid"},
-    assumed={"lightning_norm_eps": (1e-6, "leyden")},
+    assumed={
+        "lightning_norm_eps": (1e-6, "leyden"),
+        "rope_scaling": ({"rope_type": "default"}, "transformers or leyden"),
+    },
     ignored=LOGIT_FREE,
 )
 

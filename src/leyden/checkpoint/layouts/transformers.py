@@ -4,7 +4,8 @@ Its model differs from the released one in three ways, and each has a remedy tha
 
 - It turns the whole head by RoPE. Where ``rotary_dim < head_dim`` the rows of the query and key projections are
   reordered so that our pairs (i, i + R/2) become its pairs (i, i + D/2), and a ``longrope`` configuration, whose
-  per-pair divisors are data, gives the turning pairs their frequencies and the others one of about 1e-30.
+  per-pair divisors are data, gives the turning pairs their frequencies and the others one of about 1e-30. What
+  stretched those frequencies (position interpolation, YaRN) stands in our section of config.json.
 - Its slopes are of another formula (``1 - l / (L - 1 + 1e-5) + 1e-5``, and no interpolation where the number of heads
   is no power of two). Its decays are buffers in the checkpoint and the file's values win, so ours are stored there.
 - In bfloat16 it rounds decays, norms and router, and keeps its state rounded. config.json says ``float32``, so that it
@@ -22,7 +23,7 @@ from typing import Any
 
 import torch
 
-from leyden.checkpoint.layouts.dialect import CONSTANTS, LOGIT_FREE, SHARED_NAMES, Dialect
+from leyden.checkpoint.layouts.dialect import CONSTANTS, LOGIT_FREE, SECTION, SHARED_NAMES, Dialect
 from leyden.checkpoint.layouts.layout import Derived, Layout, token_ids
 from leyden.checkpoint.layouts.minimax import COMMON_RULES
 from leyden.checkpoint.rules import WeightRule
@@ -38,6 +39,9 @@ _KEY = "layers.{layer}.self_attn.k_proj.weight"
 _BLOCK_SIZE = 256
 _STILL = 1e30
 """The divisor of the frequency of a pair that does not turn: at any position its angle is 0 in float32."""
+
+_WHOLE_HEAD = ("default", "linear", "yarn")
+"""The types of ``rope_parameters`` of a head that turns as a whole; Leyden calls them so too."""
 
 _FORMULA_GAP = 1e-5
 """How far transformers' layer factor of the slopes lies from the released one, at most."""
@@ -62,7 +66,7 @@ _DIALECT = Dialect(
         "shared_intermediate_size": (0, "minimax or leyden"),
         "lightning_norm_eps": (1e-6, "leyden"),
     },
-    ignored=LOGIT_FREE | {"block_size", "rope_parameters", "rope_theta"},
+    ignored=LOGIT_FREE | {"block_size", "rope_parameters", "rope_scaling", "rope_theta"},
 )
 
 
@@ -77,10 +81,12 @@ def _rotary_rows(config: ModelConfig) -> torch.Tensor | None:
 
 
 def _rope_parameters(config: ModelConfig) -> dict[str, Any]:
+    """A head that turns in part is scaled as a whole there too, by ``attention_factor``."""
     R, D, theta = config.rotary_dim, config.head_dim, config.rope_theta
     if R == D:
-        return {"rope_type": "default", "rope_theta": theta}
-    turning = [theta ** (2 * i / R - 2 * i / D) for i in range(R // 2)]
+        return {**config.rope_scaling.model_dump(), "rope_theta": theta}
+    frequencies = config.rope.frequencies(R, torch.device("cpu")).tolist()
+    turning = [theta ** (-2 * i / D) / frequency for i, frequency in enumerate(frequencies)]
     factors = turning + [_STILL] * ((D - R) // 2)
     return {
         "rope_type": "longrope",
@@ -88,24 +94,28 @@ def _rope_parameters(config: ModelConfig) -> dict[str, Any]:
         "short_factor": factors,
         "long_factor": factors,
         "factor": 1.0,
-        "attention_factor": 1.0,
+        "attention_factor": config.rope.scale,
         "original_max_position_embeddings": config.max_position_embeddings,
     }
 
 
 def _read_config(data: dict[str, Any], source: str) -> ModelConfig:
-    """``rotary_dim`` is the head's width under full rotary, else what :func:`_rope_parameters` wrote it as."""
+    """``rotary_dim`` is the head's width, unless :func:`_rope_parameters` wrote another, and its scaling beside it."""
     fields = _DIALECT.read({**data, "head_dim": _head_dim(data)}, source) | _windows(data)
-    rope = {"rope_type": "default", "rope_theta": data.get("rope_theta"), **(data.get("rope_parameters") or {})}
-    if rope["rope_type"] == "default":
-        rotary_dim = fields["head_dim"]
+    rope = data.get("rope_parameters") or data.get("rope_scaling") or {}
+    rope = {"rope_type": rope.get("type", "default"), "rope_theta": data.get("rope_theta"), **rope}
+    rope = {key: value for key, value in rope.items() if value is not None and key != "type"}
+    if rope["rope_type"] in _WHOLE_HEAD:
+        fields["rotary_dim"] = fields["head_dim"]
+        fields["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
     else:
-        rotary_dim = 2 * sum(factor < _STILL for factor in rope.get("long_factor", []))
-    config = ModelConfig.parse({**fields, "rope_theta": rope["rope_theta"], "rotary_dim": rotary_dim}, source)
+        fields["rotary_dim"] = 2 * sum(factor < _STILL for factor in rope.get("long_factor", []))
+    config = ModelConfig.parse({**fields, "rope_theta": rope.get("rope_theta")}, source)
     if not _same(rope, _rope_parameters(config)):
         raise UserError(
-            f"{source}: rope_parameters of type {rope['rope_type']!r} is neither full rotary nor the longrope form in "
-            "which Leyden writes a head that turns in part (docs/numerics.md); Leyden has no such rotary embedding."
+            f"{source}: rope_parameters of type {rope['rope_type']!r} is neither {', '.join(_WHOLE_HEAD)} nor the "
+            "longrope form in which Leyden writes a head that turns in part (docs/numerics.md); Leyden has no such "
+            "rotary embedding."
         )
     return config
 
@@ -122,7 +132,8 @@ def _windows(data: dict[str, Any]) -> dict[str, Any]:
 
 def _same(given: dict[str, Any], ours: dict[str, Any]) -> bool:
     """Whether two ``rope_parameters`` turn alike; with equal factors long and short, the switch has no effect."""
-    given, ours = ({**rope, "original_max_position_embeddings": None} for rope in (given, ours))
+    if ours["rope_type"] == "longrope":
+        given, ours = ({**rope, "original_max_position_embeddings": None} for rope in (given, ours))
     return given.keys() == ours.keys() and all(_close(given[key], ours[key]) for key in ours)
 
 
@@ -154,12 +165,15 @@ def _write_config(config: ModelConfig, dtype: torch.dtype, tokenizer: Tokenizer 
             "gives all softmax layers the same window; use leyden."
         )
     kinds = ["full_attention" if kind == "sliding_attention" else kind for kind in config.layer_types]
+    fields, rope = _DIALECT.write(config), _rope_parameters(config)
+    if rope["rope_type"] not in _WHOLE_HEAD:
+        fields[SECTION] |= {"rope_scaling": config.rope_scaling.model_dump()}
     return {
         "architectures": ["MiniMaxForCausalLM"],
         "model_type": "minimax",
-        **_DIALECT.write(config),
+        **fields,
         "layer_types": kinds,
-        "rope_parameters": _rope_parameters(config),
+        "rope_parameters": rope,
         "block_size": _BLOCK_SIZE,
         **token_ids(tokenizer),
         "dtype": "float32",

@@ -25,7 +25,7 @@ from leyden.model.mixers.mixer import PoolTensor
 from leyden.model.mixers.states import PooledStates
 from leyden.model.rows import Rows
 from leyden.model.sequence import Sequence
-from leyden.ops import apply_rotary, rotary_angles
+from leyden.ops import apply_rotary, rotary_angles, rotary_frequencies
 
 _BASE = 10_000.0
 """As published. It is not ``rope_theta``, which stages of longer contexts change for softmax attention."""
@@ -57,6 +57,7 @@ class Cosformer2Attention(LightningAttention):
         """See :meth:`LightningAttention.activated`; queries and keys of a head are turned as two heads."""
         turning, v = qkv.split([2 * self.head_dim, self.head_dim], dim=-1)
         heads = silu(turning).reshape(*qkv.shape[:2], 2 * self.num_heads, self.head_dim)
-        turned = apply_rotary(heads, *rotary_angles(sequence.positions, self.head_dim, self._theta))
+        frequencies = rotary_frequencies(self.head_dim, self._theta, sequence.positions.device)
+        turned = apply_rotary(heads, *rotary_angles(sequence.positions, frequencies))
         q, k = turned.view(turning.shape).chunk(2, dim=-1)
         return q, k, v

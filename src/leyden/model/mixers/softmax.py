@@ -241,8 +241,8 @@ class SoftmaxAttention(Mixer):
             proj(rows).unflatten(-1, (-1, self.head_dim))
             for proj, rows in ((self.q_proj, x[:, -last:]), (self.k_proj, x), (self.v_proj, x))
         )
-        q = apply_rotary(q, sequence.cos[-last:], sequence.sin[-last:])
-        k = apply_rotary(k, sequence.cos, sequence.sin)
+        q = apply_rotary(q, sequence.cos[-last:], sequence.sin[-last:], scale=sequence.scale)
+        k = apply_rotary(k, sequence.cos, sequence.sin, scale=sequence.scale)
         if pooled:
             attended = memory.attend(q, k, v, wanted_alone=wanted is not None)
             return self.o_proj(take(attended, wanted).flatten(2)), None

@@ -70,6 +70,7 @@ class ModelAddresses(ctypes.Structure):
         *((name, ctypes.c_int32) for name in ("vocab_size", "num_layers", "postnorm")),
         ("norm_eps", ctypes.c_float),
         ("output_norm_eps", ctypes.c_float),
+        ("rotary_scale", ctypes.c_float),
         ("expert_rows", ctypes.c_int32),
         ("inverse_frequencies", _ADDRESS),
         ("embedding", MatrixAddress),

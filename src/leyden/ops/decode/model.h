@@ -58,6 +58,7 @@ struct Model {
     int32_t expert_width, top_k, most_experts, widest_shared, vocab_size, num_layers;  // of all layers
     int32_t postnorm;
     float norm_eps, output_norm_eps;
+    float rotary_scale;                               // of queries and keys
     int32_t expert_rows;                              // of gate_proj and up_proj, from one expert to the next
     const double *inverse_frequencies;                // [rotary_dim / 2]
     Matrix embedding;                                 // [vocab_size, D]

@@ -7,13 +7,17 @@
 
 namespace leyden::decode {
 
-// Rotates the first dims of one head (RoPE).
-inline void rotate(float *head, const float *cosine, const float *sine, int half) {
+// Rotates the first dims of one head (RoPE), and scales all of its K dims.
+inline void rotate(float *head, const float *cosine, const float *sine, int half, int K, float scale) {
     vectors(half, [&](int64_t i, int n) {
         const Vector a = load(head + i, n), b = load(head + half + i, n);
         const Vector c = load(cosine + i, n), s = load(sine + i, n);
-        store(head + i, a * c - b * s, n);
-        store(head + half + i, b * c + a * s, n);
+        store(head + i, (a * c - b * s) * scale, n);
+        store(head + half + i, (b * c + a * s) * scale, n);
+    });
+    vectors(K - 2 * half, [&](int64_t i, int n) {
+        float *still = head + 2 * half + i;
+        store(still, load(still, n) * scale, n);
     });
 }
 
@@ -34,7 +38,8 @@ template <class T> void project_and_rotate(Worker<T> &worker, const Layer &layer
     worker.barrier();
     worker.static_for(worker.B, [&](int b) {
         float *q = projected + b * stride;
-        for (int h = 0; h < H + G; h++) rotate(q + h * K, work.cosine + b * half, work.sine + b * half, half);
+        for (int h = 0; h < H + G; h++)
+            rotate(q + h * K, work.cosine + b * half, work.sine + b * half, half, K, model.rotary_scale);
         for (int i = 0; i < width; i += LANES) store(work.queries + b * width + i, load(q + i));
     });
 }

@@ -29,7 +29,7 @@ DECLARATIONS = (
     "leyden_rms_norm_backward(T; T dy[rows dim]; T x[rows dim]; T gate[rows dim]?; float32 weight[dim];"
     " float32 rstd[rows]; int rows; int dim; T dx[rows dim]; T dgate[rows dim]?; float32 dweight[dim])",
     "leyden_rotary(T; T x[tokens heads dim]; float32 cos[positions half]; float32 sin[positions half]; float sign;"
-    " int tokens; int positions; int heads; int dim; int half; T y[tokens heads dim])",
+    " float scale; int tokens; int positions; int heads; int dim; int half; T y[tokens heads dim])",
     "leyden_route(float32 logits[rows num_experts]; int rows; int num_experts; int top_k;"
     " float32 probabilities[rows num_experts]; float32 weights[rows top_k]; int64 chosen[rows top_k])",
     "leyden_route_backward(float32 probabilities[rows num_experts]; float32 weights[rows top_k];"

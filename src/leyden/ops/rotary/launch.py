@@ -1,4 +1,4 @@
-"""What is launched for the rotary turn in Triton; its gradient is the turn back."""
+"""What is launched for the rotary turn in Triton; its gradient is the turn back, with the same scale."""
 
 from typing import Any
 
@@ -14,15 +14,15 @@ _TILE = 4096
 
 
 @torch.library.custom_op("leyden::rotary", mutates_args=())
-def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, inverse: bool) -> torch.Tensor:
-    """x [B, T, H, D], turned by the angles of cos and sin [T, R/2], or back."""
+def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, scale: float, inverse: bool) -> torch.Tensor:
+    """x [B, T, H, D] times ``scale``, turned by the angles of cos and sin [T, R/2], or back."""
     (B, T, H, D), half = x.shape, cos.shape[1]
     y = torch.empty(B, T, H, D, dtype=x.dtype, device=x.device)
     if y.numel():
         rows = max(1, _TILE // power_of_two(D))
         num_blocks = blocks(T * H, rows)
         kernels.turn[(B * num_blocks,)](
-            x, cos, sin, y, T * H, num_blocks, *x.stride()[:3],
+            x, cos, sin, y, scale, T * H, num_blocks, *x.stride()[:3],
             H=H, D=D, HALF=half, BHALF=power_of_two(half), BREST=power_of_two(D - 2 * half),
             ROWS=rows, INVERSE=inverse, num_warps=4,
         )  # fmt: skip
@@ -30,22 +30,23 @@ def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, inverse: bool) 
 
 
 @_turn.register_fake
-def _(x, cos, sin, inverse):
+def _(x, cos, sin, scale, inverse):
     return x.new_empty(x.shape)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    _, cos, sin, ctx.inverse = inputs
+    _, cos, sin, ctx.scale, ctx.inverse = inputs
     ctx.save_for_backward(cos, sin)
 
 
 def _differentiate(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    return _turn(last_dim_contiguous(dy), *ctx.saved_tensors, not ctx.inverse), None, None, None
+    cos, sin = ctx.saved_tensors
+    return _turn(last_dim_contiguous(dy), cos, sin, ctx.scale, not ctx.inverse), None, None, None, None
 
 
 _turn.register_autograd(_differentiate, setup_context=_save)
 
 
-def apply_rotary_triton(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def apply_rotary_triton(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, scale: float) -> torch.Tensor:
     """See :func:`leyden.ops.apply_rotary`."""
-    return _turn(last_dim_contiguous(x), cos.float().contiguous(), sin.float().contiguous(), False)
+    return _turn(last_dim_contiguous(x), cos.float().contiguous(), sin.float().contiguous(), float(scale), False)

@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleInterleaved1F1B
 
 from leyden.core.errors import UserError
-from leyden.model import HybridLM, ModelConfig, check_tokens
+from leyden.model import HybridLM, ModelConfig, Rope, check_tokens
 from leyden.parallel.mesh import Mesh
 from leyden.parallel.objective import Objective, Row, Sums, sums_of_features, sums_of_nothing
 from leyden.parallel.pipeline.split import split_layers
@@ -53,10 +53,10 @@ class Pipeline(nn.Module):
         """Of the whole model."""
         return self.stages[0].config
 
-    def set_rope_theta(self, rope_theta: float) -> None:
-        """As :meth:`leyden.model.HybridLM.set_rope_theta`, in all stages."""
+    def set_rope(self, rope: Rope) -> None:
+        """As :meth:`leyden.model.HybridLM.set_rope`, in all stages."""
         for stage in self.stages:
-            stage.config = stage.config.model_copy(update={"rope_theta": rope_theta})
+            stage.config = stage.config.with_rope(rope)
 
     def named_modules(
         self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
