@@ -9,10 +9,11 @@ import torch
 from gloo_ranks import mesh_of
 
 import leyden
-from leyden.checkpoint.starting_model import StartingModel
+from leyden.checkpoint.starting_model import GROWING, NewRows, StartingModel
 from leyden.checkpoint.tensor_files import TensorFiles
 from leyden.core.errors import UserError
 from leyden.model import HybridLM, ModelConfig
+from leyden.model.initialization import initial_weight
 from leyden.parallel import ParallelConfig, Plan, RankGroup
 from leyden.train import RunSettings, TrainState, build_state
 
@@ -106,8 +107,46 @@ def test_a_rank_reads_its_own_experts_alone(forms: dict[str, Path], ranks: Calla
     assert not first & second
 
 
+ROWS = 59
+"""Of a larger vocabulary, which divides unevenly."""
+
+
+def _grown(name: str, known: torch.Tensor, new_rows: NewRows) -> torch.Tensor:
+    """A weight of the run: the model's rows, and behind them their mean or initial ones."""
+    if name not in GROWING:
+        return known
+    drawn = initial_weight(name, (ROWS, 18), CONFIG, SETTINGS.seed)[50:]
+    new = known.double().mean(0).float().expand(ROWS - 50, -1) if new_rows == "mean" else drawn
+    return torch.cat([known, new])
+
+
+def _grow(plan: Plan, directory: Path, new_rows: NewRows) -> list[str]:
+    """What is not the rank's part of the model with more rows."""
+    config = CONFIG.model_copy(update={"vocab_size": ROWS})
+    state = build_state(config, SETTINGS, row_tokens=16, rank_group=RankGroup(mesh_of(plan)))
+    state.begin_from(StartingModel(str(directory), directory, new_rows=new_rows))
+    known, weights = dict(HybridLM(CONFIG, seed=4).named_parameters()), state.optimizer.weights
+    expected = {name: _grown(name, known[name].detach(), new_rows) for name in weights}
+    return [
+        name
+        for name, master in state.optimizer.masters().items()
+        if not torch.equal(master, weights[name].part.cut(expected[name]))
+    ]
+
+
+@pytest.mark.parametrize("plan", [FOUR[0], FOUR[2], TWO[1]], ids=str)
+@pytest.mark.parametrize("new_rows", ["mean", "normal"])
+def test_ranks_give_a_larger_vocabulary_the_rows_of_one_process(
+    plan: Plan, new_rows: NewRows, forms: dict[str, Path], ranks: Callable[..., list[Any]]
+) -> None:
+    """Of a checkpoint under FSDP and tensor ranks, and of files; the first rank has no output projection in a
+    pipeline."""
+    for form in ("run", "minimax"):
+        assert ranks(plan.world, _grow, plan, forms[form], new_rows) == [[]] * plan.world
+
+
 def _refused(plan: Plan, directory: Path) -> str:
-    config = CONFIG.model_copy(update={"vocab_size": 52})
+    config = CONFIG.model_copy(update={"vocab_size": 48})
     state = build_state(config, SETTINGS, row_tokens=16, rank_group=RankGroup(mesh_of(plan)))
     try:
         state.begin_from(StartingModel.find(str(directory)))
@@ -116,12 +155,12 @@ def _refused(plan: Plan, directory: Path) -> str:
     return ""
 
 
-def test_a_model_of_another_vocabulary_is_refused_on_all_ranks(
+def test_a_model_of_a_larger_vocabulary_is_refused_on_all_ranks(
     forms: dict[str, Path], ranks: Callable[..., list[Any]]
 ) -> None:
     """The stages of a pipeline have the embedding on the first rank alone, and the output projection on the last."""
     for plan in (Plan(pp=2), Plan(tp=2)):
         for said in ranks(2, _refused, plan, forms["leyden"]):
-            assert "embed_tokens.weight is [52, 18] here and [50, 18] there" in said
+            assert "embed_tokens.weight is [48, 18] here and [50, 18] there" in said
             assert "Give the model the shape of the one that it begins from" in said
             assert "\n" not in said

@@ -10,22 +10,26 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer as Backend
+from tokenizers import normalizers
 from whole_runs import after_step, interrupt, metrics
 
 import leyden
-from leyden.checkpoint import convert
+from leyden.checkpoint import convert, read_config
 from leyden.checkpoint.starting_model import StartingModel
 from leyden.checkpoint.training import newest_values
 from leyden.core.config import dump_toml
 from leyden.core.errors import UserError
-from leyden.model import ModelConfig
+from leyden.model import ModelConfig, Rope, RopeScaling
 from leyden.recipes import load_recipe
 from leyden.recipes.batches import make_batches
 from leyden.recipes.loader import parse_recipe
 from leyden.recipes.prepare import read_prepared
+from leyden.recipes.vocabulary import check_extends
 from leyden.tokenizer import Tokenizer
 from leyden.train import RunSettings
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 STAGE = {"name": "more", "objective": "pretrain", "steps": 3, "seq_len": 64, "batch_tokens": 128, "lr": 1e-3}
 Cli = Callable[..., Any]
 
@@ -122,6 +126,31 @@ def test_what_is_kept_changed_and_new_is_said(
     assert not (tmp_path / "run").exists()
 
 
+def test_stages_extend_the_context(
+    layouts: dict[str, Path], recipe_file: Path, tmp_path: Path, leyden_cli: Cli
+) -> None:
+    """The second stage by YaRN and a larger base; a fork of its end keeps both, and a later stage ends the scaling."""
+    recipe = recipe_of(layouts["run"], recipe_file)
+    recipe["model"] |= {"max_position_embeddings": 2**22}
+    longer = STAGE | {"name": "longer", "seq_len": 128, "steps": 2, "rope_theta": 1e6, "rope_scaling": YARN}
+    recipe["stage"] = [STAGE, longer]
+    path = write(tmp_path / "r.toml", recipe)
+    told = leyden_cli("run", path, "--dir", tmp_path / "run", "--dry-run")
+    assert "Changed: max_position_embeddings 1048576 -> 4194304." in told.err
+    outcome = leyden_cli("run", path, "--dir", tmp_path / "run")
+    assert outcome.code == 0, outcome.err
+    config = read_config(tmp_path / "run")
+    assert config.rope == Rope(1e6, RopeScaling.parse(YARN, "YaRN"))
+    assert config.max_position_embeddings == 2**22
+    info = leyden_cli("info", tmp_path / "run").out
+    assert "4,194,304; RoPE on 8 dims, base 1,000,000, yarn (factor 4, original_max_position_embeddings 64)" in info
+    plain = STAGE | {"name": "plain", "steps": 1, "rope_scaling": {"rope_type": "default"}}
+    fork = write(tmp_path / "f.toml", recipe | {"stage": [STAGE, longer, plain]})
+    outcome = leyden_cli("run", fork, "--dir", tmp_path / "fork", "--from", tmp_path / "run")
+    assert outcome.code == 0, outcome.err
+    assert read_config(tmp_path / "fork").rope == Rope(1e6)
+
+
 def test_an_interrupted_run_goes_on_without_its_model_bit_for_bit(
     begun: tuple[Path, str],
     layouts: dict[str, Path],
@@ -172,7 +201,20 @@ def test_a_model_that_changed_before_the_first_checkpoint_is_refused(
     ("changes", "says"),
     [
         ({"model": {"hidden_size": 64}}, ["hidden_size is 32 there and 64 here", "Leave it out", "rope_theta"]),
-        ({"model": {"vocab_size": 512}}, ["vocab_size is 500 there and 512 here", "leave from out"]),
+        ({"model": {"vocab_size": 488}}, ["vocab_size is 500 there and 488 here", "vocab_size may grow"]),
+        ({"model": {"new_rows": "zero"}}, ["'new_rows': must be 'mean' or 'normal'"]),
+        (
+            {"model": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}},
+            ["'rope_scaling': rope_type 'yarn' needs original_max_position_embeddings"],
+        ),
+        (
+            {"model": {"max_position_embeddings": 32}},
+            ["seq_len (64) exceeds the model's max_position_embeddings (32)", "model.max_position_embeddings = 64"],
+        ),
+        (
+            {"model": {"rope_scaling": YARN | {"original_max_position_embeddings": 2**21}}},
+            ["original_max_position_embeddings is 2097152", "has 1048576 positions"],
+        ),
         ({"model": {"num_local_experts": 8, "head_dim": 8}}, ["num_local_experts is 4 there", "Leave them out"]),
         ({"model": {"postnorm": False}}, ["postnorm is True there and False here"]),
         ({"model": {"preset": "tiny"}}, ["model.preset = 'tiny' names a shape", "leave one of them out"]),
@@ -203,7 +245,9 @@ def test_another_tokenizer_is_refused(layouts: dict[str, Path], recipe_file: Pat
     Tokenizer.load(layouts["leyden"]).save(tmp_path / "same")
     recipe = recipe_of(layouts["run"], recipe_file, tokenizer={"path": str(tmp_path / "same")})
     assert parse_recipe(recipe, "mine.toml").model.vocab_size == 500
-    with pytest.raises(UserError, match=r"tokenizer of .*other is another than that of model\.from"):
+    with pytest.raises(
+        UserError, match=r"tokenizer of .*other is another than that of model\.from.*: token \d+ is '.*' there and"
+    ):
         parse_recipe(recipe | {"tokenizer": {"path": str(tmp_path / "other")}}, "mine.toml")
 
 
@@ -215,16 +259,64 @@ def test_a_model_without_a_tokenizer_needs_one(layouts: dict[str, Path], recipe_
         parse_recipe(recipe, "mine.toml")
     with_one = recipe | {"tokenizer": {"path": str(layouts["leyden"])}}
     assert parse_recipe(with_one, "mine.toml").starts_from == str(bare)
-    text = ("to be or not to be " * 40 + "".join(chr(c) for c in range(0x4E00, 0x4F00))) * 2
-    Tokenizer.train([text], vocab_size=600, allow_smaller=True).save(tmp_path / "large")
-    if Tokenizer.load(tmp_path / "large").vocab_size > 500:
-        with pytest.raises(UserError, match="has 500 rows for them"):
-            parse_recipe(recipe | {"tokenizer": {"path": str(tmp_path / "large")}}, "mine.toml")
+
+
+@pytest.fixture(scope="module")
+def larger(layouts: dict[str, Path]) -> Path:
+    """The model's tokenizer with seven tokens behind its own."""
+    backend = Backend.from_file(str(layouts["leyden"] / "tokenizer.json"))
+    assert backend.add_tokens([f"<word {number}>" for number in range(7)]) == 7
+    directory = Path(shutil.copytree(layouts["leyden"], layouts["leyden"].parent / "larger"))
+    backend.save(str(directory / "tokenizer.json"))
+    return directory
+
+
+@pytest.mark.parametrize("new_rows", ["mean", "normal"])
+def test_a_larger_tokenizer_gives_the_model_rows(
+    layouts: dict[str, Path], larger: Path, recipe_file: Path, tmp_path: Path, leyden_cli: Cli, new_rows: str
+) -> None:
+    recipe = recipe_of(layouts["run"], recipe_file, tokenizer={"path": str(larger)})
+    recipe["model"] |= {"new_rows": new_rows}
+    recipe["stage"] = [STAGE | {"lr": 1e-9, "steps": 1}]
+    command = ("run", write(tmp_path / "r.toml", recipe), "--dir", tmp_path / "run")
+    told = leyden_cli(*command, "--dry-run")
+    assert told.code == 0, told.err
+    drawn = {"mean": "each the mean of those that the model has", "normal": "drawn as those of a new model"}[new_rows]
+    said = " ".join(told.err.split())
+    assert "the ids of its 500 tokens. Changed: vocab_size 500 -> 507. New: 7 tokens behind them, 7 rows of" in said
+    assert f"the embedding and the output projection, {drawn}, the optimizer's moments" in said
+    model = tomllib.loads(told.out)["model"]
+    assert (model["vocab_size"], model["new_rows"]) == (507, new_rows)
+    outcome = leyden_cli(*command)
+    assert outcome.code == 0, outcome.err
+    before = leyden.load(layouts["checkpoint"])[0].state_dict()
+    trained, tokenizer = leyden.load(tmp_path / "run")
+    assert tokenizer is not None and tokenizer.vocab_size == 507
+    for name in ("embed_tokens.weight", "lm_head.weight"):
+        now = trained.state_dict()[name]
+        torch.testing.assert_close(now[:500], before[name], rtol=0, atol=1e-6)
+        mean = before[name].double().mean(0).float()
+        assert torch.allclose(now[500:], mean.expand(7, -1), rtol=0, atol=1e-6) == (new_rows == "mean")
+        assert now[500:].std(0).max() < 1e-6 or new_rows == "normal"
+
+
+def test_a_tokenizer_that_is_no_larger_one_is_refused(
+    layouts: dict[str, Path], larger: Path, recipe_file: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"has 500 of its 507 tokens"):
+        check_extends("m", Tokenizer.load(larger), "here", Tokenizer.load(layouts["leyden"]))
+    backend = Backend.from_file(str(layouts["leyden"] / "tokenizer.json"))
+    backend.normalizer = normalizers.NFC()
+    (tmp_path / "otherwise").mkdir()
+    backend.save(str(tmp_path / "otherwise" / "tokenizer.json"))
+    recipe = recipe_of(layouts["leyden"], recipe_file, tokenizer={"path": str(tmp_path / "otherwise")})
+    with pytest.raises(UserError, match="has the same tokens, and splits text into others"):
+        parse_recipe(recipe, "mine.toml")
 
 
 def test_a_build_of_another_tokenizer_is_refused(layouts: dict[str, Path], recipe_file: Path, built: Path) -> None:
     recipe = recipe_of(layouts["run"], recipe_file, data={"build": str(built)})
-    with pytest.raises(UserError, match=r"the tokenizer of .*build is another than .*\[tokens\] tokenizer"):
+    with pytest.raises(UserError, match=r"the tokenizer of .*build is another than .*: token \d+ is"):
         parse_recipe(recipe, "mine.toml")
 
 

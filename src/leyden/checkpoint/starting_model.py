@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -19,8 +19,14 @@ from leyden.checkpoint.training import check_whole, checkpoint_fingerprint, is_c
 from leyden.core.checksums import file_hashes, read_checksums
 from leyden.core.errors import UserError
 from leyden.model import ModelConfig
-from leyden.parallel import Mesh
+from leyden.parallel import Mesh, Part
 from leyden.tokenizer import Tokenizer
+
+NewRows = Literal["mean", "normal"]
+"""What rows begin as that the model has not had: each the mean of its rows, or as the run's initial weights are."""
+
+GROWING = ("embed_tokens.weight", "lm_head.weight")
+"""The weights with a row for each token, which may have more rows in the run than in the model."""
 
 _MASTER = "master."
 _MOST_THREADS = 4
@@ -34,11 +40,13 @@ class StartingModel:
         name: what the user called it: a directory, a run, a checkpoint of one, or a hub id.
         directory: of its files.
         known: its fingerprint, where that was computed before.
+        new_rows: what rows begin as that a larger vocabulary needs.
     """
 
     name: str
     directory: Path
     known: str | None = None
+    new_rows: NewRows = "mean"
 
     @classmethod
     def find(cls, name: str) -> "StartingModel":
@@ -109,7 +117,8 @@ class StartingModel:
         """Write this rank's part of every weight into ``pieces``, rounded to their dtypes.
 
         All ranks of ``mesh`` call this; together they compare the files with their hashes, and each reads of a weight
-        what it holds of it. What exists twice at any moment is a part of a few weights.
+        what it holds of it. What exists twice at any moment is a part of a few weights. Rows that the model has not are
+        written last; for their mean the first rank reads all rows through, some MB at a time.
 
         Args:
             pieces: by our names.
@@ -120,21 +129,43 @@ class StartingModel:
                 damaged.
         """
         coordinator = coordinator_of(mesh)
-        coordinator.on_all_ranks(lambda: self._check(pieces))
+        grown = sorted({name for names in coordinator.on_all_ranks(lambda: self._check(pieces)) for name in names})
+        known = {name: _known_rows(piece, self.shapes[name]) for name, piece in pieces.items()}
         if is_checkpoint(self.directory):
             check_whole(self.directory, coordinator)
             coordinator.on_all_ranks(
-                lambda: load_pieces(self.directory, {_MASTER + name: piece for name, piece in pieces.items()})
+                lambda: load_pieces(self.directory, {_MASTER + name: piece for name, piece in known.items()})
             )
         else:
-            coordinator.on_all_ranks(lambda: self._read(pieces, mesh))
+            coordinator.on_all_ranks(lambda: self._read(known, mesh))
+        if grown and self.new_rows == "mean":
+            means = coordinator.on_rank_0(lambda: {name: self._mean_row(name) for name in grown})
+            for name in pieces.keys() & means.keys():
+                part, rows = pieces[name].part, len(known[name].tensor)
+                pieces[name].tensor[rows:] = Part(part.shape[1:], part.spans[1:]).cut(means[name])
 
-    def _check(self, pieces: Mapping[str, TensorPiece]) -> None:
+    def _mean_row(self, name: str) -> torch.Tensor:
+        """[columns] float64, over all rows of a weight."""
+        weights = open_stored(self.directory, verify=False).weights
+        (stored,) = weights.bindings[name].theirs
+        total, count = torch.zeros(weights.bindings[name].shape[1], dtype=torch.float64), 0
+        for rows in weights.files.read_rows(stored):
+            total += rows.double().sum(0)
+            count += len(rows)
+        return total / count
+
+    def _check(self, pieces: Mapping[str, TensorPiece]) -> list[str]:
+        """The names of ``pieces`` that have more rows than the model."""
         shapes = self.shapes
+        grown = [
+            name
+            for name, piece in pieces.items()
+            if name in GROWING and name in shapes and _is_grown(piece.part.shape, shapes[name])
+        ]
         wrong = [
             f"{name} is {list(piece.part.shape)} here and {list(shapes[name]) if name in shapes else 'missing'} there"
             for name, piece in pieces.items()
-            if piece.part.shape != shapes.get(name)
+            if name not in grown and piece.part.shape != shapes.get(name)
         ]
         if wrong:
             more = f"; and {len(wrong) - 4} more" if len(wrong) > 4 else ""
@@ -142,6 +173,7 @@ class StartingModel:
                 f"the weights of {self.name} do not fit this model: {'; '.join(wrong[:4])}{more}. Give the model the "
                 "shape of the one that it begins from (its config.json), or begin with initial weights."
             )
+        return grown
 
     def _read(self, pieces: Mapping[str, TensorPiece], mesh: Mesh | None) -> None:
         weights = open_stored(self.directory, mesh).weights
@@ -152,3 +184,17 @@ class StartingModel:
         with ThreadPoolExecutor(_MOST_THREADS) as pool:
             for _ in pool.map(read, pieces):
                 pass
+
+
+def _is_grown(here: tuple[int, ...], there: tuple[int, ...]) -> bool:
+    return len(here) == len(there) == 2 and here[0] > there[0] and here[1] == there[1]
+
+
+def _known_rows(piece: TensorPiece, shape: tuple[int, ...]) -> TensorPiece:
+    """Of ``piece`` what a weight of ``shape``, perhaps of fewer rows, has: the first rows of its tensor."""
+    if piece.part.shape == shape:
+        return piece
+    rows, *others = piece.part.spans
+    kept = tuple((start, min(stop, shape[0])) for start, stop in rows if start < shape[0])
+    part = Part(shape, (kept, *others))
+    return TensorPiece(piece.tensor[: part.local_shape[0]], part)

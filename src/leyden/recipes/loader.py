@@ -60,7 +60,8 @@ def parse_recipe(data: dict[str, Any], source: str) -> Recipe:
         )
     try:
         if isinstance(section, dict) and "from" in section:
-            data["model"] = shape_from(section)
+            named = build is not None or tokenizer.path is not None
+            data["model"] = shape_from(section, _vocabulary(tokenizer, build, said) if named else None)
             check_tokenizer(section["from"], tokenizer, data_section, set(data.get("tokenizer", {})))
         else:
             if data_section.tokens and tokenizer.path is None:

@@ -6,6 +6,7 @@ train (:mod:`leyden.parallel`).
 
 import math
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -203,6 +204,7 @@ def _train(recipe: Recipe, directory: Path, go_on: str, rank_group: RankGroup) -
             _write(directory / RECIPE_FILE, dry(measured))
             note_machine(directory, measured.train.dtype, rank_group)
         start = read_start(directory) if recipe.starts_from is not None else None
+        start = start and replace(start, new_rows=recipe.new_rows)
         state = train(measured, prepared, directory, go_on, rank_group, start)
     save_trained(state, prepared.tokenizer, directory / "final")
 

@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
+from leyden.checkpoint.starting_model import NewRows
 from leyden.core.config import Config
 from leyden.core.errors import UserError, suggest
 from leyden.core.lengths import tokens_of
@@ -282,16 +283,22 @@ class TrainingStage(LearningRate):
         return self.steps
 
 
+_BESIDE_SHAPE = {"from": "starts_from", "new_rows": "new_rows"}
+"""Keys of ``[model]`` that are no part of its shape, and our names for them."""
+
+
 class Recipe(Config):
     """A run: model, tokenizer, data and stages.
 
-    ``[model] from`` stands beside the shape in a file and is a field of its own here.
+    ``[model] from`` and ``new_rows`` stand beside the shape in a file and are fields of their own here.
     """
 
     model: ModelConfig
     starts_from: str | None = Field(default=None, exclude=True)
     """The model that the run begins with the weights of: a directory, a run, a checkpoint or a hub id. None: initial
     weights."""
+    new_rows: NewRows = Field(default="mean", exclude=True)
+    """What the rows of tokens begin as that the model has not had."""
     tokenizer: TokenizerSection = TokenizerSection()
     data: DataSection = DataSection()
     train: RunSettings = RunSettings()
@@ -304,20 +311,24 @@ class Recipe(Config):
     @model_validator(mode="before")
     @classmethod
     def _take_from(cls, data: Any) -> Any:
-        """``model.from`` as ``starts_from``."""
-        if isinstance(data, dict) and "starts_from" in data:
-            raise ValueError("unknown key 'starts_from'; the model that a run begins from is [model] from")
+        """What ``model`` says of another model as fields of the recipe."""
+        for key, name in _BESIDE_SHAPE.items():
+            if isinstance(data, dict) and name in data:
+                raise ValueError(f"unknown key '{name}'; of the model that a run begins from, [model] {key} says it")
         model = data.get("model") if isinstance(data, dict) else None
-        if not isinstance(model, dict) or "from" not in model:
+        if not isinstance(model, dict):
             return data
-        return {**data, "model": {k: v for k, v in model.items() if k != "from"}, "starts_from": model["from"]}
+        if "new_rows" in model and "from" not in model:
+            raise ValueError("model.new_rows is for a model that the run begins from; give model.from, or leave it out")
+        shape = {key: value for key, value in model.items() if key not in _BESIDE_SHAPE}
+        return {**data, "model": shape, **{name: model[key] for key, name in _BESIDE_SHAPE.items() if key in model}}
 
     @model_serializer(mode="wrap")
     def _give_from(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """``starts_from`` as ``model.from``."""
+        """The inverse of :meth:`_take_from`."""
         data = handler(self)
         if self.starts_from is not None and "model" in data:
-            data["model"] = {"from": self.starts_from, **data["model"]}
+            data["model"] = {"from": self.starts_from, "new_rows": self.new_rows, **data["model"]}
         return data
 
     @field_validator("stage")
@@ -391,7 +402,7 @@ def model_section(section: Any, vocab_size: int | None) -> dict[str, Any]:
     """
     if not isinstance(section, dict):
         raise UserError(f"[model] must be a table; given {section!r}.")
-    fields = dict(section)
+    fields = {key: value for key, value in section.items() if key not in _BESIDE_SHAPE}
     known = {} if vocab_size is None else {"vocab_size": vocab_size}
     config = preset(fields.pop("preset", "tiny"), **known | fields)
     if vocab_size is not None and config.vocab_size < vocab_size:
@@ -399,4 +410,4 @@ def model_section(section: Any, vocab_size: int | None) -> dict[str, Any]:
             f"model.vocab_size ({config.vocab_size}) is smaller than the tokenizer's vocabulary ({vocab_size}); leave "
             "model.vocab_size out, or make it that large."
         )
-    return config.model_dump()
+    return config.model_dump() | {key: section[key] for key in _BESIDE_SHAPE if key in section}

@@ -1,6 +1,7 @@
 """``[model] from = "MODEL"``: a run that begins with the weights, the tokenizer and the dtype of another model."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from leyden.core.log import say
 from leyden.data.builds.tokens import read_tokens
 from leyden.model import ModelConfig
 from leyden.recipes.schema import DataSection, Recipe, TokenizerSection
+from leyden.recipes.vocabulary import check_extends, new_tokens_text
 from leyden.tokenizer import Tokenizer
 
 START_FILE = "from.json"
@@ -30,16 +32,22 @@ CHANGEABLE = (
 """What ``[model]`` may say beside ``from``: no weight has another shape or another meaning by it."""
 
 
-def shape_from(section: dict[str, Any]) -> dict[str, Any]:
+def shape_from(section: dict[str, Any], vocab_size: int | None) -> dict[str, Any]:
     """The ``[model]`` table of a recipe whose run begins from a model, with every field said.
 
     A table that says the whole shape already, as that of a resolved recipe does, is read without its model too: the
     run may have come further than it.
 
+    Args:
+        section: as it was read.
+        vocab_size: of the recipe's tokenizer or data build, for which the model gets rows unless the table says how
+            many; None: the recipe names none, or it is not there.
+
     Raises:
         UserError: there is no such model, or the table says what its weights do not fit.
     """
-    name, said = section["from"], {key: value for key, value in section.items() if key != "from"}
+    beside = {key: section[key] for key in ("from", "new_rows") if key in section}
+    name, said = section["from"], {key: value for key, value in section.items() if key not in beside}
     if not isinstance(name, str) or not name:
         raise UserError(f"model.from must name a model: a directory, a run, a checkpoint or a hub id; given {name!r}.")
     if "preset" in said:
@@ -52,32 +60,50 @@ def shape_from(section: dict[str, Any]) -> dict[str, Any]:
     except UserError:
         if not _is_whole(said):
             raise
-        return {**ModelConfig.parse(said, "[model]").model_dump(), "from": name}
+        return {**ModelConfig.parse(said, "[model]").model_dump(), **beside}
     _refuse_other_shape(name, config, said)
-    return {**ModelConfig.parse(config.model_dump() | said, "[model]").model_dump(), "from": name}
+    rows = {"vocab_size": max(config.vocab_size, vocab_size or 0)}
+    shape = ModelConfig.parse(config.model_dump() | rows | said, "[model]")
+    _refuse_more_than_was(name, config, shape)
+    return {**shape.model_dump(), **beside}
 
 
 def _is_whole(said: dict[str, Any]) -> bool:
-    """Whether a table says every field that is never left out."""
-    return all(name in said for name, field in ModelConfig.model_fields.items() if field.default is not None)
+    """Whether a table says every field that is never left out; tables of earlier versions have no scaling of RoPE."""
+    fields = {name for name, field in ModelConfig.model_fields.items() if field.default is not None}
+    return fields - {"rope_scaling"} <= said.keys()
 
 
 def _refuse_other_shape(name: str, config: ModelConfig, said: dict[str, Any]) -> None:
     there = config.model_dump(mode="json")
-    others = [key for key, value in said.items() if key in there and key not in CHANGEABLE and value != there[key]]
+    rows = said.get("vocab_size")
+    free = {*CHANGEABLE, "vocab_size"} if isinstance(rows, int) and rows > config.vocab_size else {*CHANGEABLE}
+    others = [key for key, value in said.items() if key in there and key not in free and value != there[key]]
     if not others:
         return
     found = "; ".join(f"{key} is {there[key]!r} there and {said[key]!r} here" for key in others)
     one = len(others) == 1
     raise UserError(
         f"the weights of model.from = '{name}' do not fit [model]: {found}. Leave {'it' if one else 'them'} out to go "
-        f"on with that model, in which {', '.join(CHANGEABLE)} may change; or leave from out, and a model of this "
-        "shape begins with initial weights."
+        f"on with that model, in which {', '.join(CHANGEABLE)} may change, and vocab_size may grow; or leave from out, "
+        "and a model of this shape begins with initial weights."
     )
 
 
+def _refuse_more_than_was(name: str, config: ModelConfig, shape: ModelConfig) -> None:
+    """Refuse a scaling of RoPE that stretches more positions than the model has had."""
+    original = shape.rope_scaling.original_max_position_embeddings
+    if original is not None and original > config.max_position_embeddings:
+        raise UserError(
+            f"model.rope_scaling.original_max_position_embeddings is {original}, and model.from = '{name}' has "
+            f"{config.max_position_embeddings} positions (max_position_embeddings); say how many tokens the sequences "
+            "had that it was trained on."
+        )
+
+
 def check_tokenizer(name: str, tokenizer: TokenizerSection, data: DataSection, said: set[str]) -> None:
-    """Refuse tokens of another tokenizer than that of the model ``name``, as far as they are there.
+    """Refuse tokens of another tokenizer than that of the model ``name`` or one that extends it, as far as they are
+    there.
 
     Args:
         name: of the model; one that is not there any more is not asked.
@@ -104,17 +130,17 @@ def check_tokenizer(name: str, tokenizer: TokenizerSection, data: DataSection, s
         )
     if place is None or not place.exists():
         return
-    other = Tokenizer.load(read_tokens(data.build).tokenizer if data.build is not None else place)
-    if start.tokenizer is not None and other.fingerprint != start.tokenizer.fingerprint:
-        cure = "leave tokenizer.path out"
-        if data.build is not None:
-            cure = "build the data with that model's, named in the build's [tokens] tokenizer"
-        raise UserError(f"the tokenizer of {place} is another than that of model.from = '{name}'; {cure}.")
-    if other.vocab_size > start.config.vocab_size:
-        raise UserError(
-            f"the tokenizer of {place} has {other.vocab_size} tokens, and model.from = '{name}' has "
-            f"{start.config.vocab_size} rows for them; take the tokenizer that this model was trained with."
-        )
+    other = _tokenizer_of(tokenizer, data)
+    assert other is not None, "one is named"
+    if start.tokenizer is not None:
+        check_extends(name, start.tokenizer, str(place), other)
+
+
+def _tokenizer_of(tokenizer: TokenizerSection, data: DataSection) -> Tokenizer | None:
+    """The one that a recipe names, by itself or by its data build; None where it names none."""
+    if data.build is not None:
+        return Tokenizer.load(read_tokens(data.build).tokenizer)
+    return None if tokenizer.path is None else Tokenizer.load(tokenizer.path)
 
 
 def settle_start(recipe: Recipe, directory: Path) -> StartingModel | None:
@@ -159,14 +185,15 @@ def tell_start(recipe: Recipe, start: StartingModel) -> None:
     """
     before, now = start.config.model_dump(mode="json"), recipe.model.model_dump(mode="json")
     _refuse_other_shape(start.name, start.config, now)
+    start = replace(start, new_rows=recipe.new_rows)
     changed = [f"{key} {_shown(before[key])} -> {_shown(now[key])}" for key in now if now[key] != before[key]]
-    tokenizer = start.tokenizer
-    kept = f"its {len(start.shapes)} weights"
-    kept += "" if tokenizer is None else f", its tokenizer of {tokenizer.vocab_size:,} tokens"
+    tokens, new = new_tokens_text(start, _tokenizer_of(recipe.tokenizer, recipe.data), recipe.model.vocab_size)
+    kept = ", ".join(filter(None, [f"its {len(start.shapes)} weights", tokens]))
+    new = ", ".join(filter(None, [new, "the optimizer's moments, the counters, the order of the data"]))
     dtype = str(start.dtype).removeprefix("torch.")
     say(
         f"the run begins from {start.directory} ({start.layout}, {dtype}). Kept: {kept}. Changed: "
-        f"{', '.join(changed) or 'nothing'}. New: the optimizer's moments, the counters, the order of the data."
+        f"{', '.join(changed) or 'nothing'}. New: {new}."
     )
 
 
