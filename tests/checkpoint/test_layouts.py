@@ -369,7 +369,7 @@ def test_a_conversion_replaces_no_model_unasked(random_model: ModelMaker, saved:
     convert(saved, tmp_path / "target", "minimax", replace=True)
     assert_same(load(saved)[0], load(tmp_path / "target")[0])
     for replace in (False, True):
-        with pytest.raises(UserError, match="the model to be converted itself"):
+        with pytest.raises(UserError, match="is a model that is to be read itself"):
             convert(saved, saved.parent / "." / saved.name, "minimax", replace=replace)
     (tmp_path / "empty").mkdir()
     convert(saved, tmp_path / "empty", "leyden")

@@ -1,6 +1,7 @@
 """Ranks begin from a model in any layout with the bits of one process, and read their own experts alone."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ def _grow(plan: Plan, directory: Path, new_rows: NewRows) -> list[str]:
     """What is not the rank's part of the model with more rows."""
     config = CONFIG.model_copy(update={"vocab_size": ROWS})
     state = build_state(config, SETTINGS, row_tokens=16, rank_group=RankGroup(mesh_of(plan)))
-    state.begin_from(StartingModel(str(directory), directory, new_rows=new_rows))
+    state.begin_from(replace(StartingModel.find(str(directory)), new_rows=new_rows))
     known, weights = dict(HybridLM(CONFIG, seed=4).named_parameters()), state.optimizer.weights
     expected = {name: _grown(name, known[name].detach(), new_rows) for name in weights}
     return [

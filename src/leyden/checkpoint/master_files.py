@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from leyden.checkpoint.piece_files import INDEX_FILE, read_index
-from leyden.checkpoint.tensor_files import StoredTensor, TensorFiles
+from leyden.checkpoint.tensor_files import StoredTensor, TensorFiles, cut
 
 _MASTER = "master."
 _BLOCK_ELEMENTS = 1 << 20
@@ -24,7 +24,7 @@ class MasterFiles(TensorFiles):
         index = read_index(directory)
         self._masters = {name.removeprefix(_MASTER): t for name, t in index.items() if name.startswith(_MASTER)}
         super().__init__(directory)
-        pieces = self.stored
+        pieces = self._pieces = self.stored
         self.stored = {
             name: StoredTensor(
                 file=directory / INDEX_FILE,
@@ -48,6 +48,19 @@ class MasterFiles(TensorFiles):
         for piece, values in found:
             whole[tuple(slice(at, at + size) for at, size in zip(piece.start, piece.sizes, strict=True))] = values
         return whole
+
+    def read(self, name: str, first: int, last: int) -> torch.Tensor:
+        """See :meth:`TensorFiles.read`; of each piece, its rows among these are read."""
+        tensor = self._masters[name]
+        wanted = torch.empty(last - first, *tensor.shape[1:], dtype=self.dtype(name))
+        for piece in tensor.pieces:
+            low, high = max(first, piece.start[0]), min(last, piece.start[0] + piece.sizes[0])
+            if low < high:
+                key = piece.key(_MASTER + name, tensor.shape)
+                rows = self._read(cut(self._pieces[key], low - piece.start[0], high - piece.start[0]), key)
+                others = zip(piece.start[1:], piece.sizes[1:], strict=True)
+                wanted[(slice(low - first, high - first), *(slice(at, at + size) for at, size in others))] = rows
+        return wanted
 
     def read_rows(self, name: str) -> Iterator[torch.Tensor]:
         """The rows of a tensor, some MB at a time: [rows, columns] of its last dim."""

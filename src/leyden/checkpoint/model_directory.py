@@ -133,7 +133,7 @@ def convert(source: str | Path, target: str | Path, layout: str, *, replace: boo
     """
     kind = layout_named(layout)
     directory = find_model(source)
-    _refuse_to_overwrite(directory, Path(target), replace)
+    refuse_to_overwrite(directory, Path(target), replace)
     stored = open_stored(directory)
     _write(stored.config, stored.weights, stored.tokenizer, Path(target), kind)
 
@@ -326,10 +326,14 @@ def narrowed(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return narrow if torch.equal(narrow.to(tensor.dtype), tensor) else tensor
 
 
-def _refuse_to_overwrite(source: Path, target: Path, replace: bool) -> None:
-    """A model that is there stays, unless it may be replaced; the one that is read always stays."""
+def refuse_to_overwrite(source: Path, target: Path, replace: bool) -> None:
+    """A model that is there stays, unless it may be replaced; the one that is read always stays.
+
+    Raises:
+        UserError: ``target`` is ``source``, or is not free.
+    """
     if target.exists() and source.exists() and target.resolve() == source.resolve():
-        raise UserError(f"{target} is the model to be converted itself; give another directory to write to.")
+        raise UserError(f"{target} is a model that is to be read itself; give another directory to write to.")
     refuse_to_replace_others(target)
     if not replace and target.is_dir() and any(target.iterdir()):
         raise UserError(

@@ -130,7 +130,8 @@ class StartingModel:
         """
         coordinator = coordinator_of(mesh)
         grown = sorted({name for names in coordinator.on_all_ranks(lambda: self._check(pieces)) for name in names})
-        known = {name: _known_rows(piece, self.shapes[name]) for name, piece in pieces.items()}
+        shapes = self.shapes
+        known = {name: _known_rows(piece, shapes[name]) for name, piece in pieces.items()}
         if is_checkpoint(self.directory):
             check_whole(self.directory, coordinator)
             coordinator.on_all_ranks(

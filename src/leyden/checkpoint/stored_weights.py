@@ -16,7 +16,7 @@ from torch import nn
 
 from leyden.checkpoint.int8 import read_in_8_bits
 from leyden.checkpoint.rules import Binding
-from leyden.checkpoint.tensor_files import TensorFiles
+from leyden.checkpoint.tensor_files import TensorFiles, UnmappedFiles
 from leyden.core.device import free_bytes
 from leyden.core.errors import UserError
 from leyden.core.log import progress
@@ -41,6 +41,7 @@ class StoredWeights(Mapping[str, torch.Tensor]):
         files: with everything that the bindings name.
         bindings: of all parameters.
         float32: the parameters that are never narrower.
+        mapped: whether tensors are mapped into memory, or each is read when it is asked for.
 
     Attributes:
         files: as given.
@@ -49,33 +50,43 @@ class StoredWeights(Mapping[str, torch.Tensor]):
         dtype: of the matrices.
     """
 
-    def __init__(self, files: TensorFiles, bindings: list[Binding], float32: set[str]) -> None:
+    def __init__(self, files: TensorFiles, bindings: list[Binding], float32: set[str], *, mapped: bool = True) -> None:
         self.files = files
         self.bindings = {binding.ours: binding for binding in bindings}
-        stored = {b.ours: _widest(files.dtype(part) for part in b.theirs) for b in bindings}
-        self.dtype = _widest(dtype for name, dtype in stored.items() if name not in float32)
+        stored = {b.ours: widest(files.dtype(part) for part in b.theirs) for b in bindings}
+        self.dtype = widest(dtype for name, dtype in stored.items() if name not in float32)
         self.dtypes = {
-            name: _widest([dtype, torch.float32]) if name in float32 else self.dtype for name, dtype in stored.items()
+            name: widest([dtype, torch.float32]) if name in float32 else self.dtype for name, dtype in stored.items()
         }
         self._float32 = float32
+        self._tensors = files if mapped else UnmappedFiles(files)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         binding = self.bindings[name]
-        return binding.join([self.files[part] for part in binding.theirs]).to(self.dtypes[name])
+        return binding.join([self._tensors[part] for part in binding.theirs]).to(self.dtypes[name])
 
     def part(self, name: str, part: Part) -> torch.Tensor:
         """What ``part`` says of ``name``; of stacked experts, no other expert is read."""
         binding = self.bindings[name]
+        if len(binding.theirs) == 1 and binding.rows is None and len(part.spans[0]) == 1:
+            ((first, last),) = part.spans[0]
+            inner = Part((last - first, *binding.shape[1:]), (((0, last - first),), *part.spans[1:]))
+            return inner.cut(self._tensors.rows(binding.theirs[0], first, last)).to(self.dtypes[name])
         if len(binding.shape) < 3 or len(binding.theirs) == 1:
-            return part.cut(binding.join([self.files[one] for one in binding.theirs])).to(self.dtypes[name])
+            return part.cut(binding.join([self._tensors[one] for one in binding.theirs])).to(self.dtypes[name])
         per_expert, found = len(binding.theirs) // binding.shape[0], []
         for first, last in part.spans[0]:
             shape = (last - first, *binding.shape[1:])
             theirs = binding.theirs[first * per_expert : last * per_expert]
-            experts = replace(binding, shape=shape, theirs=theirs).join([self.files[one] for one in theirs])
+            experts = replace(binding, shape=shape, theirs=theirs).join([self._tensors[one] for one in theirs])
             inner = replace(part, shape=shape, spans=(((0, last - first),), *part.spans[1:]))
             found.append(inner.cut(experts.view(shape)).to(self.dtypes[name]))
         return torch.cat(found) if found else torch.empty(part.local_shape, dtype=self.dtypes[name])
+
+    def in_memory(self) -> "StoredWeights":
+        """The same, whose tensors are read when they are asked for, in place of mapped: the pages of a map count as
+        this process's memory once they were touched."""
+        return StoredWeights(self.files, list(self.bindings.values()), self._float32, mapped=False)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.bindings)
@@ -85,7 +96,7 @@ class StoredWeights(Mapping[str, torch.Tensor]):
 
     def wanted_dtype(self, name: str, dtype: torch.dtype) -> torch.dtype:
         """The dtype of ``name`` in a model that is cast to ``dtype``."""
-        return _widest([dtype, torch.float32]) if name in self._float32 else dtype
+        return widest([dtype, torch.float32]) if name in self._float32 else dtype
 
     def is_mapped(self, name: str, dtype: torch.dtype) -> bool:
         """Whether ``name`` lies in a file as a model of ``dtype`` has it."""
@@ -100,7 +111,8 @@ class StoredWeights(Mapping[str, torch.Tensor]):
         return sum(elements * self.files.dtype(part).itemsize for part in binding.theirs)
 
 
-def _widest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+def widest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    """The dtype that holds the values of all of them."""
     return functools.reduce(torch.promote_types, dtypes)
 
 

@@ -7,7 +7,7 @@ import json
 import math
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,12 @@ class StoredTensor:
     shape: tuple[int, ...]
     start: int
     complete: bool
+
+
+def cut(stored: StoredTensor, first: int, last: int) -> StoredTensor:
+    """The rows of dim 0 from ``first`` up to ``last``, as a tensor by themselves."""
+    row_bytes = math.prod(stored.shape[1:]) * _DTYPES[stored.dtype].itemsize
+    return replace(stored, shape=(last - first, *stored.shape[1:]), start=stored.start + first * row_bytes)
 
 
 class TensorFiles(Mapping[str, torch.Tensor]):
@@ -93,9 +99,29 @@ class TensorFiles(Mapping[str, torch.Tensor]):
         Raises:
             UserError: the file has become shorter since it was opened.
         """
-        stored = self.stored[name]
-        *rows, columns = stored.shape
-        num_rows, dtype = math.prod(rows), self.dtype(name)
+        yield from self._rows_of(self.stored[name], name)
+
+    def rows(self, name: str, first: int, last: int) -> torch.Tensor:
+        """The rows of dim 0 of a tensor from ``first`` up to ``last``, mapped as :meth:`__getitem__` does."""
+        return self[name][first:last]
+
+    def read(self, name: str, first: int, last: int) -> torch.Tensor:
+        """As :meth:`rows`, in memory of their own."""
+        return self._read(cut(self.stored[name], first, last), name)
+
+    def _read(self, stored: StoredTensor, name: str) -> torch.Tensor:
+        """Where the bytes of ``name`` are those of ``stored``."""
+        found = torch.empty(stored.shape, dtype=_DTYPES[stored.dtype])
+        at, flat = 0, found.view(-1)
+        for rows in self._rows_of(stored, name):
+            flat[at : at + rows.numel()] = rows.view(-1)
+            at += rows.numel()
+        return found
+
+    def _rows_of(self, stored: StoredTensor, name: str) -> Iterator[torch.Tensor]:
+        """As :meth:`read_rows`, where the bytes of ``name`` are those of ``stored``."""
+        *rows, columns = stored.shape or (1,)
+        num_rows, dtype = math.prod(rows), _DTYPES[stored.dtype]
         step = max(1, _BLOCK_BYTES // (max(1, columns) * dtype.itemsize))
         buffer = torch.empty(min(step, num_rows), columns, dtype=dtype)
         with stored.file.open("rb", buffering=0) as file:
@@ -204,6 +230,26 @@ class TensorFiles(Mapping[str, torch.Tensor]):
         twice = [name for name in tensors if name in self.stored]
         self.problems += _listing(f"stored again in {file.name}", twice)
         self.stored.update(tensors)
+
+
+class UnmappedFiles(Mapping[str, torch.Tensor]):
+    """The tensors of ``files``, each read into memory of its own when it is asked for."""
+
+    def __init__(self, files: TensorFiles) -> None:
+        self._files = files
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._files.read(name, 0, self._files.stored[name].shape[0])
+
+    def rows(self, name: str, first: int, last: int) -> torch.Tensor:
+        """The rows of dim 0 of a tensor from ``first`` up to ``last``; no other is read."""
+        return self._files.read(name, first, last)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
 
 
 def _listing(kind: str, names: list[str]) -> list[str]:

@@ -148,6 +148,11 @@ def checkpoint_at(run_dir: Path, step: int | None) -> Path:
     return path
 
 
+def last_checkpoints(run_dir: Path) -> list[Path]:
+    """Those of a run, whole or not, in the order of their steps; empty where there are none."""
+    return _checkpoints(run_dir / "checkpoints")
+
+
 def check_whole(path: Path, coordinator: Coordinator = ALONE) -> None:
     """Refuse a checkpoint that is not as it was written; ranks share the reading.
 

@@ -23,6 +23,7 @@ from leyden.cli import (
     run,
     runs,
     serve,
+    soup,
     study,
     tokenizer,
 )
@@ -40,6 +41,8 @@ _ELSEWHERE = {
     "evaluate": "eval",
     "benchmark": "bench",
     "export": "convert",
+    "merge": "soup",
+    "average": "soup",
     "complete": "generate",
     "sample": "generate",
     "api": "serve",
@@ -81,6 +84,7 @@ app.command()(chat.chat)
 app.command()(serve.serve)
 app.command(name="eval")(evaluate.evaluate)
 app.command()(convert.convert)
+app.command()(soup.soup)
 app.command()(runs.report)
 app.command()(runs.ls)
 app.command()(runs.compare)
