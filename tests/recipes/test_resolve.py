@@ -62,7 +62,7 @@ ROWS: list[tuple[str, dict[str, Any], Progress | None, str | None]] = [
     ("data.build", {"data": {"build": "elsewhere"}}, ENDED, None),
     (
         "data.build",
-        {"data": {"build": None, "tokens": {"a": ["a.ds"]}}, "tokenizer": {"path": "t"}},
+        {"data": {"build": None, "tokens": {"a": ["a.ds"], "b": ["b.ds"]}}, "tokenizer": {"path": "t"}},
         ENDED,
         "data.tokens",
     ),
@@ -129,7 +129,7 @@ def test_a_mixture_with_shares_of_the_stage_keeps_its_length(tmp_path: Path) -> 
     late = MIXTURE | {"late": [{"source": "a", "share": 0.5, "last": 0.5}]}
     first: dict[str, Any] = {"data": {"build": "b"}, "train": {"dtype": "float32"}, "model": {"vocab_size": 300}}
     before, longer = (recipe({"steps": steps, "mixture": late}, **first) for steps in (10, 12))
-    with pytest.raises(UserError, match=r"stage\.0\.steps is 10 there and 12 now; stage\.0 has a mixture with marks"):
+    with pytest.raises(UserError, match=r"stage\.0\.steps is 10 there and 12 now; the mixture of stage\.0 has marks"):
         adopt(longer, before, tmp_path, BEGUN)
 
 

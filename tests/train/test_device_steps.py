@@ -27,7 +27,7 @@ def test_a_step_waits_once_behind_all_its_work(changes: dict[str, object], monke
 
     def fetch(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         launched_at_fetch.append(queue.num_launches)
-        return [torch.ones(x.shape, dtype=x.dtype) for x in tensors]
+        return [torch.full(x.shape, x.dtype != torch.bool, dtype=x.dtype) for x in tensors]  # nothing was skipped
 
     monkeypatch.setattr("leyden.train.step.fetch", fetch)
     with DeviceQueue() as queue:

@@ -150,7 +150,7 @@ def test_a_hook_after_the_step_sees_its_result_and_comes_before_all_else(tmp_pat
     records = _fit(tmp_path, state, Pretrain(), held_out=held_out, after_step=[silence])
     assert seen == [(step, 72, False, step) for step in (1, 2, 3)]
     assert all(record["held_out_loss"] == pytest.approx(math.log(32)) for record in records)
-    assert measure(state, held_out, Pretrain())["held_out_loss"] == pytest.approx(math.log(32))
+    assert measure(state, held_out, Pretrain()).metrics["held_out_loss"] == pytest.approx(math.log(32))
 
 
 def test_sums_of_documents_and_their_gradient() -> None:

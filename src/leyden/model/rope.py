@@ -79,7 +79,8 @@ class RopeScaling(Config):
                 beta_slow=slow,
                 device=device,
             )
-        return rotary_frequencies(rotary_dim, theta, device) / (self.factor or 1.0)
+        plain = rotary_frequencies(rotary_dim, theta, device)
+        return plain if self.factor is None else plain / self.factor
 
     def __str__(self) -> str:
         said = [f"{name} {value:g}" for name, value in self.model_dump().items() if name != "rope_type"]

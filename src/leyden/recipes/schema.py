@@ -12,7 +12,7 @@ from leyden.core.errors import UserError, suggest
 from leyden.core.lengths import tokens_of
 from leyden.data.loader.mixture_schedule import MixtureSchedule
 from leyden.evaluate import Options
-from leyden.evaluate.tasks import TASKS
+from leyden.evaluate.tasks import HARNESS, TASKS
 from leyden.model import ModelConfig, RopeScaling, preset
 from leyden.parallel import ParallelConfig
 from leyden.recipes.objectives import OBJECTIVES
@@ -112,6 +112,8 @@ class TaskSection(Config):
     seed: int = 0
     file: Path | None = None
     text: tuple[Path, ...] = ()
+    include_path: tuple[Path, ...] = ()
+    shots: int | None = Field(default=None, ge=0)
     subtasks: tuple[str, ...] | None = None
     chat: bool = False
     apart: bool = False
@@ -121,8 +123,8 @@ class TaskSection(Config):
     @field_validator("task")
     @classmethod
     def _known(cls, task: str) -> str:
-        if task not in TASKS:
-            raise ValueError(f"must be one of {', '.join(TASKS)}{suggest(task, TASKS)}")
+        if task not in TASKS and not task.startswith(HARNESS):
+            raise ValueError(f"must be {HARNESS}NAME or one of {', '.join(TASKS)}{suggest(task, TASKS)}")
         return task
 
     @field_validator("lengths", mode="before")
