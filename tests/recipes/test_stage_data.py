@@ -67,6 +67,7 @@ def test_each_stage_reads_its_own(recipe: dict[str, Any], tmp_path: Path) -> Non
     assert set(read_all(made, tmp_path / "run", first=2).own) == set()
 
 
+@pytest.mark.slow
 def test_other_data_are_read_anew_and_the_same_are_not(recipe: dict[str, Any], tmp_path: Path) -> None:
     made, directory = parsed(recipe), tmp_path / "run"
     prepare_all(made, directory)
@@ -88,6 +89,7 @@ def test_damage_is_named_with_its_stage(recipe: dict[str, Any], tmp_path: Path) 
         read_all(made, directory)
 
 
+@pytest.mark.slow
 def test_stopped_in_the_stage_and_gone_on_with(
     recipe: dict[str, Any], tmp_path: Path, leyden_cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
