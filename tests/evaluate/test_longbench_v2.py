@@ -80,13 +80,14 @@ def test_prompts_fit_and_keep_both_ends(subject, file, chat, think):
         assert question.max_tokens == (1024 if think else 128)
         text = subject.tokenizer.decode(ids[0 if chat else 1 :])
         number = item.id.removeprefix("row-")
-        assert text.startswith("Please read the following text and answer the question")
+        assert text.startswith("Here is a text. Read it, and answer the question")
         assert f"<text>\nTower {number} {{stands}}" in text
-        assert f"this question: Who keeps tower {number}?\nChoices:\n(A) Nobody {{really}}\n(B) The jar\n" in text
+        assert f"Question: Who keeps tower {number}?\nWhich of these answers is correct?\n" in text
+        assert "correct?\n(A) Nobody {really}\n(B) The jar\n" in text
         if think:
-            assert text.endswith("think step by step:")
+            assert text.endswith("reason step by step:")
         else:
-            assert text.endswith('(insert answer here)".' if chat else "The correct answer is (")
+            assert text.endswith('(LETTER)".' if chat else "The correct answer is (")
 
 
 def test_reasoning_is_asked_first_and_stands_in_the_second_question(subject, file, tmp_path):
@@ -100,8 +101,8 @@ def test_reasoning_is_asked_first_and_stands_in_the_second_question(subject, fil
     assert (line["value"], len(source.asked)) == (1, 6)
     first, second = source.asked[0], source.asked[3]
     text = subject.tokenizer.decode(second.prompt[1:])
-    assert "Tower 0" not in text and "omitted here" in text
-    assert "step by step: B thus A\n\nBased on the above" in text
+    assert "Tower 0" not in text and "left out here" in text
+    assert "step by step: B thus A\n\nBy this reasoning" in text
     row = read_rows(tmp_path / "out" / "longbench_v2.jsonl")[0]
     assert row["first_answer"] == "B thus A"
     assert row["prompt_tokens"] == len(first.prompt) + len(second.prompt)

@@ -97,7 +97,7 @@ def test_needles_stand_everywhere(subject):
 
 def test_variable_tracking(subject):
     for _, question, text in texts(subject, "vt", lengths=(3000,)):
-        example, own = text.split("\n\nMemorize and track", 1)
+        example, own = text.split("\n\nAssignments to variables", 1)
         value = re.search(r"that are assigned the value (\d{5}) in the text above", own)[1]
         names, givers = zip(*re.findall(r"VAR ([A-Z]{5}) = (?:VAR )?(\w+)\n", own), strict=True)
         assert names == question.expected

@@ -1,8 +1,8 @@
 """LongBench v2: questions with four choices about long documents (arXiv 2412.15204).
 
-The rows are published (https://huggingface.co/datasets/THUDM/LongBench-v2). Prompts, truncation and the rule by which
-an answer is read are those of the authors' program (github.com/THUDM/LongBench, MIT), as published figures depend on
-them; only the temperature differs, which is 0 here and 0.1 there. With ``think`` the model first reasons step by step,
+The rows are published (https://huggingface.co/datasets/THUDM/LongBench-v2). Truncation and the rule by which an
+answer is read are those of the authors' program (github.com/THUDM/LongBench, MIT); prompts have words of our own, and
+the temperature is 0, where theirs is 0.1. With ``think`` the model first reasons step by step,
 and a second question, without the document, asks for its choice.
 """
 
@@ -27,19 +27,19 @@ _UNKNOWN_POSITIONS = 120_000
 _BYTES_PER_TOKEN = 4
 """About, by which the time left is told before a text is tokenised."""
 
-_ASKED = """Please read the following text and answer the {questions} below.
+_ASKED = """Here is a text. Read it, and answer the {questions} behind it.
 
 {document}
 
-What is the correct answer to this question: {question}
-Choices:
+Question: {question}
+Which of these answers is correct?
 (A) {A}
 (B) {B}
 (C) {C}
 (D) {D}
 """
-_ANSWER_SO = 'Format your response as follows: "The correct answer is (insert answer here)".'
-_THINK = "Let\N{RIGHT SINGLE QUOTATION MARK}s think step by step:"
+_ANSWER_SO = 'Answer in this form: "The correct answer is (LETTER)".'
+_THINK = "First reason step by step:"
 _BEGUN = "\n\nThe correct answer is ("
 
 
@@ -157,8 +157,8 @@ class LongBenchV2:
 
     def _second(self, case: _Case, thoughts: Answer) -> Question:
         prompt = (
-            f"{case.asked('The text is too long and omitted here.', 'questions')}\n{_THINK} {thoughts.text.strip()}"
-            f"\n\nBased on the above, what is the single, most likely answer choice? {_ANSWER_SO}"
+            f"{case.asked('The text is left out here.', 'questions')}\n{_THINK} {thoughts.text.strip()}"
+            f"\n\nBy this reasoning, which one of the answers is most likely? {_ANSWER_SO}"
         )
         return self._put(case, self._subject.tokenizer.encode(prompt), _BEGUN, _ANSWER_TOKENS)
 

@@ -1,9 +1,9 @@
 """RULER: thirteen synthetic tasks of retrieval, tracking, counting and questions at any length.
 
 The tasks, their settings and their scoring are those of Hsieh et al. (arXiv 2404.06654) and of the authors' program
-(github.com/NVIDIA/RULER, Apache-2.0); the words of the prompts are that program's, as figures depend on them. What the
-program downloads is replaced: essays by the haystack, its lists of words by one of our own, and SQuAD and HotpotQA by
-a file of either that the user names, or by a made-up world.
+(github.com/NVIDIA/RULER, Apache-2.0). The prompts have words of our own, and what the program downloads is replaced:
+essays by the haystack, its lists of words by one of our own, and SQuAD and HotpotQA by a file of either that the user
+names, or by a made-up world.
 """
 
 import functools

@@ -20,7 +20,7 @@ from leyden.evaluate.published import PublishedRow, parse_rows, read_json
 from leyden.evaluate.tasks.ruler.draft import Draft, Materials, Sample
 from leyden.evaluate.tasks.ruler.facts import NUM_TOWNS, Town, other_documents
 
-_HEAD = "Answer the question based on the given documents. Only give me the answer and do not output any other words."
+_HEAD = "Answer the question by what the documents say. Write the answer alone, and nothing else."
 _BETWEEN = "{}\n\n"
 
 
@@ -160,7 +160,7 @@ def _draft(
         return np.concatenate(parts), answers
 
     return Draft(
-        head=f"{_HEAD}\n\nThe following are given documents.\n\n",
+        head=f"{_HEAD}\n\nThe documents are these.\n\n",
         tail=f"{_HEAD}\n\nQuestion: {question}",
         begun=" Answer:",
         least_tokens=golden + sum(map(len, _headers(materials, len(gold))[: len(gold)])),

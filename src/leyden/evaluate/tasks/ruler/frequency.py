@@ -27,11 +27,11 @@ def draft_common_words(materials: Materials, sample: Sample) -> Draft:
     """Ten words stand in a numbered list 30 times each, all others 3 times (6 and 1 below 4,096 tokens)."""
     repeats, example_repeats, example_words = ((6, 1), (3, 1), 20) if sample.length < _SHORT else ((30, 3), (10, 3), 40)
     head = (
-        "Below is a numbered list of words. In these words, some appear more often than others. Memorize the ones that "
-        "appear most often.\n"
+        "The words of the numbered list below repeat, some of them more often than the others. Remember those that "
+        "occur most often.\n"
     )
-    tail = "\nQuestion: What are the 10 most common words in the above list?"
-    begun = " Answer: The top 10 words that appear most often in the list are:"
+    tail = "\nQuestion: Which 10 words occur most often in the list?"
+    begun = " Answer: The 10 words that occur most often in the list are:"
     common, shown = _example(materials, example_words, example_repeats)
     answer = " ".join(f"{number}. {word}" for number, word in enumerate(common, 1))
     words = _WordList(materials, sample.draws.getrandbits(64), repeats)
@@ -69,11 +69,11 @@ def draft_frequent_words(materials: Materials, sample: Sample) -> Draft:
         return np.concatenate([pieces[rank] for rank in ranks]), tuple(vocabulary[1:4])
 
     return Draft(
-        head="Read the following coded text and track the frequency of each coded word. Find the three most frequently "
-        "appeared coded words.",
-        tail="\nQuestion: Do not provide any explanation. Please ignore the dots '....'. What are the three most "
-        "frequently appeared words in the above coded text?",
-        begun=" Answer: According to the coded text above, the three most frequently appeared words are:",
+        head="The text below is made of code words. Count how often each occurs, and find the three that occur most "
+        "often.",
+        tail="\nQuestion: Which three code words occur most often in the text? The dots '....' are no word. Name the "
+        "words alone, without an explanation.",
+        begun=" Answer: The three code words that occur most often in the text are:",
         least_tokens=int(counts(_distinct_total(shares)) @ sizes),
         fill=fill,
     )

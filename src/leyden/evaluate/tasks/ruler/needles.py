@@ -57,11 +57,11 @@ def draft_needles(
     pieces = materials.encode(*(f"\n{needle}\n" if hay == "essay" else f"{needle}\n" for needle in needles))
     fill = _FILLS[hay] if hay != "needle" else partial(_among_needles, keys=keys, values=values)
     return Draft(
-        head=f"{some} special magic {what} {be} hidden within the following text. Make sure to memorize it. "
-        f"I will quiz you about the {what} afterwards.\n",
-        tail=f"{'' if hay != 'essay' else chr(10)}What {'are all' if many else 'is'} the special magic {what} for "
-        f"{named} mentioned in the provided text?",
-        begun=f" The special magic {what} for {named} mentioned in the provided text {be}",
+        head=f"{some} special magic {what} {be} stated somewhere in the text below. Remember the {what}: a question "
+        "about it comes at the end.\n",
+        tail=f"{'' if hay != 'essay' else chr(10)}Which {'are all' if many else 'is'} the special magic {what} that "
+        f"the text states for {named}?",
+        begun=f" The special magic {what} that the text states for {named} {be}",
         least_tokens=sum(map(len, pieces)) + 1,
         fill=lambda room: (fill(materials, room - sum(map(len, pieces)), pieces, places), expected),
         depth=100 * places[0],

@@ -48,12 +48,9 @@ class _Chain:
         self._lines, self._noise = materials.encode(*lines), materials.encode(NOISE)[0]
         self.tokens = sum(map(len, self._lines))
         self.places = sorted(draws.random() for _ in lines)
-        self.head = "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n"
-        self.tail = f"Question: Find all variables that are assigned the value {value} in the text above."
-        self.begun = (
-            f" Answer: According to the chain(s) of variable assignment in the text above, {_HOPS + 1} variables are "
-            f"assigned the value {value}, they are:"
-        )
+        self.head = "Assignments to variables are spread over the text below. Keep track of their values.\n\n"
+        self.tail = f"Question: Which variables have the value {value} by the end of the text?"
+        self.begun = f" Answer: By the assignments in the text, {_HOPS + 1} variables have the value {value}. They are:"
 
     def fill(self, room: int) -> np.ndarray:
         """The lines in repeated sentences, in at most ``room`` tokens."""
