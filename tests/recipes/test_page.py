@@ -13,7 +13,7 @@ from leyden.model import PRESETS, ModelConfig, RopeScaling
 from leyden.parallel import ParallelConfig
 from leyden.recipes import Recipe, TrainingStage
 from leyden.recipes.loader import parse_recipe
-from leyden.recipes.schema import DataSection, EvaluateSection, TaskSection, TokenizerSection
+from leyden.recipes.sections import DataSection, EvaluateSection, TaskSection, TokenizerSection
 from leyden.recipes.starting import CHANGEABLE
 from leyden.serve.config import EngineConfig
 from leyden.train import AdamWConfig, RunSettings

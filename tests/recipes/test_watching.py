@@ -16,7 +16,7 @@ from leyden.recipes import run
 from leyden.recipes.batches import make_batches
 from leyden.recipes.loader import parse_recipe
 from leyden.recipes.prepare import read_build
-from leyden.recipes.schema import TaskSection
+from leyden.recipes.sections import TaskSection
 from leyden.recipes.spike_facts import BatchFacts
 from leyden.train.generators import random_state
 

@@ -8,7 +8,8 @@ from typing import Any
 from leyden.core.config import dump_toml, override, read_toml
 from leyden.core.errors import UserError, suggest
 from leyden.data.builds.tokens import read_tokens
-from leyden.recipes.schema import DataSection, Recipe, TokenizerSection, model_section
+from leyden.recipes.schema import Recipe, model_section
+from leyden.recipes.sections import DataSection, TokenizerSection
 from leyden.recipes.starting import check_tokenizer, shape_from
 from leyden.serve.config import EngineConfig
 from leyden.tokenizer import Tokenizer

@@ -10,7 +10,8 @@ from leyden.core.launch import launched
 from leyden.data.sources import is_of_standard_library
 from leyden.recipes.loader import parse_recipe
 from leyden.recipes.prepare import TOKENS_DIRECTORY, has_begun
-from leyden.recipes.schema import DataSection, Recipe
+from leyden.recipes.schema import Recipe
+from leyden.recipes.sections import DataSection
 from leyden.train import Progress
 
 RECIPE_FILE = "recipe.toml"

@@ -25,7 +25,8 @@ from leyden.recipes.prepare import (
     read_token_files_as_given,
     tokenizer_at_hand,
 )
-from leyden.recipes.schema import Recipe, TokenizerSection, TrainingStage
+from leyden.recipes.schema import Recipe, TrainingStage
+from leyden.recipes.sections import TokenizerSection
 from leyden.tokenizer import Tokenizer
 
 STAGE_DATA_DIRECTORY = "stage_data"

@@ -11,7 +11,8 @@ from leyden.core.files import atomic_file
 from leyden.core.log import say
 from leyden.data.builds.tokens import read_tokens
 from leyden.model import ModelConfig
-from leyden.recipes.schema import DataSection, Recipe, TokenizerSection
+from leyden.recipes.schema import Recipe
+from leyden.recipes.sections import DataSection, TokenizerSection
 from leyden.recipes.vocabulary import check_extends, new_tokens_text
 from leyden.tokenizer import Tokenizer
 

@@ -15,7 +15,8 @@ from leyden.evaluate.sources.source import ReadProgress
 from leyden.evaluate.task import Answer, Question, Subject
 from leyden.evaluate.tasks import make_task
 from leyden.parallel import RankGroup
-from leyden.recipes.schema import Recipe, TaskSection
+from leyden.recipes.schema import Recipe
+from leyden.recipes.sections import TaskSection
 from leyden.tokenizer import Tokenizer
 from leyden.train import TrainState
 from leyden.train.generators import generators_kept
