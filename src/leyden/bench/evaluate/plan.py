@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from lm_eval.api.instance import Instance
 
-from leyden.model import ModelConfig, preset
+from leyden.bench.cpu.plan import FULL as CPU
+from leyden.bench.cpu.plan import QUICK as CPU_QUICK
+from leyden.model import ModelConfig
 
 _CHOICES = 4
 _SAMPLE_BYTES = 2_000_000
@@ -33,28 +35,8 @@ class EvalPlan:
     threads: int = 2
 
 
-FULL = EvalPlan(
-    model=preset("tiny", num_key_value_heads=1, rotary_dim=64), rows=1000, tried=32, batches=(16, 64), repeats=1
-)
-QUICK = EvalPlan(
-    model=preset(
-        "tiny",
-        vocab_size=512,
-        hidden_size=64,
-        num_hidden_layers=2,
-        layer_types=("linear_attention", "full_attention"),
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=32,
-        rotary_dim=32,
-        intermediate_size=64,
-        num_local_experts=4,
-    ),
-    rows=16,
-    tried=8,
-    batches=(8,),
-    repeats=1,
-)
+FULL = EvalPlan(model=CPU.model, rows=1000, tried=32, batches=(16, 64), repeats=1)
+QUICK = EvalPlan(model=CPU_QUICK.model, rows=16, tried=8, batches=(8,), repeats=1)
 
 Pair = tuple[str, str]
 """A context and a continuation."""

@@ -20,6 +20,7 @@ from rich.console import Console
 from leyden import __version__
 from leyden.bench.ab import ABBenchmark, FastestVariant
 from leyden.bench.beside import beside_note, busy
+from leyden.bench.cpu.run import bench_model
 from leyden.bench.result import BenchResult, ResultRow, render
 from leyden.bench.worker import Worker
 from leyden.checkpoint import save
@@ -28,7 +29,6 @@ from leyden.core.log import progress
 from leyden.core.waiting import waiting_settings
 from leyden.data import read_documents, standard_library_sources
 from leyden.evaluate import machine
-from leyden.model import HybridLM, ModelConfig
 from leyden.tokenizer import Tokenizer
 
 _TOLERANCE = 1e-3
@@ -62,7 +62,7 @@ def run_eval(*, quick: bool = False, beside: int = 0, output: Path | None = None
     pairs, few = questions(documents, plan.rows), questions(documents, plan.tried, seed=1)
     with tempfile.TemporaryDirectory() as parent, ExitStack() as stack:
         directory = str(Path(parent, "model"))
-        save(_model(plan.model), tokenizer, directory, layout="transformers")
+        save(bench_model(plan.model), tokenizer, directory, layout="transformers")
         stack.enter_context(busy(beside))
         turns = 1 + plan.repeats + 1
         bar = stack.enter_context(progress("bench eval", turns, "turns"))
@@ -94,14 +94,6 @@ def run_eval(*, quick: bool = False, beside: int = 0, output: Path | None = None
         result.save(output)
     Console(width=max(Console().width, _TABLE_WIDTH)).print(render(result))
     return result
-
-
-def _model(config: ModelConfig) -> HybridLM:
-    """Initial weights, the output projection enlarged so that answers are far from equally probable."""
-    model = HybridLM(config, seed=0)
-    with torch.no_grad():
-        model.lm_head.weight.mul_(8)
-    return model
 
 
 def _compare(theirs: Worker, ours: Worker, choice: FastestVariant, pairs: list[tuple[str, str]]) -> dict[str, float]:

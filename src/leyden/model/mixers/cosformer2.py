@@ -14,16 +14,11 @@ same up to the order of the projections' rows. So a layer has the weights of a l
 comparison of the two shows what decay and positions do.
 """
 
-from collections.abc import Mapping
-
 import torch
 from torch.nn.functional import silu
 
 from leyden.model.config import ModelConfig
 from leyden.model.mixers.lightning import LightningAttention
-from leyden.model.mixers.mixer import PoolTensor
-from leyden.model.mixers.states import PooledStates
-from leyden.model.rows import Rows
 from leyden.model.sequence import Sequence
 from leyden.ops import apply_rotary, rotary_angles, rotary_frequencies
 
@@ -35,6 +30,7 @@ class Cosformer2Attention(LightningAttention):
     """:class:`LightningAttention` without decay, whose queries and keys are turned by their positions."""
 
     title = "cosFormer2"
+    state_name = "cosformer2_state"
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__(config, layer)
@@ -44,14 +40,6 @@ class Cosformer2Attention(LightningAttention):
     def slopes_of(cls, config: ModelConfig, layer: int) -> torch.Tensor:
         """[H] zeros, on the CPU."""
         return torch.zeros(config.num_attention_heads, device="cpu")
-
-    @classmethod
-    def slot_tensors(cls, config: ModelConfig, dtype: torch.dtype) -> Mapping[str, PoolTensor]:
-        return {"cosformer2_state": super().slot_tensors(config, dtype)["state"]}
-
-    @classmethod
-    def pooled(cls, tensors: Mapping[str, torch.Tensor], rows: Rows) -> PooledStates:
-        return PooledStates(tensors["cosformer2_state"], rows)
 
     def activated(self, qkv: torch.Tensor, sequence: Sequence) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """See :meth:`LightningAttention.activated`; queries and keys of a head are turned as two heads."""

@@ -11,18 +11,15 @@ are constants, those with which the published ones begin: ``b_l = l / L``, layer
 among them. So a layer has nothing in common with another one, and every way to divide layers over ranks divides these.
 """
 
-from collections.abc import Mapping
-from typing import Self
-
 import torch
 from torch import nn
 from torch.nn.functional import logsigmoid, silu
 
 from leyden.model.config import ModelConfig
-from leyden.model.mixers.mixer import Memory, Mixer, MixerCount, PoolTensor
+from leyden.model.mixers.linear import LinearAttention
+from leyden.model.mixers.mixer import Memory
 from leyden.model.mixers.states import PooledStates, RunningState
 from leyden.model.norm import RMSNorm
-from leyden.model.rows import Rows
 from leyden.model.sequence import Sequence, Wanted, take
 from leyden.ops import (
     gated_linear_attention,
@@ -63,17 +60,15 @@ def forget_gates(logits: torch.Tensor, lower_bound: float) -> tuple[torch.Tensor
     return forgotten.to(logits.dtype), log_gate
 
 
-class Hgrn2Attention(Mixer):
+class Hgrn2Attention(LinearAttention):
     """``out(norm(attention(silu(q), 1 - f, v)))`` with decays f; the keys of ``qkv_proj`` are the gates' logits.
 
     ``qkv_proj`` lays its rows out as that of lightning attention does: head by head, each head's q, k and v in turn.
     """
 
     title = "HGRN2"
-    residual = "linear_attn"
     tensor_dims = {"qkv_proj.weight": 0, "norm.weight": 0, "out_proj.weight": 1}  # noqa: RUF012 - of the class
-    head_norms = ("norm.weight",)
-    seam = "scan"
+    state_name = "hgrn2_state"
     alone = staticmethod(scan)
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
@@ -87,53 +82,10 @@ class Hgrn2Attention(Mixer):
         self.scan = scan
         """The recurrence; where ranks share a row, one that exchanges states."""
 
-    @classmethod
-    def create(cls, config: ModelConfig, layer: int) -> Self:
-        return cls(config, layer)
-
-    @classmethod
-    def count(cls, config: ModelConfig) -> MixerCount:
-        """The recurrence as that of lightning attention, whose decays are not counted either."""
-        D, width = config.hidden_size, config.num_attention_heads * config.head_dim
-        state = width * config.head_dim
-        return MixerCount(
-            weights=4 * D * width,
-            idle_weights=D * width,  # output
-            norm_weights=width,
-            state_bytes=4 * state,
-            flops_per_token=4 * state,
-        )
-
-    @classmethod
-    def memory(cls, config: ModelConfig) -> RunningState:
-        return RunningState()
-
-    @classmethod
-    def slot_tensors(cls, config: ModelConfig, dtype: torch.dtype) -> Mapping[str, PoolTensor]:
-        width = config.head_dim
-        return {"hgrn2_state": PoolTensor((config.num_attention_heads, width, width), torch.float32, zeroed=True)}
-
-    @classmethod
-    def pooled(cls, tensors: Mapping[str, torch.Tensor], rows: Rows) -> PooledStates:
-        return PooledStates(tensors["hgrn2_state"], rows)
-
-    def take_heads(self, ranks: int) -> None:
-        self.num_heads //= ranks
-
     def forward(
         self, x: torch.Tensor, sequence: Sequence, memory: Memory | None, wanted: Wanted
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attend within x, and to what ``memory`` remembers.
-
-        Args:
-            x: [B, T, D].
-            sequence: the packed documents, if any.
-            memory: what was read before; None at the beginning.
-            wanted: which rows are asked for.
-
-        Returns:
-            [B, wanted rows, D] and the new state; None for that where the memory has changed its own.
-        """
+        """Attend within x, and to what ``memory`` remembers; see :meth:`Mixer.forward`."""
         B, T = x.shape[:2]
         q, logits, v = self.qkv_proj(x).view(B, T, self.num_heads, 3 * self.head_dim).chunk(3, dim=-1)
         k, log_decay = forget_gates(logits, self.lower_bound)

@@ -1,7 +1,7 @@
 """The lightning attention layer of MiniMax-01 (arXiv 2501.08313, section 2.2, and the released modelling code)."""
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,10 +9,10 @@ from torch.autograd.function import once_differentiable
 
 from leyden.model.config import ModelConfig
 from leyden.model.float32 import Float32Module
-from leyden.model.mixers.mixer import Memory, Mixer, MixerCount, PoolTensor
+from leyden.model.mixers.linear import LinearAttention
+from leyden.model.mixers.mixer import Memory
 from leyden.model.mixers.states import PooledStates, RunningState
 from leyden.model.norm import RMSNorm
-from leyden.model.rows import Rows
 from leyden.model.sequence import Sequence, Wanted, take
 from leyden.ops import (
     lightning_attention,
@@ -82,14 +82,13 @@ class _InferenceForward(torch.autograd.Function):
         return (*torch.autograd.grad(out, inputs, dout), None)
 
 
-class LightningAttention(Mixer):
+class LightningAttention(LinearAttention):
     """``out( norm(attention(silu(qkv(x)))) * sigmoid(gate(x)) )`` without positions other than the decay.
 
     ``qkv_proj`` lays its rows out head by head, each head's q, k and v in turn, as released.
     """
 
     title = "lightning"
-    residual = "linear_attn"
     tensor_dims = {  # noqa: RUF012 - of the class
         "qkv_proj.weight": 0,
         "output_gate.weight": 0,
@@ -97,8 +96,8 @@ class LightningAttention(Mixer):
         "out_proj.weight": 1,
         "slopes.values": 0,
     }
-    head_norms = ("norm.weight",)
-    seam = "scan"
+    state_name = "state"
+    num_gates = 1
     alone = staticmethod(scan)
     scored = staticmethod(scored_scan)
 
@@ -115,36 +114,6 @@ class LightningAttention(Mixer):
         """The recurrence; where ranks share a row, one that exchanges states."""
 
     @classmethod
-    def create(cls, config: ModelConfig, layer: int) -> Self:
-        return cls(config, layer)
-
-    @classmethod
-    def count(cls, config: ModelConfig) -> MixerCount:
-        """The recurrence takes K V products and sums for ``k v^T``, and as many for ``S^T q``."""
-        D, width = config.hidden_size, config.num_attention_heads * config.head_dim
-        state = width * config.head_dim
-        return MixerCount(
-            weights=5 * D * width,
-            idle_weights=2 * D * width,  # gate and output
-            norm_weights=width,
-            state_bytes=4 * state,
-            flops_per_token=4 * state,
-        )
-
-    @classmethod
-    def memory(cls, config: ModelConfig) -> RunningState:
-        return RunningState()
-
-    @classmethod
-    def slot_tensors(cls, config: ModelConfig, dtype: torch.dtype) -> Mapping[str, PoolTensor]:
-        width = config.head_dim
-        return {"state": PoolTensor((config.num_attention_heads, width, width), torch.float32, zeroed=True)}
-
-    @classmethod
-    def pooled(cls, tensors: Mapping[str, torch.Tensor], rows: Rows) -> PooledStates:
-        return PooledStates(tensors["state"], rows)
-
-    @classmethod
     def derived_buffers(cls, config: ModelConfig, layer: int) -> Mapping[str, torch.Tensor]:
         return {"slopes.values": cls.slopes_of(config, layer)}
 
@@ -152,9 +121,6 @@ class LightningAttention(Mixer):
     def slopes_of(cls, config: ModelConfig, layer: int) -> torch.Tensor:
         """[H] float32, of all heads of ``layer``: the released formula."""
         return lightning_slopes(config.num_attention_heads, layer, config.num_hidden_layers)
-
-    def take_heads(self, ranks: int) -> None:
-        self.num_heads //= ranks
 
     def _scan_pool(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, memory: PooledStates) -> torch.Tensor:
         """:func:`leyden.ops.lightning_attention` of q, k and v [1, T, H, K], each sequence from its own state."""
@@ -184,17 +150,7 @@ class LightningAttention(Mixer):
     def forward(
         self, x: torch.Tensor, sequence: Sequence, memory: Memory | None, wanted: Wanted
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attend within x, and to what ``memory`` remembers.
-
-        Args:
-            x: [B, T, D].
-            sequence: the packed documents, if any.
-            memory: what was read before; None at the beginning.
-            wanted: which rows are asked for.
-
-        Returns:
-            [B, wanted rows, D] and the new state; None for that where the memory has changed its own.
-        """
+        """Attend within x, and to what ``memory`` remembers; see :meth:`Mixer.forward`."""
         B, T = x.shape[:2]
         q, k, v = self.activated(self.qkv_proj(x).view(B, T, self.num_heads, 3 * self.head_dim), sequence)
         state = memory.state if isinstance(memory, RunningState) else None

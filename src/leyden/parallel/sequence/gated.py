@@ -22,7 +22,7 @@ from leyden.model.sequence import Sequence
 from leyden.ops import gated_linear_attention
 from leyden.parallel.collectives import gather_rows, reduce_scatter_rows
 from leyden.parallel.mesh import Mesh
-from leyden.parallel.sequence.lasp import Neighbours
+from leyden.parallel.sequence.lasp import Neighbours, own_part
 
 
 class GatedLasp:
@@ -42,28 +42,9 @@ class GatedLasp:
         state: torch.Tensor | None,
         sequence: Sequence,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Attend within the row, of which this rank holds a part.
-
-        Args:
-            q, k: [1, T', H, K], the tokens of this rank's part.
-            v: [1, T', H, V].
-            log_decay: [1, T', H, K], float32 or wider.
-            state: None; a shared row has no cache.
-            sequence: with the part.
-
-        Returns:
-            [1, T', H, V] in the dtype of q, and the state [1, H, K, V] after the part's last token, which has no
-            gradient.
-
-        Raises:
-            RuntimeError: a state to continue from, or no part.
-        """
-        part = sequence.part
-        if state is not None or part is None:
-            raise RuntimeError(
-                "GatedLasp shares one packed row among context ranks and continues no cache: generate with cp = 1, or "
-                "give the model a row without a cache."
-            )
+        """As :meth:`leyden.parallel.sequence.lasp.LaspPlus.__call__`; ``log_decay`` [1, T', H, K], float32 or wider,
+        takes the place of slopes."""
+        part = own_part(state, sequence)
         neighbours = Neighbours.of(part)
         last = q.shape[1] - neighbours.unfinished
         left = _what_is_left(k[0, last:], v[0, last:], log_decay[0, last:])

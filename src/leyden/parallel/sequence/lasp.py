@@ -72,12 +72,7 @@ class LaspPlus:
         Raises:
             RuntimeError: a state to continue from, or no part.
         """
-        part = sequence.part
-        if state is not None or part is None:
-            raise RuntimeError(
-                "LASP+ shares one packed row among context ranks and continues no cache: generate with cp = 1, "
-                "or give the model a row without a cache."
-            )
+        part = own_part(state, sequence)
         neighbours, wide = Neighbours.of(part), torch.promote_types(q.dtype, torch.float32)
         tokens, slopes = q.shape[1], slopes.to(wide)
         first, last = neighbours.continued, tokens - neighbours.unfinished
@@ -92,6 +87,20 @@ class LaspPlus:
         if len(part.documents()) == 2:
             after += entry.detach() * torch.exp(-slopes * tokens)[:, None, None]
         return torch.cat([out[0, :first] + missed, out[0, first:]])[None], after
+
+
+def own_part(state: torch.Tensor | None, sequence: Sequence) -> RowPart:
+    """This rank's part of a shared row.
+
+    Raises:
+        RuntimeError: a state to continue from, or no part.
+    """
+    if state is not None or sequence.part is None:
+        raise RuntimeError(
+            "LASP+ shares one packed row among context ranks and continues no cache: generate with cp = 1, "
+            "or give the model a row without a cache."
+        )
+    return sequence.part
 
 
 @dataclass(frozen=True)
