@@ -20,8 +20,8 @@ test: export OMP_NUM_THREADS = 1
 test: $(TOOLS)  ## the fast tests
 	$(PY) -m pytest -m "not slow and not gpu" -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-all: $(TOOLS)  ## with the long fault, load and soak tests
-	$(PY) -m pytest -m "not gpu" $(ARGS)
+test-all: $(TOOLS)  ## with the long fault, load and soak tests, and with random examples
+	$(PY) -m pytest -m "not gpu" --hypothesis-profile=search $(ARGS)
 
 check: $(TOOLS)  ## lint, types, imports
 	$(PY) -m ruff check src tests

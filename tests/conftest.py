@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, which FSDP and the compiler do too
 
-# A busy machine makes single examples slow; how long the tests take is not what they test.
-settings.register_profile("leyden", deadline=None)
+# A busy machine makes single examples slow; how long the tests take is not what they test. The fast tests try the same
+# examples in every run, so that a change's fault is the change's; `make test-all` searches for others.
+settings.register_profile("leyden", deadline=None, derandomize=True, database=None)
+settings.register_profile("search", deadline=None, max_examples=300, print_blob=True)
 settings.load_profile("leyden")
 
 _SMALL = {
