@@ -7,6 +7,8 @@ Special tokens are then recognised in the marked text, where only the template's
 out again.
 """
 
+import itertools
+import re
 import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
@@ -61,7 +63,7 @@ class ChatTemplate:
             if time.monotonic() > end:
                 raise LimitReached(f"The chat template takes more than {_TRYING_SECONDS} seconds to be tried.", "time")
             try:
-                return self._text(messages, tools, True, None).casefold()
+                return self.text(messages, tools, True, None).casefold()
             except LimitReached:
                 raise
             except UserError:
@@ -89,9 +91,9 @@ class ChatTemplate:
         Raises:
             UserError: a malformed message, or one that the template refuses (an unknown role) or leaves out.
         """
-        return self._rendered(messages, tools, add_generation_prompt, variables)[0]
+        return self.rendered(messages, tools, add_generation_prompt, variables)[0]
 
-    def _rendered(
+    def rendered(
         self,
         messages: Sequence[Message],
         tools: Sequence[Mapping[str, Any]] | None,
@@ -106,10 +108,10 @@ class ChatTemplate:
         given_tools = form.give_tools(tools)
 
         def text(messages: Sequence[Message]) -> str:
-            return self._text(form.give(messages), given_tools, add_generation_prompt, variables)
+            return self.text(form.give(messages), given_tools, add_generation_prompt, variables)
 
         given = form.give(messages)
-        rendered = self._text(given, given_tools, add_generation_prompt, variables)
+        rendered = self.text(given, given_tools, add_generation_prompt, variables)
         check_kept(messages, rendered, text)
         return rendered, [given, given_tools, variables]
 
@@ -126,19 +128,19 @@ class ChatTemplate:
         Raises:
             UserError: as :meth:`render`; or the template acts on such a look-alike, so that a mark changes its result.
         """
-        plain, given = self._rendered(messages, tools, add_generation_prompt, variables)
-        mark = _unused(plain)
-        marked_given = _marked(given, special, mark)
+        plain, given = self.rendered(messages, tools, add_generation_prompt, variables)
+        mark = unused_characters(plain, 1)
+        marked_given = marked(given, special, mark)
         if marked_given == given:
             return plain, mark
         marked_messages, marked_tools, marked_variables = marked_given
-        marked = self._text(marked_messages, marked_tools, add_generation_prompt, marked_variables)
-        if marked.replace(mark, "") != plain:
+        text = self.text(marked_messages, marked_tools, add_generation_prompt, marked_variables)
+        if text.replace(mark, "") != plain:
             raise UserError(
                 "A message contains the text of a special token, which this chat template would act upon; remove it "
                 f"from the message. Special tokens are: {' '.join(special)}"
             )
-        return marked, mark
+        return text, mark
 
     def render_open(
         self,
@@ -158,7 +160,7 @@ class ChatTemplate:
             raise UserError("Only a message whose content is text can be continued.")
         # Behind a character that is no white space, a template that trims has nothing to trim.
         plain = self.render(messages, tools, False, variables)
-        end = _unused(plain + text_of(content))
+        end = unused_characters(plain + text_of(content), 1)
         open_messages = [*messages[:-1], {**messages[-1], "content": text_of(content) + end}]
         text, mark = self.render_marked(open_messages, tools, False, special, variables)
         before, found, _ = text.rpartition(end)
@@ -166,7 +168,7 @@ class ChatTemplate:
             raise UserError("The chat template leaves the last message out, so that it cannot be continued.")
         return before, mark
 
-    def _text(
+    def text(
         self,
         messages: Sequence[Message],
         tools: Sequence[Mapping[str, Any]] | None,
@@ -185,18 +187,19 @@ class ChatTemplate:
             raise LimitReached(f"The chat template refused these messages: {error}.", error.reason) from None
 
 
-def _unused(text: str) -> str:
-    """A character of private use that ``text`` does not hold.
+def unused_characters(text: str, count: int) -> str:
+    """``count`` different characters of private use that ``text`` does not hold.
 
     Raises:
-        UserError: it holds them all.
+        UserError: it holds too many of them.
     """
-    first = chr(_MARKS[0][0])
-    if first not in text:
-        return first
+    first = _MARKS[0][0]
+    if re.search(f"[{chr(first)}-{chr(first + count - 1)}]", text) is None:
+        return "".join(map(chr, range(first, first + count)))
     held = set(text)
-    found = next((chr(code) for codes in _MARKS for code in codes if chr(code) not in held), None)
-    if found is None:
+    every = (chr(code) for codes in _MARKS for code in codes)
+    found = "".join(itertools.islice((mark for mark in every if mark not in held), count))
+    if len(found) < count:
         raise UserError("The messages hold every character of private use that Unicode has; leave one of them out.")
     return found
 
@@ -240,14 +243,14 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _marked(value: Any, special: Sequence[str], mark: str) -> Any:
+def marked(value: Any, special: Sequence[str], mark: str) -> Any:
     """``value`` with the strings in it marked, at any depth."""
     if isinstance(value, str):
         return _mark_text(value, special, mark)
     if isinstance(value, Mapping):
-        return {_marked(key, special, mark): _marked(item, special, mark) for key, item in value.items()}
+        return {marked(key, special, mark): marked(item, special, mark) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_marked(item, special, mark) for item in value]
+        return [marked(item, special, mark) for item in value]
     return value
 
 

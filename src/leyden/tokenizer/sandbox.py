@@ -67,14 +67,19 @@ def _compiled(source: str) -> jinja2.Template | str:
         return f"The chat template is not valid Jinja: {getattr(error, 'msg', error)}."
 
 
+GENERATION_MARKS = ("leyden_generation_begins", "leyden_generation_ends")
+"""Variables that, where they are given, are written before and after what stands in ``{% generation %}``."""
+
+
 class _Generation(Extension):
-    """``{% generation %}`` marks, for transformers, what the assistant wrote; here it changes nothing."""
+    """``{% generation %}`` marks, for transformers, what the assistant wrote."""
 
     tags = {"generation"}  # noqa: RUF012 - declared so by Jinja
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        line = next(parser.stream).lineno
+        before, after = (nodes.Output([nodes.Name(name, "load")], lineno=line) for name in GENERATION_MARKS)
+        return [before, *parser.parse_statements(("name:endgeneration",), drop_needle=True), after]
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):

@@ -20,6 +20,7 @@ from tokenizers import Tokenizer as Backend
 from leyden.core.errors import UserError
 from leyden.core.log import log_once, progress
 from leyden.core.panics import panics_are_user_errors
+from leyden.tokenizer.answers import AnswerFinder
 from leyden.tokenizer.bpe import assemble, begin, byte_spelling
 from leyden.tokenizer.chat import ChatTemplate, Message, minimax_template
 from leyden.tokenizer.directory import TokenizerFiles, read_files, write_files
@@ -302,6 +303,46 @@ class Tokenizer:
         else:
             text, mark = self._template(tools).render_marked(messages, tools, add_generation_prompt, special, variables)
         return self._encoder.encode_special(text, mark)
+
+    def encode_answers(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        variables: Mapping[str, Any] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """A whole chat as ids, and who wrote each: what a model is trained on that is to answer like the assistant.
+
+        An answer goes from where the template would let the model begin to the token that ends it, included
+        (:mod:`leyden.tokenizer.answers`). The text is cut at both ends of each, so that no token lies in two parts, and
+        an answer has the ids that a model gives it that is asked for one.
+
+        Returns:
+            ids, [num_tokens] int32; and [num_tokens] int32, the place of the message whose answer each token is part
+            of, -1 for all that the assistant did not write.
+
+        Raises:
+            UserError: as :meth:`encode_chat`; or the template leaves it undecided where an answer begins or ends.
+        """
+        found = self._answer_finder(tools).find(messages, tools, variables)
+        ids: list[int] = []
+        writers: list[int] = []
+        for text, message in found.pieces():
+            piece = self._encoder.encode_special(text, found.mark)
+            ids += piece
+            writers += [message] * len(piece)
+        return np.array(ids, np.int32), np.array(writers, np.int32)
+
+    def _answer_finder(self, tools: Sequence[Mapping[str, Any]] | None) -> AnswerFinder:
+        template = self._template(tools)
+        if template not in self._finders:
+            ends = [self.decode([index]) for index in self.end_ids if self.is_special(index)]
+            self._finders[template] = AnswerFinder(template, list(self.special_tokens), ends)
+        return self._finders[template]
+
+    @cached_property
+    def _finders(self) -> dict[ChatTemplate, AnswerFinder]:
+        return {}
 
     def _checked_ends(self) -> tuple[int, ...]:
         """The tokens that end a text, by the tokenizer and by the model's files."""

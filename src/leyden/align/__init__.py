@@ -1,0 +1,1 @@
+"""From a base model to one that answers: chats, prompts, rewards, and what post-training stages minimise."""
