@@ -106,7 +106,8 @@ class _Table:
     def _document(self, row: Row, number: int) -> Any:
         if isinstance(row, tuple):
             raise Problem(*row)
-        row = {name: _filled(value) if name in TURNS else value for name, value in row.items()}
+        whole = self._settings.rows == "whole"
+        row = {name: _filled(value) if whole or name in TURNS else value for name, value in row.items()}
         return document_of(row, self._piece.source, f":{number}", self._settings)
 
     def _rows(self, group: int) -> Iterator[Row]:
@@ -170,7 +171,7 @@ def _columns(columns: list[Column], settings: ReadSettings) -> tuple[str, ...]:
     if len(by_name) < len(columns):
         raise Problem("two columns of one name", ", ".join(column.name for column in columns)[:400])
     names = columns_to_read(list(by_name), settings)
-    if settings.text in names and settings.rows != "messages" and not by_name[settings.text].is_text:
+    if settings.text in names and settings.rows in ("auto", "text") and not by_name[settings.text].is_text:
         raise Problem(f'"{settings.text}" is not a string', f"a column of type {by_name[settings.text].kind}")
     return tuple(name for name in names if not by_name[name].holds_bytes)
 

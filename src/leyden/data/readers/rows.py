@@ -8,7 +8,7 @@ from datetime import UTC, date, datetime
 from typing import Any
 
 from leyden.data.documents import Document, Message
-from leyden.data.readers.nested import COLUMNS, is_nested, messages_of
+from leyden.data.readers.nested import COLUMNS, is_nested, turns_of
 from leyden.data.readers.problem import MAX_DEPTH, Problem
 from leyden.data.readers.settings import ReadSettings
 from leyden.data.sources import SourceFile
@@ -26,6 +26,8 @@ def columns_to_read(names: Sequence[str], settings: ReadSettings) -> list[str]:
     Raises:
         Problem: no row of these columns can be a document.
     """
+    if settings.rows == "whole":
+        return list(names)
     nested = settings.rows != "text" and is_nested(names)
     if settings.text not in names and not nested:
         raise _no_text(settings, names, "columns")
@@ -68,11 +70,13 @@ def _contents(
     row: Mapping[str, Any], settings: ReadSettings
 ) -> tuple[str, tuple[Message, ...], set[str], dict[str, Any]]:
     """The text or the messages, the columns that they are from, and what else these say."""
+    if settings.rows == "whole":
+        return json.dumps(json_value(row), ensure_ascii=False), (), set(row), {}
     text = row.get(settings.text)
     if settings.rows == "messages" or (settings.rows == "auto" and (text is None or text == "")):
-        messages, used, left = messages_of(row)
-        if messages:
-            return "", messages, used | ({settings.text} if text == "" else set()), left
+        turns, used, left = turns_of(row)
+        if turns:
+            return "", tuple(turn.message for turn in turns), used | ({settings.text} if text == "" else set()), left
     if settings.rows == "messages" or settings.text not in row:
         raise _no_text(settings, row, "keys")
     if not isinstance(text, str):

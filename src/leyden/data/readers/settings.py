@@ -15,9 +15,10 @@ class ReadSettings(Config):
 
     text: str = Field(default="text", min_length=1)
     """The column that holds the text, in files with rows (JSON, Parquet, Arrow)."""
-    rows: Literal["auto", "text", "messages"] = "auto"
-    """What a row gives: its text where it has one, else its messages (``auto``); its text; or its messages. Messages
-    are found as turns (``messages``, ``conversations``), or as questions and answers under their usual names."""
+    rows: Literal["auto", "text", "messages", "whole"] = "auto"
+    """What a row gives: its text where it has one, else its messages (``auto``); its text; or its messages; or all of
+    the row, as JSON (``whole``). Messages are found as turns (``messages``, ``conversations``), or as questions and
+    answers under their usual names."""
     id: str = ""
     """The column that names documents; empty: the file and the place in it do. Names may come again: each of their
     documents is treated by itself, and only looking one up by its name then finds several."""

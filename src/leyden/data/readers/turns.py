@@ -1,7 +1,8 @@
-"""One turn of a dialogue to a message: what is said, thought and called, in the schemas that are in use."""
+"""One turn of a dialogue: what is said, thought and called, in the schemas that are in use."""
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from leyden.data.documents import Message
@@ -25,11 +26,53 @@ _LEARNED = ("weight", "train", "loss")
 """Fields by which a turn says whether an answer is to be learned: 0, 1, true or false."""
 
 
-def read_turn(turn: Any, place: str) -> tuple[Message, dict[str, Any]]:
-    """The message of a turn, and whatever else the turn says: names, ids, times.
+@dataclass(frozen=True)
+class Call:
+    """A call of a tool: its name, and its arguments as text, JSON as a rule."""
 
-    What a turn thinks stands before what it says, between ``<think>`` and ``</think>``. Calls of tools stand behind it,
-    as the released chat format writes them, but for its special token. So no turn is kept without its words.
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of a dialogue.
+
+    Attributes:
+        role: ``system``, ``user``, ``assistant``, ``tool`` or ``document``.
+        said: what is said.
+        thoughts: what is thought before; empty where nothing is.
+        calls: of tools, after that.
+        learned: whether an answer is to be learned.
+        rest: whatever else the turn says: names, ids, times.
+    """
+
+    role: str
+    said: str
+    thoughts: str
+    calls: tuple[Call, ...]
+    learned: bool
+    rest: Mapping[str, Any]
+
+    @property
+    def message(self) -> Message:
+        """The turn as text.
+
+        What it thinks stands before what it says, between ``<think>`` and ``</think>``. Calls of tools stand behind
+        it, as the released chat format writes them, but for its special token. So no turn is kept without its words.
+        """
+        calls = (f"```typescript\nfunctions.{call.name}({call.arguments})\n```" for call in self.calls)
+        return Message(self.role, "\n\n".join(words for words in (self.spoken, *calls) if words), self.learned)
+
+    @property
+    def spoken(self) -> str:
+        """What is thought and said."""
+        thoughts = f"<think>\n{self.thoughts}\n</think>" if self.thoughts else ""
+        return "\n\n".join(words for words in (thoughts, self.said) if words)
+
+
+def read_turn(turn: Any, place: str) -> Turn:
+    """A turn of a row.
 
     Args:
         turn: an object with ``role`` and ``content``, or (ShareGPT) ``from`` and ``value``.
@@ -50,16 +93,16 @@ def read_turn(turn: Any, place: str) -> tuple[Message, dict[str, Any]]:
     called = [_call(call, place) for call in calls]
     if not isinstance(role, str) or role.lower() not in _ROLES:
         raise Problem("bad messages", f"the role of {place} is {role!r:.80}; known: {', '.join((*_ROLES, *_CALLING))}")
-    thoughts = _take(rest, [name for name in _THOUGHTS if isinstance(rest.get(name), str)])
+    thoughts = _take(rest, [name for name in _THOUGHTS if isinstance(rest.get(name), str)]) or ""
     refusal = rest.pop("refusal", "") if isinstance(rest.get("refusal"), str) else ""
-    said = [f"<think>\n{thoughts}\n</think>"] if thoughts else []
-    said = [words for words in (*said, text, refusal, *(call for call, _ in called)) if words]
+    said = "\n\n".join(words for words in (text, refusal) if words)
     learned = _learned(rest, place)
-    if not said and (content is None or any(isinstance(value, Mapping | list | tuple) for value in rest.values())):
+    says_nothing = not said and not thoughts and not called
+    if says_nothing and (content is None or any(isinstance(value, Mapping | list | tuple) for value in rest.values())):
         raise Problem("bad messages", f"{place} says nothing; its fields: {', '.join(turn) or 'none'}"[:400])
     beside = {"content": parts, "tool_calls": [left for _, left in called]}
     rest |= {name: left for name, left in beside.items() if any(left)}
-    return Message(_ROLES[role.lower()], "\n\n".join(said), learned), rest
+    return Turn(_ROLES[role.lower()], said, thoughts, tuple(call for call, _ in called), learned, rest)
 
 
 def _take(rest: dict[str, Any], names: Sequence[str]) -> Any:
@@ -102,8 +145,8 @@ def _calls(calls: Any, place: str) -> list[Mapping[str, Any]]:
     return list(calls)
 
 
-def _call(call: Mapping[str, Any], place: str) -> tuple[str, dict[str, Any]]:
-    """A call as text, and what else it says. ``arguments`` that are a string stay as they are; others become JSON."""
+def _call(call: Mapping[str, Any], place: str) -> tuple[Call, dict[str, Any]]:
+    """A call, and what else it says. ``arguments`` that are a string stay as they are; others become JSON."""
     left = {name: value for name, value in call.items() if value is not None}
     wrapped = next((left.pop(name) for name in ("function", "custom") if isinstance(left.get(name), Mapping)), {})
     left |= {name: value for name, value in wrapped.items() if value is not None}
@@ -115,7 +158,7 @@ def _call(call: Mapping[str, Any], place: str) -> tuple[str, dict[str, Any]]:
             arguments = "" if arguments is None else json.dumps(arguments, ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
             raise Problem("bad messages", f"the arguments of a call of {place} are not JSON: {error}") from None
-    return f"```typescript\nfunctions.{name}({arguments})\n```", left
+    return Call(name, arguments), left
 
 
 def _learned(rest: dict[str, Any], place: str) -> bool:

@@ -1,0 +1,52 @@
+"""Files of chats and of preference pairs, read row by row by the readers of ``data``; nothing is lost in silence."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+from leyden.align.chats.chat import Chat, Preference, chat_of, preference_of
+from leyden.core.errors import UserError
+from leyden.data.documents import Reject
+from leyden.data.readers import Piece, SourceSettings, read_piece, source_files
+from leyden.data.readers.problem import Problem
+
+_WITH_ROWS = ("jsonl", "parquet", "arrow")
+
+Made = TypeVar("Made")
+
+
+def read_chats(paths: Sequence[str], rejects: list[Reject]) -> Iterator[Chat]:
+    """The chats of files.
+
+    Args:
+        paths: JSON lines, JSON lists, Parquet and Arrow files, folders of them, patterns, or ``hf://OWNER/NAME``.
+        rejects: takes what is set aside, as it is met: files, and rows with the reason.
+
+    Raises:
+        UserError: a path does not exist, or none of them holds files with rows.
+    """
+    return _read(paths, rejects, chat_of)
+
+
+def read_preferences(paths: Sequence[str], rejects: list[Reject]) -> Iterator[Preference]:
+    """The preference pairs of files; arguments and errors as of :func:`read_chats`."""
+    return _read(paths, rejects, preference_of)
+
+
+def _read(paths: Sequence[str], rejects: list[Reject], make: Callable[..., Made]) -> Iterator[Made]:
+    settings = SourceSettings(name="chats", paths=tuple(paths), rows="whole", metadata="none")
+    files = source_files(settings, rejects)
+    with_rows = [file for file in files if file.format in _WITH_ROWS]
+    rejects += [Reject(str(file.path), "", "no rows", file.format) for file in files if file not in with_rows]
+    if not with_rows:
+        raise UserError(
+            f"{', '.join(paths)}: there is no file of chats; chats are rows of .jsonl, .json, .parquet or .arrow files "
+            "(a .json file must be named itself, and not only its folder)."
+        )
+    for file in with_rows:
+        for document in read_piece(Piece(file, file.format, 0), settings, rejects):
+            try:
+                yield make(json.loads(document.text), document.id, document.source)
+            except Problem as problem:
+                row = document.id.removeprefix(file.name).lstrip(":@")
+                rejects.append(Reject(str(file.path), f"row {row}", problem.reason, problem.detail))
