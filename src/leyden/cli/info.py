@@ -38,7 +38,7 @@ def info(
     ] = "none",
     max_sequences: Annotated[int, typer.Option(min=1, help="With --serve: sequences at once.")] = 32,
     machine: Annotated[
-        bool, typer.Option("--machine", help="What this machine is, and which body of the ops runs on it and why.")
+        bool, typer.Option("--machine", help="What this machine is, which bodies of the ops run on it; its sandbox.")
     ] = False,
 ) -> None:
     """Parameters, active parameters, FLOPs, and bytes of state and keys and values per token.
@@ -47,9 +47,11 @@ def info(
     weights, states, keys and values of each GPU that serves the model, and how many tokens fit.
     """
     if machine:
+        from leyden.core.sandbox.probe import sandbox_text
         from leyden.ops.machine import machine_text
 
         print(machine_text())
+        print(f"sandbox: {sandbox_text()}")
         if what is None:
             return
     if what is None:
