@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from leyden.model import RowPart
-from leyden.model.sequence import Sequence
+from leyden.model.forward_context import ForwardContext
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ def draw_row(drawn: random.Random, ranks: int, longest: int = 48) -> Row:
     return Row((0, *sorted(inner), tokens), tuple(bounds), drawn.randrange(1 << 30))
 
 
-def sequence_of(row: Row, rank: int, dim: int = 2) -> Sequence:
+def context_of(row: Row, rank: int, dim: int = 2) -> ForwardContext:
     """What a layer is told of the part of ``rank``; the angles are none."""
     part = RowPart(row.bounds, rank, row.documents)
     angles = torch.zeros(part.stop - part.start, dim)
     bounds, positions = torch.tensor(part.documents(), dtype=torch.int32), torch.arange(part.start, part.stop)
-    return Sequence(0, bounds, positions, angles, angles, 1.0, part)
+    return ForwardContext(0, bounds, positions, angles, angles, 1.0, part)
 
 
 def noise_of(found: torch.Tensor, exact: torch.Tensor, plain_row: torch.Tensor, exact_row: torch.Tensor) -> float:

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from gloo_ranks import mesh_of
-from shared_rows import Row, draw_row, noise_of, sequence_of
+from shared_rows import Row, context_of, draw_row, noise_of
 
 from leyden.ops import gated_linear_attention
 from leyden.parallel import Plan
@@ -37,7 +37,7 @@ def _shared(row: Row, lasp: GatedLasp, rank: int) -> list[torch.Tensor]:
     """This rank's rows of the output and of the gradients."""
     mine = slice(row.bounds[rank], row.bounds[rank + 1])
     *leaves, dout = (x[:, mine].requires_grad_() for x in _inputs(row))
-    out, state = lasp(*leaves, None, sequence_of(row, rank))
+    out, state = lasp(*leaves, None, context_of(row, rank))
     assert not state.requires_grad and state.shape == (1, H, K, V)
     torch.testing.assert_close(state, _state_at(row, mine), rtol=0, atol=1e-12)
     return [x.detach() for x in (out, *torch.autograd.grad(out, leaves, dout))]
@@ -87,11 +87,11 @@ def test_what_is_sent_does_not_depend_on_the_length(ranks: Callable[..., list[An
 
 
 def _refused(row: Row) -> str:
-    lasp, sequence = GatedLasp(mesh_of(Plan(cp=dist.get_world_size()))), sequence_of(row, dist.get_rank())
+    lasp, context = GatedLasp(mesh_of(Plan(cp=dist.get_world_size()))), context_of(row, dist.get_rank())
     mine = slice(row.bounds[dist.get_rank()], row.bounds[dist.get_rank() + 1])
     q, k, v, decay, _ = (x[:, mine] for x in _inputs(row))
     with pytest.raises(RuntimeError, match="cp = 1") as error:
-        lasp(q, k, v, decay, torch.zeros(1, H, K, V), sequence)
+        lasp(q, k, v, decay, torch.zeros(1, H, K, V), context)
     return str(error.value)
 
 

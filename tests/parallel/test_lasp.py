@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from gloo_ranks import mesh_of
 from one_process import small_model
-from shared_rows import Row, draw_row, noise_of, sequence_of
+from shared_rows import Row, context_of, draw_row, noise_of
 
 from leyden.ops import lightning_attention, lightning_slopes
 from leyden.parallel import Plan
@@ -42,10 +42,10 @@ def _alone(row: Row, dtype: torch.dtype, backend: str = "reference") -> list[tor
 
 def _shared(row: Row, dtype: torch.dtype, lasp: LaspPlus, rank: int) -> list[torch.Tensor]:
     """This rank's rows of the output and of the gradients."""
-    sequence = sequence_of(row, rank)
+    context = context_of(row, rank)
     mine = slice(row.bounds[rank], row.bounds[rank + 1])
     *leaves, dout = (x[:, mine].requires_grad_() for x in _inputs(row, dtype))
-    out, state = lasp(*leaves, _slopes(row), None, sequence)
+    out, state = lasp(*leaves, _slopes(row), None, context)
     assert not state.requires_grad and state.shape == (1, H, K, V)
     if dtype == torch.float64:
         torch.testing.assert_close(state, _state_at(row, mine), rtol=0, atol=1e-12)
@@ -165,11 +165,11 @@ def test_layers_are_given_their_means_where_ranks_share_a_row(ranks: Callable[..
 
 
 def _refused(row: Row) -> str:
-    lasp, sequence = LaspPlus(mesh_of(Plan(cp=dist.get_world_size()))), sequence_of(row, dist.get_rank())
+    lasp, context = LaspPlus(mesh_of(Plan(cp=dist.get_world_size()))), context_of(row, dist.get_rank())
     mine = slice(row.bounds[dist.get_rank()], row.bounds[dist.get_rank() + 1])
     q, k, v, _ = (x[:, mine] for x in _inputs(row, torch.float32))
     with pytest.raises(RuntimeError, match="cp = 1") as error:
-        lasp(q, k, v, _slopes(row), torch.zeros(1, H, K, V), sequence)
+        lasp(q, k, v, _slopes(row), torch.zeros(1, H, K, V), context)
     return str(error.value)
 
 

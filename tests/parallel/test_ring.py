@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from gloo_ranks import mesh_of
-from shared_rows import Row, draw_row, noise_of, sequence_of
+from shared_rows import Row, context_of, draw_row, noise_of
 
 from leyden.ops import softmax_attention
 from leyden.parallel import Plan
@@ -44,7 +44,7 @@ def _shared(
     """This rank's rows of the output and of the gradients."""
     mine = slice(row.bounds[rank], row.bounds[rank + 1])
     *leaves, dout = (x[:, mine].requires_grad_() for x in _inputs(row, dtype))
-    out = ring(*leaves, sequence_of(row, rank), window)
+    out = ring(*leaves, context_of(row, rank), window)
     return [x.detach() for x in (out, *torch.autograd.grad(out, leaves, dout))]
 
 
@@ -154,10 +154,10 @@ def test_keys_that_nobody_sees_are_passed_on_and_no_more(ranks: Callable[..., li
 
 
 def _refused(row: Row) -> str:
-    ring, sequence = RingAttention(mesh_of(Plan(cp=dist.get_world_size()))), sequence_of(row, dist.get_rank())
+    ring, context = RingAttention(mesh_of(Plan(cp=dist.get_world_size()))), context_of(row, dist.get_rank())
     q, k, v, _ = _inputs(row, torch.float32)
     with pytest.raises(RuntimeError, match="cp = 1") as error:
-        ring(q[:, :2], k, v, sequence)
+        ring(q[:, :2], k, v, context)
     return str(error.value)
 
 

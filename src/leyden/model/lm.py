@@ -13,6 +13,7 @@ from leyden.model.cache import Cache
 from leyden.model.config import ModelConfig
 from leyden.model.embedding import Inserts, embed
 from leyden.model.experts import feed_forward_of
+from leyden.model.forward_context import ForwardContext, Wanted, lay_out, take
 from leyden.model.initialization import initialize
 from leyden.model.losses import OutputProjection, TokenLossModel
 from leyden.model.mixers import Memory, mixer_of, residual_factors
@@ -21,7 +22,6 @@ from leyden.model.pools import Pools
 from leyden.model.ranks import Ranks
 from leyden.model.rope import Rope
 from leyden.model.rows import Rows
-from leyden.model.sequence import Sequence, Wanted, lay_out, take
 from leyden.ops import Routing, rotary_angles
 
 
@@ -52,11 +52,11 @@ class DecoderLayer(nn.Module):
         self.postnorm = config.postnorm
 
     def forward(
-        self, x: torch.Tensor, sequence: Sequence, memory: Memory | None, wanted: Wanted
+        self, x: torch.Tensor, context: ForwardContext, memory: Memory | None, wanted: Wanted
     ) -> tuple[torch.Tensor, Any, Routing | None]:
         """[B, T, D] to the ``wanted`` of its rows, with the mixer's new state and the routing if it has them."""
         normed = self.input_layernorm(x)
-        attended, state = self.self_attn(normed, sequence, memory, wanted)
+        attended, state = self.self_attn(normed, context, memory, wanted)
         if self.postnorm:
             kept = self.post_attention_layernorm.of_residual(take(normed, wanted), attended, *self.attention_factors)
             normed = kept
@@ -165,13 +165,13 @@ class HybridLM(TokenLossModel):
         check_tokens(self.config, tokens, cache=cache, cu_seqlens=cu_seqlens, last=last)
         start = 0 if cache is None else cache.length
         part = self.ranks.part(tokens.shape[1], cu_seqlens)
-        sequence = lay_out(self.config, tokens.shape[1], start, cu_seqlens, tokens.device, part)
+        context = lay_out(self.config, tokens.shape[1], start, cu_seqlens, tokens.device, part)
         x = self.embed(self.ranks.cut(tokens), inserts)
         states: dict[int, Any] = {}
         routings: list[Routing] = []
         for index, layer in enumerate(self.layers):
             wanted = last if index == len(self.layers) - 1 else None
-            x, state, routing = layer(x, sequence, None if cache is None else cache.layers[index], wanted)
+            x, state, routing = layer(x, context, None if cache is None else cache.layers[index], wanted)
             if state is not None and cache is not None:  # else nobody reads it, and it is large
                 states[index] = state
             if routing is not None:
@@ -196,11 +196,11 @@ class HybridLM(TokenLossModel):
         """
         rope = self.config.rope
         cos, sin = rotary_angles(rows.positions, rope.frequencies(self.config.rotary_dim, tokens.device))
-        sequence = Sequence(0, None, rows.positions, cos, sin, rope.scale)
+        context = ForwardContext(0, None, rows.positions, cos, sin, rope.scale)
         x = self.embed(tokens[None], inserts)
         last = None if self.ranks.divide_tokens else rows.wanted
         for index, (layer, memory) in enumerate(zip(self.layers, pools.of_layers(rows), strict=True)):
-            x, _, _ = layer(x, sequence, memory, last if index == len(self.layers) - 1 else None)
+            x, _, _ = layer(x, context, memory, last if index == len(self.layers) - 1 else None)
         hidden = self.ranks.whole(self.norm(x))
         return (take(hidden, rows.wanted) if self.ranks.divide_tokens else hidden)[0]
 

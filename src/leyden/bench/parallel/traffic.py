@@ -23,7 +23,7 @@ from leyden import __version__
 from leyden.core.environment import machine
 from leyden.core.files import atomic_file
 from leyden.model import LayerType, ModelConfig, RowPart
-from leyden.model.sequence import Sequence, lay_out
+from leyden.model.forward_context import ForwardContext, lay_out
 from leyden.ops import lightning_slopes
 from leyden.parallel import Mesh, Plan, coordinates
 from leyden.parallel.planner import StepShape
@@ -34,12 +34,12 @@ from leyden.parallel.start import team_of
 from leyden.parallel.traffic import count_traffic
 
 
-def _lasp(mesh: Mesh, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sequence: Sequence) -> torch.Tensor:
-    return LaspPlus(mesh)(q, k, v, lightning_slopes(q.shape[2], 0, 1), None, sequence)[0]
+def _lasp(mesh: Mesh, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, context: ForwardContext) -> torch.Tensor:
+    return LaspPlus(mesh)(q, k, v, lightning_slopes(q.shape[2], 0, 1), None, context)[0]
 
 
-def _ring(mesh: Mesh, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sequence: Sequence) -> torch.Tensor:
-    return RingAttention(mesh)(q, k, v, sequence)
+def _ring(mesh: Mesh, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, context: ForwardContext) -> torch.Tensor:
+    return RingAttention(mesh)(q, k, v, context)
 
 
 _EXCHANGES: dict[LayerType, tuple[str, bool, Callable[..., torch.Tensor]]] = {
@@ -172,7 +172,7 @@ def _exchange(mesh: Mesh, work: TrafficWork, kind: LayerType, tokens: int) -> tu
     documents = (*range(0, tokens, work.document_tokens), tokens)
     bounds = tuple(tokens * index // work.ranks for index in range(work.ranks + 1))
     part = RowPart(bounds, mesh.at["cp"], documents)
-    sequence = lay_out(model, tokens, 0, torch.tensor(documents, dtype=torch.int32), mesh.device, part)
+    context = lay_out(model, tokens, 0, torch.tensor(documents, dtype=torch.int32), mesh.device, part)
     _, has_key_heads, exchange = _EXCHANGES[kind]
     shared = work.key_value_heads if has_key_heads else work.heads
     q, k, v = (
@@ -180,7 +180,7 @@ def _exchange(mesh: Mesh, work: TrafficWork, kind: LayerType, tokens: int) -> tu
         for heads in (work.heads, shared, shared)
     )
     with count_traffic(mesh) as traffic:
-        exchange(mesh, q, k, v, sequence).sum().backward()
+        exchange(mesh, q, k, v, context).sum().backward()
     step = StepShape(tokens, tokens)
     rank = Rank(model, mesh.plan, step, coordinates(mesh.plan, mesh.rank), torch.bfloat16, documents)
     return by_axis(predict_attention(rank, kind))["cp"], traffic.by_axis()["cp"]

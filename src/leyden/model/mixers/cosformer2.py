@@ -18,8 +18,8 @@ import torch
 from torch.nn.functional import silu
 
 from leyden.model.config import ModelConfig
+from leyden.model.forward_context import ForwardContext
 from leyden.model.mixers.lightning import LightningAttention
-from leyden.model.sequence import Sequence
 from leyden.ops import apply_rotary, rotary_angles, rotary_frequencies
 
 _BASE = 10_000.0
@@ -41,11 +41,11 @@ class Cosformer2Attention(LightningAttention):
         """[H] zeros, on the CPU."""
         return torch.zeros(config.num_attention_heads, device="cpu")
 
-    def activated(self, qkv: torch.Tensor, sequence: Sequence) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def activated(self, qkv: torch.Tensor, context: ForwardContext) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """See :meth:`LightningAttention.activated`; queries and keys of a head are turned as two heads."""
         turning, v = qkv.split([2 * self.head_dim, self.head_dim], dim=-1)
         heads = silu(turning).reshape(*qkv.shape[:2], 2 * self.num_heads, self.head_dim)
-        frequencies = rotary_frequencies(self.head_dim, self._theta, sequence.positions.device)
-        turned = apply_rotary(heads, *rotary_angles(sequence.positions, frequencies))
+        frequencies = rotary_frequencies(self.head_dim, self._theta, context.positions.device)
+        turned = apply_rotary(heads, *rotary_angles(context.positions, frequencies))
         q, k = turned.view(turning.shape).chunk(2, dim=-1)
         return q, k, v

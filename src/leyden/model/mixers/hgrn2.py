@@ -16,11 +16,11 @@ from torch import nn
 from torch.nn.functional import logsigmoid, silu
 
 from leyden.model.config import ModelConfig
+from leyden.model.forward_context import ForwardContext, Wanted, take
 from leyden.model.mixers.linear import LinearAttention
 from leyden.model.mixers.mixer import Memory
 from leyden.model.mixers.states import PooledStates, RunningState
 from leyden.model.norm import RMSNorm
-from leyden.model.sequence import Sequence, Wanted, take
 from leyden.ops import (
     gated_linear_attention,
     gated_linear_attention_decode,
@@ -35,10 +35,10 @@ def scan(
     v: torch.Tensor,
     log_decay: torch.Tensor,
     state: torch.Tensor | None,
-    sequence: Sequence,
+    context: ForwardContext,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """:func:`leyden.ops.gated_linear_attention` over the tokens of one process."""
-    return gated_linear_attention(q, k, v, log_decay, state, sequence.alone())
+    return gated_linear_attention(q, k, v, log_decay, state, context.alone())
 
 
 def forget_gates(logits: torch.Tensor, lower_bound: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -83,7 +83,7 @@ class Hgrn2Attention(LinearAttention):
         """The recurrence; where ranks share a row, one that exchanges states."""
 
     def forward(
-        self, x: torch.Tensor, sequence: Sequence, memory: Memory | None, wanted: Wanted
+        self, x: torch.Tensor, context: ForwardContext, memory: Memory | None, wanted: Wanted
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attend within x, and to what ``memory`` remembers; see :meth:`Mixer.forward`."""
         B, T = x.shape[:2]
@@ -96,5 +96,5 @@ class Hgrn2Attention(LinearAttention):
         elif T == 1 and state is not None:
             out, state = gated_linear_attention_step(q[:, 0], k[:, 0], v[:, 0], log_decay[:, 0], state)
         else:
-            out, state = self.scan(q, k, v, log_decay, state, sequence)
+            out, state = self.scan(q, k, v, log_decay, state, context)
         return self.out_proj(self.norm(take(out.reshape(B, T, -1), wanted))), state

@@ -9,11 +9,11 @@ from torch.autograd.function import once_differentiable
 
 from leyden.model.config import ModelConfig
 from leyden.model.float32 import Float32Module
+from leyden.model.forward_context import ForwardContext, Wanted, take
 from leyden.model.mixers.linear import LinearAttention
 from leyden.model.mixers.mixer import Memory
 from leyden.model.mixers.states import PooledStates, RunningState
 from leyden.model.norm import RMSNorm
-from leyden.model.sequence import Sequence, Wanted, take
 from leyden.ops import (
     lightning_attention,
     lightning_attention_decode,
@@ -39,10 +39,10 @@ def scan(
     v: torch.Tensor,
     slopes: torch.Tensor,
     state: torch.Tensor | None,
-    sequence: Sequence,
+    context: ForwardContext,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """:func:`leyden.ops.lightning_attention` over the tokens of one process."""
-    return lightning_attention(q, k, v, slopes, state, sequence.alone())
+    return lightning_attention(q, k, v, slopes, state, context.alone())
 
 
 def scored_scan(
@@ -51,10 +51,10 @@ def scored_scan(
     v: torch.Tensor,
     slopes: torch.Tensor,
     state: torch.Tensor | None,
-    sequence: Sequence,
+    context: ForwardContext,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """:func:`scan` with the bits that it has without gradients, and a gradient."""
-    assert state is None and sequence.cu_seqlens is None, "a whole text in a row of its own"
+    assert state is None and context.cu_seqlens is None, "a whole text in a row of its own"
     return _InferenceForward.apply(q, k, v, slopes)
 
 
@@ -143,22 +143,22 @@ class LightningAttention(LinearAttention):
 
         return memory.scan((q, k, v), decode, prefill)
 
-    def activated(self, qkv: torch.Tensor, sequence: Sequence) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def activated(self, qkv: torch.Tensor, context: ForwardContext) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The projections [B, T, H, 3K] to what the recurrence reads: q, k and v, [B, T, H, K] each."""
         return silu_split(qkv)
 
     def forward(
-        self, x: torch.Tensor, sequence: Sequence, memory: Memory | None, wanted: Wanted
+        self, x: torch.Tensor, context: ForwardContext, memory: Memory | None, wanted: Wanted
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attend within x, and to what ``memory`` remembers; see :meth:`Mixer.forward`."""
         B, T = x.shape[:2]
-        q, k, v = self.activated(self.qkv_proj(x).view(B, T, self.num_heads, 3 * self.head_dim), sequence)
+        q, k, v = self.activated(self.qkv_proj(x).view(B, T, self.num_heads, 3 * self.head_dim), context)
         state = memory.state if isinstance(memory, RunningState) else None
         if isinstance(memory, PooledStates):
             out = self._scan_pool(q, k, v, memory)
         elif T == 1 and state is not None:
             out, state = lightning_attention_step(q[:, 0], k[:, 0], v[:, 0], self.slopes.values, state)
         else:
-            out, state = self.scan(q, k, v, self.slopes.values, state, sequence)
+            out, state = self.scan(q, k, v, self.slopes.values, state, context)
         gate = self.output_gate(take(x, wanted))
         return self.out_proj(self.norm.gated(take(out.reshape(B, T, -1), wanted), gate)), state

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from leyden.model.config import ModelConfig
+from leyden.model.forward_context import ForwardContext, Wanted
 from leyden.model.rows import Rows
-from leyden.model.sequence import Sequence, Wanted
 
 
 @dataclass(frozen=True)
@@ -160,13 +160,13 @@ class Mixer(nn.Module):
         """From now on this is one of ``ranks`` equal parts, whose weights are cut already."""
 
     def forward(
-        self, x: torch.Tensor, sequence: Sequence, memory: Memory | None, wanted: Wanted
+        self, x: torch.Tensor, context: ForwardContext, memory: Memory | None, wanted: Wanted
     ) -> tuple[torch.Tensor, Any]:
         """Let every token see those before it.
 
         Args:
             x: [B, T, D].
-            sequence: where the tokens stand, and the packed documents, if any.
+            context: where the tokens stand, and the packed documents, if any.
             memory: what was read before; None at the beginning.
             wanted: which rows are asked for.
 

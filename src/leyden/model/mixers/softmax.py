@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from leyden.model.config import ModelConfig
+from leyden.model.forward_context import ForwardContext, Wanted, take
 from leyden.model.mixers.mixer import Memory, Mixer, MixerCount, PoolTensor
 from leyden.model.rows import GRAIN, PAGE, Rows, joined, pad_rows
-from leyden.model.sequence import Sequence, Wanted, take
 from leyden.ops import apply_rotary, paged_attention, softmax_attention
 
 QUERY_BLOCK = 128
@@ -155,10 +155,10 @@ class PooledKeyValues(PooledAttention):
 
 
 def attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sequence: Sequence, window: int | None = None
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, context: ForwardContext, window: int | None = None
 ) -> torch.Tensor:
     """:func:`leyden.ops.softmax_attention` over the tokens of one process."""
-    return softmax_attention(q, k, v, sequence.alone(), window=window)
+    return softmax_attention(q, k, v, context.alone(), window=window)
 
 
 class SoftmaxAttention(Mixer):
@@ -222,13 +222,13 @@ class SoftmaxAttention(Mixer):
         return PooledKeyValues(tensors["keys"], tensors["values"], rows)
 
     def forward(
-        self, x: torch.Tensor, sequence: Sequence, memory: Memory | None, wanted: Wanted
+        self, x: torch.Tensor, context: ForwardContext, memory: Memory | None, wanted: Wanted
     ) -> tuple[torch.Tensor, Any]:
         """Attend within x, and to the keys and values in ``memory``, to which those of x are appended.
 
         Args:
             x: [B, T, D].
-            sequence: the positions and the packed documents, if any.
+            context: the positions and the packed documents, if any.
             memory: keys and values of the tokens before, or None.
             wanted: which rows are asked for; all of them where documents are packed.
 
@@ -236,17 +236,17 @@ class SoftmaxAttention(Mixer):
             [B, wanted rows, D], and what :meth:`Memory.take` is to get; None where the memory changes in place.
         """
         pooled = isinstance(memory, PooledAttention)
-        last = len(sequence.cos) if pooled or not isinstance(wanted, int) else wanted
+        last = len(context.cos) if pooled or not isinstance(wanted, int) else wanted
         q, k, v = (
             proj(rows).unflatten(-1, (-1, self.head_dim))
             for proj, rows in ((self.q_proj, x[:, -last:]), (self.k_proj, x), (self.v_proj, x))
         )
-        q = apply_rotary(q, sequence.cos[-last:], sequence.sin[-last:], scale=sequence.scale)
-        k = apply_rotary(k, sequence.cos, sequence.sin, scale=sequence.scale)
+        q = apply_rotary(q, context.cos[-last:], context.sin[-last:], scale=context.scale)
+        k = apply_rotary(k, context.cos, context.sin, scale=context.scale)
         if pooled:
             attended = memory.attend(q, k, v, wanted_alone=wanted is not None)
             return self.o_proj(take(attended, wanted).flatten(2)), None
         state = None
         if isinstance(memory, AppendedMemory):
-            k, v, state = memory.append(k, v, sequence.start)
-        return self.o_proj(self.attend(q, k, v, sequence, self.window).flatten(2)), state
+            k, v, state = memory.append(k, v, context.start)
+        return self.o_proj(self.attend(q, k, v, context, self.window).flatten(2)), state

@@ -15,8 +15,8 @@ from torch import nn
 from leyden.core.errors import UserError
 from leyden.model import HybridLM, ModelConfig, RouterLosses, RouterSums, router_sums, total_router_losses
 from leyden.model.embedding import embed
+from leyden.model.forward_context import lay_out
 from leyden.model.losses import TokenLossModel
-from leyden.model.sequence import lay_out
 from leyden.parallel.objective import Row
 
 
@@ -78,11 +78,11 @@ class StageModel(TokenLossModel):
         device = next(self.parameters()).device
         length = batch.tokens.shape[1]
         part = self.ranks.part(length, batch.cu_seqlens)
-        sequence = lay_out(self.config, length, 0, batch.cu_seqlens, device, part)
+        context = lay_out(self.config, length, 0, batch.cu_seqlens, device, part)
         x = self.embed(self.ranks.cut(batch.tokens.to(device))) if hidden is None else hidden
         routings = []
         for layer in self.layers.values():
-            x, _, routing = layer(x, sequence, None, None)
+            x, _, routing = layer(x, context, None, None)
             if routing is not None:
                 routings.append(routing)
         x = x if self.norm is None else self.norm(x)

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
-from leyden.model.sequence import Sequence
+from leyden.model.forward_context import ForwardContext
 from leyden.ops import gated_linear_attention
 from leyden.parallel.collectives import gather_rows, reduce_scatter_rows
 from leyden.parallel.mesh import Mesh
@@ -40,17 +40,17 @@ class GatedLasp:
         v: torch.Tensor,
         log_decay: torch.Tensor,
         state: torch.Tensor | None,
-        sequence: Sequence,
+        context: ForwardContext,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As :meth:`leyden.parallel.sequence.lasp.LaspPlus.__call__`; ``log_decay`` [1, T', H, K], float32 or wider,
         takes the place of slopes."""
-        part = own_part(state, sequence)
+        part = own_part(state, context)
         neighbours = Neighbours.of(part)
         last = q.shape[1] - neighbours.unfinished
         left = _what_is_left(k[0, last:], v[0, last:], log_decay[0, last:])
         entry = _Entry.apply(left, tuple(rank for rank, _ in neighbours.before), self._group)
         initial = pad(entry[None], (0, 0, 0, 0, 0, 0, 0, len(part.documents()) - 2))
-        out, states = gated_linear_attention(q, k, v, log_decay, initial, sequence.cu_seqlens)
+        out, states = gated_linear_attention(q, k, v, log_decay, initial, context.cu_seqlens)
         return out, states[-1:].detach().clone()  # a view would keep all
 
 

@@ -28,7 +28,7 @@ import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
 from leyden.model import RowPart
-from leyden.model.sequence import Sequence
+from leyden.model.forward_context import ForwardContext
 from leyden.ops import lightning_attention
 from leyden.parallel.mesh import Mesh
 
@@ -54,7 +54,7 @@ class LaspPlus:
         v: torch.Tensor,
         slopes: torch.Tensor,
         state: torch.Tensor | None,
-        sequence: Sequence,
+        context: ForwardContext,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Attend within the row, of which this rank holds a part.
 
@@ -63,7 +63,7 @@ class LaspPlus:
             v: [1, T', H, V].
             slopes: [H], of these heads.
             state: None; a shared row has no cache.
-            sequence: with the part.
+            context: with the part.
 
         Returns:
             [1, T', H, V] in the dtype of q, and the state [1, H, K, V] after the part's last token, which has no
@@ -72,7 +72,7 @@ class LaspPlus:
         Raises:
             RuntimeError: a state to continue from, or no part.
         """
-        part = own_part(state, sequence)
+        part = own_part(state, context)
         neighbours, wide = Neighbours.of(part), torch.promote_types(q.dtype, torch.float32)
         tokens, slopes = q.shape[1], slopes.to(wide)
         first, last = neighbours.continued, tokens - neighbours.unfinished
@@ -80,7 +80,7 @@ class LaspPlus:
         exchange = _Exchange(neighbours, slopes, self._group)
         left = _Summary.apply(k[0, last:], v[0, last:], torch.exp(-slopes * age[: tokens - last].flip(0)))
         sent = _Send.apply(left, exchange)
-        out, states = lightning_attention(q, k, v, slopes, None, sequence.cu_seqlens)
+        out, states = lightning_attention(q, k, v, slopes, None, context.cu_seqlens)
         entry = _Receive.apply(sent, exchange)
         missed = _Read.apply(q[0, :first], entry, torch.exp(-slopes * (age[:first] + 1)))
         after = states[-1:].detach().clone()  # a view would keep all
@@ -89,18 +89,18 @@ class LaspPlus:
         return torch.cat([out[0, :first] + missed, out[0, first:]])[None], after
 
 
-def own_part(state: torch.Tensor | None, sequence: Sequence) -> RowPart:
+def own_part(state: torch.Tensor | None, context: ForwardContext) -> RowPart:
     """This rank's part of a shared row.
 
     Raises:
         RuntimeError: a state to continue from, or no part.
     """
-    if state is not None or sequence.part is None:
+    if state is not None or context.part is None:
         raise RuntimeError(
             "LASP+ shares one packed row among context ranks and continues no cache: generate with cp = 1, "
             "or give the model a row without a cache."
         )
-    return sequence.part
+    return context.part
 
 
 @dataclass(frozen=True)

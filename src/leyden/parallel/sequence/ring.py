@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
-from leyden.model.sequence import Sequence
+from leyden.model.forward_context import ForwardContext
 from leyden.ops import ranged_attention, ranged_attention_backward
 from leyden.parallel.mesh import Mesh
 from leyden.parallel.sequence.layout import RingStep, steps
@@ -43,14 +43,14 @@ class RingAttention:
         self._group, self._even = group, layout == "balanced"
 
     def __call__(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sequence: Sequence, window: int | None = None
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, context: ForwardContext, window: int | None = None
     ) -> torch.Tensor:
         """Attend within the row, of which this rank holds a part.
 
         Args:
             q: [1, T', Hq, D], the tokens of this rank's part.
             k, v: [1, T', Hkv, D].
-            sequence: with the part.
+            context: with the part.
             window: how many keys a query sees at most; None: all before it. What no query of a rank sees is passed on
                 without a product.
 
@@ -60,7 +60,7 @@ class RingAttention:
         Raises:
             RuntimeError: keys of a cache, or no part.
         """
-        part = sequence.part
+        part = context.part
         if part is None or k.shape[1] != q.shape[1]:
             raise RuntimeError(
                 "ring attention shares one packed row among context ranks and continues no cache: generate with "

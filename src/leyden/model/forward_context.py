@@ -21,7 +21,7 @@ def take(x: torch.Tensor, wanted: Wanted) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Sequence:
+class ForwardContext:
     """Facts about the tokens of one forward pass that every layer shares.
 
     Attributes:
@@ -62,7 +62,7 @@ def lay_out(
     cu_seqlens: torch.Tensor | None,
     device: torch.device,
     part: RowPart | None = None,
-) -> Sequence:
+) -> ForwardContext:
     """Count positions from ``start``, or from 0 within each packed document, and form their rotary angles.
 
     Args:
@@ -81,4 +81,4 @@ def lay_out(
         positions = positions[part.start : part.stop]
         cu_seqlens = sent(torch.tensor(part.documents(), dtype=torch.int32), device)
     cos, sin = rotary_angles(positions, config.rope.frequencies(config.rotary_dim, device))
-    return Sequence(start, cu_seqlens, positions, cos, sin, config.rope.scale, part)
+    return ForwardContext(start, cu_seqlens, positions, cos, sin, config.rope.scale, part)
