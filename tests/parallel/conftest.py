@@ -9,12 +9,12 @@ from torch.utils._pytree import tree_leaves
 
 from leyden.parallel import Plan
 
-_PLANS = 5
+_PLANS = 3
 """Meshes that ranks make before they are started anew: each has a dozen groups, and each of gloo's has a thread that
-wakes a hundred times a second."""
+wakes a hundred times a second. For the same reason ranks end with the tests of this folder."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def ranks() -> Iterator[Callable[..., list[Any]]]:
     """``ranks(world, function, *arguments)``: what each rank's call returned; see :mod:`gloo_ranks`."""
     pools: dict[int, RankPool] = {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import importlib.util
 import io
 import multiprocessing
@@ -103,6 +104,7 @@ def _serve(rank: int, world: int, store: str, pipe: Connection) -> None:
     """A rank: run what comes, until the pipe closes."""
     import torch.distributed as dist
 
+    gc.freeze()  # what was imported is not looked through again and again
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.FileStore(store, world), rank=rank, world_size=world)

@@ -40,6 +40,9 @@ FOUR_LAYERS: dict[str, Any] = {
 }
 """Changes of the small model that let every axis have four ranks, and any two of them two each."""
 
+TWO_LAYERS: dict[str, Any] = {"num_hidden_layers": 2, "layer_types": ("linear_attention", "full_attention")}
+"""Further changes: half of the layers, which is as many as most plans need."""
+
 WINDOWED: dict[str, Any] = {
     "layer_types": ("linear_attention", "sliding_attention", "full_attention", "sliding_attention"),
     "sliding_window": 6,

@@ -84,9 +84,16 @@ def _train(plan: Plan, changes: dict[str, Any], steps: list[tuple[int, int]]) ->
         (Plan(pp=2), {"router_aux_loss": "switch", "token_drop": "position"}, [(4, 0)]),
         (Plan(pp=2), {"num_local_experts": 0}, [(3, 0)]),
         (make_plan(INTERLEAVED, 2), {"router_aux_loss": "switch"}, [(4, 0), (2, 8)]),
-        (make_plan(INTERLEAVED, 2), {"router_aux_loss": "gshard", "shared_intermediate_size": 8}, [(4, 0)]),
+        pytest.param(
+            make_plan(INTERLEAVED, 2),
+            {"router_aux_loss": "gshard", "shared_intermediate_size": 8},
+            [(4, 0)],
+            marks=pytest.mark.slow,
+        ),
         (Plan(pp=4), {"router_aux_loss": "switch"}, [(4, 0)]),
-        (Plan(pp=4), {"router_aux_loss": "gshard", "capacity_factor": None}, [(6, 0)]),
+        pytest.param(
+            Plan(pp=4), {"router_aux_loss": "gshard", "capacity_factor": None}, [(6, 0)], marks=pytest.mark.slow
+        ),
     ],
     ids=str,
 )
@@ -130,7 +137,9 @@ def _train_sharded(plan: Plan) -> list[dict[str, Any]]:
     return results
 
 
-@pytest.mark.parametrize(("reshard", "per_rank"), [(True, 1), (False, 2), (True, 2)])
+@pytest.mark.parametrize(
+    ("reshard", "per_rank"), [(True, 1), (False, 2), pytest.param(True, 2, marks=pytest.mark.slow)]
+)
 def test_stages_are_sharded(ranks: Ranks, reshard: bool, per_rank: int) -> None:
     schedule = "interleaved" if per_rank > 1 else "1f1b"
     config = ParallelConfig(pp=2, stages_per_rank=per_rank, pipeline_schedule=schedule, reshard_after_forward=reshard)

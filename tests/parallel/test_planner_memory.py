@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from one_process import COSFORMER2, HGRN2, WINDOWED
-from planner_proof import Measured, measure
+from planner_proof import Measured, measure_memory
 
 from leyden.model import count_model, preset
 from leyden.parallel import ParallelConfig, Plan
@@ -24,7 +24,7 @@ WIDE: dict[str, Any] = {
     "rotary_dim": 16,
     "intermediate_size": 256,
 }
-SHORT, LONG = [40, 24], [300, 2004, 1792]  # of a step that is all weights, and of one that is all activations
+SHORT, LONG = [40, 24], [75, 501, 448]  # of a step that is all weights, and of one that is all activations
 
 
 def _settings(**values: Any) -> ParallelConfig:
@@ -54,7 +54,7 @@ EIGHT: list[tuple[Plan, list[int], int, dict[str, Any]]] = [
 def test_on_four_ranks(
     ranks: Callable[..., list[Any]], plan: Plan, lengths: list[int], batches: int, changes: dict[str, Any]
 ) -> None:
-    _check(ranks(4, measure, plan, WIDE | changes, _step(plan, lengths, batches), lengths, torch.float32))
+    _check(ranks(4, measure_memory, plan, WIDE | changes, _step(plan, lengths, batches), lengths, torch.float32))
 
 
 @pytest.mark.slow
@@ -62,13 +62,13 @@ def test_on_four_ranks(
 def test_on_eight_ranks(
     ranks: Callable[..., list[Any]], plan: Plan, lengths: list[int], batches: int, changes: dict[str, Any]
 ) -> None:
-    _check(ranks(8, measure, plan, WIDE | changes, _step(plan, lengths, batches), lengths, torch.float32))
+    _check(ranks(8, measure_memory, plan, WIDE | changes, _step(plan, lengths, batches), lengths, torch.float32))
 
 
 @pytest.mark.slow
 def test_in_bfloat16(ranks: Callable[..., list[Any]]) -> None:
     plan = Plan(cp=2, dp_shard=2, ep=2)
-    _check(ranks(4, measure, plan, WIDE, _step(plan, LONG, 1), LONG, torch.bfloat16))
+    _check(ranks(4, measure_memory, plan, WIDE, _step(plan, LONG, 1), LONG, torch.bfloat16))
 
 
 def _step(plan: Plan, lengths: list[int], num_micro_batches: int) -> StepShape:
@@ -79,8 +79,7 @@ def _check(found: list[Measured]) -> None:
     """Where a rank's tokens go is planned as if it were even: rows that a rank has more, another has less."""
     peaks, planned = ([get(rank) for rank in found] for get in (lambda r: r.peak, lambda r: r.memory.peak))
     assert sum(peaks) == pytest.approx(sum(planned), rel=0.1)
-    is_routed = any(axis in ("ep", "etp") for rank in found for axis, _ in rank.counted)
-    assert peaks == pytest.approx(planned, rel=0.25 if is_routed else 0.1)
+    assert peaks == pytest.approx(planned, rel=0.25 if found[0].is_routed else 0.1)
     for rank in found:
         assert rank.held == pytest.approx(rank.memory.held, rel=0.1)
         assert sum(rank.memory.at_peak.values()) == pytest.approx(rank.memory.peak)

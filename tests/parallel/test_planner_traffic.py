@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from one_process import COSFORMER2, FIRST_DENSE, HGRN2, WINDOWED
-from planner_proof import Measured, measure
+from planner_proof import Bytes, measure_traffic
 
 from leyden.parallel import ParallelConfig, Plan
 from leyden.parallel.planner import StepShape
@@ -56,31 +56,30 @@ EIGHT: list[tuple[Plan, dict[str, Any], int]] = [
 
 @pytest.mark.parametrize(("plan", "changes", "batches"), FOUR, ids=str)
 def test_on_four_ranks(ranks: Callable[..., list[Any]], plan: Plan, changes: dict[str, Any], batches: int) -> None:
-    _check(ranks(4, measure, plan, changes, _step(plan, batches), _LENGTHS, torch.float32))
+    _check(ranks(4, measure_traffic, plan, changes, _step(plan, batches), _LENGTHS, torch.float32))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("plan", "changes", "batches"), EIGHT, ids=str)
 def test_on_eight_ranks(ranks: Callable[..., list[Any]], plan: Plan, changes: dict[str, Any], batches: int) -> None:
-    _check(ranks(8, measure, plan, changes, _step(plan, batches), _LENGTHS, torch.float32))
+    _check(ranks(8, measure_traffic, plan, changes, _step(plan, batches), _LENGTHS, torch.float32))
 
 
 @pytest.mark.parametrize("reduce_dtype", ["auto", "float32"])
 def test_in_bfloat16(ranks: Callable[..., list[Any]], reduce_dtype: str) -> None:
     plan = Plan(cp=2, dp_shard=2, ep=2, settings=_settings(reduce_dtype=reduce_dtype))
-    _check(ranks(4, measure, plan, {}, _step(plan, 1), _LENGTHS, torch.bfloat16))
+    _check(ranks(4, measure_traffic, plan, {}, _step(plan, 1), _LENGTHS, torch.bfloat16))
 
 
 def _step(plan: Plan, num_micro_batches: int) -> StepShape:
     return StepShape(sum(_LENGTHS), sum(_LENGTHS) * plan.dp, num_micro_batches)
 
 
-def _check(found: list[Measured]) -> None:
+def _check(found: list[tuple[Bytes, Bytes]]) -> None:
     """Equal on every rank; for what follows the routing, over all of them."""
-    assert any(rank.counted for rank in found)
-    for key in {key for rank in found for key in (*rank.counted, *rank.predicted)}:
-        counted = [rank.counted.get(key, 0) for rank in found]
-        predicted = [rank.predicted.get(key, 0) for rank in found]
+    assert any(counted for counted, _ in found)
+    for key in {key for counted, predicted in found for key in (*counted, *predicted)}:
+        counted, predicted = ([of_rank[kind].get(key, 0) for of_rank in found] for kind in (0, 1))
         if key[0] in _ROUTED:
             assert sum(counted) == pytest.approx(sum(predicted), abs=1e-3), key
         else:

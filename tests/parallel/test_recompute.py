@@ -188,7 +188,7 @@ def _assert_rounding(model: HybridLM, plain: HybridLM) -> None:
 _TWO = {"num_hidden_layers": 2, "layer_types": ("linear_attention", "full_attention")}
 
 
-@pytest.mark.parametrize("mode", ["none", "selective"])
+@pytest.mark.parametrize("mode", [pytest.param("none", marks=pytest.mark.slow), "selective"])
 @pytest.mark.usefixtures("aot_eager")
 @_quiet
 def test_compiled_layers_on_a_cpu(mode: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from gloo_ranks import mesh_of
 from live_memory import track_memory
-from one_process import FOUR_LAYERS, small_model
+from one_process import FOUR_LAYERS, TWO_LAYERS, small_model
 from test_exactness import DROPS, build, joined, rows_of
 
 from leyden.core.errors import UserError
@@ -95,9 +95,9 @@ def test_a_tied_output_projection_moves_with_the_embedding(ranks: Callable[..., 
 def _trained(training: Plan) -> None:
     """Behind every optimizer step the whole serving model has in it what each rank's shards have."""
     mesh = mesh_of(training)
-    attached = attach(build({**DROPS}).float(), mesh, torch.float32)
+    attached = attach(build(TWO_LAYERS | DROPS).float(), mesh, torch.float32)
     state = TrainState(attached.model, MasterAdamW(attached.weights), RankGroup(mesh))
-    serving = build({**DROPS}).float()
+    serving = build(TWO_LAYERS | DROPS).float()
     resharding = Resharding(attached, mesh, serving)
     share, count = state.rank_group.share
     for step in range(2):

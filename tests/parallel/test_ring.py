@@ -62,21 +62,26 @@ def _against_one_process(rows: list[Row], dtype: torch.dtype, layout: Layout, wi
     return errors
 
 
+_few_or_many = pytest.mark.parametrize("count", [8, pytest.param(40, marks=pytest.mark.slow)])
+
+
+@_few_or_many
 @pytest.mark.parametrize("layout", ["balanced", "contiguous"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_ranks_compute_what_one_process_does(
-    ranks: Callable[..., list[Any]], dtype: torch.dtype, layout: Layout
+    ranks: Callable[..., list[Any]], dtype: torch.dtype, layout: Layout, count: int
 ) -> None:
     drawn = random.Random(6)
-    rows = [draw_row(drawn, 4) for _ in range(40 if dtype == torch.float64 else 10)]
+    rows = [draw_row(drawn, 4) for _ in range(2 * count if dtype == torch.float64 else count)]
     for errors in ranks(4, _against_one_process, rows, dtype, layout):
         assert max(errors) <= 1
 
 
+@_few_or_many
 @pytest.mark.parametrize("window", [1, 7, 40])
-def test_ranks_compute_a_window_as_one_process_does(ranks: Callable[..., list[Any]], window: int) -> None:
+def test_ranks_compute_a_window_as_one_process_does(ranks: Callable[..., list[Any]], window: int, count: int) -> None:
     drawn = random.Random(window)
-    rows = [draw_row(drawn, 4) for _ in range(20)]
+    rows = [draw_row(drawn, 4) for _ in range(count)]
     for errors in ranks(4, _against_one_process, rows, torch.float64, "balanced", window):
         assert max(errors) <= 1
 

@@ -325,6 +325,8 @@ def _train_on(plan: Plan, directory: Path) -> tuple[bool, list[str]]:
     return changed, [name for name, tensor in resumed._tensors().items() if not torch.equal(tensor, then[name])]
 
 
-@pytest.mark.parametrize("plan", [Plan(dp_shard=2, ep=2), Plan(cp=2, etp=2)], ids=str)
+@pytest.mark.parametrize(
+    "plan", [Plan(dp_shard=2, ep=2), pytest.param(Plan(cp=2, etp=2), marks=pytest.mark.slow)], ids=str
+)
 def test_ranks_train_on_while_a_save_is_pending(ranks: Callable[..., list[Any]], tmp_path: Path, plan: Plan) -> None:
     assert ranks(2, _train_on, plan, tmp_path) == [(True, [])] * 2

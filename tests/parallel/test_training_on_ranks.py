@@ -6,19 +6,20 @@ from typing import Any
 import pytest
 import torch
 from gloo_ranks import mesh_of
+from one_process import TWO_LAYERS
 from test_exactness import DROPS, build, joined, rows_of
 
 from leyden.parallel import ParallelConfig, Plan, RankGroup, attach
 from leyden.train import AdamWConfig, MasterAdamW, Pretrain, TrainState, train_step
 from leyden.train.held_out import HeldOut, measure
 
-STEPS = 5
+STEPS = 3
 MICRO_BATCHES = 2
 
 
 def losses(plan: Plan, changes: dict[str, Any], dtype: torch.dtype) -> list[tuple[float, float, float]]:
     """(loss, gradient norm, loss on the same rows afterwards) of every step of ``plan``'s ranks, or of one process."""
-    model = build(changes)
+    model = build(TWO_LAYERS | changes)
     if plan.world == 1:
         model.to(dtype)
         state = TrainState(model, MasterAdamW(model, AdamWConfig()))

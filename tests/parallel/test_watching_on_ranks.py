@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from gloo_ranks import mesh_of
+from one_process import TWO_LAYERS
 from test_exactness import build, joined, rows_of
 
 from leyden.data.loader.held_out import HeldOutPart
@@ -22,7 +23,7 @@ DATA_PLANS = [Plan(dp_shard=2, cp=2, ep=2), pytest.param(Plan(dp_replicate=2, tp
 
 
 def _state(plan: Plan) -> TrainState:
-    model = build({})
+    model = build(TWO_LAYERS)
     if plan.world == 1:
         return TrainState(model, MasterAdamW(model, AdamWConfig()))
     mesh = mesh_of(plan)
