@@ -14,7 +14,10 @@ from leyden.data.loader.held_out import HeldOutPart
 from leyden.data.loader.packing import Batch
 from leyden.parallel import Plan, RankGroup, attach
 from leyden.train import AdamWConfig, MasterAdamW, Pretrain, TrainState, train_step
+from leyden.train.health import RunHealth
 from leyden.train.held_out import HeldOut, measure
+from leyden.train.spikes import SpikeSettings
+from leyden.train.steps import FitSettings
 from leyden.train.whole import whole_model
 
 PARTS = [HeldOutPart("a", 0, 50, 100), HeldOutPart("b", 0, 60, 100)]
@@ -62,6 +65,31 @@ def same_weights(plan: Plan) -> list[str]:
     copy, expected = whole_model(state, torch.float64).state_dict(), alone.model.state_dict()
     assert copy.keys() == expected.keys()
     return [name for name in copy if not torch.equal(copy[name], expected[name])]
+
+
+def batch_after_one_rank_asks(plan: Plan) -> int:
+    """Times the stated batch after a step of which the second rank alone finds that the batch may double."""
+    state = _state(plan)
+    health = RunHealth.of(state, SpikeSettings())
+    settings = FitSettings(
+        stage="one",
+        total_steps=9,
+        max_batch_factor=4,
+        checkpoint_steps=9,
+        flops_per_token=1.0,
+        peak_flops_per_second=1.0,
+        how_to_resume="",
+    )
+    assert state.rank_group.mesh is not None
+    health.critical_batch.see = lambda *_: state.rank_group.rank == 1
+    result = train_step(state, _rows(state), Pretrain(), lr=3e-3, clip_norm=1.0, measure_noise=True)
+    line = health.noise_of(state, result, settings)
+    assert line["batch_factor"] == health.critical_batch.factor
+    return health.critical_batch.factor
+
+
+def test_all_ranks_double_the_batch_together(ranks: Callable[..., list[Any]]) -> None:
+    assert ranks(4, batch_after_one_rank_asks, Plan(dp_shard=4)) == [2] * 4
 
 
 @pytest.mark.parametrize("plan", DATA_PLANS, ids=str)

@@ -71,6 +71,18 @@ def test_a_model_that_cannot_be(model: Any, says: list[str]) -> None:
         ({"lr_changes": [[9, 1e-4], [5, 1e-5]]}, ["stage 'one': lr_changes", "that rise", "[[9, 0.0001], [5, 1e-05]]"]),
         ({"lr_changes": [[0, 1e-4]]}, ["stage 'one': lr_changes"]),
         ({"lr_changes": [[9, 1e-4]], "final_lr": 2e-4}, ["final_lr (0.0002)", "the last of lr_changes (0.0001)"]),
+        ({"max_batch_tokens": 32_768}, ["stage 'one': max_batch_tokens is the limit of batch = 'critical'"]),
+        ({"batch": "critical"}, ["stage 'one': batch = 'critical' compares", "lower micro_batch_tokens"]),
+        ({"batch": "critical", "batch_tokens": 16_384}, ["stage 'one'", "is not measured", "noise_scale_steps = 10"]),
+        (
+            {"batch": "critical", "batch_tokens": [[0, 16_384], [1e9, 32_768]]},
+            ["stage 'one'", "batch_tokens says it too: [[0, 16384], [1000000000, 32768]]", "give the first size alone"],
+        ),
+        (
+            {"batch": "critical", "batch_tokens": 16_384, "max_batch_tokens": 30_000},
+            ["16384 tokens cannot double within max_batch_tokens (30000)", "at least 32768"],
+        ),
+        ({"batch": "crit"}, ["'stage.0.batch': must be 'stated' or 'critical'"]),
         ({"batch_tokens": [[5, 8192]]}, ["stage 'one': batch_tokens", "the first is at 0", "given marks at [5]"]),
         ({"batch_tokens": [[0, 8192], [9, 8193]]}, ["batch_tokens (8193)", "8192 and 16384"]),
         ({"lr": 1e-4, "final_lr": 1e-3}, ["final_lr (0.001)", "must not exceed lr (0.0001)"]),
@@ -136,7 +148,7 @@ def test_a_batch_size_that_changes() -> None:
     stage = {"name": "one", "objective": "pretrain", "seq_len": 512, "micro_batch_tokens": 512}
     stage |= {"tokens": 10_000, "batch_tokens": [[0, 1024], [2e3, 2048], [6000, 4096]]}
     recipe = parse_recipe({"stage": [stage]}, "mine.toml")
-    assert [recipe.stage[0].batch.micro_batches_at(step) for step in range(6)] == [2, 2, 4, 4, 8, 8]
+    assert [recipe.stage[0].batch_schedule.micro_batches_at(step) for step in range(6)] == [2, 2, 4, 4, 8, 8]
     assert recipe.stage[0].total_steps == 5
     assert parse_recipe(tomllib.loads(dry(recipe)), "printed") == recipe
 

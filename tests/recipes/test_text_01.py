@@ -17,12 +17,13 @@ def test_it_says_what_the_paper_says() -> None:
     assert steps is not None
     at = {1: 4e-7, 500: 2e-4, 5000: 2e-4, steps: 3e-5}
     assert {step: first.lr_at(step - 1, steps) for step in at} == pytest.approx(at)
-    assert first.lr_at(first.batch.steps_for(int(7.3e12)), steps) == 1.3e-4
-    decay = first.batch.steps_for(int(10.4e12))
+    assert first.lr_at(first.batch_schedule.steps_for(int(7.3e12)), steps) == 1.3e-4
+    decay = first.batch_schedule.steps_for(int(10.4e12))
     assert first.lr_at(decay - 2, steps) == 1.3e-4 > first.lr_at(decay + 2, steps)
-    assert [first.batch.tokens_at(first.batch.steps_for(int(t))) // 2**20 for t in (1e9, 70e9, 800e9, 5e12)] == [
-        *(16, 32, 64, 128)
-    ]
+    assert [
+        first.batch_schedule.tokens_at(first.batch_schedule.steps_for(int(t))) // 2**20
+        for t in (1e9, 70e9, 800e9, 5e12)
+    ] == [*(16, 32, 64, 128)]
     assert [(stage.seq_len, stage.rope_theta, stage.tokens) for stage in long] == [
         (131_072, 5e6, 300 * 10**9),
         (524_288, 1e7, 32 * 10**9),

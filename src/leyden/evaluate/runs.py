@@ -128,6 +128,8 @@ def _total_steps(recipe: Mapping[str, Any]) -> int | None:
 
 
 def _steps(stage: Mapping[str, Any]) -> int | None:
+    if stage.get("batch") == "critical":
+        return None
     if "steps" in stage:
         return int(stage["steps"])
     if "tokens" in stage and stage.get("batch_tokens"):

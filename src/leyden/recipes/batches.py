@@ -58,7 +58,9 @@ def _mixture(recipe: Recipe, index: int, prepared: Prepared, *, is_before: bool 
         mixture = mixture.model_copy(update={"transition": 0.0})
     before = _mixture(recipe, index - 1, prepared, is_before=True) if index and mixture.transition else None
     # A stage in minutes is timed before its length is known; which of its data that takes does not matter.
-    return mixture.timed(stage.batch.tokens_before(stage.total_steps or 1), stage.batch.tokens_before, before)
+    return mixture.timed(
+        stage.batch_schedule.tokens_before(stage.total_steps or 1), stage.batch_schedule.tokens_before, before
+    )
 
 
 def check_batches(recipe: Recipe, prepared: Prepared, plans: Path | None = None, first: int = 0) -> None:
@@ -77,7 +79,7 @@ def check_batches(recipe: Recipe, prepared: Prepared, plans: Path | None = None,
                 raise UserError("there are no tokens to train on; give more documents.")
             batches = make_batches(recipe, index, prepared, plans)
             if isinstance(batches, MixedBatches) and stage.total_steps is not None:
-                batches.plan(stage.batch.batches_before(stage.total_steps))
+                batches.plan(stage.batch_schedule.batches_before(stage.total_steps))
             batches.batch(0)
         except UserError as error:
             raise UserError(f"stage '{stage.name}': {error}") from None
@@ -100,7 +102,7 @@ def tell_doubts(recipe: Recipe) -> None:
             "than 8 layers have unless model.layer_types says otherwise; it cannot look up what it read long ago."
         )
     for stage in recipe.stage:
-        if recipe.train.noise_scale_steps and stage.batch.fewest_micro_batches == 1:
+        if recipe.train.noise_scale_steps and stage.batch_schedule.fewest_micro_batches == 1:
             say(
                 f"stage '{stage.name}': its steps have one micro-batch, of which the noise scale cannot be measured; "
                 "lower micro_batch_tokens, or raise batch_tokens, for it to be."
@@ -117,9 +119,11 @@ def tell_doubts(recipe: Recipe) -> None:
 
 def tell_plan(stage: TrainingStage, batches: PackedBatchIterator, steps: int) -> None:
     """Say what a stage will read in ``steps`` steps: their sizes, and of each source its tokens and how often."""
-    batch, tokens = stage.batch, stage.batch.tokens_before(steps)
+    batch, tokens = stage.batch_schedule, stage.batch_schedule.tokens_before(steps)
     sizes = [f"{change.batch_tokens:,} tokens from step {change.step + 1:,} on" for change, _ in batch.within(steps)]
     sizes[0] = sizes[0].partition(" from ")[0]
+    if stage.batch == "critical":
+        sizes.append("or fewer where the critical batch doubles them")
     say(f"stage {stage.name}: {steps:,} steps of {', '.join(sizes)}; {tokens:,} in all, {stage.seq_len:,} a sequence")
     if isinstance(batches, PackedBatches):
         say(f"the documents are used {batches.epochs_before(batch.batches_before(steps)):.2f} times")

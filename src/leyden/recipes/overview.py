@@ -44,7 +44,7 @@ def overview(recipe: Recipe, world: int) -> str:
         table.add_row(*row, f"{base:,.0f}", _mixture(stage), *costs)
     if len(recipe.stage) > 1:
         table.add_section()
-        tokens = sum(stage.batch.tokens_before(stage.total_steps or 0) for stage in recipe.stage)
+        tokens = sum(stage.batch_schedule.tokens_before(stage.total_steps or 0) for stage in recipe.stage)
         steps = sum(stage.total_steps or 0 for stage in recipe.stage)
         costs = (f"{flops:.3g}", f"{days:.3g}") if predicts else (f"{flops:.3g}",)
         table.add_row("all", "", short(tokens), f"{steps:,}", "", "", "", "", *costs)
@@ -64,7 +64,9 @@ def short(number: float) -> str:
 
 def _total(stage: TrainingStage) -> str:
     return (
-        f"{stage.minutes:g} min" if stage.total_steps is None else short(stage.batch.tokens_before(stage.total_steps))
+        f"{stage.minutes:g} min"
+        if stage.total_steps is None
+        else short(stage.batch_schedule.tokens_before(stage.total_steps))
     )
 
 
@@ -73,8 +75,12 @@ def _steps(stage: TrainingStage) -> str:
 
 
 def _batch(stage: TrainingStage) -> str:
-    first, *later = stage.batch.marks
-    return "\n".join([short(first[1]), *(f"{short(size)} from {short(mark)}" for mark, size in later)])
+    first, *later = stage.batch_schedule.marks
+    lines = [short(first[1]), *(f"{short(size)} from {short(mark)}" for mark, size in later)]
+    if stage.batch == "critical":
+        lines.append("doubles by the critical batch")
+        lines += [f"to {short(stage.max_batch_tokens)} at most"] if stage.max_batch_tokens else []
+    return "\n".join(lines)
 
 
 def _rate(stage: TrainingStage) -> str:
@@ -120,13 +126,13 @@ def _classes(mixture: MixtureSchedule, shares: Sequence[float]) -> str:
 
 
 def _flops(recipe: Recipe, stage: TrainingStage) -> float:
-    tokens = stage.batch.tokens_before(stage.total_steps or 0)
+    tokens = stage.batch_schedule.tokens_before(stage.total_steps or 0)
     return tokens * count_model(recipe.model).training_flops_per_token(stage.seq_len)
 
 
 def _days(recipe: Recipe, stage: TrainingStage, world: int) -> float:
     plan, seconds = make_plan(recipe.parallel, world), 0.0
-    for change, steps in stage.batch.within(stage.total_steps or 0):
+    for change, steps in stage.batch_schedule.within(stage.total_steps or 0):
         step = StepShape(stage.seq_len, stage.micro_batch, change.batch_tokens // stage.micro_batch)
         seconds += steps * predict_time(Rank(recipe.model, plan, step, coordinates(plan, 0)), Machine()).seconds
     return seconds / _SECONDS_OF_A_DAY

@@ -20,7 +20,7 @@ class Pace:
     Args:
         name: of the stage.
         minutes, steps: its length.
-        batch: its size at every step, in proportion to which steps take longer.
+        batch: its size at every step. Steps take longer in proportion to their tokens.
         go_on: what an interrupted user is told to do.
     """
 
@@ -36,13 +36,12 @@ class Pace:
         self._ends.append(time.monotonic())
         if self._told or len(self._ends) <= _STEPS:
             return
-        tokens = self._batch.tokens_at(state.stage_step - 1)
-        planned = self._planned * tokens
+        planned = self._planned * result.tokens
         seconds = statistics.median(after - before for before, after in pairwise(self._ends))
         if seconds < _FACTOR * planned:
             return
         self._told = True
-        left = (self._tokens - self._batch.tokens_before(state.stage_step)) / tokens * seconds / 60
+        left = (self._tokens - self._batch.tokens_before(state.stage_step)) / result.tokens * seconds / 60
         advice = ""
         if os.environ.get("OMP_WAIT_POLICY", "").upper() != "PASSIVE":
             advice = f". With OMP_WAIT_POLICY=PASSIVE in the environment it loses less: stop by Ctrl-C. {self._go_on}"

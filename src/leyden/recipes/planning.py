@@ -131,7 +131,7 @@ def step_of(
         micro = micro_batch_tokens or batch
     else:
         stage = max(load_recipe(what, settings).stage, key=lambda stage: stage.seq_len)
-        length, batch = length or stage.seq_len, batch_tokens or stage.batch.changes[-1].batch_tokens
+        length, batch = length or stage.seq_len, batch_tokens or stage.batch_schedule.changes[-1].batch_tokens
         micro = micro_batch_tokens or min(batch, max(stage.micro_batch, length))
     if micro % length or batch % micro:
         raise UserError(

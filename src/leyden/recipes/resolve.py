@@ -140,8 +140,11 @@ def adopt(recipe: Recipe, earlier: Recipe | None, directory: Path, progress: Pro
         return recipe
     asked = settled(recipe, earlier, progress)
     leaves = _differences(_dump(asked), _dump(earlier))
-    # Token files may lie elsewhere; that the tokens are the same is seen by their fingerprints.
-    free = (*_FREE, "data.tokens") if asked.data.tokens and earlier.data.tokens else _FREE
+    free: set[str] = {*_FREE}
+    if asked.data.tokens and earlier.data.tokens:
+        free.add("data.tokens")  # they may lie elsewhere; that the tokens are the same is seen by their fingerprints
+    if any(stage.batch == "critical" for stage in earlier.stage):
+        free.remove("train.noise_scale_steps")  # the batch depends on it
     if progress is None and not (directory / "final").exists():
         changes = [_told(leaf) for leaf in leaves if _is_of(leaf[0], _READ)]
         if changes:

@@ -125,7 +125,7 @@ def _plan(recipe: Recipe, launch: Launch, directory: Path) -> Plan:
 
 def _check_plan(recipe: Recipe, world: int) -> None:
     for stage in recipe.stage:
-        for change in stage.batch.changes:
+        for change in stage.batch_schedule.changes:
             step = StepShape(stage.seq_len, stage.micro_batch, change.batch_tokens // stage.micro_batch)
             try:
                 check_plan(recipe.parallel, world, recipe.model, step)

@@ -32,6 +32,11 @@ class TrainingStage(LearningRate):
     batch_tokens: int | tuple[tuple[int, int], ...] = 8192
     """Tokens of one optimizer step; a multiple of ``micro_batch_tokens``, or no larger than it. Several pairs
     [tokens, size]: the size of the steps that begin after so many tokens of the stage."""
+    batch: Literal["stated", "critical"] = "stated"
+    """``critical``: the batch begins as ``batch_tokens`` says, and doubles wherever the critical batch, fitted to the
+    noise scale that the run measures, allows it. The stage has the same tokens."""
+    max_batch_tokens: int | None = Field(default=None, ge=1)
+    """The critical batch never makes it larger; None: there is no other limit."""
     lr_changes: tuple[tuple[int, float], ...] = ()
     """Pairs [tokens, rate]: the peak rate of the steps that begin after so many tokens of the stage, in place of
     ``lr``."""
@@ -74,7 +79,7 @@ class TrainingStage(LearningRate):
         if self.tokens is not None and (self.steps is not None or self.minutes is not None):
             raise ValueError(f"stage '{self.name}' has two lengths; give it steps, tokens or minutes, not several")
         try:
-            micro_batch = self.batch.micro_batch_tokens
+            micro_batch = self.batch_schedule.micro_batch_tokens
         except ValueError as error:
             raise ValueError(f"{self._owner}{error}") from None
         if self.decay_tokens is not None and self.decay_share != LearningRate().decay_share:
@@ -95,41 +100,73 @@ class TrainingStage(LearningRate):
                 f"{self._owner}the {micro_batch} tokens that go through the model at once (the smaller of "
                 f"batch_tokens and micro_batch_tokens) must be a multiple of seq_len ({self.seq_len})"
             )
+        self._check_growth()
         return self
 
     @property
     def _owner(self) -> str:
         return f"stage '{self.name}': "
 
+    def _check_growth(self) -> None:
+        """Refuse a batch that is to grow and cannot."""
+        if self.batch == "stated" and self.max_batch_tokens is not None:
+            raise ValueError(f"{self._owner}max_batch_tokens is the limit of batch = 'critical'; leave it out")
+        if self.batch == "stated":
+            return
+        if not isinstance(self.batch_tokens, int):
+            raise ValueError(
+                f"{self._owner}with batch = 'critical' the run decides where the batch doubles, and batch_tokens says "
+                f"it too: {[list(mark) for mark in self.batch_tokens]}; give the first size alone, or leave batch out"
+            )
+        if self.batch_tokens == self.micro_batch:
+            raise ValueError(
+                f"{self._owner}batch = 'critical' compares the gradients of a step's micro-batches, and the first "
+                "steps have one; lower micro_batch_tokens, or raise batch_tokens"
+            )
+        if self.max_batch_tokens is not None and self.max_batch_tokens < 2 * self.batch_tokens:
+            raise ValueError(
+                f"{self._owner}a batch of {self.batch_tokens} tokens cannot double within max_batch_tokens "
+                f"({self.max_batch_tokens}); give at least {2 * self.batch_tokens}, or leave batch out"
+            )
+
     @property
-    def batch(self) -> BatchSchedule:
-        """The batch size of every step."""
+    def max_batch_factor(self) -> int:
+        """How many times the stated batch the critical one may make it; 1: it never grows."""
+        if self.batch == "stated":
+            return 1
+        if self.max_batch_tokens is None:
+            return self.total_steps or 1
+        return self.max_batch_tokens // self.batch_schedule.tokens_at(0)
+
+    @property
+    def batch_schedule(self) -> BatchSchedule:
+        """The batch size of every step, as it is stated."""
         return BatchSchedule.of(self.batch_tokens, self.micro_batch_tokens)
 
     def peak_at(self, step: int) -> float:
         """The rate of ``step`` without warm-up and decay."""
         if not self.lr_changes:
             return self.lr
-        tokens = self.batch.tokens_before(step)
+        tokens = self.batch_schedule.tokens_before(step)
         return next((rate for mark, rate in reversed(self.lr_changes) if mark <= tokens), self.lr)
 
     def decay_steps(self, total_steps: int) -> int:
         """How many of ``total_steps`` the rate is to decay in, at their end."""
         if self.decay_tokens is None:
             return super().decay_steps(total_steps)
-        before = max(0, self.batch.tokens_before(total_steps) - self.decay_tokens)
-        return total_steps - self.batch.steps_for(before)
+        before = max(0, self.batch_schedule.tokens_before(total_steps) - self.decay_tokens)
+        return total_steps - self.batch_schedule.steps_for(before)
 
     @property
     def micro_batch(self) -> int:
         """Tokens of one micro-batch."""
-        return self.batch.micro_batch_tokens
+        return self.batch_schedule.micro_batch_tokens
 
     @property
     def total_steps(self) -> int | None:
         """Optimizer steps; None while they are still to be measured."""
         if self.tokens is not None:
-            return self.batch.steps_for(self.tokens)
+            return self.batch_schedule.steps_for(self.tokens)
         return self.steps
 
 
@@ -210,6 +247,12 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _noise_can_be_measured(self) -> Self:
+        growing = [stage.name for stage in self.stage if stage.batch == "critical"]
+        if growing and not self.train.noise_scale_steps:
+            raise ValueError(
+                f"stage '{growing[0]}': batch = 'critical' decides by the noise scale, which is not measured; give "
+                "train.noise_scale_steps = 10, say"
+            )
         if not self.train.noise_scale_steps:
             return self
         if self.parallel.pp > 1:
@@ -217,7 +260,7 @@ class Recipe(Config):
                 f"train.noise_scale_steps compares the gradients of micro-batches, which share theirs in a pipeline "
                 f"(parallel.pp = {self.parallel.pp}); set it to 0, or pp to 1"
             )
-        if all(stage.batch.most_micro_batches == 1 for stage in self.stage):
+        if all(stage.batch_schedule.most_micro_batches == 1 for stage in self.stage):
             raise ValueError(
                 "train.noise_scale_steps compares the gradients of a step's micro-batches, and no stage has more than "
                 "one; lower micro_batch_tokens, or raise batch_tokens"

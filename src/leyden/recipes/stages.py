@@ -69,7 +69,11 @@ def train(
     stages = []
     for index, stage in enumerate(recipe.stage):
         assert stage.total_steps is not None, "settled before training"
-        pace = [Pace(stage.name, stage.minutes, stage.total_steps, stage.batch, how_to_resume)] if stage.minutes else []
+        pace = (
+            [Pace(stage.name, stage.minutes, stage.total_steps, stage.batch_schedule, how_to_resume)]
+            if stage.minutes
+            else []
+        )
         made = _stage_run(recipe, index, prepared, rank_group, directory / "plans", stage.total_steps)
         stages.append(replace(made, callbacks=pace, watchers=watchers))
     state, described = _new_state(recipe, rank_group), recipe.model_dump(mode="json")
@@ -109,7 +113,8 @@ def _stage_run(
         steps=steps,
         seq_len=stage.seq_len,
         batches=batches,
-        micro_batches=stage.batch.micro_batches_at,
+        micro_batches=stage.batch_schedule.micro_batches_at,
+        max_batch_factor=stage.max_batch_factor,
         rope_theta=stage.rope_theta,
         rope_scaling=stage.rope_scaling,
         held_out=lambda: _held_out(recipe, stage, prepared, rank_group),
@@ -119,7 +124,7 @@ def _stage_run(
 
 def _held_out(recipe: Recipe, stage: TrainingStage, prepared: Prepared, rank_group: RankGroup) -> HeldOut | None:
     """This rank's share of the documents that the loss is measured on between steps."""
-    every, per_step = recipe.evaluate.every_steps, stage.batch.fewest_micro_batches
+    every, per_step = recipe.evaluate.every_steps, stage.batch_schedule.fewest_micro_batches
     documents, bounds = prepared.of(stage).held_out, recipe.evaluate.length_bounds
     if not every or not documents:
         return None
@@ -139,7 +144,7 @@ def _steps_that_fit(recipe: Recipe, index: int, prepared: Prepared, rank_group: 
     """How many steps of stage ``index`` fit its minutes."""
     stage, state = recipe.stage[index], _new_state(recipe, rank_group)
     assert stage.minutes is not None, "a stage without steps or tokens has minutes"
-    batch, of_first = stage.batch, stage.batch.micro_batches_at(0)
+    batch, of_first = stage.batch_schedule, stage.batch_schedule.micro_batches_at(0)
     timed = replace(_stage_run(recipe, index, prepared, rank_group), micro_batches=lambda step: of_first)
     seconds, held_out_seconds = time_steps(state, timed, recipe.train)
     planned = stage.minutes * 60 * _MARGIN

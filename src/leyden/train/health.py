@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from leyden.core.errors import UserError
-from leyden.core.log import logger
+from leyden.core.log import logger, say
 from leyden.train.critical_batch import CriticalBatch
 from leyden.train.metrics import finite
 from leyden.train.noise_scale import NoiseScale
@@ -13,11 +13,19 @@ from leyden.train.observing import RunFiles
 from leyden.train.spikes import SpikeSettings, SpikeWatch
 from leyden.train.state import TrainState
 from leyden.train.step import StepResult
-from leyden.train.steps import TakenStep
+from leyden.train.steps import FitSettings, TakenStep
 
 _log = logger(__name__)
 
-NOISE_METRICS = ("noise_scale", "noise_loss", "gradient_variance", "gradient_square", "critical_batch")
+NOISE_METRICS = (
+    "noise_scale",
+    "noise_loss",
+    "gradient_variance",
+    "gradient_square",
+    "critical_batch",
+    "critical_batch_low",
+    "batch_factor",
+)
 """What a line of metrics has where the noise of the gradient was measured."""
 
 BatchFacts = Callable[[Mapping[str, Any], int], Mapping[str, Any]]
@@ -53,19 +61,33 @@ class RunHealth:
         self.spikes.enter_stage(stage)
         self.critical_batch.enter_stage(stage)
 
-    def noise_of(self, result: StepResult, *, doubles: bool) -> dict[str, float | None]:
-        """What a line of metrics says of the noise; nothing where the step did not measure it.
+    def batch_factor(self, settings: FitSettings) -> int:
+        """How many times the stated batch the next step has."""
+        return min(self.critical_batch.factor, settings.max_batch_factor)
 
-        ``doubles``: the batch is doubled where the critical batch is twice as large.
+    def noise_of(self, state: TrainState, result: StepResult, settings: FitSettings) -> dict[str, float | None]:
+        """What a line of metrics says of the noise; nothing where the step did not measure it. All ranks call this.
+
+        From it the batch of the next steps follows, where it is to: it is the same on all ranks.
         """
         if result.noise is None or result.skipped:
             return {}
-        noise = self.noise
+        noise, critical = self.noise, self.critical_batch
         noise.add(result.noise, result.loss)
-        critical = None
-        if noise.value is not None and noise.loss is not None:
-            critical = self.critical_batch.see(noise.loss, noise.value, result.weight, doubles=doubles)
-        return {**noise.record(result.noise), "critical_batch": critical}
+        may_double = critical.see(result.noise, result.loss, result.weight)
+        now, least = critical.now or (None, None)
+        record = {**noise.record(result.noise), "critical_batch": now, "critical_batch_low": least}
+        if 2 * self.batch_factor(settings) <= settings.max_batch_factor and state.rank_group.any(may_double):
+            critical.double()
+            say(f"step {state.step}: {critical}; the batch doubles from the next step on")
+        return record | {"batch_factor": self.batch_factor(settings)}
+
+    def tell_batch(self, settings: FitSettings) -> None:
+        """Say at the end of a stage what the critical batch has made of its batch, if that was its to decide."""
+        if settings.max_batch_factor > 1:
+            times = self.batch_factor(settings)
+            became = f"the batch is {times} times the first" if times > 1 else "the batch did not grow"
+            say(f"stage {settings.stage}: {became}; {self.critical_batch}")
 
     def check(
         self, state: TrainState, step: TakenStep, files: RunFiles, stage: str, batch_facts: BatchFacts | None

@@ -88,14 +88,12 @@ def fit(
             stop=lambda: stop.made,
             after_step=after_step,
             limits=health.spikes.limits,
-            batch_factor=lambda: health.critical_batch.factor,
+            batch_factor=lambda: health.batch_factor(settings),
         )
         for step in taken:
             result, last = step.result, state.stage_step == total
             state.check_saving()
-            record = _record(state, step, settings, objective.counts) | health.noise_of(
-                result, doubles=settings.critical_batch
-            )
+            record = _record(state, step, settings, objective.counts) | health.noise_of(state, result, settings)
             files.metrics.append(record | observed.held_out(last))
             for callback in callbacks:
                 callback(state, result)
@@ -108,6 +106,7 @@ def fit(
             went_back = health.check(state, step, files, settings.stage, batch_facts)
             if not went_back:
                 _save_if_due(state, files, settings, stop, asked=result.stop, last=last)
+    health.tell_batch(settings)
 
 
 def _save_if_due(

@@ -90,6 +90,7 @@ class StageRun:
         seq_len: tokens of a sequence, for the count of floating-point operations.
         batches: opens this rank's micro-batches, at their beginning; they are closed at the end of the stage.
         micro_batches: how many of them each optimizer step takes.
+        max_batch_factor: how many times as many it may take where the critical batch allows it; 1: it never grows.
         rope_theta, rope_scaling: the RoPE base and its scaling from this stage on; None keeps what was.
         held_out: makes this rank's share of what the loss is measured on now and then; it may give None.
         after_step, callbacks: called after every step, as :func:`leyden.train.loop.fit` says.
@@ -105,6 +106,7 @@ class StageRun:
     seq_len: int
     batches: Callable[[], AbstractContextManager[Batches]]
     micro_batches: MicroBatches = one_batch
+    max_batch_factor: int = 1
     rope_theta: float | None = None
     rope_scaling: RopeScaling | None = None
     held_out: Callable[[], HeldOut | None] = lambda: None
@@ -260,6 +262,7 @@ def _fit_settings(state: TrainState, stage: StageRun, settings: RunSettings, how
         stage=stage.name,
         total_steps=stage.steps,
         micro_batches=stage.micro_batches,
+        max_batch_factor=stage.max_batch_factor,
         clip_norm=settings.clip_norm,
         checkpoint_steps=settings.checkpoint_steps,
         keep_checkpoints=settings.keep_checkpoints,

@@ -25,7 +25,7 @@ class Progress:
     Attributes:
         step: optimizer steps taken in the whole run.
         stage: index of the stage it is in.
-        stage_step: optimizer steps taken in that stage.
+        stage_step: how many of that stage's steps are behind it.
     """
 
     step: int
@@ -69,7 +69,8 @@ class TrainState:
         step: optimizer steps taken in the whole run.
         tokens: positions computed in the whole run.
         stage: index of the stage the run is in.
-        stage_step: optimizer steps taken in that stage.
+        stage_step: how many of the stage's steps are behind it: the optimizer steps taken in it, of which one that a
+            critical batch makes k times as large counts as k.
         skipped_in_a_row: how many of the latest steps left the weights unchanged because they were not finite.
         rank_group: the ranks that take every step together.
         began_from: the model that the run began from, as :meth:`StartingModel.record` says it; None: initial weights.
@@ -125,10 +126,10 @@ class TrainState:
                 self._kept[name].load_state_dict(self._resumed_kept[name])
         return cast("KeptPart", self._kept[name])
 
-    def count(self, tokens: int, *, skipped: bool) -> None:
-        """Count one step over ``tokens`` positions."""
+    def count(self, tokens: int, *, skipped: bool, stage_steps: int = 1) -> None:
+        """Count one optimizer step over ``tokens`` positions, which stands for ``stage_steps`` of its stage."""
         self.step += 1
-        self.stage_step += 1
+        self.stage_step += stage_steps
         self.tokens += tokens
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
 

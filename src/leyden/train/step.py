@@ -79,6 +79,7 @@ def train_step(
     stop: Callable[[], bool] = lambda: False,
     limits: StepLimits = _NO_LIMITS,
     measure_noise: bool = False,
+    stage_steps: int = 1,
 ) -> StepResult:
     """Take one step on the micro-batches ``batches`` and count it in ``state``.
 
@@ -93,6 +94,7 @@ def train_step(
         limits: of the mean loss and the gradient norm.
         measure_noise: estimate the noise of the gradient from its micro-batches, which takes one more reading of the
             gradients of each, and changes nothing. A pipeline, whose micro-batches share their gradients, cannot.
+        stage_steps: how many steps of its stage it stands for.
     """
     state.model.train()
     norms: list[torch.Tensor] = []
@@ -112,7 +114,7 @@ def train_step(
     excess = (grad_norm / clip_norm).clamp_min(1.0)
     state.optimizer.step(lr, divisor=weight * excess, skip=skip)
     result = _result(total, grad_norm, skip, spiked)
-    state.count(result.tokens, skipped=result.skipped)
+    state.count(result.tokens, skipped=result.skipped, stage_steps=stage_steps)
     return result
 
 

@@ -25,7 +25,7 @@ class FitSettings(Config):
     stage: str
     """Its name, for the metrics and the progress bar."""
     total_steps: int = Field(ge=1)
-    """Optimizer steps of this stage."""
+    """Optimizer steps of this stage, all of them with the stated batch."""
     micro_batches: MicroBatches = one_batch
     """How many batches each optimizer step of the stage takes."""
     clip_norm: float = Field(default=1.0, gt=0)
@@ -38,8 +38,9 @@ class FitSettings(Config):
     """Forward and backward, for model-FLOPs utilisation."""
     peak_flops_per_second: float = Field(gt=0)
     """The measured rate of matrix products that utilisation is stated against."""
-    critical_batch: bool = False
-    """Whether a step takes twice as many batches from where the critical batch is twice as large."""
+    max_batch_factor: int = Field(default=1, ge=1)
+    """The batch doubles where the critical batch allows it, to at most so many times the stated one. A step with k
+    times as many batches stands for k of the stage's steps; 1: it never doubles."""
     noise_scale_steps: int = Field(default=0, ge=0)
     """The gradient noise scale is measured every so many steps of the run; 0: never."""
     spikes: SpikeSettings = SpikeSettings()
@@ -95,7 +96,8 @@ def steps(
         stop: whether this rank was asked to stop, as for :func:`leyden.train.step.train_step`.
         after_step: as for :func:`fit`.
         limits: of the next step's loss and gradient norm.
-        batch_factor: how many times as many micro-batches the next step takes as the settings say.
+        batch_factor: how many times as many micro-batches as the settings say the next step is to take; as many steps
+            of the stage are behind it then, and its learning rate is that of the last of them.
 
     Raises:
         UserError: the batches end early.
@@ -104,9 +106,10 @@ def steps(
     while state.stage_step < settings.total_steps:
         started = time.perf_counter()
         state.rank_group.at("the next batches", state.step + 1)
-        lr = learning_rate.lr_at(state.stage_step, settings.total_steps)
+        stage_steps = min(batch_factor(), settings.total_steps - state.stage_step)
+        lr = learning_rate.lr_at(state.stage_step + stage_steps - 1, settings.total_steps)
         before = batches.state_dict()
-        count = settings.micro_batches(state.stage_step) * batch_factor()
+        count = settings.micro_batches(state.stage_step) * stage_steps
         micro_batches = _next_batches(batches, settings, state, count)
         limits_now = limits()
         measure_noise = bool(every) and (state.step + 1) % every == 0
@@ -119,6 +122,7 @@ def steps(
             stop=stop,
             limits=limits_now,
             measure_noise=measure_noise,
+            stage_steps=stage_steps,
         )
         for hook in after_step:
             hook(state, result)
