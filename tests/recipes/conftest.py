@@ -2,8 +2,9 @@
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -60,6 +61,14 @@ sample_tokens = 8
 @pytest.fixture(scope="module", autouse=True)
 def nothing_is_drawn(empty_plots: None) -> None:
     """Drawing is a third of a run's time here."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def builds_in_one_process() -> Iterator[None]:
+    """A build of several shards otherwise starts a process for each core, which takes ten seconds of it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("leyden.data.builds.run.os", SimpleNamespace(cpu_count=lambda: 1))
+        yield
 
 
 @pytest.fixture(scope="session")

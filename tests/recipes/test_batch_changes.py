@@ -30,7 +30,7 @@ def test_every_step_has_its_size(undisturbed: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("step", [3, 4])
+@pytest.mark.parametrize("step", [3, pytest.param(4, marks=pytest.mark.slow)])
 def test_stopped_at_a_change(
     undisturbed: Path,
     recipe_file: Path,

@@ -58,7 +58,7 @@ def test_killed_in_the_second_stage(
     assert_same_run(tmp_path / "run", finished)
 
 
-@pytest.mark.parametrize("step", [1, 5])
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 5])
 def test_ctrl_c_saves_and_says_how_to_go_on(
     finished: Path,
     recipe_file: Path,
