@@ -52,7 +52,7 @@ def test_steps_of_twice_the_time_are_said_once(
     monkeypatch.setattr(pace, "time", SimpleNamespace(monotonic=clock.__next__))
     watch = Pace("one", 1.0, 120, BatchSchedule.of(64, 64), "To go on: leyden run x")
     for step in range(1, 100):
-        watch(cast("Any", SimpleNamespace(stage_step=step)), cast("Any", None))
+        watch(cast("Any", SimpleNamespace(stage_step=step)), cast("Any", SimpleNamespace(tokens=64)))
         if step == 21:
             assert said == []
     (line,) = said

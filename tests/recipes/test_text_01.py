@@ -42,7 +42,9 @@ def test_its_twin_has_the_same_stages() -> None:
     for ours, theirs in zip(whole.stage, tiny.stage, strict=True):
         assert ours.seq_len == 128 * theirs.seq_len
         assert ours.rope_theta == theirs.rope_theta
-        assert [size for _, size in ours.batch.marks] == [2**13 * size for _, size in theirs.batch.marks]
+        assert [size for _, size in ours.batch_schedule.marks] == [
+            2**13 * size for _, size in theirs.batch_schedule.marks
+        ]
         mine, other = ours.mixture, theirs.mixture
         assert mine is not None and other is not None
         assert (mine.point, mine.late, mine.transition) == (other.point, other.late, other.transition)
