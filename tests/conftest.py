@@ -6,6 +6,7 @@ Rooms are imported where they are used: the tests of ``ops`` run on a machine wi
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib.util
 import io
 import os
@@ -41,6 +42,12 @@ _SMALL = {
     "intermediate_size": 16,
     "num_local_experts": 4,
 }
+
+
+def pytest_collection_finish() -> None:
+    """What imports have made stays; the garbage collector need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

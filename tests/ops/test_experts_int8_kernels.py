@@ -53,20 +53,28 @@ def check(
     return mine
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+SIZES = [(1, 1, 1, 1), (19, 4, 2, 6), (6, 33, 2, 1), (7, 5, 5, 3)]
+"""Tokens, experts, experts a token and their capacity."""
+FAST = [*((SIZES[1], dtype) for dtype in DTYPES), *((size, torch.bfloat16) for size in SIZES if size != SIZES[1])]
+
+
 @pytest.mark.parametrize(
-    ("num_tokens", "num_experts", "top_k", "capacity"), [(1, 1, 1, 1), (19, 4, 2, 6), (6, 33, 2, 1), (7, 5, 5, 3)]
+    ("size", "dtype"),
+    [
+        pytest.param(size, dtype, marks=() if (size, dtype) in FAST else pytest.mark.slow)
+        for size in SIZES
+        for dtype in DTYPES
+    ],
 )
-def test_routed_tokens(
-    dtype: torch.dtype, num_tokens: int, num_experts: int, top_k: int, capacity: int, device: str
-) -> None:
+def test_routed_tokens(size: tuple[int, int, int, int], dtype: torch.dtype, device: str) -> None:
+    num_tokens, num_experts, top_k, capacity = size
     drawn = draw(num_tokens, num_experts, top_k, dtype)
     routing = route(random(num_tokens, num_experts, seed=5), top_k)
     check(drawn, routing.experts, None, device)
     check(drawn, routing.experts, drop_over_capacity(routing, capacity, "probability").kept, device)
 
 
-@pytest.mark.parametrize("num_tokens", [32, 33, 128, 129, 160])
+@pytest.mark.parametrize("num_tokens", [32, 33, 128, 129, pytest.param(160, marks=pytest.mark.slow)])
 def test_one_expert_has_all(num_tokens: int, device: str) -> None:
     """The others are empty; the tiles for few rows, for some, and for many, and one row more than blocks of them."""
     for expert in (0, 1):

@@ -62,13 +62,21 @@ def check(inputs: list[torch.Tensor], experts: torch.Tensor, kept: torch.Tensor 
         assert a.dtype == p.dtype
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+SIZES = [(1, 1, 1, 1), (19, 4, 2, 6), (17, 32, 2, 1), (7, 5, 5, 3)]
+"""Tokens, experts, experts a token and their capacity."""
+FAST = [*((SIZES[1], dtype) for dtype in DTYPES), *((size, torch.bfloat16) for size in SIZES if size != SIZES[1])]
+
+
 @pytest.mark.parametrize(
-    ("num_tokens", "num_experts", "top_k", "capacity"), [(1, 1, 1, 1), (19, 4, 2, 6), (17, 32, 2, 1), (7, 5, 5, 3)]
+    ("size", "dtype"),
+    [
+        pytest.param(size, dtype, marks=() if (size, dtype) in FAST else pytest.mark.slow)
+        for size in SIZES
+        for dtype in DTYPES
+    ],
 )
-def test_routed_tokens(
-    dtype: torch.dtype, num_tokens: int, num_experts: int, top_k: int, capacity: int, device: str
-) -> None:
+def test_routed_tokens(size: tuple[int, int, int, int], dtype: torch.dtype, device: str) -> None:
+    num_tokens, num_experts, top_k, capacity = size
     inputs = draw(num_tokens, num_experts, top_k, dtype)
     routing = route(random(num_tokens, num_experts, seed=5), top_k)
     check(inputs, routing.experts, None, device)

@@ -58,6 +58,18 @@ def test_each_stage_has_its_own_schedule(whole: tuple[TrainState, list[dict[str,
     assert (state.stage, state.stage_step, state.step) == (1, toy_run.STAGE_STEPS[1], TOTAL_STEPS)
 
 
+def test_killed_in_a_save(tmp_path: Path, whole: tuple[TrainState, list[dict[str, Any]]]) -> None:
+    _run_and_die(tmp_path, "--die-in-save", "6")  # at the end of the first stage
+    assert training.latest_training(tmp_path) == tmp_path / "checkpoints" / "step_00000004"
+    assert (tmp_path / "checkpoints" / ".step_00000006.part").is_dir()
+    with (tmp_path / "metrics.jsonl").open("a") as log:
+        log.write('{"stage": "stage 1", "ste')
+    _assert_same(toy_run.run(tmp_path), tmp_path, whole)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step_00000008", "step_00000011"]
+
+
+@pytest.mark.slow
 def test_killed_again_and_again(tmp_path: Path, whole: tuple[TrainState, list[dict[str, Any]]]) -> None:
     _run_and_die(tmp_path, "--die-at-step", "3")  # before the first checkpoint: starts anew
     assert training.latest_training(tmp_path) is None

@@ -268,7 +268,8 @@ def large(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_killed_it_goes_on_within_a_stage(large: Path, tmp_path: Path, number: signal.Signals) -> None:
     build = tmp_path / "build"
     program = _KILLED.format(tests=str(Path(__file__).parent), corpus=str(large), build=str(build))
