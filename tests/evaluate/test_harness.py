@@ -95,6 +95,15 @@ FORMS = {
     ],
     "gsm8k": [{"question": "How many jars are 2 and 3?", "answer": "2+3=<<2+3=5>>5\n#### 5"}],
     "math": [{"problem": "What is $1+1$?", "solution": "It is $\\boxed{2}$.", "level": "Level 1", "type": "Algebra"}],
+    "humaneval": [
+        {
+            "task_id": "HumanEval/0",
+            "prompt": "from math import floor\n\ndef lower(x):\n    'The whole number below.'\n",
+            "canonical_solution": "    return floor(x)\n",
+            "test": "def check(candidate):\n    assert candidate(1.5) == 1\n",
+            "entry_point": "lower",
+        }
+    ],
     "ifeval": [
         {"key": 7, "prompt": "Say it.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]},
         {
@@ -115,6 +124,10 @@ def test_the_task_files_read_every_form_of_their_rows(task, model, tmp_path):
     )
     assert line["n"] == len(FORMS[task])
     assert 0 <= line["value"] <= 1 and line["metric"].endswith(",none")
+    if task == "humaneval":
+        assert line["value"] == 0
+        right = Oracle(lambda question: "    return floor(x)\n\nprint(lower(2)")
+        assert run(right, subject, task, tmp_path / "rows.jsonl")["value"] == 1
     if task in ("gsm8k", "math", "ifeval"):
         assert line["value"] == 1
     if task == "mmlu":
@@ -346,7 +359,7 @@ def test_what_cannot_be_measured_is_refused(subject, tmp_path):
         ("arc_easy", '{"query": "x", "choices": ["a"], "gold": 1}', "its right choice is number 1, and it has 1"),
         ("winogrande", '{"sentence": "no blank", "option1": "a", "option2": "b", "answer": "1"}', "has no blank"),
         ("gsm8k", '{"question": "x", "answer": "5"}', "does not end with"),
-        ("humaneval", "{}", "runs code that the model wrote, which needs a sandbox"),
+        ("humaneval", "{}", "row 1: it is no row of humaneval, for want of the field 'task_id'"),
     ):
         rows.write_text(content)
         with pytest.raises(UserError, match=says):
@@ -360,6 +373,12 @@ def test_what_cannot_be_measured_is_refused(subject, tmp_path):
     (tmp_path / "tasks" / "drawn.yaml").write_text(SAMPLED.format(file=tmp_path / "texts.jsonl"))
     with pytest.raises(UserError, match=r"answers that are drawn .temperature 0.7."):
         run(source, subject, "drawn", include_path=(tmp_path / "tasks",))
+    unsafe = (
+        SAMPLED.replace("task: drawn", "task: unsafe").format(file=tmp_path / "texts.jsonl") + "unsafe_code: true\n"
+    )
+    (tmp_path / "tasks" / "unsafe.yaml").write_text(unsafe)
+    with pytest.raises(UserError, match="runs such code in its sandbox alone"):
+        run(source, subject, "unsafe", include_path=(tmp_path / "tasks",))
     assert not source.asked
     assert not (tmp_path / "out").exists()
 

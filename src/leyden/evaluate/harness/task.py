@@ -18,6 +18,7 @@ from lm_eval.api.task import Task as LmEvalTask
 from lm_eval.tasks import TaskManager
 
 from leyden.core.errors import UserError, suggest
+from leyden.core.sandbox.probe import try_to_escape
 from leyden.evaluate.harness.model import KeptLM, answer_row
 from leyden.evaluate.harness.requests import AskedQuestion, Requests, request_id
 from leyden.evaluate.scores import by_axes, mean_with_interval, normal_figures
@@ -40,7 +41,8 @@ class HarnessTask:
         subject: the model.
 
     Raises:
-        UserError: there is no such task, its data cannot be read, or it runs code that the model wrote.
+        UserError: there is no such task, its data cannot be read, or it runs code that the model wrote by itself.
+        SandboxUnavailableError: it is a task of Leyden's that runs such code, and there is no sandbox.
     """
 
     def __init__(self, name: str, options: Options, subject: Subject) -> None:
@@ -52,6 +54,8 @@ class HarnessTask:
         self._loaded = _load(self._task, options)
         if any(getattr(task, "UNSAFE_CODE", False) for task in self._loaded["tasks"].values()):
             raise _unsafe(self._task)
+        if any((task.config.metadata or {}).get("sandbox") for task in self._loaded["tasks"].values()):
+            try_to_escape()  # before the model is asked anything
         self._asked: dict[str, list[AskedQuestion]] = {}
 
     def settings(self) -> Row:
@@ -160,8 +164,8 @@ def _load(name: str, options: Options) -> Any:
 
 def _unsafe(name: str) -> UserError:
     return UserError(
-        f"lm-eval:{name} runs code that the model wrote, which needs a sandbox; Leyden has none yet, and runs nothing "
-        "without. Measure another task."
+        f"lm-eval:{name} runs code that the model wrote in this process; Leyden runs such code in its sandbox alone. "
+        "Leyden's own task file humaneval does; measure that, or another task."
     )
 
 
