@@ -20,6 +20,7 @@ from leyden.cli import (
     info,
     plan,
     quickstart,
+    reward,
     run,
     runs,
     serve,
@@ -83,6 +84,7 @@ app.command()(generate.generate)
 app.command()(chat.chat)
 app.command()(serve.serve)
 app.command(name="eval")(evaluate.evaluate)
+app.command()(reward.reward)
 app.command()(convert.convert)
 app.command()(soup.soup)
 app.command()(runs.report)

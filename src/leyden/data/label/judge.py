@@ -107,7 +107,7 @@ def parse_label(answer: str, categories: Sequence[str]) -> Label | str:
     string, or of the form ``4/5``. Names and categories are compared without case.
     """
     found: dict[str, Any] | None = None
-    for candidate in _objects(answer):
+    for candidate in json_objects(answer):
         named = {str(key).strip().casefold(): value for key, value in candidate.items()}
         if any(name in named for name in _SCALES):
             found = named
@@ -128,7 +128,7 @@ def parse_label(answer: str, categories: Sequence[str]) -> Label | str:
     return "unknown category" if category is None else Label(scores["knowledge"], scores["helpfulness"], category)
 
 
-def _objects(answer: str) -> Iterator[dict[str, Any]]:
+def json_objects(answer: str) -> Iterator[dict[str, Any]]:
     """Every JSON object in a text that is not inside another."""
     decoder, place = json.JSONDecoder(), 0
     while (start := answer.find("{", place)) >= 0:

@@ -1,0 +1,168 @@
+"""``leyden reward``: a record for every row of a file."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from leyden.align.rewards.agreement import agreement
+from leyden.align.rewards.code import grade_code, limits_of
+from leyden.align.rewards.instructions import grade_instructions, published_instructions
+from leyden.align.rewards.judge import Judge, grade_by_judge
+from leyden.align.rewards.mathematics import MathReward
+from leyden.align.rewards.reward import Reward
+from leyden.align.rewards.rules import Rule, grade_rules
+from leyden.core.errors import UserError
+from leyden.core.log import progress, say
+from leyden.core.sandbox.probe import try_to_escape
+from leyden.core.sandbox.run import SandboxUnavailableError
+
+Row = dict[str, Any]
+KINDS = ("math", "agreement", "code", "ifeval", "rules", "judge")
+"""What ``--kind`` may be."""
+_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class RowSettings:
+    """How rows are graded.
+
+    Attributes:
+        kind: one of :data:`KINDS`.
+        seconds: for one comparison, or for the tests of one program.
+        rules: of ``rules``.
+        judge: of ``judge``.
+        cache: the folder of its answers.
+        concurrency: programs at once.
+    """
+
+    kind: str
+    seconds: float = 10.0
+    rules: Sequence[Rule] = ()
+    judge: Judge | None = None
+    cache: Path = Path("reward-answers")
+    concurrency: int = os.cpu_count() or 1
+
+
+def read_reward_rows(path: Path) -> Iterator[Row | str]:
+    """The rows of a jsonl file; in place of one that is broken, what is wrong with it, by the number of its line.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield _row(number, line)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
+
+
+def _row(number: int, line: bytes) -> Row | str:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return f"line {number} is no JSON: {error}"
+    if not isinstance(row, dict) or not isinstance(row.get("response"), str):
+        return f"line {number} is no object with a text 'response'"
+    return {**row, "line": number}
+
+
+def grade_rows(path: Path, settings: RowSettings) -> Iterator[Reward]:
+    """A record for each row that is not empty, in order; that of a broken row has no reward, and names its line.
+
+    Raises:
+        UserError: the file cannot be read, or it is code, and there is no sandbox.
+    """
+    rows = list(read_reward_rows(path))
+    if settings.kind == "code":
+        try_to_escape()
+    if settings.kind in ("agreement", "judge"):
+        yield from _together(rows, settings)
+        return
+    mathematics = MathReward(settings.seconds)
+    graders: dict[str, Callable[[Row], Reward]] = {
+        "math": lambda row: mathematics.grade(row["response"], _field(row, "reference", str)),
+        "code": lambda row: _grade_code(row, settings),
+        "ifeval": lambda row: grade_instructions(row["response"], _instructions(row)),
+        "rules": lambda row: grade_rules(row["response"], settings.rules),
+    }
+    grade = graders[settings.kind]
+    workers = settings.concurrency if settings.kind == "code" else 1
+    with progress(f"rewards ({settings.kind})", len(rows), "rows") as bar, ThreadPoolExecutor(workers) as pool:
+        for start in range(0, len(rows), _AT_ONCE):
+            for reward in pool.map(lambda row: _graded(row, grade), rows[start : start + _AT_ONCE]):
+                bar.advance(1)
+                yield reward
+    mathematics.close()
+
+
+def _graded(row: Row | str, grade: Callable[[Row], Reward]) -> Reward:
+    if isinstance(row, str):
+        return _broken(row)
+    try:
+        return grade(row)
+    except SandboxUnavailableError:
+        raise
+    except UserError as error:
+        return _broken(f"line {row['line']}: {error}")
+
+
+def _broken(what: str) -> Reward:
+    say(what)
+    return Reward(None, {}, what)
+
+
+def _together(rows: list[Row | str], settings: RowSettings) -> list[Reward]:
+    """The rewards of kinds that look at several rows at once."""
+    sound = {place: row for place, row in enumerate(rows) if isinstance(row, dict)}
+    graded: dict[int, Reward] = {}
+    if settings.kind == "judge":
+        assert settings.judge is not None
+        pairs = [(_text_of(row.get("prompt", "")), row["response"]) for row in sound.values()]
+        graded = dict(zip(sound, grade_by_judge(pairs, settings.judge, settings.cache), strict=True))
+    else:
+        mathematics = MathReward(settings.seconds)
+        groups: dict[str, list[int]] = {}
+        for place, row in sound.items():
+            groups.setdefault(_text_of(row.get("prompt", "")), []).append(place)
+        with progress("rewards (agreement)", len(groups), "prompts") as bar:
+            for places in groups.values():
+                found = agreement([sound[place]["response"] for place in places], mathematics)
+                graded |= dict(zip(places, found, strict=True))
+                bar.advance(1)
+        mathematics.close()
+    return [graded[place] if isinstance(row, dict) else _broken(row) for place, row in enumerate(rows)]
+
+
+def _text_of(prompt: Any) -> str:
+    """A prompt as a text; the turns of a chat as JSON."""
+    return prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False)
+
+
+def _field(row: Row, name: str, kind: Any) -> Any:
+    if not isinstance(row.get(name), kind):
+        raise UserError(f"it needs a field '{name}', and has: {', '.join(key for key in row if key != 'line')}.")
+    return row[name]
+
+
+def _grade_code(row: Row, settings: RowSettings) -> Reward:
+    tests = _field(row, "tests", str | list)
+    return grade_code(
+        row["response"],
+        tests,
+        prompt=_text_of(row.get("prompt", "")),
+        entry_point=row.get("entry_point"),
+        setup=row.get("setup"),
+        limits=limits_of(settings.seconds),
+    )
+
+
+def _instructions(row: Row) -> Any:
+    if "instruction_id_list" in row:
+        return published_instructions(row["instruction_id_list"], _field(row, "kwargs", list))
+    return _field(row, "instructions", list)
