@@ -9,6 +9,7 @@ import torch
 from leyden.checkpoint import read_config
 from leyden.core.config import override
 from leyden.core.errors import UserError, suggest
+from leyden.core.quantities import bytes_text, count_text
 from leyden.model import PRESETS, ModelConfig, ModelCount, count_model, preset
 from leyden.model.experts import feed_forward_of
 from leyden.model.mixers import mixer_of
@@ -39,7 +40,7 @@ def describe(what: str, settings: Sequence[str], length: int) -> str:
     rows = [
         ("layers", layers),
         ("positions", f"{config.max_position_embeddings:,}; RoPE on {config.rotary_dim} dims, {config.rope}"),
-        ("parameters", _billions(count.parameters)),
+        ("parameters", count_text(count.parameters)),
         ("active parameters", _active(config, count)),
         ("weights", f"{bytes_text(count.weight_bytes(bf16))} in bfloat16"),
         *_states(config),
@@ -81,7 +82,7 @@ def _active(config: ModelConfig, count: ModelCount) -> str:
     parts = "attention and feed-forward"
     if config.num_local_experts:
         parts = f"attention, router and the {config.num_experts_per_tok} experts of a token"
-    return f"{_billions(count.active_parameters)}: {parts}, without embedding and output projection"
+    return f"{count_text(count.active_parameters)}: {parts}, without embedding and output projection"
 
 
 def read_shape(what: str, settings: Sequence[str]) -> ModelConfig:
@@ -104,18 +105,3 @@ def read_shape(what: str, settings: Sequence[str]) -> ModelConfig:
     raise UserError(
         f"'{what}' is neither a recipe, a model's directory nor a preset{suggest(what, [*PRESETS, *shipped_recipes()])}"
     )
-
-
-def _billions(number: int) -> str:
-    for scale, suffix in ((1e9, "B"), (1e6, "M")):
-        if number >= scale:
-            return f"{number / scale:.2f}{suffix}"
-    return f"{number:,}"
-
-
-def bytes_text(number: int) -> str:
-    """``1536`` as ``1.5 KiB``."""
-    for scale, suffix in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-        if number >= scale:
-            return f"{number / scale:.4g} {suffix}"
-    return f"{number} bytes"

@@ -7,6 +7,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from leyden.core.quantities import count_text
 from leyden.data.loader.mixture_schedule import MixturePoint, MixtureSchedule
 from leyden.model import count_model
 from leyden.parallel import ParallelConfig, make_plan
@@ -47,27 +48,17 @@ def overview(recipe: Recipe, world: int) -> str:
         tokens = sum(stage.batch_schedule.tokens_before(stage.total_steps or 0) for stage in recipe.stage)
         steps = sum(stage.total_steps or 0 for stage in recipe.stage)
         costs = (f"{flops:.3g}", f"{days:.3g}") if predicts else (f"{flops:.3g}",)
-        table.add_row("all", "", short(tokens), f"{steps:,}", "", "", "", "", *costs)
+        table.add_row("all", "", count_text(tokens), f"{steps:,}", "", "", "", "", *costs)
     lines = [line.rstrip() for line in _rendered(table).splitlines() if line.strip()]
     if predicts:
         lines.append(f" Days are the planner's on {world:,} GPUs ({_plan(recipe.parallel)}).")
     return "".join(f"#{line}\n" for line in lines) + "\n"
 
 
-def short(number: float) -> str:
-    """``69e9`` as ``69B``."""
-    for scale, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if number >= scale:
-            return f"{number / scale:.4g}{suffix}"
-    return f"{number:.4g}"
-
-
 def _total(stage: TrainingStage) -> str:
-    return (
-        f"{stage.minutes:g} min"
-        if stage.total_steps is None
-        else short(stage.batch_schedule.tokens_before(stage.total_steps))
-    )
+    if stage.total_steps is None:
+        return f"{stage.minutes:g} min"
+    return count_text(stage.batch_schedule.tokens_before(stage.total_steps))
 
 
 def _steps(stage: TrainingStage) -> str:
@@ -76,20 +67,20 @@ def _steps(stage: TrainingStage) -> str:
 
 def _batch(stage: TrainingStage) -> str:
     first, *later = stage.batch_schedule.marks
-    lines = [short(first[1]), *(f"{short(size)} from {short(mark)}" for mark, size in later)]
+    lines = [count_text(first[1]), *(f"{count_text(size)} from {count_text(mark)}" for mark, size in later)]
     if stage.batch == "critical":
         lines.append("doubles by the critical batch")
-        lines += [f"to {short(stage.max_batch_tokens)} at most"] if stage.max_batch_tokens else []
+        lines += [f"to {count_text(stage.max_batch_tokens)} at most"] if stage.max_batch_tokens else []
     return "\n".join(lines)
 
 
 def _rate(stage: TrainingStage) -> str:
     warmup = f"{stage.warmup_steps:,} steps to " if stage.warmup_steps else ""
-    lines = [f"{warmup}{stage.lr:g}", *(f"{rate:g} from {short(mark)}" for mark, rate in stage.lr_changes)]
+    lines = [f"{warmup}{stage.lr:g}", *(f"{rate:g} from {count_text(mark)}" for mark, rate in stage.lr_changes)]
     if stage.schedule != "constant":
         peak = stage.lr_changes[-1][1] if stage.lr_changes else stage.lr
         final = peak / 10 if stage.final_lr is None else stage.final_lr
-        last = f"{stage.decay_share:.0%}" if stage.decay_tokens is None else short(stage.decay_tokens)
+        last = f"{stage.decay_share:.0%}" if stage.decay_tokens is None else count_text(stage.decay_tokens)
         lines.append(f"{stage.schedule} to {final:g} in the last {last}")
     return "\n".join(lines)
 
@@ -111,7 +102,7 @@ def _mark(point: MixturePoint) -> str:
     if point.share is not None:
         return f"at {point.share:.0%}: "
     if point.tokens:
-        return f"at {short(point.tokens)}: "
+        return f"at {count_text(point.tokens)}: "
     return f"at step {point.step:,}: " if point.step else ""
 
 

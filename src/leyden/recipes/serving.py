@@ -8,13 +8,14 @@ import torch
 from leyden.checkpoint.stored_weights import empty_model
 from leyden.core.config import override
 from leyden.core.errors import UserError
+from leyden.core.quantities import bytes_text
 from leyden.model import PAGE, HybridLM, ModelConfig, Pools
 from leyden.model.quantized import Int8
 from leyden.parallel.mesh import coordinates
 from leyden.parallel.plan import ParallelConfig, Plan
 from leyden.parallel.serving import serving_plan
 from leyden.parallel.weights import part_of
-from leyden.recipes.info import bytes_text, read_shape
+from leyden.recipes.info import read_shape
 from leyden.serve.config import EngineConfig
 from leyden.serve.memory.plan import divide_memory
 

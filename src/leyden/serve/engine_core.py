@@ -231,8 +231,7 @@ class EngineCore:
         try:
             with on_device(self.memory.pools.device):
                 first()
-                with self._watch.evaluating():
-                    deltas = self._steps.step()
+                deltas = self._steps.step()
             self._deltas += self._given_out(deltas)
         except BaseException:
             self._drop_all()

@@ -1,13 +1,13 @@
 """New weights for the model of an engine: whether they fit, and putting them into the place of the old ones."""
 
+import operator
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from typing import Literal
 
 import torch
 
 from leyden.core.errors import UserError
-from leyden.model import HybridLM, ModelConfig, Ranks, evaluation_mode
+from leyden.model import HybridLM, ModelConfig, Ranks
 from leyden.model.quantized import scale_of
 from leyden.ops import quantize_rows
 from leyden.parallel.reshard import Resharding
@@ -22,9 +22,11 @@ _TRAINING_FIELDS = frozenset(
 
 _MAX_LISTED = 8
 
+_WRITES = operator.attrgetter("_version")
+
 
 class WeightsWatch:
-    """Sees whether the weights of a model became others, and keeps training mode out of what an engine computes.
+    """Sees whether the weights of a model became others.
 
     It sees modules and tensors that were replaced, and writes that PyTorch counts: those of optimizers and of
     ``copy_``. It does not see writes through ``tensor.data`` or through other programs' pointers.
@@ -36,13 +38,13 @@ class WeightsWatch:
     def __init__(self, model: HybridLM) -> None:
         self._model = model
         self._config = model.config
-        self._modules = list(model.modules())
-        self._places = [
+        places = [
             (held, name, part)
-            for module in self._modules
+            for module in model.modules()
             for held in (module._modules, module._parameters, module._buffers)
             for name, part in held.items()
         ]
+        self._holders, self._names, self._parts = zip(*places, strict=True)
         self._tensors = [*model.parameters(), *model.buffers()]
         self._counted = [tensor for tensor in self._tensors if not tensor.is_inference()]
         self._versions = self._now()
@@ -50,19 +52,18 @@ class WeightsWatch:
     def changed(self) -> bool:
         """Whether a part of the model, or its RoPE base or scaling, is another than when this object was made.
 
-        It is asked in every step: 40 microseconds for a model of 100 modules.
+        It is asked in every step, before which a decoder filled the caches with weights, and therefore loops in C.
         """
-        if self._config is not self._model.config or self._versions != self._now():
-            return True
-        return any(held.get(name) is not part for held, name, part in self._places)
+        parts = map(dict.get, self._holders, self._names)
+        return (
+            self._config is not self._model.config
+            or not all(map(operator.is_, parts, self._parts))
+            or self._versions != self._now()
+        )
 
     def _now(self) -> list[int]:
         """Where each tensor lies, and how often it was written to."""
-        return [tensor.data_ptr() for tensor in self._tensors] + [tensor._version for tensor in self._counted]
-
-    def evaluating(self) -> AbstractContextManager[None]:
-        """Evaluation mode, for as long as the ``with`` lasts (:func:`leyden.model.evaluation_mode`)."""
-        return evaluation_mode(self._modules)
+        return [*map(torch.Tensor.data_ptr, self._tensors), *map(_WRITES, self._counted)]
 
 
 class WeightsUpdate:

@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import pad
 
 from leyden.core.transfers import fetch, on_device, send
-from leyden.model import PAGE, HybridLM, Inserts, NativeDecoder, Pools, Rows
+from leyden.model import PAGE, HybridLM, Inserts, NativeDecoder, Pools, Rows, evaluation_mode
 from leyden.model.rows import GRAIN
 from leyden.serve.graphs import DecodeGraphs
 from leyden.serve.inserts import Insert
@@ -75,7 +75,7 @@ class Runner:
     log-probabilities of prompts, whose logits exist for a block of rows at a time.
 
     Args:
-        model: in evaluation mode.
+        model: which computes in evaluation mode, whatever mode it is in.
         pools: what the sequences' slots and pages lie in.
         decoder: reads the tokens of those that decode, in the same pools; :class:`DecodeGraphs` where nothing prefills
             beside them. None: the modules do.
@@ -85,6 +85,7 @@ class Runner:
         self.model = model
         self.pools = pools
         self.decoder = decoder
+        self._modules = list(model.modules())
 
     @property
     def mixes(self) -> bool:
@@ -105,14 +106,16 @@ class Runner:
         """
         if any(reading.inserts for reading in decodes):
             raise ValueError("tokens that decode were drawn from the vocabulary, and have no inserts; prompts may.")
-        with on_device(self.pools.device):
-            if isinstance(self.decoder, DecodeGraphs):
-                logits = None if prefills else self.decoder.run(decodes)
-                return self._run(decodes, prefills) if logits is None else logits
-            if self.decoder is None or not decodes:
-                return self._run(decodes, prefills)
-            decoded = self.decoder.run(decodes)
-            return torch.cat([decoded, self._run([], prefills)]) if prefills else decoded
+        native = self.decoder if decodes and isinstance(self.decoder, NativeDecoder) else None
+        if native and not prefills:
+            return native.run(decodes)
+        with on_device(self.pools.device), evaluation_mode(self._modules):
+            if native:
+                return torch.cat([native.run(decodes), self._run([], prefills)])
+            if isinstance(self.decoder, DecodeGraphs) and not prefills:
+                logits = self.decoder.run(decodes)
+                return self._run(decodes, []) if logits is None else logits
+            return self._run(decodes, prefills)
 
     @torch.inference_mode()
     def _run(self, decodes: Sequence[Reading], prefills: Sequence[Reading]) -> torch.Tensor:
