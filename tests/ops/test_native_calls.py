@@ -39,6 +39,8 @@ pytestmark = pytest.mark.skipif(isinstance(native.load(), native.UnavailableErro
 _PROTOTYPE = re.compile(r'extern "C" Fault (\w+)\(([^)]*)\)')
 _OTHERS = {"leyden_decode"}
 """Functions that have callers of their own."""
+_TYPES = {"T": "void", "float32": "float", "float64": "double", "bool": "uint8_t"}
+"""What C++ calls the elements of a tensor, where it is not the dtype's name with _t."""
 
 
 def _prototypes() -> dict[str, str]:
@@ -54,10 +56,10 @@ def _declared(function: Function) -> list[tuple[str, str]]:
             kind = "float" if parameter.kind == "float" else "int64_t"
             wanted.append((kind, parameter.name or "bfloat16"))
             continue
-        kind = {"T": "void", "float32": "float", "bool": "uint8_t"}.get(parameter.kind, f"{parameter.kind}_t")
-        wanted.append((f"{kind} *", parameter.name))
+        wanted.append((f"{_TYPES.get(parameter.kind, f'{parameter.kind}_t')} *", parameter.name))
         if parameter.mark == "~":
-            wanted += [("int64_t", f"{parameter.name}_row"), ("int64_t", f"{parameter.name}_head")]
+            strides = ("row", "head")[: len(parameter.places) - 1]
+            wanted += [("int64_t", f"{parameter.name}_{stride}") for stride in strides]
     return wanted
 
 

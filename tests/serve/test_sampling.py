@@ -1,6 +1,7 @@
 """Sampling: what is kept, how often it is drawn, and what is refused."""
 
 import json
+import math
 import random
 from typing import Any
 
@@ -10,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leyden.core.errors import UserError
+from leyden.ops import Filters, can_sample, sample
 from leyden.serve.sampling import Draw, Grammar, Sampler, Sampling, draw
-from leyden.serve.sampling.sampler import filter_weights, invert
+from leyden.serve.sampling.sampler import _filters, filter_weights, invert
 from leyden.serve.sampling.together import choose_together
 
 # Probabilities 0.5, 0.25, 0.125, 0.0625, 0.0625, in shuffled places.
@@ -192,6 +194,48 @@ def test_a_gpu_chooses_what_a_cpu_does(samplings: list[Sampling], seed: int, voc
     for row, own, uniform, token in zip(logits, samplings, uniforms, chosen.tolist(), strict=True):
         expected = row.argmax() if own.greedy else invert(row, own, uniform)
         assert token == int(expected)
+
+
+@settings(max_examples=80)
+@given(
+    st.lists(SAMPLINGS, min_size=1, max_size=5),
+    st.integers(0, 2**32),
+    st.sampled_from([1, 2, 17, 401, 1024]),
+    st.sampled_from([0.1, 1.0, 10.0]),
+)
+def test_native_code_draws_what_the_inverse_of_the_distribution_is(
+    samplings: list[Sampling], seed: int, vocab: int, spread: float
+) -> None:
+    """Rows lie apart from each other, some tokens are forbidden, and memory beside the rows is poisoned."""
+    generator = torch.Generator().manual_seed(seed)
+    held = torch.full((len(samplings), vocab + 3), float("nan"))
+    logits = held[:, :vocab]
+    logits.copy_(spread * torch.randn(logits.shape, generator=generator))
+    if seed % 2:
+        logits.copy_(logits.bfloat16())
+        logits[:, 1::3] = -math.inf
+    if not can_sample(logits):
+        pytest.skip("no native library here")
+    uniforms = torch.rand(len(samplings), generator=generator, dtype=torch.float64).tolist()
+    kept = held.clone()
+    chosen = sample(logits, list(map(_filters, samplings, uniforms)))
+    for row, own, uniform, token in zip(logits, samplings, uniforms, chosen, strict=True):
+        assert token == int(row.argmax() if own.greedy else invert(row.contiguous(), own, uniform))
+    assert torch.equal(held.nan_to_num(7.0), kept.nan_to_num(7.0))
+
+
+def test_native_draws_refuse_what_does_not_fit() -> None:
+    logits, filters = torch.zeros(2, 5), [Filters(1, math.inf, 1, 0, math.inf, 0.5)] * 2
+    if not can_sample(logits):
+        pytest.skip("no native library here")
+    assert sample(logits, filters) == [2, 2]
+    assert not can_sample(logits.double())
+    assert not can_sample(logits.t())
+    for wrong, given_filters in [(logits.double(), filters), (logits.t(), filters), (logits, filters[:1])]:
+        with pytest.raises(ValueError, match=r"leyden_sample: .* expected"):
+            sample(wrong, given_filters)
+    with pytest.raises(ValueError, match="a vocabulary of one or more"):
+        sample(torch.zeros(2, 0), filters)
 
 
 def slowly_adjusted(logits: torch.Tensor, sampling: Sampling, prompt: list[int], output: list[int]) -> torch.Tensor:

@@ -21,14 +21,17 @@ from leyden.ops.ranged_attention import ranged_attention, ranged_attention_backw
 from leyden.ops.rms_norm import gated_rms_norm, residual_rms_norm, rms_norm
 from leyden.ops.rotary import apply_rotary, rotary_angles, rotary_frequencies, yarn_frequencies
 from leyden.ops.routing import Routing, drop_over_capacity, expert_capacity, route
+from leyden.ops.sampling import Filters, can_sample, sample
 from leyden.ops.silu_split import silu_split
 from leyden.ops.softmax_attention import softmax_attention
 
 __all__ = [
     "IGNORE_INDEX",
+    "Filters",
     "Int8Matrices",
     "Routing",
     "apply_rotary",
+    "can_sample",
     "drop_over_capacity",
     "expert_capacity",
     "gated_linear_attention",
@@ -53,6 +56,7 @@ __all__ = [
     "rotary_angles",
     "rotary_frequencies",
     "route",
+    "sample",
     "silu_split",
     "softmax_attention",
     "swiglu_experts",

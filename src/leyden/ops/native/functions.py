@@ -35,6 +35,8 @@ DECLARATIONS = (
     "leyden_route_backward(float32 probabilities[rows num_experts]; float32 weights[rows top_k];"
     " int64 chosen[rows top_k]; float32 dweights[rows top_k]?; float32 dprobabilities[rows num_experts]?; int rows;"
     " int num_experts; int top_k; float32 dlogits[rows num_experts])",
+    "leyden_sample(float32 logits[rows vocab]~; float64 filters[rows columns]; int rows; int vocab; int columns;"
+    " int64 tokens[rows])",
     "leyden_int8_widen(T; int8 weight[rows dim]; float32 scale[rows]; int rows; int dim; T out[rows dim])",
     "leyden_token_nll(T; T logits[rows vocab]; int64 labels[rows]; float32 dnll[rows]?; float32 dlog_z[rows]?;"
     " int rows; int vocab; float z_loss; int differentiate; float32 nll[rows]; float32 z[rows])",
@@ -76,7 +78,7 @@ DECLARATIONS = (
 
 Argument = torch.Tensor | torch.dtype | int | float | None
 
-_NAMES = {name: getattr(torch, name) for name in ("float32", "int8", "int32", "int64", "bool")}
+_NAMES = {name: getattr(torch, name) for name in ("float32", "float64", "int8", "int32", "int64", "bool")}
 _DECLARED = re.compile(r"(\w+)\((.*)\)")
 _PARAMETER = re.compile(r"(\w+)(?: (\w+))?(?:\[([\w ]+)\])?([?~]?)")
 _PLAIN = (torch.Tensor, torch.nn.Parameter)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from leyden.core.transfers import fetch, pick
+from leyden.ops import Filters, can_sample, sample
 from leyden.serve.sampling.config import Sampling
 from leyden.serve.sampling.grammar import CompiledGrammar, forbid
 from leyden.serve.sampling.logprobs import TokenLogprobs, measure, reports
@@ -92,9 +93,7 @@ class Sampler:
         From the logits of a model like the sequence's own, this is a better guess of the draw than the most probable
         token: both invert their distribution function at the same number.
         """
-        own = self.sampling
-        uniform = self.uniform_of(ahead)
-        return _argmax(logits[None])[0] if own.greedy else int(invert(logits, own, uniform))
+        return _choose([self.sampling], [self.uniform_of(ahead)], logits[None])[0]
 
     def record(self, token: int) -> None:
         """``token`` is the next one."""
@@ -116,7 +115,7 @@ def draw(samplers: Sequence[Sampler], logits: torch.Tensor) -> list[Draw]:
     rows = [row for row, sampler in enumerate(samplers) if sampler.sampling.logprobs is not None]
     told: list[TokenLogprobs] = []
     if logits.is_cpu and not rows:
-        tokens = _choose(samplers, adjusted)
+        tokens = _choose([own.sampling for own in samplers], [own.uniform for own in samplers], adjusted)
     else:
         tokens, told = _choose_and_tell(samplers, logits, adjusted, rows)
     for sampler, token in zip(samplers, tokens, strict=True):
@@ -131,10 +130,8 @@ def _choose_and_tell(
     samplers: Sequence[Sampler], logits: torch.Tensor, adjusted: torch.Tensor, rows: Sequence[int]
 ) -> tuple[list[int], list[TokenLogprobs]]:
     """The tokens, and what is reported of those in ``rows``; from a GPU all of it comes by one copy."""
-    if logits.is_cpu:
-        chosen = torch.tensor(_choose(samplers, adjusted))
-    else:
-        chosen = choose_together([own.sampling for own in samplers], [own.uniform for own in samplers], adjusted)
+    own = [own.sampling for own in samplers], [own.uniform for own in samplers]
+    chosen = torch.tensor(_choose(*own, adjusted)) if logits.is_cpu else choose_together(*own, adjusted)
     tops = [samplers[row].sampling.logprobs or 0 for row in rows]
     measured = measure(pick(logits, rows), pick(chosen, rows), tops) if rows else []
     found, *measured = fetch([chosen, *measured])
@@ -154,14 +151,28 @@ def _adjusted(samplers: Sequence[Sampler], logits: torch.Tensor) -> torch.Tensor
     return logits
 
 
-def _choose(samplers: Sequence[Sampler], logits: torch.Tensor) -> list[int]:
-    drawn = [row for row, own in enumerate(samplers) if not own.sampling.greedy]
-    tokens = _argmax(logits) if len(drawn) < len(samplers) else [0] * len(samplers)
+def _choose(samplings: Sequence[Sampling], uniforms: Sequence[float], logits: torch.Tensor) -> list[int]:
+    """The token of each row of logits [R, V] on a CPU, as its sampling and its number decide."""
+    drawn = [row for row, own in enumerate(samplings) if not own.greedy]
+    if drawn and can_sample(logits):
+        return sample(logits, list(map(_filters, samplings, uniforms)))
+    tokens = _argmax(logits) if len(drawn) < len(samplings) else [0] * len(samplings)
     if drawn:
-        inverted = torch.stack([invert(logits[row], samplers[row].sampling, samplers[row].uniform) for row in drawn])
+        inverted = torch.stack([invert(logits[row], samplings[row], uniforms[row]) for row in drawn])
         for row, token in zip(drawn, inverted.tolist(), strict=True):
             tokens[row] = token
     return tokens
+
+
+def _filters(sampling: Sampling, uniform: float) -> Filters:
+    return Filters(
+        0 if sampling.greedy else sampling.temperature,
+        math.inf if sampling.top_k is None else sampling.top_k,
+        sampling.top_p,
+        sampling.min_p,
+        math.inf if sampling.top_n_sigma is None else sampling.top_n_sigma,
+        uniform,
+    )
 
 
 def _argmax(logits: torch.Tensor) -> list[int]:
@@ -172,7 +183,8 @@ def _argmax(logits: torch.Tensor) -> list[int]:
 def invert(logits: torch.Tensor, sampling: Sampling, uniform: float) -> torch.Tensor:
     """The token at which the distribution function first exceeds ``uniform``.
 
-    Rows go through this one by one: one row fits the processor's cache, and no other one can change its sums.
+    The slow twin of :func:`leyden.ops.sample`. Rows go through this one by one: one row fits the processor's cache, and
+    no other one can change its sums.
 
     Args:
         logits: [V] float32, adjusted.
