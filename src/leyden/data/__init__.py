@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from leyden.data.documents import Documents as Documents
     from leyden.data.documents import Message as Message
     from leyden.data.documents import Reject as Reject
+    from leyden.data.in_memory import shards_in_memory as shards_in_memory
     from leyden.data.loader.grouped import GroupedBatches as GroupedBatches
     from leyden.data.loader.grouped import GroupedDocuments as GroupedDocuments
     from leyden.data.loader.mixed import MixedBatches as MixedBatches
@@ -44,6 +45,7 @@ _HOMES = {
     "find_sources": "sources",
     "open_token_files": "token_files",
     "read_documents": "readers",
+    "shards_in_memory": "in_memory",
     "standard_library_sources": "sources",
     "tokenise_files": "tokenise",
     "write_shards": "tokenise",
@@ -65,6 +67,7 @@ __all__ = [
     "find_sources",
     "open_token_files",
     "read_documents",
+    "shards_in_memory",
     "standard_library_sources",
     "tokenise_files",
     "write_shards",

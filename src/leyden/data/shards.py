@@ -1,4 +1,4 @@
-"""Token shards: documents as token ids in memory-mapped files.
+"""Token shards: documents as token ids, in memory-mapped files or in memory.
 
 A directory holds, for each shard, ``NAME.tokens`` (int32, little-endian, documents one after another), ``NAME.ends``
 (int64, little-endian, where each document ends in it), ``NAME.documents`` (Arrow: each document's id and source) and,
@@ -64,14 +64,14 @@ class TokenFile:
         tokens: [T], integers of any width, mapped.
         starts, lengths: [D] int64, each document's place in ``tokens``.
         learned: [T / 8, rounded up] uint8, a bit a token, the lowest first: whether it is to be learned; None: all are.
-        documents: an Arrow file of each document's ``id`` and ``source``, if there is one.
+        documents: an Arrow file of each document's ``id`` and ``source``, or these columns; None: there are none.
     """
 
     tokens: np.ndarray
     starts: np.ndarray
     lengths: np.ndarray
     learned: np.ndarray | None = None
-    documents: Path | None = None
+    documents: Path | Mapping[str, Sequence[str]] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,9 +231,14 @@ class TokenShards:
         row = int(self.rows[index])
         for file in self._files:
             if row < len(file.starts):
-                return None if file.documents is None else self._documents(file.documents)[column][row].as_py()
+                return self._column(file, column, row)
             row -= len(file.starts)
         raise IndexError(index)
+
+    def _column(self, file: TokenFile, column: str, row: int) -> str | None:
+        if isinstance(file.documents, Path):
+            return self._documents(file.documents)[column][row].as_py()
+        return None if file.documents is None or column not in file.documents else file.documents[column][row]
 
     def _documents(self, path: Path) -> dict[str, Any]:
         if path not in self._read_whole:
