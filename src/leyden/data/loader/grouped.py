@@ -12,16 +12,15 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from leyden.core.errors import UserError
 from leyden.data.loader.packing import Batch, PackedBatchIterator, Segment
 from leyden.data.loader.pieces import PIECE, Pieces
 from leyden.data.loader.plan import BestFit
-from leyden.data.loader.rows import lay
+from leyden.data.loader.rows import TokenRows, lay
 from leyden.data.shards import TokenShards
 
-_PADDING_GROUP = -1
+PADDING_GROUP = -1
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +71,14 @@ class GroupedDocuments:
         """[G] int64, the tokens of each group."""
         return np.add.reduceat(self.shards.lengths, self.bounds[:-1])
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Names, dtypes and shapes of the values, which sources of one mixture have in common."""
+        per_token = [f"{name} {values.dtype} a token" for name, values in self.per_token.items()]
+        of_document = self.per_document.items()
+        per_document = [f"{name} {values.dtype} {list(values.shape[1:])} a document" for name, values in of_document]
+        return ("groups of documents", *sorted(per_token), *sorted(per_document))
+
     @cached_property
     def fingerprint(self) -> str:
         """Of all that is given: other documents, groups or values have another. It reads all values once."""
@@ -86,6 +93,25 @@ class GroupedDocuments:
     def _first_token(self) -> np.ndarray:
         """[D] int64, where the values of each document begin in the arrays of ``per_token``."""
         return np.cumsum(self.shards.lengths) - self.shards.lengths
+
+    def of_length(self, above: int, up_to: int | None) -> "GroupedDocuments | None":
+        """The groups of more than ``above`` and at most ``up_to`` tokens (None: no bound), with their values.
+
+        None where there are none.
+        """
+        chosen = self.lengths > above
+        if up_to is not None:
+            chosen &= self.lengths <= up_to
+        if not chosen.any():
+            return None
+        documents = np.repeat(chosen, np.diff(self.bounds))
+        tokens = np.repeat(documents, self.shards.lengths)
+        return GroupedDocuments(
+            self.shards.select(documents, f"groups of length in ({above}, {up_to}]"),
+            np.concatenate([[0], np.cumsum(np.diff(self.bounds)[chosen])]),
+            {name: values[tokens] for name, values in self.per_token.items()},
+            {name: values[documents] for name, values in self.per_document.items()},
+        )
 
     def documents(self, groups: Pieces) -> tuple[Pieces, np.ndarray]:
         """The documents of some sequences of groups, and which of those groups each is in: [documents] int64."""
@@ -118,6 +144,65 @@ class GroupedDocuments:
         return result
 
 
+class GroupStream:
+    """Sequences of whole groups, packed by best fit; a :class:`leyden.data.loader.pieces.Stream` of their documents.
+
+    Args:
+        documents: in groups.
+        seq_len: tokens of a sequence, at least those of the longest group.
+        seed, plans: as of :class:`leyden.data.loader.plan.BestFit`.
+
+    Raises:
+        UserError: a group is longer than a sequence.
+    """
+
+    def __init__(self, documents: GroupedDocuments, *, seq_len: int, seed: int, plans: Path | None = None) -> None:
+        _check_lengths(documents, seq_len)
+        self._documents, shards = documents, documents.shards
+        # To the packer, which looks at lengths alone, a group is one document.
+        groups = replace(
+            shards,
+            fingerprint=documents.fingerprint,
+            lengths=documents.lengths,
+            starts=shards.starts[documents.bounds[:-1]],
+            rows=shards.rows[documents.bounds[:-1]],
+        )
+        self._groups = BestFit(groups, seq_len=seq_len, seed=seed, max_padding=1.0, plans=plans)
+        self.shards, self.seq_len, self.fingerprint = shards, seq_len, self._groups.fingerprint
+
+    def pieces(self, first: int, count: int) -> Pieces:
+        """The documents that ``count`` sequences from number ``first`` on hold."""
+        return self._documents.documents(self._groups.pieces(first, count))[0]
+
+    def tokens_before(self, sequence: int) -> int:
+        """Tokens of documents in all sequences before number ``sequence``."""
+        return self._groups.tokens_before(sequence)
+
+    def rows(self, first: int, count: int) -> TokenRows:
+        """``count`` sequences from number ``first`` on, with the values of their documents."""
+        given = self._documents
+        held, group = given.documents(self._groups.pieces(first, count))
+        rows = lay(given.shards, held, self.seq_len)
+        document = held.pieces["document"]
+        # Padding is a segment as well: the last one of every sequence that has more segments than documents.
+        is_padding = np.zeros(len(rows.segments), bool)
+        is_padding[np.cumsum(rows.counts)[rows.counts > np.diff(held.bounds)] - 1] = True
+        segment = np.flatnonzero(~is_padding)
+        starts, size = (np.cumsum(rows.segments) - rows.segments)[segment], count * self.seq_len
+
+        def of_segments(values: np.ndarray, padding: int) -> np.ndarray:
+            result = np.full((len(is_padding), *values.shape[1:]), padding, values.dtype)
+            result[segment] = values
+            return result
+
+        return replace(
+            rows,
+            per_token={name: given.values(name, document, starts, size).reshape(count, -1) for name in given.per_token},
+            per_document={name: of_segments(values[document], 0) for name, values in given.per_document.items()},
+            groups=of_segments(group, PADDING_GROUP),
+        )
+
+
 class GroupedBatches(PackedBatchIterator):
     """Batches of whole groups, with their values: see :class:`leyden.data.Batch`.
 
@@ -136,50 +221,17 @@ class GroupedBatches(PackedBatchIterator):
         self, documents: GroupedDocuments, *, seq_len: int, batch_tokens: int, seed: int, plans: Path | None = None
     ) -> None:
         super().__init__(seq_len=seq_len, batch_tokens=batch_tokens)
-        _check_lengths(documents, seq_len)
-        self._documents = documents
-        shards = documents.shards
-        # To the packer, which looks at lengths alone, a group is one document.
-        groups = replace(
-            shards,
-            fingerprint=documents.fingerprint,
-            lengths=documents.lengths,
-            starts=shards.starts[documents.bounds[:-1]],
-            rows=shards.rows[documents.bounds[:-1]],
-        )
-        self._stream = BestFit(groups, seq_len=seq_len, seed=seed, max_padding=1.0, plans=plans)
+        self._stream = GroupStream(documents, seq_len=seq_len, seed=seed, plans=plans)
         settings = {"stream": self._stream.fingerprint, "batch_tokens": batch_tokens}
         self.fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     def sequences(self, first: int, count: int) -> Batch:
         """``count`` sequences of the stream from number ``first`` on, as one batch."""
-        given = self._documents
-        held, group = given.documents(self._stream.pieces(first, count))
-        rows = lay(given.shards, held, self.seq_len)
-        batch = Batch.of(rows)
-        document = held.pieces["document"]
-        # Padding is a segment as well: the last one of every sequence that has more segments than documents.
-        is_padding = np.zeros(len(rows.segments), bool)
-        is_padding[np.cumsum(rows.counts)[rows.counts > np.diff(held.bounds)] - 1] = True
-        segment = np.flatnonzero(~is_padding)
-        starts, size = batch.cu_seqlens[:-1].numpy()[segment], count * self.seq_len
-
-        def of_segments(values: np.ndarray, padding: int) -> torch.Tensor:
-            result = np.full((len(is_padding), *values.shape[1:]), padding, values.dtype)
-            result[segment] = values
-            return torch.from_numpy(result)
-
-        per_token = {
-            name: torch.from_numpy(given.values(name, document, starts, size)[None]) for name in given.per_token
-        }
-        per_document = {name: of_segments(values[document], 0) for name, values in given.per_document.items()}
-        groups = of_segments(group, _PADDING_GROUP)
-        return replace(batch, per_token=per_token, per_document=per_document, groups=groups)
+        return Batch.of(self._stream.rows(first, count))
 
     def trace(self, number: int) -> list[Segment]:
         """Where the segments of batch ``number`` are from, in order, padding left out."""
-        shards = self._documents.shards
-        held, _ = self._documents.documents(self._stream.pieces(*self._run(number, 0, 1)))
+        shards, held = self._stream.shards, self._stream.pieces(*self._run(number, 0, 1))
         return [Segment(shards.source(d), shards.id(d), offset, length) for d, offset, length in held.pieces.tolist()]
 
 

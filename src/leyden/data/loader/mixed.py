@@ -1,4 +1,8 @@
-"""Batches from several sources: each sequence from the one whose turn it is, packed by best fit within its source."""
+"""Batches from several sources: each sequence from the one whose turn it is, packed by best fit within its source.
+
+Sources are documents, or documents in groups (:mod:`leyden.data.loader.grouped`): of these each sequence has whole
+groups of one source, and their values.
+"""
 
 import hashlib
 import json
@@ -12,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from leyden.core.errors import UserError
+from leyden.data.loader.grouped import PADDING_GROUP, GroupedDocuments, GroupStream
 from leyden.data.loader.mixture_schedule import TimedMixture, check_names
 from leyden.data.loader.mixture_shares import Component, Shares
 from leyden.data.loader.packing import Batch, PackedBatchIterator, Segment
@@ -50,7 +55,8 @@ class MixedBatches(PackedBatchIterator):
     """An endless iterator of batches of a mixture.
 
     Args:
-        sources: shards by name, of one tokenizer.
+        sources: shards by name, of one tokenizer; or grouped documents by name, which carry the same values. A class of
+            lengths is then one of lengths of groups.
         mixture: their weights along the stage. Those of a batch are those at its first token, whatever steps are
             made of batches.
         seq_len: tokens of a sequence.
@@ -60,12 +66,13 @@ class MixedBatches(PackedBatchIterator):
 
     Raises:
         UserError: ``batch_tokens`` is not a positive multiple of ``seq_len``; the mixture names other sources than
-            there are; sources of different tokenizers; a weight that no document can meet.
+            there are; sources of different tokenizers, or of different values; a weight that no document can meet; a
+            group is longer than a sequence.
     """
 
     def __init__(
         self,
-        sources: Mapping[str, TokenShards],
+        sources: Mapping[str, TokenShards] | Mapping[str, GroupedDocuments],
         mixture: TimedMixture,
         *,
         seq_len: int,
@@ -77,17 +84,21 @@ class MixedBatches(PackedBatchIterator):
         super().__init__(seq_len=seq_len, batch_tokens=batch_tokens)
         self._mixture = mixture.schedule
         check_names(self._mixture, sources)
-        _check_tokenizers(sources)
+        _check_alike(sources)
         self._streams: list[Stream] = []
         self._components: list[Component] = []
         for name in sorted(sources):
             for number, (above, up_to) in enumerate(self._mixture.classes()):
                 # One class is not cut out, so that it costs no copy of the lengths.
-                shards = sources[name] if self._mixture.num_classes == 1 else sources[name].of_length(above, up_to)
-                if shards.num_documents:
-                    stream = BestFit(shards, seq_len=seq_len, seed=seed, max_padding=max_padding, plans=plans)
-                    self._streams.append(stream)
-                    self._components.append(Component(name, number, shards.num_tokens))
+                chosen = sources[name] if self._mixture.num_classes == 1 else sources[name].of_length(above, up_to)
+                if isinstance(chosen, GroupedDocuments):
+                    stream = GroupStream(chosen, seq_len=seq_len, seed=seed, plans=plans)
+                elif chosen is not None and chosen.num_documents:
+                    stream = BestFit(chosen, seq_len=seq_len, seed=seed, max_padding=max_padding, plans=plans)
+                else:
+                    continue
+                self._streams.append(stream)
+                self._components.append(Component(name, number, stream.shards.num_tokens))
         shares = Shares(mixture, self._components)
         self._turns = Turns(shares, len(self._components), batch_tokens, self.sequences_per_batch)
         self._lock = threading.Lock()
@@ -163,10 +174,15 @@ class MixedBatches(PackedBatchIterator):
         present = np.unique(turns)
         places = [np.flatnonzero(turns == turn) for turn in present]
         parts = [
-            make_rows(self._streams[turn], int(before[turn]), len(place))
+            _rows(self._streams[turn], int(before[turn]), len(place))
             for turn, place in zip(present, places, strict=True)
         ]
         return Batch.of(parts[0] if len(parts) == 1 else _interleave(parts, places, self.seq_len))
+
+
+def _rows(stream: Stream, first: int, count: int) -> TokenRows:
+    """``count`` sequences of a source, with the values of their documents if these have some."""
+    return stream.rows(first, count) if isinstance(stream, GroupStream) else make_rows(stream, first, count)
 
 
 def _interleave(parts: list[TokenRows], places: list[np.ndarray], seq_len: int) -> TokenRows:
@@ -174,16 +190,42 @@ def _interleave(parts: list[TokenRows], places: list[np.ndarray], seq_len: int) 
     count = sum(len(place) for place in places)
     tokens, labels = np.empty((2, count, seq_len), np.int64)
     counts = np.empty(count, np.int64)
+    per_token = {name: np.empty((count, seq_len), values.dtype) for name, values in parts[0].per_token.items()}
     for part, place in zip(parts, places, strict=True):
         tokens[place], labels[place], counts[place] = part.tokens, part.labels, part.counts
+        for name, values in per_token.items():
+            values[place] = part.per_token[name]
     row_of_segment = np.concatenate([np.repeat(place, part.counts) for part, place in zip(parts, places, strict=True)])
     order = np.argsort(row_of_segment, kind="stable")
-    return TokenRows(tokens, labels, np.concatenate([part.segments for part in parts])[order], counts)
+    per_document = {
+        name: np.concatenate([p.per_document[name] for p in parts])[order] for name in parts[0].per_document
+    }
+    segments = np.concatenate([part.segments for part in parts])[order]
+    return TokenRows(tokens, labels, segments, counts, per_token, per_document, _numbered(parts, order))
 
 
-def _check_tokenizers(sources: Mapping[str, TokenShards]) -> None:
+def _numbered(parts: list[TokenRows], order: np.ndarray) -> np.ndarray | None:
+    """The groups of interleaved rows, counted anew in the order in which they stand; None where there are none."""
+    groups, behind = [], 0
+    for part in parts:
+        if part.groups is None:
+            return None
+        groups.append(np.where(part.groups < 0, PADDING_GROUP, part.groups + behind))
+        behind += int(part.groups.max(initial=PADDING_GROUP)) + 1
+    found = np.concatenate(groups)[order]
+    held = found >= 0
+    _, first, inverse = np.unique(found[held], return_index=True, return_inverse=True)
+    number = np.argsort(np.argsort(first))  # a group's documents follow each other
+    found[held] = number[inverse]
+    return found
+
+
+def _check_alike(sources: Mapping[str, TokenShards] | Mapping[str, GroupedDocuments]) -> None:
     found: dict[str, str] = {}
-    for name, shards in sources.items():
+    carried: dict[object, str] = {}
+    for name, source in sources.items():
+        shards = source.shards if isinstance(source, GroupedDocuments) else source
+        carried.setdefault(source.kinds if isinstance(source, GroupedDocuments) else None, name)
         if shards.tokenizer_fingerprint:
             found.setdefault(shards.tokenizer_fingerprint, name)
     if len(found) > 1:
@@ -191,6 +233,9 @@ def _check_tokenizers(sources: Mapping[str, TokenShards]) -> None:
             f"sources of one mixture must be tokenised alike; {' and '.join(found.values())} are of different "
             "tokenizers. Tokenise them anew with one."
         )
+    if len(carried) > 1:
+        told = "; ".join(f"'{name}' has {kinds or 'documents without groups'}" for kinds, name in carried.items())
+        raise UserError(f"sources of one mixture must carry the same values in groups, or all be without: {told}.")
 
 
 def _runs_dry(one: Planned, at_tokens: int, planned: Sequence[Planned]) -> UserError:

@@ -69,7 +69,14 @@ class Batch:
         bounds = np.zeros(len(rows.segments) + 1, np.int32)
         np.cumsum(rows.segments, out=bounds[1:])
         tokens, labels = (torch.from_numpy(part.reshape(1, -1)) for part in (rows.tokens, rows.labels))
-        return cls(tokens, labels, torch.from_numpy(bounds))
+        return cls(
+            tokens,
+            labels,
+            torch.from_numpy(bounds),
+            {name: torch.from_numpy(values.reshape(1, -1)) for name, values in rows.per_token.items()},
+            {name: torch.from_numpy(values) for name, values in rows.per_document.items()},
+            None if rows.groups is None else torch.from_numpy(rows.groups),
+        )
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Sequences as arrays: tokens, labels and the lengths of their segments."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -19,12 +20,18 @@ class TokenRows:
         tokens, labels: [sequences, seq_len] int64.
         segments: [N] int64, the length of each segment, sequence after sequence; padding is one.
         counts: [sequences] int64, how many segments each has.
+        per_token: arrays [sequences, seq_len] by name, laid out as the labels.
+        per_document: arrays [N, ...] by name; 0 for padding.
+        groups: [N] int64, the group of each segment, counted from 0; -1 for padding. None where there are none.
     """
 
     tokens: np.ndarray
     labels: np.ndarray
     segments: np.ndarray
     counts: np.ndarray
+    per_token: Mapping[str, np.ndarray] = field(default_factory=dict)
+    per_document: Mapping[str, np.ndarray] = field(default_factory=dict)
+    groups: np.ndarray | None = None
 
 
 def make_rows(stream: Stream, first: int, count: int) -> TokenRows:
