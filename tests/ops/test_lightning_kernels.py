@@ -62,8 +62,14 @@ def short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "multiprocessors", lambda device: 1 << 20)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("num_tokens", "batch"), [(1, 1), (67, 2)])
+@pytest.mark.parametrize(
+    ("num_tokens", "batch", "dtype"),
+    [
+        *((1, 1, dtype) for dtype in DTYPES),
+        *((67, 2, dtype) for dtype in DTYPES[1:]),
+        pytest.param(67, 2, DTYPES[0], marks=pytest.mark.slow),
+    ],
+)
 def test_rows_equal_the_recurrence(dtype: torch.dtype, num_tokens: int, batch: int, device: str) -> None:
     check([0, num_tokens], dtype, device, batch=batch)
 
@@ -110,13 +116,18 @@ def test_programs_fill_the_multiprocessors() -> None:
         assert 0.7 <= programs / (132 * cut.tiles.resident) <= 1
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+bfloat16_or_all = pytest.mark.parametrize(
+    "dtype", [DTYPES[0], *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in DTYPES[1:])]
+)
+
+
+@bfloat16_or_all
 def test_packed_documents_equal_the_recurrence(dtype: torch.dtype, device: str) -> None:
     check([0, 0, 1, 2, 40, 72, 72], dtype, device)
 
 
-@pytest.mark.parametrize("dtype", [DTYPES[0], *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in DTYPES[1:])])
-@pytest.mark.parametrize("resumed", [False, True])
+@bfloat16_or_all
+@pytest.mark.parametrize("resumed", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_documents_cut_into_segments(dtype: torch.dtype, resumed: bool, short_segments: None, device: str) -> None:
     """Empty, of one token, one segment, one and a token, three."""
     check([0, 0, 1, 65, 130, 300, 300], dtype, device, resumed=resumed)

@@ -71,8 +71,14 @@ def test_ragged_lengths(dtype: torch.dtype, backend: str, heads: tuple[int, int]
     check(draw(LENGTHS, dtype, heads=heads), backend, device)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("page", [1, 16, 48])
+@pytest.mark.parametrize(
+    ("page", "dtype"),
+    [
+        pytest.param(page, dtype, marks=() if index == other else pytest.mark.slow)
+        for index, page in enumerate((1, 16, 48))
+        for other, dtype in enumerate(DTYPES)
+    ],
+)
 def test_several_pieces(dtype: torch.dtype, page: int, short_pieces: None, device: str) -> None:
     check(draw([0, 1, 31, 33, 63, 64, 65, 128, 256, 257, 300, 700], dtype, page=page), "triton", device)
 

@@ -239,7 +239,7 @@ def test_another_experiment_in_the_same_place(finished: Path, experiment: Experi
 
 
 def test_null_experiments_on_real_runs(copy: Path) -> None:
-    result = run_null(copy, num_runs=6, num_splits=30, num_simulated=100)
+    result = run_null(copy, num_runs=6, num_splits=30, num_simulated=50)
     assert set(result.real) == {"crossed", "runs", "items", "permutation"}
     assert result.real["crossed"].value < 0.4
     assert 0 <= result.simulated["crossed"].value < 0.15
@@ -253,7 +253,7 @@ def test_null_rates_of_normal_scores(finished: Path) -> None:
     """60 runs from a known normal: about 5 % over splits and simulations, and 80 % power."""
     plan, rng = read_plan(Study(finished)), np.random.default_rng(0)
     table = rng.standard_normal(24) + 0.1 * rng.standard_normal((60, 1)) + 0.3 * rng.standard_normal((60, 24))
-    result = measure_null(dict.fromkeys(plan.weights, table), plan, num_splits=600, num_simulated=600)
+    result = measure_null(dict.fromkeys(plan.weights, table), plan, num_splits=300, num_simulated=300)
     assert result.real["crossed"].value == pytest.approx(0.05, abs=0.035)
     assert result.simulated["crossed"].value == pytest.approx(0.05, abs=0.03)
     assert result.power["crossed"].value == pytest.approx(0.8, abs=0.06)
