@@ -51,7 +51,7 @@ MIXERS = {
 WINDOW = 64
 """Keys that a layer with a window sees; an eighth of the rows that are trained on."""
 PARAMETERS = 440_000
-"""Of every model, to within 200: the width of the feed-forward makes up for what a kind of layer has less."""
+"""Of every model, to within 768: the width of the feed-forward makes up for what a kind of layer has less."""
 GROUPS = ("text", "recall", "mqar")
 SEQUENCE = 128
 """Tokens of a training sequence of associative recall."""
