@@ -182,7 +182,7 @@ def test_a_growing_run_has_the_tokens_and_the_rates_of_the_stated_batch(tmp_path
 
 
 @pytest.mark.usefixtures("doubles")
-@pytest.mark.parametrize("stop_after", [3, 5, 7])
+@pytest.mark.parametrize("stop_after", [3, 5, pytest.param(7, marks=pytest.mark.slow)])
 def test_a_growing_run_that_was_stopped_has_the_same_bits(tmp_path: Path, stop_after: int) -> None:
     whole = _grown(tmp_path / "whole")
     with pytest.raises(StoppedError):

@@ -95,8 +95,14 @@ def test_killed_at_every_step(tmp_path: Path, whole: tuple[TrainState, list[dict
     _assert_same(toy_run.run(tmp_path), tmp_path, whole)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("moment", ["objective", "callback", "save"])
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [
+        pytest.param(moment, number, marks=() if (index + other) % 2 == 0 else pytest.mark.slow)
+        for index, moment in enumerate(("objective", "callback", "save"))
+        for other, number in enumerate((signal.SIGINT, signal.SIGTERM))
+    ],
+)
 def test_stopped_by_a_signal(
     tmp_path: Path,
     whole: tuple[TrainState, list[dict[str, Any]]],

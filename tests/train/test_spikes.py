@@ -1,9 +1,10 @@
 """Spikes: when a step is one, and what becomes of it, also in runs that are stopped and resumed."""
 
+import functools
 import json
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -58,6 +59,18 @@ def _run(run_dir: Path, action: str, *, bad: tuple[int, ...] = (43, 44), steps: 
     return state
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[TrainState, Path]]:
+    """The run of an action that nothing disturbs, taken once, and its folder."""
+
+    @functools.cache
+    def run(action: str) -> tuple[TrainState, Path]:
+        folder = tmp_path_factory.mktemp(action)
+        return _run(folder, action), folder
+
+    return run
+
+
 def _lines(path: Path) -> list[dict[str, Any]]:
     return [{name: v for name, v in line.items() if name not in TIMING} for line in read_metrics(path)]
 
@@ -101,29 +114,31 @@ def test_a_spike_is_logged_with_its_batches_and_nothing_else_happens(tmp_path: P
     assert not any(record["skipped"] for record in _lines(tmp_path / "run" / "metrics.jsonl"))
 
 
-def test_skip_leaves_the_update_out(tmp_path: Path) -> None:
+def test_skip_leaves_the_update_out(tmp_path: Path, whole: Callable[[str], tuple[TrainState, Path]]) -> None:
     """The run is then that of a loop which passes that step over."""
-    skipped = _run(tmp_path / "skipped", "skip")
-    assert [r["step"] for r in _lines(tmp_path / "skipped" / "metrics.jsonl") if r["skipped"]] == [22]
+    skipped, folder = whole("skip")
+    assert [r["step"] for r in _lines(folder / "metrics.jsonl") if r["skipped"]] == [22]
     before = _run(tmp_path / "before", "skip", steps=21)
     after = _run(tmp_path / "after", "skip", steps=22)
     assert _same(before.model.state_dict(), after.model.state_dict())
     assert skipped.skipped_in_a_row == 0
 
 
-def test_rewind_goes_on_from_the_checkpoint_without_the_batches(tmp_path: Path) -> None:
+def test_rewind_goes_on_from_the_checkpoint_without_the_batches(
+    tmp_path: Path, whole: Callable[[str], tuple[TrainState, Path]]
+) -> None:
     """Steps 21 and 22 had micro-batches 41 to 44; step 21 is taken again with 45 and 46."""
-    state = _run(tmp_path / "run", "rewind")
-    (line,) = _lines(tmp_path / "run" / "spikes.jsonl")
+    state, folder = whole("rewind")
+    (line,) = _lines(folder / "spikes.jsonl")
     assert (line["step"], line["action"], line["to_step"]) == (22, "rewind", 20)
-    records = _lines(tmp_path / "run" / "metrics.jsonl")
+    records = _lines(folder / "metrics.jsonl")
     assert [record["step"] for record in records] == list(range(1, STEPS + 1))
     assert state.step == STEPS
     # Beside a run whose batches leave 41 to 44 out from the first.
     plain = _run(tmp_path / "plain", "log", bad=(), steps=20)
     assert _same(plain.model.state_dict(), _state_at(tmp_path / "plain").model.state_dict())
     assert records[:20] == _lines(tmp_path / "plain" / "metrics.jsonl")
-    assert records[20]["loss"] != _lines(tmp_path / "run" / "spikes.jsonl")[0]["loss"]
+    assert records[20]["loss"] != line["loss"]
 
 
 def _state_at(run_dir: Path) -> TrainState:
@@ -134,8 +149,10 @@ def _state_at(run_dir: Path) -> TrainState:
 
 
 @pytest.mark.parametrize(("action", "stop"), [("skip", 18), ("rewind", 18), ("rewind", 23)])
-def test_a_run_that_was_stopped_and_resumed_is_the_same(action: str, stop: int, tmp_path: Path) -> None:
-    whole = _run(tmp_path / "whole", action)
+def test_a_run_that_was_stopped_and_resumed_is_the_same(
+    action: str, stop: int, tmp_path: Path, whole: Callable[[str], tuple[TrainState, Path]]
+) -> None:
+    undisturbed, folder = whole(action)
 
     class KilledError(Exception):
         pass
@@ -151,9 +168,9 @@ def test_a_run_that_was_stopped_and_resumed_is_the_same(action: str, stop: int, 
         with pytest.raises(KilledError):
             _run(tmp_path / "run", action)
     resumed = _run(tmp_path / "run", action)
-    assert _same(whole.model.state_dict(), resumed.model.state_dict())
+    assert _same(undisturbed.model.state_dict(), resumed.model.state_dict())
     for name in ("metrics.jsonl", "spikes.jsonl"):
-        assert _lines(tmp_path / "run" / name) == _lines(tmp_path / "whole" / name), name
+        assert _lines(tmp_path / "run" / name) == _lines(folder / name), name
 
 
 def test_going_back_ends(tmp_path: Path) -> None:
