@@ -9,8 +9,17 @@ import pytest
 import torch
 from one_process import assert_close
 from test_exactness import Alone, build, check, differences, named, one_process, shape_for
-from two_objectives import ClippedPolicyGradient, PairwisePreference, preferences, rollouts, segments
+from two_objectives import (
+    ClippedPolicyGradient,
+    PairwisePreference,
+    conversations,
+    preferences,
+    rollouts,
+    segments,
+)
 
+from leyden.align.chats.batches import ChatBatches, Normalise, fit_chats
+from leyden.align.sft import Sft
 from leyden.core.transfers import sent
 from leyden.data import Batch
 from leyden.ops import IGNORE_INDEX
@@ -19,6 +28,16 @@ from leyden.parallel.objective import sums_of_row
 from leyden.train import MasterAdamW, Sums, TrainState, train_step
 
 OBJECTIVES = {"pairs": (PairwisePreference(beta=0.3), preferences), "policy": (ClippedPolicyGradient(), rollouts)}
+
+
+def chats(seed: int, seq_len: int, sequences: int) -> ChatBatches:
+    """Answers of which the longest are cut, every one of which counts alike."""
+    fitting = fit_chats(conversations(seed, groups=40)[0], 9, "cut")
+    assert fitting.num_cut
+    return ChatBatches(fitting, "chats", seq_len=seq_len, batch_tokens=seq_len * sequences, seed=seed)
+
+
+ON_RANKS: dict[str, tuple[Any, Callable[..., Any]]] = {**OBJECTIVES, "sft": (Sft("chats"), chats)}
 
 
 def _log_probabilities(model: Any, batch: Batch) -> list[tuple[torch.Tensor, slice]]:
@@ -111,14 +130,31 @@ def test_the_example_of_the_page_on_objectives() -> None:
     assert sums.metrics["entropy_bound"] > expected
 
 
+@pytest.mark.parametrize("normalise", ["tokens", "chats"])
+def test_fine_tuning_is_plain_arithmetic_on_whole_logits(normalise: Normalise) -> None:
+    fitting = fit_chats(conversations(3, groups=20)[0], 9, "cut")
+    batch = ChatBatches(fitting, normalise, seq_len=30, batch_tokens=60, seed=0).batch(0)
+    model, twin, objective = build({"z_loss_coef": 0.01}), build({"z_loss_coef": 0.01}), Sft(normalise)
+    found = objective.sums(model, model.features(batch.tokens, cu_seqlens=batch.cu_seqlens), batch)
+    values = [values for values, _ in _log_probabilities(twin, batch)]
+    if normalise == "tokens":
+        expected, weight = -torch.cat(values).sum(), sum(map(len, values))
+    else:
+        expected, weight = -torch.stack([one.mean() for one in values]).sum(), len(values)
+    assert_close(found.metrics["loss"], expected, "the loss")
+    assert found.weight.item() == pytest.approx(weight, rel=1e-6)
+    assert found.loss > found.metrics["loss"], "the z-loss is added"
+    assert objective.counts == {"tokens": "labels", "chats": "chats"}[normalise]
+
+
 def batches_for(plan: Plan, name: str) -> Any:
-    return OBJECTIVES[name][1](seed=4, seq_len=47 // plan.tp * plan.tp, sequences=plan.dp)
+    return ON_RANKS[name][1](seed=4, seq_len=47 // plan.tp * plan.tp, sequences=plan.dp)
 
 
 def worst(plan: Plan, alone: dict[str, Alone]) -> dict[str, dict[str, float]]:
     """The largest differences between this plan's ranks and one process, of both objectives."""
     found = {}
-    for name, (objective, _) in OBJECTIVES.items():
+    for name, (objective, _) in ON_RANKS.items():
         batches = batches_for(plan, name)
         micro_batches = [[batches.share(n, rank, plan.dp) for rank in range(plan.dp)] for n in range(2 * plan.pp)]
         found[name] = differences(objective, plan, shape_for(plan, {}), micro_batches, alone[name])
@@ -142,8 +178,8 @@ def test_ranks_are_one_process(ranks: Callable[..., list[Any]], plan: Plan) -> N
         name: one_process(
             objective, shape_for(plan, {}), [batches_for(plan, name).batch(n) for n in range(2 * plan.pp)]
         )
-        for name, (objective, _) in OBJECTIVES.items()
+        for name, (objective, _) in ON_RANKS.items()
     }
     for found in ranks(4, worst, plan, alone):
-        for name in OBJECTIVES:
+        for name in ON_RANKS:
             check([found[name]])

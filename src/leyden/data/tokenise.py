@@ -45,12 +45,20 @@ class TextLayout(Config):
 
 
 @dataclass(frozen=True)
-class _Tokenised:
-    """A document's tokens, int32 [length]; which are learned, bool [length], None where all are; and whose they are."""
+class TokenisedDocument:
+    """A document as tokens.
+
+    Attributes:
+        tokens: int32 [length], at least one.
+        learned: bool [length], which of them are to be learned; None: all are.
+        id, source: as the document's.
+        num_bytes: UTF-8 bytes of its text.
+    """
 
     tokens: np.ndarray
     learned: np.ndarray | None
-    document: Document
+    id: str
+    source: str
     num_bytes: int
 
 
@@ -70,9 +78,17 @@ def write_shards(
         UserError: there are no documents, or the disk is full.
     """
     total = sum(len(document.text) for document in documents) if isinstance(documents, Sequence) else None
-    shards: list[Shard] = []
-    with atomic_directory(directory) as part, progress("tokenising", total, unit="characters") as bar:
+    with progress("tokenising", total, unit="characters") as bar:
         tokenised = _tokenise(documents, tokenizer, layout or TextLayout(), bar)
+        return write_tokenised(tokenised, tokenizer, directory, shard_tokens=shard_tokens)
+
+
+def write_tokenised(
+    tokenised: Iterator[TokenisedDocument], tokenizer: Tokenizer, directory: Path, *, shard_tokens: int = 1 << 28
+) -> TokenShards:
+    """Documents that are tokens already as shards in ``directory``; otherwise as :func:`write_shards`."""
+    shards: list[Shard] = []
+    with atomic_directory(directory) as part:
         for first in tokenised:
             shards.append(_write_shard(part, f"{len(shards):05d}", itertools.chain([first], tokenised), shard_tokens))
         _write_metadata(part, tokenizer, shards)
@@ -153,7 +169,7 @@ def _write_metadata(directory: Path, tokenizer: Tokenizer, shards: Iterable[Shar
 
 def _tokenise(
     documents: Iterable[Document], tokenizer: Tokenizer, layout: TextLayout, bar: Bar | None = None
-) -> Iterator[_Tokenised]:
+) -> Iterator[TokenisedDocument]:
     from leyden.data.parquet import grouped  # pyarrow, where documents are read
 
     for batch in grouped(documents, _BATCH_CHARACTERS):
@@ -162,10 +178,11 @@ def _tokenise(
         for document, of_document, ids in zip(batch, parts, encoded, strict=True):
             if ids is None:
                 continue
-            yield _Tokenised(
+            yield TokenisedDocument(
                 tokens=np.concatenate([[tokenizer.bos_id], *ids, [tokenizer.eod_id]], dtype=TOKEN),
                 learned=_mask(ids, [learned for _, learned in of_document]),
-                document=document,
+                id=document.id,
+                source=document.source,
                 num_bytes=sum(len(text.encode()) for text, _ in of_document),
             )
         if bar is not None:
@@ -209,7 +226,7 @@ def _mask(ids: Sequence[np.ndarray], learned: Sequence[bool]) -> np.ndarray | No
     return np.repeat(np.array(learned), counts)
 
 
-def _write_shard(directory: Path, name: str, tokenised: Iterable[_Tokenised], shard_tokens: int | None) -> Shard:
+def _write_shard(directory: Path, name: str, tokenised: Iterable[TokenisedDocument], shard_tokens: int | None) -> Shard:
     """Write documents until there are ``shard_tokens``, or no more documents."""
     ends: list[int] = []
     masks: list[tuple[int, np.ndarray]] = []
@@ -223,8 +240,8 @@ def _write_shard(directory: Path, name: str, tokenised: Iterable[_Tokenised], sh
                 masks.append((num_tokens, np.packbits(made.learned)))
             num_tokens += len(made.tokens)
             ends.append(num_tokens)
-            ids.append(made.document.id)
-            sources.append(made.document.source)
+            ids.append(made.id)
+            sources.append(made.source)
             text_bytes += made.num_bytes
             if shard_tokens is not None and num_tokens >= shard_tokens:
                 break

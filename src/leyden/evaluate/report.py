@@ -141,7 +141,9 @@ def _numbers(metrics: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str
         numbers.append((f"{measured['value']:.3f}", "bits/byte", "on held-out documents"))
     unseen = [line for line in metrics if line.get("held_out_loss") is not None]
     if measured is None and unseen:
-        numbers.append((f"{unseen[-1]['held_out_bits_per_byte']:.3f}", "bits/byte", "on held-out documents so far"))
+        bits, loss = unseen[-1].get("held_out_bits_per_byte"), unseen[-1]["held_out_loss"]
+        figure = (f"{bits:.3f}", "bits/byte") if bits is not None else (f"{loss:.3f}", "nats")
+        numbers.append((*figure, "on held-out documents so far"))
     if metrics:
         end = end_of(metrics)
         losses = [line["loss"] for line in end if line.get("loss") is not None]

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from leyden.align.chats.batches import ChatBatches, fit_chats
 from leyden.core.errors import UserError
 from leyden.core.log import say
 from leyden.data import PackedBatches
@@ -9,6 +10,7 @@ from leyden.data.loader.mixed import MixedBatches
 from leyden.data.loader.mixture_schedule import MixturePoint, MixtureSchedule, TimedMixture
 from leyden.data.loader.packing import PackedBatchIterator
 from leyden.model import count_model
+from leyden.recipes.objectives import ON_CHATS
 from leyden.recipes.prepare import Prepared
 from leyden.recipes.schema import Recipe, TrainingStage
 
@@ -27,6 +29,15 @@ def make_batches(recipe: Recipe, index: int, prepared: Prepared, plans: Path | N
     """
     stage = recipe.stage[index]
     shards, seed = prepared.of(stage).shards, recipe.train.seed + index
+    if stage.objective in ON_CHATS:
+        return ChatBatches(
+            fit_chats(shards["all"], stage.seq_len, (stage.data or recipe.data).too_long),
+            stage.normalise,
+            seq_len=stage.seq_len,
+            batch_tokens=stage.micro_batch,
+            seed=seed,
+            plans=plans,
+        )
     if stage.mixture is None and len(shards) == 1:
         return PackedBatches(
             *shards.values(),
@@ -80,6 +91,8 @@ def check_batches(recipe: Recipe, prepared: Prepared, plans: Path | None = None,
             batches = make_batches(recipe, index, prepared, plans)
             if isinstance(batches, MixedBatches) and stage.total_steps is not None:
                 batches.plan(stage.batch_schedule.batches_before(stage.total_steps))
+            if isinstance(batches, ChatBatches):
+                say(f"stage '{stage.name}': {batches.chats} into sequences of {stage.seq_len:,} tokens")
             batches.batch(0)
         except UserError as error:
             raise UserError(f"stage '{stage.name}': {error}") from None
@@ -125,8 +138,9 @@ def tell_plan(stage: TrainingStage, batches: PackedBatchIterator, steps: int) ->
     if stage.batch == "critical":
         sizes.append("or fewer where the critical batch doubles them")
     say(f"stage {stage.name}: {steps:,} steps of {', '.join(sizes)}; {tokens:,} in all, {stage.seq_len:,} a sequence")
-    if isinstance(batches, PackedBatches):
-        say(f"the documents are used {batches.epochs_before(batch.batches_before(steps)):.2f} times")
+    if isinstance(batches, PackedBatches | ChatBatches):
+        what = "chats" if isinstance(batches, ChatBatches) else "documents"
+        say(f"the {what} are used {batches.epochs_before(batch.batches_before(steps)):.2f} times")
     if isinstance(batches, MixedBatches):
         planned = batches.plan(batch.batches_before(steps))
         total = sum(part.tokens for part in planned)

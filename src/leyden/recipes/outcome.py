@@ -1,8 +1,9 @@
 """The evaluation at the end of a run: bits per byte on unseen documents, and samples of text."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,16 +28,18 @@ def evaluate_run(recipe: Recipe, prepared: Prepared, directory: Path) -> dict[st
     Returns:
         Bits per byte by name: ``"model"``, and each baseline's.
     """
+    path = directory / EVALUATIONS
+    while_training = [earlier for earlier in read_metrics(path) if "stage" in earlier]
+    if not prepared.held_out:  # chats, which are measured at the end of their stage
+        _write_lines(path, while_training)
+        return {}
     model, tokenizer = load(directory / "final", dtype=getattr(torch, recipe.train.dtype), device=default_device())
     assert tokenizer is not None, "a run saves its tokenizer"
     texts = [document.text for document in prepared.held_out]
     result = bits_per_byte(model, tokenizer, texts)
     others = baselines(tokenizer, _token_counts(prepared.shards.values(), tokenizer.vocab_size), texts)
     line = {"task": "bits_per_byte", "value": result.bits_per_byte, "baselines": others, "bytes": result.num_bytes}
-    path = directory / EVALUATIONS
-    while_training = [earlier for earlier in read_metrics(path) if "stage" in earlier]
-    with atomic_file(path) as part:
-        part.write_text("".join(json.dumps(one) + "\n" for one in (*while_training, line)), encoding="utf-8")
+    _write_lines(path, [*while_training, line])
     return {"model": result.bits_per_byte, **others}
 
 
@@ -62,7 +65,12 @@ def write_samples(recipe: Recipe, directory: Path) -> list[tuple[str, str]]:
 
 def tell_outcome(directory: Path) -> None:
     """Print bits per byte beside the baselines, the first sample, and where things are."""
-    for record in read_metrics(directory / EVALUATIONS):
+    records = read_metrics(directory / EVALUATIONS)
+    if records and all("stage" in record for record in records):
+        measured = [record for record in records if record.get("task") == "held_out"]
+        if measured:
+            say(f"loss on held-out chats: {measured[-1]['loss']:.3f} nats")
+    for record in records:
         if "stage" in record:  # of the model while it was trained
             continue
         named = ", ".join(f"{name} {value:.3f}" for name, value in record["baselines"].items())
@@ -75,6 +83,11 @@ def tell_outcome(directory: Path) -> None:
         console.rule()
     say(f"model:  {directory / 'final'}")
     say(f"report: {directory / 'report' / 'index.html'}")
+
+
+def _write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    with atomic_file(path) as part:
+        part.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
 
 
 def _token_counts(groups: Iterable[TokenShards], vocab_size: int) -> np.ndarray:

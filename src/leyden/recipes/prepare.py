@@ -25,6 +25,7 @@ from leyden.data.builds.tokens import (
 )
 from leyden.data.documents import HeldOutDocument
 from leyden.data.sources import is_of_standard_library
+from leyden.recipes.chats import chats_in_memory, make_chats, read_chats_made
 from leyden.recipes.schema import Recipe, TrainingStage
 from leyden.recipes.starting import read_start
 from leyden.recipes.token_files import adopt_token_files, map_token_files, read_adopted
@@ -59,17 +60,23 @@ class Prepared:
         shards: tokens of the documents to train on, by group: ``all``, or those of a data build, of token files or of
             text; none where text was not read yet.
         held_out: the documents to evaluate on.
+        held_out_chats: the chats to evaluate on, of a run or stage on chats; None: there are none.
         own: by the name of a stage, the data of its own.
     """
 
     tokenizer: Tokenizer
     shards: Mapping[str, TokenShards]
     held_out: tuple[HeldOutDocument, ...]
+    held_out_chats: TokenShards | None = None
     own: Mapping[str, "Prepared"] = field(default_factory=dict)
 
     def of(self, stage: TrainingStage) -> "Prepared":
         """What a stage is trained on."""
-        return self if stage.data is None else self.own.get(stage.name, replace(self, shards={}, held_out=()))
+        return (
+            self
+            if stage.data is None
+            else self.own.get(stage.name, replace(self, shards={}, held_out=(), held_out_chats=None))
+        )
 
 
 def prepare(recipe: Recipe, directory: Path) -> None:
@@ -85,6 +92,11 @@ def prepare(recipe: Recipe, directory: Path) -> None:
         _adopt_build(recipe.data.build, directory)
         return
     shards = directory / TOKENS_DIRECTORY
+    if recipe.data.chats:
+        if not shards.exists():
+            tokenizer_at_hand(recipe, directory).save(directory / TOKENIZER_DIRECTORY)
+            make_chats(recipe, Tokenizer.load(directory / TOKENIZER_DIRECTORY), directory, shards)
+        return
     if recipe.data.tokens:
         if shards.exists():
             _check_files(directory)
@@ -127,6 +139,11 @@ def read_prepared(recipe: Recipe, directory: Path) -> Prepared:
             "file system that all machines share."
         )
     _check_files(directory)
+    if recipe.data.chats:
+        tokenizer = Tokenizer.load(directory / TOKENIZER_DIRECTORY)
+        return _of_chats(
+            recipe, tokenizer, *read_chats_made(recipe, shards), place=str(directory / TOKENIZER_DIRECTORY)
+        )
     lines = (directory / _HELD_OUT).read_text(encoding="utf-8").splitlines()
     held_out = tuple(HeldOutDocument(one["text"], one["source"]) for one in map(json.loads, lines))
     tokenizer = Tokenizer.load(directory / TOKENIZER_DIRECTORY)
@@ -158,6 +175,25 @@ def read_token_files_as_given(recipe: Recipe, directory: Path) -> Prepared:
     tokenizer = tokenizer_at_hand(recipe, directory)
     prepared = Prepared(tokenizer, map_token_files(recipe, tokenizer)[0], ())
     _check_tokenizer(recipe, prepared, f"{recipe.tokenizer.path or recipe.starts_from}")
+    return prepared
+
+
+def look_at_chats(recipe: Recipe, directory: Path) -> Prepared:
+    """The chats that ``recipe`` names, read and tokenised in memory: what a dry run says of them.
+
+    Raises:
+        UserError: they cannot be trained on.
+    """
+    tokenizer = tokenizer_at_hand(recipe, directory)
+    parts = chats_in_memory(recipe, tokenizer)
+    return _of_chats(recipe, tokenizer, *parts, place=f"{recipe.tokenizer.path or recipe.starts_from}")
+
+
+def _of_chats(
+    recipe: Recipe, tokenizer: Tokenizer, train: TokenShards, held_out: TokenShards | None, *, place: str
+) -> Prepared:
+    prepared = Prepared(tokenizer, {"all": train}, (), held_out)
+    _check_tokenizer(recipe, prepared, place)
     return prepared
 
 

@@ -33,6 +33,7 @@ elsewhere; that its tokens are the same is seen by their fingerprints."""
 
 _READ = (
     "data.text",
+    "data.chats",
     "data.document_token",
     "data.held_out_fraction",
     "data.recall_share",
@@ -83,7 +84,8 @@ def located(recipe: Recipe) -> Recipe:
 
 
 def _located(data: DataSection) -> DataSection:
-    places = {"text": _absolute(data.text), "tokens": _absolute(data.tokens)}
+    chats = tuple(path if path.startswith("hf://") else str(Path(path).absolute()) for path in data.chats)
+    places = {"text": _absolute(data.text), "tokens": _absolute(data.tokens), "chats": chats}
     return data.model_copy(update=places | {"build": data.build and data.build.absolute()})
 
 

@@ -4,13 +4,14 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
+from leyden.align.chats.batches import Normalise
 from leyden.checkpoint.starting_model import NewRows
 from leyden.core.config import Config
 from leyden.core.errors import UserError, suggest
 from leyden.data.loader.mixture_schedule import MixtureSchedule
 from leyden.model import ModelConfig, RopeScaling, preset
 from leyden.parallel import ParallelConfig
-from leyden.recipes.objectives import OBJECTIVES
+from leyden.recipes.objectives import OBJECTIVES, ON_CHATS
 from leyden.recipes.sections import DataSection, EvaluateSection, TokenizerSection
 from leyden.serve.config import EngineConfig
 from leyden.train import BatchSchedule, LearningRate, RunSettings
@@ -46,6 +47,8 @@ class TrainingStage(LearningRate):
     """Tokens that go through the model at once; bounds memory."""
     packing: Literal["concatenate", "best_fit"] = "concatenate"
     """``concatenate`` cuts a document where a sequence ends; ``best_fit`` cuts none that fits."""
+    normalise: Normalise = "tokens"
+    """What counts alike in the loss on chats: each token to learn, or each chat, by the mean over its tokens."""
     mixture: MixtureSchedule | None = None
     """Weights of the groups of tokens, over the steps; packed by best fit. None: each as many as it has."""
     rope_theta: float | None = Field(default=None, gt=1)
@@ -230,7 +233,13 @@ class Recipe(Config):
     def _data_fits(self) -> Self:
         for stage in self.stage:
             data = stage.data or self.data
+            _check_kind(stage, data)
             trains_tokenizer = self.data.build is None and self.tokenizer.path is None and self.starts_from is None
+            if data.chats and data is self.data and trains_tokenizer:
+                raise ValueError(
+                    "[data] chats train no tokenizer: begin from a model (model.from), or name a tokenizer "
+                    "(tokenizer.path)"
+                )
             if stage.data is not None and (data.build is not None or data.tokens) and trains_tokenizer:
                 raise ValueError(
                     f"stage '{stage.name}': its data have a tokenizer that made them, and this run would train another "
@@ -277,6 +286,21 @@ class Recipe(Config):
                 "model more positions, most often with a larger rope_theta or with rope_scaling; or shorten seq_len"
             )
         return self
+
+
+def _check_kind(stage: TrainingStage, data: DataSection) -> None:
+    """Refuse an objective on chats without them, chats under another, and what chats have not."""
+    on_chats = stage.objective in ON_CHATS
+    if on_chats != bool(data.chats):
+        where = "its [stage.data]" if stage.data is not None else "[data], which it is trained on,"
+        raise ValueError(
+            f"stage '{stage.name}': objective '{stage.objective}' trains on "
+            + (f"chats, and {where} names none: say chats = [...]" if on_chats else f"documents, and {where} is chats")
+        )
+    if on_chats and stage.mixture is not None:
+        raise ValueError(f"stage '{stage.name}': chats have no groups to mix; leave mixture out")
+    if not on_chats and stage.normalise != "tokens":
+        raise ValueError(f"stage '{stage.name}': normalise is for objectives on chats; leave it out")
 
 
 def _whole(*given: Any) -> bool:

@@ -6,6 +6,7 @@ from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from leyden.align.chats.batches import TooLong
 from leyden.core.config import Config
 from leyden.core.errors import UserError, suggest
 from leyden.core.lengths import tokens_of
@@ -37,10 +38,14 @@ class DataSection(Config):
     source of the running Python's standard library, which ``python:stdlib`` names in a list."""
     tokens: tuple[Path, ...] | dict[str, tuple[Path, ...]] = ()
     """Files and folders of tokens that another toolkit wrote: a list, or a list for each of several groups."""
+    chats: tuple[str, ...] = ()
+    """Files and folders of chats, or ``hf://OWNER/NAME``, for stages that train on answers."""
+    too_long: TooLong = "cut"
+    """What becomes of a chat that is longer than ``seq_len``: ``cut`` keeps its beginning, ``leave_out`` nothing."""
     document_token: int | None = Field(default=None, ge=0)
     """The token that ends each document, in token files that do not say where documents end. None: the tokenizer's."""
     held_out_fraction: float = Field(default=0.02, gt=0, lt=1)
-    """The share of the documents of ``text`` or ``tokens`` kept for evaluation."""
+    """The share of the documents of ``text`` or ``tokens``, or of the ``chats``, kept for evaluation."""
     recall_share: float = Field(default=0.0, ge=0, le=1)
     """The share of the documents of ``text`` in which the data stage ``recall`` plants numbers and asks for them."""
 
@@ -60,14 +65,16 @@ class DataSection(Config):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if (self.build is not None) + bool(self.text) + bool(self.tokens) > 1:
+        if (self.build is not None) + bool(self.text) + bool(self.tokens) + bool(self.chats) > 1:
             raise ValueError(
                 "give either text, that the run reads, or build, the directory of a data build, or tokens, the token "
-                "files of another toolkit"
+                "files of another toolkit, or chats"
             )
+        if self.too_long != "cut" and not self.chats:
+            raise ValueError("too_long is for chats; give chats, or leave it out")
         if self.document_token is not None and not self.tokens:
             raise ValueError("document_token is for token files; give tokens, or leave it out")
-        if self.recall_share and (self.build is not None or self.tokens):
+        if self.recall_share and (self.build is not None or self.tokens or self.chats):
             raise ValueError("recall_share is of text that the run reads; a data build has a stage recall of its own")
         if self.recall_group and not (self.recall_share and isinstance(self.text, dict)):
             raise ValueError("recall_group goes with recall_share, and with text in groups: text = { code = [...] }")
@@ -85,7 +92,9 @@ class DataSection(Config):
 
     @property
     def groups(self) -> set[str]:
-        """Of token files or of text."""
+        """Of token files or of text; chats have none."""
+        if self.chats:
+            return {"all"}
         return set(self.token_groups if self.tokens else self.text_groups) | ({self.recall_group} - {""})
 
 

@@ -4,7 +4,9 @@ from bisect import bisect_right
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from leyden.align.chats.batches import HeldOutChats, fit_chats
 from leyden.checkpoint.starting_model import StartingModel
 from leyden.core.log import say
 from leyden.data.loader.held_out import HeldOutBatches
@@ -108,7 +110,7 @@ def _stage_run(
 
     return StageRun(
         name=stage.name,
-        objective=OBJECTIVES[stage.objective](),
+        objective=OBJECTIVES[stage.objective](stage),
         learning_rate=stage,
         steps=steps,
         seq_len=stage.seq_len,
@@ -125,18 +127,21 @@ def _stage_run(
 def _held_out(recipe: Recipe, stage: TrainingStage, prepared: Prepared, rank_group: RankGroup) -> HeldOut | None:
     """This rank's share of the documents that the loss is measured on between steps."""
     every, per_step = recipe.evaluate.every_steps, stage.batch_schedule.fewest_micro_batches
-    documents, bounds = prepared.of(stage).held_out, recipe.evaluate.length_bounds
-    if not every or not documents:
+    data, bounds = prepared.of(stage), recipe.evaluate.length_bounds
+    if not every or not (data.held_out or data.held_out_chats):
         return None
-    batches = HeldOutBatches(
-        documents,
-        prepared.tokenizer,
-        num_tokens=recipe.evaluate.held_out_tokens,
-        seq_len=stage.seq_len,
-        batch_tokens=stage.micro_batch,
-        multiple=per_step,
-        length_bounds=bounds,
-    )
+    how: dict[str, Any] = {
+        "num_tokens": recipe.evaluate.held_out_tokens,
+        "seq_len": stage.seq_len,
+        "batch_tokens": stage.micro_batch,
+        "multiple": per_step,
+        "length_bounds": bounds,
+    }
+    if data.held_out_chats is not None:
+        chats = fit_chats(data.held_out_chats, stage.seq_len, (stage.data or recipe.data).too_long)
+        batches = HeldOutChats(chats, stage.normalise, prepared.tokenizer, **how)
+    else:
+        batches = HeldOutBatches(data.held_out, prepared.tokenizer, **how)
     return HeldOut.share(batches, rank_group, every_steps=every, per_step=per_step, length_bounds=bounds)
 
 

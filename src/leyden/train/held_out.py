@@ -3,12 +3,12 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from leyden.core.transfers import sent
-from leyden.data.loader.held_out import HeldOutBatches, HeldOutPart, class_names
+from leyden.data.loader.held_out import HeldOutPart, class_names
 from leyden.model import Features
 from leyden.model.losses import TokenLossModel
 from leyden.parallel import RankGroup
@@ -16,6 +16,23 @@ from leyden.parallel.objective import Objective, Row, Sums, add_up, sums_of_row
 from leyden.train.metrics import finite
 from leyden.train.objective import document_sums
 from leyden.train.state import TrainState
+
+
+class MeasuredBatches(Protocol):
+    """Held-out documents as batches, of which there are ``num_batches``.
+
+    Attributes:
+        num_bytes: UTF-8 bytes that the labels stand for; None where the loss is not the sum of their nats.
+        parts: what the documents are divided into; ``per_document["part"]`` says which of them each segment is of.
+    """
+
+    num_batches: int
+    num_bytes: int | None
+    parts: Sequence[HeldOutPart]
+
+    def share(self, number: int, rank: int, ranks: int, /) -> Row:
+        """What one of several data ranks has of a batch."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -39,7 +56,7 @@ class HeldOut:
     @classmethod
     def share(
         cls,
-        batches: HeldOutBatches,
+        batches: MeasuredBatches,
         rank_group: RankGroup,
         *,
         every_steps: int,

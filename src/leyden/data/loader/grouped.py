@@ -15,7 +15,7 @@ import numpy as np
 
 from leyden.core.errors import UserError
 from leyden.data.loader.packing import Batch, PackedBatchIterator, Segment
-from leyden.data.loader.pieces import PIECE, Pieces
+from leyden.data.loader.pieces import PIECE, Pieces, Stream
 from leyden.data.loader.plan import BestFit
 from leyden.data.loader.rows import TokenRows, lay
 from leyden.data.shards import TokenShards
@@ -167,7 +167,7 @@ class GroupStream:
             starts=shards.starts[documents.bounds[:-1]],
             rows=shards.rows[documents.bounds[:-1]],
         )
-        self._groups = BestFit(groups, seq_len=seq_len, seed=seed, max_padding=1.0, plans=plans)
+        self._groups: Stream = BestFit(groups, seq_len=seq_len, seed=seed, max_padding=1.0, plans=plans)
         self.shards, self.seq_len, self.fingerprint = shards, seq_len, self._groups.fingerprint
 
     def pieces(self, first: int, count: int) -> Pieces:
@@ -224,6 +224,11 @@ class GroupedBatches(PackedBatchIterator):
         self._stream = GroupStream(documents, seq_len=seq_len, seed=seed, plans=plans)
         settings = {"stream": self._stream.fingerprint, "batch_tokens": batch_tokens}
         self.fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+    def epochs_before(self, batch: int) -> float:
+        """How often the groups are gone through in the batches before number ``batch``, as a fraction."""
+        before = self._stream.tokens_before(batch * self.sequences_per_batch)
+        return before / self._stream.shards.num_tokens
 
     def sequences(self, first: int, count: int) -> Batch:
         """``count`` sequences of the stream from number ``first`` on, as one batch."""

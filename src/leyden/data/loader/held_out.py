@@ -81,11 +81,11 @@ class HeldOutBatches(PackedBatchIterator):
         of_document = np.array([names.index(cell) for cell in cells])
         of_token = np.repeat(of_document, np.diff(ends, prepend=0))
         counts = [_count(labels[:total][of_token == number], tokenizer) for number in range(len(names))]
-        self.parts = tuple(
+        self.parts: Sequence[HeldOutPart] = tuple(
             HeldOutPart(source, length_class, num_labels, num_bytes)
             for (source, length_class), (num_labels, num_bytes) in zip(names, counts, strict=True)
         )
-        self.num_bytes = sum(part.num_bytes for part in self.parts)
+        self.num_bytes: int | None = sum(part.num_bytes for part in self.parts)
         self._tokens, self._labels = tokens.reshape(-1, seq_len), labels.reshape(-1, seq_len)
         self._bounds = np.union1d(ends, np.arange(0, len(tokens) + 1, seq_len))
         # Behind the last document is padding, which has no labels and may be of any part.

@@ -40,8 +40,11 @@ def make_rows(stream: Stream, first: int, count: int) -> TokenRows:
 
 
 def lay(shards: TokenShards, held: Pieces, seq_len: int) -> TokenRows:
-    """Fetch the tokens of sequences and form their labels."""
+    """Fetch the tokens of sequences and form their labels; sequences without pieces are the last ones."""
     pieces, counts = held.pieces, np.diff(held.bounds)
+    if not len(pieces):
+        tokens = np.full((len(counts), seq_len), PADDING, np.int64)
+        return TokenRows(tokens, np.full_like(tokens, NO_LABEL), np.full(len(counts), seq_len), np.ones_like(counts))
     document, offset, length = pieces["document"], pieces["offset"], pieces["length"].astype(np.int64)
     starts = shards.starts[document] + offset
     ends = np.cumsum(length)
