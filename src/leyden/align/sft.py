@@ -20,7 +20,7 @@ class WeightedRow(Protocol):
     labels: torch.Tensor
     cu_seqlens: torch.Tensor
     per_document: Mapping[str, torch.Tensor]
-    """``"weight"``: [N] float32, of each label of a segment."""
+    """``"weight"``: [N] float64, of each label of a segment."""
 
 
 class Sft:
@@ -42,12 +42,13 @@ class Sft:
     def sums(self, model: TokenLossModel, features: Features, batch: Any, /) -> Sums:
         """See :class:`leyden.parallel.objective.Objective`. The loss that is logged is without the z-loss."""
         device = features.hidden.device
-        labels, weight = sent(batch.labels, device), sent(token_weights(batch), device)
+        dtype = torch.promote_types(features.hidden.dtype, torch.float32)
+        labels, weight = sent(batch.labels, device), sent(token_weights(batch).to(dtype), device)
         loss, nll = model.cross_entropy(features.hidden, labels, weight)
         return Sums(loss, model.ranks.own(weight).sum(), {"loss": nll})
 
 
 def token_weights(batch: WeightedRow) -> torch.Tensor:
-    """[1, T] float32: the weight of each label; 0 where there is none."""
+    """[1, T] float64: the weight of each label; 0 where there is none."""
     weight = batch.per_document[WEIGHT].repeat_interleave(batch.cu_seqlens.diff().long())[None]
     return weight.where(batch.labels != IGNORE_INDEX, 0)

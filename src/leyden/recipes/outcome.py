@@ -67,9 +67,9 @@ def tell_outcome(directory: Path) -> None:
     """Print bits per byte beside the baselines, the first sample, and where things are."""
     records = read_metrics(directory / EVALUATIONS)
     if records and all("stage" in record for record in records):
-        measured = [record for record in records if record.get("task") == "held_out"]
+        measured = [loss for record in records if (loss := record.get("held_out_loss")) is not None]
         if measured:
-            say(f"loss on held-out chats: {measured[-1]['loss']:.3f} nats")
+            say(f"loss on held-out chats: {measured[-1]:.3f} nats")
     for record in records:
         if "stage" in record:  # of the model while it was trained
             continue

@@ -106,7 +106,7 @@ def weighted(chats: FittingChats, normalise: Normalise) -> GroupedDocuments:
     """Each chat as a group of its own, with the weight of its tokens."""
     count = chats.shards.num_documents
     weight = np.ones(count) if normalise == "tokens" else 1 / chats.answer_tokens
-    return GroupedDocuments(chats.shards, np.arange(count + 1), per_document={WEIGHT: weight.astype(np.float32)})
+    return GroupedDocuments(chats.shards, np.arange(count + 1), per_document={WEIGHT: weight})
 
 
 class ChatBatches(GroupedBatches):
