@@ -147,6 +147,9 @@ def test_files_are_read_and_bad_rows_are_set_aside_with_their_place(tmp_path):
     rejects = []
     chats = list(read_chats([str(tmp_path)], rejects))
     assert [chat.id.rpartition("/")[2] for chat in chats] == ["a.jsonl:1", "a.jsonl:4", "b.parquet:1", "b.parquet:2"]
+    assert [chat.source for chat in chats] == [
+        str(tmp_path / name) for name in ("a.jsonl", "a.jsonl", "b.parquet", "b.parquet")
+    ]
     assert chats[2].messages[1] == call
     assert {(reject.place, reject.reason) for reject in rejects} == {
         ("line 2", "not JSON"),

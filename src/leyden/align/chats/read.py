@@ -46,7 +46,7 @@ def _read(paths: Sequence[str], rejects: list[Reject], make: Callable[..., Made]
     for file in with_rows:
         for document in read_piece(Piece(file, file.format, 0), settings, rejects):
             try:
-                yield make(json.loads(document.text), document.id, document.source)
+                yield make(json.loads(document.text), document.id, str(file.path))
             except Problem as problem:
                 row = document.id.removeprefix(file.name).lstrip(":@")
                 rejects.append(Reject(str(file.path), f"row {row}", problem.reason, problem.detail))
