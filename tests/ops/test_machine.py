@@ -11,7 +11,7 @@ from leyden.ops.native import processor
 
 def test_every_field_is_a_line(leyden_cli: Callable[..., object]) -> None:
     lines = leyden_cli("info", "--machine").out.splitlines()  # pyright: ignore[reportAttributeAccessIssue]
-    assert [line.split("  ")[0] for line in lines] == [*machine.FIELDS]
+    assert [line.split("  ")[0] for line in lines] == [*machine.FIELDS, "sandbox"]
     assert all(line.split(maxsplit=1)[1:] for line in lines)
 
 

@@ -50,8 +50,7 @@ def info(
         from leyden.core.sandbox.probe import sandbox_text
         from leyden.ops.machine import machine_text
 
-        print(machine_text())
-        print(f"sandbox: {sandbox_text()}")
+        print(machine_text(sandbox=sandbox_text))
         if what is None:
             return
     if what is None:

@@ -110,7 +110,7 @@ FIELDS: dict[str, Callable[[], object]] = {
 """What is said, in order, and who knows it."""
 
 
-def machine_text() -> str:
-    """The table, a line a field."""
+def machine_text(**more: Callable[[], object]) -> str:
+    """The table, a line a field; ``more`` are fields of other rooms, behind these."""
     width = max(map(len, FIELDS)) + 2
-    return "\n".join(f"{name:<{width}}{known()}" for name, known in FIELDS.items())
+    return "\n".join(f"{name:<{width}}{known()}" for name, known in {**FIELDS, **more}.items())
