@@ -10,7 +10,7 @@ import pytest
 from whole_runs import assert_same_run
 
 PLACES = [
-    ("leyden.recipes.prepare.write_shards", errno.EROFS),
+    ("leyden.recipes.prepare.write_checksums", errno.EROFS),
     ("leyden.train.metrics.MetricsLog.sync", errno.EIO),
     ("leyden.train.metrics.atomic_file", errno.ENOTDIR),
     ("leyden.checkpoint.training.save_pieces", errno.EACCES),
