@@ -7,13 +7,13 @@ from contextlib import AbstractContextManager
 import pytest
 import torch
 from exactness import assert_within_noise, random
+from expert_cases import Size, in_dtypes
 
 from leyden.ops import Int8Matrices, drop_over_capacity, quantize_rows, route, swiglu_experts
 
 launch = importlib.import_module("leyden.ops.experts.launch_int8")
 
 D, F = 21, 37
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def draw(
@@ -53,20 +53,8 @@ def check(
     return mine
 
 
-SIZES = [(1, 1, 1, 1), (19, 4, 2, 6), (6, 33, 2, 1), (7, 5, 5, 3)]
-"""Tokens, experts, experts a token and their capacity."""
-FAST = [*((SIZES[1], dtype) for dtype in DTYPES), *((size, torch.bfloat16) for size in SIZES if size != SIZES[1])]
-
-
-@pytest.mark.parametrize(
-    ("size", "dtype"),
-    [
-        pytest.param(size, dtype, marks=() if (size, dtype) in FAST else pytest.mark.slow)
-        for size in SIZES
-        for dtype in DTYPES
-    ],
-)
-def test_routed_tokens(size: tuple[int, int, int, int], dtype: torch.dtype, device: str) -> None:
+@pytest.mark.parametrize(("size", "dtype"), in_dtypes((19, 4, 2, 6), [(1, 1, 1, 1), (6, 33, 2, 1), (7, 5, 5, 3)]))
+def test_routed_tokens(size: Size, dtype: torch.dtype, device: str) -> None:
     num_tokens, num_experts, top_k, capacity = size
     drawn = draw(num_tokens, num_experts, top_k, dtype)
     routing = route(random(num_tokens, num_experts, seed=5), top_k)

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 import pytest
 import torch
 from exactness import assert_within_noise, random, with_gradients
+from expert_cases import DTYPES, Size, in_dtypes
 from torch.nn.functional import silu
 
 from leyden.ops import drop_over_capacity, route, swiglu_experts
@@ -16,7 +17,6 @@ from leyden.ops.experts.sort import sort_by_expert
 launch = importlib.import_module("leyden.ops.experts.launch")
 
 D, F = 24, 40
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 NAMES = ("output", "dx", "dgate_up", "ddown", "dweights")
 
 
@@ -62,20 +62,8 @@ def check(inputs: list[torch.Tensor], experts: torch.Tensor, kept: torch.Tensor 
         assert a.dtype == p.dtype
 
 
-SIZES = [(1, 1, 1, 1), (19, 4, 2, 6), (17, 32, 2, 1), (7, 5, 5, 3)]
-"""Tokens, experts, experts a token and their capacity."""
-FAST = [*((SIZES[1], dtype) for dtype in DTYPES), *((size, torch.bfloat16) for size in SIZES if size != SIZES[1])]
-
-
-@pytest.mark.parametrize(
-    ("size", "dtype"),
-    [
-        pytest.param(size, dtype, marks=() if (size, dtype) in FAST else pytest.mark.slow)
-        for size in SIZES
-        for dtype in DTYPES
-    ],
-)
-def test_routed_tokens(size: tuple[int, int, int, int], dtype: torch.dtype, device: str) -> None:
+@pytest.mark.parametrize(("size", "dtype"), in_dtypes((19, 4, 2, 6), [(1, 1, 1, 1), (17, 32, 2, 1), (7, 5, 5, 3)]))
+def test_routed_tokens(size: Size, dtype: torch.dtype, device: str) -> None:
     num_tokens, num_experts, top_k, capacity = size
     inputs = draw(num_tokens, num_experts, top_k, dtype)
     routing = route(random(num_tokens, num_experts, seed=5), top_k)

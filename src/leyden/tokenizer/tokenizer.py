@@ -8,13 +8,12 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from leyden.core.errors import UserError
@@ -25,25 +24,12 @@ from leyden.tokenizer.bpe import assemble, begin, byte_spelling
 from leyden.tokenizer.chat import ChatTemplate, Message, minimax_template
 from leyden.tokenizer.directory import TokenizerFiles, read_files, write_files
 from leyden.tokenizer.encoder import Encoder
+from leyden.tokenizer.special_tokens import BOS, MINIMAX_NAMES, SPECIAL_TOKENS, find_ids, make_special, with_end
 from leyden.tokenizer.strangers import check_backend
 from leyden.tokenizer.training import Training, text_needed, train
 from leyden.tokenizer.words import WordCounts
 
-BOS = "<beginning_of_sentence>"
-EOS = "<end_of_sentence>"
-EOD = "<end_of_document>"
-SPECIAL_TOKENS = (BOS, EOS, EOD, "<function_call>", "<image>")
-# As in the released configuration, where the unknown token, which byte-level BPE never needs, ends a document.
-_MINIMAX_NAMES = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOD}
-
 _BYTES = byte_spelling()
-
-
-@dataclass(frozen=True)
-class _Ids:
-    bos: int
-    eos: int
-    eod: int
 
 
 class Tokenizer:
@@ -61,14 +47,14 @@ class Tokenizer:
                 end token is none.
         """
         check_backend(backend)
-        files = _with_end(backend, files)
-        _make_special(backend, [*files.names.values(), *files.others])
+        files = with_end(backend, files)
+        make_special(backend, [*files.names.values(), *files.others])
         backend.encode_special_tokens = True  # the spelling of a special token in text is text
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
         self._files = files
-        self._ids = _find_ids(backend, files.names)
+        self._ids = find_ids(backend, files.names)
         added = backend.get_added_tokens_decoder()
         self._special = {index: token for index, token in added.items() if token.special}
         self._encoder = Encoder(backend, self._special)
@@ -124,11 +110,11 @@ class Tokenizer:
                 f"{text_needed(counts, reached, num_tokens)}."
             )
         backend = assemble(training.merges)
-        _make_special(backend, SPECIAL_TOKENS)
+        make_special(backend, SPECIAL_TOKENS)
         begin(backend, BOS)
         template = minimax_template()
-        others = tuple(token for token in SPECIAL_TOKENS if token not in _MINIMAX_NAMES.values())
-        return cls(backend, TokenizerFiles(backend.to_str(), _MINIMAX_NAMES, others, template)), training
+        others = tuple(token for token in SPECIAL_TOKENS if token not in MINIMAX_NAMES.values())
+        return cls(backend, TokenizerFiles(backend.to_str(), MINIMAX_NAMES, others, template)), training
 
     @classmethod
     def load(cls, directory: Path | str) -> Self:
@@ -403,33 +389,3 @@ def _counted(texts: Iterable[str]) -> Iterator[str]:
         for text in texts:
             yield text
             bar.advance()
-
-
-def _make_special(backend: Backend, tokens: Sequence[str]) -> None:
-    """Mark ``tokens`` as special, adding those that are missing; one that already is keeps its properties."""
-    special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
-    missing = [token for token in tokens if token not in special]
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in missing])
-
-
-def _with_end(backend: Backend, files: TokenizerFiles) -> TokenizerFiles:
-    """``files`` that name a token which ends a sequence, by the model's files where the tokenizer's name none."""
-    if "eos_token" in files.names or backend.token_to_id(EOS) is not None:
-        return files
-    tokens = [backend.id_to_token(index) for index in files.end_ids[:1] if 0 <= index < 1 << 32]
-    return replace(files, names={**files.names, "eos_token": tokens[0]}) if tokens and tokens[0] else files
-
-
-def _find_ids(backend: Backend, names: Mapping[str, str]) -> _Ids:
-    """The ids of the tokens that begin and end things: as configured, else by MiniMax's names.
-
-    Where none begins a document or ends one, the token that ends a sequence does (as in GPT-2).
-    """
-    eos = backend.token_to_id(names.get("eos_token", EOS))
-    if eos is None:
-        raise UserError(
-            "The tokenizer does not say which token ends a sequence: add a tokenizer_config.json with an eos_token."
-        )
-    bos = backend.token_to_id(names.get("bos_token", BOS))
-    eod = backend.token_to_id(EOD)
-    return _Ids(bos=eos if bos is None else bos, eos=eos, eod=eos if eod is None else eod)
