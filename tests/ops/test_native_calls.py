@@ -139,12 +139,14 @@ def _gated_backward(bounds: torch.Tensor, width: int = 16) -> None:
     native.call("leyden_gated_attention_backward", F32, *given)
 
 
-def _experts(spans: tuple[int, ...], tokens: tuple[int, ...], row: tuple[int, ...], bytes_too: bool = False) -> None:
+def _experts(
+    spans: tuple[int, ...], assignment: tuple[int, ...], row: tuple[int, ...], bytes_too: bool = False
+) -> None:
     x, both, down = torch.ones(2, 16), torch.ones(2, 32, 16), torch.ones(2, 16, 16)
     eights = (both.to(torch.int8), torch.ones(2, 32), None, None) if bytes_too else (None, None, None, None)
-    given = (x, None if bytes_too else both, down, *eights, i32(*tokens), i32(*row), ints(*spans), torch.ones(2, 1))
+    given = (x, None if bytes_too else both, down, *eights, i32(*assignment), i32(*row), ints(*spans), torch.ones(2, 1))
     sizes = (2, 3, 1, 2, 2, 16, 16, 32)
-    native.call("leyden_experts_forward", F32, *given, *sizes, torch.empty(2, 32), torch.empty(2, 16))
+    native.call("leyden_experts_forward", F32, *given, *sizes, torch.empty(2, 32), None, torch.empty(2, 16))
 
 
 ONE = torch.ones(2, 4)

@@ -12,6 +12,7 @@ from leyden.model import PAGE, HybridLM, Rope, RopeScaling
 from leyden.model.quantized import quantize
 from leyden.serve import Engine, Request, Sampling
 from leyden.serve.loop import EngineLoop
+from leyden.serve.new_weights import WeightsWatch
 
 GREEDY = Sampling(max_tokens=12, temperature=0, ignore_eos=True, logprobs=0)
 PROMPTS = [[1, 2, 3], [7] * (PAGE + 9)]
@@ -190,8 +191,9 @@ def test_requests_that_are_aborted_keep_their_tokens(make_model: MakeModel) -> N
     assert engine.generate(PROMPTS[:1], GREEDY)[0].tokens != whole.tokens
 
 
+@pytest.mark.parametrize("entered", [True, False])
 @pytest.mark.parametrize("how", ["written", "assigned", "rounded"])
-def test_weights_that_were_trained_in_place_are_seen(make_model: MakeModel, how: str) -> None:
+def test_weights_that_were_trained_in_place_are_seen(make_model: MakeModel, how: str, entered: bool) -> None:
     """The trainer has the very same module: nobody tells the engine, and no request mixes both."""
     model = make_model()
     trained = other(model)
@@ -206,13 +208,36 @@ def test_weights_that_were_trained_in_place_are_seen(make_model: MakeModel, how:
     engine.add(Request(PROMPTS[1], GREEDY, "after"))
     deltas = []
     while engine.busy:
-        deltas += engine.step()
+        deltas += engine.step(entered=entered)
     (torn,) = [delta for delta in deltas if delta.request == "torn"]
     assert first and torn.finish_reason == "error" and torn.weights_version == 0
     assert torn.error is not None and "by both the old and the new ones" in torn.error
     after = tuple(token for delta in deltas if delta.request == "after" for token in delta.tokens)
     assert after == Engine(trained).generate(PROMPTS[1:], GREEDY)[0].tokens
     assert engine.weights_version == 1
+
+
+def test_weights_are_looked_at_where_others_may_have_written_to_them(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two steps of ``generate`` only the engine runs; between two chunks of a stream its reader does."""
+    model, looked = make_model(), 0
+    changed = WeightsWatch.changed
+
+    def counted(watch: WeightsWatch) -> bool:
+        nonlocal looked
+        looked += 1
+        return changed(watch)
+
+    monkeypatch.setattr(WeightsWatch, "changed", counted)
+    engine = Engine(model, max_sequences=1)
+    engine.generate(PROMPTS, GREEDY)
+    assert looked == 1 < engine.statistics.steps
+    chunks = engine.stream(PROMPTS[0], GREEDY)
+    next(chunks)
+    model.load_state_dict(other(model).state_dict())
+    with pytest.raises(UserError, match="by both the old and the new ones"):
+        list(chunks)
 
 
 def test_writes_that_pytorch_does_not_count_are_told(make_model: MakeModel) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from leyden.serve.job import Generation
 
-Order = Literal["step", "arrivals", "read ahead", "update", "release", "acquire", "stop"]
+Order = Literal["step", "next step", "arrivals", "read ahead", "update", "release", "acquire", "stop"]
 """What an engine does. Ranks that follow another one are told of it (:mod:`leyden.serve.ranks`)."""
 
 
@@ -40,11 +40,12 @@ class Arrivals:
         with self._lock:
             self._aborts.append(id)
 
-    def take(self, order: Literal["step", "arrivals"]) -> tuple[list[Generation], list[str]]:
+    def take(self, order: Literal["step", "next step", "arrivals"]) -> tuple[list[Generation], list[str]]:
         """All that came since the last time: requests, and the ids of those that are to end.
 
         Args:
-            order: whether a step follows, or nothing does.
+            order: whether a step follows, or nothing does; ``"next step"`` where weights were not written to since the
+                last one.
         """
         with self._lock:
             taken = list(self._generations), list(self._aborts)

@@ -160,9 +160,9 @@ class EngineLoop:
         try:
             with torch.cuda.device_of(self.engine.model.norm.weight):  # each thread has a current GPU of its own
                 while self._wait():
-                    self._run_between()
+                    entered = self._run_between()
                     if self.engine.busy:
-                        self._deliver(self.engine.step())
+                        self._deliver(self.engine.step(entered=entered))
                 self.engine.abort_now(())  # those that the drain has ended
         except BaseException as fault:  # a library's panic is no Exception, and nobody else would hear of it
             logger(__name__).exception("the engine has stopped")
@@ -172,9 +172,12 @@ class EngineLoop:
                 self._changed.notify_all()
         self._run_between()
 
-    def _run_between(self) -> None:
+    def _run_between(self) -> bool:
+        """Whether there was something that ran."""
+        ran = bool(self._between)
         while self._between:
             self._between.popleft()()
+        return ran
 
     def _wait(self) -> bool:
         """Sleep until there is something to do; False when there will be nothing any more."""

@@ -52,7 +52,8 @@ class WeightsWatch:
     def changed(self) -> bool:
         """Whether a part of the model, or its RoPE base or scaling, is another than when this object was made.
 
-        It is asked in every step, before which a decoder filled the caches with weights, and therefore loops in C.
+        It is asked before steps, behind which a decoder filled the caches with weights: to touch 200 modules and 80
+        tensors then takes 0.15 ms, although it loops in C.
         """
         parts = map(dict.get, self._holders, self._names)
         return (

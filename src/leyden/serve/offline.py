@@ -26,7 +26,7 @@ def generate(
         raise UserError(f"generate takes one sampling, or one for each prompt; given {len(each)} for {len(prompts)}.")
     requests = [_request(engine, prompt, own, watched=False) for prompt, own in zip(prompts, each, strict=True)]
     deltas: dict[str, list[list[Delta]]] = {r.id: [[] for _ in range(r.sampling.n)] for r in requests}
-    for delta in _run(engine, requests):
+    for delta in _run(engine, requests, entered=False):
         deltas[delta.request][delta.index].append(delta)
     return [made for request in requests for made in Completion.of_request(request.tokens, deltas[request.id])]
 
@@ -41,7 +41,7 @@ def stream(engine: EngineCore, prompt: str | Sequence[int], sampling: Sampling) 
 
 def _chunks(engine: EngineCore, request: Request) -> Iterator[Chunk]:
     deltas: list[Delta] = []
-    for delta in _run(engine, [request]):
+    for delta in _run(engine, [request], entered=True):
         deltas.append(delta)
         whole = None
         if delta.finish_reason is not None:
@@ -54,8 +54,11 @@ def _chunks(engine: EngineCore, request: Request) -> Iterator[Chunk]:
             yield Chunk(delta.text, delta.tokens[-1], whole)
 
 
-def _run(engine: EngineCore, requests: Sequence[Request]) -> Iterator[Delta]:
-    """The deltas of ``requests``; those that have not ended when the caller stops are aborted."""
+def _run(engine: EngineCore, requests: Sequence[Request], *, entered: bool) -> Iterator[Delta]:
+    """The deltas of ``requests``; those that have not ended when the caller stops are aborted.
+
+    ``entered`` says whether code outside of this module runs between two deltas (:meth:`EngineCore.step`).
+    """
     box: deque[Delta] = deque()
     unsent = deque(requests)
     left = {request.id: request.sampling.n for request in requests}
@@ -66,7 +69,7 @@ def _run(engine: EngineCore, requests: Sequence[Request]) -> Iterator[Delta]:
                 request.on_delta = box.append
                 engine.add(request)
             if not box:
-                engine.advance()
+                engine.advance(entered=entered)
             while box:
                 delta = box.popleft()
                 if delta.finish_reason is not None:

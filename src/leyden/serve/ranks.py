@@ -38,7 +38,7 @@ class LeadingArrivals(Arrivals):
         super().__init__()
         self._announcer = announcer
 
-    def take(self, order: Literal["step", "arrivals"]) -> tuple[list[Generation], list[str]]:
+    def take(self, order: Literal["step", "next step", "arrivals"]) -> tuple[list[Generation], list[str]]:
         """As :meth:`Arrivals.take`; the other ranks take in the same."""
         arrived, aborted = super().take(order)
         self.tell(order, [_told(first.request) for first in arrived], aborted)
@@ -98,8 +98,8 @@ def follow(engine: Engine, announcer: Announcer) -> None:
             engine.accept(_heard(told))
         for id in aborted:
             engine.abort(id)
-        if order == "step":
-            engine.step()
+        if order in ("step", "next step"):
+            engine.step(entered=order == "step")
         else:
             engine.abort_now(())
 

@@ -157,7 +157,7 @@ class ServeOurs:
         return seen
 
     def _step(self, engine: Engine, seen: dict[str, _Stream]) -> None:
-        deltas = engine.step()
+        deltas = engine.step(entered=False)
         now = time.perf_counter()
         for delta in deltas:
             if delta.error is not None:

@@ -1,12 +1,16 @@
 """The experts as in ``portable.py``, with ``native.cpp`` between the matrix products.
 
 The weight of an assignment multiplies the activation, not the expert's output: its gradient then falls out of the
-activation's backward, and the outputs are summed as they are. Saved for the backward: the sorted tokens, their
-projections, and where they came from. Where no backward follows, ``forward.cpp`` does all of it in one pass.
+activation's backward, and the outputs are summed as they are. Saved for the backward: the tokens, their sorted
+projections, and where they came from.
+
+On processors that multiply fast enough, ``forward.cpp`` does the whole forward in one pass, with a backward and
+without: both have the same bits, on which reinforcement learning relies (``tests/serve/test_on_policy.py``).
 """
 
 import ctypes
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -38,24 +42,31 @@ class _Sorted:
     Attributes:
         row: [M] int32, the row of each assignment, -1 where dropped.
         assignment: [rows] int32, the assignment of each row, -1 where the row only fills up.
-        spans: (expert, its rows) for every expert that has any.
-        idle: the experts that have none.
+        bounds: [E + 1] int64, where each expert's rows begin, and the end.
         top_k: assignments a token.
     """
 
     row: torch.Tensor
     assignment: torch.Tensor
-    spans: list[tuple[int, slice]]
-    idle: list[int]
+    bounds: torch.Tensor
     top_k: int
 
     @classmethod
-    def of(cls, experts: torch.Tensor, kept: torch.Tensor | None, num_experts: int) -> "_Sorted":
-        bounds, row, assignment = _sort(experts, kept, num_experts, alignment(experts.numel(), num_experts))
-        ends = bounds.tolist()
-        spans = {e: slice(a, b) for e, (a, b) in enumerate(zip(ends, ends[1:], strict=False)) if b > a}
-        idle = [e for e in range(num_experts) if e not in spans]
-        return cls(row, assignment, list(spans.items()), idle, experts.shape[1])
+    def of(cls, experts: torch.Tensor, kept: torch.Tensor | None, num_experts: int, grain: int) -> "_Sorted":
+        """With as many rows for each expert as a multiple of ``grain``."""
+        bounds, row, assignment = _sort(experts, kept, num_experts, grain)
+        return cls(row, assignment, bounds, experts.shape[1])
+
+    @cached_property
+    def spans(self) -> list[tuple[int, slice]]:
+        """(expert, its rows) for every expert that has any."""
+        ends = self.bounds.tolist()
+        return [(e, slice(a, b)) for e, (a, b) in enumerate(zip(ends, ends[1:], strict=False)) if b > a]
+
+    @property
+    def idle(self) -> list[int]:
+        """The experts that have no row."""
+        return sorted({*range(len(self.bounds) - 1)} - {expert for expert, _ in self.spans})
 
     @property
     def longest(self) -> int:
@@ -87,26 +98,47 @@ def _forward(
     x: torch.Tensor,
     gate_up: torch.Tensor | Int8Matrices,
     down: torch.Tensor | Int8Matrices,
-    experts: torch.Tensor,
+    sort: _Sorted,
     weights: torch.Tensor,
-    kept: torch.Tensor | None,
+    projected: torch.Tensor | None,
 ) -> torch.Tensor:
-    """See :func:`leyden.ops.swiglu_experts`; sums are float32 up to the last."""
-    (num_experts, dim, width), top_k = down.shape, experts.shape[1]
-    spans, row, assignment = _sort(experts, kept, num_experts, 1)
-    x = x.contiguous()
-    stride = dim + LANES
-    y, out = x.new_empty(len(assignment), stride, dtype=torch.float32), torch.empty_like(x)
+    """See :func:`leyden.ops.swiglu_experts`; sums are float32 up to the last. ``projected`` is written to."""
+    num_experts, dim, width = down.shape
+    num_rows, stride = len(sort.assignment), dim + LANES
+    y, out = x.new_empty(num_rows, stride, dtype=torch.float32), torch.empty_like(x)
     if isinstance(gate_up, Int8Matrices) and isinstance(down, Int8Matrices):
         scales = [stack.scale.float().contiguous() for stack in (gate_up, down)]
         stacks = (None, None, gate_up.weight.contiguous(), scales[0], down.weight.contiguous(), scales[1])
     else:
         assert isinstance(gate_up, torch.Tensor) and isinstance(down, torch.Tensor)
         stacks = (gate_up.contiguous(), down.contiguous(), None, None, None, None)
-    places = (assignment.div(top_k, rounding_mode="floor"), row, spans, weights.contiguous())
-    sizes = (num_experts, num_experts + 1, top_k, len(x), len(assignment), dim, width, stride)
-    call("leyden_experts_forward", x.dtype, x, *stacks, *places, *sizes, y, out)
+    places = (sort.assignment, sort.row, sort.bounds, weights)
+    sizes = (num_experts, num_experts + 1, sort.top_k, len(x), num_rows, dim, width, stride)
+    call("leyden_experts_forward", x.dtype, x, *stacks, *places, *sizes, y, projected, out)
     return out
+
+
+def _by_products(
+    x: torch.Tensor,
+    gate_up: torch.Tensor | Int8Matrices,
+    down: torch.Tensor | Int8Matrices,
+    sort: _Sorted,
+    weights: torch.Tensor,
+    projected: torch.Tensor | None,
+) -> torch.Tensor:
+    """As :func:`_forward`, by the matrix library's products, an expert at a time."""
+    rows, width = sort.gather(x), down.shape[2]
+    y, hidden = torch.empty_like(rows), x.new_empty(sort.longest, width)
+    passing = x.new_empty(sort.longest if projected is None else 0, 2 * width)  # one buffer, which stays in the cache
+    for expert, span in sort.spans:
+        count = span.stop - span.start
+        both = passing[:count] if projected is None else projected[span]
+        active = hidden[:count]
+        torch.mm(rows[span], gate_up[expert].t(), out=both)
+        sizes = (width, count, weights.numel())
+        call("leyden_experts_activate", x.dtype, both, sort.assignment[span], weights, *sizes, active)
+        torch.mm(active, down[expert].t(), out=y[span])
+    return sort.sum_by_token(y)
 
 
 class NativeExperts(torch.autograd.Function):
@@ -123,33 +155,26 @@ class NativeExperts(torch.autograd.Function):
         kept: torch.Tensor | None,
         keep: bool,
     ) -> torch.Tensor:
-        sort = _Sorted.of(experts, kept, gate_up.shape[0])
-        width = down.shape[2]
-        if not keep and type(gate_up) is type(down) and _forward_pays(x.dtype, x.shape[1], width):
-            return _forward(x, gate_up, down, experts, weights, kept)
-        weights = weights.contiguous()
-        rows = sort.gather(x.contiguous())
-        # The projections are kept for the backward, or else lie in one buffer that stays in the cache.
-        projected = x.new_empty(len(rows) if keep else sort.longest, 2 * width)
-        y, hidden = torch.empty_like(rows), x.new_empty(sort.longest, width)
-        for expert, span in sort.spans:
-            count = span.stop - span.start
-            both, active = projected[span] if keep else projected[:count], hidden[:count]
-            torch.mm(rows[span], gate_up[expert].t(), out=both)
-            sizes = (width, count, weights.numel())
-            call("leyden_experts_activate", x.dtype, both, sort.assignment[span], weights, *sizes, active)
-            torch.mm(active, down[expert].t(), out=y[span])
+        x, weights = x.contiguous(), weights.contiguous()
+        num_experts, dim, width = down.shape
+        in_one_pass = type(gate_up) is type(down) and _forward_pays(x.dtype, dim, width)
+        # A matrix library prepares a kernel for each number of rows; the single pass does not, and fills nothing up.
+        grain = 1 if in_one_pass and not keep else alignment(experts.numel(), num_experts)
+        sort = _Sorted.of(experts, kept, num_experts, grain)
+        projected = x.new_empty(len(sort.assignment), 2 * width) if keep else None
         if keep:
-            ctx.save_for_backward(rows, gate_up, down, weights, projected)
+            ctx.save_for_backward(x, gate_up, down, weights, projected)
             ctx.sort = sort
-        return sort.sum_by_token(y)
+        if in_one_pass:
+            return _forward(x, gate_up, down, sort, weights, projected)
+        return _by_products(x, gate_up, down, sort, weights, projected)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        rows, gate_up, down, weights, projected = ctx.saved_tensors
+        x, gate_up, down, weights, projected = ctx.saved_tensors
         sort: _Sorted = ctx.sort
         width = down.shape[2]
-        dy = sort.gather(grads[0].contiguous())
+        rows, dy = sort.gather(x), sort.gather(grads[0].contiguous())
         dgate_up, ddown, dweights = torch.empty_like(gate_up), torch.empty_like(down), torch.zeros_like(weights)
         dgate_up[sort.idle], ddown[sort.idle] = 0, 0
         hidden, dprojected = rows.new_empty(sort.longest, width), rows.new_empty(sort.longest, 2 * width)

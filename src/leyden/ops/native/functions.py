@@ -71,9 +71,10 @@ DECLARATIONS = (
     " T dprojected[2 count width]; float32 dweights[assignments])",
     "leyden_experts_forward(T; T x[tokens dim]; T gate_up[2 experts width dim]?; T down[experts dim width]?;"
     " int8 gate_up_bytes[2 experts width dim]?; float32 gate_up_scale[2 experts width]?;"
-    " int8 down_bytes[experts dim width]?; float32 down_scale[experts dim]?; int32 tokens_of[rows];"
+    " int8 down_bytes[experts dim width]?; float32 down_scale[experts dim]?; int32 assignment[rows];"
     " int32 row[tokens top_k]; int64 spans[last]; float32 weights[tokens top_k]; int experts; int last; int top_k;"
-    " int tokens; int rows; int dim; int width; int stride; float32 y[rows stride]; T out[tokens dim])",
+    " int tokens; int rows; int dim; int width; int stride; float32 y[rows stride]; T projected[rows 2 width]?;"
+    " T out[tokens dim])",
 )
 
 Argument = torch.Tensor | torch.dtype | int | float | None
