@@ -114,8 +114,11 @@ def fail_in_ops() -> dict[str, int]:
 
 
 def limit() -> dict[str, str]:
-    """What is said by a step of many tokens, and by threads that need tens of megabytes each."""
-    tokens, width = 20_000, 250_000
+    """What is said by threads that need tens of megabytes each, and by a step of many tokens.
+
+    The threads come first: what a step allocates before it fails stays with the process, and could be enough for them.
+    """
+    tokens, width = 20_000, 500_000
     step, few = decoder(2, tokens // 256 + 1), [Reading([1], 0, [0], [0, 0], 1)]
     expected = step.run(few)
     many = [Reading([1] * tokens, 0, range(tokens // 256 + 1), [1] * (tokens + 1), 1)]
@@ -128,7 +131,7 @@ def limit() -> dict[str, str]:
     most = pages * resource.getpagesize() + (8 << 20)
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     said = {}
-    calls = {"step": lambda: step.run(many), "op": lambda: native.call("leyden_attention_probabilities", *given)}
+    calls = {"op": lambda: native.call("leyden_attention_probabilities", *given), "step": lambda: step.run(many)}
     for name, call in calls.items():
         try:
             call()
