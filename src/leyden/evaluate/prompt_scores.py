@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from leyden.evaluate.prompt_tree import PromptSegment, PromptTree, prompt_tree
-from leyden.model import PAGE, HybridLM, Pools, evaluation_mode
+from leyden.model import PAGE, HybridLM, Pools
 from leyden.serve.runner import Reading, Runner
 
 _FORWARD_TOKENS = 8192
@@ -47,7 +47,7 @@ def prompt_scores(
     """Score the last tokens of each prompt, given those before them.
 
     Args:
-        model: any mode; it is in ``eval()`` meanwhile, and left as it was.
+        model: any mode; it computes as in ``eval()``.
         prompts: token ids, at least two each, and no more than the model has positions.
         scored: of each prompt how many of its last tokens are scored, from 1 to all but the first.
         tree: of the prompts without their last tokens, where it is there already.
@@ -64,12 +64,11 @@ def prompt_scores(
     wanted = _Wanted(tree, prompts, scored)
     most_rows = max(1, _LOGITS_BYTES // (4 * model.config.vocab_size))
     runner = Runner(model, memory.pools)
-    with evaluation_mode(model.modules()):
-        for parts in memory.passes(tree, wanted, forward_tokens, most_rows):
-            readings = [memory.reading(part, wanted.rows(part)) for part in parts]
-            with torch.inference_mode():
-                done = wanted.take(parts, runner.run([], readings))
-            yield from done
+    for parts in memory.passes(tree, wanted, forward_tokens, most_rows):
+        readings = [memory.reading(part, wanted.rows(part)) for part in parts]
+        with torch.inference_mode():
+            done = wanted.take(parts, runner.run([], readings))
+        yield from done
 
 
 @dataclass(frozen=True)
