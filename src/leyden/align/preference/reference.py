@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from leyden.align.preference.batches import ANSWER
+from leyden.checkpoint.coordinator import coordinator_of
 from leyden.core.errors import UserError
 from leyden.core.files import atomic_directory
 from leyden.core.log import Bar, progress
@@ -158,9 +159,9 @@ def _so_far(state: TrainState, folder: Path, fresh: Reference) -> Reference:
         same_batches = (found.packing, found.total) == (fresh.packing, fresh.total)
         return found if found.complete or same_batches else fresh
 
-    done: int = state.rank_group.first(lambda: read().done)
+    done = coordinator_of(state.rank_group.mesh).on_rank_0(lambda: read().done)
+    # The first rank writes only after the next exchange, which takes all of them.
     found = read() if done else fresh
-    state.rank_group.wait()  # all have read what the first is going to replace
     if found.done != done:
         raise UserError(
             f"{folder} is not the same for this rank as for the first; the directory of a run must be the same one for "
