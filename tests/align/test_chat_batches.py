@@ -94,7 +94,7 @@ def test_a_chat_that_the_template_refuses_is_set_aside(tokenizer, tmp_path):
     chats = [chat_of(row, f"chats/f.jsonl:{n}", "f.jsonl") for n, row in enumerate(rows, 1)]
     counts = ChatCounts()
     made = list(tokenise_chats(chats, Tokenizer.load(tmp_path / "t"), counts))
-    assert len(made) == counts.chats == 1
+    assert len(made) == counts.rows == 1
     assert [(r.source, r.place, r.reason) for r in counts.rejects] == [("f.jsonl", "row 2", REFUSED)]
     assert "System role not supported" in counts.rejects[0].detail
 

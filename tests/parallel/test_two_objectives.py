@@ -11,7 +11,6 @@ from one_process import assert_close
 from test_exactness import Alone, build, check, differences, named, one_process, shape_for
 from two_objectives import (
     ClippedPolicyGradient,
-    PairwisePreference,
     conversations,
     preferences,
     rollouts,
@@ -19,6 +18,7 @@ from two_objectives import (
 )
 
 from leyden.align.chats.batches import ChatBatches, Normalise, fit_chats
+from leyden.align.preference import Preference, PreferenceSettings
 from leyden.align.sft import Sft
 from leyden.core.transfers import sent
 from leyden.data import Batch
@@ -27,7 +27,8 @@ from leyden.parallel import ParallelConfig, Plan
 from leyden.parallel.objective import sums_of_row
 from leyden.train import MasterAdamW, Sums, TrainState, train_step
 
-OBJECTIVES = {"pairs": (PairwisePreference(beta=0.3), preferences), "policy": (ClippedPolicyGradient(), rollouts)}
+PAIRS = PreferenceSettings(loss="dpo_norm", beta=3.0, nll_weight=0.2)
+OBJECTIVES = {"pairs": (Preference(PAIRS), preferences), "policy": (ClippedPolicyGradient(), rollouts)}
 
 
 def chats(seed: int, seq_len: int, sequences: int) -> ChatBatches:
@@ -53,15 +54,22 @@ def _log_probabilities(model: Any, batch: Batch) -> list[tuple[torch.Tensor, sli
 
 def _preference_by_hand(model: Any, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
     """A pair at a time, in plain arithmetic."""
-    totals = [values.sum() for values, _ in _log_probabilities(model, batch)]
+    answers = [values for values, _ in _log_probabilities(model, batch)]
     references = batch.per_document["reference"][batch.groups >= 0].tolist()
-    loss, right, margins = 0.0, 0, 0.0
-    for index in range(0, len(totals), 2):
-        chosen, rejected = (totals[index + k] - references[index + k] for k in (0, 1))
-        margin = 0.3 * (chosen - rejected)
-        loss = loss - (1 / (1 + (-margin).exp())).log()
-        right, margins = right + (margin.item() > 0), margins + margin.item()
-    return loss, {"weight": len(totals) // 2, "accuracy": right, "margin": margins}
+    loss, sums = 0.0, dict.fromkeys(("weight", *Preference.metrics), 0.0)
+    for index in range(0, len(answers), 2):
+        means = [answers[index + k].mean() for k in (0, 1)]
+        rewards = [3 * (means[k] - references[index + k] / len(answers[index + k])) for k in (0, 1)]
+        margin = rewards[0] - rewards[1]
+        loss = loss - (1 / (1 + (-margin).exp())).log() - 0.2 * means[0]
+        sums["weight"] += 1
+        sums["accuracy"] += margin.item() > 0
+        sums["ranking_accuracy"] += means[0].item() > means[1].item()
+        sums["margin"] += margin.item()
+        for k, side in enumerate(("chosen", "rejected")):
+            sums[f"{side}_reward"] += rewards[k].item()
+            sums[f"{side}_logp"] += answers[index + k].sum().item()
+    return loss, sums
 
 
 def _policy_by_hand(model: Any, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:

@@ -1,7 +1,7 @@
-"""Two objectives that are not pre-training, as a user would write them, and documents for them.
+"""An objective that is not pre-training, as a user would write it, and documents for it and for preferences.
 
-They show that :class:`leyden.train.Objective` and :class:`leyden.data.GroupedBatches` suffice: nothing else in the code
-knows of either.
+It shows that :class:`leyden.train.Objective` and :class:`leyden.data.GroupedBatches` suffice: nothing else in the code
+knows of it.
 """
 
 from __future__ import annotations
@@ -13,44 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn.functional import logsigmoid
 
+from leyden.align.preference.batches import PairBatches, fit_pairs
 from leyden.core.transfers import sent
 from leyden.data import Batch, GroupedBatches, GroupedDocuments, TokenShards
 from leyden.data.shards import TokenFile
 from leyden.model import Features
 from leyden.model.losses import TokenLossModel
 from leyden.ops import IGNORE_INDEX
-from leyden.train import Sums, document_sums
-
-
-@dataclass(frozen=True)
-class PairwisePreference:
-    """Direct preference optimisation (arXiv 2305.18290, equation 7), with the reference's log-probabilities stored.
-
-    A group of the batch is a pair: the answer that was preferred, then the other. ``per_document["reference"]`` is the
-    log-probability of each one's labels under the reference model.
-    """
-
-    beta: float = 0.1
-    counts: str = "pairs"
-    metrics: Sequence[str] = ("accuracy", "margin")
-
-    def sums(self, model: TokenLossModel, features: Features, batch: Batch, /) -> Sums:
-        device = features.hidden.device
-        assert batch.groups is not None
-        nll, _ = model.token_nll(features.hidden, sent(batch.labels, device))
-        reward = -document_sums(model, nll, batch) - sent(batch.per_document["reference"], device)
-        answers = sent((batch.groups >= 0).nonzero()[:, 0], device)
-        preferred, other = reward[answers].view(-1, 2).unbind(1)
-        margin = self.beta * (preferred - other)
-        # Every rank of the row has all pairs now, and they count once.
-        once = model.ranks.once
-        return Sums(
-            loss=once(-logsigmoid(margin).sum()),
-            weight=once(torch.tensor(len(margin), device=device)),
-            metrics={"accuracy": once((margin > 0).sum()), "margin": once(margin.detach().sum())},
-        )
+from leyden.train import Sums
 
 
 @dataclass(frozen=True)
@@ -99,12 +70,12 @@ def conversations(seed: int, groups: int, vocab_size: int = 101) -> tuple[TokenS
     return shards, np.arange(0, len(documents) + 1, 2)
 
 
-def preferences(seed: int, seq_len: int, sequences: int) -> GroupedBatches:
+def preferences(seed: int, seq_len: int, sequences: int) -> PairBatches:
     """Pairs, with log-probabilities of about the size that the small model's have."""
-    shards, bounds = conversations(seed, groups=40)
+    shards, _ = conversations(seed, groups=40)
     reference = -np.random.default_rng(seed).uniform(2, 30, shards.num_documents)
-    documents = GroupedDocuments(shards, bounds, per_document={"reference": reference})
-    return GroupedBatches(documents, seq_len=seq_len, batch_tokens=seq_len * sequences, seed=seed)
+    pairs = fit_pairs(shards, seq_len, "leave_out")
+    return PairBatches(pairs, seq_len=seq_len, batch_tokens=seq_len * sequences, seed=seed, reference=reference)
 
 
 def rollouts(seed: int, seq_len: int, sequences: int) -> GroupedBatches:

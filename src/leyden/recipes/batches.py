@@ -1,8 +1,12 @@
 """The batches of a recipe's stages, and what is checked of all of them before the first step of any."""
 
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from leyden.align.chats.batches import ChatBatches, fit_chats
+from leyden.align.preference.batches import PairBatches, fit_pairs
 from leyden.core.errors import UserError
 from leyden.core.log import say
 from leyden.data import PackedBatches
@@ -10,12 +14,18 @@ from leyden.data.loader.mixed import MixedBatches
 from leyden.data.loader.mixture_schedule import MixturePoint, MixtureSchedule, TimedMixture
 from leyden.data.loader.packing import PackedBatchIterator
 from leyden.model import count_model
-from leyden.recipes.objectives import ON_CHATS
+from leyden.recipes.objectives import TRAINS_ON
 from leyden.recipes.prepare import Prepared
 from leyden.recipes.schema import Recipe, TrainingStage
 
 
-def make_batches(recipe: Recipe, index: int, prepared: Prepared, plans: Path | None = None) -> PackedBatchIterator:
+def make_batches(
+    recipe: Recipe,
+    index: int,
+    prepared: Prepared,
+    plans: Path | None = None,
+    reference: np.ndarray | None = None,
+) -> PackedBatchIterator:
     """The batches of stage ``index``, from their beginning.
 
     Args:
@@ -23,38 +33,23 @@ def make_batches(recipe: Recipe, index: int, prepared: Prepared, plans: Path | N
         index: of the stage.
         prepared: the tokens.
         plans: a directory that keeps best-fit plans; None: in memory.
+        reference: of a stage on pairs, the log-probabilities of all answers that its loss compares with, as of
+            :class:`~leyden.align.preference.batches.PairBatches`; nothing else of a batch depends on them.
 
     Raises:
         UserError: the tokens cannot give such batches.
     """
     stage = recipe.stage[index]
     shards, seed = prepared.of(stage).shards, recipe.train.seed + index
-    if stage.objective in ON_CHATS:
-        return ChatBatches(
-            fit_chats(shards["all"], stage.seq_len, (stage.data or recipe.data).too_long),
-            stage.normalise,
-            seq_len=stage.seq_len,
-            batch_tokens=stage.micro_batch,
-            seed=seed,
-            plans=plans,
-        )
+    how: dict[str, Any] = {"seq_len": stage.seq_len, "batch_tokens": stage.micro_batch, "seed": seed, "plans": plans}
+    too_long, rows = (stage.data or recipe.data).too_long, TRAINS_ON.get(stage.objective)
+    if rows == "chats":
+        return ChatBatches(fit_chats(shards["all"], stage.seq_len, too_long), stage.normalise, **how)
+    if rows == "preferences":
+        return PairBatches(fit_pairs(shards["all"], stage.seq_len, too_long), reference=reference, **how)
     if stage.mixture is None and len(shards) == 1:
-        return PackedBatches(
-            *shards.values(),
-            seq_len=stage.seq_len,
-            batch_tokens=stage.micro_batch,
-            seed=seed,
-            packing=stage.packing,
-            plans=plans,
-        )
-    return MixedBatches(
-        shards,
-        _mixture(recipe, index, prepared),
-        seq_len=stage.seq_len,
-        batch_tokens=stage.micro_batch,
-        seed=seed,
-        plans=plans,
-    )
+        return PackedBatches(*shards.values(), packing=stage.packing, **how)
+    return MixedBatches(shards, _mixture(recipe, index, prepared), **how)
 
 
 def _mixture(recipe: Recipe, index: int, prepared: Prepared, *, is_before: bool = False) -> TimedMixture:
@@ -91,8 +86,8 @@ def check_batches(recipe: Recipe, prepared: Prepared, plans: Path | None = None,
             batches = make_batches(recipe, index, prepared, plans)
             if isinstance(batches, MixedBatches) and stage.total_steps is not None:
                 batches.plan(stage.batch_schedule.batches_before(stage.total_steps))
-            if isinstance(batches, ChatBatches):
-                say(f"stage '{stage.name}': {batches.chats} into sequences of {stage.seq_len:,} tokens")
+            if isinstance(batches, ChatBatches | PairBatches):
+                say(f"stage '{stage.name}': {batches.fitting} into sequences of {stage.seq_len:,} tokens")
             batches.batch(0)
         except UserError as error:
             raise UserError(f"stage '{stage.name}': {error}") from None
@@ -138,8 +133,8 @@ def tell_plan(stage: TrainingStage, batches: PackedBatchIterator, steps: int) ->
     if stage.batch == "critical":
         sizes.append("or fewer where the critical batch doubles them")
     say(f"stage {stage.name}: {steps:,} steps of {', '.join(sizes)}; {tokens:,} in all, {stage.seq_len:,} a sequence")
-    if isinstance(batches, PackedBatches | ChatBatches):
-        what = "chats" if isinstance(batches, ChatBatches) else "documents"
+    if isinstance(batches, PackedBatches | ChatBatches | PairBatches):
+        what = "documents" if isinstance(batches, PackedBatches) else batches.fitting.noun
         say(f"the {what} are used {batches.epochs_before(batch.batches_before(steps)):.2f} times")
     if isinstance(batches, MixedBatches):
         planned = batches.plan(batch.batches_before(steps))

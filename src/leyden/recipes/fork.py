@@ -22,6 +22,7 @@ from leyden.data.builds.tokens import read_tokens
 from leyden.model import HybridLM
 from leyden.recipes.batches import make_batches
 from leyden.recipes.prepare import FORK_FILE, TOKENIZER_DIRECTORY, TOKENS_DIRECTORY, Prepared
+from leyden.recipes.reference import take_reference
 from leyden.recipes.resolve import earlier_recipe, same_documents, settled
 from leyden.recipes.schema import Recipe
 from leyden.tokenizer import Tokenizer
@@ -181,6 +182,8 @@ class Fork:
                 lines = [line for line in lines if name == SPIKES or line["step"] <= values["step"]]
                 with atomic_file(directory / name) as part:
                     part.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        if kept:
+            take_reference(self._origin.directory, directory, recipe.stage[self.stage])
         position = {"stage": self.stage, "stage_step": self._taken, "batches": kept}
         fork_training(self._path, directory, values | position)
 

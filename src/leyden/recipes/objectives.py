@@ -3,7 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from leyden.align.preference import Preference
 from leyden.align.sft import Sft
+from leyden.recipes.sections import Rows
 from leyden.train import Objective, Pretrain
 
 if TYPE_CHECKING:
@@ -12,7 +14,8 @@ if TYPE_CHECKING:
 OBJECTIVES: "Mapping[str, Callable[[TrainingStage], Objective]]" = {
     "pretrain": lambda _: Pretrain(),
     "sft": lambda stage: Sft(stage.normalise),
+    "preference": Preference,
 }
 
-ON_CHATS = ("sft",)
-"""Those that train on chats (``[data] chats``); the others train on documents."""
+TRAINS_ON: Mapping[str, Rows] = {"sft": "chats", "preference": "preferences"}
+"""The key of ``[data]`` that names the rows an objective trains on; the others train on documents."""

@@ -67,9 +67,9 @@ def tell_outcome(directory: Path) -> None:
     """Print bits per byte beside the baselines, the first sample, and where things are."""
     records = read_metrics(directory / EVALUATIONS)
     if records and all("stage" in record for record in records):
-        measured = [loss for record in records if (loss := record.get("held_out_loss")) is not None]
+        measured = [record for record in records if record.get("held_out_loss") is not None]
         if measured:
-            say(f"loss on held-out chats: {measured[-1]:.3f} nats")
+            say(_on_held_out_rows(measured[-1]))
     for record in records:
         if "stage" in record:  # of the model while it was trained
             continue
@@ -83,6 +83,18 @@ def tell_outcome(directory: Path) -> None:
         console.rule()
     say(f"model:  {directory / 'final'}")
     say(f"report: {directory / 'report' / 'index.html'}")
+
+
+def _on_held_out_rows(record: Mapping[str, Any]) -> str:
+    """What the last stage reached, on chats or pairs."""
+    loss, accuracy = record["held_out_loss"], record.get("held_out_accuracy")
+    if accuracy is None:
+        return f"loss on held-out chats: {loss:.3f} nats"
+    ranking = record["held_out_ranking_accuracy"]
+    return (
+        f"on held-out pairs: loss {loss:.3f}; the chosen answer has the larger reward in {accuracy:.1%}, and the "
+        f"larger log-probability in {ranking:.1%}"
+    )
 
 
 def _write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:

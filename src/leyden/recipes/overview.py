@@ -15,6 +15,7 @@ from leyden.parallel.mesh import coordinates
 from leyden.parallel.planner import StepShape
 from leyden.parallel.planner.rank import Rank
 from leyden.parallel.planner.time import Machine, predict_time
+from leyden.recipes.objectives import TRAINS_ON
 from leyden.recipes.schema import Recipe, TrainingStage
 
 _COLUMNS = ("stage", "length", "tokens", "steps", "batch", "learning rate", "RoPE base", "mixture", "FLOPs", "days")
@@ -86,7 +87,10 @@ def _rate(stage: TrainingStage) -> str:
 
 
 def _mixture(stage: TrainingStage) -> str:
-    mixture = stage.mixture
+    mixture, on = stage.mixture, TRAINS_ON.get(stage.objective)
+    if on == "preferences":
+        settings = ", ".join(f"{name} {value:g}" for name, value in stage.settings_of_loss.items())
+        return f"pairs: {stage.loss_name}, {settings}"
     if mixture is None:
         return "as the data are"
     lines = [f"from the stage before in the first {mixture.transition:.0%}"] if mixture.transition else []

@@ -25,7 +25,7 @@ from leyden.data.builds.tokens import (
 )
 from leyden.data.documents import HeldOutDocument
 from leyden.data.sources import is_of_standard_library
-from leyden.recipes.chats import chats_in_memory, make_chats, read_chats_made
+from leyden.recipes.chats import make_rows, read_rows_made, rows_in_memory
 from leyden.recipes.schema import Recipe, TrainingStage
 from leyden.recipes.starting import read_start
 from leyden.recipes.token_files import adopt_token_files, map_token_files, read_adopted
@@ -60,14 +60,14 @@ class Prepared:
         shards: tokens of the documents to train on, by group: ``all``, or those of a data build, of token files or of
             text; none where text was not read yet.
         held_out: the documents to evaluate on.
-        held_out_chats: the chats to evaluate on, of a run or stage on chats; None: there are none.
+        held_out_rows: the chats or pairs to evaluate on, of a run or stage on such; None: there are none.
         own: by the name of a stage, the data of its own.
     """
 
     tokenizer: Tokenizer
     shards: Mapping[str, TokenShards]
     held_out: tuple[HeldOutDocument, ...]
-    held_out_chats: TokenShards | None = None
+    held_out_rows: TokenShards | None = None
     own: Mapping[str, "Prepared"] = field(default_factory=dict)
 
     def of(self, stage: TrainingStage) -> "Prepared":
@@ -75,7 +75,7 @@ class Prepared:
         return (
             self
             if stage.data is None
-            else self.own.get(stage.name, replace(self, shards={}, held_out=(), held_out_chats=None))
+            else self.own.get(stage.name, replace(self, shards={}, held_out=(), held_out_rows=None))
         )
 
 
@@ -92,10 +92,10 @@ def prepare(recipe: Recipe, directory: Path) -> None:
         _adopt_build(recipe.data.build, directory)
         return
     shards = directory / TOKENS_DIRECTORY
-    if recipe.data.chats:
+    if recipe.data.rows is not None:
         if not shards.exists():
             tokenizer_at_hand(recipe, directory).save(directory / TOKENIZER_DIRECTORY)
-            make_chats(recipe, Tokenizer.load(directory / TOKENIZER_DIRECTORY), directory, shards)
+            make_rows(recipe, Tokenizer.load(directory / TOKENIZER_DIRECTORY), directory, shards)
         return
     if recipe.data.tokens:
         if shards.exists():
@@ -139,11 +139,9 @@ def read_prepared(recipe: Recipe, directory: Path) -> Prepared:
             "file system that all machines share."
         )
     _check_files(directory)
-    if recipe.data.chats:
+    if recipe.data.rows is not None:
         tokenizer = Tokenizer.load(directory / TOKENIZER_DIRECTORY)
-        return _of_chats(
-            recipe, tokenizer, *read_chats_made(recipe, shards), place=str(directory / TOKENIZER_DIRECTORY)
-        )
+        return _of_rows(recipe, tokenizer, *read_rows_made(recipe, shards), place=str(directory / TOKENIZER_DIRECTORY))
     lines = (directory / _HELD_OUT).read_text(encoding="utf-8").splitlines()
     held_out = tuple(HeldOutDocument(one["text"], one["source"]) for one in map(json.loads, lines))
     tokenizer = Tokenizer.load(directory / TOKENIZER_DIRECTORY)
@@ -178,18 +176,18 @@ def read_token_files_as_given(recipe: Recipe, directory: Path) -> Prepared:
     return prepared
 
 
-def look_at_chats(recipe: Recipe, directory: Path) -> Prepared:
-    """The chats that ``recipe`` names, read and tokenised in memory: what a dry run says of them.
+def look_at_rows(recipe: Recipe, directory: Path) -> Prepared:
+    """The chats or pairs that ``recipe`` names, read and tokenised in memory: what a dry run says of them.
 
     Raises:
         UserError: they cannot be trained on.
     """
     tokenizer = tokenizer_at_hand(recipe, directory)
-    parts = chats_in_memory(recipe, tokenizer)
-    return _of_chats(recipe, tokenizer, *parts, place=f"{recipe.tokenizer.path or recipe.starts_from}")
+    parts = rows_in_memory(recipe, tokenizer)
+    return _of_rows(recipe, tokenizer, *parts, place=f"{recipe.tokenizer.path or recipe.starts_from}")
 
 
-def _of_chats(
+def _of_rows(
     recipe: Recipe, tokenizer: Tokenizer, train: TokenShards, held_out: TokenShards | None, *, place: str
 ) -> Prepared:
     prepared = Prepared(tokenizer, {"all": train}, (), held_out)

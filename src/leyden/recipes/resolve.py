@@ -11,7 +11,7 @@ from leyden.data.sources import is_of_standard_library
 from leyden.recipes.loader import parse_recipe
 from leyden.recipes.prepare import TOKENS_DIRECTORY, has_begun
 from leyden.recipes.schema import Recipe
-from leyden.recipes.sections import DataSection
+from leyden.recipes.sections import ROWS, DataSection
 from leyden.train import Progress
 
 RECIPE_FILE = "recipe.toml"
@@ -34,6 +34,7 @@ elsewhere; that its tokens are the same is seen by their fingerprints."""
 _READ = (
     "data.text",
     "data.chats",
+    "data.preferences",
     "data.document_token",
     "data.held_out_fraction",
     "data.recall_share",
@@ -84,8 +85,10 @@ def located(recipe: Recipe) -> Recipe:
 
 
 def _located(data: DataSection) -> DataSection:
-    chats = tuple(path if path.startswith("hf://") else str(Path(path).absolute()) for path in data.chats)
-    places = {"text": _absolute(data.text), "tokens": _absolute(data.tokens), "chats": chats}
+    places: dict[str, Any] = {"text": _absolute(data.text), "tokens": _absolute(data.tokens)}
+    for key in ROWS:
+        paths: tuple[str, ...] = getattr(data, key)
+        places[key] = tuple(path if path.startswith("hf://") else str(Path(path).absolute()) for path in paths)
     return data.model_copy(update=places | {"build": data.build and data.build.absolute()})
 
 

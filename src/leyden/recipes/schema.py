@@ -5,20 +5,22 @@ from typing import Any, Literal, Self
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from leyden.align.chats.batches import Normalise
+from leyden.align.preference import PreferenceSettings
 from leyden.checkpoint.starting_model import NewRows
 from leyden.core.config import Config
 from leyden.core.errors import UserError, suggest
 from leyden.data.loader.mixture_schedule import MixtureSchedule
 from leyden.model import ModelConfig, RopeScaling, preset
 from leyden.parallel import ParallelConfig
-from leyden.recipes.objectives import OBJECTIVES, ON_CHATS
+from leyden.recipes.objectives import OBJECTIVES, TRAINS_ON
 from leyden.recipes.sections import DataSection, EvaluateSection, TokenizerSection
 from leyden.serve.config import EngineConfig
 from leyden.train import BatchSchedule, LearningRate, RunSettings
 
 
-class TrainingStage(LearningRate):
-    """One stretch of training with one objective, one length and one learning rate, whose keys are among its own."""
+class TrainingStage(LearningRate, PreferenceSettings):
+    """One stretch of training with one objective, one length and one learning rate, whose keys are among its own, as
+    are those of a loss over pairs."""
 
     name: str = Field(min_length=1)
     objective: str
@@ -235,9 +237,9 @@ class Recipe(Config):
             data = stage.data or self.data
             _check_kind(stage, data)
             trains_tokenizer = self.data.build is None and self.tokenizer.path is None and self.starts_from is None
-            if data.chats and data is self.data and trains_tokenizer:
+            if data.rows is not None and data is self.data and trains_tokenizer:
                 raise ValueError(
-                    "[data] chats train no tokenizer: begin from a model (model.from), or name a tokenizer "
+                    f"[data] {data.rows} train no tokenizer: begin from a model (model.from), or name a tokenizer "
                     "(tokenizer.path)"
                 )
             if stage.data is not None and (data.build is not None or data.tokens) and trains_tokenizer:
@@ -289,18 +291,19 @@ class Recipe(Config):
 
 
 def _check_kind(stage: TrainingStage, data: DataSection) -> None:
-    """Refuse an objective on chats without them, chats under another, and what chats have not."""
-    on_chats = stage.objective in ON_CHATS
-    if on_chats != bool(data.chats):
+    """Refuse an objective without the rows that it trains on, rows under another, and what does not go with them."""
+    on, has = TRAINS_ON.get(stage.objective), data.rows
+    if on != has:
         where = "its [stage.data]" if stage.data is not None else "[data], which it is trained on,"
-        raise ValueError(
-            f"stage '{stage.name}': objective '{stage.objective}' trains on "
-            + (f"chats, and {where} names none: say chats = [...]" if on_chats else f"documents, and {where} is chats")
-        )
-    if on_chats and stage.mixture is not None:
-        raise ValueError(f"stage '{stage.name}': chats have no groups to mix; leave mixture out")
-    if not on_chats and stage.normalise != "tokens":
+        needs = f"{on}, and {where} names none: say {on} = [...]" if on else f"documents, and {where} is {has}"
+        raise ValueError(f"stage '{stage.name}': objective '{stage.objective}' trains on {needs}")
+    if on and stage.mixture is not None:
+        raise ValueError(f"stage '{stage.name}': {on} have no groups to mix; leave mixture out")
+    if on != "chats" and stage.normalise != "tokens":
         raise ValueError(f"stage '{stage.name}': normalise is for objectives on chats; leave it out")
+    of_pairs = [name for name in PreferenceSettings.model_fields if getattr(stage, name) is not None]
+    if on != "preferences" and of_pairs:
+        raise ValueError(f"stage '{stage.name}': {of_pairs[0]} is for objectives on preferences; leave it out")
 
 
 def _whole(*given: Any) -> bool:

@@ -2,16 +2,20 @@
 
 import itertools
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from leyden.align.chats.batches import TooLong
+from leyden.align.chats.fitting import TooLong
 from leyden.core.config import Config
 from leyden.core.errors import UserError, suggest
 from leyden.core.lengths import tokens_of
 from leyden.evaluate import Options
 from leyden.evaluate.tasks import HARNESS, TASKS
+
+Rows = Literal["chats", "preferences"]
+ROWS: tuple[Rows, ...] = ("chats", "preferences")
+"""Keys of ``[data]`` that name files of rows."""
 
 
 class TokenizerSection(Config):
@@ -40,12 +44,16 @@ class DataSection(Config):
     """Files and folders of tokens that another toolkit wrote: a list, or a list for each of several groups."""
     chats: tuple[str, ...] = ()
     """Files and folders of chats, or ``hf://OWNER/NAME``, for stages that train on answers."""
+    preferences: tuple[str, ...] = ()
+    """Files and folders of preference pairs, or ``hf://OWNER/NAME``, for stages that train on them."""
     too_long: TooLong = "cut"
-    """What becomes of a chat that is longer than ``seq_len``: ``cut`` keeps its beginning, ``leave_out`` nothing."""
+    """What becomes of a chat or a pair that is longer than ``seq_len``: ``cut`` keeps its beginning, ``leave_out``
+    nothing."""
     document_token: int | None = Field(default=None, ge=0)
     """The token that ends each document, in token files that do not say where documents end. None: the tokenizer's."""
     held_out_fraction: float = Field(default=0.02, gt=0, lt=1)
-    """The share of the documents of ``text`` or ``tokens``, or of the ``chats``, kept for evaluation."""
+    """The share of the documents of ``text`` or ``tokens``, or of the ``chats`` or ``preferences``,
+    kept for evaluation."""
     recall_share: float = Field(default=0.0, ge=0, le=1)
     """The share of the documents of ``text`` in which the data stage ``recall`` plants numbers and asks for them."""
 
@@ -65,20 +73,26 @@ class DataSection(Config):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if (self.build is not None) + bool(self.text) + bool(self.tokens) + bool(self.chats) > 1:
+        given = (self.build is not None, self.text, self.tokens, self.chats, self.preferences)
+        if sum(map(bool, given)) > 1:
             raise ValueError(
                 "give either text, that the run reads, or build, the directory of a data build, or tokens, the token "
-                "files of another toolkit, or chats"
+                "files of another toolkit, or chats, or preferences"
             )
-        if self.too_long != "cut" and not self.chats:
-            raise ValueError("too_long is for chats; give chats, or leave it out")
+        if self.too_long != "cut" and self.rows is None:
+            raise ValueError("too_long is for chats and preferences; give some, or leave it out")
         if self.document_token is not None and not self.tokens:
             raise ValueError("document_token is for token files; give tokens, or leave it out")
-        if self.recall_share and (self.build is not None or self.tokens or self.chats):
+        if self.recall_share and (self.build is not None or self.tokens or self.rows is not None):
             raise ValueError("recall_share is of text that the run reads; a data build has a stage recall of its own")
         if self.recall_group and not (self.recall_share and isinstance(self.text, dict)):
             raise ValueError("recall_group goes with recall_share, and with text in groups: text = { code = [...] }")
         return self
+
+    @property
+    def rows(self) -> Rows | None:
+        """The key that names files of rows; None: the data are documents."""
+        return next((key for key in ROWS if getattr(self, key)), None)
 
     @property
     def token_groups(self) -> dict[str, tuple[Path, ...]]:
@@ -92,8 +106,8 @@ class DataSection(Config):
 
     @property
     def groups(self) -> set[str]:
-        """Of token files or of text; chats have none."""
-        if self.chats:
+        """Of token files or of text; rows have none."""
+        if self.rows is not None:
             return {"all"}
         return set(self.token_groups if self.tokens else self.text_groups) | ({self.recall_group} - {""})
 

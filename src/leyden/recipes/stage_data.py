@@ -14,13 +14,13 @@ from leyden.core.errors import UserError
 from leyden.core.files import atomic_file, discard
 from leyden.core.log import say
 from leyden.data.groups import folder_of
-from leyden.recipes.chats import count_chats
+from leyden.recipes.chats import count_rows
 from leyden.recipes.prepare import (
     TOKENIZER_DIRECTORY,
     TOKENS_DIRECTORY,
     Prepared,
     check_sources,
-    look_at_chats,
+    look_at_rows,
     prepare,
     read_build,
     read_prepared,
@@ -115,16 +115,16 @@ def _look_at(recipe: Recipe, directory: Path) -> Prepared | None:
         return read_prepared(recipe, directory)
     if recipe.data.tokens:
         return read_token_files_as_given(recipe, directory)
-    if recipe.data.chats:
-        return _look_at_chats(recipe, directory)
+    if recipe.data.rows is not None:
+        return _look_at_rows(recipe, directory)
     check_sources(recipe)
     return None
 
 
-def _look_at_chats(recipe: Recipe, directory: Path) -> Prepared | None:
+def _look_at_rows(recipe: Recipe, directory: Path) -> Prepared | None:
     if recipe.tokenizer.path is not None or recipe.starts_from is not None:
-        return look_at_chats(recipe, directory)
-    count_chats(recipe)
+        return look_at_rows(recipe, directory)
+    count_rows(recipe)
     return None
 
 

@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from leyden.align.chats.batches import HeldOutChats, fit_chats
+from leyden.align.preference.batches import HeldOutPairs, fit_pairs
 from leyden.checkpoint.starting_model import StartingModel
 from leyden.core.log import say
 from leyden.data.loader.held_out import HeldOutBatches
 from leyden.data.loader.prefetch import Prefetched
 from leyden.parallel import RankGroup
 from leyden.recipes.batches import make_batches, tell_plan
-from leyden.recipes.objectives import OBJECTIVES
+from leyden.recipes.objectives import OBJECTIVES, TRAINS_ON
 from leyden.recipes.pace import Pace
 from leyden.recipes.prepare import Prepared
+from leyden.recipes.reference import StageReference, has_reference
 from leyden.recipes.schema import Recipe, TrainingStage
 from leyden.recipes.spike_facts import BatchFacts
 from leyden.recipes.watching import TaskWatcher
@@ -76,7 +78,7 @@ def train(
             if stage.minutes
             else []
         )
-        made = _stage_run(recipe, index, prepared, rank_group, directory / "plans", stage.total_steps)
+        made = _stage_run(recipe, index, prepared, rank_group, directory, stage.total_steps)
         stages.append(replace(made, callbacks=pace, watchers=watchers))
     state, described = _new_state(recipe, rank_group), recipe.model_dump(mode="json")
     train_stages(state, stages, recipe.train, directory, how_to_resume=how_to_resume, start=start, described=described)
@@ -95,14 +97,19 @@ def _stage_run(
     index: int,
     prepared: Prepared,
     rank_group: RankGroup,
-    plans: Path | None = None,
+    directory: Path | None = None,
     steps: int = 1,
 ) -> StageRun:
-    """Stage ``index`` as training takes it; what it will read is said once it begins, if ``plans`` are kept."""
+    """Stage ``index`` as training takes it.
+
+    What it will read is said once it begins, unless there is no ``directory`` of its run: then it is only timed.
+    """
     stage = recipe.stage[index]
+    plans = None if directory is None else directory / "plans"
+    reference = StageReference(recipe, index, prepared, directory) if has_reference(stage) else None
 
     def batches() -> AbstractContextManager[Batches]:
-        made = make_batches(recipe, index, prepared, plans)
+        made = make_batches(recipe, index, prepared, plans, reference and reference.values)
         if plans is not None:
             tell_plan(stage, made, steps)
         rank, ranks = rank_group.share
@@ -114,31 +121,39 @@ def _stage_run(
         learning_rate=stage,
         steps=steps,
         seq_len=stage.seq_len,
+        begin=(lambda _: None) if reference is None else reference.begin,
         batches=batches,
         micro_batches=stage.batch_schedule.micro_batches_at,
         max_batch_factor=stage.max_batch_factor,
         rope_theta=stage.rope_theta,
         rope_scaling=stage.rope_scaling,
-        held_out=lambda: _held_out(recipe, stage, prepared, rank_group),
+        held_out=lambda: _held_out(recipe, stage, prepared, rank_group, reference),
         batch_facts=BatchFacts(lambda: make_batches(recipe, index, prepared, plans)),
     )
 
 
-def _held_out(recipe: Recipe, stage: TrainingStage, prepared: Prepared, rank_group: RankGroup) -> HeldOut | None:
-    """This rank's share of the documents that the loss is measured on between steps."""
+def _held_out(
+    recipe: Recipe, stage: TrainingStage, prepared: Prepared, rank_group: RankGroup, reference: StageReference | None
+) -> HeldOut | None:
+    """This rank's share of the documents, chats or pairs that the loss is measured on between steps."""
     every, per_step = recipe.evaluate.every_steps, stage.batch_schedule.fewest_micro_batches
     data, bounds = prepared.of(stage), recipe.evaluate.length_bounds
-    if not every or not (data.held_out or data.held_out_chats):
+    if not every or not (data.held_out or data.held_out_rows):
         return None
     how: dict[str, Any] = {
         "num_tokens": recipe.evaluate.held_out_tokens,
         "seq_len": stage.seq_len,
         "batch_tokens": stage.micro_batch,
         "multiple": per_step,
-        "length_bounds": bounds,
     }
-    if data.held_out_chats is not None:
-        chats = fit_chats(data.held_out_chats, stage.seq_len, (stage.data or recipe.data).too_long)
+    too_long, rows = (stage.data or recipe.data).too_long, TRAINS_ON.get(stage.objective)
+    if data.held_out_rows is not None and rows == "preferences":
+        pairs = fit_pairs(data.held_out_rows, stage.seq_len, too_long)
+        batches = HeldOutPairs(pairs, reference=reference and reference.values, **how)
+        return HeldOut.share(batches, rank_group, every_steps=every, per_step=per_step)
+    how["length_bounds"] = bounds
+    if data.held_out_rows is not None:
+        chats = fit_chats(data.held_out_rows, stage.seq_len, too_long)
         batches = HeldOutChats(chats, stage.normalise, prepared.tokenizer, **how)
     else:
         batches = HeldOutBatches(data.held_out, prepared.tokenizer, **how)

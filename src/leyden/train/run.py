@@ -88,6 +88,8 @@ class StageRun:
         learning_rate: over the steps of the stage.
         steps: how many optimizer steps it has.
         seq_len: tokens of a sequence, for the count of floating-point operations.
+        begin: called on every rank when the stage begins or is gone on with, before anything is opened of it: for what
+            it needs of the model that it begins with. The state is left as it was.
         batches: opens this rank's micro-batches, at their beginning; they are closed at the end of the stage.
         micro_batches: how many of them each optimizer step takes.
         max_batch_factor: how many times as many it may take where the critical batch allows it; 1: it never grows.
@@ -105,6 +107,7 @@ class StageRun:
     steps: int
     seq_len: int
     batches: Callable[[], AbstractContextManager[Batches]]
+    begin: Callable[[TrainState], None] = lambda _: None
     micro_batches: MicroBatches = one_batch
     max_batch_factor: int = 1
     rope_theta: float | None = None
@@ -209,6 +212,7 @@ def _train_stage(
     index: int,
     sinks: Sequence[Sink],
 ) -> None:
+    stage.begin(state)
     held_out = stage.held_out()
     with stage.batches() as batches:
         fit(

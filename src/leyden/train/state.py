@@ -1,5 +1,7 @@
 """The state of a run: what a checkpoint holds and a resumed run starts from."""
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ from leyden.checkpoint.coordinator import coordinator_of
 from leyden.checkpoint.pieces import TensorPiece
 from leyden.checkpoint.starting_model import StartingModel
 from leyden.checkpoint.training import Values, latest_training, load_training, newest_values, save_training
+from leyden.checkpoint.weights_hash import weights_hash
 from leyden.parallel import RankGroup
 from leyden.train.generators import random_state, set_random_state
 from leyden.train.model import PipelinedModel, TrainableModel
@@ -234,6 +237,18 @@ class TrainState:
         start.fill(masters, self.rank_group.mesh)
         self.optimizer.round_into_model()
         self.began_from = coordinator_of(self.rank_group.mesh).on_rank_0(start.record)
+
+    def model_hash(self) -> str:
+        """What tells this model from others, whatever the plan: its weights, its shape, and what it computes in.
+
+        All ranks of the group call this. It reads all weights once: some 50 million a second and rank on a CPU.
+        """
+        weights = self.optimizer.weights
+        masters = {name: TensorPiece(master, weights[name].part) for name, master in self.optimizer.masters().items()}
+        dtypes = sorted({str(weight.parameter.dtype) for weight in weights.values()})
+        config = json.dumps(self.model.config.model_dump(mode="json"), sort_keys=True)
+        found = weights_hash(masters, coordinator_of(self.rank_group.mesh))
+        return hashlib.sha256(f"{config} {dtypes} {found}".encode()).hexdigest()[:32]
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         """By name, the tensors themselves: loading writes into them.

@@ -90,6 +90,18 @@ class GroupedDocuments:
         return found.hexdigest()
 
     @cached_property
+    def joined(self) -> TokenShards:
+        """Each group as one document, for packers, which look at lengths alone."""
+        first = self.bounds[:-1]
+        return replace(
+            self.shards,
+            fingerprint=self.fingerprint,
+            lengths=self.lengths,
+            starts=self.shards.starts[first],
+            rows=self.shards.rows[first],
+        )
+
+    @cached_property
     def _first_token(self) -> np.ndarray:
         """[D] int64, where the values of each document begin in the arrays of ``per_token``."""
         return np.cumsum(self.shards.lengths) - self.shards.lengths
@@ -159,15 +171,7 @@ class GroupStream:
     def __init__(self, documents: GroupedDocuments, *, seq_len: int, seed: int, plans: Path | None = None) -> None:
         _check_lengths(documents, seq_len)
         self._documents, shards = documents, documents.shards
-        # To the packer, which looks at lengths alone, a group is one document.
-        groups = replace(
-            shards,
-            fingerprint=documents.fingerprint,
-            lengths=documents.lengths,
-            starts=shards.starts[documents.bounds[:-1]],
-            rows=shards.rows[documents.bounds[:-1]],
-        )
-        self._groups: Stream = BestFit(groups, seq_len=seq_len, seed=seed, max_padding=1.0, plans=plans)
+        self._groups: Stream = BestFit(documents.joined, seq_len=seq_len, seed=seed, max_padding=1.0, plans=plans)
         self.shards, self.seq_len, self.fingerprint = shards, seq_len, self._groups.fingerprint
 
     def pieces(self, first: int, count: int) -> Pieces:

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from leyden.core.splitmix import mix
+
 
 def shuffled(count: int, *keys: int) -> np.ndarray:
     """The numbers below ``count`` in an order that depends on ``keys`` alone: [count] int64."""
@@ -15,12 +17,5 @@ def _hash(index: np.ndarray, *keys: int) -> np.ndarray:
     """
     value = np.array([keys[0] % 2**64], np.uint64)
     for key in (*(np.array([key], np.uint64) for key in keys[1:]), index.astype(np.uint64)):
-        value = _mix(value) + key
-    return _mix(value)
-
-
-def _mix(value: np.ndarray) -> np.ndarray:
-    value = value + np.uint64(0x9E3779B97F4A7C15)
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
+        value = mix(value) + key
+    return mix(value)
