@@ -12,7 +12,9 @@ RESULTS = ROOT / "benchmarks" / "results"
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 ROOMS = {
     "cpu": ("ops", "model", "serve", "train", "data"),
+    "cpu-beside": ("ops", "model", "serve", "train", "data"),
     "serve": ("ops", "model", "serve", "train", "data"),
+    "serve-beside": ("ops", "model", "serve", "train", "data"),
     "data": ("data",),
     "planted": ("data",),
     "routers": ("model", "parallel"),
