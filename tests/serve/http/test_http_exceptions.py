@@ -67,7 +67,7 @@ def test_in_the_engines_thread(
 ) -> None:
     """Between steps whoever asked is told; in a step, which may have left anything torn, all are, and none hangs."""
 
-    def fails(*_: object) -> None:
+    def fails(*_: object, **__: object) -> None:
         raise kind("why")
 
     loop = EngineLoop(Engine(model, tokenizer, kv_gigabytes=0.001, cache_gigabytes=0, swap_gigabytes=0))
