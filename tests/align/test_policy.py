@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from leyden.align.policy import PRESETS, Algorithm
 from leyden.align.policy.advantages import EPSILON, advantages, balanced
 from leyden.align.policy.divergence import divergence
+from leyden.align.policy.shaping import overlong_is_worse, shorter_is_better
 from leyden.align.policy.surrogate import surrogate
 from leyden.core.errors import UserError
 
@@ -93,6 +94,27 @@ def test_balance_changes_nothing_where_completions_weigh_alike() -> None:
     long_and_bad = balanced(values, np.where(values < 0, 90.0, 3.0))
     assert (long_and_bad[values > 0] == values[values > 0]).all()
     np.testing.assert_allclose(long_and_bad[values < 0], values[values < 0] / 30)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rewards=REWARDS.filter(len), data=st.data())
+def test_lengths_shape_rewards_by_their_formulas(rewards: np.ndarray, data: st.DataObject) -> None:
+    tokens = np.array(data.draw(st.lists(st.integers(1, 20), min_size=rewards.size, max_size=rewards.size)))
+    tokens = tokens.reshape(rewards.shape)
+    short, long = shorter_is_better(rewards, tokens, 0.3), overlong_is_worse(rewards, tokens, 20, 6)
+    for row, group in enumerate(rewards.tolist()):
+        lengths = tokens[row].tolist()
+        for place, reward in enumerate(group):
+            if math.isnan(reward):
+                assert math.isnan(short[row, place]) and math.isnan(long[row, place])
+                continue
+            gain = 0.0
+            if max(lengths) > min(lengths):
+                gain = 0.5 - (lengths[place] - min(lengths)) / (max(lengths) - min(lengths))
+                gain = gain if reward >= 1 else min(0.0, gain)
+            assert short[row, place] == pytest.approx(reward + 0.3 * gain)
+            over = 0.0 if lengths[place] <= 14 else (14 - lengths[place]) / 6
+            assert long[row, place] == pytest.approx(reward + over)
 
 
 def plain_surrogate(log_ratio: float, log_prob: float, advantage: float, how: Algorithm) -> tuple[float, float]:
