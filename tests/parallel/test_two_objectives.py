@@ -11,6 +11,7 @@ from one_process import assert_close
 from test_exactness import Alone, build, check, differences, named, one_process, shape_for
 from two_objectives import (
     ClippedPolicyGradient,
+    completions,
     conversations,
     preferences,
     rollouts,
@@ -18,6 +19,7 @@ from two_objectives import (
 )
 
 from leyden.align.chats.batches import ChatBatches, Normalise, fit_chats
+from leyden.align.policy import Algorithm, PolicyGradient
 from leyden.align.preference import Preference, PreferenceSettings
 from leyden.align.sft import Sft
 from leyden.core.transfers import sent
@@ -38,7 +40,14 @@ def chats(seed: int, seq_len: int, sequences: int) -> ChatBatches:
     return ChatBatches(fitting, "chats", seq_len=seq_len, batch_tokens=seq_len * sequences, seed=seed)
 
 
-ON_RANKS: dict[str, tuple[Any, Callable[..., Any]]] = {**OBJECTIVES, "sft": (Sft("chats"), chats)}
+SEQUENCES = Algorithm(preset="minimax", ratio="sequence", clip_low=0.9, clip_high=1.0)
+"""Ratios of sequences, which take sums over the ranks of a row, with everything else that reads values of tokens."""
+
+ON_RANKS: dict[str, tuple[Any, Callable[..., Any]]] = {
+    **OBJECTIVES,
+    "sft": (Sft("chats"), chats),
+    "rl": (PolicyGradient(SEQUENCES, temperature=0.7), completions),
+}
 
 
 def _log_probabilities(model: Any, batch: Batch) -> list[tuple[torch.Tensor, slice]]:

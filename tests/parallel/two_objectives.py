@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from leyden.align.policy.objective import ADVANTAGE, COUNT, DRAWN, LOSS_WEIGHT, REFERENCE
 from leyden.align.preference.batches import PairBatches, fit_pairs
 from leyden.core.transfers import sent
 from leyden.data import Batch, GroupedBatches, GroupedDocuments, TokenShards
@@ -99,3 +100,21 @@ def segments(batch: Batch) -> list[slice]:
     assert batch.groups is not None
     bounds = itertools.pairwise(batch.cu_seqlens.tolist())
     return [slice(*pair) for pair, group in zip(bounds, batch.groups.tolist(), strict=True) if group >= 0]
+
+
+def completions(seed: int, seq_len: int, sequences: int) -> GroupedBatches:
+    """Answers with what :class:`leyden.align.policy.PolicyGradient` reads; about half of the ratios are clipped."""
+    shards, bounds = conversations(seed, groups=40)
+    drawn, count = np.random.default_rng(seed), shards.num_documents
+    sampled = -drawn.uniform(3, 7, shards.num_tokens)
+    documents = GroupedDocuments(
+        shards,
+        bounds,
+        per_token={DRAWN: sampled, REFERENCE: sampled + drawn.normal(0, 0.3, shards.num_tokens)},
+        per_document={
+            ADVANTAGE: drawn.standard_normal(count),
+            LOSS_WEIGHT: drawn.uniform(0.1, 1, count),
+            COUNT: drawn.uniform(0.1, 1, count),
+        },
+    )
+    return GroupedBatches(documents, seq_len=seq_len, batch_tokens=seq_len * sequences, seed=seed)

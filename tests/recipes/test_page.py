@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from pydantic_core import PydanticUndefined
 
+from leyden.align.policy import Algorithm
+from leyden.align.rollouts import RolloutSettings
 from leyden.core.config import Config, dump_toml
 from leyden.model import PRESETS, ModelConfig, RopeScaling
 from leyden.parallel import ParallelConfig
@@ -30,6 +32,8 @@ SECTIONS: dict[str, tuple[type[Config], set[str]]] = {
     "[train.optimizer]": (AdamWConfig, set()),
     "[parallel]": (ParallelConfig, set()),
     "[[stage]]": (TrainingStage, set()),
+    "[stage.rl]": (RolloutSettings, {"algorithm", "engine"}),  # tables of their own
+    "[stage.rl.algorithm]": (Algorithm, set()),
     "[evaluate]": (EvaluateSection, {"task"}),
     "[[evaluate.task]]": (TaskSection, set()),
     "[serve]": (EngineConfig, set()),

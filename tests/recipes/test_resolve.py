@@ -125,6 +125,18 @@ def test_the_data_of_a_stage_may_lie_elsewhere_and_no_more(tmp_path: Path) -> No
     assert adopt(other, before, tmp_path, BEGUN) == other  # that stage is still to come
 
 
+def test_the_bound_of_drift_may_change_and_no_other_setting_of_completions(tmp_path: Path) -> None:
+    sizes = {"objective": "rl", "seq_len": 96, "micro_batch_tokens": 96}
+    how: dict[str, Any] = {"environment": "own.py:Own", "max_tokens": 8}
+    before, bounded, others = (
+        recipe(sizes | {"rl": how | change}, model={"vocab_size": 300}, tokenizer={"path": "t"})
+        for change in ({}, {"max_drift": 0.1, "kept_rollouts": 0}, {"group_size": 4})
+    )
+    assert adopt(bounded, before, tmp_path, BEGUN) == bounded
+    with pytest.raises(UserError, match=r"stage\.0\.rl\.group_size is 8 there and 4 now"):
+        adopt(others, before, tmp_path, BEGUN)
+
+
 def test_a_mixture_with_shares_of_the_stage_keeps_its_length(tmp_path: Path) -> None:
     late = MIXTURE | {"late": [{"source": "a", "share": 0.5, "last": 0.5}]}
     first: dict[str, Any] = {"data": {"build": "b"}, "train": {"dtype": "float32"}, "model": {"vocab_size": 300}}

@@ -23,7 +23,7 @@ SMALL_MODEL = {
     "head_dim": 16,
     "rotary_dim": 8,
 }
-TIMING = {"time", "tokens_per_second", "mfu"}
+TIMING = {"time", "tokens_per_second", "rollout_tokens_per_second", "mfu"}
 
 
 def metrics(directory: Path) -> list[dict[str, Any]]:

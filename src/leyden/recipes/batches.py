@@ -14,8 +14,9 @@ from leyden.data.loader.mixed import MixedBatches
 from leyden.data.loader.mixture_schedule import MixturePoint, MixtureSchedule, TimedMixture
 from leyden.data.loader.packing import PackedBatchIterator
 from leyden.model import count_model
-from leyden.recipes.objectives import TRAINS_ON
+from leyden.recipes.objectives import ON_PROMPTS, TRAINS_ON
 from leyden.recipes.prepare import Prepared
+from leyden.recipes.rollouts import open_prompts
 from leyden.recipes.schema import Recipe, TrainingStage
 
 
@@ -77,10 +78,13 @@ def check_batches(recipe: Recipe, prepared: Prepared, plans: Path | None = None,
             there is nothing to learn from. The message names the stage.
     """
     for index, stage in enumerate(recipe.stage):
-        shards = prepared.of(stage).shards
-        if index < first or not shards or not _begins_with_what_is_known(recipe, index, prepared):
+        shards, on_prompts = prepared.of(stage).shards, stage.objective in ON_PROMPTS
+        if index < first or not (on_prompts or (shards and _begins_with_what_is_known(recipe, index, prepared))):
             continue
         try:
+            if on_prompts:
+                open_prompts(recipe, index, prepared.tokenizer)
+                continue
             if not any(group.num_tokens for group in shards.values()):
                 raise UserError("there are no tokens to train on; give more documents.")
             batches = make_batches(recipe, index, prepared, plans)
@@ -110,6 +114,11 @@ def tell_doubts(recipe: Recipe) -> None:
             "than 8 layers have unless model.layer_types says otherwise; it cannot look up what it read long ago."
         )
     for stage in recipe.stage:
+        if stage.objective in ON_PROMPTS and model.capacity_factor is not None:
+            say(
+                f"stage '{stage.name}': model.capacity_factor drops tokens of full experts in training and not in the "
+                "engine, so that what is learned from is not what was drawn (drift in metrics.jsonl)."
+            )
         if recipe.train.noise_scale_steps and stage.batch_schedule.fewest_micro_batches == 1:
             say(
                 f"stage '{stage.name}': its steps have one micro-batch, of which the noise scale cannot be measured; "

@@ -24,6 +24,7 @@ from leyden.recipes.batches import make_batches
 from leyden.recipes.prepare import FORK_FILE, TOKENIZER_DIRECTORY, TOKENS_DIRECTORY, Prepared
 from leyden.recipes.reference import take_reference
 from leyden.recipes.resolve import earlier_recipe, same_documents, settled
+from leyden.recipes.rollouts import rollouts_fingerprint
 from leyden.recipes.schema import Recipe
 from leyden.tokenizer import Tokenizer
 from leyden.train import Progress, read_metrics
@@ -170,7 +171,7 @@ class Fork:
                 "take data that was tokenised by the same one."
             )
         values, where = self._values, f"stage '{recipe.stage[self.stage].name}'"
-        same = values["batches"]["fingerprint"] == make_batches(recipe, self.stage, prepared).fingerprint
+        same = values["batches"]["fingerprint"] == self._fingerprint(recipe, prepared)
         kept = values["batches"] if same and self._taken else None
         place = "which begins" if not self._taken else f"step {self._taken} of it"
         data = "" if kept or not self._taken else "; its data is another, or packed otherwise, and begins anew"
@@ -186,6 +187,12 @@ class Fork:
             take_reference(self._origin.directory, directory, recipe.stage[self.stage])
         position = {"stage": self.stage, "stage_step": self._taken, "batches": kept}
         fork_training(self._path, directory, values | position)
+
+    def _fingerprint(self, recipe: Recipe, prepared: Prepared) -> str:
+        """Of the batches of the stage that the run begins in."""
+        if recipe.stage[self.stage].rl is not None:
+            return rollouts_fingerprint(recipe, self.stage, prepared.tokenizer)
+        return make_batches(recipe, self.stage, prepared).fingerprint
 
     def _tokenizer(self) -> Tokenizer:
         own = self._origin.directory / TOKENIZER_DIRECTORY

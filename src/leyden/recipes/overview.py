@@ -59,6 +59,8 @@ def overview(recipe: Recipe, world: int) -> str:
 def _total(stage: TrainingStage) -> str:
     if stage.total_steps is None:
         return f"{stage.minutes:g} min"
+    if stage.rl is not None:
+        return ""
     return count_text(stage.batch_schedule.tokens_before(stage.total_steps))
 
 
@@ -67,6 +69,8 @@ def _steps(stage: TrainingStage) -> str:
 
 
 def _batch(stage: TrainingStage) -> str:
+    if stage.rl is not None:
+        return f"{stage.rl.prompts_per_step:,} prompts, {stage.rl.group_size} completions each"
     first, *later = stage.batch_schedule.marks
     lines = [count_text(first[1]), *(f"{count_text(size)} from {count_text(mark)}" for mark, size in later)]
     if stage.batch == "critical":
@@ -87,6 +91,8 @@ def _rate(stage: TrainingStage) -> str:
 
 
 def _mixture(stage: TrainingStage) -> str:
+    if stage.rl is not None:
+        return f"{stage.rl.algorithm.preset}, reward {stage.rl.reward or stage.rl.environment}"
     mixture, on = stage.mixture, TRAINS_ON.get(stage.objective)
     if on == "preferences":
         settings = ", ".join(f"{name} {value:g}" for name, value in stage.settings_of_loss.items())

@@ -92,6 +92,12 @@ def prepare(recipe: Recipe, directory: Path) -> None:
         _adopt_build(recipe.data.build, directory)
         return
     shards = directory / TOKENS_DIRECTORY
+    if not recipe.reads_data:
+        if not shards.exists():
+            tokenizer_at_hand(recipe, directory).save(directory / TOKENIZER_DIRECTORY)
+            write_checksums(directory, sorted((directory / TOKENIZER_DIRECTORY).iterdir()))
+            shards.mkdir()
+        return
     if recipe.data.rows is not None:
         if not shards.exists():
             tokenizer_at_hand(recipe, directory).save(directory / TOKENIZER_DIRECTORY)
@@ -139,6 +145,8 @@ def read_prepared(recipe: Recipe, directory: Path) -> Prepared:
             "file system that all machines share."
         )
     _check_files(directory)
+    if not recipe.reads_data:
+        return without_data(recipe, Tokenizer.load(directory / TOKENIZER_DIRECTORY))
     if recipe.data.rows is not None:
         tokenizer = Tokenizer.load(directory / TOKENIZER_DIRECTORY)
         return _of_rows(recipe, tokenizer, *read_rows_made(recipe, shards), place=str(directory / TOKENIZER_DIRECTORY))
@@ -185,6 +193,17 @@ def look_at_rows(recipe: Recipe, directory: Path) -> Prepared:
     tokenizer = tokenizer_at_hand(recipe, directory)
     parts = rows_in_memory(recipe, tokenizer)
     return _of_rows(recipe, tokenizer, *parts, place=f"{recipe.tokenizer.path or recipe.starts_from}")
+
+
+def without_data(recipe: Recipe, tokenizer: Tokenizer) -> Prepared:
+    """What there is of a recipe whose stages read neither documents nor chats.
+
+    Raises:
+        UserError: the model has fewer rows than the tokenizer tokens.
+    """
+    prepared = Prepared(tokenizer, {}, ())
+    _check_tokenizer(recipe, prepared, f"{recipe.tokenizer.path or recipe.starts_from}")
+    return prepared
 
 
 def _of_rows(

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
+from leyden.align.rollouts.settings import RolloutSettings
 from leyden.core.config import read_toml
 from leyden.core.errors import UserError
 from leyden.core.launch import launched
@@ -71,7 +72,12 @@ def located(recipe: Recipe) -> Recipe:
     """``recipe`` with absolute paths, so that its run can be gone on with from any working directory."""
     path, start = recipe.tokenizer.path and recipe.tokenizer.path.absolute(), recipe.starts_from
     stages = tuple(
-        stage.model_copy(update={"data": None if stage.data is None else _located(stage.data)})
+        stage.model_copy(
+            update={
+                "data": None if stage.data is None else _located(stage.data),
+                "rl": None if stage.rl is None else _with_places(stage.rl),
+            }
+        )
         for stage in recipe.stage
     )
     return recipe.model_copy(
@@ -84,11 +90,20 @@ def located(recipe: Recipe) -> Recipe:
     )
 
 
+def _with_places(settings: RolloutSettings) -> RolloutSettings:
+    """With absolute paths of prompts, and of an environment in a file."""
+    place, colon, name = (settings.environment or "").rpartition(":")
+    there = f"{Path(place).absolute()}{colon}{name}" if place.endswith(".py") else settings.environment
+    return settings.model_copy(update={"prompts": _of_rows(settings.prompts), "environment": there})
+
+
+def _of_rows(paths: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(path if path.startswith("hf://") else str(Path(path).absolute()) for path in paths)
+
+
 def _located(data: DataSection) -> DataSection:
     places: dict[str, Any] = {"text": _absolute(data.text), "tokens": _absolute(data.tokens)}
-    for key in ROWS:
-        paths: tuple[str, ...] = getattr(data, key)
-        places[key] = tuple(path if path.startswith("hf://") else str(Path(path).absolute()) for path in paths)
+    places |= {key: _of_rows(getattr(data, key)) for key in ROWS}
     return data.model_copy(update=places | {"build": data.build and data.build.absolute()})
 
 
@@ -190,6 +205,7 @@ def _stage_changes(now: Recipe, before: Recipe, progress: Progress | None) -> li
         leaves = _differences(stage.model_dump(mode="json"), was.model_dump(mode="json"), f"stage.{index}")
         free |= {"mixture.max_epochs"} if begun else set()  # a bound, which the batches do not depend on
         free |= {"data.build", "data.tokens"}  # they may lie elsewhere
+        free |= {"rl.max_drift", "rl.kept_rollouts"}  # a bound, and what is shown
         changes += [_told(leaf) for leaf in leaves if not _is_of(leaf[0], [f"stage.{index}.{key}" for key in free])]
         if begun and not movable and stage.total_steps != was.total_steps:
             changes.append(

@@ -25,6 +25,7 @@ from leyden.recipes.folder import check_folder, nothing_left_behind, set_outcome
 from leyden.recipes.fork import Fork, Origin, check_origin
 from leyden.recipes.loader import dry
 from leyden.recipes.machine import note_machine
+from leyden.recipes.objectives import ON_PROMPTS
 from leyden.recipes.outcome import evaluate_run, tell_outcome, write_samples
 from leyden.recipes.overview import overview
 from leyden.recipes.prepare import has_begun, read_prepared
@@ -125,6 +126,11 @@ def _plan(recipe: Recipe, launch: Launch, directory: Path) -> Plan:
 
 def _check_plan(recipe: Recipe, world: int) -> None:
     for stage in recipe.stage:
+        if stage.objective in ON_PROMPTS and world > 1:
+            raise UserError(
+                f"stage '{stage.name}': completions are drawn by one process that has the whole model, and this run "
+                f"is divided among {world}; leave [parallel] out and start one."
+            )
         for change in stage.batch_schedule.changes:
             step = StepShape(stage.seq_len, stage.micro_batch, change.batch_tokens // stage.micro_batch)
             try:

@@ -6,13 +6,14 @@ from pydantic import Field, SerializerFunctionWrapHandler, field_validator, mode
 
 from leyden.align.chats.batches import Normalise
 from leyden.align.preference import PreferenceSettings
+from leyden.align.rollouts.settings import RolloutSettings
 from leyden.checkpoint.starting_model import NewRows
 from leyden.core.config import Config
 from leyden.core.errors import UserError, suggest
 from leyden.data.loader.mixture_schedule import MixtureSchedule
 from leyden.model import ModelConfig, RopeScaling, preset
 from leyden.parallel import ParallelConfig
-from leyden.recipes.objectives import OBJECTIVES, TRAINS_ON
+from leyden.recipes.objectives import OBJECTIVES, ON_PROMPTS, TRAINS_ON
 from leyden.recipes.sections import DataSection, EvaluateSection, TokenizerSection
 from leyden.serve.config import EngineConfig
 from leyden.train import BatchSchedule, LearningRate, RunSettings
@@ -59,6 +60,16 @@ class TrainingStage(LearningRate, PreferenceSettings):
     """How RoPE is stretched from this stage on, by position interpolation or YaRN; None keeps what was."""
     data: DataSection | None = None
     """Documents of the stage's own, a table of the keys of ``[data]``. None: those of the run."""
+    rl: RolloutSettings | None = None
+    """Of reinforcement learning, a table: prompts, rewards and the algorithm."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rows_of_completions(cls, given: Any) -> Any:
+        """The completions of a step are as many tokens as they are, in as many micro-batches as that takes."""
+        if not isinstance(given, dict) or given.get("objective") not in ON_PROMPTS:
+            return given
+        return {**given, "batch_tokens": given.get("batch_tokens", given.get("micro_batch_tokens", 8192))}
 
     @field_validator("batch_tokens", mode="before")
     @classmethod
@@ -106,7 +117,38 @@ class TrainingStage(LearningRate, PreferenceSettings):
                 f"batch_tokens and micro_batch_tokens) must be a multiple of seq_len ({self.seq_len})"
             )
         self._check_growth()
+        self._check_rollouts()
         return self
+
+    def _check_rollouts(self) -> None:
+        """Refuse reinforcement learning without its table, the table elsewhere, and what has no meaning there."""
+        if (self.objective in ON_PROMPTS) != (self.rl is not None):
+            need = "needs a table [stage.rl]" if self.rl is None else "has no use for [stage.rl]; leave it out"
+            raise ValueError(f"{self._owner}objective '{self.objective}' {need}")
+        if self.rl is None:
+            return
+        if self.steps is None or self.tokens is not None or self.minutes is not None:
+            raise ValueError(f"{self._owner}the completions have a length of their own; give the stage steps")
+        if self.batch_tokens != self.micro_batch_tokens:
+            raise ValueError(
+                f"{self._owner}a step learns from the completions that were drawn, however many tokens they have; "
+                "leave batch_tokens out, and bound memory by micro_batch_tokens"
+            )
+        plain = {"batch": "stated", "lr_changes": (), "decay_tokens": None, "packing": "concatenate", "data": None}
+        for name, value in plain.items():
+            if getattr(self, name) != value:
+                raise ValueError(f"{self._owner}{name} is for stages that read data; leave it out")
+        if self.rl.max_tokens >= self.seq_len:
+            raise ValueError(
+                f"{self._owner}seq_len ({self.seq_len}) must have room for a prompt and rl.max_tokens "
+                f"({self.rl.max_tokens}) behind it"
+            )
+
+    @property
+    def rollouts(self) -> RolloutSettings:
+        """The table of a stage of reinforcement learning."""
+        assert self.rl is not None, "only such a stage is asked for it, and it has one"
+        return self.rl
 
     @property
     def _owner(self) -> str:
@@ -231,9 +273,21 @@ class Recipe(Config):
             raise ValueError(f"stages must have different names; given {', '.join(names)}")
         return stages
 
+    @property
+    def reads_data(self) -> bool:
+        """Whether some stage trains on documents or chats."""
+        return any(stage.objective not in ON_PROMPTS for stage in self.stage)
+
     @model_validator(mode="after")
     def _data_fits(self) -> Self:
+        if not self.reads_data and self.tokenizer.path is None and self.starts_from is None:
+            raise ValueError(
+                "reinforcement learning trains no tokenizer: begin from a model (model.from), or name a tokenizer "
+                "(tokenizer.path)"
+            )
         for stage in self.stage:
+            if stage.objective in ON_PROMPTS:
+                continue
             data = stage.data or self.data
             _check_kind(stage, data)
             trains_tokenizer = self.data.build is None and self.tokenizer.path is None and self.starts_from is None

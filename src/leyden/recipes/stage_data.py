@@ -26,6 +26,7 @@ from leyden.recipes.prepare import (
     read_prepared,
     read_token_files_as_given,
     tokenizer_at_hand,
+    without_data,
 )
 from leyden.recipes.schema import Recipe, TrainingStage
 from leyden.recipes.sections import TokenizerSection
@@ -109,6 +110,8 @@ def not_there(recipe: Recipe) -> str:
 
 
 def _look_at(recipe: Recipe, directory: Path) -> Prepared | None:
+    if not recipe.reads_data:
+        return without_data(recipe, tokenizer_at_hand(recipe, directory))
     if recipe.data.build is not None:
         return read_build(recipe) if recipe.data.build.exists() else None
     if (directory / TOKENS_DIRECTORY).exists():

@@ -14,10 +14,11 @@ from leyden.data.loader.held_out import HeldOutBatches
 from leyden.data.loader.prefetch import Prefetched
 from leyden.parallel import RankGroup
 from leyden.recipes.batches import make_batches, tell_plan
-from leyden.recipes.objectives import OBJECTIVES, TRAINS_ON
+from leyden.recipes.objectives import OBJECTIVES, ON_PROMPTS, TRAINS_ON
 from leyden.recipes.pace import Pace
 from leyden.recipes.prepare import Prepared
 from leyden.recipes.reference import StageReference, has_reference
+from leyden.recipes.rollouts import rollout_stage
 from leyden.recipes.schema import Recipe, TrainingStage
 from leyden.recipes.spike_facts import BatchFacts
 from leyden.recipes.watching import TaskWatcher
@@ -70,9 +71,14 @@ def train(
         UserError: the disk is full, or the loss stays not finite.
     """
     watchers = [TaskWatcher(recipe, prepared.tokenizer)] if recipe.evaluate.task else []
+    state, described = _new_state(recipe, rank_group), recipe.model_dump(mode="json")
     stages = []
     for index, stage in enumerate(recipe.stage):
         assert stage.total_steps is not None, "settled before training"
+        if stage.objective in ON_PROMPTS:
+            rollouts = rollout_stage(recipe, index, prepared.tokenizer, state, directory, stage.total_steps)
+            stages.append(replace(rollouts, watchers=watchers))
+            continue
         pace = (
             [Pace(stage.name, stage.minutes, stage.total_steps, stage.batch_schedule, how_to_resume)]
             if stage.minutes
@@ -80,7 +86,6 @@ def train(
         )
         made = _stage_run(recipe, index, prepared, rank_group, directory, stage.total_steps)
         stages.append(replace(made, callbacks=pace, watchers=watchers))
-    state, described = _new_state(recipe, rank_group), recipe.model_dump(mode="json")
     train_stages(state, stages, recipe.train, directory, how_to_resume=how_to_resume, start=start, described=described)
     return state
 

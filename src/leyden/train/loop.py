@@ -17,7 +17,7 @@ from leyden.train.health import NOISE_METRICS, BatchFacts, RunHealth
 from leyden.train.held_out import HeldOut
 from leyden.train.learning_rate import LearningRate
 from leyden.train.metrics import finite
-from leyden.train.observing import Observed, RunFiles, Watcher
+from leyden.train.observing import Observed, RunFiles, StepFacts, Watcher, no_facts
 from leyden.train.signals import StopRequest
 from leyden.train.sinks import Sink
 from leyden.train.state import Batches, TrainState
@@ -42,6 +42,7 @@ def fit(
     callbacks: Sequence[Callback] = (),
     watchers: Sequence[Watcher] = (),
     batch_facts: BatchFacts | None = None,
+    step_facts: StepFacts = no_facts,
 ) -> None:
     """Train to the end of a stage, from wherever ``state`` is in it.
 
@@ -60,6 +61,7 @@ def fit(
         callbacks: called after every step once it is in the metrics, before its checkpoint.
         watchers: asked after every step, as callbacks are; what they find goes to ``eval.jsonl``.
         batch_facts: what is to be noted of the batches of a spike.
+        step_facts: what the batches have to say of each step.
 
     Raises:
         ValueError: a metric of the objective has the name of another.
@@ -94,12 +96,14 @@ def fit(
             result, last = step.result, state.stage_step == total
             state.check_saving()
             record = _record(state, step, settings, objective.counts) | health.noise_of(state, result, settings)
-            files.metrics.append(record | observed.held_out(last))
+            facts = step_facts()
+            files.metrics.append(record | dict(facts.record) | observed.held_out(last))
             for callback in callbacks:
                 callback(state, result)
             observed.watch(last)
             if bar is not None:
-                note = f"loss {result.loss:.3f}{observed.notes}, {step.tokens_per_second:.0f} tokens/s"
+                said = f", {facts.note}" if facts.note else ""
+                note = f"loss {result.loss:.3f}{said}{observed.notes}, {step.tokens_per_second:.0f} tokens/s"
                 bar.advance(state.stage_step - shown_steps, note)
                 shown_steps = state.stage_step
             _stop_if_skipped_too_often(state, result, settings, objective.counts)

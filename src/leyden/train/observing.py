@@ -1,6 +1,6 @@
 """What is measured of a model while it is trained, and the files of a run that it goes to."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,15 +29,24 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True)
 class Finding:
-    """What a watcher found.
+    """What was found beside the step itself.
 
     Attributes:
-        record: a line of ``eval.jsonl``, which gets the stage and the step.
-        note: the same for the progress bar, where it stays until the watcher says something else.
+        record: of a watcher, a line of ``eval.jsonl``, which gets the stage and the step.
+        note: the same for the progress bar, where a watcher's stays until it says something else.
     """
 
     record: Mapping[str, Any]
     note: str
+
+
+StepFacts = Callable[[], Finding]
+"""What else there is to say of the step that was just taken: a part of its line of metrics, and of the bar's note."""
+
+
+def no_facts() -> Finding:
+    """Nothing."""
+    return Finding({}, "")
 
 
 class RunFiles:

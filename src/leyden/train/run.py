@@ -33,7 +33,7 @@ from leyden.train.health import BatchFacts
 from leyden.train.held_out import HeldOut, measure
 from leyden.train.learning_rate import LearningRate
 from leyden.train.loop import fit
-from leyden.train.observing import Watcher
+from leyden.train.observing import StepFacts, Watcher, no_facts
 from leyden.train.optimizer import AdamWConfig, MasterAdamW
 from leyden.train.sinks import Sink, SinkName, open_sinks
 from leyden.train.spikes import SpikeSettings
@@ -98,6 +98,7 @@ class StageRun:
         after_step, callbacks: called after every step, as :func:`leyden.train.loop.fit` says.
         watchers: what measures the model now and then.
         batch_facts: what is to be noted of the batches of a spike.
+        step_facts: what the batches have to say of each step.
         shows_progress: whether there is a progress bar of the stage.
     """
 
@@ -117,6 +118,7 @@ class StageRun:
     callbacks: Sequence[Callback] = ()
     watchers: Sequence[Watcher] = ()
     batch_facts: BatchFacts | None = None
+    step_facts: StepFacts = no_facts
     shows_progress: bool = True
 
     def rope_after(self, rope: Rope) -> Rope:
@@ -229,6 +231,7 @@ def _train_stage(
             callbacks=stage.callbacks,
             watchers=stage.watchers,
             batch_facts=stage.batch_facts,
+            step_facts=stage.step_facts,
         )
 
 

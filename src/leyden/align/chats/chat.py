@@ -105,6 +105,21 @@ def preference_of(row: Mapping[str, Any], id: str, source: str) -> Preference:
     return Preference(id, source, chosen[:shared], *both, _tools_of(row))
 
 
+def prompt_of(row: Mapping[str, Any]) -> tuple[Message, ...]:
+    """The messages that a row asks with: ``prompt``, ``question`` or turns, none of which is an answer to be given.
+
+    Raises:
+        Problem: it has none, or they end with an answer.
+    """
+    turns = _prompt(row)
+    if not turns:
+        raise Problem("no prompt", f"columns: {', '.join(map(str, row))}"[:400])
+    messages, _ = _messages(turns)
+    if messages[-1]["role"] == "assistant":
+        raise Problem("no prompt", "the last message is an answer of the assistant")
+    return messages
+
+
 def _both(row: Mapping[str, Any]) -> tuple[tuple[Turn, ...], tuple[Turn, ...]]:
     """The whole chats with the chosen and with the rejected answer."""
     asked = _prompt(row)

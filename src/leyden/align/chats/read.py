@@ -1,8 +1,8 @@
 """Files of chats and of preference pairs, read row by row by the readers of ``data``; nothing is lost in silence."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from leyden.align.chats.chat import Chat, Preference, chat_of, preference_of
 from leyden.core.errors import UserError
@@ -25,23 +25,35 @@ def read_chats(paths: Sequence[str], rejects: list[Reject]) -> Iterator[Chat]:
     Raises:
         UserError: a path does not exist, or none of them holds files with rows.
     """
-    return _read(paths, rejects, chat_of)
+    return read_rows(paths, rejects, chat_of, "chats")
 
 
 def read_preferences(paths: Sequence[str], rejects: list[Reject]) -> Iterator[Preference]:
     """The preference pairs of files; arguments and errors as of :func:`read_chats`."""
-    return _read(paths, rejects, preference_of)
+    return read_rows(paths, rejects, preference_of, "chats")
 
 
-def _read(paths: Sequence[str], rejects: list[Reject], make: Callable[..., Made]) -> Iterator[Made]:
-    settings = SourceSettings(name="chats", paths=tuple(paths), rows="whole", metadata="none")
+def read_rows(
+    paths: Sequence[str], rejects: list[Reject], make: Callable[[Mapping[str, Any], str, str], Made], what: str
+) -> Iterator[Made]:
+    """What ``make`` makes of the rows of files.
+
+    Args:
+        paths, rejects: as of :func:`read_chats`.
+        make: takes a row, its id and its file; a :class:`~leyden.data.readers.problem.Problem` sets the row aside.
+        what: what the rows are, in the plural, for errors.
+
+    Raises:
+        UserError: a path does not exist, or none of them holds files with rows.
+    """
+    settings = SourceSettings(name=what, paths=tuple(paths), rows="whole", metadata="none")
     files = source_files(settings, rejects)
     with_rows = [file for file in files if file.format in _WITH_ROWS]
     rejects += [Reject(str(file.path), "", "no rows", file.format) for file in files if file not in with_rows]
     if not with_rows:
         raise UserError(
-            f"{', '.join(paths)}: there is no file of chats; chats are rows of .jsonl, .json, .parquet or .arrow files "
-            "(a .json file must be named itself, and not only its folder)."
+            f"{', '.join(paths)}: there is no file of {what}; {what} are rows of .jsonl, .json, .parquet or .arrow "
+            "files (a .json file must be named itself, and not only its folder)."
         )
     for file in with_rows:
         for document in read_piece(Piece(file, file.format, 0), settings, rejects):

@@ -85,13 +85,7 @@ def grade_rows(path: Path, settings: RowSettings) -> Iterator[Reward]:
         yield from _together(rows, settings)
         return
     mathematics = MathReward(settings.seconds)
-    graders: dict[str, Callable[[Row], Reward]] = {
-        "math": lambda row: mathematics.grade(row["response"], _field(row, "reference", str)),
-        "code": lambda row: _grade_code(row, settings),
-        "ifeval": lambda row: grade_instructions(row["response"], _instructions(row)),
-        "rules": lambda row: grade_rules(row["response"], settings.rules),
-    }
-    grade = graders[settings.kind]
+    grade = grader(settings, mathematics)
     workers = settings.concurrency if settings.kind == "code" else 1
     with progress(f"rewards ({settings.kind})", len(rows), "rows") as bar, ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(rows), _AT_ONCE):
@@ -99,6 +93,22 @@ def grade_rows(path: Path, settings: RowSettings) -> Iterator[Reward]:
                 bar.advance(1)
                 yield reward
     mathematics.close()
+
+
+def grader(settings: RowSettings, mathematics: MathReward) -> Callable[[Row], Reward]:
+    """What grades one row with a ``response``; of the kinds that look at a row by itself.
+
+    Args:
+        settings: its ``kind`` is none of those that look at several rows at once.
+        mathematics: compares answers; its process is the caller's to end.
+    """
+    graders: dict[str, Callable[[Row], Reward]] = {
+        "math": lambda row: mathematics.grade(row["response"], _field(row, "reference", str)),
+        "code": lambda row: _grade_code(row, settings),
+        "ifeval": lambda row: grade_instructions(row["response"], _instructions(row)),
+        "rules": lambda row: grade_rules(row["response"], settings.rules),
+    }
+    return graders[settings.kind]
 
 
 def _graded(row: Row | str, grade: Callable[[Row], Reward]) -> Reward:

@@ -1,0 +1,10 @@
+"""Policy gradients as a few pure functions: advantages, surrogate losses, divergences, and the settings that join them.
+
+Reading order: ``algorithm.py`` (the settings and their presets), ``advantages.py``, ``surrogate.py``,
+``divergence.py``, ``objective.py`` (what a training step minimises).
+"""
+
+from leyden.align.policy.algorithm import PRESETS, Algorithm
+from leyden.align.policy.objective import PolicyGradient
+
+__all__ = ["PRESETS", "Algorithm", "PolicyGradient"]

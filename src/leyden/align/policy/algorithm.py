@@ -1,0 +1,102 @@
+"""An algorithm of policy gradients as settings of a few functions, and the published ones as presets.
+
+The papers do not print every constant. What is ours is marked in the comments of :data:`PRESETS`.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from leyden.core.config import Config
+from leyden.core.errors import suggest
+
+Baseline = Literal["group_mean", "leave_one_out"]
+Scale = Literal["group", "batch", "none"]
+Surrogate = Literal["clip", "cispo"]
+RatioOf = Literal["token", "sequence"]
+Denominator = Literal["sequences", "tokens", "constant"]
+Divergence = Literal["k1", "k2", "k3", "minimax"]
+
+
+class Algorithm(Config):
+    """What becomes of the rewards of a group, and what is minimised: the table ``[stage.rl.algorithm]``.
+
+    A preset gives the settings, each of which may be changed.
+    """
+
+    preset: str = "minimax"
+    """A name in :data:`PRESETS`, whose settings hold where no other is given."""
+    baseline: Baseline = "group_mean"
+    """What is subtracted from a reward: the mean of its group, or the mean of the others in it (RLOO)."""
+    scale: Scale = "group"
+    """What that is divided by: the standard deviation of its group, that of all rewards of the step, or nothing."""
+    balance: bool = False
+    """Scale the larger side down, so that good and bad completions of a step contribute alike (ours)."""
+    surrogate: Surrogate = "clip"
+    """``clip``: PPO's clipped ratio; ``cispo``: the clipped ratio as a constant weight of the log-probability."""
+    ratio: RatioOf = "token"
+    """Of each token, or of the sequence: the geometric mean of its tokens' ratios (GSPO)."""
+    clip_low: float = Field(default=0.2, gt=0, le=1)
+    """A ratio is clipped below 1 minus this; 1: not at all, since no ratio is negative."""
+    clip_high: float = Field(default=0.2, ge=0)
+    """A ratio is clipped above 1 plus this; 0: not at all."""
+    drop_above: float = Field(default=0.0, ge=0)
+    """A token with a negative advantage and a larger ratio is dropped; 0: none is."""
+    denominator: Denominator = "sequences"
+    """``sequences``: the mean over completions of the mean over tokens; ``tokens``: the mean over all tokens of the
+    step; ``constant``: the sum over tokens, divided by ``max_tokens``, as a mean over completions."""
+    kl: Divergence = "k3"
+    """The estimate of the divergence from the reference model that is minimised besides."""
+    kl_weight: float = Field(default=0.0, ge=0)
+    """Its weight; 0: there is no reference model."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_preset(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        name = given.get("preset", cls.model_fields["preset"].default)
+        return {**PRESETS[name], **given} if isinstance(name, str) and name in PRESETS else given
+
+    @field_validator("preset")
+    @classmethod
+    def _known(cls, preset: str) -> str:
+        if preset not in PRESETS:
+            raise ValueError(f"must be one of {', '.join(PRESETS)}{suggest(preset, PRESETS)}")
+        return preset
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if 0 < self.drop_above <= 1:
+            raise ValueError(
+                f"drop_above ({self.drop_above}) would drop tokens whose ratio is 1, which are all of them at the "
+                "first update; give more than 1, or 0 to drop none"
+            )
+        return self
+
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    # MiniMax-01 (arXiv 2501.08313, section 5) names three changes of GRPO and prints no constant. Ours are the
+    # formula of the balance, the denominator, with which that has an effect, the threshold and the weight.
+    "minimax": {"denominator": "tokens", "balance": True, "drop_above": 3.0, "kl": "minimax", "kl_weight": 0.04},
+    # DeepSeekMath (arXiv 2402.03300, equations 3 and 4)
+    "grpo": {"kl": "k3", "kl_weight": 0.04},
+    # Understanding R1-Zero-like training (arXiv 2503.20783)
+    "dr_grpo": {"scale": "none", "denominator": "constant"},
+    # DAPO (arXiv 2503.14476, equation 8); its sampling and its penalty of long completions are settings of rollouts.
+    "dapo": {"clip_high": 0.28, "denominator": "tokens"},
+    # MiniMax-M1 (arXiv 2506.13585, equations 4 and 5), without a lower bound. The upper one is ours: weights to 5.
+    "cispo": {"surrogate": "cispo", "clip_low": 1.0, "clip_high": 4.0, "denominator": "tokens"},
+    # GSPO (arXiv 2507.18071, equations 5 to 7)
+    "gspo": {"ratio": "sequence", "clip_low": 3e-4, "clip_high": 4e-4},
+    # RLOO (arXiv 2402.14740): REINFORCE on whole sequences. The constant denominator only scales the sum.
+    "rloo": {
+        "baseline": "leave_one_out",
+        "scale": "none",
+        "clip_low": 1.0,
+        "clip_high": 0.0,
+        "denominator": "constant",
+    },
+}
+"""By the name of an algorithm, where it differs from the defaults of :class:`Algorithm`."""

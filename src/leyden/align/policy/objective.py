@@ -1,0 +1,117 @@
+"""What a policy gradient minimises, of packed completions whose advantages are known."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from leyden.align.policy.algorithm import Algorithm
+from leyden.align.policy.divergence import divergence
+from leyden.align.policy.surrogate import surrogate
+from leyden.core.transfers import sent
+from leyden.model import Features
+from leyden.model.losses import TokenLossModel
+from leyden.ops import IGNORE_INDEX
+from leyden.parallel.objective import Sums
+from leyden.train import document_sums
+
+DRAWN, REFERENCE = "drawn", "reference"
+"""Values of each token: its log-probability when it was drawn, and under the reference model, in nats."""
+ADVANTAGE, LOSS_WEIGHT, COUNT = "advantage", "loss_weight", "count"
+"""Values of each completion: its advantage, and what each of its tokens weighs in the loss and in the denominator."""
+
+
+class CompletionRow(Protocol):
+    """A row of completions, each a document with its prompt, of which the completion alone has labels."""
+
+    tokens: torch.Tensor
+    labels: torch.Tensor
+    cu_seqlens: torch.Tensor
+    per_token: Mapping[str, torch.Tensor]
+    """:data:`DRAWN`, and :data:`REFERENCE` where the algorithm has a ``kl_weight``: [1, T]."""
+    per_document: Mapping[str, torch.Tensor]
+    """:data:`ADVANTAGE`, :data:`LOSS_WEIGHT` and :data:`COUNT`: [N]."""
+
+
+class PolicyGradient:
+    """The surrogate loss of an algorithm, with the divergence from a reference model.
+
+    Args:
+        algorithm: the settings.
+        temperature: of the drawing; the policy is the model with its logits divided by this.
+    """
+
+    def __init__(self, algorithm: Algorithm, temperature: float = 1.0) -> None:
+        self.algorithm, self._temperature = algorithm, temperature
+        self.counts = "completion_tokens" if algorithm.denominator == "tokens" else "completions"
+        names = ("ratio", "off_policy", "clipped", "discarded", "entropy")
+        self.metrics: Sequence[str] = (*names, "kl") if algorithm.kl_weight else names
+
+    def sums(self, model: TokenLossModel, features: Features, batch: Any, /) -> Sums:
+        """See :class:`leyden.parallel.objective.Objective`. Metrics, over the units of the denominator:
+
+        - ``ratio``: its mean; ``off_policy``: the share of tokens whose ratio is not exactly 1;
+        - ``clipped``, ``discarded``: shares of tokens (:class:`leyden.align.policy.surrogate.TokenLosses`);
+        - ``entropy``: the mean of ``-log p`` of what was drawn, which estimates the entropy of the policy;
+        - ``kl``: the estimate k3 of the divergence from the reference, whichever is minimised.
+        """
+        device = features.hidden.device
+        labels = sent(batch.labels, device)
+        log_prob = log_probs(model, features.hidden, labels, self._temperature)
+        learned = model.ranks.own(labels) != IGNORE_INDEX
+        drawn, *reference = (
+            model.ranks.own(sent(batch.per_token[name], device)).to(log_prob.dtype)
+            for name in ((DRAWN, REFERENCE) if self.algorithm.kl_weight else (DRAWN,))
+        )
+        advantage, weight, count = (
+            _of_tokens(model, sent(batch.per_document[name], device), batch).to(log_prob.dtype)
+            for name in (ADVANTAGE, LOSS_WEIGHT, COUNT)
+        )
+        log_ratio = (log_prob - drawn).where(learned, 0.0)
+        if self.algorithm.ratio == "sequence":
+            log_ratio = _sequence_mean(model, log_ratio, labels, batch)
+        weight, count = (x.where(learned, 0.0) for x in (weight, count))
+        found = surrogate(self.algorithm, log_ratio, log_prob, advantage)
+        loss = (weight * found.loss).sum()
+        metrics = {
+            "ratio": found.ratio,
+            "off_policy": found.ratio != 1,
+            "clipped": found.clipped,
+            "discarded": found.discarded,
+            "entropy": -log_prob,
+        }
+        if reference:
+            away = divergence(self.algorithm.kl, log_prob, reference[0])
+            loss = loss + self.algorithm.kl_weight * (weight * away.where(learned, 0.0)).sum()
+            metrics["kl"] = divergence("k3", log_prob, reference[0]).where(learned, 0.0)
+        return Sums(loss, count.sum(), {name: (count * value).sum() for name, value in metrics.items()})
+
+
+def log_probs(
+    model: TokenLossModel, hidden: torch.Tensor, labels: torch.Tensor, temperature: float = 1.0
+) -> torch.Tensor:
+    """[1, T'] log-probabilities of labels [1, T], in nats, under logits divided by ``temperature``; 0 without a label.
+
+    Args:
+        model: whose output projection is taken.
+        hidden: [1, T', D], this rank's own.
+        labels: of the whole row.
+        temperature: above 0.
+    """
+    nll, _ = model.token_nll(hidden if temperature == 1 else hidden / temperature, labels)
+    return -nll
+
+
+def _of_tokens(model: TokenLossModel, values: torch.Tensor, batch: CompletionRow) -> torch.Tensor:
+    """[N] values of documents to [1, T'] of this rank's own tokens."""
+    lengths = sent(batch.cu_seqlens.diff().long(), values.device)
+    return model.ranks.own(values.repeat_interleave(lengths, output_size=batch.tokens.shape[1])[None])
+
+
+def _sequence_mean(
+    model: TokenLossModel, log_ratio: torch.Tensor, labels: torch.Tensor, batch: CompletionRow
+) -> torch.Tensor:
+    """The mean log-ratio of each document in the place of each of its tokens."""
+    learned = (model.ranks.own(labels) != IGNORE_INDEX).to(log_ratio.dtype)
+    sums, counts = (document_sums(model, x, batch) for x in (log_ratio, learned))
+    return _of_tokens(model, sums / counts.clamp_min(1), batch)

@@ -1,0 +1,293 @@
+"""What the training loop reads of a stage of reinforcement learning: rows of completions that its own model made.
+
+A round draws completions with the weights as they are, and is learned from in one optimizer step or several. Nothing
+that is drawn depends on what was drawn before, but through the weights: prompts and seeds follow from how many prompts
+were asked before. A checkpoint between two rounds therefore holds that number alone; one within a round holds its rows
+as well, since the weights that drew them are gone.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from leyden.align.policy.advantages import advantages
+from leyden.align.policy.shaping import overlong_is_worse, shorter_is_better
+from leyden.align.rollouts.buffer import packed_text, unpacked
+from leyden.align.rollouts.drawing import Rollout, Round, draw_round
+from leyden.align.rollouts.environment import Environment
+from leyden.align.rollouts.prompts import Prompts
+from leyden.align.rollouts.rows import pack, scored
+from leyden.align.rollouts.settings import RolloutSettings
+from leyden.core.errors import UserError
+from leyden.core.log import logger
+from leyden.data import Batch
+from leyden.model import PAGE, HybridLM, Pools
+from leyden.serve import Engine
+from leyden.serve.config import EngineConfig
+from leyden.tokenizer import Tokenizer
+from leyden.train import StepResult, TrainState
+from leyden.train.metrics import StepLog, finite
+from leyden.train.observing import Finding
+
+_log = logger(__name__)
+
+
+@dataclass(frozen=True)
+class RoundShape:
+    """How the rows of a stage are laid out.
+
+    Attributes:
+        seq_len: tokens of a sequence.
+        micro_batch_tokens: of a micro-batch at most, a multiple of it.
+        seed: of the prompts' order and of what is drawn.
+    """
+
+    seq_len: int
+    micro_batch_tokens: int
+    seed: int
+
+
+def round_fingerprint(prompts: Prompts, settings: RolloutSettings) -> str:
+    """Of what the place in the data counts in; with another, it is another place."""
+    counts = (settings.prompts_per_step, settings.group_size, settings.updates, settings.mini_batches)
+    return hashlib.sha256(f"{prompts.fingerprint} {counts}".encode()).hexdigest()
+
+
+class RolloutBatches:
+    """The batches of a stage, as :class:`leyden.train.Batches`: close it, or use it as a context manager.
+
+    The loop asks :meth:`micro_batches` before each step; the first of a round draws its completions.
+
+    Args:
+        state: whose model draws; one process has all of it.
+        tokenizer: of the model.
+        settings: of the stage.
+        prompts, environment: what is asked, and who grades.
+        shape: of the rows.
+        log: gets the rollouts that are kept.
+        stage: its name.
+        reference: the frozen model, where the algorithm has a ``kl_weight``.
+    """
+
+    def __init__(
+        self,
+        state: TrainState,
+        tokenizer: Tokenizer,
+        settings: RolloutSettings,
+        prompts: Prompts,
+        environment: Environment,
+        shape: RoundShape,
+        *,
+        log: StepLog,
+        stage: str,
+        reference: HybridLM | None,
+    ) -> None:
+        self._state, self._tokenizer, self._settings = state, tokenizer, settings
+        self._prompts, self._environment, self._shape = prompts, environment, shape
+        self._log, self._stage, self._reference = log, stage, reference
+        self._engine: Engine | None = None
+        self._place = self._next_place = 0  # of the first prompt of the round, and of the next
+        self._step = self._row = 0  # the step is one of the round, the row one of the step
+        self._parts: Sequence[Sequence[Batch]] | None = None
+        self._buffer: str | None = None
+        self._facts: dict[str, Any] = {}
+        self._fingerprint = round_fingerprint(prompts, settings)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End what the engine and the environment have started."""
+        if self._engine is not None:
+            self._engine.close()
+        close: Callable[[], None] | None = getattr(self._environment, "close", None)
+        if close is not None:
+            close()
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        part = self._part()
+        row = part[self._row]
+        self._row += 1
+        if self._row == len(part):
+            self._row, self._step = 0, self._step + 1
+        if self._step == self._settings.steps_per_round:
+            self._place, self._step, self._parts, self._buffer = self._next_place, 0, None, None
+        return row
+
+    def micro_batches(self, stage_step: int) -> int:
+        """How many rows the next step takes; completions are drawn first where a round begins."""
+        return len(self._part())
+
+    def step_facts(self) -> Finding:
+        """What there is to say of the completions that the step before was the first to learn from; else nothing."""
+        facts, self._facts = self._facts, {}
+        if not facts:
+            return Finding({}, "")
+        return Finding(facts, f"reward {facts['reward']:.3f}" if facts["reward"] is not None else "no reward")
+
+    def check(self, state: TrainState, result: StepResult) -> None:
+        """A callback: at the first update on new completions, every ratio of probabilities must be exactly 1."""
+        is_first = self._step == 1 or (self._step == 0 and self._settings.steps_per_round == 1)
+        if is_first and result.metrics["off_policy"] > 0:
+            _log.warning(
+                "step %d: %.2g of the ratios of the first update are not exactly 1: this machine computes the same "
+                "operations with other roundings each time",
+                state.step,
+                result.metrics["off_policy"],
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place: the first prompt of the round and the step in it; within a round, also its rows."""
+        place = {"batch": self._place, "step": self._step, "fingerprint": self._fingerprint}
+        if self._step == 0:
+            return place
+        if self._buffer is None:
+            assert self._parts is not None, "a round that has begun has rows"
+            self._buffer = packed_text(self._parts)
+        return {**place, "next": self._next_place, "rows": self._buffer}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken.
+
+        Raises:
+            UserError: the prompts are others.
+        """
+        if state["fingerprint"] != self._fingerprint:
+            raise UserError(
+                "The run cannot be resumed on other prompts, with another seed, or with other numbers of completions "
+                "and updates; restore them, or start a new run."
+            )
+        self._place, self._step, self._row = state["batch"], state["step"], 0
+        self._next_place = state.get("next", self._place)
+        self._buffer = state.get("rows")
+        self._parts = None if self._buffer is None else unpacked(self._buffer)
+
+    def _part(self) -> Sequence[Batch]:
+        """The rows of the step that comes."""
+        if self._parts is None:
+            self._parts = self._new_round()
+        return self._parts[self._step % self._settings.mini_batches]
+
+    def _new_round(self) -> Sequence[Sequence[Batch]]:
+        """Draw completions, grade them, and make rows of them."""
+        settings, engine = self._settings, self._ready_engine()
+        self._state.rank_group.at("drawing completions", self._state.step + 1)
+        made = draw_round(engine, self._environment, self._prompts, settings, place=self._place, seed=self._shape.seed)
+        engine.release()
+        self._next_place = made.next_place
+        rollouts, values = made.rollouts, self._advantages(made.rollouts)
+        size = len(rollouts) // settings.mini_batches
+        parts, drifts = [], []
+        for first in range(0, len(rollouts), size):
+            rows = pack(
+                rollouts[first : first + size],
+                values[first : first + size],
+                settings.algorithm,
+                max_tokens=settings.max_tokens,
+                seq_len=self._shape.seq_len,
+                micro_batch_tokens=self._shape.micro_batch_tokens,
+                vocab_size=self._tokenizer.vocab_size,
+            )
+            measured = [scored(row, self._model, self._reference, settings.temperature) for row in rows]
+            parts.append([row for row, _ in measured])
+            drifts += [drift for _, drift in measured]
+        self._facts = _facts(made, torch.cat(drifts))
+        self._check_drift()
+        self._keep(rollouts, values)
+        return parts
+
+    def _advantages(self, rollouts: Sequence[Rollout]) -> np.ndarray:
+        """[rollouts] float64."""
+        settings, shape = self._settings, (-1, self._settings.group_size)
+        given = [np.nan if one.reward.reward is None else one.reward.reward for one in rollouts]
+        rewards = np.array(given, np.float64).reshape(shape)
+        tokens = np.array([len(one.tokens) for one in rollouts]).reshape(shape)
+        if settings.length_weight:
+            rewards = shorter_is_better(rewards, tokens, settings.length_weight)
+        if settings.overlong_tokens:
+            rewards = overlong_is_worse(rewards, tokens, settings.max_tokens, settings.overlong_tokens)
+        return advantages(rewards, settings.algorithm).values.flatten()
+
+    @property
+    def _model(self) -> HybridLM:
+        model: Any = self._state.model
+        return model
+
+    def _ready_engine(self) -> Engine:
+        """The engine, with memory and with the weights as they are."""
+        if self._engine is None:
+            self._engine = Engine(self._model, self._tokenizer, self._engine_config())
+        self._engine.acquire()
+        return self._engine
+
+    def _engine_config(self) -> EngineConfig:
+        """The stage's; with pages for sequences of the stage and not of the model's positions, unless it says more."""
+        config = self._settings.engine
+        _, page_bytes = Pools.bytes_of(self._model.config, self._model.dtype)
+        if config.kv_gigabytes is not None or not page_bytes:
+            return config
+        pages = config.max_sequences * -(-self._shape.seq_len // PAGE)
+        return config.model_copy(update={"kv_gigabytes": (pages * page_bytes + 1) / (1 << 30)})
+
+    def _check_drift(self) -> None:
+        """Stop where trainer and engine differ by more than they may.
+
+        Raises:
+            UserError: they do.
+        """
+        drift, most = self._facts["drift"], self._settings.max_drift
+        if most is not None and (drift is None or drift > most):
+            raise UserError(
+                f"stage '{self._stage}': before step {self._state.step + 1} the trainer and the engine differ by "
+                f"{drift} nats in the log-probability of a token, and max_drift allows {most}: what is learned from is "
+                "not what was drawn. In bfloat16 some tenths are usual; in float32 less than 0.001. A model with "
+                "capacity_factor drops tokens in training alone."
+            )
+
+    def _keep(self, rollouts: Sequence[Rollout], values: np.ndarray) -> None:
+        """Write the first completion of the first prompts to the log."""
+        step, every = self._state.step + 1, self._settings.group_size
+        self._log.keep_until(step - 1)
+        for place in range(0, len(rollouts), every)[: self._settings.kept_rollouts]:
+            one = rollouts[place]
+            self._log.append(
+                {
+                    "stage": self._stage,
+                    "step": step,
+                    "prompt": one.prompt.text,
+                    "response": one.text,
+                    "tokens": len(one.tokens),
+                    "cut": one.is_cut,
+                    "reward": one.reward.reward,
+                    "components": dict(one.reward.components),
+                    "reason": one.reward.reason,
+                    "advantage": float(values[place]),
+                }
+            )
+
+
+def _facts(made: Round, drift: torch.Tensor) -> dict[str, Any]:
+    """What a line of metrics says of the completions; of all that were drawn, whether they are learned from or not."""
+    drawn = [one for group in made.drawn for one in group.rollouts]
+    rewards = [one.reward.reward for one in drawn if one.reward.reward is not None]
+    tokens = [len(one.tokens) for one in drawn]
+    return {
+        "reward": float(np.mean(rewards)) if rewards else None,
+        "drawn": len(drawn),
+        "unmeasured": len(drawn) - len(rewards),
+        "no_signal": float(np.mean([not group.has_signal for group in made.drawn])),
+        "completion_tokens_mean": float(np.mean(tokens)),
+        "cut": float(np.mean([one.is_cut for one in drawn])),
+        "drift": finite(float(drift.abs().max())) if len(drift) else 0.0,
+        "rollout_tokens_per_second": round(sum(tokens) / made.seconds, 1),
+    }

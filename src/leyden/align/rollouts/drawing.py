@@ -1,0 +1,187 @@
+"""Completions of prompts, drawn by an engine and graded by an environment."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from leyden.align.rewards.reward import Reward
+from leyden.align.rollouts.environment import Environment, as_reward
+from leyden.align.rollouts.prompts import Prompt, Prompts
+from leyden.align.rollouts.settings import RolloutSettings
+from leyden.core.errors import UserError
+from leyden.core.log import logger
+from leyden.core.sandbox.run import SandboxUnavailableError
+from leyden.serve import Engine, Sampling
+from leyden.serve.completion import Completion
+
+_log = logger(__name__)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A completion with its reward.
+
+    Attributes:
+        prompt: what it completes.
+        tokens: those that were drawn, the one that ended it included.
+        log_probs: [tokens] float32, of each under the model's own distribution, as the engine computed it.
+        text: without the token that ended it.
+        is_cut: whether ``max_tokens`` ended it.
+        reward: its record.
+    """
+
+    prompt: Prompt
+    tokens: tuple[int, ...]
+    log_probs: np.ndarray
+    text: str
+    is_cut: bool
+    reward: Reward
+
+
+@dataclass(frozen=True)
+class Group:
+    """The completions of one prompt.
+
+    Attributes:
+        place: of the prompt among all that are asked.
+        rollouts: they.
+    """
+
+    place: int
+    rollouts: Sequence[Rollout]
+
+    @property
+    def rewards(self) -> list[float]:
+        """NaN where there is none."""
+        return [math.nan if one.reward.reward is None else one.reward.reward for one in self.rollouts]
+
+    @property
+    def has_signal(self) -> bool:
+        """Whether two rewards differ."""
+        return len({reward for reward in self.rewards if not math.isnan(reward)}) > 1
+
+
+@dataclass(frozen=True)
+class Round:
+    """The completions that are drawn with one version of the weights.
+
+    Attributes:
+        groups: those that are learned from, in the order of their places.
+        drawn: all of them, those that were drawn and not kept among them.
+        next_place: of the first prompt of the next round.
+        seconds: that drawing took; grading is not counted.
+    """
+
+    groups: Sequence[Group]
+    drawn: Sequence[Group]
+    next_place: int
+    seconds: float
+
+    @property
+    def rollouts(self) -> list[Rollout]:
+        """Of the groups that are learned from, one group after another."""
+        return [one for group in self.groups for one in group.rollouts]
+
+
+def draw_round(
+    engine: Engine, environment: Environment, prompts: Prompts, settings: RolloutSettings, *, place: int, seed: int
+) -> Round:
+    """Complete ``prompts_per_step`` prompts ``group_size`` times each, and grade the completions.
+
+    With ``redraws``, further prompts are asked in place of those whose group has no signal, as in the dynamic sampling
+    of DAPO (arXiv 2503.14476, section 3.2), until there are enough or as often as that allows. What is then missing is
+    filled up with groups without a signal, so that every round has as many.
+
+    A completion that could not be finished, or whose reward could not be measured, has the reward None, and a warning
+    says why.
+
+    Args:
+        engine: with the weights of the policy.
+        environment: grades.
+        prompts: are asked, from ``place`` on.
+        settings: how.
+        place: of the first prompt.
+        seed: of all that is drawn; what is drawn of a prompt follows from it, the place and the weights.
+    """
+    kept: list[Group] = []
+    drawn: list[Group] = []
+    seconds = 0.0
+    for _ in range(1 + settings.redraws):
+        missing = settings.prompts_per_step - len(kept)
+        if not missing:
+            break
+        groups, taken = _draw(engine, environment, prompts.at(place, missing), settings, place, seed)
+        place, seconds = place + missing, seconds + taken
+        drawn += groups
+        kept += [group for group in groups if group.has_signal]
+    spare = [group for group in drawn if not group.has_signal]
+    kept += spare[: settings.prompts_per_step - len(kept)]
+    _tell_unmeasured([one for group in drawn for one in group.rollouts])
+    return Round(sorted(kept, key=lambda group: group.place), drawn, place, seconds)
+
+
+def _draw(
+    engine: Engine,
+    environment: Environment,
+    prompts: Sequence[Prompt],
+    settings: RolloutSettings,
+    place: int,
+    seed: int,
+) -> tuple[list[Group], float]:
+    """The graded completions of some prompts, and the seconds that drawing them took."""
+    sampling = [
+        Sampling(
+            max_tokens=settings.max_tokens,
+            n=settings.group_size,
+            temperature=settings.temperature,
+            seed=int(np.random.SeedSequence([seed, place + number]).generate_state(1, np.uint64)[0] >> np.uint64(2)),
+            logprobs=0,
+        )
+        for number in range(len(prompts))
+    ]
+    started = time.perf_counter()
+    completions = engine.generate([prompt.tokens for prompt in prompts], sampling)
+    seconds = time.perf_counter() - started
+    size = settings.group_size
+    return [
+        Group(
+            place + number,
+            [_graded(environment, prompt, made) for made in completions[number * size : (number + 1) * size]],
+        )
+        for number, prompt in enumerate(prompts)
+    ], seconds
+
+
+def _graded(environment: Environment, prompt: Prompt, made: Completion) -> Rollout:
+    return Rollout(
+        prompt=prompt,
+        tokens=made.tokens,
+        log_probs=np.array([token.logprob for token in made.logprobs], np.float32),
+        text=made.text,
+        is_cut=made.finish_reason == "length",
+        reward=Reward(None, {}, made.error) if made.error is not None else _score(environment, prompt, made.text),
+    )
+
+
+def _score(environment: Environment, prompt: Prompt, response: str) -> Reward:
+    """The record of a response; that of a broken row has no reward."""
+    try:
+        return as_reward(environment.score(prompt.row, response))
+    except SandboxUnavailableError:
+        raise
+    except UserError as error:
+        return Reward(None, {}, str(error))
+
+
+def _tell_unmeasured(rollouts: Sequence[Rollout]) -> None:
+    reasons = [one.reward.reason for one in rollouts if one.reward.reward is None]
+    if reasons:
+        _log.warning(
+            "%d of %d completions have no reward and are not learned from; of the first: %s",
+            len(reasons),
+            len(rollouts),
+            reasons[0],
+        )

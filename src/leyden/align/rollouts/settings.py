@@ -1,0 +1,74 @@
+"""The table ``[stage.rl]`` of a recipe: prompts, rewards, how completions are drawn and what is learned from them."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from leyden.align.policy.algorithm import Algorithm
+from leyden.core.config import Config
+from leyden.serve.config import EngineConfig
+
+RewardKind = Literal["math", "code", "ifeval", "rules"]
+
+
+class RolloutSettings(Config):
+    """Online reinforcement learning, as a stage of a recipe."""
+
+    prompts: tuple[str, ...] = ()
+    """Files and folders of rows with a ``prompt`` and what the reward needs, or ``hf://OWNER/NAME``."""
+    reward: RewardKind | None = None
+    """What grades a completion of such a row, as ``leyden reward`` does."""
+    environment: str | None = None
+    """In place of both: ``FILE.py:CLASS`` or ``MODULE:CLASS``, a class with ``prompts`` and ``score``."""
+    group_size: int = Field(default=8, ge=2, le=128)
+    """Completions of each prompt, which are compared with each other."""
+    prompts_per_step: int = Field(default=16, ge=1)
+    """Prompts of which completions are drawn before the weights change."""
+    max_tokens: int = Field(default=256, ge=1)
+    """Tokens of a completion at most; a longer one is cut, and graded as it is."""
+    temperature: float = Field(default=1.0, gt=0)
+    """The policy is the model with its logits divided by this, in drawing and in learning."""
+    updates: int = Field(default=1, ge=1)
+    """How often the optimizer goes through the drawn completions before new ones are drawn."""
+    mini_batches: int = Field(default=1, ge=1)
+    """Into how many optimizer steps each time is divided; divides ``prompts_per_step``."""
+    redraws: int = Field(default=0, ge=0)
+    """How often further prompts are asked in place of those whose rewards are all equal (DAPO's dynamic sampling)."""
+    length_weight: float = Field(default=0.0, ge=0)
+    """Of the length reward of Kimi k1.5: of the right completions to a prompt the shorter ones are better."""
+    overlong_tokens: int = Field(default=0, ge=0)
+    """Of DAPO's soft penalty: so many tokens before ``max_tokens`` it begins, and grows to 1; 0: there is none."""
+    max_drift: float | None = Field(default=None, gt=0)
+    """The run stops where trainer and engine differ by more in the log-probability of a token. None: it goes on."""
+    kept_rollouts: int = Field(default=2, ge=0)
+    """Completions that are kept in ``rollouts.jsonl``, each time that some are drawn."""
+    algorithm: Algorithm = Algorithm()
+    """A table: a preset, with settings that differ from it."""
+    engine: EngineConfig = EngineConfig()
+    """A table of the keys of ``[serve]``: memory and work of the engine that draws."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.environment is not None and (self.prompts or self.reward):
+            raise ValueError("environment brings prompts and rewards of its own; leave prompts and reward out")
+        if self.environment is None and not (self.prompts and self.reward):
+            raise ValueError('give prompts = ["FILE.jsonl"] and reward = "math", say, or environment = "FILE.py:CLASS"')
+        if self.prompts_per_step % self.mini_batches:
+            raise ValueError(
+                f"mini_batches ({self.mini_batches}) must divide prompts_per_step ({self.prompts_per_step}): the "
+                "completions of a prompt are learned in one step"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _penalty_fits(self) -> Self:
+        if self.overlong_tokens > self.max_tokens:
+            raise ValueError(
+                f"overlong_tokens ({self.overlong_tokens}) is a part of max_tokens ({self.max_tokens}); give no more"
+            )
+        return self
+
+    @property
+    def steps_per_round(self) -> int:
+        """Optimizer steps between two drawings."""
+        return self.updates * self.mini_batches

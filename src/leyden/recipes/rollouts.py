@@ -1,0 +1,136 @@
+"""Stages of reinforcement learning: from ``[stage.rl]`` to what :mod:`leyden.train.run` trains."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from leyden.align.rollouts.batches import RolloutBatches, RoundShape, round_fingerprint
+from leyden.align.rollouts.environment import Environment, open_environment
+from leyden.align.rollouts.prompts import Prompts
+from leyden.checkpoint import load, save
+from leyden.core.errors import UserError
+from leyden.model import HybridLM
+from leyden.recipes.objectives import OBJECTIVES
+from leyden.recipes.reference import reference_place
+from leyden.recipes.schema import Recipe
+from leyden.tokenizer import Tokenizer
+from leyden.train import StageRun, StepResult, TrainState
+from leyden.train.metrics import StepLog
+from leyden.train.observing import Finding
+
+ROLLOUTS = "rollouts.jsonl"
+"""In the folder of a run: some of the completions that a stage of reinforcement learning drew."""
+
+
+def open_prompts(recipe: Recipe, index: int, tokenizer: Tokenizer) -> tuple[Prompts, Environment]:
+    """What stage ``index`` asks, and who grades the answers; how many prompts there are is said.
+
+    Raises:
+        UserError: there is no such environment or file, or no prompt that fits.
+    """
+    stage = recipe.stage[index]
+    settings = stage.rollouts
+    environment = open_environment(settings)
+    longest, seed = stage.seq_len - settings.max_tokens, recipe.train.seed + index
+    return Prompts(environment, tokenizer, longest=longest, seed=seed), environment
+
+
+def rollouts_fingerprint(recipe: Recipe, index: int, tokenizer: Tokenizer) -> str:
+    """That of the batches of stage ``index``."""
+    return round_fingerprint(open_prompts(recipe, index, tokenizer)[0], recipe.stage[index].rollouts)
+
+
+def rollout_stage(
+    recipe: Recipe, index: int, tokenizer: Tokenizer, state: TrainState, directory: Path, steps: int
+) -> StageRun:
+    """Stage ``index`` as training takes it.
+
+    Args:
+        recipe: settled.
+        index: of the stage.
+        tokenizer: the run's.
+        state: whose model draws the completions and is trained.
+        directory: the run's.
+        steps: of the stage.
+    """
+    stage = recipe.stage[index]
+    opened = _Opened(recipe, index, tokenizer, state, directory)
+    return StageRun(
+        name=stage.name,
+        objective=OBJECTIVES[stage.objective](stage),
+        learning_rate=stage,
+        steps=steps,
+        seq_len=stage.seq_len,
+        batches=opened.batches,
+        micro_batches=opened.micro_batches,
+        rope_theta=stage.rope_theta,
+        rope_scaling=stage.rope_scaling,
+        callbacks=[opened.check],
+        step_facts=opened.step_facts,
+    )
+
+
+class _Opened:
+    """The batches of a stage from when it begins: what the stage says of them before, it cannot know yet."""
+
+    def __init__(self, recipe: Recipe, index: int, tokenizer: Tokenizer, state: TrainState, directory: Path) -> None:
+        self._recipe, self._index, self._tokenizer = recipe, index, tokenizer
+        self._state, self._directory = state, directory
+        self._made: RolloutBatches | None = None
+
+    @contextmanager
+    def batches(self) -> Iterator[RolloutBatches]:
+        """Open them, in the stage alone."""
+        stage, state = self._recipe.stage[self._index], self._state
+        settings = stage.rollouts
+        prompts, environment = open_prompts(self._recipe, self._index, self._tokenizer)
+        with RolloutBatches(
+            state,
+            self._tokenizer,
+            settings,
+            prompts,
+            environment,
+            RoundShape(stage.seq_len, stage.micro_batch, self._recipe.train.seed + self._index),
+            log=StepLog(self._directory / ROLLOUTS, last=state.step),
+            stage=stage.name,
+            reference=self._reference() if settings.algorithm.kl_weight else None,
+        ) as made:
+            self._made = made
+            yield made
+            self._made = None
+
+    def micro_batches(self, stage_step: int) -> int:
+        """See :data:`leyden.train.batch_schedule.MicroBatches`."""
+        return self._batches.micro_batches(stage_step)
+
+    def step_facts(self) -> Finding:
+        """See :data:`leyden.train.observing.StepFacts`."""
+        return self._batches.step_facts()
+
+    def check(self, state: TrainState, result: StepResult) -> None:
+        """A callback, see :meth:`RolloutBatches.check`."""
+        self._batches.check(state, result)
+
+    @property
+    def _batches(self) -> RolloutBatches:
+        assert self._made is not None, "the loop asks within the stage"
+        return self._made
+
+    def _reference(self) -> HybridLM:
+        """The model as the stage began, in the dtype in which it computes; kept in the run's folder.
+
+        Raises:
+            UserError: the stage has begun, and it is not there.
+        """
+        stage, state = self._recipe.stage[self._index], self._state
+        place = reference_place(self._directory, stage)
+        model: Any = state.model
+        if state.stage != self._index or not state.stage_step:
+            save(model, None, place)
+        elif not (place / "config.json").exists():
+            raise UserError(
+                f"stage '{stage.name}': {place} is not there, the model that the stage began with; bring it back, or "
+                "set kl_weight = 0."
+            )
+        return load(place, device=model.norm.weight.device)[0]

@@ -1,0 +1,92 @@
+"""The objective of policy gradients is plain arithmetic on whole logits, one token at a time, in float64."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from one_process import assert_close
+from test_exactness import build
+from two_objectives import completions, segments
+
+from leyden.align.policy import PRESETS, Algorithm, PolicyGradient
+from leyden.align.policy.objective import DRAWN
+from leyden.data import Batch
+
+
+def by_hand(model: Any, batch: Batch, how: Algorithm, temperature: float) -> tuple[torch.Tensor, dict[str, float]]:
+    """The loss, the weight and the sums of metrics."""
+    loss: Any = 0.0
+    sums = dict.fromkeys(("weight", "ratio", "off_policy", "clipped", "discarded", "entropy", "kl"), 0.0)
+    low, high = 1 - how.clip_low, 1 + how.clip_high if how.clip_high else math.inf
+    documents = [n for n, group in enumerate(batch.groups.tolist()) if group >= 0]  # pyright: ignore[reportOptionalMemberAccess]
+    for place, document in zip(segments(batch), documents, strict=True):
+        labels = batch.labels[0, place]
+        learned = labels >= 0
+        logits = model.lm_head(model.features(batch.tokens[:, place]).hidden)[0] / temperature
+        values = logits.log_softmax(-1)[learned].gather(1, labels[learned][:, None])[:, 0]
+        given = {name: x[0, place][learned].tolist() for name, x in batch.per_token.items()}
+        advantage, weight, count = (
+            float(batch.per_document[name][document]) for name in ("advantage", "loss_weight", "count")
+        )
+        changes = [value - old for value, old in zip(values, given["drawn"], strict=True)]
+        mean = sum(changes) / len(changes)
+        for value, change, reference in zip(values, changes, given["reference"], strict=True):
+            ratio = (mean if how.ratio == "sequence" else change).exp()
+            bounded = min(max(ratio.item(), low), high)
+            dropped = how.drop_above > 0 and advantage < 0 and ratio.item() > how.drop_above
+            if how.surrogate == "cispo":
+                clipped, one = bounded != ratio.item(), -bounded * advantage * value
+            else:
+                clipped = bounded * advantage < ratio.item() * advantage
+                one = torch.tensor(-bounded * advantage, dtype=torch.float64) if clipped else -ratio * advantage
+            loss = loss + weight * (0.0 if dropped else one)
+            away = value.item() - reference
+            if how.kl_weight:
+                term = (math.exp(value.item()) - math.exp(reference)) * value
+                if how.kl == "k3":
+                    term = (reference - value).exp() - 1 + (value - reference)
+                loss = loss + how.kl_weight * weight * term
+            sums["weight"] += count
+            sums["ratio"] += count * ratio.item()
+            sums["off_policy"] += count * (ratio.item() != 1)
+            sums["clipped"] += count * (clipped and not dropped)
+            sums["discarded"] += count * dropped
+            sums["entropy"] -= count * value.item()
+            sums["kl"] += count * (math.exp(-away) - 1 + away)
+    return loss, sums
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_plain_arithmetic_on_whole_logits(name: str) -> None:
+    how, temperature = Algorithm(preset=name), 0.8
+    objective, batch = PolicyGradient(how, temperature), completions(seed=2, seq_len=37, sequences=3).batch(0)
+    model, twin = build({}), build({})
+    found = objective.sums(model, model.features(batch.tokens, cu_seqlens=batch.cu_seqlens), batch)
+    loss, sums = by_hand(twin, batch, how, temperature)
+    assert_close(found.loss, loss, "the loss")
+    assert found.weight.item() == pytest.approx(sums["weight"], rel=1e-10)
+    assert set(found.metrics) == set(objective.metrics)
+    for metric, value in found.metrics.items():
+        assert value.item() == pytest.approx(sums[metric], rel=1e-9), metric
+    if name in ("minimax", "grpo", "dapo", "cispo"):
+        assert 0.05 < found.metrics["clipped"] / found.weight < 0.9, "the rows have both cases"
+    assert (found.metrics["discarded"] > 0) == (name == "minimax")
+    found.loss.backward()
+    loss.backward()
+    for parameter, other in zip(model.named_parameters(), twin.parameters(), strict=True):
+        if other.grad is not None:
+            assert_close(parameter[1].grad, other.grad, f"the gradient of {parameter[0]}")
+
+
+def test_nothing_is_learned_of_padding_and_prompts() -> None:
+    objective, batch = PolicyGradient(Algorithm()), completions(seed=2, seq_len=37, sequences=3).batch(0)
+    model = build({})
+    features = model.features(batch.tokens, cu_seqlens=batch.cu_seqlens)
+    whole = objective.sums(model, features, batch)
+    wild = torch.where(batch.labels < 0, torch.full_like(batch.per_token[DRAWN], -9e9), batch.per_token[DRAWN])
+    same = objective.sums(
+        model, features, Batch(batch.tokens, batch.labels, batch.cu_seqlens, {**batch.per_token, DRAWN: wild},
+                               batch.per_document, batch.groups)
+    )  # fmt: skip
+    assert torch.equal(whole.loss, same.loss) and torch.equal(whole.metrics["ratio"], same.metrics["ratio"])
