@@ -18,6 +18,7 @@ from leyden.cli import (
     evaluate,
     generate,
     info,
+    pairs,
     plan,
     quickstart,
     reward,
@@ -85,6 +86,7 @@ app.command()(chat.chat)
 app.command()(serve.serve)
 app.command(name="eval")(evaluate.evaluate)
 app.command()(reward.reward)
+app.command()(pairs.pairs)
 app.command()(convert.convert)
 app.command()(soup.soup)
 app.command()(runs.report)

@@ -66,10 +66,10 @@ def write_samples(recipe: Recipe, directory: Path) -> list[tuple[str, str]]:
 def tell_outcome(directory: Path) -> None:
     """Print bits per byte beside the baselines, the first sample, and where things are."""
     records = read_metrics(directory / EVALUATIONS)
-    if records and all("stage" in record for record in records):
-        measured = [record for record in records if record.get("held_out_loss") is not None]
-        if measured:
-            say(_on_held_out_rows(measured[-1]))
+    measured = [record for record in records if record.get("held_out_loss") is not None]
+    on_rows = all("stage" in record for record in records)  # documents are measured once more at the end
+    if measured and (on_rows or "held_out_accuracy" in measured[-1]):
+        say(_on_held_out_rows(measured[-1]))
     for record in records:
         if "stage" in record:  # of the model while it was trained
             continue

@@ -243,6 +243,7 @@ class TrainState:
 
         All ranks of the group call this. It reads all weights once: some 50 million a second and rank on a CPU.
         """
+        self.rank_group.at("the hash of the model", self.step)
         weights = self.optimizer.weights
         masters = {name: TensorPiece(master, weights[name].part) for name, master in self.optimizer.masters().items()}
         dtypes = sorted({str(weight.parameter.dtype) for weight in weights.values()})

@@ -52,6 +52,8 @@ class Preference:
         id, source, tools: as of :class:`Chat`.
         prompt: messages, the last of which is not the assistant's.
         chosen, rejected: the messages that follow, which differ; each ends with an answer.
+        prefix: what is written of the answer already. ``chosen`` and ``rejected`` are one message each, which goes on
+            from there, perhaps by a single token, and is not its end. None: they are whole answers.
     """
 
     id: str
@@ -60,6 +62,7 @@ class Preference:
     chosen: tuple[Message, ...]
     rejected: tuple[Message, ...]
     tools: tuple[Mapping[str, Any], ...] = ()
+    prefix: str | None = None
 
 
 def is_preference(row: Mapping[str, Any]) -> bool:
@@ -74,6 +77,8 @@ def chat_of(row: Mapping[str, Any], id: str, source: str) -> Chat:
         Problem: it has none, or none that can be learned from.
     """
     if is_preference(row):
+        if isinstance(row.get("prefix"), str):
+            raise Problem("no chat", '"chosen" goes on from "prefix", and is no whole answer')
         turns, _ = _both(row)
     else:
         turns, _, _ = turns_of(row)
@@ -93,6 +98,8 @@ def preference_of(row: Mapping[str, Any], id: str, source: str) -> Preference:
     """
     if not is_preference(row):
         raise Problem("no pair", "there are no columns chosen and rejected")
+    if isinstance(row.get("prefix"), str):
+        return _of_continuations(row, id, source)
     (chosen, _), (rejected, _) = map(_messages, _both(row))
     shared = next((n for n, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None)
     if shared is None:
@@ -118,6 +125,20 @@ def prompt_of(row: Mapping[str, Any]) -> tuple[Message, ...]:
     if messages[-1]["role"] == "assistant":
         raise Problem("no prompt", "the last message is an answer of the assistant")
     return messages
+
+
+def _of_continuations(row: Mapping[str, Any], id: str, source: str) -> Preference:
+    """The pair of a row that says how an answer begins, and two ways to go on."""
+    chosen, rejected = row["chosen"], row["rejected"]
+    if not (isinstance(chosen, str) and isinstance(rejected, str) and chosen and rejected):
+        raise Problem("bad messages", '"chosen" and "rejected" go on from "prefix", and are no texts')
+    if chosen == rejected:
+        raise Problem("equal answers", "chosen and rejected are the same")
+    prompt, _ = _messages(_prompt(row))
+    if not prompt or prompt[-1]["role"] == "assistant":
+        raise Problem("no answer", '"prefix" begins no answer to a prompt')
+    better, worse = ({"role": "assistant", "content": text} for text in (chosen, rejected))
+    return Preference(id, source, prompt, (better,), (worse,), _tools_of(row), row["prefix"])
 
 
 def _both(row: Mapping[str, Any]) -> tuple[tuple[Turn, ...], tuple[Turn, ...]]:

@@ -49,7 +49,7 @@ def fit_pairs(shards: TokenShards, seq_len: int, too_long: TooLong) -> FittingPa
     cut = shards.shortened(np.flatnonzero(shortened), kept[shortened])
     was_cut = shortened.any(1) if too_long == "cut" else np.zeros(cut.num_documents // 2, bool)
     labels = num_labels(cut)
-    usable: np.ndarray = (labels.reshape(-1, 2) > 0).all(axis=1)
+    usable = np.minimum(labels[::2], labels[1::2]) > 0
     for pair in np.flatnonzero(usable & was_cut).tolist():
         usable[pair] = not np.array_equal(cut.document(2 * pair), cut.document(2 * pair + 1))
     if not usable.any():

@@ -34,7 +34,7 @@ class Preference:
     Its metrics, each a mean over pairs:
 
     - ``accuracy``: how often the chosen answer has the larger reward, beta times its score. Before the first step no
-      answer has moved from the reference, and it is 0.5: equal rewards count half.
+      answer has moved from the reference: equal rewards count half, and rounding decides the others.
     - ``ranking_accuracy``: how often the chosen answer has the larger log-probability, divided by its length where the
       loss does that; the reference does not enter (arXiv 2405.19534).
     - ``margin``, ``chosen_reward``, ``rejected_reward``: the rewards, and their difference.

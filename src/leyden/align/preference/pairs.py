@@ -67,5 +67,19 @@ def tokenise_pairs(
 
 
 def _encode(pair: Preference, answer: tuple[Message, ...], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    if pair.prefix is not None:
+        return _encode_continuation(pair, answer[0]["content"], tokenizer)
     learned = [False] * len(pair.prompt) + [message["role"] == "assistant" for message in answer]
     return encode_learned((*pair.prompt, *answer), learned, pair.tools, tokenizer)
+
+
+def _encode_continuation(pair: Preference, text: str, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """The prompt, what is written of the answer, and how it goes on, which alone is learned; no end is written."""
+    assert pair.prefix is not None, "of continuations"
+    begun: list[Message] = [*pair.prompt]
+    if pair.prefix:
+        begun.append({"role": "assistant", "content": pair.prefix})
+    before = tokenizer.encode_chat(begun, pair.tools or None, continue_final_message=bool(pair.prefix))
+    after = tokenizer.encode(text)
+    ids = np.array([*before, *after], np.int32)
+    return ids, np.arange(len(ids)) >= len(before)

@@ -53,13 +53,42 @@ def read_reward_rows(path: Path) -> Iterator[Row | str]:
     Raises:
         UserError: the file cannot be read.
     """
+    for number, line in _lines(path):
+        yield _row(number, line)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file that are not empty, by their numbers."""
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield _row(number, line)
+            yield from ((number, line) for number, line in enumerate(file, 1) if line.strip())
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
+
+
+def read_rewarded_rows(path: Path, rewards: Path) -> Iterator[tuple[Row, float | None]]:
+    """The rows of a jsonl file with what :func:`grade_rows` said of each, one line a row; broken rows are left out.
+
+    Raises:
+        UserError: a file cannot be read, the files have different numbers of rows, or a line holds no reward.
+    """
+    rows, graded = list(read_reward_rows(path)), list(_lines(rewards))
+    if len(rows) != len(graded):
+        raise UserError(
+            f"{path} has {len(rows):,} rows and {rewards} {len(graded):,}; rewards are those of the same rows, a line "
+            "each, as leyden reward writes them."
+        )
+    for row, (number, line) in zip(rows, graded, strict=True):
+        if isinstance(row, dict):
+            yield row, _reward(line, f"{rewards}, line {number}")
+
+
+def _reward(line: bytes, place: str) -> float | None:
+    try:
+        reward = json.loads(line)["reward"]
+        return Reward(None if reward is None else float(reward)).reward
+    except (ValueError, LookupError, TypeError, RecursionError, UserError):
+        raise UserError(f"{place} holds no reward: {line[:80]!r}.") from None
 
 
 def _row(number: int, line: bytes) -> Row | str:
