@@ -66,15 +66,20 @@ def let_fail(work: Callable[[], object]) -> int:
         assert "there is not enough memory" in str(ends[-1])
 
 
-def decoder(slots: int, pages: int, kind: str = "float32") -> NativeDecoder:
-    """Of a model that has layers of both kinds and experts, beside which a shared one stands.
+_LAYERS = ("linear_attention", "full_attention")
+EVERY_BODY = (*_LAYERS, "hgrn2_attention", "cosformer2_attention")
+"""Layers that allocate differently; a sliding window allocates as softmax attention."""
+
+
+def decoder(slots: int, pages: int, kind: str = "float32", layers: tuple[str, ...] = _LAYERS) -> NativeDecoder:
+    """Of a model that has the layers, and experts beside which a shared one stands.
 
     Its memory holds zeros. ``kind`` is that of the weights: ``"float32"``, ``"bfloat16"`` or ``"int8"``.
     """
     torch.manual_seed(0)
     config = ModelConfig(
-        layer_types=("linear_attention", "full_attention"),
-        num_hidden_layers=2,
+        layer_types=layers,
+        num_hidden_layers=len(layers),
         hidden_size=32,
         head_dim=16,
         rotary_dim=8,
@@ -96,7 +101,7 @@ def decoder(slots: int, pages: int, kind: str = "float32") -> NativeDecoder:
 
 def fail_in_steps() -> dict[str, int]:
     """The number of failures of a step."""
-    step = decoder(5, 3)
+    step = decoder(5, 3, layers=EVERY_BODY)
     readings = [Reading([1, 2], 0, [0], [0, 1, 2], 2), Reading([4], 0, [1], [3, 3], 1), Reading([5], 0, [2], [4, 4], 1)]
     expected = step.run(readings)
     count = let_fail(lambda: step.run(readings))

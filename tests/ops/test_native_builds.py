@@ -132,7 +132,7 @@ def _steps() -> list[native_replay.Call]:
 
     calls = []
     for kind in ("float32", "bfloat16", "int8"):
-        decoder = scarce.decoder(5, 3, kind)
+        decoder = scarce.decoder(5, 3, kind, scarce.EVERY_BODY)
         readings = [scarce.Reading([1, 2], 0, [0], [0, 1, 2], 2), scarce.Reading([4], 0, [1], [3, 3], 1)]
         later = [scarce.Reading([7], 2, [0], [2, 2], 1), scarce.Reading([9, 3, 8], 1, [1], [3, 3, 4, 3], 3)]
         calls += native_replay.record_steps(decoder._kept, lambda d=decoder, r=(readings, later): [*map(d.run, r)])

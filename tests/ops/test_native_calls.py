@@ -458,6 +458,13 @@ def test_a_step_of_a_layer_that_has_no_room(changes: dict[str, int]) -> None:
         decode_step(model, DecodeBatch(tokens=[0, 0, 0, 0, 0], cu_seqlens=[0, 1], wanted=[0], page_tables=[1]))
 
 
+def test_a_step_of_layers_that_turn_needs_their_frequencies() -> None:
+    layers = (LayerAddresses * 1)(LayerAddresses(MIXERS["cosFormer2"]))
+    model = ModelAddresses(vocab_size=4, num_layers=1, layers=layers, num_slots=2, num_pages=2)
+    with pytest.raises(ValueError, match="nothing says how fast"):
+        decode_step(model, DecodeBatch(tokens=[0, 0, 0, 0, 0], cu_seqlens=[0, 1], wanted=[0], page_tables=[1]))
+
+
 def test_a_step_of_a_mixer_that_it_has_no_body_for() -> None:
     layers = (LayerAddresses * 1)(LayerAddresses(max(MIXERS.values()) + 1))
     model = ModelAddresses(vocab_size=4, num_layers=1, layers=layers, num_slots=2, num_pages=2)

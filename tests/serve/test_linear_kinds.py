@@ -3,7 +3,6 @@
 The tests are those of ``test_runner`` and ``test_prefix_cache``, on models whose linear layers are of another kind.
 """
 
-import logging
 from collections.abc import Callable
 
 import pytest
@@ -12,8 +11,8 @@ from test_prefix_cache import *  # noqa: F403 - every test of it
 from test_runner import *  # noqa: F403 - every test of it
 
 from leyden import Engine, Sampling
-from leyden.core.errors import UserError
-from leyden.model import Cache, HybridLM, Pools
+from leyden.model import Cache, HybridLM, NativeDecoder, Pools
+from leyden.ops import native
 from leyden.serve.weights import decoder_of
 
 
@@ -42,13 +41,10 @@ def network(request: pytest.FixtureRequest, make_model: Callable[..., HybridLM])
     return make_model().to(request.param)
 
 
-def test_an_engine_says_why_it_has_no_native_step(model: HybridLM, caplog: pytest.LogCaptureFixture) -> None:
-    pools, name = Pools(model.config, 2, 4, dtype=torch.float32), type(model.layers[0].self_attn).__name__
-    with caplog.at_level(logging.INFO):
-        assert decoder_of(model, pools, "auto") is None
-    assert f"native step has no body for {name} (of layers.0.self_attn)" in caplog.text
-    with pytest.raises(UserError, match=rf"decoder='native' cannot run: .*{name}"):
-        decoder_of(model, pools, "native")
+@pytest.mark.skipif(isinstance(native.load(), native.UnavailableError), reason="no C++ compiler here")
+def test_an_engine_decodes_natively(model: HybridLM) -> None:
+    pools = Pools(model.config, 2, 4, dtype=torch.float32)
+    assert isinstance(decoder_of(model, pools, "auto"), NativeDecoder)
 
 
 @pytest.mark.parametrize("settings", [{}, {"speculation": "prompt"}, {"cache_gigabytes": 0.0}])

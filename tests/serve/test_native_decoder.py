@@ -21,6 +21,7 @@ from leyden.serve.runner import Reading, Runner
 needs_compiler = pytest.mark.skipif(isinstance(native.load(), native.UnavailableError), reason="no C++ compiler here")
 
 WINDOWS = {"layer_types": ("sliding_attention", "linear_attention", "full_attention", "sliding_attention")}
+LINEAR = {"layer_types": ("hgrn2_attention", "cosformer2_attention", "full_attention", "hgrn2_attention")}
 DENSE_AND_EXPERTS = {"mlp_types": ("dense", "dense", "experts", "experts"), "dense_intermediate_size": 64}
 SHAPES = [
     {},
@@ -35,6 +36,8 @@ SHAPES = [
     {**WINDOWS, "sliding_window": 3, "head_dim": 32, "rotary_dim": 32},
     {**WINDOWS, "sliding_window": 300, "shared_intermediate_size": 48, **DENSE_AND_EXPERTS},
     {"mlp_types": ("experts", "dense", "experts", "dense"), "shared_intermediate_size": 80},
+    LINEAR,
+    {**LINEAR, "num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 80, "rotary_dim": 16, "postnorm": False},
 ]
 KINDS = ["float32", "bfloat16", "int8", "int8 head"]
 
@@ -115,6 +118,44 @@ def test_slow_heads_forget_at_their_rate(make_model: Callable[..., HybridLM]) ->
 
 
 @needs_compiler
+def test_gates_near_1_forget_at_their_rate(make_model: Callable[..., HybridLM]) -> None:
+    """As above, of HGRN2: gates of 1 - 5e-7 in float32 would be off by up to 3e-8 at every token."""
+    shape = {"num_hidden_layers": 1, "layer_types": ("hgrn2_attention",), "num_local_experts": 0}
+    model, exact = (make_model(**shape) for _ in range(2))
+    for each in (model, exact):
+        each.layers[0].self_attn.lower_bound = 1 - 1e-6
+    text, pools, cache = _text(4000, 0), _pools(model, torch.float32), Cache(model.config, batch_size=1)
+    NativeDecoder(model, pools).run([Reading(text, 0, [], [0] * 4001)])
+    with torch.inference_mode():
+        exact.double()(torch.tensor([text]), cache=cache)
+    ours, theirs = pools.slots["hgrn2_state"][0, 0].double(), cache.layers[0].state[0]
+    assert (ours - theirs).norm() < 5e-6 * theirs.norm()
+
+
+@needs_compiler
+@pytest.mark.parametrize(("kind", "positions"), [("hgrn2_attention", 0), ("cosformer2_attention", 1_000_000)])
+def test_other_kinds_of_linear_attention_are_read_as_in_float64(
+    make_model: Callable[..., HybridLM], kind: str, positions: int
+) -> None:
+    """Logits differ from those of the whole model in float64 by rounding, no more than those of the modules do; behind
+    a million tokens, which turn cosFormer2's heads by large angles."""
+    shape = {"layer_types": (kind,) * 4, "num_local_experts": 0, "dense_intermediate_size": 64}
+    model, exact = (make_model(**shape) for _ in range(2))
+    text, generator = _text(24, 1), torch.Generator().manual_seed(0)
+    modules = Runner(model, _pools(model, torch.float32))
+    for states in modules.pools.slots.values():
+        states.normal_(0, 0.1, generator=generator)
+    pools = _copy(_pools(model, torch.float32), modules.pools)
+    wide = Runner(exact.double(), _copy(_pools(exact, torch.float64), modules.pools))
+    pages = [0] * (positions // PAGE + 1)
+    decodes = [Reading([token], positions + i, pages, [0, 0]) for i, token in enumerate(text)]
+    step = NativeDecoder(model, pools)
+    ours = torch.cat([step.run([decode]) for decode in decodes])
+    plain, theirs = (torch.cat([runner.run([decode], []) for decode in decodes]) for runner in (modules, wide))
+    assert (ours - theirs).norm() < 1.5 * (plain - theirs).norm()
+
+
+@needs_compiler
 def test_bfloat16_steps_are_nearer_to_float32_than_the_plain_forward(make_model: Callable[..., HybridLM]) -> None:
     model, text = make_model().to(torch.bfloat16), _text(60, 0)
     wide = make_model()
@@ -129,7 +170,7 @@ def test_bfloat16_steps_are_nearer_to_float32_than_the_plain_forward(make_model:
 
 @needs_compiler
 @pytest.mark.parametrize("head", [False, True], ids=["bf16 head", "int8 head"])
-@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[1], SHAPES[7], SHAPES[10]])
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[1], SHAPES[7], SHAPES[10], LINEAR])
 def test_int8_weights(make_model: Callable[..., HybridLM], shape: dict[str, object], head: bool) -> None:
     """In float32, where the modules and the step differ by rounding alone; and in bfloat16."""
     text = _text(40, 0)
@@ -143,7 +184,11 @@ def test_int8_weights(make_model: Callable[..., HybridLM], shape: dict[str, obje
 
 
 @needs_compiler
-@pytest.mark.parametrize("shape", [{}, {**WINDOWS, "sliding_window": 7, **DENSE_AND_EXPERTS}], ids=["", "windows"])
+@pytest.mark.parametrize(
+    "shape",
+    [{}, {**WINDOWS, "sliding_window": 7, **DENSE_AND_EXPERTS}, LINEAR],
+    ids=["", "windows", "cosFormer2 and HGRN2"],
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_batch_and_no_thread_changes_a_bit(
     make_model: Callable[..., HybridLM], kind: str, shape: dict[str, object], monkeypatch: pytest.MonkeyPatch

@@ -10,6 +10,8 @@ from leyden.model.experts import DenseMLP, Experts, MixtureOfExperts, Router, Sh
 from leyden.model.lm import DecoderLayer, HybridLM
 from leyden.model.losses import OutputProjection
 from leyden.model.mixers import Mixer
+from leyden.model.mixers.cosformer2 import Cosformer2Attention
+from leyden.model.mixers.hgrn2 import Hgrn2Attention
 from leyden.model.mixers.lightning import LightningAttention, Slopes
 from leyden.model.mixers.sliding_window import SlidingWindowAttention
 from leyden.model.mixers.softmax import SoftmaxAttention
@@ -106,6 +108,7 @@ class NativeDecoder:
             rotary_scale=config.rope.scale,
             expert_rows=2 * config.intermediate_size,
             inverse_frequencies=self._at(frequencies, len(frequencies), dtype=torch.float64),
+            turning_frequencies=self._turning(model),
             embedding=self._matrix(model.embed_tokens, config.vocab_size, config.hidden_size),
             final_norm=self._at(model.norm.weight, config.hidden_size),
             lm_head=self._matrix(model.lm_head, config.vocab_size, config.hidden_size),
@@ -168,16 +171,34 @@ class NativeDecoder:
         addresses.input_norm = self._at(layer.input_layernorm.weight, self._config.hidden_size)
         addresses.post_attention_norm = self._at(layer.post_attention_layernorm.weight, self._config.hidden_size)
 
+    def _turning(self, model: HybridLM) -> int | None:
+        """How fast the heads of cosFormer2 turn, which is the same in all of its layers; None without any."""
+        turning = (module for module in model.modules() if isinstance(module, Cosformer2Attention))
+        first = next(turning, None)
+        if first is None:
+            return None
+        return self._at(first.frequencies(torch.device("cpu")), first.head_dim // 2, dtype=torch.float64)
+
     def _lightning(self, addresses: LayerAddresses, mixer: LightningAttention, memory: Tensors) -> None:
         config = self._config
+        inner = config.num_attention_heads * config.head_dim
+        self._states(addresses, mixer, memory)
+        addresses.output_gate = self._matrix(mixer.output_gate, inner, config.hidden_size)
+        addresses.slopes = self._at(mixer.slopes.values, config.num_attention_heads)
+
+    def _hgrn2(self, addresses: LayerAddresses, mixer: Hgrn2Attention, memory: Tensors) -> None:
+        self._states(addresses, mixer, memory)
+        addresses.lower_bound, addresses.above_bound = mixer.lower_bound, 1 - mixer.lower_bound
+
+    def _states(self, addresses: LayerAddresses, mixer: LightningAttention | Hgrn2Attention, memory: Tensors) -> None:
+        """The pool of states, and what all kinds of linear attention have."""
+        config, states = self._config, memory[mixer.state_name]
         hidden, heads, width = config.hidden_size, config.num_attention_heads, config.head_dim
         inner = heads * width
-        addresses.states = self._at(memory["state"], len(memory["state"]), heads, width, width)
+        addresses.states = self._at(states, len(states), heads, width, width)
         addresses.qkv_proj = self._matrix(mixer.qkv_proj, 3 * inner, hidden)
-        addresses.output_gate = self._matrix(mixer.output_gate, inner, hidden)
         addresses.out_proj = self._matrix(mixer.out_proj, hidden, inner)
         addresses.output_norm = self._at(mixer.norm.weight, inner)
-        addresses.slopes = self._at(mixer.slopes.values, heads)
 
     def _softmax(self, addresses: LayerAddresses, mixer: SoftmaxAttention, memory: Tensors) -> None:
         self._keys_and_values(addresses, mixer, memory["keys"], memory["values"], PAGE)
@@ -234,6 +255,8 @@ _MIXERS: Mapping[type[nn.Module], tuple[int, Callable[..., None]]] = {
     LightningAttention: (MIXERS["lightning"], NativeDecoder._lightning),
     SoftmaxAttention: (MIXERS["softmax"], NativeDecoder._softmax),
     SlidingWindowAttention: (MIXERS["sliding window"], NativeDecoder._window),
+    Cosformer2Attention: (MIXERS["cosFormer2"], NativeDecoder._lightning),
+    Hgrn2Attention: (MIXERS["HGRN2"], NativeDecoder._hgrn2),
 }
 """The mixers that the step has a body for, by their exact class: its number there, and what fills in its addresses."""
 

@@ -41,11 +41,15 @@ class Cosformer2Attention(LightningAttention):
         """[H] zeros, on the CPU."""
         return torch.zeros(config.num_attention_heads, device="cpu")
 
+    def frequencies(self, device: torch.device | None = None) -> torch.Tensor:
+        """[K / 2] float64: by how much each pair of a head turns from one position to the next, in radians."""
+        return rotary_frequencies(self.head_dim, self._theta, device)
+
     def activated(self, qkv: torch.Tensor, context: ForwardContext) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """See :meth:`LightningAttention.activated`; queries and keys of a head are turned as two heads."""
         turning, v = qkv.split([2 * self.head_dim, self.head_dim], dim=-1)
         heads = silu(turning).reshape(*qkv.shape[:2], 2 * self.num_heads, self.head_dim)
-        frequencies = rotary_frequencies(self.head_dim, self._theta, context.positions.device)
+        frequencies = self.frequencies(context.positions.device)
         turned = apply_rotary(heads, *rotary_angles(context.positions, frequencies))
         q, k = turned.view(turning.shape).chunk(2, dim=-1)
         return q, k, v

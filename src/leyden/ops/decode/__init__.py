@@ -29,7 +29,7 @@ __all__ = [
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 """What the weights of a matrix can be; those of int8 have a float32 scale for each row."""
 
-MIXERS = {"lightning": 1, "softmax": 2, "sliding window": 3}
+MIXERS = {"lightning": 1, "softmax": 2, "sliding window": 3, "cosFormer2": 4, "HGRN2": 5}
 """The mixers that the step has a body for, by their number in ``model.h``; it refuses any other."""
 
 _ADDRESS = ctypes.c_void_p
@@ -47,6 +47,7 @@ class LayerAddresses(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int32) for name in ("mixer", "window", "num_experts", "shared_width")),
         *((name, ctypes.c_float) for name in ("attention_alpha", "attention_beta", "mlp_alpha", "mlp_beta")),
+        *((name, ctypes.c_float) for name in ("lower_bound", "above_bound")),
         *((name, _ADDRESS) for name in ("input_norm", "post_attention_norm")),
         *((name, MatrixAddress) for name in ("qkv_proj", "output_gate")),
         *((name, _ADDRESS) for name in ("output_norm", "slopes", "states")),
@@ -73,6 +74,7 @@ class ModelAddresses(ctypes.Structure):
         ("rotary_scale", ctypes.c_float),
         ("expert_rows", ctypes.c_int32),
         ("inverse_frequencies", _ADDRESS),
+        ("turning_frequencies", _ADDRESS),
         ("embedding", MatrixAddress),
         ("final_norm", _ADDRESS),
         ("lm_head", MatrixAddress),

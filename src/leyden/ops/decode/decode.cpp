@@ -9,10 +9,10 @@
 // Between the products everything is float32: the residual stream, norms, gates, states, softmax.
 //
 // model.h has what Python hands over, workspace.h what the threads share, worker.h one thread. The parts of a layer are in
-// lightning.h, softmax.h (with splits.h) and feed_forward.h.
+// linear.h, softmax.h (with splits.h) and feed_forward.h.
 
 #include "feed_forward.h"
-#include "lightning.h"
+#include "linear.h"
 #include "softmax.h"
 
 namespace {
@@ -34,11 +34,17 @@ template <class T> void embed(const Worker<T> &worker, int b) {
     if (w.kind == INT8) copy((const Int8 *)w.weight);
     else if (w.kind == BFLOAT16) copy((const BFloat16 *)w.weight);
     else copy((const float *)w.weight);
-    const int half = model.rotary_dim / 2;
-    for (int i = 0; i < half; i++) {
-        const double angle = token.position * model.inverse_frequencies[i];
-        work.cosine[b * half + i] = std::cos(angle), work.sine[b * half + i] = std::sin(angle);
-    }
+    const auto turn = [&](const double *frequencies, int half, float *cosine, float *sine) {
+        for (int i = 0; i < half; i++) {
+            const double angle = token.position * frequencies[i];
+            cosine[i] = std::cos(angle), sine[i] = std::sin(angle);
+        }
+    };
+    int half = model.rotary_dim / 2;
+    turn(model.inverse_frequencies, half, work.cosine + b * half, work.sine + b * half);
+    half = model.head_dim / 2;
+    if (model.turning_frequencies)
+        turn(model.turning_frequencies, half, work.turning_cosine + b * half, work.turning_sine + b * half);
 }
 
 // All layers, from the tokens' ids to the logits of those wanted.
@@ -53,9 +59,9 @@ template <class T> void walk(Worker<T> &worker, float *logits, int64_t logits_st
         const Layer &layer = model.layers[i];
         worker.static_for(B, [&](int b) { worker.norm(layer.input_norm, b, b); });
         worker.barrier();
-        if (layer.mixer == LIGHTNING) lightning_attention(worker, layer);
-        else if (layer.mixer == SOFTMAX) softmax_attention(worker, layer);
-        else sliding_window_attention(worker, layer);
+        if (layer.mixer == SOFTMAX) softmax_attention(worker, layer);
+        else if (layer.mixer == SLIDING_WINDOW) sliding_window_attention(worker, layer);
+        else linear_attention(worker, layer);
         worker.barrier();
         worker.static_for(B, [&](int b) {
             worker.norm(layer.post_attention_norm, b, b);

@@ -15,7 +15,7 @@ constexpr int PAGE = 256;  // tokens of a page
 
 enum Kind : int64_t { FLOAT32, BFLOAT16, INT8 };
 
-enum Mixer : int32_t { LIGHTNING = 1, SOFTMAX = 2, SLIDING_WINDOW = 3 };
+enum Mixer : int32_t { LIGHTNING = 1, SOFTMAX = 2, SLIDING_WINDOW = 3, COSFORMER2 = 4, HGRN2 = 5 };
 
 extern "C" {
 
@@ -31,9 +31,10 @@ struct Layer {
     int32_t window;                                   // W, of a sliding window
     int32_t num_experts, shared_width;                // of the feed-forward; 0 for none
     float attention_alpha, attention_beta, mlp_alpha, mlp_beta;  // of the residual connections
+    float lower_bound, above_bound;                   // of HGRN2's forget gates: b and 1 - b
     const float *input_norm, *post_attention_norm;    // [D]
 
-    // Lightning attention.
+    // Linear attention. HGRN2 has no output gate and no slopes, and its keys are the logits of its forget gates.
     Matrix qkv_proj;                                  // [3HK, D]; q, k and v of a head follow each other
     Matrix output_gate;                               // [HK, D]
     const float *output_norm, *slopes;                // [HK], [H]
@@ -61,6 +62,7 @@ struct Model {
     float rotary_scale;                               // of queries and keys
     int32_t expert_rows;                              // of gate_proj and up_proj, from one expert to the next
     const double *inverse_frequencies;                // [rotary_dim / 2]
+    const double *turning_frequencies;                // [K / 2], of cosFormer2; null where no layer is of that kind
     Matrix embedding;                                 // [vocab_size, D]
     const float *final_norm;                          // [D]
     Matrix lm_head;                                   // [vocab_size, D]
@@ -96,7 +98,8 @@ inline Fault check(const Model &model, const Batch &batch) {
     bool paged = false;
     for (int i = 0; i < model.num_layers; i++) {
         const int32_t mixer = model.layers[i].mixer;
-        if (mixer < LIGHTNING || mixer > SLIDING_WINDOW) return "a layer's mixer is none that this step has a body for";
+        if (mixer < LIGHTNING || mixer > HGRN2) return "a layer's mixer is none that this step has a body for";
+        if (mixer == COSFORMER2 && !model.turning_frequencies) return "a layer turns, and nothing says how fast";
         if (mixer == SLIDING_WINDOW && model.layers[i].window < 1) return "a window has no place for a token";
         if (model.layers[i].num_experts > model.most_experts || model.layers[i].shared_width > model.widest_shared)
             return "a layer's feed-forward is larger than is said of all";

@@ -7,20 +7,6 @@
 
 namespace leyden::decode {
 
-// Rotates the first dims of one head (RoPE), and scales all of its K dims.
-inline void rotate(float *head, const float *cosine, const float *sine, int half, int K, float scale) {
-    vectors(half, [&](int64_t i, int n) {
-        const Vector a = load(head + i, n), b = load(head + half + i, n);
-        const Vector c = load(cosine + i, n), s = load(sine + i, n);
-        store(head + i, (a * c - b * s) * scale, n);
-        store(head + half + i, (b * c + a * s) * scale, n);
-    });
-    vectors(K - 2 * half, [&](int64_t i, int n) {
-        float *still = head + 2 * half + i;
-        store(still, load(still, n) * scale, n);
-    });
-}
-
 // The projections of all tokens, and their queries as inputs of products. A thread may go on with its own tokens; what is
 // there of others is complete behind the next barrier.
 template <class T> void project_and_rotate(Worker<T> &worker, const Layer &layer) {

@@ -17,6 +17,20 @@ inline float dot(const float *a, const float *b, int n) {
     return sum(total);
 }
 
+// Rotates the first dims of one head (RoPE), and scales all of its K dims.
+inline void rotate(float *head, const float *cosine, const float *sine, int half, int K, float scale) {
+    vectors(half, [&](int64_t i, int n) {
+        const Vector a = load(head + i, n), b = load(head + half + i, n);
+        const Vector c = load(cosine + i, n), s = load(sine + i, n);
+        store(head + i, (a * c - b * s) * scale, n);
+        store(head + half + i, (b * c + a * s) * scale, n);
+    });
+    vectors(K - 2 * half, [&](int64_t i, int n) {
+        float *still = head + 2 * half + i;
+        store(still, load(still, n) * scale, n);
+    });
+}
+
 // 1 / the root of the mean square.
 inline float inverse_rms(const float *x, int n, float eps) { return 1 / std::sqrt(dot(x, x, n) / n + eps); }
 

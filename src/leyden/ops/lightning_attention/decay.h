@@ -11,6 +11,7 @@ namespace leyden {
 struct Decay {
     float whole, rest;
 
+    Decay(float whole, float rest) : whole(whole), rest(rest) {}
     explicit Decay(float x) : whole(x < 0.5f), rest(x < 0.5f ? std::expm1(-x) : std::exp(-x)) {}
 
     // state exp(-x) + added, rounded as a sum once.
