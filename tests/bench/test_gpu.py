@@ -57,6 +57,9 @@ def test_the_floor_is_the_longer_of_moving_and_computing():
         (floors.lightning_forward(10, 2, 4, 8, documents=1), 960 + 256, 2560),
         # 4 tensors of the forward and 7 of the backward, 11 x 160 bytes.
         (floors.lightning_training(10, 2, 4, 4, documents=3), 11 * 160 + 384, 3840),
+        # The same, and 320 bytes of log decays or their gradients, once or three times.
+        (floors.gated_forward(10, 2, 4, 4, documents=3), 1024 + 320, 1280),
+        (floors.gated_training(10, 2, 4, 4, documents=3), 11 * 160 + 384 + 960, 3840),
         # 3 x 2 states of 16 elements, 4 bytes, twice; 3 x 2 rows of 16 elements in 2 bytes.
         (floors.lightning_decode(3, 2, 4, 4), 768 + 192, 384),
         (floors.elementwise(100, 5), 1000, 0),

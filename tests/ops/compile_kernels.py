@@ -5,12 +5,15 @@ for each architecture: a kernel that a compiler refuses is found without a GPU, 
 suffice.
 """
 
+import contextlib
+import functools
 import importlib
 import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
+from unittest import mock
 
 import torch
 import triton
@@ -99,22 +102,24 @@ class Recorder:
         return Grid()
 
 
-def record(launch_module: str, call: Callable[[Any], None]) -> list[Launch]:
-    """What ``call(module)`` launches."""
-    module = importlib.import_module(launch_module)
-    real = module.kernels
-    module.kernels = recorder = Recorder(real.module)
-    try:
-        call(module)
-    finally:
-        module.kernels = real
-    return recorder.launches
+def record(launch_module: str, call: Callable[[Any], None], *others: str) -> list[Launch]:
+    """What ``call(module)`` launches, by the module itself or by ``others``."""
+    launches: list[Launch] = []
+    with contextlib.ExitStack() as stack:
+        for name in (launch_module, *others):
+            module = importlib.import_module(name)
+            if hasattr(module, "kernels"):
+                recorder = Recorder(module.kernels.module, launches)
+                stack.enter_context(mock.patch.object(module, "kernels", recorder))
+        call(importlib.import_module(launch_module))
+    return launches
 
 
-_LIGHTNING = "leyden.ops.lightning_attention.launch"
+_LIGHTNING, _WALK = (f"leyden.ops.lightning_attention.{name}" for name in ("launch", "walk"))
+_GATED = "leyden.ops.gated_linear_attention.launch"
 
 
-def lightning(dtype: torch.dtype, width: int) -> Iterator[Launch]:
+def lightning(dtype: torch.dtype, width: int, op: str = _LIGHTNING) -> Iterator[Launch]:
     """Forward, backward, prefill and decoding, of few heads and of many, with documents whole and cut."""
 
     def call(module: Any) -> None:
@@ -125,10 +130,10 @@ def lightning(dtype: torch.dtype, width: int) -> Iterator[Launch]:
         for tokens in (10, 30):  # the tiles of short documents
             _serve(module, dtype, tokens, 2, width)
 
-    yield from record(_LIGHTNING, call)
+    yield from record(op, call, _WALK)
 
 
-def lightning_hot(dtype: torch.dtype, width: int) -> Iterator[Launch]:
+def lightning_hot(dtype: torch.dtype, width: int, op: str = _LIGHTNING) -> Iterator[Launch]:
     """What takes the time: training on rows, of many heads and of few, which are cut, and decoding."""
 
     def call(module: Any) -> None:
@@ -136,17 +141,22 @@ def lightning_hot(dtype: torch.dtype, width: int) -> Iterator[Launch]:
         _train(module, dtype, 70_000, 2, width)
         _serve(module, dtype, 1, 2, width)
 
-    yield from record(_LIGHTNING, call)
+    yield from record(op, call, _WALK)
 
 
-def lightning_forward(dtype: torch.dtype, width: int) -> Iterator[Launch]:
+def lightning_forward(dtype: torch.dtype, width: int, op: str = _LIGHTNING) -> Iterator[Launch]:
     """Each kernel in few forms: the forward on a row of few heads, which is cut, and decoding."""
 
     def call(module: Any) -> None:
         _train(module, dtype, 70_000, 2, width, backward=False)
         _serve(module, dtype, 1, 2, width)
 
-    yield from record(_LIGHTNING, call)
+    yield from record(op, call, _WALK)
+
+
+def _decays(module: Any, tokens: int, heads: int, width: int) -> torch.Tensor:
+    """One a head, or of gated linear attention one a token, head and dim."""
+    return torch.zeros((tokens, heads, width) if module.__name__ == _GATED else (heads,), device="meta")
 
 
 def _train(
@@ -159,23 +169,24 @@ def _train(
     ragged: bool = False,
     backward: bool = True,
 ) -> None:
-    x, slopes = torch.zeros(tokens, heads, width, dtype=dtype, device="meta"), torch.zeros(heads, device="meta")
+    x, decays = torch.zeros(tokens, heads, width, dtype=dtype, device="meta"), _decays(module, tokens, heads, width)
     cu_seqlens = torch.zeros(2, dtype=torch.int64, device="meta") if ragged else None
     initial = torch.zeros(1, heads, width, width, device="meta") if ragged else None
-    _, _, entries = module._forward._init_fn(x, x, x, slopes, initial, cu_seqlens, 1)
+    _, _, entries = module._forward._init_fn(x, x, x, decays, initial, cu_seqlens, 1)
     if not backward:
         return
     entries = entries if entries.numel() else None
-    module._backward._init_fn(x, initial, x, x, x, slopes, initial, entries, cu_seqlens, 1)
+    module._backward._init_fn(x, initial, x, x, x, decays, initial, entries, cu_seqlens, 1)
 
 
 def _serve(module: Any, dtype: torch.dtype, tokens: int, heads: int, width: int) -> None:
-    x, slopes = torch.zeros(tokens, heads, width, dtype=dtype, device="meta"), torch.zeros(heads, device="meta")
+    x, decays = torch.zeros(tokens, heads, width, dtype=dtype, device="meta"), _decays(module, tokens, heads, width)
     states, slots = torch.zeros(1, heads, width, width, device="meta"), torch.zeros(1, dtype=torch.int64, device="meta")
     if tokens > 1:
-        module.prefill._init_fn(x, x, x, slopes, states, slots, torch.zeros(2, dtype=torch.int64, device="meta"))
-    module.decode._init_fn(x[:1], x[:1], x[:1], slopes, states, slots)
-    module.step._init_fn(x[:1], x[:1], x[:1], slopes, states)
+        module.prefill._init_fn(x, x, x, decays, states, slots, torch.zeros(2, dtype=torch.int64, device="meta"))
+    decays = decays[:1] if decays.ndim == 3 else decays
+    module.decode._init_fn(x[:1], x[:1], x[:1], decays, states, slots)
+    module.step._init_fn(x[:1], x[:1], x[:1], decays, states)
 
 
 def cross_entropy(dtype: torch.dtype, width: int) -> Iterator[Launch]:
@@ -301,6 +312,9 @@ OPS = {
     "lightning_attention": lightning,
     "lightning_attention_hot": lightning_hot,
     "lightning_attention_forward": lightning_forward,
+    "gated_linear_attention": functools.partial(lightning, op=_GATED),
+    "gated_linear_attention_hot": functools.partial(lightning_hot, op=_GATED),
+    "gated_linear_attention_forward": functools.partial(lightning_forward, op=_GATED),
     "cross_entropy": cross_entropy,
     "paged_attention": paged_attention,
     "ranged_attention": ranged_attention,

@@ -300,7 +300,11 @@ def test_the_native_backward_keeps_its_inputs_alone() -> None:
         ({"initial_state": torch.zeros(1, H, 6, 10), "cu_seqlens": torch.tensor([0, 2, 5])}, "initial_state"),
         ({"cu_seqlens": torch.tensor([0, 4])}, "cu_seqlens"),
         ({"backend": "cuda"}, "unknown"),
-        ({"backend": "triton"}, "has no Triton body"),
+        (
+            {name: torch.zeros(1, 5, H, n).double() for name, n in (("q", 6), ("k", 6), ("v", 10))}
+            | {"backend": "triton"},
+            "needs bfloat16, float16 or float32",
+        ),
         pytest.param({"backend": "native"}, "dims that 16 divides; given 6 and 10", marks=NATIVE),
     ],
 )

@@ -32,6 +32,9 @@ RESIDENT_LIGHTNING = {"attend": 1, "summarise": 2, "scan": 16, "decode": 8}
 """Programs that a multiprocessor of Hopper holds at least, heads of 128; those of attend have 8 warps."""
 
 
+RESIDENT_GATED = {"weigh": 2, "attend": 1, "summarise": 2, "scan": 12, "differentiate": 2, "decode": 6}
+
+
 def compiled(tmp_path: Path, ops: str, dtype: str, *architectures: int) -> list[dict[str, Any]]:
     """In a process of its own: in this one kernels may be interpreted."""
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
@@ -56,11 +59,27 @@ def test_lightning_attention_on_hopper(tmp_path: Path, work: str) -> None:
         assert facts["resident"] >= RESIDENT_LIGHTNING[facts["kernel"].partition(".")[2]], facts
 
 
+@pytest.mark.slow
+def test_gated_linear_attention_on_hopper(tmp_path: Path) -> None:
+    """The walk as of lightning attention; what is done within chunks is not pipelined, but two programs share a
+    multiprocessor. Of the loads that are waited for, all are of one number a dim, but the states that meet."""
+    found = compiled(tmp_path, "gated_linear_attention_hot:128", "bfloat16", HOPPER)
+    names = {facts["kernel"].partition(".")[2] for facts in found}
+    assert names == {"weigh", "summarise", "scan", "attend", "differentiate", "decode"}
+    for facts in found:
+        name = facts["kernel"].partition(".")[2]
+        assert facts["spilled"] <= (80 if name == "differentiate" else 0), facts
+        assert facts["resident"] >= RESIDENT_GATED[name], facts
+        if name in ("summarise", "attend"):
+            assert facts["ahead"] == 1.0, facts
+            assert facts["exposed"] <= 3, facts
+
+
 def test_another_batch_compiles_nothing_new() -> None:
     """Lengths and counts of documents are no compile-time constants of lightning attention: all launch one kernel."""
     program = """
 import torch
-from compile_kernels import _LIGHTNING, record
+from compile_kernels import _LIGHTNING, _WALK, record
 def call(module):
     for tokens, documents in ((640, 1), (641, 1), (700, 16), (1600, 17)):
         x, slopes = torch.zeros(tokens, 200, 64, dtype=torch.bfloat16, device="meta"), torch.zeros(200, device="meta")
@@ -68,7 +87,7 @@ def call(module):
         states = torch.zeros(20, 200, 64, 64, device="meta")
         slots = torch.zeros(documents, dtype=torch.int64, device="meta")
         module.prefill._init_fn(x, x, x, slopes, states, slots, bounds)
-print(len({launch.key() for launch in record(_LIGHTNING, call) if launch.form["C"] == 64}))
+print(len({launch.key() for launch in record(_LIGHTNING, call, _WALK) if launch.form["C"] == 64}))
 """
     assert printed(program) == ["1"]
 
@@ -160,3 +179,12 @@ def test_lightning_attention_everywhere(tmp_path: Path, architecture: int, dtype
         if architecture != AMPERE and dtype == "bfloat16" and width <= 128:
             assert facts["ahead"] in (None, 1.0), facts
             assert facts["spilled"] <= 32, facts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", [AMPERE, HOPPER, BLACKWELL])
+@pytest.mark.parametrize(("dtype", "width"), [*(("bfloat16", width) for width in (16, 64, 128)), *OTHERS])
+def test_gated_linear_attention_everywhere(tmp_path: Path, architecture: int, dtype: str, width: int) -> None:
+    for facts in compiled(tmp_path, f"gated_linear_attention:{width}", dtype, architecture):
+        assert facts["spilled"] <= 512, facts
+        assert facts["resident"] >= 1, facts

@@ -14,7 +14,7 @@ from leyden.ops import (
     lightning_attention_step,
 )
 
-launch = importlib.import_module("leyden.ops.lightning_attention.launch")
+launch, planning = (importlib.import_module(f"leyden.ops.lightning_attention.{name}") for name in ("launch", "plan"))
 
 SLOPES = torch.tensor([0.0, 0.004, 0.9, 300.0])
 H, K, V = 4, 6, 20
@@ -58,8 +58,8 @@ def check(
 @pytest.fixture
 def short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Documents are cut at every 64 tokens."""
-    monkeypatch.setattr(launch, "_SHORTEST_SEGMENT", 64)
-    monkeypatch.setattr(launch, "multiprocessors", lambda device: 1 << 20)
+    monkeypatch.setattr(planning, "_SHORTEST_SEGMENT", 64)
+    monkeypatch.setattr(planning, "multiprocessors", lambda device: 1 << 20)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def plan(num_tokens: int, num_documents: int, heads: int, key_dim: int, value_di
     q, v = (
         torch.empty(num_documents * num_tokens, heads, dim, dtype=dtype, device="meta") for dim in (key_dim, value_dim)
     )
-    return launch.LaunchPlan.of(q, v, num_documents, num_tokens)
+    return planning.LaunchPlan.of(q, v, num_documents, num_tokens)
 
 
 def test_tiles_of_wide_heads_and_short_documents() -> None:
@@ -333,10 +333,10 @@ def test_the_widths_that_models_have(
     if cut:
         request.getfixturevalue("short_segments")
     if whole_heads:
-        monkeypatch.setattr(launch, "multiprocessors", lambda device: width // 16 if cut else 1)
+        monkeypatch.setattr(planning, "multiprocessors", lambda device: width // 16 if cut else 1)
     bounds = [0, 70, 263]
     x = torch.empty(bounds[-1], H, width, dtype=torch.bfloat16)
-    chosen = launch.LaunchPlan.of(x, x, 2, bounds[-1])
+    chosen = planning.LaunchPlan.of(x, x, 2, bounds[-1])
     assert (chosen.tiles.value_dims, chosen.split) == (width if whole_heads else width // 2, cut)
     check(bounds, torch.bfloat16, device, widths=(width, width))
 

@@ -144,6 +144,17 @@ def test_kernels_of_a_layer(
     assert (two - one, with_softmax - one, one - (two - one)) == (lightning, softmax, around)
 
 
+@pytest.mark.parametrize("kind", ["hgrn2_attention", "cosformer2_attention"])
+@pytest.mark.parametrize("decodes", [True, False])
+def test_other_kinds_of_linear_attention_wait_for_nothing(
+    make_model: Callable[..., HybridLM], kind: str, decodes: bool
+) -> None:
+    """In a recorded step of single tokens, and where a part of a prompt is read."""
+    network = make_model(num_hidden_layers=2, layer_types=(kind, kind)).to(DTYPE).to("meta")
+    prompts = [] if decodes else [Reading([1] * 300, 256, [21, 22, 23], [30])]
+    assert _launches(network, _decodes(5), prompts) > 0
+
+
 HELD = [(250, [3, 1, 8], 5), (256, [7, 2], 0), (3, [6], 9), (510, [11, 10, 4], 2)]
 """Of four sequences, how many tokens were read, their pages, and their slots."""
 

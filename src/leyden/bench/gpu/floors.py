@@ -53,6 +53,18 @@ def lightning_training(
     return Cost(forward.bytes + backward, 3 * forward.flops)
 
 
+def gated_forward(tokens: int, heads: int, key_dim: int, value_dim: int, documents: int, itemsize: int = 2) -> Cost:
+    """As lightning attention, and a float32 log decay a token, head and key dim read."""
+    forward = lightning_forward(tokens, heads, key_dim, value_dim, documents, itemsize)
+    return Cost(forward.bytes + tokens * heads * key_dim * STATE_BYTES, forward.flops)
+
+
+def gated_training(tokens: int, heads: int, key_dim: int, value_dim: int, documents: int, itemsize: int = 2) -> Cost:
+    """As lightning attention; the log decays are read once more, and their gradients written."""
+    training = lightning_training(tokens, heads, key_dim, value_dim, documents, itemsize)
+    return Cost(training.bytes + 3 * tokens * heads * key_dim * STATE_BYTES, training.flops)
+
+
 def lightning_decode(sequences: int, heads: int, key_dim: int, value_dim: int, itemsize: int = 2) -> Cost:
     """Each sequence's state read and written; q, k, v and the output are small beside it."""
     states = 2 * sequences * heads * key_dim * value_dim * STATE_BYTES

@@ -76,6 +76,7 @@ def kernel_jobs(*, quick: bool) -> list[GpuRow]:
     """Every row of the ops but those of serving, in the order of the table."""
     return [
         *_lightning_jobs(quick),
+        *(_gated_job(quick, backward=backward) for backward in (False, True)),
         *_against_softmax_jobs(quick),
         *_surrounding_jobs(quick),
     ]
@@ -125,6 +126,25 @@ def _lightning(case: Tokens, bench: GpuBench) -> list[Call]:
         return torch.autograd.grad(out, (q, k, v), dout)
 
     return _calls(case, bench, call)
+
+
+def _gated_job(quick: bool, *, backward: bool) -> GpuRow:
+    """Gated linear attention, whose decays follow from the data; without a goal."""
+    case = Tokens("B1 T64 H2", 1, 64, 2, 16) if quick else Tokens("B1 T8192 H64", 1, 8192, 64)
+
+    def measure(bench: GpuBench) -> OpRow:
+        cost = (floors.gated_training if backward else floors.gated_forward)(*case.size)
+        shape = (case.batch, case.length, case.heads, case.dim)
+        decay = random(bench.device, *shape, seed=9, dtype=torch.float32).square().neg().requires_grad_()
+
+        def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dout: torch.Tensor) -> object:
+            with torch.set_grad_enabled(backward):
+                out, _ = ops.gated_linear_attention(q, k, v, decay)
+                return torch.autograd.grad(out, (q, k, v, decay), dout) if backward else out
+
+        return held_to_floor(bench, _calls(case, bench, call), cost)
+
+    return GpuRow(f"gated linear attention forward{' and backward' * backward}, {case.name}", measure)
 
 
 def _against_fla(case: Tokens) -> Callable[[GpuBench], OpRow]:

@@ -28,6 +28,7 @@ _TOUCHED = {
     "launching": ".",
     "serve/": "engine",
     "lightning": f"lightning|against|decode step|prefill and decode|{_MODELS}",
+    "gated_linear": "gated linear",
     "paged_attention": "paged attention|engine",
     "softmax_attention": f"against causal softmax|{_MODELS}",
     "rms_norm": f"rms_norm|{_MODELS}",

@@ -43,8 +43,8 @@ def gated_linear_attention(
             infinity for a dim that forgets all that was before the token.
         initial_state: [B, H, K, V] float32, or [N, H, K, V] with ``cu_seqlens``; zeros where None.
         cu_seqlens: [N+1] integers from 0 to T: N documents packed into one row (B = 1), each with a state of its own.
-        backend: ``"auto"``, ``"reference"``, ``"torch"`` or ``"native"``, whose output and gradients have the same
-            bits in whatever parts a sequence is computed.
+        backend: ``"auto"``, ``"reference"``, ``"torch"``, ``"triton"``, or ``"native"``, whose output and gradients
+            have the same bits in whatever parts a sequence is computed.
 
     Returns:
         The output [B, T, H, V] in the dtype of q, and the final state in float32 (float64 for float64 inputs),
@@ -54,9 +54,14 @@ def gated_linear_attention(
         ValueError: shapes or dtypes that do not fit together, or a backend that cannot run.
     """
     check_inputs(q, k, v, log_decay, initial_state, cu_seqlens)
-    chosen = choose(OP, backend, q, k, v, log_decay, initial_state, native=native_dtype(backend, q, v))
+    given = (q, k, v, log_decay, initial_state)
+    chosen = choose(OP, backend, *given, triton=q.dtype, native=native_dtype(backend, q, v))
     if chosen == "native":
         return GatedLinearAttention.apply(q, k, v, log_decay.expand(q.shape), initial_state, cu_seqlens)
+    if chosen == "triton":
+        from leyden.ops.gated_linear_attention.launch import gated_linear_attention_triton  # triton, where it is used
+
+        return gated_linear_attention_triton(q, k, v, log_decay.expand(q.shape), initial_state, cu_seqlens)
     body = gated_linear_attention_reference if chosen == "reference" else gated_linear_attention_portable
     return body(q, k, v, log_decay, initial_state, cu_seqlens)
 
@@ -76,8 +81,8 @@ def gated_linear_attention_step(
         v: [B, H, V].
         log_decay: [B, H, K] or [B, H, 1], float32 or float64.
         state: [B, H, K, V] float32 (or float64); not changed.
-        backend: ``"auto"``, ``"torch"`` or ``"native"``, which has no gradients, float32 states, and the bits of a
-            prefill; ``"auto"`` takes it where that is all that is asked for.
+        backend: ``"auto"``, ``"torch"``, ``"triton"``, or ``"native"``, which has the bits of a prefill. The last two
+            have no gradients and float32 states; ``"auto"`` takes them where that is all that is asked for.
 
     Returns:
         The output [B, H, V] in the dtype of q, and the new state.
@@ -87,8 +92,13 @@ def gated_linear_attention_step(
     """
     check_inputs(q[:, None], k[:, None], v[:, None], log_decay[:, None], state, None)
     plain = state.dtype == torch.float32 and not backward_may_follow(q, k, v, log_decay, state)
-    native = native_dtype(backend, q, v) if plain else None
-    if choose(f"{OP}_step", backend, q, k, v, log_decay, state, native=native) != "native":
+    triton, native = (q.dtype, native_dtype(backend, q, v)) if plain else (None, None)
+    chosen = choose(f"{OP}_step", backend, q, k, v, log_decay, state, triton=triton, native=native)
+    if chosen == "triton":
+        from leyden.ops.gated_linear_attention.launch import step
+
+        return step(q, k, v, log_decay.float().expand(q.shape), state)
+    if chosen != "native":
         return step_portable(q, k, v, log_decay, state)
     new = state.clone(memory_format=torch.contiguous_format)
     return step_natively(q, k, v, log_decay, new, torch.arange(len(q))), new

@@ -40,9 +40,14 @@ def gated_linear_attention_prefill(
     check_inputs(q, k, v, log_decay, None, cu_seqlens)
     check_pool(q, v, states, slots, len(cu_seqlens) - 1, op=OP)
     given = (q, k, v, log_decay, states, slots)
-    chosen = choose(f"{OP}_prefill", backend, *given, native=native_dtype(backend, q, v))
+    chosen = choose(f"{OP}_prefill", backend, *given, triton=q.dtype, native=native_dtype(backend, q, v))
     if chosen == "native":
         return forward_natively(q, k, v, log_decay.expand(q.shape), states, slots, cu_seqlens)
+    if chosen == "triton":
+        from leyden.ops.gated_linear_attention.launch import prefill  # triton, where it is used
+
+        decays = log_decay.float().expand(q.shape)
+        return prefill(q[0], k[0], v[0], decays[0], states, slots, cu_seqlens)[None]
     body = gated_linear_attention_reference if chosen == "reference" else gated_linear_attention_portable
     out, ends = body(q, k, v, log_decay, states[slots], cu_seqlens)
     states[slots] = ends.to(states.dtype)
@@ -67,7 +72,7 @@ def gated_linear_attention_decode(
         states: [S, H, K, V] float32, contiguous; rows ``slots`` are read and overwritten.
         slots: [B] integers below S, each at most once: the row of each sequence. A negative one is no sequence (a
             batch filled up to a fixed size); its output is zero.
-        backend: ``"auto"``, ``"torch"`` or ``"native"``, which has the bits of a prefill.
+        backend: ``"auto"``, ``"torch"``, ``"triton"``, or ``"native"``, which has the bits of a prefill.
 
     Returns:
         The output [B, H, V] in the dtype of q.
@@ -78,7 +83,11 @@ def gated_linear_attention_decode(
     check_inputs(q[:, None], k[:, None], v[:, None], log_decay[:, None], None, None)
     check_pool(q[:, None], v[:, None], states, slots, q.shape[0], negative=True, op=OP)
     given = (q, k, v, log_decay, states, slots)
-    chosen = choose(f"{OP}_decode", backend, *given, native=native_dtype(backend, q, v))
+    chosen = choose(f"{OP}_decode", backend, *given, triton=q.dtype, native=native_dtype(backend, q, v))
+    if chosen == "triton":
+        from leyden.ops.gated_linear_attention.launch import decode
+
+        return decode(q, k, v, log_decay.float().expand(q.shape), states, slots)
     there = slots >= 0
     out, at = torch.zeros_like(v), slots[there]
     q, k, v, log_decay = (x[there] for x in (q, k, v, log_decay))
