@@ -53,6 +53,30 @@ def draw(generator: np.random.Generator, span: int, symbols: int) -> tuple[np.nd
     return np.concatenate(tokens), np.concatenate(labels)
 
 
+def learn(
+    model: HybridLM, optimizer: MasterAdamW, tokens: np.ndarray, labels: np.ndarray, bounds: torch.Tensor, lr: float
+) -> float:
+    """One optimizer step on a packed row.
+
+    Args:
+        model: is trained.
+        optimizer: of its weights.
+        tokens, labels: [T] int64; -100 where nothing is learned.
+        bounds: [N + 1] int32, where the documents begin, and the end.
+        lr: of this step.
+
+    Returns:
+        The mean loss in nats.
+    """
+    row, targets = torch.from_numpy(tokens)[None], torch.from_numpy(labels)[None]
+    loss, _ = model.cross_entropy(model.features(row, cu_seqlens=bounds).hidden, targets)
+    mean = loss / (targets >= 0).sum()
+    mean.backward()
+    optimizer.accumulate()
+    optimizer.step(lr, divisor=optimizer.grad_norm().clamp_min(1.0))
+    return mean.item()
+
+
 def main() -> None:
     """Train and print the loss of the repeats."""
     parser = argparse.ArgumentParser(description="The loss of what repeats, while a small model is trained.")
@@ -72,14 +96,8 @@ def main() -> None:
     bounds = torch.arange(0, TOKENS_PER_STEP // row * row + 1, row, dtype=torch.int32)
     print(f"chance: {math.log(given.symbols):.3f} nats", flush=True)
     for step in range(1, given.steps + 1):
-        tokens, labels = (torch.from_numpy(part)[None] for part in draw(generator, given.span, given.symbols))
-        features = model.features(tokens, cu_seqlens=bounds)
-        loss, _ = model.cross_entropy(features.hidden, labels)
-        mean = loss / (labels >= 0).sum()
-        mean.backward()
-        optimizer.accumulate()
-        optimizer.step(given.lr * min(1.0, step / WARMUP_STEPS), divisor=optimizer.grad_norm().clamp_min(1.0))
-        losses.append(mean.item())
+        tokens, labels = draw(generator, given.span, given.symbols)
+        losses.append(learn(model, optimizer, tokens, labels, bounds, given.lr * min(1.0, step / WARMUP_STEPS)))
         if step % 50 == 0:
             print(f"step {step}: {statistics.fmean(losses[-50:]):.3f} nats", flush=True)
 
