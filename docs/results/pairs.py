@@ -36,11 +36,18 @@ def sequence(pairs: int, tokens_a_pair: int, generator: np.random.Generator) -> 
     return tokens, labels
 
 
-def draw(generator: np.random.Generator, pairs: list[int]) -> tuple[np.ndarray, np.ndarray, torch.Tensor]:
-    """Tokens, labels and bounds of about :data:`TOKENS_PER_STEP` tokens of sequences of 5 to 8 tokens a pair."""
+def sequences(pairs: list[int], count: int, generator: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Sequences of 5 to 8 tokens a pair, as many of each number of pairs."""
+    return [sequence(pairs[k % len(pairs)], int(generator.integers(5, 9)), generator) for k in range(count)]
+
+
+def draw(
+    generator: np.random.Generator, pairs: list[int], pool: list[tuple[np.ndarray, np.ndarray]]
+) -> tuple[np.ndarray, np.ndarray, torch.Tensor]:
+    """Tokens, labels and bounds of about :data:`TOKENS_PER_STEP` tokens, of the pool; without one, of new sequences."""
     made: list[tuple[np.ndarray, np.ndarray]] = []
     while sum(len(tokens) for tokens, _ in made) < TOKENS_PER_STEP:
-        made.append(sequence(int(generator.choice(pairs)), int(generator.integers(5, 9)), generator))
+        made += [pool[generator.integers(len(pool))]] if pool else sequences(pairs, len(pairs), generator)
     tokens, labels = (np.concatenate(parts) for parts in zip(*made, strict=True))
     bounds = np.cumsum([0, *(len(tokens) for tokens, _ in made)])
     return tokens, labels, torch.from_numpy(bounds.astype(np.int32))
@@ -58,15 +65,18 @@ def recalled(model: HybridLM, pairs: int) -> float:
     return statistics.fmean(right)
 
 
-def train(layers: str, seed: int, stages: list[tuple[list[int], float]], lr: float, changes: dict[str, Any]) -> None:
+def train(
+    layers: str, seed: int, stages: list[tuple[list[int], float]], pool_size: int, lr: float, changes: dict[str, Any]
+) -> None:
     """Train one model, and print what it recalls after every 0.1 million tokens."""
     model = HybridLM(shape_of(layers, {"rotary_dim": 8, "tie_word_embeddings": True, **changes}), seed)
     optimizer, generator, step, read = MasterAdamW(model), np.random.default_rng(seed), 0, 0
     goal = 0.0
     for pairs, num_tokens in stages:
         goal += num_tokens
+        pool = sequences(pairs, pool_size, np.random.default_rng([5, seed]))
         while read < goal:
-            tokens, labels, bounds = draw(generator, pairs)
+            tokens, labels, bounds = draw(generator, pairs, pool)
             step, before, read = step + 1, read, read + len(tokens)
             loss = learn(model, optimizer, tokens, labels, bounds, lr * min(1.0, step / WARMUP_STEPS))
             if before // 100_000 < read // 100_000 or read >= goal:
@@ -80,6 +90,9 @@ def main() -> None:
     parser.add_argument("--layers", default="LLLF", help="a letter a layer, as of repeats.py")
     parser.add_argument("--seeds", default="0", help="of the weights and of the data")
     parser.add_argument("--stage", action="append", help="PAIRS:TOKENS, as 1,2,4:0.8e6; once for each stage")
+    parser.add_argument(
+        "--pool", type=int, default=8000, help="sequences of a stage, read again and again; 0: none twice"
+    )
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--model", type=json.loads, default={}, help="other fields of the model, as JSON")
     given = parser.parse_args()
@@ -88,7 +101,7 @@ def main() -> None:
         pairs, tokens = stage.split(":")
         stages.append(([int(number) for number in pairs.split(",")], float(tokens)))
     for seed in map(int, given.seeds.split(",")):
-        train(given.layers, seed, stages, given.lr, given.model)
+        train(given.layers, seed, stages, given.pool, given.lr, given.model)
 
 
 if __name__ == "__main__":

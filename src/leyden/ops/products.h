@@ -308,7 +308,7 @@ template <class W> inline void interleave(const W *const *w, int i, Vector *part
 #endif
 
 #ifdef __AVX512BF16__
-template <> constexpr int INTERLEAVED<Int8, BFloat16> = 2;
+template <> inline constexpr int INTERLEAVED<Int8, BFloat16> = 2;
 
 inline void interleave(const Int8 *const *w, int i, __m512bh *part) {
     const auto row = [&](int j) { return _mm256_loadu_si256((const __m256i *)(w[j] + i)); };
