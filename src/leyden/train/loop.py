@@ -17,7 +17,7 @@ from leyden.train.health import NOISE_METRICS, BatchFacts, RunHealth
 from leyden.train.held_out import HeldOut
 from leyden.train.learning_rate import LearningRate
 from leyden.train.metrics import finite
-from leyden.train.observing import Observed, RunFiles, StepFacts, Watcher, no_facts
+from leyden.train.observing import Finding, Observed, RunFiles, StepFacts, Watcher, no_facts
 from leyden.train.signals import StopRequest
 from leyden.train.sinks import Sink
 from leyden.train.state import Batches, TrainState
@@ -102,15 +102,19 @@ def fit(
                 callback(state, result)
             observed.watch(last)
             if bar is not None:
-                said = f", {facts.note}" if facts.note else ""
-                note = f"loss {result.loss:.3f}{said}{observed.notes}, {step.tokens_per_second:.0f} tokens/s"
-                bar.advance(state.stage_step - shown_steps, note)
+                bar.advance(state.stage_step - shown_steps, _note(step, facts, observed))
                 shown_steps = state.stage_step
             _stop_if_skipped_too_often(state, result, settings, objective.counts)
             went_back = health.check(state, step, files, settings.stage, batch_facts)
             if not went_back:
                 _save_if_due(state, files, settings, stop, asked=result.stop, last=last)
     health.tell_batch(settings)
+
+
+def _note(step: TakenStep, facts: Finding, observed: Observed) -> str:
+    """What the bar says behind a step."""
+    said = f", {facts.note}" if facts.note else ""
+    return f"loss {step.result.loss:.3f}{said}{observed.notes}, {step.tokens_per_second:.0f} tokens/s"
 
 
 def _save_if_due(
