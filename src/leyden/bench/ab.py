@@ -36,13 +36,13 @@ class ABBenchmark:
         self.theirs, self.ours = theirs, ours
         self._bar = bar
 
-    def medians(self, theirs: Call, ours: Call, repeats: int) -> tuple[float, float]:
-        """Median seconds of a call on each side, A B A B ..., after one unmeasured call of each."""
+    def medians(self, theirs: Call, ours: Call, repeats: int, unmeasured: int = 1) -> tuple[float, float]:
+        """Median seconds of a call on each side, A B A B ..., after ``unmeasured`` calls of each."""
         seconds: list[tuple[float, float]] = []
-        for _ in range(repeats + 1):
+        for _ in range(unmeasured + repeats):
             seconds.append((self.theirs.call(*theirs), self.ours.call(*ours)))
             self._bar.advance(note=str(theirs[0]))
-        first, second = zip(*seconds[1:], strict=True)
+        first, second = zip(*seconds[unmeasured:], strict=True)
         return statistics.median(first), statistics.median(second)
 
     def alone(self, calls: Sequence[Call], repeats: int) -> list[float]:

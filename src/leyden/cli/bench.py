@@ -70,7 +70,7 @@ def evaluate(
     beside: Beside = 0,
     output: Output = None,
 ) -> None:
-    """1,000 multiple-choice questions beside lm-eval's own backend on transformers, on two CPU threads."""
+    """1,000 multiple-choice questions and 20 needles beside lm-eval's own backend on transformers, on two threads."""
     from leyden.bench.evaluate.run import run_eval
 
     run_eval(quick=quick, beside=beside, output=output)

@@ -1,10 +1,10 @@
-"""What ``leyden bench eval`` measures: questions with four answers each, cut out of the standard library's source."""
+"""What ``leyden bench eval`` measures: questions with four answers each, and needles in haystacks.
+
+Both are cut out of the standard library's source."""
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from lm_eval.api.instance import Instance
 
 from leyden.bench.cpu.plan import FULL as CPU
 from leyden.bench.cpu.plan import QUICK as CPU_QUICK
@@ -21,6 +21,8 @@ class EvalPlan:
     Attributes:
         model: the shape; RoPE turns whole heads, since transformers cannot turn half.
         rows: questions of a measured turn.
+        lengths: of the haystacks, in tokens.
+        depths: of the needles in each.
         tried: questions by which the other side's fastest variant is chosen, and both sides are compared.
         batches: sizes of a batch that the other side may take.
         repeats: measured turns of each side.
@@ -29,14 +31,18 @@ class EvalPlan:
 
     model: ModelConfig
     rows: int
+    lengths: tuple[int, ...]
+    depths: int
     tried: int
     batches: tuple[int, ...]
     repeats: int
     threads: int = 2
 
 
-FULL = EvalPlan(model=CPU.model, rows=1000, tried=32, batches=(16, 64), repeats=1)
-QUICK = EvalPlan(model=CPU_QUICK.model, rows=16, tried=8, batches=(8,), repeats=1)
+FULL = EvalPlan(
+    model=CPU.model, rows=1000, lengths=(1024, 2048, 4096, 8192), depths=5, tried=32, batches=(16, 64), repeats=1
+)
+QUICK = EvalPlan(model=CPU_QUICK.model, rows=16, lengths=(256, 512), depths=3, tried=8, batches=(8,), repeats=1)
 
 Pair = tuple[str, str]
 """A context and a continuation."""
@@ -55,8 +61,3 @@ def questions(documents: Sequence[str], count: int, seed: int = 0) -> list[Pair]
             begin = draws.randrange(len(text) - 60)
             pairs.append((context, " " + text[begin : begin + draws.randint(20, 60)].strip()))
     return pairs
-
-
-def instances(pairs: Sequence[Pair]) -> list[Instance]:
-    """The harness's requests."""
-    return [Instance("loglikelihood", {}, pair, index) for index, pair in enumerate(pairs)]

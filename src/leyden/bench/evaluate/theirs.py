@@ -8,7 +8,8 @@ from typing import Any
 import transformers
 from lm_eval.api.registry import get_model
 
-from leyden.bench.evaluate.plan import Pair, instances
+from leyden.bench.evaluate.plan import Pair
+from leyden.bench.evaluate.requests import generations, likelihoods
 
 
 class EvalTheirs:
@@ -29,18 +30,23 @@ class EvalTheirs:
         self._held: tuple[str, Any] | None = None
 
     def variants(self, work: str) -> list[str]:
-        """What to choose the fastest from."""
-        return [f"{batch} {experts}" for batch in self._batches for experts in ("grouped_mm", "eager")]
+        """What to choose the fastest from; prompts of one length each are generated from one at a time."""
+        batches = self._batches if work == "likelihoods" else (1,)
+        return [f"{batch} {experts}" for batch in batches for experts in ("grouped_mm", "eager")]
 
-    def answers(self, variant: str, pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
+    def likelihoods(self, variant: str, pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
         """(log-probability, greedy) of each continuation."""
-        return self._model(variant).loglikelihood(instances(pairs), disable_tqdm=True)
+        return self._model(variant).loglikelihood(likelihoods(pairs), disable_tqdm=True)
 
-    def seconds(self, variant: str, pairs: Sequence[Pair]) -> float:
-        """How long all of them take, tokenizing included."""
+    def generations(self, variant: str, prompts: Sequence[str], max_tokens: int) -> list[str]:
+        """The greedy continuation of each prompt."""
+        return self._model(variant).generate_until(generations(prompts, max_tokens), disable_tqdm=True)
+
+    def seconds(self, work: str, variant: str, *given: Any) -> float:
+        """How long ``likelihoods`` or ``generations`` of these arguments take, tokenizing included."""
         self._model(variant)
         started = time.perf_counter()
-        self.answers(variant, pairs)
+        getattr(self, work)(variant, *given)
         return time.perf_counter() - started
 
     def _model(self, variant: str) -> Any:
