@@ -11,10 +11,12 @@ import torch
 from whole_runs import SMALL_MODEL, after_step, interrupt, metrics, on_build
 
 from leyden.core.errors import Interrupted, UserError
-from leyden.evaluate import Options
+from leyden.evaluate import Options, write_report
+from leyden.evaluate.haystack import Haystack
 from leyden.recipes import run
 from leyden.recipes.batches import make_batches
 from leyden.recipes.loader import parse_recipe
+from leyden.recipes.outcome import tell_outcome
 from leyden.recipes.prepare import read_build
 from leyden.recipes.sections import TaskSection
 from leyden.recipes.spike_facts import BatchFacts
@@ -125,16 +127,35 @@ def test_generators_are_as_they_were(built: Path, tmp_path: Path, monkeypatch: p
     assert len(before) == 5
 
 
+def test_a_needle_in_the_held_out_documents_at_the_end_alone(
+    built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = {"task": "niah", "lengths": [300, 600], "depths": 2, "held_out": True, "every_steps": 0}
+    run(recipe(built, every_steps=0, task=[task]), tmp_path / "run")
+    first, _ = found = lines(tmp_path / "run" / "eval.jsonl")
+    assert [(line.get("step"), line["task"]) for line in found] == [(5, "niah"), (None, "bits_per_byte")]
+    texts = [document.text for document in read_build(recipe(built)).held_out]
+    tokenizer = read_build(recipe(built)).tokenizer
+    assert first["settings"]["text"] == Haystack(tokenizer, texts=texts).source
+    tell_outcome(tmp_path / "run")
+    assert "in 300, 0.00 in 600 tokens)" in " ".join(capsys.readouterr().err.split())
+    write_report(tmp_path / "run")
+    assert "The share found, of 4." in (tmp_path / "run" / "report" / "index.html").read_text()
+
+
 def test_every_option_of_the_tasks_is_a_key() -> None:
-    assert TaskSection.model_fields.keys() - {"task", "every_steps"} == {field.name for field in fields(Options)}
+    assert TaskSection.model_fields.keys() - {"task", "every_steps", "held_out"} == {
+        field.name for field in fields(Options)
+    }
 
 
 @pytest.mark.parametrize(
     ("task", "says"),
     [
         ({"task": "naih", "every_steps": 2}, "did you mean 'niah'"),
+        ({"task": "niah", "every_steps": 2, "held_out": True, "text": ["a.txt"]}, "give one of them"),
         ({"task": "niah"}, "every_steps.* is required"),
-        ({"task": "niah", "every_steps": 0}, "every_steps.*greater than or equal to 1"),
+        ({"task": "niah", "every_steps": -1}, "every_steps.*greater than or equal to 0"),
         ({"task": "niah", "every_steps": 2, "lengths": ["1q"]}, "'1q' is no length in tokens"),
         ({"task": "niah", "every_steps": 2, "depth": 2}, "unknown key.*depth.*did you mean 'depths'"),
     ],

@@ -25,6 +25,7 @@ class Haystack:
     Args:
         tokenizer: of the model.
         paths: files and folders of documents; empty for the sources of the Python standard library.
+        texts: the documents themselves, instead of ``paths``.
 
     Attributes:
         source: what it is made of: a digest of the texts, or which Python's library it is.
@@ -33,10 +34,10 @@ class Haystack:
         UserError: nothing in ``paths`` can be read.
     """
 
-    def __init__(self, tokenizer: Tokenizer, paths: Sequence[Path] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, paths: Sequence[Path] = (), texts: Sequence[str] = ()) -> None:
         self._tokenizer = tokenizer
-        if paths:
-            texts = [document.text for document in read_documents(paths, [])]
+        if paths or texts:
+            texts = texts or [document.text for document in read_documents(paths, [])]
             digest = hashlib.blake2b("\0".join(texts).encode("utf-8", "surrogatepass"), digest_size=8)
             self.source = f"text {digest.hexdigest()}"
             self._texts: Iterator[str] = iter(texts)

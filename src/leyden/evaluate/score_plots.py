@@ -1,6 +1,7 @@
 """Plots of scores: heat maps over two facts of the items, curves over one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
@@ -48,6 +49,26 @@ def heat_map(
         axes.set_xlabel(columns[0])
         axes.set_ylabel(rows[0])
     return drawn.svg
+
+
+def cell_map(name: str, axes: Sequence[str], cells: Sequence[Mapping[str, Any]]) -> str:
+    """The cells of a task's result as a heat map, in SVG.
+
+    Args:
+        name: of the plot, unlike any other's on the page.
+        axes: the two facts of each cell, that of the rows first.
+        cells: each with both facts and its ``value``.
+    """
+    rows, columns = (list(dict.fromkeys(sorted((cell[axis] for cell in cells), key=order_of))) for axis in axes)
+    values = np.full((len(rows), len(columns)), np.nan)
+    for cell in cells:
+        values[rows.index(cell[axes[0]]), columns.index(cell[axes[1]])] = cell["value"]
+    return heat_map(name, (axes[0], rows), (axes[1], columns), values)
+
+
+def order_of(fact: Any) -> tuple[bool, Any]:
+    """What facts are sorted by: numbers before texts."""
+    return isinstance(fact, str), fact
 
 
 def score_curves(

@@ -11,7 +11,7 @@ from leyden.core.errors import UserError
 from leyden.core.page import Plot, write_page
 from leyden.evaluate.compare import short_names
 from leyden.evaluate.plots import COLOURS
-from leyden.evaluate.score_plots import heat_map, score_curves, short_number
+from leyden.evaluate.score_plots import cell_map, order_of, score_curves, short_number
 
 RESULTS = "results.jsonl"
 """The lines of a folder, one a task."""
@@ -118,7 +118,7 @@ def _pictures(task: str, names: Sequence[str], lines: Sequence[Line | None]) -> 
         maps = []
         for index, cells in known:
             title = task if len(names) == 1 else f"{task}: {names[index]}"
-            maps.append(Plot(title, _heat_map(f"heat-{task}-{index}", axes, cells)))
+            maps.append(Plot(title, cell_map(f"heat-{task}-{index}", axes, cells)))
         return maps
     if len(axes) != 1 or not all(isinstance(cell[axes[0]], int | float) for _, cells in known for cell in cells):
         return []
@@ -141,23 +141,11 @@ def _curves(task: str, names: Sequence[str], known: Sequence[tuple[int, Sequence
     return Plot(f"{task} by {x}", score_curves(f"curve-{task}", x, y, curves))
 
 
-def _heat_map(name: str, axes: Sequence[str], cells: Sequence[Line]) -> str:
-    rows, columns = (list(dict.fromkeys(sorted((cell[axis] for cell in cells), key=_order))) for axis in axes)
-    values = np.full((len(rows), len(columns)), np.nan)
-    for cell in cells:
-        values[rows.index(cell[axes[0]]), columns.index(cell[axes[1]])] = cell["value"]
-    return heat_map(name, (axes[0], rows), (axes[1], columns), values)
-
-
-def _order(value: Any) -> tuple[bool, Any]:
-    return isinstance(value, str), value
-
-
 def _table(lines: Sequence[Line | None]) -> tuple[list[str], list[tuple[list[str], list[str]]]]:
     """The facts that cells are of, and a row for each cell with the figures of every model."""
     each = [_cells(line) for line in lines]
     axes = _axes(next(cells for cells in each if cells))
     of_model = [{tuple(cell.get(axis) for axis in axes): cell for cell in cells} for cells in each]
-    keys = sorted({key for cells in of_model for key in cells}, key=lambda key: [_order(part) for part in key])
+    keys = sorted({key for cells in of_model for key in cells}, key=lambda key: [order_of(part) for part in key])
     shown = [[_shown(cells.get(key)) for cells in of_model] for key in keys]
     return axes, [([short_number(part) for part in key], values) for key, values in zip(keys, shown, strict=True)]

@@ -5,7 +5,7 @@ from typing import Any
 
 from leyden.core.page import ACCENT, MUTED, SECOND, Plot
 from leyden.evaluate.plots import COLOURS, Curve, line_plot
-from leyden.evaluate.score_plots import short_number
+from leyden.evaluate.score_plots import cell_map, short_number
 
 Line = Mapping[str, Any]
 """A line of ``metrics.jsonl``, ``eval.jsonl`` or ``spikes.jsonl``."""
@@ -34,8 +34,13 @@ def validation_figures(results: Sequence[Line], marks: Sequence[tuple[int, str]]
         if line["task"] != "held_out":
             tasks.setdefault(line["task"], []).append(line)
     for number, (title, own) in enumerate(tasks.items()):
-        svg = line_plot(f"task-{number}", [], _task_curves(own), "value", marks=marks)
-        figures.append(Plot(title, svg, f"Of {own[-1]['n']} items each time."))
+        grid = own[-1].get("cells", ())
+        if len(own) == 1 and grid and {"length", "depth"} <= grid[0].keys():  # where it was measured at the end alone
+            svg, caption = cell_map(f"task-{number}", ("depth", "length"), grid), f"The share found, of {own[-1]['n']}."
+        else:
+            svg = line_plot(f"task-{number}", [], _task_curves(own), "value", marks=marks)
+            caption = f"Of {own[-1]['n']} items each time."
+        figures.append(Plot(title, svg, caption))
     return figures
 
 

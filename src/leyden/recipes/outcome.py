@@ -75,6 +75,8 @@ def tell_outcome(directory: Path) -> None:
             continue
         named = ", ".join(f"{name} {value:.3f}" for name, value in record["baselines"].items())
         say(f"bits per byte on unseen documents: {record['value']:.3f} (beside: {named})")
+    for record in _last_of_each_task(records):
+        say(f"{record['task']}: {record['value']:.3f} of {record['n']} items{_by_length(record)}")
     samples = directory / "samples.jsonl"
     if samples.exists():
         first = json.loads(samples.read_text(encoding="utf-8").splitlines()[0])
@@ -83,6 +85,23 @@ def tell_outcome(directory: Path) -> None:
         console.rule()
     say(f"model:  {directory / 'final'}")
     say(f"report: {directory / 'report' / 'index.html'}")
+
+
+def _last_of_each_task(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """What the tasks of the recipe (``[[evaluate.task]]``) said last."""
+    return list({one["task"]: one for one in records if "stage" in one and one["task"] != "held_out"}.values())
+
+
+def _by_length(record: Mapping[str, Any]) -> str:
+    """The mean of the cells of each length, where there are several lengths."""
+    by_length: dict[int, list[float]] = {}
+    for cell in record.get("cells", ()):
+        if "length" in cell:
+            by_length.setdefault(cell["length"], []).append(cell["value"])
+    if len(by_length) < 2:
+        return ""
+    means = ", ".join(f"{np.mean(values):.2f} in {length:,}" for length, values in sorted(by_length.items()))
+    return f" ({means} tokens)"
 
 
 def _on_held_out_rows(record: Mapping[str, Any]) -> str:

@@ -117,8 +117,10 @@ class TaskSection(Config):
 
     task: str
     """Its name on the command line."""
-    every_steps: int = Field(ge=1)
-    """It is measured after every so many steps of the run, and at the end of a stage."""
+    every_steps: int = Field(ge=0)
+    """It is measured after every so many steps of the run, and at the end of a stage; 0: at the end alone."""
+    held_out: bool = False
+    """The documents are those that the run holds out, instead of ``text``."""
     lengths: tuple[int, ...] | None = None
     """Tokens of a prompt and its answer: numbers, or texts as ``"32k"``."""
     depths: int | None = Field(default=None, ge=1)
@@ -153,10 +155,16 @@ class TaskSection(Config):
         except UserError as error:
             raise ValueError(str(error).removesuffix(".")) from None
 
+    @model_validator(mode="after")
+    def _one_text(self) -> Self:
+        if self.held_out and self.text:
+            raise ValueError("'held_out' and 'text' both say which documents a task takes; give one of them")
+        return self
+
     @property
     def options(self) -> Options:
         """As ``leyden eval`` takes them."""
-        return Options(**self.model_dump(exclude={"task", "every_steps"}))
+        return Options(**self.model_dump(exclude={"task", "every_steps", "held_out"}))
 
 
 class EvaluateSection(Config):

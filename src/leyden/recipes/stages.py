@@ -70,7 +70,8 @@ def train(
         Interrupted: Ctrl-C or SIGTERM; all is saved.
         UserError: the disk is full, or the loss stays not finite.
     """
-    watchers = [TaskWatcher(recipe, prepared.tokenizer)] if recipe.evaluate.task else []
+    held_out = [document.text for document in prepared.held_out]
+    watchers = [TaskWatcher(recipe, prepared.tokenizer, held_out)] if recipe.evaluate.task else []
     state, described = _new_state(recipe, rank_group), recipe.model_dump(mode="json")
     stages = []
     for index, stage in enumerate(recipe.stage):

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,24 +35,31 @@ class TaskWatcher:
     Args:
         recipe: settled.
         tokenizer: the run's.
+        held_out: the texts of the documents that the run holds out.
 
     Raises:
         UserError: a task's options do not fit the model, or leave nothing to ask; the message names the task.
     """
 
-    def __init__(self, recipe: Recipe, tokenizer: Tokenizer) -> None:
+    def __init__(self, recipe: Recipe, tokenizer: Tokenizer, held_out: Sequence[str]) -> None:
         self._sections, self._config, self._tokenizer = recipe.evaluate.task, recipe.model, tokenizer
         self._dtype: torch.dtype = getattr(torch, recipe.train.dtype)
         self._haystack = functools.cache(lambda text: Haystack(tokenizer, text))
+        self._held_out = functools.cache(lambda: Haystack(tokenizer, texts=held_out))
         for section in self._sections:
-            if not make_task(section.task, section.options, self._subject(section.text)).items():
+            if section.held_out and not held_out:
+                raise UserError(
+                    f"[[evaluate.task]] {section.task}: held_out = true, but this run holds no documents out; name "
+                    "some with text, or raise [data] held_out_fraction."
+                )
+            if not make_task(section.task, section.options, self._subject(section)).items():
                 raise UserError(
                     f"[[evaluate.task]] {section.task}: the options leave no items; raise limit, samples or depths."
                 )
 
     def __call__(self, state: TrainState, last: bool, /) -> Sequence[Finding]:
         """See :class:`leyden.train.observing.Watcher`."""
-        due = [section for section in self._sections if last or state.step % section.every_steps == 0]
+        due = [section for section in self._sections if last or _is_due(section.every_steps, state.step)]
         if not due:
             return ()
         state.rank_group.at("the weights of all ranks in one model", state.step)
@@ -66,14 +72,19 @@ class TaskWatcher:
         noted = _Noted(source, state.rank_group, state.step)
         found = []
         for section in due:
-            (line,) = evaluate(noted, self._subject(section.text), [section.task], section.options)
+            (line,) = evaluate(noted, self._subject(section), [section.task], section.options)
             found.append({name: value for name, value in line.items() if name not in _OF_ONE_TIME})
         return found
 
-    def _subject(self, text: tuple[Path, ...]) -> Subject:
+    def _subject(self, section: TaskSection) -> Subject:
+        haystack = self._held_out() if section.held_out else self._haystack(section.text)
         config, tokenizer = self._config, self._tokenizer
         positions, chats = config.max_position_embeddings, tokenizer.chat_template is not None
-        return Subject("the model", tokenizer, positions, config.vocab_size, self._haystack(text), chats)
+        return Subject("the model", tokenizer, positions, config.vocab_size, haystack, chats)
+
+
+def _is_due(every_steps: int, step: int) -> bool:
+    return every_steps > 0 and step % every_steps == 0
 
 
 class _Noted:
