@@ -82,6 +82,9 @@ class ModelConfig(Config):
     mlp_beta_factor: float = 1.0
     """Alphas left None become DeepNorm's ``(2 N)^(1/4)`` with ``postnorm`` and 1 without (arXiv 2203.00555)."""
     tie_word_embeddings: bool = False
+    initialization: Literal["xavier", "induction"] = "xavier"
+    """What training begins with: Xavier's weights, or with them a rough circuit that looks up what was read before
+    (:mod:`leyden.model.induction`)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -139,6 +142,11 @@ class ModelConfig(Config):
         if "cosformer2_attention" in self.layer_types and self.head_dim % 2:
             problems.append(f"head_dim ({self.head_dim}) must be even, since cosformer2_attention turns pairs of dims")
         problems += self._mlp_problems()
+        if self.initialization == "induction" and not (self.postnorm and self.num_hidden_layers > 1):
+            problems.append(
+                'initialization = "induction" lays its circuit through two layers with DeepNorm residuals; set '
+                'postnorm = true and num_hidden_layers to 2 or more, or take initialization = "xavier"'
+            )
         if self.num_attention_heads % self.num_key_value_heads:
             problems.append(
                 f"num_attention_heads ({self.num_attention_heads}) must be a multiple of num_key_value_heads "

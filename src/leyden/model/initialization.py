@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from leyden.model.config import ModelConfig
+from leyden.model.induction import induction_weight
 
 _PLAIN = ("embed_tokens", "lm_head", "q_proj", "k_proj", "output_gate", "mlp.gate", "coefficient")
 _SCALED = ("v_proj", "o_proj", "out_proj", "gate_proj", "up_proj", "down_proj")
@@ -38,6 +39,16 @@ def initial_weight(
         seed: the same seed gives the same weights.
         experts: of stacked experts, only those from the first number up to the second; the result has their shape.
     """
+    usual = _xavier_weight(name, shape, config, seed, experts)
+    if config.initialization == "xavier":
+        return usual
+    return induction_weight(name, usual, config, lambda of, size: torch.randn(size, generator=_generator(seed, of)))
+
+
+def _xavier_weight(
+    name: str, shape: tuple[int, ...], config: ModelConfig, seed: int, experts: tuple[int, int] | None
+) -> torch.Tensor:
+    """Arguments as of :func:`initial_weight`."""
     gain = (8 * config.num_hidden_layers) ** -0.25 if config.postnorm else 1.0
     if len(shape) == 1:
         return torch.ones(shape)
