@@ -1,9 +1,10 @@
 """The claim of MiniMax-01 on two cores: models of equal size that differ in their layers read the same tokens.
 
 The paper's claim (arXiv 2501.08313, section 2.2, figures 7 and 8): lightning attention alone fails at retrieval, and
-seven layers of it to one of softmax attention retrieve as well as softmax attention does. Here every model reads text,
-text with numbers planted in it (the data stage ``recall``), and multi-query associative recall. Each finished run is
-kept in ``claim.json`` and not done again: the same command goes on where it was stopped.
+seven layers of it to one of softmax attention retrieve as well as softmax attention does. Here every model begins
+with the same rough circuit for looking up (``initialization = "induction"``), reads multi-query associative recall of 4
+to 32 pairs, and then the same mixed with text. Each finished run is kept in ``claim.json`` and not done again: the same
+command goes on where it was stopped.
 
     python docs/results/claim.py --seeds 0,1,2
     python docs/results/claim.py --speed
@@ -52,15 +53,13 @@ WINDOW = 64
 """Keys that a layer with a window sees; an eighth of the rows that are trained on."""
 PARAMETERS = 440_000
 """Of every model, to within 768: the width of the feed-forward makes up for what a kind of layer has less."""
-GROUPS = ("text", "recall", "mqar")
-SEQUENCE = 128
-"""Tokens of a training sequence of associative recall."""
-PAIRS = (4, 8, 16)
+GROUPS = ("text", "mqar")
+TOKENS_A_PAIR = (5, 9)
+"""Tokens of a sequence of associative recall for each of its pairs, drawn from 5 to 8."""
+PAIRS = (4, 8, 16, 32)
 NUM_SEQUENCES = 16_384
-TASKS = (
-    ("mqar", Options(lengths=(SEQUENCE,), pairs=(2, 4, 8, 16, 24), samples=64)),
-    ("niah", Options(lengths=(256, 512, 1024, 2048), depths=5, samples=10)),
-)
+ASKED = Options(lengths=(256,), pairs=(4, 8, 16, 32), samples=32)
+"""What each model is asked for at its end."""
 SPEED_LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
 SPEED_TOKENS = 16384
 """Of a step that is timed, whatever the length of its rows."""
@@ -73,23 +72,24 @@ def prepare(folder: Path) -> None:
     build = folder / "build"
     run_build(load_build_recipe(HERE / "claim-data.toml"), build)
     shards = open_groups(build / "tokens")
-    for name in GROUPS[:2]:
-        tokens = shards[name].gather(shards[name].starts, shards[name].lengths)
-        write_tokens(folder / f"{name}.ds", tokens, np.cumsum(shards[name].lengths))
-    write_mqar(folder / "mqar.ds", Tokenizer.load(build / "tokenizer"))
+    text, tokenizer = shards["text"], Tokenizer.load(build / "tokenizer")
+    tokens = text.gather(text.starts, text.lengths)
+    write_tokens(folder / "text.ds", tokens, np.cumsum(text.lengths))
+    write_mqar(folder / "mqar.ds", tokenizer)
 
 
 def write_mqar(path: Path, tokenizer: Tokenizer) -> None:
     """Sequences of multi-query associative recall, of which the answers alone are learned."""
     ids = [id for id in range(tokenizer.vocab_size) if not tokenizer.is_special(id) and tokenizer.token_bytes(id)]
     generator, vocabulary = np.random.default_rng(1), np.array(ids, np.int64)
-    tokens = np.zeros((NUM_SEQUENCES, SEQUENCE), np.int64)
-    learned = np.zeros((NUM_SEQUENCES, SEQUENCE), bool)
+    parts, learned = [], []
     for index in range(NUM_SEQUENCES):
-        made = recall_sequence(vocabulary, SEQUENCE - 2, PAIRS[index % len(PAIRS)], generator)
-        tokens[index] = [tokenizer.bos_id, *made.tokens, tokenizer.eod_id]
-        learned[index, 1 + made.answers] = True
-    write_tokens(path, tokens.ravel(), np.arange(1, NUM_SEQUENCES + 1) * SEQUENCE, learned.ravel())
+        pairs = PAIRS[index % len(PAIRS)]
+        made = recall_sequence(vocabulary, pairs * int(generator.integers(*TOKENS_A_PAIR)), pairs, generator)
+        parts.append(np.array([tokenizer.bos_id, *made.tokens, tokenizer.eod_id]))
+        learned.append(np.zeros(len(parts[-1]), bool))
+        learned[-1][1 + made.answers] = True
+    write_tokens(path, np.concatenate(parts), np.cumsum([len(part) for part in parts]), np.concatenate(learned))
 
 
 def write_tokens(path: Path, tokens: np.ndarray, ends: np.ndarray, learned: np.ndarray | None = None) -> None:
@@ -123,7 +123,7 @@ def measure(mixer: str, seed: int, folder: Path) -> dict[str, Any]:
     recipe = recipe_of(mixer, seed, folder)
     run(recipe, directory)
     source, subject = open_model(str(directory), find_device(None), ())
-    lines = [line for name, how in TASKS for line in evaluate(source, subject, [name], how, directory / "scores")]
+    (mqar,) = evaluate(source, subject, ["mqar"], ASKED, directory / "scores")
     watched = [json.loads(line) for line in (directory / "eval.jsonl").read_text(encoding="utf-8").splitlines()]
     metrics = [json.loads(line) for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return {
@@ -134,7 +134,7 @@ def measure(mixer: str, seed: int, folder: Path) -> dict[str, Any]:
         "seconds": round(time.perf_counter() - started),
         "train_loss": round(statistics.fmean(one["loss"] for one in metrics[-50:]), 4),
         "held_out": [line for line in watched if "step" in line][-1],
-        **{line["task"]: {key: line[key] for key in ("value", "interval", "n", "cells")} for line in lines},
+        "mqar": {key: mqar[key] for key in ("value", "interval", "n", "cells")},
     }
 
 
@@ -179,42 +179,42 @@ def mean_over_seeds(values: Sequence[float]) -> str:
     return f"{mean:.3f} ± {half:.3f}"
 
 
-def shares(runs: Sequence[dict[str, Any]], task: str, axis: str) -> dict[int, list[float]]:
-    """The mean score of each run, by one fact of the cells."""
-    by_fact: dict[int, list[float]] = {}
-    for one in runs:
-        cells = one[task]["cells"]
-        for fact in sorted({cell[axis] for cell in cells}):
-            by_fact.setdefault(fact, []).append(statistics.fmean(c["value"] for c in cells if c[axis] == fact))
-    return by_fact
+def recalled(runs: Sequence[dict[str, Any]]) -> dict[int, list[float]]:
+    """The share that each run recalls, by the number of pairs."""
+    return {
+        pairs: [c["value"] for one in runs for c in one["mqar"]["cells"] if c["pairs"] == pairs]
+        for pairs in ASKED.pairs or ()
+    }
+
+
+def text_loss(one: dict[str, Any]) -> float:
+    """Nats a token of the text that no run trains on."""
+    return one["held_out"]["sources"]["text"]["loss"]
 
 
 def draw(done: Sequence[dict[str, Any]]) -> None:
-    """Print a table of all runs, a row a model, and draw both tasks by number of pairs and by length."""
+    """Print a table of all runs, a row a model, and draw what each recalls by the number of pairs, and its loss."""
     figure = Figure(figsize=(9, 3.2), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    print("| model | seeds | held-out loss | mqar | niah |\n|---|---|---|---|---|")
-    for mixer in MIXERS:
+    recall, losses = figure.subplots(1, 2)
+    print("| model | seeds | loss on text | " + " | ".join(f"{pairs} pairs" for pairs in ASKED.pairs or ()) + " |")
+    print("|---" * (3 + len(ASKED.pairs or ())) + "|")
+    for place, mixer in enumerate(MIXERS):
         runs = [one for one in done if one["mixer"] == mixer]
         if not runs:
             continue
-        figures = [
-            mean_over_seeds([one["held_out"]["held_out_loss"] for one in runs]),
-            *(mean_over_seeds([one[task]["value"] for one in runs]) for task in ("mqar", "niah")),
-        ]
+        by_pairs, loss = recalled(runs), [text_loss(one) for one in runs]
+        figures = [mean_over_seeds(values) for values in (loss, *by_pairs.values())]
         print(f"| {mixer} | {', '.join(str(one['seed']) for one in runs)} | " + " | ".join(figures) + " |")
-        for panel, task, axis in ((panels[0], "mqar", "pairs"), (panels[1], "niah", "length")):
-            by_fact = shares(runs, task, axis)
-            (line,) = panel.plot(
-                list(by_fact), [statistics.fmean(v) for v in by_fact.values()], label=mixer, marker="o"
-            )
-            low, high = ([limit(values) for values in by_fact.values()] for limit in (min, max))
-            panel.fill_between(list(by_fact), low, high, color=line.get_color(), alpha=0.15, linewidth=0)
-            panel.set(xscale="log", xlabel=f"{task}: {axis}", ylim=(-0.03, 1.03))
-            panel.set_xticks(list(by_fact), list(map(str, by_fact)))
-            panel.minorticks_off()
-    panels[0].set_ylabel("share recalled (all seeds' range)")
-    panels[1].legend(frameon=False)
+        (line,) = recall.plot(list(by_pairs), [statistics.fmean(v) for v in by_pairs.values()], label=mixer, marker="o")
+        low, high = ([limit(values) for values in by_pairs.values()] for limit in (min, max))
+        recall.fill_between(list(by_pairs), low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+        losses.plot([place] * len(loss), loss, "o", color=line.get_color())
+    recall.set(xscale="log", xlabel="pairs", ylabel="share recalled (range of seeds)", ylim=(-0.03, 1.03))
+    recall.set_xticks(list(ASKED.pairs or ()), [str(pairs) for pairs in ASKED.pairs or ()])
+    recall.minorticks_off()
+    recall.legend(frameon=False)
+    losses.set_xticks(range(len(MIXERS)), list(MIXERS), rotation=20)
+    losses.set(ylabel="nats a token of unseen text", xlim=(-0.5, len(MIXERS) - 0.5))
     figure.savefig(HERE / "claim.svg", metadata={"Date": None})
 
 

@@ -92,7 +92,7 @@ def loss_and_share(model: HybridLM, draws: np.random.Generator) -> tuple[torch.T
 @pytest.mark.parametrize("kind", [*LINEAR, "full_attention", "sliding_attention"])
 @pytest.mark.parametrize("head_dim", [16, 48])
 def test_every_weight_is_filled_and_the_seed_decides_it(kind: str, head_dim: int) -> None:
-    window = {"sliding_window": 8} if kind == "sliding_attention" else {}
+    window: dict[str, Any] = {"sliding_window": 8} if kind == "sliding_attention" else {}
     shape = config(kind, num_key_value_heads=2, head_dim=head_dim, **window)
     one, same, other = HybridLM(shape, 3), HybridLM(shape, 3), HybridLM(shape, 4)
     for name, weight in one.named_parameters():
