@@ -3,7 +3,7 @@
 A model of a recipe's shape with random weights reads random tokens through the engine, chunk by chunk, and goes on
 writing. One line of JSON for each length. See million.md beside this file.
 
-    python docs/results/million.py docs/results/extension.toml --lengths 1k,1m
+    python docs/results/million.py docs/results/million.toml --lengths 1k,1m
 """
 
 import argparse
