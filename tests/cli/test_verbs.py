@@ -116,6 +116,7 @@ def test_info_at_another_length_and_shape(leyden_cli: Cli) -> None:
     short, long = (leyden_cli("info", "text-01", "--length", length).out for length in (1024, 1_048_576))
     assert "context of 1,048,576  40.27 GiB a sequence" in long
     assert "context of 1,024   320 MiB a sequence" in short
+    assert "prompt of 1,048,576   2.579e+17 FLOPs to the logits of the next token" in long
     halved = leyden_cli("info", "text-01", "--set", "model.num_local_experts=16").out
     assert "active parameters  45.9" in halved
     assert "456.09B" not in halved

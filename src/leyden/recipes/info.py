@@ -10,7 +10,7 @@ from leyden.checkpoint import read_config
 from leyden.core.config import override
 from leyden.core.errors import UserError, suggest
 from leyden.core.quantities import bytes_text, count_text
-from leyden.model import PRESETS, ModelConfig, ModelCount, count_model, preset
+from leyden.model import PRESETS, ModelConfig, ModelCount, count_model, prefill_flops, preset
 from leyden.model.experts import feed_forward_of
 from leyden.model.mixers import mixer_of
 from leyden.recipes.loader import load_recipe, shipped_recipes
@@ -55,6 +55,7 @@ def describe(what: str, settings: Sequence[str], length: int) -> str:
             f"{count.forward_flops_per_token(length):.4g} a token forward, "
             f"{count.training_flops_per_token(length):.4g} in training",
         ),
+        (f"prompt of {length:,}", f"{prefill_flops(config, length):.4g} FLOPs to the logits of the next token"),
     ]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
