@@ -124,7 +124,10 @@ def test_where_tokens_are_looked_up() -> None:
     assert looking_layers(config("full_attention")) == [1, 2, 3]
 
 
-@pytest.mark.parametrize("changes", [{"postnorm": False}, {"num_hidden_layers": 1, "layer_types": ["full_attention"]}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"postnorm": False}, {"num_hidden_layers": 1, "layer_types": ["full_attention"]}, {"hidden_size": 3}],
+)
 def test_a_model_without_room_for_the_circuit_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="initialization"):
         ModelConfig.parse({**SHAPE, **changes}, "test")

@@ -97,6 +97,26 @@ def test_bits_are_those_of_one_process(
         assert found == {form: [] for form in some.split()}
 
 
+def _differs(plan: Plan, config: ModelConfig) -> list[str]:
+    """The rank's weights that are not its part of the initial ones of one process."""
+    settings = SETTINGS.model_copy(update={"dtype": "float32"})
+    state = build_state(config, settings, row_tokens=16, rank_group=RankGroup(mesh_of(plan)))
+    whole = dict(HybridLM(config, seed=settings.seed).named_parameters())
+    return [
+        name
+        for name, weight in state.optimizer.weights.items()
+        if not torch.equal(weight.local, weight.part.cut(whole[name].detach()))
+    ]
+
+
+@pytest.mark.parametrize("plan", [FOUR[1], FOUR[2]], ids=str)
+@pytest.mark.parametrize("first", ["linear_attention", "full_attention"])
+def test_a_circuit_that_looks_up_is_the_same_on_ranks(plan: Plan, first: str, ranks: Callable[..., list[Any]]) -> None:
+    layers = (first, *CONFIG.layer_types[1:])
+    config = CONFIG.model_copy(update={"layer_types": layers, "initialization": "induction"})
+    assert ranks(plan.world, _differs, plan, config) == [[]] * plan.world
+
+
 def _read_names(plan: Plan, directory: Path) -> tuple[set[str], int]:
     """The experts' tensors that this rank asks for, and the number of its experts in all layers."""
     state = build_state(CONFIG, SETTINGS, row_tokens=16, rank_group=RankGroup(mesh_of(plan)))

@@ -142,10 +142,12 @@ class ModelConfig(Config):
         if "cosformer2_attention" in self.layer_types and self.head_dim % 2:
             problems.append(f"head_dim ({self.head_dim}) must be even, since cosformer2_attention turns pairs of dims")
         problems += self._mlp_problems()
-        if self.initialization == "induction" and not (self.postnorm and self.num_hidden_layers > 1):
+        room = self.postnorm and self.num_hidden_layers > 1 and self.hidden_size > 3
+        if self.initialization == "induction" and not room:
             problems.append(
-                'initialization = "induction" lays its circuit through two layers with DeepNorm residuals; set '
-                'postnorm = true and num_hidden_layers to 2 or more, or take initialization = "xavier"'
+                'initialization = "induction" lays its circuit through two layers with DeepNorm residuals, in halves '
+                "of the hidden size; set postnorm = true, num_hidden_layers to 2 or more and hidden_size to 4 or more, "
+                'or take initialization = "xavier"'
             )
         if self.num_attention_heads % self.num_key_value_heads:
             problems.append(
