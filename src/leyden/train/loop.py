@@ -5,8 +5,8 @@ all ranks of a group take the same decisions at the same step.
 """
 
 import datetime as dt
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +76,7 @@ def fit(
     run_dir.mkdir(parents=True, exist_ok=True)
     files = RunFiles(run_dir, state, health.spikes, sinks=sinks)
     observed = Observed(state, held_out, objective, watchers, files, settings.stage)
-    total, shown_steps = settings.total_steps, state.stage_step
-    shown = progress(f"training: {settings.stage}", total, "steps") if settings.shows_progress else nullcontext()
-    with StopRequest() as stop, shown as bar:
-        if bar is not None:
-            bar.advance(shown_steps)
+    with StopRequest() as stop, _shown(state, settings) as show:
         taken = steps(
             state,
             batches,
@@ -93,7 +89,7 @@ def fit(
             batch_factor=lambda: health.batch_factor(settings),
         )
         for step in taken:
-            result, last = step.result, state.stage_step == total
+            result, last = step.result, state.stage_step == settings.total_steps
             state.check_saving()
             record = _record(state, step, settings, objective.counts) | health.noise_of(state, result, settings)
             facts = step_facts()
@@ -101,14 +97,30 @@ def fit(
             for callback in callbacks:
                 callback(state, result)
             observed.watch(last)
-            if bar is not None:
-                bar.advance(state.stage_step - shown_steps, _note(step, facts, observed))
-                shown_steps = state.stage_step
+            show(_note(step, facts, observed))
             _stop_if_skipped_too_often(state, result, settings, objective.counts)
             went_back = health.check(state, step, files, settings.stage, batch_facts)
             if not went_back:
                 _save_if_due(state, files, settings, stop, asked=result.stop, last=last)
     health.tell_batch(settings)
+
+
+@contextmanager
+def _shown(state: TrainState, settings: FitSettings) -> Iterator[Callable[[str], None]]:
+    """A bar of the stage's steps: each call moves it to where ``state`` is, with a note. Nothing where none is due."""
+    if not settings.shows_progress:
+        yield lambda note: None
+        return
+    with progress(f"training: {settings.stage}", settings.total_steps, "steps") as bar:
+        shown_steps = state.stage_step
+        bar.advance(shown_steps)
+
+        def show(note: str) -> None:
+            nonlocal shown_steps
+            bar.advance(state.stage_step - shown_steps, note)
+            shown_steps = state.stage_step
+
+        yield show
 
 
 def _note(step: TakenStep, facts: Finding, observed: Observed) -> str:
