@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leyden.align.chats import chat_of
-from leyden.align.chats.batches import ChatBatches, HeldOutChats, fit_chats
+from leyden.align.chats.batches import ChatBatches, HeldOutChats, MixedChats, fit_chats
 from leyden.align.chats.tokens import REFUSED, ChatCounts, held_out, tokenise_chats
 from leyden.core.errors import UserError
-from leyden.data import TokenShards
+from leyden.data import TokenShards, shards_in_memory
+from leyden.data.loader.mixture_schedule import MixturePoint, MixtureSchedule
 from leyden.data.tokenise import write_tokenised
 from leyden.tokenizer import Tokenizer
 
@@ -104,3 +105,19 @@ def test_a_share_is_held_out_by_content():
     assert held_out(drawn, 0.1).sum() == (drawn < 0.1).sum()
     assert held_out(np.array([0.5]), 0.1).sum() == 0
     assert held_out(np.array([0.5, 0.6]), 0.1).sum() == 1
+
+
+def test_classes_of_lengths_have_their_shares() -> None:
+    shards = shards_in_memory(
+        [[1] * 8 for _ in range(40)] + [[2] * 60 for _ in range(6)],
+        vocab_size=9,
+        learned=[np.arange(8) > 3] * 40 + [np.arange(60) > 3] * 6,
+    )
+    mixture = MixtureSchedule(length_bounds=(8,), point=(MixturePoint(weights={"all": 1}, lengths=(0.5, 0.5)),)).timed(
+        64 * 100
+    )
+    made = MixedChats(fit_chats(shards, 64, "cut"), "chats", mixture, seq_len=64, batch_tokens=64, seed=0)
+    short, long = made.plan(100)
+    assert abs(short.tokens / (short.tokens + long.tokens) - 0.5) < 0.05
+    batch = made.batch(0)
+    assert batch.per_document["weight"].max() <= 1 / 4 and batch.groups is not None

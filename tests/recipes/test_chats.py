@@ -71,7 +71,7 @@ def test_a_run_on_chats_and_one_that_was_killed_are_the_same(recipe, tmp_path, m
     [
         ({"data": {}}, "trains on chats, and .*names none"),
         ({"objective": "pretrain", "normalise": "tokens"}, "trains on documents, and .* is chats"),
-        ({"mixture": {"point": [{"weights": {"all": 1}}]}}, "no groups to mix"),
+        ({"mixture": {"point": [{"weights": {"all": 1}}], "transition": 0.5}}, "chats are one group, all"),
     ],
 )
 def test_what_does_not_go_with_chats_is_refused(recipe, change, message):

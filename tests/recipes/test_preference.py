@@ -167,7 +167,7 @@ def test_a_loss_without_a_reference_computes_none(recipe, tmp_path, monkeypatch)
         ({"data": {}}, "trains on preferences, and .*names none"),
         ({"objective": "sft"}, "trains on chats, and .*names none"),
         ({"objective": "pretrain"}, "trains on documents, and .* is preferences"),
-        ({"mixture": {"point": [{"weights": {"all": 1}}]}}, "preferences have no groups to mix"),
+        ({"mixture": {"point": [{"weights": {"all": 1}}]}}, "preferences are not mixed"),
         ({"normalise": "chats"}, "normalise is for objectives on chats"),
         ({"loss": "simpa"}, "did you mean 'simpo'"),
         ({"gamma": 1.0}, "gamma is for loss = 'simpo', and loss is 'dpo'"),

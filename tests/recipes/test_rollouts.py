@@ -186,8 +186,10 @@ def test_what_does_not_go_with_it_is_refused(recipe: dict[str, Any], stage: dict
 def test_it_needs_a_tokenizer_and_one_process(recipe: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="trains no tokenizer"):
         parse_recipe({"model": recipe["model"], "stage": recipe["stage"][1:]}, "test")
-    with pytest.raises(UserError, match="drawn by one process that has the whole model"):
-        check(parse_recipe({**recipe, "parallel": {"cp": 2}}, "test"), tmp_path / "run")
+    given = changed(recipe, {"micro_batch_tokens": 96 * 4})
+    given["stage"][0] = {**given["stage"][0], "batch_tokens": 256, "micro_batch_tokens": 128}
+    with pytest.raises(UserError, match="without a pipeline"):
+        check(parse_recipe({**given, "parallel": {"pp": 2}}, "test"), tmp_path / "run")
 
 
 @pytest.mark.slow
@@ -210,3 +212,27 @@ def test_the_example_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert outcome.code == 0, outcome.err
     assert [line["stage"] for line in metrics(Path("runs/sorting"))] == ["sft", "sft", "rl"]
     assert metrics(Path("runs/sorting"))[-1]["off_policy"] == 0
+
+
+HELD_OUT = """
+    def held_out(self):
+        return [{"prompt": f"Is {number} not so?"} for number in range(3)]
+"""
+
+
+def test_epochs_are_steps_and_the_reward_on_held_out_prompts_is_measured(
+    recipe: dict[str, Any], finished: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "own.py"
+    own.write_text(ENVIRONMENT + HELD_OUT, encoding="utf-8")
+    given = changed(recipe, {"steps": None, "epochs": 0.5}, environment=f"{own}:Vowels", held_out_prompts=2)
+    run(parse_recipe(given, "test"), tmp_path / "run")
+    settled = tomllib.loads((tmp_path / "run" / "recipe.toml").read_text())["stage"][1]
+    assert (settled["epochs"], settled["steps"]) == (0.5, 6), "half of 9 prompts are 3 rounds of 2 updates"
+    lines = [json.loads(line) for line in (tmp_path / "run" / "eval.jsonl").read_text().splitlines()]
+    found = [line for line in lines if line["task"] == "held_out_reward"]
+    assert [(line["stage"], line["step"]) for line in found] == [("sft", 1), ("rl", 2), ("rl", 4), ("rl", 6), ("rl", 7)]
+    assert all(line["of"] == "rl" and line["n"] == 2 and 0 <= line["value"] <= 1 for line in found)
+    final = "final/model.safetensors"
+    assert (tmp_path / "run" / final).read_bytes() == (finished / final).read_bytes(), "measuring changes nothing"
+    assert run(parse_recipe(given, "test"), tmp_path / "run").exists(), "the settled steps are taken over"

@@ -59,7 +59,8 @@ def test_a_model_that_cannot_be(model: Any, says: list[str]) -> None:
 @pytest.mark.parametrize(
     ("stage", "says"),
     [
-        ({"steps": None}, ["stage 'one' has no length", "give it steps, tokens or minutes"]),
+        ({"steps": None}, ["stage 'one' has no length", "give it steps, tokens, minutes or epochs"]),
+        ({"steps": None, "tokens": 8192, "epochs": 2}, ["two lengths"]),
         ({"tokens": 5000}, ["stage 'one' has two lengths", "not several"]),
         ({"seq_len": 3000}, ["the 8192 tokens", "multiple of seq_len (3000)"]),
         ({"batch_tokens": 1024}, ["the 1024 tokens", "multiple of seq_len (2048)"]),

@@ -1,11 +1,13 @@
 """The batches of a recipe's stages, and what is checked of all of them before the first step of any."""
 
+import math
+from bisect import bisect_left
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from leyden.align.chats.batches import ChatBatches, fit_chats
+from leyden.align.chats.batches import ChatBatches, MixedChats, fit_chats
 from leyden.align.preference.batches import PairBatches, fit_pairs
 from leyden.core.errors import UserError
 from leyden.core.log import say
@@ -45,7 +47,10 @@ def make_batches(
     how: dict[str, Any] = {"seq_len": stage.seq_len, "batch_tokens": stage.micro_batch, "seed": seed, "plans": plans}
     too_long, rows = (stage.data or recipe.data).too_long, TRAINS_ON.get(stage.objective)
     if rows == "chats":
-        return ChatBatches(fit_chats(shards["all"], stage.seq_len, too_long), stage.normalise, **how)
+        chats = fit_chats(shards["all"], stage.seq_len, too_long)
+        if stage.mixture is not None:
+            return MixedChats(chats, stage.normalise, _mixture(recipe, index, prepared), **how)
+        return ChatBatches(chats, stage.normalise, **how)
     if rows == "preferences":
         return PairBatches(fit_pairs(shards["all"], stage.seq_len, too_long), reference=reference, **how)
     if stage.mixture is None and len(shards) == 1:
@@ -90,11 +95,37 @@ def check_batches(recipe: Recipe, prepared: Prepared, plans: Path | None = None,
             batches = make_batches(recipe, index, prepared, plans)
             if isinstance(batches, MixedBatches) and stage.total_steps is not None:
                 batches.plan(stage.batch_schedule.batches_before(stage.total_steps))
-            if isinstance(batches, ChatBatches | PairBatches):
+            if isinstance(batches, ChatBatches | MixedChats | PairBatches):
                 say(f"stage '{stage.name}': {batches.fitting} into sequences of {stage.seq_len:,} tokens")
             batches.batch(0)
         except UserError as error:
             raise UserError(f"stage '{stage.name}': {error}") from None
+
+
+def epoch_steps(recipe: Recipe, index: int, prepared: Prepared) -> int:
+    """In how many steps stage ``index`` goes through its data or prompts as often as its ``epochs`` say.
+
+    Of a mixture, an epoch is as many tokens as all of its sources have. Prompts that are asked in place of others
+    (``rl.redraws``) come on top.
+    """
+    stage = recipe.stage[index]
+    assert stage.epochs is not None, "a stage in epochs"
+    if stage.rl is not None:
+        prompts = len(open_prompts(recipe, index, prepared.tokenizer)[0])
+        return math.ceil(stage.epochs * prompts / stage.rl.prompts_per_step) * stage.rl.steps_per_round
+    batches, before = make_batches(recipe, index, prepared), stage.batch_schedule.batches_before
+
+    def gone_through(steps: int) -> float:
+        if isinstance(batches, MixedBatches):
+            total = sum(group.num_tokens for group in prepared.of(stage).shards.values())
+            return sum(part.tokens for part in batches.plan(before(steps))) / total
+        assert isinstance(batches, PackedBatches | ChatBatches | PairBatches), "every other kind of batches"
+        return batches.epochs_before(before(steps))
+
+    most = 1
+    while gone_through(most) < stage.epochs:
+        most *= 2
+    return max(1, bisect_left(range(most + 1), stage.epochs, key=gone_through))
 
 
 def _begins_with_what_is_known(recipe: Recipe, index: int, prepared: Prepared) -> bool:

@@ -42,23 +42,34 @@ def overview(recipe: Recipe, world: int) -> str:
         of_stage, takes = _flops(recipe, stage), _days(recipe, stage, world) if predicts else 0.0
         flops, days = flops + of_stage, days + takes
         row = (stage.name, f"{stage.seq_len:,}", _total(stage), _steps(stage), _batch(stage), _rate(stage))
-        costs = (f"{of_stage:.3g}", f"{takes:.3g}") if predicts else (f"{of_stage:.3g}",)
+        costs = [_number(of_stage), _number(takes)] if predicts else [_number(of_stage)]
         table.add_row(*row, f"{base:,.0f}", _mixture(stage), *costs)
     if len(recipe.stage) > 1:
         table.add_section()
         tokens = sum(stage.batch_schedule.tokens_before(stage.total_steps or 0) for stage in recipe.stage)
         steps = sum(stage.total_steps or 0 for stage in recipe.stage)
-        costs = (f"{flops:.3g}", f"{days:.3g}") if predicts else (f"{flops:.3g}",)
-        table.add_row("all", "", count_text(tokens), f"{steps:,}", "", "", "", "", *costs)
+        known = all(stage.total_steps is not None for stage in recipe.stage)
+        costs = [_number(flops * known), _number(days * known)] if predicts else [_number(flops * known)]
+        sums = (count_text(tokens), f"{steps:,}") if known else ("", "")
+        table.add_row("all", "", *sums, "", "", "", "", *costs)
     lines = [line.rstrip() for line in _rendered(table).splitlines() if line.strip()]
     if predicts:
         lines.append(f" Days are the planner's on {world:,} GPUs ({_plan(recipe.parallel)}).")
     return "".join(f"#{line}\n" for line in lines) + "\n"
 
 
+def _number(cost: float) -> str:
+    """Nothing where the number of steps, and so the cost, is not known yet."""
+    return f"{cost:.3g}" if cost else ""
+
+
 def _total(stage: TrainingStage) -> str:
     if stage.total_steps is None:
-        return f"{stage.minutes:g} min"
+        return (
+            f"{stage.minutes:g} min"
+            if stage.minutes is not None
+            else f"{stage.epochs:g} epoch{'s' * (stage.epochs != 1)}"
+        )
     if stage.rl is not None:
         return ""
     return count_text(stage.batch_schedule.tokens_before(stage.total_steps))

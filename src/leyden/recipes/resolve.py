@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from leyden.align.rollouts.settings import RolloutSettings
+from leyden.align.tasks import PREFIX
 from leyden.core.config import read_toml
 from leyden.core.errors import UserError
 from leyden.core.launch import launched
@@ -45,7 +46,7 @@ _READ = (
 )
 """What tokens follow from that a run has made of text, or taken from token files."""
 
-_LENGTH = ("tokens", "steps", "minutes")
+_LENGTH = ("tokens", "steps", "minutes", "epochs")
 
 
 def earlier_recipe(directory: Path, resume: Literal["auto", "never"]) -> Recipe | None:
@@ -94,11 +95,12 @@ def _with_places(settings: RolloutSettings) -> RolloutSettings:
     """With absolute paths of prompts, and of an environment in a file."""
     place, colon, name = (settings.environment or "").rpartition(":")
     there = f"{Path(place).absolute()}{colon}{name}" if place.endswith(".py") else settings.environment
-    return settings.model_copy(update={"prompts": _of_rows(settings.prompts), "environment": there})
+    places = {"prompts": _of_rows(settings.prompts), "held_out": _of_rows(settings.held_out)}
+    return settings.model_copy(update={**places, "environment": there})
 
 
 def _of_rows(paths: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(path if path.startswith("hf://") else str(Path(path).absolute()) for path in paths)
+    return tuple(path if path.startswith(("hf://", PREFIX)) else str(Path(path).absolute()) for path in paths)
 
 
 def _located(data: DataSection) -> DataSection:
@@ -126,8 +128,9 @@ def settled(recipe: Recipe, earlier: Recipe, progress: Progress | None) -> Recip
     stages = list(recipe.stage)
     for index, (stage, before) in enumerate(zip(recipe.stage, earlier.stage, strict=False)):
         measured = stage.model_copy(update={"steps": before.steps})
-        same = measured == before or (index <= begun and stage.minutes == before.minutes)
-        if stage.minutes is not None and stage.steps is None and same:
+        lengths = (stage.minutes, stage.epochs)
+        same = measured == before or (index <= begun and lengths == (before.minutes, before.epochs))
+        if lengths != (None, None) and stage.steps is None and same:
             stages[index] = measured
     update: dict[str, Any] = {"stage": tuple(stages)}
     if recipe.train.dtype == "auto":
@@ -205,7 +208,7 @@ def _stage_changes(now: Recipe, before: Recipe, progress: Progress | None) -> li
         leaves = _differences(stage.model_dump(mode="json"), was.model_dump(mode="json"), f"stage.{index}")
         free |= {"mixture.max_epochs"} if begun else set()  # a bound, which the batches do not depend on
         free |= {"data.build", "data.tokens"}  # they may lie elsewhere
-        free |= {"rl.max_drift", "rl.kept_rollouts"}  # a bound, and what is shown
+        free |= {"rl.max_drift", "rl.kept_rollouts", "rl.held_out", "rl.held_out_prompts"}  # a bound, and what is shown
         changes += [_told(leaf) for leaf in leaves if not _is_of(leaf[0], [f"stage.{index}.{key}" for key in free])]
         if begun and not movable and stage.total_steps != was.total_steps:
             changes.append(

@@ -1,15 +1,21 @@
 """Stages of reinforcement learning: from ``[stage.rl]`` to what :mod:`leyden.train.run` trains."""
 
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from leyden.align.rollouts.batches import RolloutBatches, RoundShape, round_fingerprint
 from leyden.align.rollouts.environment import Environment, open_environment
-from leyden.align.rollouts.prompts import Prompts
+from leyden.align.rollouts.held_out import HeldOutReward
+from leyden.align.rollouts.prompts import Prompts, prompts_of
 from leyden.checkpoint import load, save
 from leyden.core.errors import UserError
+from leyden.core.log import say
 from leyden.model import HybridLM
 from leyden.recipes.objectives import OBJECTIVES
 from leyden.recipes.reference import reference_place
@@ -36,6 +42,33 @@ def open_prompts(recipe: Recipe, index: int, tokenizer: Tokenizer) -> tuple[Prom
     return Prompts(environment, tokenizer, longest=longest, seed=seed), environment
 
 
+@contextmanager
+def held_out_rewards(recipe: Recipe, tokenizer: Tokenizer) -> Iterator[list[tuple[int, HeldOutReward]]]:
+    """What measures the reward on held-out prompts, by the number of the stage of reinforcement learning that has some.
+
+    Raises:
+        UserError: there is no such environment or file.
+    """
+    found: list[tuple[int, HeldOutReward]] = []
+    with ExitStack() as opened:
+        for index, stage in enumerate(recipe.stage):
+            if stage.rl is None or not stage.rl.held_out_prompts:
+                continue
+            environment: Any = open_environment(stage.rl)
+            if hasattr(environment, "close"):
+                opened.callback(environment.close)
+            rows = environment.held_out() if hasattr(environment, "held_out") else ()
+            aside = Counter[str]()
+            prompts = prompts_of(rows, tokenizer, stage.seq_len - stage.rl.max_tokens, aside)
+            asked = list(islice(prompts, stage.rl.held_out_prompts))
+            if aside:
+                say(f"held-out prompts of stage {stage.name} set aside: {dict(aside)}")
+            if asked:
+                how = {"dtype": getattr(torch, recipe.train.dtype), "every_steps": recipe.evaluate.every_steps}
+                found.append((index, HeldOutReward(stage.name, asked, environment, stage.rl, tokenizer, **how)))
+        yield found
+
+
 def rollouts_fingerprint(recipe: Recipe, index: int, tokenizer: Tokenizer) -> str:
     """That of the batches of stage ``index``."""
     return round_fingerprint(open_prompts(recipe, index, tokenizer)[0], recipe.stage[index].rollouts)
@@ -55,6 +88,8 @@ def rollout_stage(
         steps: of the stage.
     """
     stage = recipe.stage[index]
+    if not state.rank_group.alone:
+        raise UserError(f"stage '{stage.name}': completions are drawn by one process so far; start one.")
     opened = _Opened(recipe, index, tokenizer, state, directory)
     return StageRun(
         name=stage.name,

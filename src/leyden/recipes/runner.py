@@ -33,7 +33,7 @@ from leyden.recipes.resolve import RECIPE_FILE, adopt, earlier_recipe, is_traine
 from leyden.recipes.schema import Recipe
 from leyden.recipes.stage_data import look_at, not_there, prepare_all, read_all
 from leyden.recipes.stages import settle_steps, train
-from leyden.recipes.starting import read_start, settle_start, tell_start
+from leyden.recipes.starting import awaited_model, read_start, settle_start, tell_start
 from leyden.train import Progress, save_trained
 from leyden.train.sinks import require_sinks
 
@@ -93,6 +93,10 @@ def check(recipe: Recipe, directory: Path, *, resume: Resume = "auto", origin: s
     recipe, progress = located(recipe), Progress.of(directory)
     forked = Origin.parse(origin) if origin is not None else None
     forked = check_origin(directory, forked, begun=progress is not None)
+    awaited = "" if forked is not None or progress is not None else awaited_model(recipe, directory)
+    if awaited:
+        tell_doubts(recipe)
+        return overview(recipe, world) + awaited + dry(recipe)
     recipe = adopt(recipe, earlier_recipe(directory, resume), directory, progress)
     first = 0 if progress is None else progress.stage
     if forked is not None and progress is None:
@@ -126,10 +130,10 @@ def _plan(recipe: Recipe, launch: Launch, directory: Path) -> Plan:
 
 def _check_plan(recipe: Recipe, world: int) -> None:
     for stage in recipe.stage:
-        if stage.objective in ON_PROMPTS and world > 1:
+        if stage.objective in ON_PROMPTS and recipe.parallel.pp > 1:
             raise UserError(
-                f"stage '{stage.name}': completions are drawn by one process that has the whole model, and this run "
-                f"is divided among {world}; leave [parallel] out and start one."
+                f"stage '{stage.name}': completions are learned from without a pipeline (parallel.pp = "
+                f"{recipe.parallel.pp}); set pp to 1, and divide by dp_shard, cp, tp or ep."
             )
         for change in stage.batch_schedule.changes:
             step = StepShape(stage.seq_len, stage.micro_batch, change.batch_tokens // stage.micro_batch)

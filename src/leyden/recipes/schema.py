@@ -29,8 +29,9 @@ class TrainingStage(LearningRate, PreferenceSettings):
     tokens: int | None = Field(default=None, ge=1)
     steps: int | None = Field(default=None, ge=1)
     minutes: float | None = Field(default=None, gt=0)
-    """The length: ``tokens``, ``steps``, or ``minutes``, which a measurement before the first step turns into steps
-    (the resolved recipe then says both)."""
+    epochs: float | None = Field(default=None, gt=0)
+    """The length: ``tokens``, ``steps``, or ``minutes``, which a measurement before the first step turns into steps, or
+    ``epochs``, how often the stage's data or prompts are gone through (the resolved recipe then says both)."""
 
     seq_len: int = Field(default=2048, ge=1)
     batch_tokens: int | tuple[tuple[int, int], ...] = 8192
@@ -90,10 +91,18 @@ class TrainingStage(LearningRate, PreferenceSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if [self.tokens, self.steps, self.minutes].count(None) == 3:
-            raise ValueError(f"stage '{self.name}' has no length; give it steps, tokens or minutes")
-        if self.tokens is not None and (self.steps is not None or self.minutes is not None):
-            raise ValueError(f"stage '{self.name}' has two lengths; give it steps, tokens or minutes, not several")
+        given = [name for name in ("tokens", "steps", "minutes", "epochs") if getattr(self, name) is not None]
+        if not given:
+            raise ValueError(f"stage '{self.name}' has no length; give it steps, tokens, minutes or epochs")
+        if len(given) > 1 and given not in (["steps", "minutes"], ["steps", "epochs"]):  # as a run settles them
+            raise ValueError(
+                f"stage '{self.name}' has two lengths; give it steps, tokens, minutes or epochs, not several"
+            )
+        if self.epochs is not None and self.mixture is not None and self.mixture.has_shares_of_the_stage:
+            raise ValueError(
+                f"{self._owner}its mixture has marks that are shares of its length, and epochs follow from what is "
+                "mixed; give it steps or tokens"
+            )
         try:
             micro_batch = self.batch_schedule.micro_batch_tokens
         except ValueError as error:
@@ -127,8 +136,11 @@ class TrainingStage(LearningRate, PreferenceSettings):
             raise ValueError(f"{self._owner}objective '{self.objective}' {need}")
         if self.rl is None:
             return
-        if self.steps is None or self.tokens is not None or self.minutes is not None:
-            raise ValueError(f"{self._owner}the completions have a length of their own; give the stage steps")
+        if self.tokens is not None or self.minutes is not None:
+            raise ValueError(
+                f"{self._owner}the completions have a length of their own; give the stage steps, or epochs of its "
+                "prompts"
+            )
         if self.batch_tokens != self.micro_batch_tokens:
             raise ValueError(
                 f"{self._owner}a step learns from the completions that were drawn, however many tokens they have; "
@@ -351,8 +363,13 @@ def _check_kind(stage: TrainingStage, data: DataSection) -> None:
         where = "its [stage.data]" if stage.data is not None else "[data], which it is trained on,"
         needs = f"{on}, and {where} names none: say {on} = [...]" if on else f"documents, and {where} is {has}"
         raise ValueError(f"stage '{stage.name}': objective '{stage.objective}' trains on {needs}")
-    if on and stage.mixture is not None:
-        raise ValueError(f"stage '{stage.name}': {on} have no groups to mix; leave mixture out")
+    if on == "preferences" and stage.mixture is not None:
+        raise ValueError(f"stage '{stage.name}': {on} are not mixed; leave mixture out")
+    if on == "chats" and stage.mixture is not None and (stage.mixture.transition or stage.mixture.late):
+        raise ValueError(
+            f"stage '{stage.name}': chats are one group, all, of which a mixture gives the classes of lengths; leave "
+            "transition and late out"
+        )
     if on != "chats" and stage.normalise != "tokens":
         raise ValueError(f"stage '{stage.name}': normalise is for objectives on chats; leave it out")
     of_pairs = [name for name in PreferenceSettings.model_fields if getattr(stage, name) is not None]

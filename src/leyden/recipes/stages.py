@@ -8,22 +8,24 @@ from typing import Any
 
 from leyden.align.chats.batches import HeldOutChats, fit_chats
 from leyden.align.preference.batches import HeldOutPairs, fit_pairs
+from leyden.align.rollouts.held_out import HeldOutReward
 from leyden.checkpoint.starting_model import StartingModel
 from leyden.core.log import say
 from leyden.data.loader.held_out import HeldOutBatches
 from leyden.data.loader.prefetch import Prefetched
 from leyden.parallel import RankGroup
-from leyden.recipes.batches import make_batches, tell_plan
+from leyden.recipes.batches import epoch_steps, make_batches, tell_plan
 from leyden.recipes.objectives import OBJECTIVES, ON_PROMPTS, TRAINS_ON
 from leyden.recipes.pace import Pace
 from leyden.recipes.prepare import Prepared
 from leyden.recipes.reference import StageReference, has_reference
-from leyden.recipes.rollouts import rollout_stage
+from leyden.recipes.rollouts import held_out_rewards, rollout_stage
 from leyden.recipes.schema import Recipe, TrainingStage
 from leyden.recipes.spike_facts import BatchFacts
-from leyden.recipes.watching import TaskWatcher
+from leyden.recipes.watching import AtTheEnd, TaskWatcher
 from leyden.train import Batches, BatchSchedule, Progress, StageRun, TrainState, build_state, train_stages
 from leyden.train.held_out import HeldOut
+from leyden.train.observing import Watcher
 from leyden.train.run import time_steps
 
 _MARGIN = 0.95
@@ -34,13 +36,17 @@ def settle_steps(recipe: Recipe, prepared: Prepared, rank_group: RankGroup, prog
     """``recipe`` with a number of steps for every stage, of the one that ``progress`` is in no fewer than it has taken.
 
     A stage given in minutes is timed over a few steps of a model that is then thrown away; nothing later reads a clock.
-    All ranks take those steps, and the first rank's clock decides.
+    All ranks take those steps, and the first rank's clock decides. One given in epochs follows from its data.
     """
     stages = list(recipe.stage)
     for index, stage in enumerate(recipe.stage):
         if stage.total_steps is None:
             taken = progress.stage_step if progress is not None and progress.stage == index else 0
-            steps = max(taken, _steps_that_fit(recipe, index, prepared, rank_group))
+            if stage.epochs is not None:
+                steps = max(taken, epoch_steps(recipe, index, prepared))
+                say(f"stage {stage.name}: {steps:,} steps go through its data {stage.epochs:g} times")
+            else:
+                steps = max(taken, _steps_that_fit(recipe, index, prepared, rank_group))
             stages[index] = stage.model_copy(update={"steps": steps})
     return recipe.model_copy(update={"stage": tuple(stages)})
 
@@ -71,11 +77,30 @@ def train(
         UserError: the disk is full, or the loss stays not finite.
     """
     held_out = [document.text for document in prepared.held_out]
-    watchers = [TaskWatcher(recipe, prepared.tokenizer, held_out)] if recipe.evaluate.task else []
+    tasks = [TaskWatcher(recipe, prepared.tokenizer, held_out)] if recipe.evaluate.task else []
     state, described = _new_state(recipe, rank_group), recipe.model_dump(mode="json")
+    with held_out_rewards(recipe, prepared.tokenizer) as rewards:
+        stages = _stages(recipe, prepared, directory, how_to_resume, state, [*tasks], rewards)
+        train_stages(
+            state, stages, recipe.train, directory, how_to_resume=how_to_resume, start=start, described=described
+        )
+    return state
+
+
+def _stages(
+    recipe: Recipe,
+    prepared: Prepared,
+    directory: Path,
+    how_to_resume: str,
+    state: TrainState,
+    tasks: list[Watcher],
+    rewards: list[tuple[int, HeldOutReward]],
+) -> list[StageRun]:
+    """The stages as training takes them; of ``rewards`` each is measured during its stage, and at the end of others."""
     stages = []
     for index, stage in enumerate(recipe.stage):
         assert stage.total_steps is not None, "settled before training"
+        watchers = [*tasks, *(watcher if of == index else AtTheEnd(watcher) for of, watcher in rewards)]
         if stage.objective in ON_PROMPTS:
             rollouts = rollout_stage(recipe, index, prepared.tokenizer, state, directory, stage.total_steps)
             stages.append(replace(rollouts, watchers=watchers))
@@ -85,10 +110,9 @@ def train(
             if stage.minutes
             else []
         )
-        made = _stage_run(recipe, index, prepared, rank_group, directory, stage.total_steps)
+        made = _stage_run(recipe, index, prepared, state.rank_group, directory, stage.total_steps)
         stages.append(replace(made, callbacks=pace, watchers=watchers))
-    train_stages(state, stages, recipe.train, directory, how_to_resume=how_to_resume, start=start, described=described)
-    return state
+    return stages
 
 
 def _new_state(recipe: Recipe, rank_group: RankGroup) -> TrainState:

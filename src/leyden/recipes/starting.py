@@ -10,7 +10,7 @@ from leyden.core.errors import UserError
 from leyden.core.files import atomic_file
 from leyden.core.log import say
 from leyden.data.builds.tokens import read_tokens
-from leyden.model import ModelConfig
+from leyden.model import ModelConfig, preset
 from leyden.recipes.schema import Recipe
 from leyden.recipes.sections import DataSection, TokenizerSection
 from leyden.recipes.vocabulary import check_extends, new_tokens_text
@@ -36,8 +36,8 @@ CHANGEABLE = (
 def shape_from(section: dict[str, Any], vocab_size: int | None) -> dict[str, Any]:
     """The ``[model]`` table of a recipe whose run begins from a model, with every field said.
 
-    A table that says the whole shape already, as that of a resolved recipe does, is read without its model too: the
-    run may have come further than it.
+    A table that says the whole shape already, as that of a resolved recipe or one with a ``preset`` does, is read
+    without its model too: the run may have come further than it, or the model is still to come.
 
     Args:
         section: as it was read.
@@ -52,9 +52,8 @@ def shape_from(section: dict[str, Any], vocab_size: int | None) -> dict[str, Any
     if not isinstance(name, str) or not name:
         raise UserError(f"model.from must name a model: a directory, a run, a checkpoint or a hub id; given {name!r}.")
     if "preset" in said:
-        raise UserError(
-            f"model.preset = {said['preset']!r} names a shape, and model.from = '{name}' brings one; leave one of them "
-            "out."
+        said = preset(said["preset"], **{key: value for key, value in said.items() if key != "preset"}).model_dump(
+            mode="json"
         )
     try:
         config = StartingModel.find(name).config
@@ -176,6 +175,21 @@ def read_start(directory: Path) -> StartingModel | None:
         return None
     noted = json.loads(path.read_text(encoding="utf-8"))
     return StartingModel(noted["model"], Path(noted["directory"]), noted["fingerprint"])
+
+
+def awaited_model(recipe: Recipe, directory: Path) -> str:
+    """Says, as a comment line of a TOML file, that the model is not there yet from which a run would begin; else empty.
+
+    Without its tokenizer nothing can be said of data.
+    """
+    if recipe.starts_from is None or read_start(directory) is not None:
+        return ""
+    try:
+        StartingModel.find(recipe.starts_from)
+    except UserError:
+        name = recipe.starts_from
+        return f"# {name} is not there yet, the model to begin from: nothing was checked of it or the data.\n"
+    return ""
 
 
 def tell_start(recipe: Recipe, start: StartingModel) -> None:

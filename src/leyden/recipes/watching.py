@@ -19,7 +19,7 @@ from leyden.recipes.sections import TaskSection
 from leyden.tokenizer import Tokenizer
 from leyden.train import TrainState
 from leyden.train.generators import generators_kept
-from leyden.train.observing import Finding
+from leyden.train.observing import Finding, Watcher
 from leyden.train.whole import whole_model
 
 _OF_ONE_TIME = ("seconds", "reading", "model")
@@ -81,6 +81,21 @@ class TaskWatcher:
         config, tokenizer = self._config, self._tokenizer
         positions, chats = config.max_position_embeddings, tokenizer.chat_template is not None
         return Subject("the model", tokenizer, positions, config.vocab_size, haystack, chats)
+
+
+class AtTheEnd:
+    """A watcher that is asked at the end of a stage alone.
+
+    Args:
+        watcher: that one.
+    """
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+
+    def __call__(self, state: TrainState, last: bool, /) -> Sequence[Finding]:
+        """See :class:`leyden.train.observing.Watcher`."""
+        return self._watcher(state, last) if last else ()
 
 
 def _is_due(every_steps: int, step: int) -> bool:

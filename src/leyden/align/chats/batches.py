@@ -10,6 +10,8 @@ from leyden.align.chats.fitting import FittingRows, TooLong, num_labels, or_cut,
 from leyden.core.errors import UserError
 from leyden.data.loader.grouped import GroupedBatches, GroupedDocuments
 from leyden.data.loader.held_out import HeldOutPart
+from leyden.data.loader.mixed import MixedBatches
+from leyden.data.loader.mixture_schedule import TimedMixture
 from leyden.data.loader.once import OnceBatches
 from leyden.data.shards import TokenShards
 from leyden.tokenizer import Tokenizer
@@ -88,6 +90,36 @@ class ChatBatches(GroupedBatches):
     ) -> None:
         documents = weighted(chats, normalise)
         super().__init__(documents, seq_len=seq_len, batch_tokens=batch_tokens, seed=seed, plans=plans)
+        self.fitting = chats
+
+
+class MixedChats(MixedBatches):
+    """The same with a share of the tokens for each class of lengths.
+
+    Args:
+        chats, normalise, seq_len, batch_tokens, seed, plans: as of :class:`ChatBatches`.
+        mixture: of the one source ``all``.
+
+    Attributes:
+        fitting: the chats, as given.
+
+    Raises:
+        UserError: there is no chat in a class of lengths that is to have a share.
+    """
+
+    def __init__(
+        self,
+        chats: FittingChats,
+        normalise: Normalise,
+        mixture: TimedMixture,
+        *,
+        seq_len: int,
+        batch_tokens: int,
+        seed: int,
+        plans: Path | None = None,
+    ) -> None:
+        sources = {"all": weighted(chats, normalise)}
+        super().__init__(sources, mixture, seq_len=seq_len, batch_tokens=batch_tokens, seed=seed, plans=plans)
         self.fitting = chats
 
 

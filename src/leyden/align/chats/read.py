@@ -5,12 +5,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from leyden.align.chats.chat import Chat, Preference, chat_of, preference_of
+from leyden.align.tasks import PREFIX, task_rows
 from leyden.core.errors import UserError
 from leyden.data.documents import Reject
 from leyden.data.readers import Piece, SourceSettings, read_piece, source_files
 from leyden.data.readers.problem import Problem
 
 _WITH_ROWS = ("jsonl", "parquet", "arrow")
+
+_OF_TASKS = {"chats": ("prompt", "completion"), "preferences": ("prompt", "chosen", "rejected"), "prompts": ("prompt",)}
+"""What a row of a task has, of those that a task names (:mod:`leyden.align.tasks`)."""
 
 Made = TypeVar("Made")
 
@@ -19,7 +23,8 @@ def read_chats(paths: Sequence[str], rejects: list[Reject]) -> Iterator[Chat]:
     """The chats of files.
 
     Args:
-        paths: JSON lines, JSON lists, Parquet and Arrow files, folders of them, patterns, or ``hf://OWNER/NAME``.
+        paths: JSON lines, JSON lists, Parquet and Arrow files, folders of them, patterns, ``hf://OWNER/NAME``, or tasks
+            as ``tasks:short``.
         rejects: takes what is set aside, as it is met: files, and rows with the reason.
 
     Raises:
@@ -30,7 +35,7 @@ def read_chats(paths: Sequence[str], rejects: list[Reject]) -> Iterator[Chat]:
 
 def read_preferences(paths: Sequence[str], rejects: list[Reject]) -> Iterator[Preference]:
     """The preference pairs of files; arguments and errors as of :func:`read_chats`."""
-    return read_rows(paths, rejects, preference_of, "chats")
+    return read_rows(paths, rejects, preference_of, "preferences")
 
 
 def read_rows(
@@ -46,6 +51,12 @@ def read_rows(
     Raises:
         UserError: a path does not exist, or none of them holds files with rows.
     """
+    for path in (path for path in paths if path.startswith(PREFIX)):
+        for number, row in enumerate(task_rows(path.removeprefix(PREFIX))):
+            yield make({key: row[key] for key in _OF_TASKS[what]}, f"{path}:{number}", path)
+    paths = [path for path in paths if not path.startswith(PREFIX)]
+    if not paths:
+        return
     settings = SourceSettings(name=what, paths=tuple(paths), rows="whole", metadata="none")
     files = source_files(settings, rejects)
     with_rows = [file for file in files if file.format in _WITH_ROWS]

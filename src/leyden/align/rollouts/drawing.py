@@ -149,13 +149,14 @@ def _draw(
     return [
         Group(
             place + number,
-            [_graded(environment, prompt, made) for made in completions[number * size : (number + 1) * size]],
+            [graded(environment, prompt, made) for made in completions[number * size : (number + 1) * size]],
         )
         for number, prompt in enumerate(prompts)
     ], seconds
 
 
-def _graded(environment: Environment, prompt: Prompt, made: Completion) -> Rollout:
+def graded(environment: Environment, prompt: Prompt, made: Completion) -> Rollout:
+    """A completion with its record."""
     return Rollout(
         prompt=prompt,
         tokens=made.tokens,

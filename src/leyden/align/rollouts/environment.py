@@ -33,7 +33,8 @@ _NEEDS = {
 class Environment(Protocol):
     """What a policy is trained in. Of a class that a recipe names, an object is made without arguments.
 
-    Both methods should follow from their arguments alone: a run that is resumed asks again.
+    Both methods should follow from their arguments alone: a run that is resumed asks again. A third one,
+    ``held_out()``, may give rows on which the reward is measured and which are never learned from.
     """
 
     def prompts(self) -> Iterable[Row]:
@@ -62,6 +63,7 @@ class FileEnvironment:
         assert settings.reward is not None, "settings without an environment have a reward"
         if settings.reward == "code":
             try_to_escape()
+        self._held_out_paths = settings.held_out
         self._paths, self._needs, self._kind = settings.prompts, _NEEDS[settings.reward], settings.reward
         rules = read_rules() if settings.reward == "rules" else ()
         self._mathematics = MathReward()
@@ -75,6 +77,10 @@ class FileEnvironment:
             UserError: there is no such file, or none with rows.
         """
         return read_rows(self._paths, self.rejects, self._row, "prompts")
+
+    def held_out(self) -> Iterable[Row]:
+        """The rows that are measured and not learned from; none where the stage names none."""
+        return read_rows(self._held_out_paths, self.rejects, self._row, "prompts") if self._held_out_paths else ()
 
     def score(self, row: Row, response: str, /) -> Reward:
         """See :class:`Environment`.

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,23 @@ class Prompt:
     text: str
 
 
+def prompts_of(
+    rows: Iterable[Mapping[str, Any]], tokenizer: Tokenizer, longest: int, aside: Counter[str]
+) -> Iterator[Prompt]:
+    """The prompts of rows that have at most ``longest`` tokens; ``aside`` counts the others by reason."""
+    for row in rows:
+        try:
+            messages = prompt_of(row)
+            tokens = tuple(tokenizer.encode_chat(messages))
+        except (Problem, UserError) as problem:
+            aside[problem.reason if isinstance(problem, Problem) else "refused by the chat template"] += 1
+            continue
+        if len(tokens) > longest:
+            aside[f"longer than {longest} tokens"] += 1
+            continue
+        yield Prompt(row, tokens, str(messages[-1]["content"]))
+
+
 class Prompts:
     """The prompts that fit, in an order that is drawn anew for every pass over them.
 
@@ -54,19 +71,8 @@ class Prompts:
                 "Prompts need a chat template, and the run's tokenizer has none; add a chat_template.jinja to its "
                 "directory."
             )
-        self._seed, self._prompts = seed, list[Prompt]()
         aside = Counter[str]()
-        for row in environment.prompts():
-            try:
-                messages = prompt_of(row)
-                tokens = tuple(tokenizer.encode_chat(messages))
-            except (Problem, UserError) as problem:
-                aside[problem.reason if isinstance(problem, Problem) else "refused by the chat template"] += 1
-                continue
-            if len(tokens) > longest:
-                aside[f"longer than {longest} tokens"] += 1
-                continue
-            self._prompts.append(Prompt(row, tokens, str(messages[-1]["content"])))
+        self._seed, self._prompts = seed, list(prompts_of(environment.prompts(), tokenizer, longest, aside))
         aside.update(reject.reason for reject in getattr(environment, "rejects", ()))
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in aside.most_common())
         if not self._prompts:

@@ -40,6 +40,11 @@ class RolloutSettings(Config):
     """Of DAPO's soft penalty: so many tokens before ``max_tokens`` it begins, and grows to 1; 0: there is none."""
     max_drift: float | None = Field(default=None, gt=0)
     """The run stops where trainer and engine differ by more in the log-probability of a token. None: it goes on."""
+    held_out: tuple[str, ...] = ()
+    """Files of rows like those of ``prompts``, on which the reward is measured and which are not learned from. An
+    environment has them in a method ``held_out``."""
+    held_out_prompts: int = Field(default=64, ge=0)
+    """How many of them are asked at most, each once, by the likeliest tokens."""
     kept_rollouts: int = Field(default=2, ge=0)
     """Completions that are kept in ``rollouts.jsonl``, each time that some are drawn."""
     algorithm: Algorithm = Algorithm()
@@ -49,8 +54,8 @@ class RolloutSettings(Config):
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        if self.environment is not None and (self.prompts or self.reward):
-            raise ValueError("environment brings prompts and rewards of its own; leave prompts and reward out")
+        if self.environment is not None and (self.prompts or self.reward or self.held_out):
+            raise ValueError("environment brings prompts and rewards of its own; leave prompts, reward, held_out out")
         if self.environment is None and not (self.prompts and self.reward):
             raise ValueError('give prompts = ["FILE.jsonl"] and reward = "math", say, or environment = "FILE.py:CLASS"')
         if self.prompts_per_step % self.mini_batches:

@@ -1,0 +1,88 @@
+"""The reward on prompts that nothing is learned from, measured while a run trains."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from leyden.align.rollouts.drawing import Rollout, graded
+from leyden.align.rollouts.environment import Environment
+from leyden.align.rollouts.prompts import Prompt
+from leyden.align.rollouts.settings import RolloutSettings
+from leyden.serve import Engine, Sampling
+from leyden.tokenizer import Tokenizer
+from leyden.train import TrainState
+from leyden.train.generators import generators_kept
+from leyden.train.observing import Finding
+from leyden.train.whole import whole_model
+
+
+class HeldOutReward:
+    """A :class:`leyden.train.observing.Watcher`: answers by the likeliest tokens, graded by the stage's environment.
+
+    The weights are copied into a model of their own, whose engine answers, as for the tasks of an evaluation. Of
+    several ranks each takes part in bringing the weights together, and the first asks.
+
+    Args:
+        stage: the name of the stage of reinforcement learning that it is of.
+        prompts: are asked, in this order.
+        environment: grades.
+        settings: of the stage.
+        tokenizer: of the model.
+        dtype: in which it computes.
+        every_steps: how often; 0: at the end of a stage alone.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        prompts: Sequence[Prompt],
+        environment: Environment,
+        settings: RolloutSettings,
+        tokenizer: Tokenizer,
+        *,
+        dtype: torch.dtype,
+        every_steps: int,
+    ) -> None:
+        self._stage, self._prompts, self._environment, self._settings = stage, prompts, environment, settings
+        self._tokenizer, self._dtype, self._every_steps = tokenizer, dtype, every_steps
+
+    def __call__(self, state: TrainState, last: bool, /) -> Sequence[Finding]:
+        """See :class:`leyden.train.observing.Watcher`."""
+        if not (last or (self._every_steps and state.step % self._every_steps == 0)):
+            return ()
+        state.rank_group.at("the weights of all ranks in one model", state.step)
+        with generators_kept():
+            model = whole_model(state, self._dtype)
+            line = state.rank_group.first(lambda: self._line(Engine(model, self._tokenizer, self._settings.engine)))
+        return [Finding(line, f"held-out reward {line['value']:.3f}" if line["value"] is not None else "no reward")]
+
+    def _line(self, engine: Engine) -> dict[str, Any]:
+        sampling = Sampling(max_tokens=self._settings.max_tokens, temperature=0, logprobs=0)
+        try:
+            made = engine.generate([prompt.tokens for prompt in self._prompts], sampling)
+        finally:
+            engine.close()
+        pairs = zip(self._prompts, made, strict=True)
+        rollouts = [graded(self._environment, prompt, completion) for prompt, completion in pairs]
+        return {"task": "held_out_reward", "of": self._stage, **summary(rollouts)}
+
+
+def summary(rollouts: Sequence[Rollout]) -> dict[str, Any]:
+    """The mean reward (``value``, None where nothing was measured), its standard error, and means of components."""
+    rewards = [one.reward.reward for one in rollouts if one.reward.reward is not None]
+    components = defaultdict[str, list[float]](list)
+    for one in rollouts:
+        for name, value in one.reward.components.items():
+            if value is not None:
+                components[name].append(value)
+    return {
+        "value": float(np.mean(rewards)) if rewards else None,
+        "stderr": float(np.std(rewards, ddof=1) / len(rewards) ** 0.5) if len(rewards) > 1 else None,
+        "components": {name: float(np.mean(values)) for name, values in sorted(components.items())},
+        "n": len(rewards),
+        "unmeasured": len(rollouts) - len(rewards),
+        "cut": float(np.mean([one.is_cut for one in rollouts])),
+    }
