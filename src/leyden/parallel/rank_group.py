@@ -100,6 +100,19 @@ class RankGroup:
         dist.all_reduce(votes, group=self._world)
         return bool(votes)
 
+    @property
+    def world(self) -> int:
+        """How many ranks there are."""
+        return 1 if self._world is None else self._world.size()
+
+    def gather(self, value: Any) -> list[Any]:
+        """What every rank says, by rank: values of these processes' own, which travel pickled; one exchange."""
+        if self._world is None:
+            return [value]
+        found: list[Any] = [None] * self.world
+        dist.all_gather_object(found, value, group=self._world)
+        return found
+
     def wait(self) -> None:
         """Until every rank is here."""
         self.any(False)

@@ -24,6 +24,7 @@ from leyden.tokenizer import Tokenizer
 from leyden.train import StageRun, StepResult, TrainState
 from leyden.train.metrics import StepLog
 from leyden.train.observing import Finding
+from leyden.train.whole import whole_model
 
 ROLLOUTS = "rollouts.jsonl"
 """In the folder of a run: some of the completions that a stage of reinforcement learning drew."""
@@ -88,8 +89,6 @@ def rollout_stage(
         steps: of the stage.
     """
     stage = recipe.stage[index]
-    if not state.rank_group.alone:
-        raise UserError(f"stage '{stage.name}': completions are drawn by one process so far; start one.")
     opened = _Opened(recipe, index, tokenizer, state, directory)
     return StageRun(
         name=stage.name,
@@ -126,8 +125,8 @@ class _Opened:
             settings,
             prompts,
             environment,
-            RoundShape(stage.seq_len, stage.micro_batch, self._recipe.train.seed + self._index),
-            log=StepLog(self._directory / ROLLOUTS, last=state.step),
+            RoundShape(stage.seq_len, stage.micro_batch, self._recipe.train.seed + self._index, self._dtype),
+            log=StepLog(self._directory / ROLLOUTS, last=state.step, writes=state.rank_group.rank == 0),
             stage=stage.name,
             reference=self._reference() if settings.algorithm.kl_weight else None,
         ) as made:
@@ -162,10 +161,15 @@ class _Opened:
         place = reference_place(self._directory, stage)
         model: Any = state.model
         if state.stage != self._index or not state.stage_step:
-            save(model, None, place)
+            whole = model if state.rank_group.alone else whole_model(state, self._dtype)
+            state.rank_group.first(lambda: save(whole, None, place))
         elif not (place / "config.json").exists():
             raise UserError(
                 f"stage '{stage.name}': {place} is not there, the model that the stage began with; bring it back, or "
                 "set kl_weight = 0."
             )
         return load(place, device=model.norm.weight.device)[0]
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return getattr(torch, self._recipe.train.dtype)

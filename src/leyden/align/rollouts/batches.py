@@ -9,7 +9,7 @@ as well, since the weights that drew them are gone.
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -19,19 +19,24 @@ from leyden.align.policy.shaping import overlong_is_worse, shorter_is_better
 from leyden.align.rollouts.buffer import packed_text, unpacked
 from leyden.align.rollouts.drawing import Rollout, Round, draw_round
 from leyden.align.rollouts.environment import Environment
+from leyden.align.rollouts.held_out import summary
 from leyden.align.rollouts.prompts import Prompts
 from leyden.align.rollouts.rows import pack, scored
+from leyden.align.rollouts.sequences import share_of
 from leyden.align.rollouts.settings import RolloutSettings
 from leyden.core.errors import UserError
 from leyden.core.log import logger
 from leyden.data import Batch
 from leyden.model import PAGE, HybridLM, Pools
+from leyden.parallel.attachment import Attached
+from leyden.parallel.reshard import Resharding
 from leyden.serve import Engine
 from leyden.serve.config import EngineConfig
 from leyden.tokenizer import Tokenizer
 from leyden.train import StepResult, TrainState
 from leyden.train.metrics import StepLog, finite
 from leyden.train.observing import Finding
+from leyden.train.whole import whole_model
 
 _log = logger(__name__)
 
@@ -44,11 +49,13 @@ class RoundShape:
         seq_len: tokens of a sequence.
         micro_batch_tokens: of a micro-batch at most, a multiple of it.
         seed: of the prompts' order and of what is drawn.
+        dtype: in which the model computes.
     """
 
     seq_len: int
     micro_batch_tokens: int
     seed: int
+    dtype: torch.dtype = torch.float32
 
 
 def round_fingerprint(prompts: Prompts, settings: RolloutSettings) -> str:
@@ -63,7 +70,8 @@ class RolloutBatches:
     The loop asks :meth:`micro_batches` before each step; the first of a round draws its completions.
 
     Args:
-        state: whose model draws; one process has all of it.
+        state: whose model draws. Of several ranks, each draws its share of the completions with a whole copy of the
+            weights, which follows the trained ones, and all of them learn from all.
         tokenizer: of the model.
         settings: of the stage.
         prompts, environment: what is asked, and who grades.
@@ -90,6 +98,7 @@ class RolloutBatches:
         self._prompts, self._environment, self._shape = prompts, environment, shape
         self._log, self._stage, self._reference = log, stage, reference
         self._engine: Engine | None = None
+        self._weights: Resharding | None = None  # into the engine's model, where the trained one is divided
         self._place = self._next_place = 0  # of the first prompt of the round, and of the next
         self._step = self._row = 0  # the step is one of the round, the row one of the step
         self._parts: Sequence[Sequence[Batch]] | None = None
@@ -116,9 +125,10 @@ class RolloutBatches:
 
     def __next__(self) -> Batch:
         part = self._part()
-        row = part[self._row]
+        micro_batches = self._micro_batches(part)
+        row = share_of(micro_batches[self._row], *self._state.rank_group.share)
         self._row += 1
-        if self._row == len(part):
+        if self._row == len(micro_batches):
             self._row, self._step = 0, self._step + 1
         if self._step == self._settings.steps_per_round:
             self._place, self._step, self._parts, self._buffer = self._next_place, 0, None, None
@@ -126,7 +136,11 @@ class RolloutBatches:
 
     def micro_batches(self, stage_step: int) -> int:
         """How many rows the next step takes; completions are drawn first where a round begins."""
-        return len(self._part())
+        return len(self._micro_batches(self._part()))
+
+    def _micro_batches(self, sequences: Sequence[Batch]) -> list[Sequence[Batch]]:
+        at_once = self._shape.micro_batch_tokens // self._shape.seq_len
+        return [sequences[first : first + at_once] for first in range(0, len(sequences), at_once)]
 
     def step_facts(self) -> Finding:
         """What there is to say of the completions that the step before was the first to learn from; else nothing."""
@@ -180,26 +194,31 @@ class RolloutBatches:
 
     def _new_round(self) -> Sequence[Sequence[Batch]]:
         """Draw completions, grade them, and make rows of them."""
-        settings, engine = self._settings, self._ready_engine()
-        self._state.rank_group.at("drawing completions", self._state.step + 1)
-        made = draw_round(engine, self._environment, self._prompts, settings, place=self._place, seed=self._shape.seed)
+        settings, engine, ranks = self._settings, self._ready_engine(), self._state.rank_group
+        ranks.at("drawing completions", self._state.step + 1)
+        made = draw_round(
+            engine, self._environment, self._prompts, settings, place=self._place, seed=self._shape.seed, ranks=ranks
+        )
         engine.release()
         self._next_place = made.next_place
         rollouts, values = made.rollouts, self._advantages(made.rollouts)
         size = len(rollouts) // settings.mini_batches
         parts, drifts = [], []
         for first in range(0, len(rollouts), size):
-            rows = pack(
+            sequences = pack(
                 rollouts[first : first + size],
                 values[first : first + size],
                 settings.algorithm,
                 max_tokens=settings.max_tokens,
                 seq_len=self._shape.seq_len,
-                micro_batch_tokens=self._shape.micro_batch_tokens,
                 vocab_size=self._tokenizer.vocab_size,
             )
-            measured = [scored(row, self._model, self._reference, settings.temperature) for row in rows]
-            parts.append([row for row, _ in measured])
+            ranks.at("the log-probabilities of completions", self._state.step + 1)
+            measured = [
+                scored(micro_batch, self._state, self._reference, settings.temperature)
+                for micro_batch in self._micro_batches(sequences)
+            ]
+            parts.append([row for rows, _ in measured for row in rows])
             drifts += [drift for _, drift in measured]
         self._facts = _facts(made, torch.cat(drifts))
         self._check_drift()
@@ -218,22 +237,24 @@ class RolloutBatches:
             rewards = overlong_is_worse(rewards, tokens, settings.max_tokens, settings.overlong_tokens)
         return advantages(rewards, settings.algorithm).values.flatten()
 
-    @property
-    def _model(self) -> HybridLM:
-        model: Any = self._state.model
-        return model
-
     def _ready_engine(self) -> Engine:
-        """The engine, with memory and with the weights as they are."""
+        """The engine, with memory and with the weights as they are; of several ranks, all call this."""
+        state = self._state
         if self._engine is None:
-            self._engine = Engine(self._model, self._tokenizer, self._engine_config())
+            model: Any = state.model if state.rank_group.alone else whole_model(state, self._shape.dtype)
+            self._engine = Engine(model, self._tokenizer, self._engine_config(model))
+            if state.rank_group.mesh is not None and not state.rank_group.alone:
+                attached = Attached(cast("HybridLM", state.model), state.optimizer.weights)
+                self._weights = Resharding(attached, state.rank_group.mesh, model)
+        if self._weights is not None:
+            self._engine.update_weights(self._weights)
         self._engine.acquire()
         return self._engine
 
-    def _engine_config(self) -> EngineConfig:
+    def _engine_config(self, model: HybridLM) -> EngineConfig:
         """The stage's; with pages for sequences of the stage and not of the model's positions, unless it says more."""
         config = self._settings.engine
-        _, page_bytes = Pools.bytes_of(self._model.config, self._model.dtype)
+        _, page_bytes = Pools.bytes_of(model.config, model.dtype)
         if config.kv_gigabytes is not None or not page_bytes:
             return config
         pages = config.max_sequences * -(-self._shape.seq_len // PAGE)
@@ -290,4 +311,5 @@ def _facts(made: Round, drift: torch.Tensor) -> dict[str, Any]:
         "cut": float(np.mean([one.is_cut for one in drawn])),
         "drift": finite(float(drift.abs().max())) if len(drift) else 0.0,
         "rollout_tokens_per_second": round(sum(tokens) / made.seconds, 1),
+        **{f"reward_{name}": mean for name, mean in summary(drawn)["components"].items()},
     }

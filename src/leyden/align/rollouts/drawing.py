@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,10 +14,14 @@ from leyden.align.rollouts.settings import RolloutSettings
 from leyden.core.errors import UserError
 from leyden.core.log import logger
 from leyden.core.sandbox.run import SandboxUnavailableError
+from leyden.parallel import RankGroup
 from leyden.serve import Engine, Sampling
 from leyden.serve.completion import Completion
 
 _log = logger(__name__)
+
+
+_NO_PROMPT = Prompt({}, (), "")
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,14 @@ class Round:
 
 
 def draw_round(
-    engine: Engine, environment: Environment, prompts: Prompts, settings: RolloutSettings, *, place: int, seed: int
+    engine: Engine,
+    environment: Environment,
+    prompts: Prompts,
+    settings: RolloutSettings,
+    *,
+    place: int,
+    seed: int,
+    ranks: RankGroup | None = None,
 ) -> Round:
     """Complete ``prompts_per_step`` prompts ``group_size`` times each, and grade the completions.
 
@@ -105,6 +116,8 @@ def draw_round(
         settings: how.
         place: of the first prompt.
         seed: of all that is drawn; what is drawn of a prompt follows from it, the place and the weights.
+        ranks: that draw together, each with an engine of the same weights; all call this, and get the same. None: this
+            process alone.
     """
     kept: list[Group] = []
     drawn: list[Group] = []
@@ -113,7 +126,8 @@ def draw_round(
         missing = settings.prompts_per_step - len(kept)
         if not missing:
             break
-        groups, taken = _draw(engine, environment, prompts.at(place, missing), settings, place, seed)
+        asked = prompts.at(place, missing)
+        groups, taken = _drawn_by_all(engine, environment, asked, settings, place, seed, ranks or RankGroup())
         place, seconds = place + missing, seconds + taken
         drawn += groups
         kept += [group for group in groups if group.has_signal]
@@ -123,24 +137,67 @@ def draw_round(
     return Round(sorted(kept, key=lambda group: group.place), drawn, place, seconds)
 
 
-def _draw(
+def _drawn_by_all(
     engine: Engine,
     environment: Environment,
     prompts: Sequence[Prompt],
     settings: RolloutSettings,
     place: int,
     seed: int,
+    ranks: RankGroup,
 ) -> tuple[list[Group], float]:
-    """The graded completions of some prompts, and the seconds that drawing them took."""
+    """The graded completions of some prompts, dealt to the ranks one by one, and the longest time that took.
+
+    Raises:
+        UserError: on all ranks, where it is raised on one.
+    """
+    mine = range(ranks.rank, len(prompts), ranks.world)
+    problem, groups, seconds = None, list[Group](), 0.0
+    try:
+        if mine:
+            own = [prompts[n] for n in mine]
+            groups, seconds = _draw(engine, environment, own, settings, [place + n for n in mine], seed)
+    except UserError as error:
+        if ranks.alone:
+            raise
+        problem = str(error)
+    if ranks.alone:
+        return groups, seconds
+    told = ranks.gather((problem, [_told(group) for group in groups], seconds))
+    for rank, (found, _, _) in enumerate(told):
+        if found is not None:
+            raise UserError(found if ranks.rank == rank else f"rank {rank}: {found}")
+    heard = [_heard(group, prompts[group[0] - place]) for _, some, _ in told for group in some]
+    return sorted(heard, key=lambda group: group.place), max(took for _, _, took in told)
+
+
+def _told(group: Group) -> tuple[int, list[Rollout]]:
+    """A group without its prompt, which every rank has and whose row may hold anything."""
+    return group.place, [replace(one, prompt=_NO_PROMPT) for one in group.rollouts]
+
+
+def _heard(told: tuple[int, list[Rollout]], prompt: Prompt) -> Group:
+    return Group(told[0], [replace(one, prompt=prompt) for one in told[1]])
+
+
+def _draw(
+    engine: Engine,
+    environment: Environment,
+    prompts: Sequence[Prompt],
+    settings: RolloutSettings,
+    places: Sequence[int],
+    seed: int,
+) -> tuple[list[Group], float]:
+    """The graded completions of prompts at some places, and the seconds that drawing them took."""
     sampling = [
         Sampling(
             max_tokens=settings.max_tokens,
             n=settings.group_size,
             temperature=settings.temperature,
-            seed=int(np.random.SeedSequence([seed, place + number]).generate_state(1, np.uint64)[0] >> np.uint64(2)),
+            seed=int(np.random.SeedSequence([seed, place]).generate_state(1, np.uint64)[0] >> np.uint64(2)),
             logprobs=0,
         )
-        for number in range(len(prompts))
+        for place in places
     ]
     started = time.perf_counter()
     completions = engine.generate([prompt.tokens for prompt in prompts], sampling)
@@ -148,7 +205,7 @@ def _draw(
     size = settings.group_size
     return [
         Group(
-            place + number,
+            places[number],
             [graded(environment, prompt, made) for made in completions[number * size : (number + 1) * size]],
         )
         for number, prompt in enumerate(prompts)

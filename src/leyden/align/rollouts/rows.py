@@ -11,11 +11,15 @@ from leyden.align.policy.advantages import balanced
 from leyden.align.policy.algorithm import Algorithm
 from leyden.align.policy.objective import ADVANTAGE, COUNT, DRAWN, LOSS_WEIGHT, REFERENCE, log_probs
 from leyden.align.rollouts.drawing import Rollout
+from leyden.align.rollouts.sequences import share_of
 from leyden.core.transfers import sent
 from leyden.data import Batch, GroupedDocuments, shards_in_memory
 from leyden.data.loader.once import OnceBatches
-from leyden.model import HybridLM
+from leyden.model import Features, HybridLM
+from leyden.model.losses import TokenLossModel
 from leyden.ops import IGNORE_INDEX
+from leyden.parallel.objective import Sums, sums_of_row
+from leyden.train import TrainState
 
 SAMPLED = "sampled"
 """Of each token, the log-probability that the engine computed, under the model's own distribution."""
@@ -28,10 +32,10 @@ def pack(
     *,
     max_tokens: int,
     seq_len: int,
-    micro_batch_tokens: int,
     vocab_size: int,
 ) -> list[Batch]:
-    """The micro-batches of one optimizer step. One without a reward has weight 0: it is computed and not learned from.
+    """The sequences of one optimizer step, each a batch of its own. A completion without a reward has weight 0: it is
+    computed and not learned from.
 
     Args:
         rollouts: the completions of the step.
@@ -39,7 +43,6 @@ def pack(
         algorithm: its ``denominator`` and ``balance`` are read.
         max_tokens: of a completion, for the constant denominator.
         seq_len: tokens of a sequence; a prompt with its completion is never cut.
-        micro_batch_tokens: tokens of a micro-batch at most, a multiple of it.
         vocab_size: of the tokenizer.
     """
     tokens = np.array([len(one.tokens) for one in rollouts])
@@ -62,10 +65,7 @@ def pack(
         seq_len=seq_len,
         batch_tokens=seq_len,
     )
-    at_once = micro_batch_tokens // seq_len
-    return [
-        made.sequences(first, min(at_once, made.num_batches - first)) for first in range(0, made.num_batches, at_once)
-    ]
+    return [made.sequences(number, 1) for number in range(made.num_batches)]
 
 
 def completion_weights(rollouts: Sequence[Rollout], algorithm: Algorithm, max_tokens: int) -> Mapping[str, np.ndarray]:
@@ -76,32 +76,89 @@ def completion_weights(rollouts: Sequence[Rollout], algorithm: Algorithm, max_to
     return {LOSS_WEIGHT: measured / max_tokens if algorithm.denominator == "constant" else count, COUNT: count}
 
 
-def scored(batch: Batch, model: HybridLM, reference: HybridLM | None, temperature: float) -> tuple[Batch, torch.Tensor]:
-    """A row with the log-probabilities under which its tokens were drawn, and under a reference model.
+class _Scores:
+    """An objective that keeps the log-probability of every label that is this rank's own, and minimises nothing.
 
-    They are computed in training mode, by the same operations as those of an update. So at the first update, before a
-    weight has changed, each has the same bits as the log-probability that it is compared with.
+    Args:
+        temperature: as of :func:`scored`.
+
+    Attributes:
+        policy, own: [1, T] on the host, 0 where a label is another rank's: under the policy, and under the model's own
+            distribution.
+    """
+
+    counts: str = "tokens"
+    metrics: Sequence[str] = ()
+
+    def __init__(self, temperature: float) -> None:
+        self._temperature = temperature
+        self.policy = self.own = torch.empty(0)
+
+    def sums(self, model: TokenLossModel, features: Features, batch: Any, /) -> Sums:
+        """See :class:`leyden.parallel.objective.Objective`."""
+        labels = sent(batch.labels, features.hidden.device)
+        policy = log_probs(model, features.hidden, labels, self._temperature).detach()
+        own = policy if self._temperature == 1 else log_probs(model, features.hidden, labels).detach()
+        places = model.ranks.own(torch.arange(batch.tokens.shape[1])[None])
+        self.policy, self.own = (
+            torch.zeros(batch.tokens.shape, dtype=values.dtype).scatter(1, places, values.cpu())
+            for values in (policy, own)
+        )
+        return Sums(features.hidden.sum() * 0, torch.zeros((), device=features.hidden.device))
+
+
+def scored(
+    micro_batch: Sequence[Batch], state: TrainState, reference: HybridLM | None, temperature: float
+) -> tuple[list[Batch], torch.Tensor]:
+    """Sequences with the log-probabilities under which their tokens were drawn, and under a reference model.
+
+    They are computed in training mode, by the same operations on the same rows as those of an update. So at the first
+    update, before a weight has changed, each has the same bits as the log-probability that it is compared with. All
+    ranks call this with the same sequences, which go through the model at once, and each gets all of them.
 
     Returns:
-        The row with :data:`DRAWN`, and :data:`REFERENCE` where there is a reference; and [labels] float32, by how much
+        The sequences with :data:`DRAWN`, and :data:`REFERENCE` where there is a reference; and [labels], by how much
         trainer and engine differ in each drawn token under the model's own distribution.
     """
-    learned = batch.labels != IGNORE_INDEX
-    found, own = _log_probs(batch, model, temperature)
-    drift = (own - batch.per_token[SAMPLED])[learned]
-    values: dict[str, Any] = {DRAWN: found}
+    ranks = state.rank_group
+    row = share_of(micro_batch, *ranks.share)
+    policy, own = _log_probs(row, state.model, temperature)
+    found = [policy, own]
     if reference is not None:
-        values[REFERENCE], _ = _log_probs(batch, reference, temperature)
-    return replace(batch, per_token=values), drift
+        of_reference, _ = _log_probs(row, reference, temperature)
+        # The reference is whole on every rank: of those that share a row, one tells.
+        found.append(of_reference if ranks.counts_rows else torch.zeros_like(of_reference))
+    number, count = ranks.share
+    everywhere = [_of_all_ranks(values, number, count, len(micro_batch), state) for values in found]
+    rows = []
+    for place, one in enumerate(micro_batch):
+        values = [part[place][None] for part in everywhere]
+        named = {DRAWN: values[0], **({REFERENCE: values[2]} if reference is not None else {})}
+        rows.append(replace(one, per_token=named))
+    drift = torch.cat(
+        [
+            (everywhere[1][place] - one.per_token[SAMPLED][0])[one.labels[0] != IGNORE_INDEX]
+            for place, one in enumerate(micro_batch)
+        ]
+    )
+    return rows, drift
 
 
-def _log_probs(batch: Batch, model: HybridLM, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """[1, T] float32 on the host: under the policy, and under the model's own distribution."""
-    device = model.norm.weight.device
+def _of_all_ranks(values: torch.Tensor, rank: int, ranks: int, num_sequences: int, state: TrainState) -> torch.Tensor:
+    """[sequences, tokens] of a micro-batch, from what each rank has computed of its own row: [1, T]."""
+    if state.rank_group.alone:
+        return values.reshape(num_sequences, -1)
+    each = -(-num_sequences // ranks)
+    own = values.reshape(each, -1)
+    whole = torch.zeros(each * ranks, own.shape[1], dtype=torch.float64)
+    whole[rank * each : (rank + 1) * each] = own
+    (summed,) = state.rank_group.sum([whole])  # all but one of the terms of each are 0
+    return summed[:num_sequences].cpu().to(values.dtype)
+
+
+def _log_probs(row: Batch, model: Any, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
     model.train()
+    asked = _Scores(temperature)
     with torch.enable_grad():  # the operations that have a gradient may have other roundings
-        hidden = model.features(sent(batch.tokens, device), cu_seqlens=batch.cu_seqlens).hidden
-        labels = sent(batch.labels, device)
-        policy = log_probs(model, hidden, labels, temperature).detach()
-        own = policy if temperature == 1 else log_probs(model, hidden, labels).detach()
-    return policy.cpu(), own.cpu()
+        sums_of_row(asked, model, row)
+    return asked.policy, asked.own
