@@ -76,7 +76,8 @@ def tell_outcome(directory: Path) -> None:
         named = ", ".join(f"{name} {value:.3f}" for name, value in record["baselines"].items())
         say(f"bits per byte on unseen documents: {record['value']:.3f} (beside: {named})")
     for record in _last_of_each_task(records):
-        say(f"{record['task']}: {record['value']:.3f} of {record['n']} items{_by_length(record)}")
+        if record["value"] is not None:
+            say(f"{record['task']}: {record['value']:.3f} of {record['n']} items{_by_length(record)}")
     samples = directory / "samples.jsonl"
     if samples.exists():
         first = json.loads(samples.read_text(encoding="utf-8").splitlines()[0])
