@@ -168,7 +168,7 @@ def test_a_loss_without_a_reference_computes_none(recipe, tmp_path, monkeypatch)
         ({"objective": "sft"}, "trains on chats, and .*names none"),
         ({"objective": "pretrain"}, "trains on documents, and .* is preferences"),
         ({"mixture": {"point": [{"weights": {"all": 1}}]}}, "preferences are not mixed"),
-        ({"normalise": "chats"}, "normalise is for objectives on chats"),
+        ({"normalise": "chats"}, "normalise is for objective = 'sft', and objective is 'preference'"),
         ({"loss": "simpa"}, "did you mean 'simpo'"),
         ({"gamma": 1.0}, "gamma is for loss = 'simpo', and loss is 'dpo'"),
     ],
@@ -181,7 +181,7 @@ def test_what_does_not_go_with_pairs_is_refused(recipe, change, message):
 
 def test_keys_of_a_loss_over_pairs_are_refused_elsewhere(recipe):
     recipe["stage"][0]["beta"] = 0.2
-    with pytest.raises(UserError, match="stage 'sft': beta is for objectives on preferences"):
+    with pytest.raises(UserError, match="stage 'sft': beta is for objective = 'preference', and objective is 'sft'"):
         parse_recipe(recipe, "test")
 
 

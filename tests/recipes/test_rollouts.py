@@ -171,7 +171,7 @@ def test_a_run_of_reinforcement_learning_alone_from_a_model(
     ("stage", "message"),
     [
         ({"rl": None}, r"needs a table \[stage.rl\]"),
-        ({"objective": "sft", "batch_tokens": 288}, r"has no use for \[stage.rl\]"),
+        ({"objective": "sft", "batch_tokens": 288}, "rl is for objective = 'rl', and objective is 'sft'"),
         ({"steps": None, "minutes": 1}, "give the stage steps"),
         ({"batch_tokens": 576}, "leave batch_tokens out"),
         ({"decay_tokens": 99}, "decay_tokens is for stages that read data"),

@@ -21,7 +21,6 @@ from leyden.core.files import atomic_directory, link_or_copy
 from leyden.core.log import say
 from leyden.data.groups import folder_of
 from leyden.data.loader.once import OnceBatches
-from leyden.recipes.objectives import TRAINS_ON
 from leyden.recipes.prepare import Prepared
 from leyden.recipes.schema import Recipe, TrainingStage
 from leyden.train import TrainState
@@ -45,7 +44,7 @@ class _Noted:
 
 def has_reference(stage: TrainingStage) -> bool:
     """Whether the loss of a stage compares with a reference model."""
-    return TRAINS_ON.get(stage.objective) == "preferences" and stage.of_pairs.needs_reference
+    return stage.objective == "preference" and stage.of_pairs.needs_reference
 
 
 def reference_place(directory: Path, stage: TrainingStage) -> Path:

@@ -92,7 +92,7 @@ def rollout_stage(
     opened = _Opened(recipe, index, tokenizer, state, directory)
     return StageRun(
         name=stage.name,
-        objective=OBJECTIVES[stage.objective](stage),
+        objective=OBJECTIVES[stage.objective].make(stage),
         learning_rate=stage,
         steps=steps,
         seq_len=stage.seq_len,

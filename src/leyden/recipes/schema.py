@@ -1,5 +1,7 @@
 """What a recipe says: the model, the data, and an ordered list of stages."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
@@ -13,7 +15,7 @@ from leyden.core.errors import UserError, suggest
 from leyden.data.loader.mixture_schedule import MixtureSchedule
 from leyden.model import ModelConfig, RopeScaling, preset
 from leyden.parallel import ParallelConfig
-from leyden.recipes.objectives import OBJECTIVES, ON_PROMPTS, TRAINS_ON
+from leyden.recipes.objectives import OBJECTIVES, ON_PROMPTS, check_rows, check_stage
 from leyden.recipes.sections import DataSection, EvaluateSection, TokenizerSection
 from leyden.serve.config import EngineConfig
 from leyden.train import BatchSchedule, LearningRate, RunSettings
@@ -103,10 +105,8 @@ class TrainingStage(LearningRate, PreferenceSettings):
                 f"{self._owner}its mixture has marks that are shares of its length, and epochs follow from what is "
                 "mixed; give it steps or tokens"
             )
-        try:
+        with _said_of(self):
             micro_batch = self.batch_schedule.micro_batch_tokens
-        except ValueError as error:
-            raise ValueError(f"{self._owner}{error}") from None
         if self.decay_tokens is not None and self.decay_share != LearningRate().decay_share:
             raise ValueError(f"{self._owner}a decay has one length: decay_tokens or decay_share, not both")
         marks = [mark for mark, _ in self.lr_changes]
@@ -126,35 +126,9 @@ class TrainingStage(LearningRate, PreferenceSettings):
                 f"batch_tokens and micro_batch_tokens) must be a multiple of seq_len ({self.seq_len})"
             )
         self._check_growth()
-        self._check_rollouts()
+        with _said_of(self):
+            check_stage(self)
         return self
-
-    def _check_rollouts(self) -> None:
-        """Refuse reinforcement learning without its table, the table elsewhere, and what has no meaning there."""
-        if (self.objective in ON_PROMPTS) != (self.rl is not None):
-            need = "needs a table [stage.rl]" if self.rl is None else "has no use for [stage.rl]; leave it out"
-            raise ValueError(f"{self._owner}objective '{self.objective}' {need}")
-        if self.rl is None:
-            return
-        if self.tokens is not None or self.minutes is not None:
-            raise ValueError(
-                f"{self._owner}the completions have a length of their own; give the stage steps, or epochs of its "
-                "prompts"
-            )
-        if self.batch_tokens != self.micro_batch_tokens:
-            raise ValueError(
-                f"{self._owner}a step learns from the completions that were drawn, however many tokens they have; "
-                "leave batch_tokens out, and bound memory by micro_batch_tokens"
-            )
-        plain = {"batch": "stated", "lr_changes": (), "decay_tokens": None, "packing": "concatenate", "data": None}
-        for name, value in plain.items():
-            if getattr(self, name) != value:
-                raise ValueError(f"{self._owner}{name} is for stages that read data; leave it out")
-        if self.rl.max_tokens >= self.seq_len:
-            raise ValueError(
-                f"{self._owner}seq_len ({self.seq_len}) must have room for a prompt and rl.max_tokens "
-                f"({self.rl.max_tokens}) behind it"
-            )
 
     @property
     def rollouts(self) -> RolloutSettings:
@@ -301,7 +275,8 @@ class Recipe(Config):
             if stage.objective in ON_PROMPTS:
                 continue
             data = stage.data or self.data
-            _check_kind(stage, data)
+            with _said_of(stage):
+                check_rows(stage, data)
             trains_tokenizer = self.data.build is None and self.tokenizer.path is None and self.starts_from is None
             if data.rows is not None and data is self.data and trains_tokenizer:
                 raise ValueError(
@@ -356,25 +331,13 @@ class Recipe(Config):
         return self
 
 
-def _check_kind(stage: TrainingStage, data: DataSection) -> None:
-    """Refuse an objective without the rows that it trains on, rows under another, and what does not go with them."""
-    on, has = TRAINS_ON.get(stage.objective), data.rows
-    if on != has:
-        where = "its [stage.data]" if stage.data is not None else "[data], which it is trained on,"
-        needs = f"{on}, and {where} names none: say {on} = [...]" if on else f"documents, and {where} is {has}"
-        raise ValueError(f"stage '{stage.name}': objective '{stage.objective}' trains on {needs}")
-    if on == "preferences" and stage.mixture is not None:
-        raise ValueError(f"stage '{stage.name}': {on} are not mixed; leave mixture out")
-    if on == "chats" and stage.mixture is not None and (stage.mixture.transition or stage.mixture.late):
-        raise ValueError(
-            f"stage '{stage.name}': chats are one group, all, of which a mixture gives the classes of lengths; leave "
-            "transition and late out"
-        )
-    if on != "chats" and stage.normalise != "tokens":
-        raise ValueError(f"stage '{stage.name}': normalise is for objectives on chats; leave it out")
-    of_pairs = [name for name in PreferenceSettings.model_fields if getattr(stage, name) is not None]
-    if on != "preferences" and of_pairs:
-        raise ValueError(f"stage '{stage.name}': {of_pairs[0]} is for objectives on preferences; leave it out")
+@contextmanager
+def _said_of(stage: TrainingStage) -> Iterator[None]:
+    """What is wrong inside is said with the stage's name."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"stage '{stage.name}': {error}") from None
 
 
 def _whole(*given: Any) -> bool:

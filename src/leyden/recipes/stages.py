@@ -147,7 +147,7 @@ def _stage_run(
 
     return StageRun(
         name=stage.name,
-        objective=OBJECTIVES[stage.objective](stage),
+        objective=OBJECTIVES[stage.objective].make(stage),
         learning_rate=stage,
         steps=steps,
         seq_len=stage.seq_len,
