@@ -57,9 +57,7 @@ class Saying:
             cut = len(tokens) > one.max_tokens
             tokens = tokens[: one.max_tokens]
             logprobs = tuple(TokenLogprobs(token, -float(place + 1)) for place, token in enumerate(tokens))
-            made += [
-                Completion(text, tokens, "length" if cut else "stop", tuple(prompt), 0.0, 0.0, logprobs)
-            ] * one.n
+            made += [Completion(text, tokens, "length" if cut else "stop", tuple(prompt), 0.0, 0.0, logprobs)] * one.n
         return made
 
 
