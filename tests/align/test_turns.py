@@ -74,7 +74,7 @@ def drawn(tokenizer: Tokenizer, answers: Sequence[str], **changes: Any) -> list[
 
 
 def test_the_tokens_are_those_of_the_chat(tokenizer: Tokenizer) -> None:
-    (first, *_) = made = drawn(tokenizer, ["Yes", "No", "done"])
+    (first, *_) = made = drawn(tokenizer, ["Yes", "No", "done"], max_tokens=200)
     assert len(made) == 4 and all((one.turns, one.is_cut, one.out_of_turns) == (3, False, False) for one in made)
     chat = [{"role": "user", "content": first.prompt.text}]
     for number, answer in enumerate(("Yes", "No", "done"), 1):

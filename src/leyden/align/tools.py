@@ -32,11 +32,11 @@ def calculate(text: str) -> str:
         return f"error: longer than {_LONGEST} characters"
     try:
         value = _value(ast.parse(text.strip(), mode="eval").body)
+        written = str(int(value)) if int(value) == value else str(value)
     except ZeroDivisionError:
         return "error: division by zero"
     except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError, TypeError):
         return "error: not an arithmetic expression"
-    written = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
     return written if len(written) <= _MOST_DIGITS else "error: too large"
 
 
