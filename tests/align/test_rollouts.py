@@ -363,5 +363,7 @@ def test_groups_without_a_signal_are_drawn_again_as_often_as_is_allowed(tokenize
 def test_a_group_has_a_signal_where_two_rewards_differ() -> None:
     prompt = Prompt({}, (1,), "")
     for rewards, has in (((0.0, 1.0, None), True), ((1.0, None, 1.0), False), ((None, None), False)):
-        group = Group(0, [Rollout(prompt, (2,), np.zeros(1), "", False, Reward(r)) for r in rewards])
+        group = Group(
+            0, [Rollout(prompt, (2,), np.ones(1, bool), np.zeros(1), "", 1, False, False, Reward(r)) for r in rewards]
+        )
         assert group.has_signal == has and [math.isnan(r) for r in group.rewards] == [r is None for r in rewards]

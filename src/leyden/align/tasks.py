@@ -6,10 +6,11 @@ held out is never in any of the three: a task belongs to one side by a hash of i
 """
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from leyden.align.rewards.reward import Reward
+from leyden.align.tools import calculate
 from leyden.core.errors import UserError, suggest
 from leyden.data.hold_out_rule import draw
 
@@ -114,6 +115,33 @@ class ShortTasks:
         """1 for the right answer and nothing else; the task's name is a component, so that each is logged."""
         right = float(response.strip() == row["completion"])
         return Reward(right, {row["task"]: right}, "right" if right else f"the answer is {row['completion']}")
+
+
+class Calculations(ShortTasks):
+    """Products of two numbers, with a calculator: an answer ``calc: 12 * 34`` is told the value, any other is the last.
+
+    With ``rl.max_turns`` of 2 or more.
+    """
+
+    def prompts(self) -> Iterator[Mapping[str, Any]]:
+        """See :class:`leyden.align.rollouts.environment.Environment`."""
+        return (row for row in self._rows() if not row["held_out"])
+
+    def held_out(self) -> Iterator[Mapping[str, Any]]:
+        """Those that are measured and never learned from."""
+        return (row for row in self._rows() if row["held_out"])
+
+    def reply(self, row: Mapping[str, Any], answers: Sequence[str], /) -> str | None:
+        """See :class:`leyden.align.rollouts.turns.Replying`."""
+        head, colon, expression = answers[-1].partition("calc:")
+        return calculate(expression) if colon and not head.strip() else None
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        rng = random.Random(1)
+        for a, b in dict.fromkeys((rng.randint(2, 99), rng.randint(2, 99)) for _ in range(2000)):
+            question = f"What is {a} * {b}?"
+            held_out = draw(question.encode()) < _HELD_OUT
+            yield {"prompt": question, "task": "product", "completion": str(a * b), "held_out": held_out}
 
 
 class LongTasks(ShortTasks):

@@ -230,7 +230,7 @@ class RolloutBatches:
         settings, shape = self._settings, (-1, self._settings.group_size)
         given = [np.nan if one.reward.reward is None else one.reward.reward for one in rollouts]
         rewards = np.array(given, np.float64).reshape(shape)
-        tokens = np.array([len(one.tokens) for one in rollouts]).reshape(shape)
+        tokens = np.array([one.num_drawn for one in rollouts]).reshape(shape)
         if settings.length_weight:
             rewards = shorter_is_better(rewards, tokens, settings.length_weight)
         if settings.overlong_tokens:
@@ -287,7 +287,8 @@ class RolloutBatches:
                     "step": step,
                     "prompt": one.prompt.text,
                     "response": one.text,
-                    "tokens": len(one.tokens),
+                    "tokens": one.num_drawn,
+                    "turns": one.turns,
                     "cut": one.is_cut,
                     "reward": one.reward.reward,
                     "components": dict(one.reward.components),
@@ -301,7 +302,7 @@ def _facts(made: Round, drift: torch.Tensor) -> dict[str, Any]:
     """What a line of metrics says of the completions; of all that were drawn, whether they are learned from or not."""
     drawn = [one for group in made.drawn for one in group.rollouts]
     rewards = [one.reward.reward for one in drawn if one.reward.reward is not None]
-    tokens = [len(one.tokens) for one in drawn]
+    tokens = [one.num_drawn for one in drawn]
     return {
         "reward": float(np.mean(rewards)) if rewards else None,
         "drawn": len(drawn),
@@ -309,6 +310,8 @@ def _facts(made: Round, drift: torch.Tensor) -> dict[str, Any]:
         "no_signal": float(np.mean([not group.has_signal for group in made.drawn])),
         "completion_tokens_mean": float(np.mean(tokens)),
         "cut": float(np.mean([one.is_cut for one in drawn])),
+        "turns_mean": float(np.mean([one.turns for one in drawn])),
+        "out_of_turns": float(np.mean([one.out_of_turns for one in drawn])),
         "drift": finite(float(drift.abs().max())) if len(drift) else 0.0,
         "rollout_tokens_per_second": round(sum(tokens) / made.seconds, 1),
         **{f"reward_{name}": mean for name, mean in summary(drawn)["components"].items()},

@@ -11,12 +11,12 @@ from leyden.align.rewards.reward import Reward
 from leyden.align.rollouts.environment import Environment, as_reward
 from leyden.align.rollouts.prompts import Prompt, Prompts
 from leyden.align.rollouts.settings import RolloutSettings
+from leyden.align.rollouts.turns import Drawn, Replying, take_turns
 from leyden.core.errors import UserError
 from leyden.core.log import logger
 from leyden.core.sandbox.run import SandboxUnavailableError
 from leyden.parallel import RankGroup
 from leyden.serve import Engine, Sampling
-from leyden.serve.completion import Completion
 
 _log = logger(__name__)
 
@@ -30,19 +30,30 @@ class Rollout:
 
     Attributes:
         prompt: what it completes.
-        tokens: those that were drawn, the one that ended it included.
-        log_probs: [tokens] float32, of each under the model's own distribution, as the engine computed it.
+        tokens: behind the prompt, the one that ended it included.
+        learned: [tokens] bool, those that the model drew; the others are what the environment said between.
+        log_probs: [tokens] float32, of each under the model's own distribution, as the engine computed it; 0 of others.
         text: without the token that ended it.
+        turns: how many answers it has.
         is_cut: whether ``max_tokens`` ended it.
+        out_of_turns: whether ``max_turns`` did.
         reward: its record.
     """
 
     prompt: Prompt
     tokens: tuple[int, ...]
+    learned: np.ndarray
     log_probs: np.ndarray
     text: str
+    turns: int
     is_cut: bool
+    out_of_turns: bool
     reward: Reward
+
+    @property
+    def num_drawn(self) -> int:
+        """Tokens that the model drew."""
+        return int(self.learned.sum())
 
 
 @dataclass(frozen=True)
@@ -201,26 +212,47 @@ def _draw(
     ]
     started = time.perf_counter()
     completions = engine.generate([prompt.tokens for prompt in prompts], sampling)
-    seconds = time.perf_counter() - started
     size = settings.group_size
+    drawn = [Drawn(prompts[number // size]) for number in range(len(completions))]
+    for one, made in zip(drawn, completions, strict=True):
+        one.take(made)
+    if settings.max_turns > 1:
+        numbers = [places[number // size] * size + number % size for number in range(len(drawn))]
+        take_turns(engine, replying(environment), drawn, settings, seed=seed, places=numbers)
+    seconds = time.perf_counter() - started
     return [
-        Group(
-            places[number],
-            [graded(environment, prompt, made) for made in completions[number * size : (number + 1) * size]],
-        )
-        for number, prompt in enumerate(prompts)
+        Group(places[number], [graded(environment, one) for one in drawn[number * size : (number + 1) * size]])
+        for number in range(len(prompts))
     ], seconds
 
 
-def graded(environment: Environment, prompt: Prompt, made: Completion) -> Rollout:
-    """A completion with its record."""
+def replying(environment: Environment) -> Replying:
+    """The same environment.
+
+    Raises:
+        UserError: it does not reply.
+    """
+    if not isinstance(environment, Replying):
+        raise UserError(
+            f"max_turns is above 1, and {type(environment).__name__} has no method reply(row, answers); give it one, "
+            "or leave max_turns out."
+        )
+    return environment
+
+
+def graded(environment: Environment, drawn: Drawn) -> Rollout:
+    """A rollout with its record: the reward is of the last answer."""
+    error = drawn.error
     return Rollout(
-        prompt=prompt,
-        tokens=made.tokens,
-        log_probs=np.array([token.logprob for token in made.logprobs], np.float32),
-        text=made.text,
-        is_cut=made.finish_reason == "length",
-        reward=Reward(None, {}, made.error) if made.error is not None else _score(environment, prompt, made.text),
+        prompt=drawn.prompt,
+        tokens=tuple(drawn.tokens),
+        learned=np.array(drawn.learned, bool),
+        log_probs=np.array(drawn.log_probs, np.float32),
+        text=drawn.text,
+        turns=len(drawn.answers),
+        is_cut=drawn.is_cut,
+        out_of_turns=drawn.out_of_turns,
+        reward=Reward(None, {}, error) if error else _score(environment, drawn.prompt, drawn.answers[-1]),
     )
 
 

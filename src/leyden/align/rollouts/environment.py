@@ -34,7 +34,8 @@ class Environment(Protocol):
     """What a policy is trained in. Of a class that a recipe names, an object is made without arguments.
 
     Both methods should follow from their arguments alone: a run that is resumed asks again. A third one,
-    ``held_out()``, may give rows on which the reward is measured and which are never learned from.
+    ``held_out()``, may give rows on which the reward is measured and which are never learned from. With a fourth one,
+    ``reply(row, answers)``, rollouts have several turns (:mod:`leyden.align.rollouts.turns`).
     """
 
     def prompts(self) -> Iterable[Row]:

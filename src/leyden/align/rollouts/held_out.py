@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from leyden.align.rollouts.drawing import Rollout, graded
+from leyden.align.rollouts.drawing import Rollout, graded, replying
 from leyden.align.rollouts.environment import Environment
 from leyden.align.rollouts.prompts import Prompt
 from leyden.align.rollouts.settings import RolloutSettings
+from leyden.align.rollouts.turns import Drawn, take_turns
 from leyden.serve import Engine, Sampling
 from leyden.tokenizer import Tokenizer
 from leyden.train import TrainState
@@ -60,13 +61,18 @@ class HeldOutReward:
         return [Finding(line, f"held-out reward {line['value']:.3f}" if line["value"] is not None else "no reward")]
 
     def _line(self, engine: Engine) -> dict[str, Any]:
-        sampling = Sampling(max_tokens=self._settings.max_tokens, temperature=0, logprobs=0)
+        settings, drawn = self._settings, [Drawn(prompt) for prompt in self._prompts]
+        sampling = Sampling(max_tokens=settings.max_tokens, temperature=0, logprobs=0)
         try:
             made = engine.generate([prompt.tokens for prompt in self._prompts], sampling)
+            for one, completion in zip(drawn, made, strict=True):
+                one.take(completion)
+            if settings.max_turns > 1:
+                environment, places = replying(self._environment), range(len(drawn))
+                take_turns(engine, environment, drawn, settings, seed=0, places=places, temperature=0)
         finally:
             engine.close()
-        pairs = zip(self._prompts, made, strict=True)
-        rollouts = [graded(self._environment, prompt, completion) for prompt, completion in pairs]
+        rollouts = [graded(self._environment, one) for one in drawn]
         return {"task": "held_out_reward", "of": self._stage, **summary(rollouts)}
 
 

@@ -45,13 +45,13 @@ def pack(
         seq_len: tokens of a sequence; a prompt with its completion is never cut.
         vocab_size: of the tokenizer.
     """
-    tokens = np.array([len(one.tokens) for one in rollouts])
-    learned = [np.arange(len(one.prompt.tokens) + len(one.tokens)) >= len(one.prompt.tokens) for one in rollouts]
+    tokens = np.array([one.num_drawn for one in rollouts])
+    learned = [np.concatenate([np.zeros(len(one.prompt.tokens), bool), one.learned]) for one in rollouts]
     shards = shards_in_memory(
         [[*one.prompt.tokens, *one.tokens] for one in rollouts], vocab_size=vocab_size, learned=learned
     )
     sampled = np.zeros(shards.num_tokens, np.float32)
-    sampled[np.concatenate(learned)] = np.concatenate([one.log_probs for one in rollouts])
+    sampled[np.concatenate(learned)] = np.concatenate([one.log_probs[one.learned] for one in rollouts])
     weights = completion_weights(rollouts, algorithm, max_tokens)
     if algorithm.balance:
         advantages = balanced(advantages, weights[LOSS_WEIGHT] * tokens)
@@ -70,7 +70,7 @@ def pack(
 
 def completion_weights(rollouts: Sequence[Rollout], algorithm: Algorithm, max_tokens: int) -> Mapping[str, np.ndarray]:
     """What each token of a completion weighs in the loss, and counts in the denominator: [rollouts] float64 each."""
-    tokens = np.array([max(1, len(one.tokens)) for one in rollouts], np.float64)
+    tokens = np.array([max(1, one.num_drawn) for one in rollouts], np.float64)
     measured = np.array([one.reward.reward is not None for one in rollouts], np.float64)
     count = measured if algorithm.denominator == "tokens" else measured / tokens
     return {LOSS_WEIGHT: measured / max_tokens if algorithm.denominator == "constant" else count, COUNT: count}

@@ -26,6 +26,8 @@ class RolloutSettings(Config):
     """Prompts of which completions are drawn before the weights change."""
     max_tokens: int = Field(default=256, ge=1)
     """Tokens of a completion at most; a longer one is cut, and graded as it is."""
+    max_turns: int = Field(default=1, ge=1)
+    """Answers of a rollout at most, between which the ``reply`` of the environment stands; ``max_tokens`` counts it."""
     temperature: float = Field(default=1.0, gt=0)
     """The policy is the model with its logits divided by this, in drawing and in learning."""
     updates: int = Field(default=1, ge=1)
