@@ -24,7 +24,7 @@ test-all: $(TOOLS)  ## with the long fault, load and soak tests, and with random
 	$(PY) -m pytest -m "not gpu" --hypothesis-profile=search $(ARGS)
 
 check: $(TOOLS)  ## lint, types, imports
-	$(PY) -m ruff check src tests
+	$(PY) -m ruff check src tests docs
 	$(PY) -m pyright
 	$(VENV)/bin/lint-imports
 

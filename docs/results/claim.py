@@ -62,6 +62,7 @@ ASKED = Options(lengths=(256,), pairs=(4, 8, 16, 32), samples=32)
 """What each model is asked for at its end."""
 SPEED_LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
 SPEED_TOKENS = 16384
+SPEED_ROUNDS = 5
 """Of a step that is timed, whatever the length of its rows."""
 
 
@@ -138,33 +139,34 @@ def measure(mixer: str, seed: int, folder: Path) -> dict[str, Any]:
     }
 
 
-def step_seconds(recipe: Recipe, length: int) -> float:
-    """The median time of a forward and backward pass over :data:`SPEED_TOKENS` tokens in rows of ``length``."""
-    model = HybridLM(recipe.model)
-    tokens = torch.randint(
-        0, recipe.model.vocab_size, (1, SPEED_TOKENS + 1), generator=torch.Generator().manual_seed(0)
-    )
+def step_seconds(model: HybridLM, length: int) -> float:
+    """The time of a forward and backward pass over :data:`SPEED_TOKENS` tokens in rows of ``length``."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, model.config.vocab_size, (1, SPEED_TOKENS + 1), generator=generator)
     bounds = torch.arange(0, SPEED_TOKENS + 1, length, dtype=torch.int32)
-    times = []
-    for _ in range(6):
-        started = time.perf_counter()
-        hidden = model.features(tokens[:, :-1], cu_seqlens=bounds).hidden
-        model.cross_entropy(hidden, tokens[:, 1:])[0].backward()
-        model.zero_grad()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times[1:])
+    started = time.perf_counter()
+    hidden = model.features(tokens[:, :-1], cu_seqlens=bounds).hidden
+    model.cross_entropy(hidden, tokens[:, 1:])[0].backward()
+    model.zero_grad()
+    return time.perf_counter() - started
 
 
 def measure_speed(folder: Path, mixers: Sequence[str]) -> None:
-    """Training tokens a second by length of the rows, at constant tokens a step, in turn for all models."""
+    """Training tokens a second by length of the rows, at constant tokens a step; models and lengths take turns."""
+    models = {mixer: HybridLM(recipe_of(mixer, 0, folder).model) for mixer in mixers}
+    times = {mixer: {length: [] for length in SPEED_LENGTHS} for mixer in mixers}
+    for turn in range(-1, SPEED_ROUNDS):
+        for mixer, model in models.items():
+            for length in SPEED_LENGTHS:
+                seconds = step_seconds(model, length)
+                if turn >= 0:  # the first round only warms up
+                    times[mixer][length].append(seconds)
     rates = {
-        mixer: {
-            length: round(SPEED_TOKENS / step_seconds(recipe_of(mixer, 0, folder), length)) for length in SPEED_LENGTHS
-        }
-        for mixer in mixers
+        mixer: {length: round(SPEED_TOKENS / statistics.median(one)) for length, one in by_length.items()}
+        for mixer, by_length in times.items()
     }
     write_json(HERE / "claim-speed.json", rates)
-    print("| tokens/s in rows of | " + " | ".join(map(str, SPEED_LENGTHS)) + " |")
+    print("| training tokens/s in rows of | " + " | ".join(f"{length:,}" for length in SPEED_LENGTHS) + " |")
     print("|---" * (len(SPEED_LENGTHS) + 1) + "|")
     for mixer, by_length in rates.items():
         print(f"| {mixer} | " + " | ".join(f"{rate:,}" for rate in by_length.values()) + " |")

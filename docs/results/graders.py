@@ -1,7 +1,7 @@
 """How right the graders are on published sets: ``python docs/results/graders.py DATA`` (about four minutes, one core).
 
-DATA holds ``gsm8k_train.jsonl``, ``gsm8k_test.jsonl``, ``math_test.jsonl``, ``humaneval.jsonl.gz``, ``ifeval.jsonl`` and
-``alpaca_en_demo.json``, as their authors publish them, at any depth. Names behind DATA choose among ``gsm8k math
+DATA holds ``gsm8k_train.jsonl``, ``gsm8k_test.jsonl``, ``math_test.jsonl``, ``humaneval.jsonl.gz``, ``ifeval.jsonl``
+and ``alpaca_en_demo.json``, as their authors publish them, at any depth. Names behind DATA choose among ``gsm8k math
 humaneval ifeval``. Everything goes through what ``leyden reward`` calls, row by row.
 """
 
@@ -50,7 +50,7 @@ def gsm8k(data):
         tell(f"{name}: reference solutions graded right", graded("math", right), 1.0)
         said = [
             {"response": f"The answer is ${gold:,g}.", "reference": row["answer"]}
-            for row, gold in zip(rows, golds)
+            for row, gold in zip(rows, golds, strict=True)
             if abs(gold) < 1e6
         ]
         tell(f"{name}: the same answers in a sentence graded right", graded("math", said), 1.0)
@@ -64,7 +64,7 @@ def gsm8k(data):
                     "response": row["answer"].rsplit("####", 1)[0] + f"#### {change(gold):.12g}",
                     "reference": row["answer"],
                 }
-                for row, gold in zip(rows, golds)
+                for row, gold in zip(rows, golds, strict=True)
             ]
             tell(f"{name}: altered answers ({how}) graded wrong", graded("math", wrong), 0.0)
 
@@ -82,7 +82,7 @@ def math(data):
     mathematics = MathReward()
     same = [mathematics.same_by_symbols(gold, gold) for gold in golds]
     print(f"MATH: answers that math-verify alone finds equal to themselves: {sum(ok for ok, _ in same)} of {len(same)}")
-    for gold, (ok, why) in list(zip(golds, same)):
+    for gold, (ok, why) in list(zip(golds, same, strict=True)):
         if not ok:
             print("   not:", json.dumps(gold), why[:80])
     mathematics.close()
@@ -155,10 +155,11 @@ def humaneval(data):
     while left:
         left = [place for place in left if len(made[place]) > tried]
         rewards = graded("code", [row(tasks[place], made[place][tried][2]) for place in left])
-        survived = [place for place, one in zip(left, rewards) if one.reward != 0.0]
+        survived = [place for place, one in zip(left, rewards, strict=True) if one.reward != 0.0]
         failed, tried = failed + len(left) - len(survived), tried + 1
         print(
-            f"HumanEval: with one token changed (try {tried}) fail {len(left) - len(survived)} of {len(left)}; together {failed}"
+            f"HumanEval: with one token changed (try {tried}) fail {len(left) - len(survived)} of {len(left)}; "
+            f"together {failed}"
         )
         for place in survived:
             old, new, _ = made[place][tried - 1]
@@ -166,7 +167,7 @@ def humaneval(data):
         left = survived
     print(
         "HumanEval: tasks without any token that the list of changes names:",
-        [task["task_id"] for task, some in zip(tasks, made) if not some],
+        [task["task_id"] for task, some in zip(tasks, made, strict=True) if not some],
     )
 
 
@@ -176,7 +177,7 @@ def ifeval(data):
     asked = [
         (name, {key: value for key, value in (given or {}).items() if value is not None}, task["prompt"])
         for task in tasks
-        for name, given in zip(task["instruction_id_list"], task["kwargs"])
+        for name, given in zip(task["instruction_id_list"], task["kwargs"], strict=True)
     ]
     print(f"IFEval: {len(tasks)} prompts, {len(asked)} instructions of {len({name for name, _, _ in asked})} kinds")
     same, total, held, apart = Counter(), Counter(), Counter(), Counter()
@@ -229,7 +230,7 @@ TONGUES = {
     "hi": "यह एक छोटा सा उदाहरण है जिसे हम हिंदी में लिख रहे हैं और यह पर्याप्त होना चाहिए।",
     "ru": "Это небольшой пример текста на русском языке, который мы написали для проверки.",
     "ko": "이것은 우리가 검사를 위해 한국어로 쓴 작은 예문입니다.",
-    "es": "Esta es una frase corta que no se escribe para los niños, y es de las que se leen en un momento por la tarde.",
+    "es": "Esta es una frase corta que no se escribe para los niños, y es de las que se leen en un momento.",
 }
 
 if __name__ == "__main__":
