@@ -87,7 +87,8 @@ def line_plot(
         if from_zero:
             axes.set_ylim(bottom=0)
         if any(curve.label for curve in curves):
-            axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(curves), borderaxespad=0)
+            above = 1.08 if marks else 1  # of the stages' names
+            axes.legend(loc="lower right", bbox_to_anchor=(1, above), ncols=len(curves), borderaxespad=0)
     return drawn.svg
 
 
