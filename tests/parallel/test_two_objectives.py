@@ -21,6 +21,7 @@ from two_objectives import (
 from leyden.align.chats.batches import ChatBatches, Normalise, fit_chats
 from leyden.align.policy import Algorithm, PolicyGradient
 from leyden.align.preference import Preference, PreferenceSettings
+from leyden.align.reward_models import RewardModelSettings, ScoredPairs
 from leyden.align.sft import Sft
 from leyden.core.transfers import sent
 from leyden.data import Batch
@@ -47,6 +48,7 @@ ON_RANKS: dict[str, tuple[Any, Callable[..., Any]]] = {
     **OBJECTIVES,
     "sft": (Sft("chats"), chats),
     "rl": (PolicyGradient(SEQUENCES, temperature=0.7), completions),
+    "reward": (ScoredPairs(RewardModelSettings(score_margin=0.3, center_weight=0.05)), preferences),
 }
 
 
@@ -168,13 +170,18 @@ def batches_for(plan: Plan, name: str) -> Any:
     return ON_RANKS[name][1](seed=4, seq_len=47 // plan.tp * plan.tp, sequences=plan.dp)
 
 
+def shape_of(plan: Plan, name: str) -> dict[str, Any]:
+    """Of the model of an objective."""
+    return shape_for(plan, {"score_head": True} if name == "reward" else {})
+
+
 def worst(plan: Plan, alone: dict[str, Alone]) -> dict[str, dict[str, float]]:
     """The largest differences between this plan's ranks and one process, of both objectives."""
     found = {}
     for name, (objective, _) in ON_RANKS.items():
         batches = batches_for(plan, name)
         micro_batches = [[batches.share(n, rank, plan.dp) for rank in range(plan.dp)] for n in range(2 * plan.pp)]
-        found[name] = differences(objective, plan, shape_for(plan, {}), micro_batches, alone[name])
+        found[name] = differences(objective, plan, shape_of(plan, name), micro_batches, alone[name])
     return found
 
 
@@ -193,7 +200,7 @@ PLANS = [
 def test_ranks_are_one_process(ranks: Callable[..., list[Any]], plan: Plan) -> None:
     alone = {
         name: one_process(
-            objective, shape_for(plan, {}), [batches_for(plan, name).batch(n) for n in range(2 * plan.pp)]
+            objective, shape_of(plan, name), [batches_for(plan, name).batch(n) for n in range(2 * plan.pp)]
         )
         for name, (objective, _) in ON_RANKS.items()
     }

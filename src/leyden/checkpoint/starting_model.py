@@ -28,6 +28,9 @@ NewRows = Literal["mean", "normal"]
 GROWING = ("embed_tokens.weight", "lm_head.weight")
 """The weights with a row for each token, which may have more rows in the run than in the model."""
 
+ADDED = ("score.weight",)
+"""The weights that the run may have and the model not; they begin as the run's initial weights are."""
+
 _MASTER = "master."
 _MOST_THREADS = 4
 
@@ -131,7 +134,7 @@ class StartingModel:
         coordinator = coordinator_of(mesh)
         grown = sorted({name for names in coordinator.on_all_ranks(lambda: self._check(pieces)) for name in names})
         shapes = self.shapes
-        known = {name: _known_rows(piece, shapes[name]) for name, piece in pieces.items()}
+        known = {name: _known_rows(piece, shapes[name]) for name, piece in pieces.items() if name in shapes}
         if is_checkpoint(self.directory):
             check_whole(self.directory, coordinator)
             coordinator.on_all_ranks(
@@ -166,7 +169,7 @@ class StartingModel:
         wrong = [
             f"{name} is {list(piece.part.shape)} here and {list(shapes[name]) if name in shapes else 'missing'} there"
             for name, piece in pieces.items()
-            if name not in grown and piece.part.shape != shapes.get(name)
+            if name not in grown and piece.part.shape != shapes.get(name) and not (name in ADDED and name not in shapes)
         ]
         if wrong:
             more = f"; and {len(wrong) - 4} more" if len(wrong) > 4 else ""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-Kind = Literal["math", "agreement", "code", "ifeval", "rules", "judge"]
+Kind = Literal["math", "agreement", "code", "ifeval", "rules", "judge", "model"]
 
 
 def reward(
@@ -32,6 +32,10 @@ def reward(
     api_key_env: Annotated[
         str, typer.Option(help="judge: the environment variable that holds the key.", show_default=False)
     ] = "",
+    model: Annotated[
+        str | None,
+        typer.Option(help="model: a reward model: a run, a checkpoint, a directory or a hub id.", show_default=False),
+    ] = None,
     cache: Annotated[Path, typer.Option(help="judge: the folder where its answers are kept.")] = Path("reward-answers"),
     max_requests: Annotated[int, typer.Option(min=0, help="judge: the cap on answers that are not kept yet.")] = 1000,
     timeout: Annotated[float, typer.Option(min=0.1, help="judge: seconds without a byte of an answer.")] = 120.0,
@@ -56,9 +60,15 @@ def reward(
         from leyden.data.label.language_model import ModelSettings
 
         asked = {"url": endpoint, "name": model_name, "api_key_env": api_key_env, "concurrency": concurrency or 8}
-        model = Endpoint(ModelSettings.parse({**asked, "timeout_seconds": timeout, "retries": retries}, "--endpoint"))
+        served = Endpoint(ModelSettings.parse({**asked, "timeout_seconds": timeout, "retries": retries}, "--endpoint"))
         name, text = rubric_of(rubric)
-        settings["judge"] = Judge(model, text, name, max_requests)
+        settings["judge"] = Judge(served, text, name, max_requests)
+    if kind == "model":
+        if model is None:
+            raise UserError("--kind model grades by a reward model: name it with --model DIR.")
+        from leyden.align.reward_models.scorer import RewardModel
+
+        settings["model"] = RewardModel.find(model)
     known, missing, total = 0, 0, 0.0
     for record in grade_rows(file, RowSettings(**settings)):
         print(json.dumps({"reward": record.reward, "components": record.components, "reason": record.reason}))

@@ -82,6 +82,8 @@ class ModelConfig(Config):
     mlp_beta_factor: float = 1.0
     """Alphas left None become DeepNorm's ``(2 N)^(1/4)`` with ``postnorm`` and 1 without (arXiv 2203.00555)."""
     tie_word_embeddings: bool = False
+    score_head: bool = False
+    """Beside the output projection a second one, from a hidden state to one number: what reward models answer with."""
     initialization: Literal["xavier", "induction"] = "xavier"
     """What training begins with: Xavier's weights, or with them a rough circuit that looks up what was read before
     (:mod:`leyden.model.induction`)."""

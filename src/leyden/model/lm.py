@@ -15,7 +15,7 @@ from leyden.model.embedding import Inserts, embed
 from leyden.model.experts import feed_forward_of
 from leyden.model.forward_context import ForwardContext, Wanted, lay_out, take
 from leyden.model.initialization import initialize
-from leyden.model.losses import OutputProjection, TokenLossModel
+from leyden.model.losses import OutputProjection, ScoreHead, TokenLossModel
 from leyden.model.mixers import Memory, mixer_of, residual_factors
 from leyden.model.norm import RMSNorm
 from leyden.model.pools import Pools
@@ -88,6 +88,7 @@ class HybridLM(TokenLossModel):
         self.layers = nn.ModuleList(DecoderLayer(config, index) for index in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = OutputProjection(config)
+        self.score = ScoreHead(config) if config.score_head else None
         self.ranks = Ranks()
         initialize(self, config, seed)
         if config.tie_word_embeddings:

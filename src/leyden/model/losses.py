@@ -5,7 +5,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from leyden.core.errors import UserError
 from leyden.model.config import ModelConfig
+from leyden.model.float32 import Float32Module
 from leyden.model.ranks import Ranks
 from leyden.ops import linear_cross_entropy, linear_token_nll
 
@@ -27,6 +29,18 @@ class OutputProjection(nn.Linear):
         return linear_cross_entropy(hidden, self.weight, labels, z_loss, weights=weights)
 
 
+class ScoreHead(Float32Module):
+    """From a hidden state to one number, in float32: bfloat16 would round apart scores alike."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(1, config.hidden_size, dtype=torch.float32))
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[..., D] to [...], float32 or wider."""
+        return (hidden.to(self.weight.dtype) * self.weight[0]).sum(-1)
+
+
 class TokenLossModel(nn.Module):
     """A model, or the last stage of one, whose hidden states have losses.
 
@@ -35,11 +49,32 @@ class TokenLossModel(nn.Module):
         ranks: those that share a row with this one.
         lm_head: an :class:`OutputProjection`, or another module with its two methods; None where the hidden states go
             on to another stage.
+        score: a :class:`ScoreHead`; None where the configuration has no ``score_head``, or another stage has it.
     """
 
     config: ModelConfig
     ranks: Ranks
     lm_head: Any
+    score: ScoreHead | None
+
+    def scores(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The score of each hidden state, differentiable.
+
+        Args:
+            hidden: [B, T', D], as ``features`` gave them.
+
+        Returns:
+            [B, T'] float32 or wider, of this rank's own tokens where ranks share the row.
+
+        Raises:
+            UserError: the model has no score head.
+        """
+        if self.score is None:
+            raise UserError(
+                'this model has no score head; take a reward model, or train one (objective = "reward", '
+                "docs/alignment.md)."
+            )
+        return self.score(hidden)
 
     def token_nll(self, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The negative log-likelihood of each label, and the logsumexp of its logits; both are differentiable.

@@ -36,6 +36,7 @@ for _mixer in MIXERS.values():
 
 _WHOLE: dict[str, Kind] = {
     "norm.weight": "replicated",
+    "score.weight": "replicated",
     "input_layernorm.weight": "replicated",
     "post_attention_layernorm.weight": "replicated",
     "mlp.gate.weight": "replicated",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from leyden.align.policy import PolicyGradient
 from leyden.align.preference import Preference, PreferenceSettings
+from leyden.align.reward_models import RewardModelSettings, ScoredPairs
 from leyden.align.sft import Sft
 from leyden.recipes.sections import DataSection, Rows
 from leyden.train import Objective, Pretrain
@@ -23,6 +24,7 @@ class StageKind:
         rows: the key of ``[data]`` that names the rows it trains on; None: it trains on documents, or on prompts.
         on_prompts: it trains on what the model answers to prompts (``[stage.rl]``), and reads no data.
         keys: keys of a stage that mean something to some kinds alone, of which these are this one's.
+        scores: it trains a score head, which the model then has (``model.score_head``).
         check: raises a ValueError where a stage of this kind cannot be carried out as it is written.
     """
 
@@ -30,6 +32,7 @@ class StageKind:
     rows: Rows | None = None
     on_prompts: bool = False
     keys: frozenset[str] = frozenset()
+    scores: bool = False
     check: "Callable[[TrainingStage], None]" = lambda _: None
 
 
@@ -58,6 +61,7 @@ OBJECTIVES: "Mapping[str, StageKind]" = {
     "pretrain": StageKind(lambda _: Pretrain()),
     "sft": StageKind(lambda stage: Sft(stage.normalise), rows="chats", keys=frozenset({"normalise"})),
     "preference": StageKind(Preference, rows="preferences", keys=frozenset(PreferenceSettings.model_fields)),
+    "reward": StageKind(ScoredPairs, rows="preferences", keys=frozenset(RewardModelSettings.model_fields), scores=True),
     "rl": StageKind(
         lambda stage: PolicyGradient(stage.rollouts.algorithm, stage.rollouts.temperature),
         on_prompts=True,

@@ -15,7 +15,6 @@ from leyden.parallel.mesh import coordinates
 from leyden.parallel.planner import StepShape
 from leyden.parallel.planner.rank import Rank
 from leyden.parallel.planner.time import Machine, predict_time
-from leyden.recipes.objectives import TRAINS_ON
 from leyden.recipes.schema import Recipe, TrainingStage
 
 _COLUMNS = ("stage", "length", "tokens", "steps", "batch", "learning rate", "RoPE base", "mixture", "FLOPs", "days")
@@ -104,8 +103,8 @@ def _rate(stage: TrainingStage) -> str:
 def _mixture(stage: TrainingStage) -> str:
     if stage.rl is not None:
         return f"{stage.rl.algorithm.preset}, reward {stage.rl.reward or stage.rl.environment}"
-    mixture, on = stage.mixture, TRAINS_ON.get(stage.objective)
-    if on == "preferences":
+    mixture = stage.mixture
+    if stage.objective == "preference":
         settings = ", ".join(f"{name} {value:g}" for name, value in stage.settings_of_loss.items())
         return f"pairs: {stage.loss_name}, {settings}"
     if mixture is None:

@@ -8,6 +8,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, field_validator, mode
 
 from leyden.align.chats.batches import Normalise
 from leyden.align.preference import PreferenceSettings
+from leyden.align.reward_models import RewardModelSettings
 from leyden.align.rollouts.settings import RolloutSettings
 from leyden.checkpoint.starting_model import NewRows
 from leyden.core.config import Config
@@ -21,9 +22,9 @@ from leyden.serve.config import EngineConfig
 from leyden.train import BatchSchedule, LearningRate, RunSettings
 
 
-class TrainingStage(LearningRate, PreferenceSettings):
+class TrainingStage(LearningRate, PreferenceSettings, RewardModelSettings):
     """One stretch of training with one objective, one length and one learning rate, whose keys are among its own, as
-    are those of a loss over pairs."""
+    are those of a loss over pairs and of reward models."""
 
     name: str = Field(min_length=1)
     objective: str
@@ -241,6 +242,8 @@ class Recipe(Config):
         if "new_rows" in model and "from" not in model:
             raise ValueError("model.new_rows is for a model that the run begins from; give model.from, or leave it out")
         shape = {key: value for key, value in model.items() if key not in _BESIDE_SHAPE}
+        if _some_stage_scores(data.get("stage")):
+            shape["score_head"] = True
         return {**data, "model": shape, **{name: model[key] for key, name in _BESIDE_SHAPE.items() if key in model}}
 
     @model_serializer(mode="wrap")
@@ -329,6 +332,13 @@ class Recipe(Config):
                 "model more positions, most often with a larger rope_theta or with rope_scaling; or shorten seq_len"
             )
         return self
+
+
+def _some_stage_scores(stages: Any) -> bool:
+    """Whether some stage, as it is given, trains a score head."""
+    given = stages if isinstance(stages, list | tuple) else ()
+    names = [stage.get("objective") if isinstance(stage, dict) else None for stage in given]
+    return any(isinstance(name, str) and name in OBJECTIVES and OBJECTIVES[name].scores for name in names)
 
 
 @contextmanager

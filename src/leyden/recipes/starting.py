@@ -29,8 +29,10 @@ CHANGEABLE = (
     "router_aux_loss",
     "router_z_loss_coef",
     "z_loss_coef",
+    "score_head",
 )
-"""What ``[model]`` may say beside ``from``: no weight has another shape or another meaning by it."""
+"""What ``[model]`` may say beside ``from``: no weight has another shape or another meaning by it. A score head that the
+model has not is a further one, which begins as in a new model."""
 
 
 def shape_from(section: dict[str, Any], vocab_size: int | None) -> dict[str, Any]:

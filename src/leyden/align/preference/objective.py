@@ -64,11 +64,11 @@ class Preference:
         """See :class:`leyden.parallel.objective.Objective`."""
         device = features.hidden.device
         nll, _ = model.token_nll(features.hidden, sent(batch.labels, device))
-        log_probs = _pairs(-document_sums(model, nll, batch), batch)
-        lengths = _pairs(sent(batch.per_document[ANSWER_TOKENS], device), batch).to(log_probs.dtype)
+        log_probs = paired_values(-document_sums(model, nll, batch), batch)
+        lengths = paired_values(sent(batch.per_document[ANSWER_TOKENS], device), batch).to(log_probs.dtype)
         scores = log_probs
         if self._loss.needs_reference:
-            scores = scores - _pairs(sent(batch.per_document[REFERENCE], device), batch).to(log_probs.dtype)
+            scores = scores - paired_values(sent(batch.per_document[REFERENCE], device), batch).to(log_probs.dtype)
         ranks = log_probs.detach()
         if self._loss.by_length:
             scores, ranks = scores / lengths, ranks / lengths
@@ -77,8 +77,8 @@ class Preference:
             loss = loss - self._nll_weight * log_probs[:, 0] / lengths[:, 0]
         rewards = self._settings["beta"] * scores.detach()
         values = {
-            "accuracy": _wins(rewards),
-            "ranking_accuracy": _wins(ranks),
+            "accuracy": wins(rewards),
+            "ranking_accuracy": wins(ranks),
             "margin": rewards[:, 0] - rewards[:, 1],
             "chosen_reward": rewards[:, 0],
             "rejected_reward": rewards[:, 1],
@@ -91,13 +91,13 @@ class Preference:
         return Sums(once(loss.sum()), weight, {name: once(value.sum()) for name, value in values.items()})
 
 
-def _pairs(values: torch.Tensor, batch: PairedRow) -> torch.Tensor:
+def paired_values(values: torch.Tensor, batch: PairedRow) -> torch.Tensor:
     """[N] values of documents to [P, 2]: those of the chosen and of the rejected answer of each pair."""
     assert batch.groups is not None, "pairs are groups"
     answers = sent((batch.groups >= 0).nonzero()[:, 0], values.device)
     return values[answers].view(-1, 2)
 
 
-def _wins(values: torch.Tensor) -> torch.Tensor:
+def wins(values: torch.Tensor) -> torch.Tensor:
     """[P, 2] to [P]: 1 where the first is the larger, 0.5 where both are equal."""
     return (values[:, 0] - values[:, 1]).sign() / 2 + 0.5

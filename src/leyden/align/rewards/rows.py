@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from leyden.align.rewards.agreement import agreement
 from leyden.align.rewards.code import grade_code, limits_of
@@ -20,8 +20,11 @@ from leyden.core.log import progress, say
 from leyden.core.sandbox.probe import try_to_escape
 from leyden.core.sandbox.run import SandboxUnavailableError
 
+if TYPE_CHECKING:
+    from leyden.align.reward_models.scorer import RewardModel
+
 Row = dict[str, Any]
-KINDS = ("math", "agreement", "code", "ifeval", "rules", "judge")
+KINDS = ("math", "agreement", "code", "ifeval", "rules", "judge", "model")
 """What ``--kind`` may be."""
 _AT_ONCE = 1024
 
@@ -37,6 +40,7 @@ class RowSettings:
         judge: of ``judge``.
         cache: the folder of its answers.
         concurrency: programs at once.
+        model: of ``model``, what grades.
     """
 
     kind: str
@@ -45,6 +49,7 @@ class RowSettings:
     judge: Judge | None = None
     cache: Path = Path("reward-answers")
     concurrency: int = os.cpu_count() or 1
+    model: "RewardModel | None" = None
 
 
 def read_reward_rows(path: Path) -> Iterator[Row | str]:
@@ -110,7 +115,7 @@ def grade_rows(path: Path, settings: RowSettings) -> Iterator[Reward]:
     rows = list(read_reward_rows(path))
     if settings.kind == "code":
         try_to_escape()
-    if settings.kind in ("agreement", "judge"):
+    if settings.kind in ("agreement", "judge", "model"):
         yield from _together(rows, settings)
         return
     mathematics = MathReward(settings.seconds)
@@ -137,6 +142,8 @@ def grader(settings: RowSettings, mathematics: MathReward) -> Callable[[Row], Re
         "ifeval": lambda row: grade_instructions(row["response"], _instructions(row)),
         "rules": lambda row: grade_rules(row["response"], settings.rules),
     }
+    if settings.model is not None:
+        graders["model"] = settings.model.grade
     return graders[settings.kind]
 
 
@@ -164,6 +171,12 @@ def _together(rows: list[Row | str], settings: RowSettings) -> list[Reward]:
         assert settings.judge is not None
         pairs = [(_text_of(row.get("prompt", "")), row["response"]) for row in sound.values()]
         graded = dict(zip(sound, grade_by_judge(pairs, settings.judge, settings.cache), strict=True))
+    elif settings.kind == "model":
+        assert settings.model is not None
+        with progress("rewards (model)", len(sound), "rows") as bar:
+            for (place, row), found in zip(sound.items(), settings.model.grade_all(list(sound.values())), strict=True):
+                graded[place] = found if isinstance(found, Reward) else _broken(f"line {row['line']}: {found}")
+                bar.advance(1)
     else:
         mathematics = MathReward(settings.seconds)
         groups: dict[str, list[int]] = {}

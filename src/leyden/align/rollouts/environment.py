@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from leyden.align.chats.read import read_rows
+from leyden.align.reward_models.scorer import RewardModel
 from leyden.align.rewards.mathematics import MathReward
 from leyden.align.rewards.reward import Reward
 from leyden.align.rewards.rows import RowSettings, grader
@@ -26,6 +27,7 @@ _NEEDS = {
     "code": ("tests",),
     "ifeval": ("instructions", "instruction_id_list"),
     "rules": (),
+    "model": (),
 }
 """By the kind of a reward, the fields of which a row needs one."""
 
@@ -68,7 +70,8 @@ class FileEnvironment:
         self._paths, self._needs, self._kind = settings.prompts, _NEEDS[settings.reward], settings.reward
         rules = read_rules() if settings.reward == "rules" else ()
         self._mathematics = MathReward()
-        self._grade = grader(RowSettings(settings.reward, rules=rules), self._mathematics)
+        model = None if settings.reward_model is None else RewardModel.find(settings.reward_model)
+        self._grade = grader(RowSettings(settings.reward, rules=rules, model=model), self._mathematics)
         self.rejects: list[Reject] = []
 
     def prompts(self) -> Iterable[Row]:

@@ -8,7 +8,7 @@ from leyden.align.policy.algorithm import Algorithm
 from leyden.core.config import Config
 from leyden.serve.config import EngineConfig
 
-RewardKind = Literal["math", "code", "ifeval", "rules"]
+RewardKind = Literal["math", "code", "ifeval", "rules", "model"]
 
 
 class RolloutSettings(Config):
@@ -18,6 +18,8 @@ class RolloutSettings(Config):
     """Files and folders of rows with a ``prompt`` and what the reward needs, or ``hf://OWNER/NAME``."""
     reward: RewardKind | None = None
     """What grades a completion of such a row, as ``leyden reward`` does."""
+    reward_model: str | None = None
+    """Of ``reward = "model"``: the reward model, a run, a checkpoint, a directory or a hub id."""
     environment: str | None = None
     """In place of both: ``FILE.py:CLASS`` or ``MODULE:CLASS``, a class with ``prompts`` and ``score``."""
     group_size: int = Field(default=8, ge=2, le=128)
@@ -60,6 +62,8 @@ class RolloutSettings(Config):
             raise ValueError("environment brings prompts and rewards of its own; leave prompts, reward, held_out out")
         if self.environment is None and not (self.prompts and self.reward):
             raise ValueError('give prompts = ["FILE.jsonl"] and reward = "math", say, or environment = "FILE.py:CLASS"')
+        if (self.reward == "model") != (self.reward_model is not None):
+            raise ValueError('reward = "model" and reward_model = "DIR" go together; give both, or neither')
         if self.prompts_per_step % self.mini_batches:
             raise ValueError(
                 f"mini_batches ({self.mini_batches}) must divide prompts_per_step ({self.prompts_per_step}): the "

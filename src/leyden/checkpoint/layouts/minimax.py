@@ -70,6 +70,7 @@ _DIALECT = Dialect(
     constants={**CONSTANTS, "shared_moe_mode": "sigmoid"},
     assumed={
         "lightning_norm_eps": (1e-6, "leyden"),
+        "score_head": (False, "transformers or leyden"),
         "rope_scaling": ({"rope_type": "default"}, "transformers or leyden"),
     },
     ignored=LOGIT_FREE,

@@ -66,7 +66,7 @@ _DIALECT = Dialect(
         "shared_intermediate_size": (0, "minimax or leyden"),
         "lightning_norm_eps": (1e-6, "leyden"),
     },
-    ignored=LOGIT_FREE | {"block_size", "rope_parameters", "rope_scaling", "rope_theta"},
+    ignored=LOGIT_FREE | {"block_size", "rope_parameters", "rope_scaling", "rope_theta", "id2label", "label2id"},
 )
 
 
@@ -168,8 +168,12 @@ def _write_config(config: ModelConfig, dtype: torch.dtype, tokenizer: Tokenizer 
     fields, rope = _DIALECT.write(config), _rope_parameters(config)
     if rope["rope_type"] not in _WHOLE_HEAD:
         fields[SECTION] |= {"rope_scaling": config.rope_scaling.model_dump()}
+    if config.score_head:
+        # What it calls a classifier with one label; its class leaves the output projection unread.
+        fields[SECTION] |= {"score_head": True}
+        fields |= {"id2label": {"0": "score"}, "label2id": {"score": 0}, "pad_token_id": _pad_id(tokenizer)}
     return {
-        "architectures": ["MiniMaxForCausalLM"],
+        "architectures": ["MiniMaxForSequenceClassification" if config.score_head else "MiniMaxForCausalLM"],
         "model_type": "minimax",
         **fields,
         "layer_types": kinds,
@@ -178,6 +182,11 @@ def _write_config(config: ModelConfig, dtype: torch.dtype, tokenizer: Tokenizer 
         **token_ids(tokenizer),
         "dtype": "float32",
     }
+
+
+def _pad_id(tokenizer: Tokenizer | None) -> int | None:
+    """What its classifiers know the end of a padded row by: no token of a text, but the one that ends documents."""
+    return None if tokenizer is None else tokenizer.eod_id
 
 
 def _derived(config: ModelConfig, data: dict[str, Any]) -> list[Derived]:
@@ -230,6 +239,7 @@ TRANSFORMERS = Layout(
     model_types=("minimax",),
     rules=(
         *COMMON_RULES,
+        WeightRule("score.weight", ("score.weight",)),
         WeightRule(_QUERY, (f"model.{_QUERY}",), _rotary_rows),
         WeightRule(_KEY, (f"model.{_KEY}",), _rotary_rows),
     ),

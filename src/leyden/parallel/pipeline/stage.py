@@ -59,6 +59,7 @@ class StageModel(TokenLossModel):
         self.layers = nn.ModuleDict({str(index): model.layers[index] for index in layers})
         self.norm = model.norm if self.is_last else None
         self.lm_head = model.lm_head if self.is_last else None
+        self.score = model.score if self.is_last else None
         self.batches: Sequence[Row] = ()
         """The micro-batches of the step that is under way."""
 

@@ -1,0 +1,121 @@
+"""A reward model that grades responses: the score at the last token of a response, as in training."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from leyden.align.chats.chat import Message, prompt_of
+from leyden.align.chats.tokens import encode_learned
+from leyden.align.rewards.reward import Reward
+from leyden.checkpoint import load
+from leyden.core.errors import UserError
+from leyden.data.readers.problem import Problem
+from leyden.evaluate.likelihood import in_rows
+from leyden.model import HybridLM, evaluation_mode
+from leyden.tokenizer import Tokenizer
+
+Row = Mapping[str, Any]
+
+_TOKENS_AT_ONCE = 8192
+
+
+class RewardModel:
+    """A model with a score head, and its tokenizer.
+
+    Args:
+        model: with a score head, on any device.
+        tokenizer: with a chat template.
+        name: of the model, for errors.
+
+    Raises:
+        UserError: there is no score head, or no chat template.
+    """
+
+    def __init__(self, model: HybridLM, tokenizer: Tokenizer | None, name: str) -> None:
+        if model.score is None:
+            raise UserError(
+                f'{name} has no score head, and cannot grade; train a reward model from it (objective = "reward", '
+                "docs/alignment.md), or name one."
+            )
+        if tokenizer is None or tokenizer.chat_template is None:
+            raise UserError(f"{name} has no tokenizer with a chat template, by which a response is read.")
+        self._model, self._tokenizer = model, tokenizer
+
+    @classmethod
+    def find(cls, name: str | Path) -> "RewardModel":
+        """The model that ``name`` means: a directory, a run, a checkpoint or a hub id.
+
+        Raises:
+            UserError: there is none, or it cannot grade.
+        """
+        model, tokenizer = load(name, dtype="auto")
+        return cls(model, tokenizer, str(name))
+
+    def grade(self, row: Row) -> Reward:
+        """The record of one row; see :meth:`grade_all`.
+
+        Raises:
+            UserError: the row has no prompt that the template takes, or is longer than the model's positions.
+        """
+        return self._record(*self._scores([self._encode(row)]))
+
+    def grade_all(self, rows: Sequence[Row]) -> Iterator[Reward | str]:
+        """The record of each row, in order; in place of one that cannot be graded, why.
+
+        Args:
+            rows: each with ``prompt`` (a text, or messages) and ``response``.
+        """
+
+        def encoded() -> Iterator[np.ndarray | str]:
+            for row in rows:
+                try:
+                    yield self._encode(row)
+                except UserError as error:
+                    yield str(error)
+
+        def size(one: np.ndarray | str) -> int:
+            return 0 if isinstance(one, str) else len(one)
+
+        for group in in_rows(encoded(), size, _TOKENS_AT_ONCE):
+            scores = iter(self._scores([one for one in group if not isinstance(one, str)]))
+            for one in group:
+                yield one if isinstance(one, str) else self._record(next(scores))
+
+    def _encode(self, row: Row) -> np.ndarray:
+        """[T] int32, the prompt and the response as the template lays them out, up to the token that ends it."""
+        try:
+            prompt = prompt_of(row)
+        except Problem as problem:
+            raise UserError(f"its prompt cannot be read: {problem.reason} ({problem.detail})") from None
+        answer: Message = {"role": "assistant", "content": row["response"]}
+        learned = [False] * len(prompt) + [True]
+        ids, _ = encode_learned((*prompt, answer), learned, (), self._tokenizer)
+        if len(ids) > self._model.config.max_position_embeddings:
+            raise UserError(
+                f"prompt and response have {len(ids):,} tokens, and the reward model has "
+                f"{self._model.config.max_position_embeddings:,} positions"
+            )
+        return ids
+
+    def _scores(self, texts: Iterable[np.ndarray]) -> list[float]:
+        """Of each text; together in one packed row."""
+        texts = list(texts)
+        if not texts:
+            return []
+        device, ends = self._model.norm.weight.device, np.cumsum([len(text) for text in texts])
+        tokens = torch.from_numpy(np.concatenate(texts).astype(np.int64)).to(device)
+        bounds = torch.tensor([0, *ends.tolist()], dtype=torch.int32)
+        with evaluation_mode(self._model.modules()), torch.inference_mode():
+            hidden = self._model.features(tokens[None], cu_seqlens=bounds).hidden[:, torch.from_numpy(ends - 1)]
+            return self._model.scores(hidden)[0].double().tolist()
+
+    @staticmethod
+    def _record(score: float) -> Reward:
+        if not math.isfinite(score):
+            return Reward(None, {"score": None}, f"the reward model's score is {score}, which is no finite number")
+        reward = 1 / (1 + math.exp(-score)) if score >= 0 else math.exp(score) / (1 + math.exp(score))
+        return Reward(reward, {"score": score}, f"score {score:.4g}")
