@@ -123,6 +123,7 @@ def test_rows_are_graded_alone_as_together_and_what_cannot_be_is_said(model, tok
         together, alone = found[place], grader.grade(ROWS[place])
         assert not isinstance(together, str) and together.reward is not None and alone.reward is not None
         score = together.components["score"]
+        assert score is not None
         assert score == pytest.approx(alone.components["score"], abs=1e-5)
         assert together.reward == pytest.approx(1 / (1 + math.exp(-score)))
     file = tmp_path / "rows.jsonl"

@@ -53,7 +53,7 @@ def _xavier_weight(
     gain = (8 * config.num_hidden_layers) ** -0.25 if config.postnorm else 1.0
     if len(shape) == 1:
         return torch.ones(shape)
-    if name == "score.weight":  # scores begin with a variance of about 1 (arXiv 2009.01325, section 3.4)
+    if name == "score.weight":  # scores begin with a variance of about 1 (arXiv 2009.01325, appendix B.1)
         return torch.randn(shape, generator=_generator(seed, name)) / math.sqrt(shape[1] + 1)
     if len(shape) == 3:
         first, last = experts or (0, shape[0])

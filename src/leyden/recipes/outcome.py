@@ -110,7 +110,9 @@ def _on_held_out_rows(record: Mapping[str, Any]) -> str:
     loss, accuracy = record["held_out_loss"], record.get("held_out_accuracy")
     if accuracy is None:
         return f"loss on held-out chats: {loss:.3f} nats"
-    ranking = record["held_out_ranking_accuracy"]
+    ranking = record.get("held_out_ranking_accuracy")
+    if ranking is None:
+        return f"on held-out pairs: loss {loss:.3f}; the chosen answer has the higher score in {accuracy:.1%}"
     return (
         f"on held-out pairs: loss {loss:.3f}; the chosen answer has the larger reward in {accuracy:.1%}, and the "
         f"larger log-probability in {ranking:.1%}"

@@ -27,7 +27,7 @@ class RewardModelSettings(Config):
     """By how much the chosen answer's score is to exceed the rejected one's (arXiv 2307.09288, equation 2, where it is
     a function of the pair); None: 0."""
     center_weight: float | None = Field(default=None, ge=0)
-    """The weight of the square of the sum of both scores, which keeps scores near 0 (arXiv 2312.09244, section 4): a
+    """The weight of the square of the sum of both scores, which keeps scores near 0 (arXiv 2312.09244): a
     difference says nothing of where they lie. None: 0.01."""
 
 
