@@ -30,7 +30,7 @@ class OutputProjection(nn.Linear):
 
 
 class ScoreHead(Float32Module):
-    """From a hidden state to one number, in float32: bfloat16 would round apart scores alike."""
+    """From a hidden state to one number, in float32, since bfloat16 would round different scores to one value."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
