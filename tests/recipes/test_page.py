@@ -12,6 +12,7 @@ from leyden.align.policy import Algorithm
 from leyden.align.rollouts import RolloutSettings
 from leyden.core.config import Config, dump_toml
 from leyden.model import PRESETS, ModelConfig, RopeScaling
+from leyden.model.lora import LoraConfig
 from leyden.parallel import ParallelConfig
 from leyden.recipes import Recipe, TrainingStage
 from leyden.recipes.loader import parse_recipe
@@ -27,9 +28,10 @@ SECTIONS: dict[str, tuple[type[Config], set[str]]] = {
     "[model.rope_scaling]": (RopeScaling, set()),
     "[tokenizer]": (TokenizerSection, set()),
     "[data]": (DataSection, set()),
-    "[train]": (RunSettings, {"optimizer", "spikes"}),  # tables of their own
+    "[train]": (RunSettings, {"optimizer", "spikes", "lora"}),  # tables of their own
     "[train.spikes]": (SpikeSettings, set()),
     "[train.optimizer]": (AdamWConfig, set()),
+    "[train.lora]": (LoraConfig, set()),
     "[parallel]": (ParallelConfig, set()),
     "[[stage]]": (TrainingStage, set()),
     "[stage.rl]": (RolloutSettings, {"algorithm", "engine"}),  # tables of their own
@@ -54,7 +56,8 @@ def said(default: Any) -> str:
         return "required"
     if default is None:
         return "none"
-    return f"`{dump_toml({'x': default}).strip().removeprefix('x = ')}`"
+    text = " ".join(dump_toml({"x": default}).split()).removeprefix("x = ")
+    return f"`{text.replace('[ ', '[').replace(', ]', ']')}`"
 
 
 def test_the_page_has_the_sections_of_a_recipe() -> None:

@@ -31,9 +31,11 @@ def metrics(directory: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in record.items() if key not in TIMING} for record in records]
 
 
-def assert_same_run(directory: Path, undisturbed: Path) -> None:
+def assert_same_run(
+    directory: Path, undisturbed: Path, final: tuple[str, ...] = ("model.safetensors", "config.json")
+) -> None:
     assert metrics(directory) == metrics(undisturbed)
-    for name in ("final/model.safetensors", "final/config.json", "eval.jsonl", "samples.jsonl", "recipe.toml"):
+    for name in (*(f"final/{name}" for name in final), "eval.jsonl", "samples.jsonl", "recipe.toml"):
         assert (directory / name).read_bytes() == (undisturbed / name).read_bytes(), name
 
 

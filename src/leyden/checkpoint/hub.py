@@ -11,6 +11,8 @@ from leyden.core.log import say
 _KINDS = (
     "a directory with config.json and its weights, as a run's final/ is; a run, which stands for that; or a checkpoint"
 )
+_MARKS = ("config.json", "adapter_config.json")
+"""Of the settings of a model, and of an adapter, which stands for the model it was trained on with its additions."""
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 _WANTED = ["*.json", "*.safetensors", "*.jinja", SUMS]
 
@@ -40,13 +42,13 @@ def find_model(model: str | Path, *, verify: bool = True) -> Path:
 
 
 def _model_in(path: Path, verify: bool) -> Path:
-    if (path / "config.json").exists():
+    if any((path / name).exists() for name in _MARKS):
         return path
     if is_checkpoint(path):
         if verify:
             check_whole(path)
         return path
-    if (path / "final" / "config.json").exists():
+    if any((path / "final" / name).exists() for name in _MARKS):
         return path / "final"
     newest = latest_training(path) if verify else newest_training(path)
     if newest is not None:

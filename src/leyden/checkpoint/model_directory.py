@@ -6,15 +6,17 @@ Matrices keep the dtype they are stored in; norms and routers are float32 in the
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from leyden.checkpoint.adapter import find_adapter, is_adapter_directory, read_adapter
 from leyden.checkpoint.hub import find_model
 from leyden.checkpoint.layouts import Derived, Layout, layout_named, layout_of
 from leyden.checkpoint.master_files import MasterFiles
+from leyden.checkpoint.merged_weights import MergedWeights, base_directory, check_base
 from leyden.checkpoint.rules import Binding, bind
 from leyden.checkpoint.stored_weights import StoredWeights, check_room, empty_model, fill, weight_bytes
 from leyden.checkpoint.tensor_files import TensorFiles, read_json, write_json, write_tensors
@@ -26,6 +28,7 @@ from leyden.core.files import atomic_directory
 from leyden.core.log import logger
 from leyden.model import HybridLM, ModelConfig
 from leyden.model.float32 import Float32Module
+from leyden.model.lora import is_adapter
 from leyden.model.quantized import Int8
 from leyden.parallel.mesh import Mesh
 from leyden.tokenizer import Tokenizer
@@ -114,12 +117,20 @@ def save(model: HybridLM, tokenizer: Tokenizer | None, directory: str | Path, la
         layout: ``"leyden"``, ``"transformers"`` (stock ``MiniMaxForCausalLM``) or ``"minimax"`` (as released).
 
     Raises:
-        UserError: the layout cannot express the model, or ``directory`` holds something that is no model.
+        UserError: the layout cannot express the model, it has adapters, or ``directory`` holds something that is no
+            model.
     """
+    if any(map(is_adapter, model.state_dict())):
+        raise UserError(
+            "the model has adapters, and no layout of models has a place for them; write those by "
+            "leyden.checkpoint.adapter.write_adapter, and open them with the model that they were trained on."
+        )
     _write(model.config, model.state_dict(), tokenizer, Path(directory), layout_named(layout))
 
 
-def convert(source: str | Path, target: str | Path, layout: str, *, replace: bool = False) -> None:
+def convert(
+    source: str | Path, target: str | Path, layout: str, *, replace: bool = False, lora: str | Path | None = None
+) -> None:
     """Write the model ``source`` into the directory ``target`` in another layout, a shard in memory at a time.
 
     Args:
@@ -127,6 +138,7 @@ def convert(source: str | Path, target: str | Path, layout: str, *, replace: boo
         target: a directory that does not exist, or is empty.
         layout: as for :func:`save`.
         replace: an older model in ``target`` is replaced; never the source itself.
+        lora: an adapter, whose additions are merged into the weights; None for none.
 
     Raises:
         UserError: as :func:`load` and :func:`save` do, or ``target`` holds a model and ``replace`` is False.
@@ -135,6 +147,8 @@ def convert(source: str | Path, target: str | Path, layout: str, *, replace: boo
     directory = find_model(source)
     refuse_to_overwrite(directory, Path(target), replace)
     stored = open_stored(directory)
+    if lora is not None:
+        stored = _with_adapter(stored, find_adapter(lora))
     _write(stored.config, stored.weights, stored.tokenizer, Path(target), kind)
 
 
@@ -158,6 +172,8 @@ class StoredModel:
 def _read_settings(directory: Path) -> tuple[Layout, ModelConfig, dict[str, Any]]:
     """The layout of a directory, the model's shape, and the content of config.json."""
     path = directory / "config.json"
+    if is_adapter_directory(directory):
+        return _read_settings(base_directory(directory))
     if is_checkpoint(directory):
         path = directory / "values.json"
         data = {"model_type": "leyden", **_config_of_checkpoint(directory)}
@@ -188,9 +204,16 @@ def open_stored(directory: Path, mesh: Mesh | None = None, *, verify: bool = Tru
     Raises:
         UserError: as :func:`load` says.
     """
+    if is_adapter_directory(directory):
+        return _with_adapter(open_stored(base_directory(directory), mesh, verify=verify), directory)
     layout, config, data = _read_settings(directory)
     trained = is_checkpoint(directory)
     files = MasterFiles(directory) if trained else TensorFiles(directory)
+    if trained and len(files) and all(map(is_adapter, files)):
+        raise UserError(
+            f"{directory} holds the adapters of a run that has not ended, and not the model that they belong to. Let "
+            "the run go on: its final/ opens."
+        )
     _check_count(layout, config, files)
     bindings, float32 = bindings_of(layout, config)
     derived = layout.derived(config, data)
@@ -205,6 +228,16 @@ def open_stored(directory: Path, mesh: Mesh | None = None, *, verify: bool = Tru
     tokenizer = Tokenizer.load(place) if (place / _TOKENIZER_FILE).exists() else None
     check_fit(config, tokenizer, str(directory))
     return StoredModel(layout.name, config, StoredWeights(files, bindings, float32), tokenizer)
+
+
+def _with_adapter(stored: StoredModel, directory: Path) -> StoredModel:
+    """A model as it is with the additions of the adapter in ``directory``, which may have a tokenizer beside it."""
+    adapter = read_adapter(directory, stored.config)
+    check_base(adapter, stored.weights)
+    has_tokenizer = (directory / _TOKENIZER_FILE).exists()
+    tokenizer = Tokenizer.load(directory) if has_tokenizer else stored.tokenizer
+    check_fit(stored.config, tokenizer, str(directory))
+    return replace(stored, weights=MergedWeights(stored.weights, adapter), tokenizer=tokenizer)
 
 
 def _check_unchanged(files: TensorFiles, mesh: Mesh | None) -> None:

@@ -10,13 +10,15 @@ from typing import Any, Literal
 
 import torch
 
+from leyden.checkpoint.adapter import CONFIG_FILE, WEIGHTS_FILE, is_adapter_directory
 from leyden.checkpoint.coordinator import coordinator_of
+from leyden.checkpoint.fingerprint import fingerprint_of
 from leyden.checkpoint.hub import find_model
 from leyden.checkpoint.model_directory import StoredModel, open_stored
 from leyden.checkpoint.origin import recipe_of
 from leyden.checkpoint.pieces import TensorPiece, load_pieces
-from leyden.checkpoint.training import check_whole, checkpoint_fingerprint, is_checkpoint
-from leyden.core.checksums import file_hashes, read_checksums
+from leyden.checkpoint.training import check_whole, is_checkpoint
+from leyden.core.checksums import file_hashes
 from leyden.core.errors import UserError
 from leyden.model import ModelConfig
 from leyden.parallel import Mesh, Part
@@ -101,16 +103,11 @@ class StartingModel:
         files that have none are read through."""
         if self.known is not None:
             return self.known
-        if is_checkpoint(self.directory):
-            return checkpoint_fingerprint(self.directory)
-        files = sorted({tensor.file.name for tensor in self._stored.weights.files.stored.values()})
-        names = [*files, "config.json", "tokenizer.json"]
-        listed = read_checksums(self.directory)
-        if all(name in listed for name in files):
-            found = [listed[name] for name in files] + file_hashes(self.directory, names[len(files) :])
-        else:
-            found = file_hashes(self.directory, names)
-        return hashlib.sha256("\n".join(map(str, found)).encode()).hexdigest()
+        if is_adapter_directory(self.directory):
+            own = file_hashes(self.directory, [CONFIG_FILE, WEIGHTS_FILE, "tokenizer.json"])
+            found = [fingerprint_of(self._stored.weights), *own]
+            return hashlib.sha256("\n".join(map(str, found)).encode()).hexdigest()
+        return fingerprint_of(self._stored.weights)
 
     def record(self) -> dict[str, Any]:
         """What a run notes of it, as JSON values."""

@@ -48,6 +48,7 @@ class StoredWeights(Mapping[str, torch.Tensor]):
         bindings: by our names.
         dtypes: by our names, in which they come.
         dtype: of the matrices.
+        float32: as given.
     """
 
     def __init__(self, files: TensorFiles, bindings: list[Binding], float32: set[str], *, mapped: bool = True) -> None:
@@ -58,7 +59,7 @@ class StoredWeights(Mapping[str, torch.Tensor]):
         self.dtypes = {
             name: widest([dtype, torch.float32]) if name in float32 else self.dtype for name, dtype in stored.items()
         }
-        self._float32 = float32
+        self.float32 = float32
         self._tensors = files if mapped else UnmappedFiles(files)
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -83,10 +84,14 @@ class StoredWeights(Mapping[str, torch.Tensor]):
             found.append(inner.cut(experts.view(shape)).to(self.dtypes[name]))
         return torch.cat(found) if found else torch.empty(part.local_shape, dtype=self.dtypes[name])
 
+    def in_8_bits(self, name: str, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """The integers and scales of ``name``, rounded while it is read."""
+        return read_in_8_bits(self.files, self.bindings[name], device)
+
     def in_memory(self) -> "StoredWeights":
         """The same, whose tensors are read when they are asked for, in place of mapped: the pages of a map count as
         this process's memory once they were touched."""
-        return StoredWeights(self.files, list(self.bindings.values()), self._float32, mapped=False)
+        return StoredWeights(self.files, list(self.bindings.values()), self.float32, mapped=False)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.bindings)
@@ -96,7 +101,7 @@ class StoredWeights(Mapping[str, torch.Tensor]):
 
     def wanted_dtype(self, name: str, dtype: torch.dtype) -> torch.dtype:
         """The dtype of ``name`` in a model that is cast to ``dtype``."""
-        return widest([dtype, torch.float32]) if name in self._float32 else dtype
+        return widest([dtype, torch.float32]) if name in self.float32 else dtype
 
     def is_mapped(self, name: str, dtype: torch.dtype) -> bool:
         """Whether ``name`` lies in a file as a model of ``dtype`` has it."""
@@ -186,7 +191,7 @@ def fill(
         shape = weights.bindings[name].shape
         part = Part.whole(shape) if mesh is None else part_of(name, shape, mesh.plan, mesh.at)
         if name in in_8_bits:
-            weight, scale = read_in_8_bits(weights.files, weights.bindings[name], device)
+            weight, scale = weights.in_8_bits(name, device)
             return name, part.cut(weight), Part(shape[:-1], part.spans[:-1]).cut(scale)
         return name, part.cut(weights[name]).to(device, weights.wanted_dtype(name, dtype)), None
 

@@ -71,6 +71,11 @@ def compute(x: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, routing:
     return swiglu_experts(x, gate_up, down, routing.experts, routing.weights, routing.kept)
 
 
+def plain_weights(gate_up: torch.Tensor, down: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The stacked weights of experts without an adapter."""
+    return gate_up, down
+
+
 def drop(routing: Routing, config: ModelConfig) -> Routing:
     """Drop what is over the capacity that these tokens give an expert, if the configuration has one."""
     if config.capacity_factor is None:
@@ -90,10 +95,12 @@ class Experts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(E, D, F))
         self.compute = compute
         """What the experts do; where ranks share them, tokens travel to their experts and back."""
+        self.adapt = plain_weights
+        """What the weights are computed with; of an adapted model, with the additions (:mod:`leyden.model.lora`)."""
 
     def forward(self, x: torch.Tensor, routing: Routing) -> torch.Tensor:
         """[N, D] to [N, D]."""
-        return self.compute(x, self.gate_up_proj, self.down_proj, routing)
+        return self.compute(x, *self.adapt(self.gate_up_proj, self.down_proj), routing)
 
 
 class SwiGLU(nn.Module):

@@ -133,10 +133,12 @@ def quantize(model: HybridLM, head: bool = False) -> HybridLM:
         The model.
 
     Raises:
-        ValueError: a weight is infinite or no number; the message names it.
+        ValueError: a weight is infinite or no number, or has an adapter; the message names it.
     """
     for name in [name for name, module in model.named_modules() if _is_quantized(module, name, head)]:
         module = model.get_submodule(name)
+        if any(module.children()):
+            raise ValueError(f"{name} has an adapter, which 8 bits have no room for; merge it into the weights first.")
         twin = _empty_twin(module)
         for leaf, weight in module.named_parameters(recurse=False):
             if not weight.is_meta:

@@ -108,6 +108,11 @@ class Fork:
         source = earlier_recipe(origin.directory, "auto")
         if source is None:
             raise UserError(f"{origin.directory} holds no run; give the directory of one, as in --from DIR@STEP.")
+        if recipe.train.lora is not None or source.train.lora is not None:
+            raise UserError(
+                f"--from goes on with all weights of a checkpoint, and [train.lora] trains additions to a model; begin "
+                f"from that instead (model.from = '{origin.directory}'), and leave --from out."
+            )
         if recipe.starts_from not in (None, source.starts_from):
             raise UserError(
                 f"the weights are those of {origin} (--from), and model.from = '{recipe.starts_from}' names others; "

@@ -14,9 +14,11 @@ from leyden.align.rollouts.environment import Environment, open_environment
 from leyden.align.rollouts.held_out import HeldOutReward
 from leyden.align.rollouts.prompts import Prompts, prompts_of
 from leyden.checkpoint import load, save
+from leyden.checkpoint.adapter import CONFIG_FILE
 from leyden.core.errors import UserError
 from leyden.core.log import say
 from leyden.model import HybridLM
+from leyden.recipes.adapters import keep_adapters, reference_of
 from leyden.recipes.objectives import OBJECTIVES
 from leyden.recipes.reference import reference_place
 from leyden.recipes.schema import Recipe
@@ -154,20 +156,27 @@ class _Opened:
     def _reference(self) -> HybridLM:
         """The model as the stage began, in the dtype in which it computes; kept in the run's folder.
 
+        Where adapters are trained, these alone are kept, and the reference has the model's own memory for the rest.
+
         Raises:
             UserError: the stage has begun, and it is not there.
         """
         stage, state = self._recipe.stage[self._index], self._state
         place = reference_place(self._directory, stage)
         model: Any = state.model
+        lora = self._recipe.train.lora
         if state.stage != self._index or not state.stage_step:
             whole = model if state.rank_group.alone else whole_model(state, self._dtype)
-            state.rank_group.first(lambda: save(whole, None, place))
-        elif not (place / "config.json").exists():
+            state.rank_group.first(
+                lambda: save(whole, None, place) if lora is None else keep_adapters(whole, place, lora)
+            )
+        elif not any((place / name).exists() for name in ("config.json", CONFIG_FILE)):
             raise UserError(
                 f"stage '{stage.name}': {place} is not there, the model that the stage began with; bring it back, or "
                 "set kl_weight = 0."
             )
+        if lora is not None:
+            return reference_of(model, place)
         return load(place, device=model.norm.weight.device)[0]
 
     @property

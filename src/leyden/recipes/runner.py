@@ -129,6 +129,11 @@ def _plan(recipe: Recipe, launch: Launch, directory: Path) -> Plan:
 
 
 def _check_plan(recipe: Recipe, world: int) -> None:
+    if recipe.train.lora is not None and world > 1:
+        raise UserError(
+            f"train.lora trains on one process, and this run is divided among {world}; leave [parallel] out and start "
+            "one."
+        )
     for stage in recipe.stage:
         if stage.objective in ON_PROMPTS and recipe.parallel.pp > 1:
             raise UserError(
@@ -216,7 +221,7 @@ def _train(recipe: Recipe, directory: Path, go_on: str, rank_group: RankGroup) -
         start = read_start(directory) if recipe.starts_from is not None else None
         start = start and replace(start, new_rows=recipe.new_rows)
         state = train(measured, prepared, directory, go_on, rank_group, start)
-    save_trained(state, prepared.tokenizer, directory / "final")
+    save_trained(state, prepared.tokenizer, directory / "final", measured.train.lora)
 
 
 def _show(recipe: Recipe, directory: Path) -> None:

@@ -16,6 +16,7 @@ from leyden.core.errors import UserError, suggest
 from leyden.data.loader.mixture_schedule import MixtureSchedule
 from leyden.model import ModelConfig, RopeScaling, preset
 from leyden.parallel import ParallelConfig
+from leyden.recipes.adapters import check_lora
 from leyden.recipes.objectives import OBJECTIVES, ON_PROMPTS, check_rows, check_stage
 from leyden.recipes.sections import DataSection, EvaluateSection, TokenizerSection
 from leyden.serve.config import EngineConfig
@@ -320,6 +321,12 @@ class Recipe(Config):
                 "train.noise_scale_steps compares the gradients of a step's micro-batches, and no stage has more than "
                 "one; lower micro_batch_tokens, or raise batch_tokens"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _lora_fits(self) -> Self:
+        if self.train.lora is not None:
+            check_lora(self.starts_from, self.stage)
         return self
 
     @model_validator(mode="after")

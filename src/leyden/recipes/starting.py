@@ -11,6 +11,7 @@ from leyden.core.files import atomic_file
 from leyden.core.log import say
 from leyden.data.builds.tokens import read_tokens
 from leyden.model import ModelConfig, preset
+from leyden.recipes.adapters import check_base
 from leyden.recipes.schema import Recipe
 from leyden.recipes.sections import DataSection, TokenizerSection
 from leyden.recipes.vocabulary import check_extends, new_tokens_text
@@ -202,6 +203,8 @@ def tell_start(recipe: Recipe, start: StartingModel) -> None:
     """
     before, now = start.config.model_dump(mode="json"), recipe.model.model_dump(mode="json")
     _refuse_other_shape(start.name, start.config, now)
+    if recipe.train.lora is not None:
+        check_base(start, now)
     start = replace(start, new_rows=recipe.new_rows)
     changed = [f"{key} {_shown(before[key])} -> {_shown(now[key])}" for key in now if now[key] != before[key]]
     tokens, new = new_tokens_text(start, _tokenizer_of(recipe.tokenizer, recipe.data), recipe.model.vocab_size)

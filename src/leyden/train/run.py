@@ -16,14 +16,17 @@ import torch
 from pydantic import Field
 
 from leyden import parallel
+from leyden.checkpoint.adapter import write_adapter
 from leyden.checkpoint.export import export
 from leyden.checkpoint.layouts import layout_to_share
+from leyden.checkpoint.model_directory import refuse_to_replace_others
 from leyden.checkpoint.pieces import TensorPiece
 from leyden.checkpoint.starting_model import StartingModel
 from leyden.core.config import Config
 from leyden.core.device import compute_dtype, default_device, matmul_flops_per_second
 from leyden.core.log import progress, say
 from leyden.model import HybridLM, ModelConfig, Rope, RopeScaling, count_model
+from leyden.model.lora import LoraConfig, add_lora
 from leyden.parallel import ParallelConfig, RankGroup, Weights
 from leyden.parallel.objective import Objective
 from leyden.parallel.recompute import install_compile, install_recompute
@@ -60,6 +63,9 @@ class RunSettings(Config):
     """The gradient noise scale is measured every so many steps; 0: never."""
     optimizer: AdamWConfig = AdamWConfig()
     spikes: SpikeSettings = SpikeSettings()
+    lora: LoraConfig | None = None
+    """A table: train low-rank additions to the model that the run begins from, and leave that as it is. None: train all
+    weights."""
     sinks: tuple[SinkName, ...] = ()
     """What else gets the metrics of every step: ``tensorboard``, ``wandb``."""
 
@@ -150,12 +156,19 @@ def build_state(
     host = torch.device("cpu") if how.offload_optimizer else None
     if rank_group.mesh is None:
         model = HybridLM(config, seed=settings.seed).to(default_device())
+        if settings.lora is not None:
+            add_lora(model, settings.lora, settings.seed)
         if how.compile:
             install_compile(model, default_device())
         install_recompute(model, how.activation_checkpointing)
         optimizer = MasterAdamW(Weights.alone(model), settings.optimizer, host)
         model.to(dtype)  # now, so that the masters begin unrounded, as those of many ranks do
-        return TrainState(model, optimizer, rank_group, async_checkpoint=settings.async_checkpoint)
+        frozen = {
+            name: TensorPiece(weight.detach(), parallel.Part.whole(tuple(weight.shape)))
+            for name, weight in model.named_parameters()
+            if not weight.requires_grad
+        }
+        return TrainState(model, optimizer, rank_group, async_checkpoint=settings.async_checkpoint, frozen=frozen)
     with torch.device("meta"):
         whole = HybridLM(config)
     if host is not None:
@@ -192,9 +205,13 @@ def train_stages(
         UserError: the disk is full, the data ends early, the loss stays not finite, or ``start`` does not fit.
     """
     if state.resume(run_dir):
+        state.go_on_from(start)
         say(f"going on from step {state.step}")
     elif start is not None:
         state.begin_from(start)
+    if settings.lora is not None and state.rank_group.rank == 0:
+        trained = sum(torch.Size(weight.part.shape).numel() for weight in state.optimizer.weights.values())
+        say(f"training {trained:,} weights of adapters (rank {settings.lora.rank}); the model itself stays as it is")
     names = settings.sinks if state.rank_group.rank == 0 else ()
     with open_sinks(names, run_dir, state.step, described or {}) as sinks:
         for index, stage in enumerate(stages):
@@ -283,8 +300,10 @@ def _fit_settings(state: TrainState, stage: StageRun, settings: RunSettings, how
     )
 
 
-def save_trained(state: TrainState, tokenizer: Tokenizer, path: Path) -> None:
+def save_trained(state: TrainState, tokenizer: Tokenizer, path: Path, lora: LoraConfig | None = None) -> None:
     """Write the model in float32, the optimizer's masters: what was learnt, before it was rounded to compute.
+
+    Of a run that trains adapters (``lora``), these alone are written, in PEFT's layout.
 
     The layout is that of transformers, or ours where that one cannot express the model, and a line says why.
     All ranks of the group call this, and none ever holds the whole model.
@@ -292,6 +311,20 @@ def save_trained(state: TrainState, tokenizer: Tokenizer, path: Path) -> None:
     optimizer = state.optimizer
     learnt = {name: TensorPiece(master, optimizer.weights[name].part) for name, master in optimizer.masters().items()}
     config, rank_group = state.model.config, state.rank_group
+    if lora is not None:
+        refuse_to_replace_others(path)
+        base = state.began_from or {}
+        write_adapter(
+            optimizer.masters(),
+            config,
+            path,
+            rank=lora.rank,
+            alpha=lora.alpha,
+            base=base["directory"],
+            fingerprint=base["fingerprint"],
+            tokenizer=tokenizer,
+        )
+        return
     layout, reason = layout_to_share(config, torch.float32, tokenizer)
     if reason and rank_group.rank == 0:
         say(f"the model is saved in the leyden layout: {reason}")

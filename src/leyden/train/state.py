@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
@@ -15,6 +15,7 @@ from leyden.checkpoint.pieces import TensorPiece
 from leyden.checkpoint.starting_model import StartingModel
 from leyden.checkpoint.training import Values, latest_training, load_training, newest_values, save_training
 from leyden.checkpoint.weights_hash import weights_hash
+from leyden.core.errors import UserError
 from leyden.parallel import RankGroup
 from leyden.train.generators import random_state, set_random_state
 from leyden.train.model import PipelinedModel, TrainableModel
@@ -76,11 +77,13 @@ class TrainState:
             critical batch makes k times as large counts as k.
         skipped_in_a_row: how many of the latest steps left the weights unchanged because they were not finite.
         rank_group: the ranks that take every step together.
+        frozen: the weights that are not trained; empty where all are.
         began_from: the model that the run began from, as :meth:`StartingModel.record` says it; None: initial weights.
 
     Args:
         model, optimizer, rank_group: as above; by default one process.
         async_checkpoint: go on training while a checkpoint is written from a copy.
+        frozen: what this rank holds of the weights that are not trained, which no checkpoint has; None: there are none.
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class TrainState:
         rank_group: RankGroup | None = None,
         *,
         async_checkpoint: bool = False,
+        frozen: Mapping[str, TensorPiece] | None = None,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -98,6 +102,7 @@ class TrainState:
         self.stage = self.stage_step = 0
         self.skipped_in_a_row = 0
         self.began_from: dict[str, Any] | None = None
+        self.frozen = frozen or {}
         self._batches: Batches | None = None
         self._resumed_batches: dict[str, Any] | None = None
         self._kept: dict[str, Kept] = {}
@@ -232,14 +237,40 @@ class TrainState:
         Raises:
             UserError: they are of other shapes, or damaged.
         """
-        weights = self.optimizer.weights
-        masters = {name: TensorPiece(master, weights[name].part) for name, master in self.optimizer.masters().items()}
-        start.fill(masters, self.rank_group.mesh)
-        self.optimizer.round_into_model()
+        if self.frozen:
+            start.fill(self.frozen, self.rank_group.mesh)
+        else:
+            weights, masters = self.optimizer.weights, self.optimizer.masters()
+            start.fill({name: TensorPiece(m, weights[name].part) for name, m in masters.items()}, self.rank_group.mesh)
+            self.optimizer.round_into_model()
         self.began_from = coordinator_of(self.rank_group.mesh).on_rank_0(start.record)
+
+    def go_on_from(self, start: StartingModel | None) -> None:
+        """Take over, once the state was resumed, the weights that are not trained from the model that the run began
+        from.
+
+        All ranks of the group call this.
+
+        Raises:
+            UserError: that model is not there, or has other weights by now.
+        """
+        if not self.frozen:
+            return
+        began = self.began_from or {}
+        now = None if start is None else replace(start, known=None)
+        found = coordinator_of(self.rank_group.mesh).on_rank_0(lambda: None if now is None else now.fingerprint)
+        if start is None or found != began.get("fingerprint"):
+            raise UserError(
+                f"the checkpoint holds the adapters of {began.get('directory', 'a model')} alone, and "
+                f"{'that is not named' if start is None else f'{start.directory} has other weights now'}; bring that "
+                "model back to what it was."
+            )
+        start.fill(self.frozen, self.rank_group.mesh)
 
     def model_hash(self) -> str:
         """What tells this model from others, whatever the plan: its weights, its shape, and what it computes in.
+
+        Weights that are not trained count by the fingerprint of the model that they were read from.
 
         All ranks of the group call this. It reads all weights once: some 50 million a second and rank on a CPU.
         """
@@ -249,7 +280,8 @@ class TrainState:
         dtypes = sorted({str(weight.parameter.dtype) for weight in weights.values()})
         config = json.dumps(self.model.config.model_dump(mode="json"), sort_keys=True)
         found = weights_hash(masters, coordinator_of(self.rank_group.mesh))
-        return hashlib.sha256(f"{config} {dtypes} {found}".encode()).hexdigest()[:32]
+        base = f" {(self.began_from or {}).get('fingerprint')}" if self.frozen else ""
+        return hashlib.sha256(f"{config} {dtypes} {found}{base}".encode()).hexdigest()[:32]
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         """By name, the tensors themselves: loading writes into them.

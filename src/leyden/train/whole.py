@@ -6,6 +6,7 @@ import torch
 
 from leyden.core.device import default_device
 from leyden.model import HybridLM
+from leyden.model.lora import attach_like
 from leyden.parallel.attachment import Attached
 from leyden.parallel.reshard import Resharding
 from leyden.train.generators import generators_kept
@@ -25,7 +26,10 @@ def whole_model(state: TrainState, dtype: torch.dtype) -> HybridLM:
     mesh, config = state.rank_group.mesh, state.model.config
     device = default_device() if mesh is None else mesh.device
     with generators_kept():
-        copy = HybridLM(config).to(device).to(dtype).eval()
+        copy = HybridLM(config)
+        if isinstance(state.model, HybridLM):
+            attach_like(copy, state.model)
+        copy = copy.to(device).to(dtype).eval()
     model: Any = state.model
     if mesh is None:
         copy.load_state_dict(model.state_dict())
