@@ -86,8 +86,8 @@ def layer_weights(model: ModelConfig, kind: LayerKind, plan: Plan, at: dict[str,
 def outer_weights(model: ModelConfig, plan: Plan, at: dict[str, int], *, first: bool, last: bool) -> Module:
     """The embedding where the stage is the ``first``, final norm and output projection where it is the ``last``."""
     shapes = _shapes(model)[1]  # pyright: ignore[reportArgumentType]  (frozen pydantic models have hashes)
-    wanted = dict.fromkeys(("norm.weight", "lm_head.weight", "score.weight"), last)
-    wanted["embed_tokens.weight"] = first or model.tie_word_embeddings
+    embeds = first or model.tie_word_embeddings
+    wanted = {"embed_tokens.weight": embeds, "norm.weight": last, "lm_head.weight": last, "score.weight": last}
     return _module(tuple((name, shape) for name, shape in shapes if wanted[name]), plan, at)
 
 
