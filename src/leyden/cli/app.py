@@ -20,10 +20,12 @@ from leyden.cli import (
     info,
     pairs,
     plan,
+    prompts,
     quickstart,
     reward,
     run,
     runs,
+    sample,
     serve,
     soup,
     study,
@@ -46,7 +48,6 @@ _ELSEWHERE = {
     "merge": "soup",
     "average": "soup",
     "complete": "generate",
-    "sample": "generate",
     "api": "serve",
     "server": "serve",
     "build": "data",
@@ -85,6 +86,8 @@ app.command()(generate.generate)
 app.command()(chat.chat)
 app.command()(serve.serve)
 app.command(name="eval")(evaluate.evaluate)
+app.command()(prompts.prompts)
+app.command()(sample.sample)
 app.command()(reward.reward)
 app.command()(pairs.pairs)
 app.command()(convert.convert)
@@ -115,7 +118,7 @@ def _options(
     logging.getLogger("leyden").setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
-_COMPUTING = ("chat", "eval", "generate", "quickstart", "run", "serve", "study")
+_COMPUTING = ("chat", "eval", "generate", "prompts", "quickstart", "run", "sample", "serve", "study")
 """The verbs whose threads share work for minutes."""
 
 
