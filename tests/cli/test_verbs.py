@@ -33,6 +33,8 @@ VERBS = (
     "bench",
     "prompts",
     "sample",
+    "pairs",
+    "pivots",
 )
 TEXT = "The lightning struck the tower, and the tower kept the lightning in a jar.\n"
 

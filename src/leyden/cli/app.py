@@ -19,6 +19,7 @@ from leyden.cli import (
     generate,
     info,
     pairs,
+    pivots,
     plan,
     prompts,
     quickstart,
@@ -90,6 +91,7 @@ app.command()(prompts.prompts)
 app.command()(sample.sample)
 app.command()(reward.reward)
 app.command()(pairs.pairs)
+app.command()(pivots.pivots)
 app.command()(convert.convert)
 app.command()(soup.soup)
 app.command()(runs.report)

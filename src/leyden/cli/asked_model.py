@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from leyden.align.rewards.judge import Judge
     from leyden.align.sampling.choice import Embed
     from leyden.align.sampling.grading import Grading
+    from leyden.data.documents import Reject
     from leyden.data.label.language_model import LanguageModel
 
 ENDPOINT = typer.Option(help="In place of MODEL: an OpenAI-compatible server, http://HOST:PORT/v1.", show_default=False)
@@ -31,6 +32,15 @@ Rubric = Annotated[str, typer.Option(help="judge: helpfulness, harmlessness, tru
 MaxRequests = Annotated[int, typer.Option(min=0, help="The cap on answers of the judge that are not kept yet.")]
 Rules = Annotated[Path | None, typer.Option(help="rules: a TOML file of [[rule]] tables.", show_default=False)]
 Seconds = Annotated[float, typer.Option(min=0.1, help="math, code: for one comparison, or one program's tests.")]
+
+
+def tell_rejects(rejects: "list[Reject]") -> None:
+    """Log what was set aside of files of prompts: how much by reason, and the first of each."""
+    from leyden.core.log import logger
+
+    for reason in dict.fromkeys(reject.reason for reject in rejects):
+        mine = [reject for reject in rejects if reject.reason == reason]
+        logger(__name__).warning("set aside: %d rows, %s; the first: %s", len(mine), reason, mine[0])
 
 
 def open_endpoint(

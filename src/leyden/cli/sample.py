@@ -1,7 +1,7 @@
 """``leyden sample``: prompts to a data set of the best responses (rejection sampling), or to a teacher's."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -48,6 +48,10 @@ def sample(
     ngram_share: Annotated[
         float, typer.Option(help="Left out: a response of whose n-grams better ones of its prompt have this share.")
     ] = 0.8,
+    prefer: Annotated[
+        Literal["reward", "short"],
+        typer.Option(help="Kept first of those with enough reward: the best by reward, or the shortest."),
+    ] = "reward",
     similarity: Annotated[
         float | None,
         typer.Option(
@@ -78,13 +82,12 @@ def sample(
     from leyden.align.sampling.asking import Drawing
     from leyden.align.sampling.build import ANSWERS, DATA, SampleSettings, build_data_set
     from leyden.align.sampling.choice import ChoiceSettings
-    from leyden.cli.asked_model import open_embeddings, open_grading, open_judge, open_model
+    from leyden.cli.asked_model import open_embeddings, open_grading, open_judge, open_model, tell_rejects
     from leyden.core.errors import UserError
-    from leyden.core.log import logger
 
     patience = {"concurrency": concurrency, "timeout": timeout, "retries": retries}
     drawing = Drawing(tuple(temperature or (0.7, 1.0)), samples, max_tokens, seed)
-    choice = ChoiceSettings(best, least, ngram_words, ngram_share, similarity)
+    choice = ChoiceSettings(best, least, ngram_words, ngram_share, similarity, prefer)
     judge = open_judge(judge_endpoint, judge_name, judge_key_env, rubric, max_requests, **patience)
     grading = open_grading(
         reward, rules=rules, judge=judge, cache=out / f"judge-{ANSWERS}", seconds=seconds, concurrency=concurrency
@@ -94,8 +97,7 @@ def sample(
         raise UserError("name a model and a file of prompts, or --endpoint URL and a file of prompts.")
     rejects: list[Any] = []
     prompts = read_prompts(paths, rejects)
-    for reject in rejects:
-        logger(__name__).warning("set aside: %s", reject)
+    tell_rejects(rejects)
     model = open_model(None if endpoint else names[0], endpoint, model_name, api_key_env, device, **patience)
     embed = None if similarity is None else open_embeddings(embeddings, model, device)
     report = build_data_set(prompts, model, SampleSettings(drawing, grading, choice), out, embed)
@@ -107,7 +109,9 @@ def _tell(report: dict[str, Any], data: Path) -> None:
 
     fates = ", ".join(f"{count:,} {fate}" for fate, count in report["fates"].items())
     say(f"{report['responses']:,} responses to {report['prompts']:,} prompts: {fates}.")
+    best = ", ".join(f"{n}: {value:.3f}" for n, value in report["best_of"].items()) or "unknown"
     say(
         f"{report['prompts_without']:,} prompts have none that is kept; of {report['prompts_all_alike']:,} all rewards "
-        f"are equal. {data} is the data set; samples.jsonl has every response, report.json the counts."
+        f"are equal. Reward of the best of n: {best}. "
+        f"{report['pairs']:,} pairs. {data} is the data set; samples.jsonl has every response, report.json the counts."
     )

@@ -25,7 +25,7 @@ class LocalModel:
         device: where it computes; by default the CPU.
 
     Attributes:
-        model, tokenizer: they.
+        engine, model, tokenizer: they.
 
     Raises:
         UserError: there is no model, or no tokenizer.
@@ -35,7 +35,7 @@ class LocalModel:
         model, tokenizer = load(directory, dtype=None if device is None else "auto", device=device)
         if tokenizer is None:
             raise UserError(f"{directory} has no tokenizer, so that it cannot be asked anything.")
-        self._engine, self.model, self.tokenizer = Engine(model, tokenizer), model, tokenizer
+        self.engine, self.model, self.tokenizer = Engine(model, tokenizer), model, tokenizer
         self._identity = _digest(find_model(directory))
 
     @property
@@ -50,7 +50,7 @@ class LocalModel:
             yield from enumerate(answers, start)
 
     def _answer(self, requests: Sequence[ModelRequest]) -> list[Reply]:
-        limit = self._engine.model.config.max_position_embeddings
+        limit = self.engine.model.config.max_position_embeddings
         prompts = [self.tokenizer.encode_chat(_messages(request)) for request in requests]
         answers = [Reply(f"{len(tokens)} tokens, and the model has {limit} positions", "refused") for tokens in prompts]
         fitting = [index for index, tokens in enumerate(prompts) if len(tokens) < limit]
@@ -58,7 +58,7 @@ class LocalModel:
             Sampling(max_tokens=request.max_tokens, temperature=request.temperature, seed=request.seed)
             for request in (requests[index] for index in fitting)
         ]
-        done = self._engine.generate([prompts[index] for index in fitting], samplings)
+        done = self.engine.generate([prompts[index] for index in fitting], samplings)
         for index, completion in zip(fitting, done, strict=True):
             if completion.finish_reason not in ("stop", "length"):
                 raise UserError(f"the model did not finish an answer: {completion.error}.")

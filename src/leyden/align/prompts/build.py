@@ -1,8 +1,7 @@
 """``leyden prompts``: sets of prompts to one that can be trained on, with a report."""
 
-import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ from leyden.align.prompts.cleaning import CleaningSettings, Dropped, clean, cont
 from leyden.align.prompts.difficulty import PassRate
 from leyden.align.prompts.rows import PromptRow, read_prompts
 from leyden.align.prompts.tags import difficulty_of, domain_of, task_of
+from leyden.align.sampling.writing import write_json, write_rows
 from leyden.core.errors import UserError
-from leyden.core.files import atomic_file, disk_errors_are_user_errors
 from leyden.data.documents import Reject
 from leyden.data.hold_out_rule import border, draw
 
@@ -82,9 +81,9 @@ def build_prompts(settings: PromptSettings, folder: Path, measure: Measure | Non
     rows = {prompt.id: _row(prompt, rates.get(prompt.id)) for prompt in kept}
     parts = {TRAIN: [p for p in kept if p.id not in out], HELD_OUT: [p for p in kept if p.id in out]}
     for name, part in parts.items():
-        _write(folder / name, (rows[prompt.id] for prompt in part))
-    _write(folder / DROPPED, map(_dropped_row, dropped))
-    _write(
+        write_rows(folder / name, (rows[prompt.id] for prompt in part))
+    write_rows(folder / DROPPED, map(_dropped_row, dropped))
+    write_rows(
         folder / SET_ASIDE,
         ({"source": r.source, "place": r.place, "reason": r.reason, "detail": r.detail} for r in rejects),
     )
@@ -101,8 +100,7 @@ def build_prompts(settings: PromptSettings, folder: Path, measure: Measure | Non
         },
         "unmeasured": sum(rate.measured == 0 for rate in rates.values()),
     }
-    with disk_errors_are_user_errors(folder / REPORT), atomic_file(folder / REPORT) as part:
-        part.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    write_json(folder / REPORT, report)
     return report
 
 
@@ -132,9 +130,3 @@ def _row(prompt: PromptRow, rate: PassRate | None) -> dict[str, Any]:
 def _dropped_row(one: Dropped) -> dict[str, Any]:
     why = {"reason": one.reason, "detail": one.detail, "evaluation_set": one.evaluation_set}
     return {"place": one.prompt.place, **why, "prompt": one.prompt.row["prompt"]}
-
-
-def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    with disk_errors_are_user_errors(path), atomic_file(path) as part, part.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -1,8 +1,11 @@
-"""``leyden sample``: prompts to a data set of the best responses, with where each of them is from."""
+"""``leyden sample``: prompts to a data set of the best responses, with where each of them is from.
+
+``data.jsonl`` has chats, ``pairs.jsonl`` preferences, ``samples.jsonl`` every response, ``report.json`` the counts.
+"""
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,18 +13,20 @@ from typing import Any
 import numpy as np
 
 from leyden import __version__
+from leyden.align.preference.best_and_worst import best_and_worst, shortest_and_longer
 from leyden.align.prompts.rows import PromptRow
 from leyden.align.rewards.reward import Reward
 from leyden.align.sampling.asking import Drawing, Response, draw_responses
+from leyden.align.sampling.best_of import best_of_table
 from leyden.align.sampling.choice import ChoiceSettings, Chosen, Embed, choose
 from leyden.align.sampling.grading import Grading, grade_responses
-from leyden.core.files import atomic_file, disk_errors_are_user_errors
+from leyden.align.sampling.writing import write_json, write_rows
 from leyden.core.log import logger
 from leyden.data.label.language_model import LanguageModel
 
 _log = logger(__name__)
 
-DATA, SAMPLES, REPORT, ANSWERS = "data.jsonl", "samples.jsonl", "report.json", "answers"
+DATA, SAMPLES, PAIRS, REPORT, ANSWERS = "data.jsonl", "samples.jsonl", "pairs.jsonl", "report.json", "answers"
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class SampleSettings:
 def build_data_set(
     prompts: Sequence[PromptRow], model: LanguageModel, settings: SampleSettings, folder: Path, embed: Embed | None
 ) -> dict[str, Any]:
-    """Draw, grade, choose, and write ``data.jsonl``, ``samples.jsonl`` and ``report.json``; returns the report.
+    """Draw, grade, choose, and write what is named above; returns the report.
 
     Responses are kept in ``answers/`` as they are drawn: the same call after a kill goes on from there, and one with
     another reward or another choice draws nothing.
@@ -74,31 +79,38 @@ def build_data_set(
     chosen = choose(responses, rewards, settings.choice, embed)
     made = {"model": model.identity, **settings.told()}
     digest = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:16]
-    report = _report(different, responses, rewards, chosen) | {"provenance": digest, **made}
     told = [_provenance(one, reward, digest, model.identity) for one, reward in zip(responses, rewards, strict=True)]
+    samples = [
+        {
+            "prompt": one.prompt.row["prompt"],
+            "response": one.text,
+            "finish": one.finish,
+            "reward": reward.reward,
+            "components": dict(reward.components),
+            "reason": reward.reason,
+            "fate": fate,
+            "similarity": similarity,
+            "provenance": where,
+        }
+        for one, reward, fate, similarity, where in zip(
+            responses, rewards, chosen.fates, chosen.similarity, told, strict=True
+        )
+    ]
+    pairs = _pairs(samples, settings.choice)
+    report = {**_report(different, responses, rewards, chosen), "pairs": len(pairs), "provenance": digest, **made}
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / DATA, (_chat(responses[place], told[place]) for place in chosen.kept))
-    _write(
-        folder / SAMPLES,
-        (
-            {
-                "prompt": one.prompt.row["prompt"],
-                "response": one.text,
-                "reward": reward.reward,
-                "components": dict(reward.components),
-                "reason": reward.reason,
-                "fate": fate,
-                "similarity": similarity,
-                "provenance": where,
-            }
-            for one, reward, fate, similarity, where in zip(
-                responses, rewards, chosen.fates, chosen.similarity, told, strict=True
-            )
-        ),
-    )
-    with atomic_file(folder / REPORT) as part:
-        part.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    write_rows(folder / DATA, (_chat(responses[place], told[place]) for place in chosen.kept))
+    write_rows(folder / SAMPLES, samples)
+    write_rows(folder / PAIRS, pairs)
+    write_json(folder / REPORT, report)
     return report
+
+
+def _pairs(samples: Sequence[dict[str, Any]], choice: ChoiceSettings) -> Sequence[dict[str, Any]]:
+    """Of each prompt the best and the worst, or the shortest that is good enough and a longer one."""
+    graded = [(row, row["reward"]) for row in samples]
+    made = shortest_and_longer(graded, least=choice.least) if choice.prefer == "short" else best_and_worst(graded)
+    return made.pairs
 
 
 def _chat(response: Response, provenance: dict[str, Any]) -> dict[str, Any]:
@@ -124,7 +136,9 @@ def _report(
     prompts: Sequence[PromptRow], responses: Sequence[Response], rewards: Sequence[Reward], chosen: Chosen
 ) -> dict[str, Any]:
     by_temperature: dict[float, list[float]] = {}
+    groups: dict[str, list[float | None]] = {}
     for one, reward in zip(responses, rewards, strict=True):
+        groups.setdefault(one.prompt.id, []).append(reward.reward)
         if reward.reward is not None:
             by_temperature.setdefault(one.temperature, []).append(reward.reward)
     return {
@@ -135,10 +149,5 @@ def _report(
         "prompts_all_alike": chosen.num_alike,
         "fates": chosen.counts(),
         "mean_reward": {str(one): float(np.mean(values)) for one, values in by_temperature.items()},
+        "best_of": best_of_table(list(groups.values())),
     }
-
-
-def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    with disk_errors_are_user_errors(path), atomic_file(path) as part, part.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")

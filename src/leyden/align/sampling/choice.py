@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from leyden.core.errors import UserError
 
 Embed = Callable[[Sequence[str]], np.ndarray]
 """[N] texts to [N, D] float32, each of length 1."""
+Prefer = Literal["reward", "short"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class ChoiceSettings:
         least: their rewards are this at least.
         ngram_words, ngram_share: a response goes if so much of its n-grams was said by better ones of its prompt;
             above 1: none goes, except copies.
+        prefer: which come first of those with enough reward: those with the best (``reward``), or the shortest
+            (``short``: shortest rejection sampling of Kimi k1.5, arXiv 2501.12599, section 2.6).
         similarity: a response goes if its embedding has this cosine with that of a better one; None: none is made.
 
     Raises:
@@ -35,10 +39,13 @@ class ChoiceSettings:
     ngram_words: int = 4
     ngram_share: float = 0.8
     similarity: float | None = None
+    prefer: Prefer = "reward"
 
     def __post_init__(self) -> None:
         if self.best < 1 or self.ngram_words < 1:
             raise UserError(f"best ({self.best}) and ngram-words ({self.ngram_words}) are 1 or more.")
+        if self.prefer not in get_args(Prefer):
+            raise UserError(f"--prefer is one of {', '.join(get_args(Prefer))}; given: {self.prefer}.")
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,8 @@ def choose(
 ) -> Chosen:
     """Choose among the responses of each prompt.
 
-    They are looked at from the best reward down, of equal ones in the order in which they were drawn. Kept is none that
+    They are looked at from the best reward down, or from the shortest up, of equal ones in the order in which they were
+    drawn. Kept is none that
     was refused or cut (it would teach not to end), is empty, has no reward or too small a one.
 
     Args:
@@ -93,7 +101,8 @@ def choose(
     for places in groups.values():
         mine: list[int] = []
         said = Said()
-        for place in sorted((p for p in places if fates[p] is None), key=lambda p: -_reward_of(rewards[p])):
+        fitting = [place for place in places if fates[place] is None]
+        for place in sorted(fitting, key=lambda p: _order(responses[p], rewards[p], settings.prefer)):
             if mine and place in vectors:
                 nearest[place] = float(max(vectors[place] @ vectors[other] for other in mine))
             fates[place] = _too_much(settings, len(mine), said.share(ngrams[place])[0], nearest.get(place))
@@ -135,5 +144,7 @@ def _too_much(settings: ChoiceSettings, num_kept: int, share: float, similarity:
     return "enough are better" if num_kept >= settings.best else None
 
 
-def _reward_of(reward: Reward) -> float:
-    return -1.0 if reward.reward is None else reward.reward
+def _order(response: Response, reward: Reward, prefer: Prefer) -> tuple[float, float]:
+    """What is preferred has less of it; equal ones stay in the order in which they were drawn."""
+    good, long = -1.0 if reward.reward is None else reward.reward, len(response.text.strip())
+    return (long, -good) if prefer == "short" else (-good, 0)
