@@ -5,6 +5,9 @@ from collections import Counter
 import pytest
 
 from leyden.align.chats.read import read_chats, read_preferences
+from leyden.align.prompts import read_prompts
+from leyden.align.prompts.tags import task_of
+from leyden.align.rewards.rows import RowSettings, grade_all
 from leyden.align.tasks import LongTasks, ShortTasks, task_rows
 from leyden.core.errors import UserError
 
@@ -33,6 +36,15 @@ def test_chats_and_pairs_of_tasks() -> None:
     assert [chat.messages[-1]["content"] for chat in chats] == [row["completion"] for row in rows]
     pair = next(read_preferences(["tasks:long"], rejects))
     assert pair.chosen != pair.rejected and not rejects
+
+
+def test_prompts_of_tasks_are_graded_by_their_references() -> None:
+    rejects: list = []
+    prompts = read_prompts(["tasks:short"], rejects)
+    rows = [{**prompt.row, "response": f"{prompt.row['reference']} ", "line": 1} for prompt in prompts[:4]]
+    rows += [{**rows[0], "response": rows[1]["response"]}]
+    assert [one.reward for one in grade_all(rows, RowSettings("exact"))] == [1, 1, 1, 1, 0] and not rejects
+    assert {task_of(prompt) for prompt in prompts} == {"say", "turn", "last", "sum"}
 
 
 def test_other_tasks_are_refused() -> None:

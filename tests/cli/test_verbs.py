@@ -19,7 +19,23 @@ from leyden.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.usefixtures("empty_plots")
 Cli = Callable[..., Any]
-VERBS = ("quickstart", "run", "info", "generate", "chat", "eval", "convert", "tokenizer", "data", "study", "bench")
+VERBS = (
+    "quickstart",
+    "run",
+    "info",
+    "generate",
+    "chat",
+    "eval",
+    "convert",
+    "tokenizer",
+    "data",
+    "study",
+    "bench",
+    "prompts",
+    "sample",
+    "pairs",
+    "pivots",
+)
 TEXT = "The lightning struck the tower, and the tower kept the lightning in a jar.\n"
 
 

@@ -67,8 +67,8 @@ _KINDS: Mapping[str, Mapping[str, Callable[[random.Random], Task]]] = {
 
 
 def task_rows(name: str, *, held_out: bool = False) -> Iterator[dict[str, Any]]:
-    """The tasks of a kind, each once and always the same: ``prompt``, ``task``, ``completion`` (the right answer), and
-    ``chosen`` and ``rejected``.
+    """The tasks of a kind, each once and always the same: ``prompt``, ``task``, ``reference`` and ``completion`` (the
+    right answer), and ``chosen`` and ``rejected``.
 
     Args:
         name: ``short`` or ``long``.
@@ -92,6 +92,7 @@ def task_rows(name: str, *, held_out: bool = False) -> Iterator[dict[str, Any]]:
         yield {
             "prompt": question,
             "task": kind,
+            "reference": answer,
             "completion": answer,
             "chosen": answer,
             "rejected": wrong,

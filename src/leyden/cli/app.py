@@ -19,11 +19,14 @@ from leyden.cli import (
     generate,
     info,
     pairs,
+    pivots,
     plan,
+    prompts,
     quickstart,
     reward,
     run,
     runs,
+    sample,
     serve,
     soup,
     study,
@@ -46,7 +49,6 @@ _ELSEWHERE = {
     "merge": "soup",
     "average": "soup",
     "complete": "generate",
-    "sample": "generate",
     "api": "serve",
     "server": "serve",
     "build": "data",
@@ -85,8 +87,11 @@ app.command()(generate.generate)
 app.command()(chat.chat)
 app.command()(serve.serve)
 app.command(name="eval")(evaluate.evaluate)
+app.command()(prompts.prompts)
+app.command()(sample.sample)
 app.command()(reward.reward)
 app.command()(pairs.pairs)
+app.command()(pivots.pivots)
 app.command()(convert.convert)
 app.command()(soup.soup)
 app.command()(runs.report)
@@ -115,7 +120,7 @@ def _options(
     logging.getLogger("leyden").setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
-_COMPUTING = ("chat", "eval", "generate", "quickstart", "run", "serve", "study")
+_COMPUTING = ("chat", "eval", "generate", "prompts", "quickstart", "run", "sample", "serve", "study")
 """The verbs whose threads share work for minutes."""
 
 

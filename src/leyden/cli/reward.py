@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-Kind = Literal["math", "agreement", "code", "ifeval", "rules", "judge", "model"]
+Kind = Literal["math", "exact", "agreement", "code", "ifeval", "rules", "judge", "truthfulness", "model"]
 
 
 def reward(
@@ -26,25 +26,36 @@ def reward(
         str, typer.Option(help="judge: helpfulness, harmlessness, truthfulness, or a text file.")
     ] = "helpfulness",
     endpoint: Annotated[
-        str | None, typer.Option(help="judge: an OpenAI-compatible server, http://HOST:PORT/v1.", show_default=False)
+        str | None,
+        typer.Option(help="judge, truthfulness: an OpenAI-compatible server, http://HOST:PORT/v1.", show_default=False),
     ] = None,
-    model_name: Annotated[str, typer.Option(help="judge: what the server calls the model.", show_default=False)] = "",
-    api_key_env: Annotated[
-        str, typer.Option(help="judge: the environment variable that holds the key.", show_default=False)
+    model_name: Annotated[
+        str, typer.Option(help="judge, truthfulness: what the server calls the model.", show_default=False)
     ] = "",
+    api_key_env: Annotated[
+        str, typer.Option(help="judge, truthfulness: the environment variable that holds the key.", show_default=False)
+    ] = "",
+    cache: Annotated[Path, typer.Option(help="judge, truthfulness: the folder where its answers are kept.")] = Path(
+        "reward-answers"
+    ),
+    max_requests: Annotated[
+        int, typer.Option(min=0, help="judge, truthfulness: the cap on answers that are not kept yet.")
+    ] = 1000,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="judge, truthfulness: seconds without a byte of an answer.")
+    ] = 120.0,
+    retries: Annotated[
+        int, typer.Option(min=0, help="judge, truthfulness: how often a request that failed is sent again.")
+    ] = 5,
     model: Annotated[
         str | None,
         typer.Option(help="model: a reward model: a run, a checkpoint, a directory or a hub id.", show_default=False),
     ] = None,
-    cache: Annotated[Path, typer.Option(help="judge: the folder where its answers are kept.")] = Path("reward-answers"),
-    max_requests: Annotated[int, typer.Option(min=0, help="judge: the cap on answers that are not kept yet.")] = 1000,
-    timeout: Annotated[float, typer.Option(min=0.1, help="judge: seconds without a byte of an answer.")] = 120.0,
-    retries: Annotated[int, typer.Option(min=0, help="judge: how often a request that failed is sent again.")] = 5,
 ) -> None:
     """Grade responses: a line with reward, components and reason for every row; null where nothing could be told."""
-    from leyden.align.rewards.judge import Judge, rubric_of
     from leyden.align.rewards.rows import RowSettings, grade_rows
     from leyden.align.rewards.rules import OWN_RULES, read_rules
+    from leyden.cli.asked_model import open_judge
     from leyden.core.errors import UserError
     from leyden.core.log import say
 
@@ -53,16 +64,11 @@ def reward(
         settings["concurrency"] = concurrency
     if kind == "rules":
         settings["rules"] = read_rules(rules or OWN_RULES)
-    if kind == "judge":
+    if kind in ("judge", "truthfulness"):
         if endpoint is None:
-            raise UserError("--kind judge asks a model: name its server with --endpoint URL and --model-name NAME.")
-        from leyden.data.label.endpoint import Endpoint
-        from leyden.data.label.language_model import ModelSettings
-
-        asked = {"url": endpoint, "name": model_name, "api_key_env": api_key_env, "concurrency": concurrency or 8}
-        served = Endpoint(ModelSettings.parse({**asked, "timeout_seconds": timeout, "retries": retries}, "--endpoint"))
-        name, text = rubric_of(rubric)
-        settings["judge"] = Judge(served, text, name, max_requests)
+            raise UserError(f"--kind {kind} asks a model: name its server with --endpoint URL and --model-name NAME.")
+        patience = {"concurrency": concurrency or 8, "timeout": timeout, "retries": retries}
+        settings["judge"] = open_judge(endpoint, model_name, api_key_env, rubric, max_requests, **patience)
     if kind == "model":
         if model is None:
             raise UserError("--kind model grades by a reward model: name it with --model DIR.")

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from leyden.checkpoint import load
 from leyden.checkpoint.hub import find_model
 from leyden.core.errors import UserError
@@ -20,16 +22,20 @@ class LocalModel:
 
     Args:
         directory: of a model with a tokenizer that has a chat template.
+        device: where it computes; by default the CPU.
+
+    Attributes:
+        engine, model, tokenizer: they.
 
     Raises:
         UserError: there is no model, or no tokenizer.
     """
 
-    def __init__(self, directory: str) -> None:
-        model, tokenizer = load(directory)
+    def __init__(self, directory: str, device: torch.device | None = None) -> None:
+        model, tokenizer = load(directory, dtype=None if device is None else "auto", device=device)
         if tokenizer is None:
             raise UserError(f"{directory} has no tokenizer, so that it cannot be asked anything.")
-        self._engine, self._tokenizer = Engine(model, tokenizer), tokenizer
+        self.engine, self.model, self.tokenizer = Engine(model, tokenizer), model, tokenizer
         self._identity = _digest(find_model(directory))
 
     @property
@@ -44,15 +50,15 @@ class LocalModel:
             yield from enumerate(answers, start)
 
     def _answer(self, requests: Sequence[ModelRequest]) -> list[Reply]:
-        limit = self._engine.model.config.max_position_embeddings
-        prompts = [self._tokenizer.encode_chat(_messages(request)) for request in requests]
+        limit = self.engine.model.config.max_position_embeddings
+        prompts = [self.tokenizer.encode_chat(_messages(request)) for request in requests]
         answers = [Reply(f"{len(tokens)} tokens, and the model has {limit} positions", "refused") for tokens in prompts]
         fitting = [index for index, tokens in enumerate(prompts) if len(tokens) < limit]
         samplings = [
             Sampling(max_tokens=request.max_tokens, temperature=request.temperature, seed=request.seed)
             for request in (requests[index] for index in fitting)
         ]
-        done = self._engine.generate([prompts[index] for index in fitting], samplings)
+        done = self.engine.generate([prompts[index] for index in fitting], samplings)
         for index, completion in zip(fitting, done, strict=True):
             if completion.finish_reason not in ("stop", "length"):
                 raise UserError(f"the model did not finish an answer: {completion.error}.")

@@ -13,7 +13,12 @@ from leyden.data.readers.problem import Problem
 
 _WITH_ROWS = ("jsonl", "parquet", "arrow")
 
-_OF_TASKS = {"chats": ("prompt", "completion"), "preferences": ("prompt", "chosen", "rejected"), "prompts": ("prompt",)}
+_OF_TASKS = {
+    "chats": ("prompt", "completion"),
+    "preferences": ("prompt", "chosen", "rejected"),
+    "prompts": ("prompt", "task", "reference"),
+    "items": ("prompt", "reference"),
+}
 """What a row of a task has, of those that a task names (:mod:`leyden.align.tasks`)."""
 
 Made = TypeVar("Made")

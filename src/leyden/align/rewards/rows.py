@@ -15,6 +15,7 @@ from leyden.align.rewards.judge import Judge, grade_by_judge
 from leyden.align.rewards.mathematics import MathReward
 from leyden.align.rewards.reward import Reward
 from leyden.align.rewards.rules import Rule, grade_rules
+from leyden.align.rewards.truthfulness import truthfulness
 from leyden.core.errors import UserError
 from leyden.core.log import progress, say
 from leyden.core.sandbox.probe import try_to_escape
@@ -24,8 +25,10 @@ if TYPE_CHECKING:
     from leyden.align.reward_models.scorer import RewardModel
 
 Row = dict[str, Any]
-KINDS = ("math", "agreement", "code", "ifeval", "rules", "judge", "model")
+KINDS = ("math", "exact", "agreement", "code", "ifeval", "rules", "judge", "truthfulness", "model")
 """What ``--kind`` may be."""
+TOGETHER = ("agreement", "judge", "truthfulness", "model")
+"""The kinds that look at several rows at once."""
 _AT_ONCE = 1024
 
 
@@ -37,7 +40,7 @@ class RowSettings:
         kind: one of :data:`KINDS`.
         seconds: for one comparison, or for the tests of one program.
         rules: of ``rules``.
-        judge: of ``judge``.
+        judge: of ``judge`` and ``truthfulness``.
         cache: the folder of its answers.
         concurrency: programs at once.
         model: of ``model``, what grades.
@@ -112,10 +115,22 @@ def grade_rows(path: Path, settings: RowSettings) -> Iterator[Reward]:
     Raises:
         UserError: the file cannot be read, or it is code, and there is no sandbox.
     """
-    rows = list(read_reward_rows(path))
+    yield from grade_all(list(read_reward_rows(path)), settings)
+
+
+def grade_all(rows: list[Row | str], settings: RowSettings) -> Iterator[Reward]:
+    """A record for each row, in order.
+
+    Args:
+        rows: each with a ``response`` and its ``line``; in place of one that is broken, what is wrong with it.
+        settings: how.
+
+    Raises:
+        UserError: it is code, and there is no sandbox; or the judge cannot be reached.
+    """
     if settings.kind == "code":
         try_to_escape()
-    if settings.kind in ("agreement", "judge", "model"):
+    if settings.kind in TOGETHER:
         yield from _together(rows, settings)
         return
     mathematics = MathReward(settings.seconds)
@@ -138,6 +153,7 @@ def grader(settings: RowSettings, mathematics: MathReward) -> Callable[[Row], Re
     """
     graders: dict[str, Callable[[Row], Reward]] = {
         "math": lambda row: mathematics.grade(row["response"], _field(row, "reference", str)),
+        "exact": lambda row: _grade_exact(row["response"], _field(row, "reference", str)),
         "code": lambda row: _grade_code(row, settings),
         "ifeval": lambda row: grade_instructions(row["response"], _instructions(row)),
         "rules": lambda row: grade_rules(row["response"], settings.rules),
@@ -178,17 +194,37 @@ def _together(rows: list[Row | str], settings: RowSettings) -> list[Reward]:
                 graded[place] = found if isinstance(found, Reward) else _broken(f"line {row['line']}: {found}")
                 bar.advance(1)
     else:
-        mathematics = MathReward(settings.seconds)
-        groups: dict[str, list[int]] = {}
-        for place, row in sound.items():
-            groups.setdefault(_text_of(row.get("prompt", "")), []).append(place)
-        with progress("rewards (agreement)", len(groups), "prompts") as bar:
-            for places in groups.values():
-                found = agreement([sound[place]["response"] for place in places], mathematics)
-                graded |= dict(zip(places, found, strict=True))
-                bar.advance(1)
-        mathematics.close()
+        graded = _by_prompt(sound, settings)
     return [graded[place] if isinstance(row, dict) else _broken(row) for place, row in enumerate(rows)]
+
+
+def _by_prompt(sound: dict[int, Row], settings: RowSettings) -> dict[int, Reward]:
+    """The rewards of kinds that compare the responses to one prompt."""
+    groups: dict[str, list[int]] = {}
+    for place, row in sound.items():
+        groups.setdefault(_text_of(row.get("prompt", "")), []).append(place)
+    responses = [[sound[place]["response"] for place in places] for places in groups.values()]
+    if settings.kind == "truthfulness":
+        assert settings.judge is not None
+        by_group = truthfulness(list(zip(groups, responses, strict=True)), settings.judge, settings.cache)
+    else:
+        by_group = _agreements(responses, settings)
+    return {
+        place: one
+        for places, found in zip(groups.values(), by_group, strict=True)
+        for place, one in zip(places, found, strict=True)
+    }
+
+
+def _agreements(groups: list[list[str]], settings: RowSettings) -> list[list[Reward]]:
+    mathematics = MathReward(settings.seconds)
+    found = []
+    with progress("rewards (agreement)", len(groups), "prompts") as bar:
+        for responses in groups:
+            found.append(agreement(responses, mathematics))
+            bar.advance(1)
+    mathematics.close()
+    return found
 
 
 def _text_of(prompt: Any) -> str:
@@ -200,6 +236,14 @@ def _field(row: Row, name: str, kind: Any) -> Any:
     if not isinstance(row.get(name), kind):
         raise UserError(f"it needs a field '{name}', and has: {', '.join(key for key in row if key != 'line')}.")
     return row[name]
+
+
+def _grade_exact(response: str, reference: str) -> Reward:
+    """1 where the response is the reference, white space at both ends aside."""
+    right = float(response.strip() == reference.strip())
+    return Reward(
+        right, {"correct": right}, "the reference" if right else f"the reference is {reference.strip()[:100]}"
+    )
 
 
 def _grade_code(row: Row, settings: RowSettings) -> Reward:

@@ -24,6 +24,7 @@ Row = Mapping[str, Any]
 
 _NEEDS = {
     "math": ("reference",),
+    "exact": ("reference",),
     "code": ("tests",),
     "ifeval": ("instructions", "instruction_id_list"),
     "rules": (),

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,11 +26,13 @@ class Prompt:
         row: as the environment gave it.
         tokens: what the engine reads, up to where the answer begins.
         text: its last message, for people.
+        weight: how often it is drawn, relative to the others.
     """
 
     row: Mapping[str, Any]
     tokens: tuple[int, ...]
     text: str
+    weight: float = 1.0
 
 
 def prompts_of(
@@ -38,7 +41,7 @@ def prompts_of(
     """The prompts of rows that have at most ``longest`` tokens; ``aside`` counts the others by reason."""
     for row in rows:
         try:
-            messages = prompt_of(row)
+            messages, weight = prompt_of(row), _weight_of(row)
             tokens = tuple(tokenizer.encode_chat(messages))
         except (Problem, UserError) as problem:
             aside[problem.reason if isinstance(problem, Problem) else "refused by the chat template"] += 1
@@ -46,11 +49,15 @@ def prompts_of(
         if len(tokens) > longest:
             aside[f"longer than {longest} tokens"] += 1
             continue
-        yield Prompt(row, tokens, str(messages[-1]["content"]))
+        yield Prompt(row, tokens, str(messages[-1]["content"]), weight)
 
 
 class Prompts:
     """The prompts that fit, in an order that is drawn anew for every pass over them.
+
+    A row may have a ``weight``, as those of ``leyden prompts`` have: in a pass over N prompts one of weight w is drawn
+    N w / W times, with W the sum of all weights, and where that is no whole number the one below or above it, so that
+    the mean over passes is right. Without weights, or with equal ones, each is drawn once.
 
     Args:
         environment: whose they are.
@@ -80,6 +87,10 @@ class Prompts:
                 f"There is no prompt to begin from (set aside: {reasons or 'none'}); each must fit into seq_len with "
                 "max_tokens behind it."
             )
+        weights = np.array([prompt.weight for prompt in self._prompts])
+        if not weights.sum():
+            raise UserError("All prompts have weight 0, so that none would be drawn; leave the weights out.")
+        self._ends = None if (weights == weights[0]).all() else np.cumsum(weights) * (len(weights) / weights.sum())
         say(f"prompts: {len(self._prompts):,}; set aside: {reasons or 'none'}")
         text = json.dumps([[prompt.row, prompt.tokens] for prompt in self._prompts], default=repr, sort_keys=True)
         self.fingerprint = hashlib.sha256(f"{seed} {text}".encode()).hexdigest()
@@ -88,10 +99,30 @@ class Prompts:
         return len(self._prompts)
 
     def at(self, place: int, count: int) -> list[Prompt]:
-        """``count`` prompts from ``place`` on, in an endless row in which every pass has each once."""
+        """``count`` prompts from ``place`` on, in an endless row: every pass has each once, or by its weight."""
         places = range(place, place + count)
         orders = {epoch: self._order(epoch) for epoch in {one // len(self) for one in places}}
         return [self._prompts[orders[one // len(self)][one % len(self)]] for one in places]
 
     def _order(self, epoch: int) -> list[int]:
-        return np.random.default_rng([self._seed, epoch]).permutation(len(self)).tolist()
+        drawn = np.random.default_rng([self._seed, epoch])
+        if self._ends is None:
+            return drawn.permutation(len(self)).tolist()
+        # Systematic sampling: one number for all, so that no count is further than 1 from what its weight says.
+        upto = np.floor(self._ends + drawn.random()).astype(np.int64)
+        upto[-1] = len(self)  # exactly, whatever the sum was rounded to
+        return drawn.permutation(np.repeat(np.arange(len(self)), np.diff(upto, prepend=0))).tolist()
+
+
+def _weight_of(row: Mapping[str, Any]) -> float:
+    """The weight of a row, 1 where it has none.
+
+    Raises:
+        Problem: it is no finite number from 0 on.
+    """
+    given = row.get("weight")
+    if given is None:
+        return 1.0
+    if isinstance(given, bool) or not isinstance(given, int | float) or not math.isfinite(given) or given < 0:
+        raise Problem("bad weight", f"a weight is a finite number, 0 or more; given: {given!r:.80}")
+    return float(given)

@@ -8,7 +8,7 @@ from leyden.align.policy.algorithm import Algorithm
 from leyden.core.config import Config
 from leyden.serve.config import EngineConfig
 
-RewardKind = Literal["math", "code", "ifeval", "rules", "model"]
+RewardKind = Literal["math", "exact", "code", "ifeval", "rules", "model"]
 
 
 class RolloutSettings(Config):

@@ -1,0 +1,117 @@
+"""``leyden sample``: prompts to a data set of the best responses (rejection sampling), or to a teacher's."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from leyden.cli.asked_model import (
+    ApiKeyEnv,
+    Concurrency,
+    Endpoint,
+    JudgeEndpoint,
+    JudgeKeyEnv,
+    JudgeName,
+    MaxRequests,
+    ModelName,
+    Retries,
+    Rubric,
+    Rules,
+    Seconds,
+    Timeout,
+)
+from leyden.cli.options import Device
+
+
+def sample(
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[MODEL] PROMPTS...",
+            help="A model, unless there is --endpoint; and files of prompts.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The folder that is written.")],
+    reward: Annotated[
+        list[str],
+        typer.Option(help="KIND or KIND:LEAST, the most important first: math, agreement, code, ifeval, rules, ..."),
+    ],
+    temperature: Annotated[
+        list[float] | None, typer.Option(help="May be given several times; 0.7 and 1.0.", show_default=False)
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Responses of a prompt at each temperature.")] = 4,
+    max_tokens: Annotated[int, typer.Option(help="Of a response; one that does not end by then is not kept.")] = 1024,
+    best: Annotated[int, typer.Option(help="Responses of a prompt that are kept, at most.")] = 1,
+    least: Annotated[float, typer.Option(help="Their rewards are this at least.")] = 1.0,
+    ngram_words: Annotated[int, typer.Option(help="Words of an n-gram.")] = 4,
+    ngram_share: Annotated[
+        float, typer.Option(help="Left out: a response of whose n-grams better ones of its prompt have this share.")
+    ] = 0.8,
+    prefer: Annotated[
+        Literal["reward", "short"],
+        typer.Option(help="Kept first of those with enough reward: the best by reward, or the shortest."),
+    ] = "reward",
+    similarity: Annotated[
+        float | None,
+        typer.Option(
+            help="Left out: a response whose embedding has this cosine with a better one.", show_default=False
+        ),
+    ] = None,
+    embeddings: Annotated[
+        str | None, typer.Option(help="The model of the embeddings; MODEL itself if left out.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
+    endpoint: Endpoint = None,
+    model_name: ModelName = "",
+    api_key_env: ApiKeyEnv = "",
+    judge_endpoint: JudgeEndpoint = None,
+    judge_name: JudgeName = "",
+    judge_key_env: JudgeKeyEnv = "",
+    rubric: Rubric = "helpfulness",
+    max_requests: MaxRequests = 1000,
+    rules: Rules = None,
+    seconds: Seconds = 10.0,
+    concurrency: Concurrency = 8,
+    timeout: Timeout = 120.0,
+    retries: Retries = 5,
+    device: Device = None,
+) -> None:
+    """Draw responses, grade them, and keep the best of each prompt as chats that fine-tuning reads."""
+    from leyden.align.prompts.rows import read_prompts
+    from leyden.align.sampling.asking import Drawing
+    from leyden.align.sampling.build import ANSWERS, DATA, SampleSettings, build_data_set
+    from leyden.align.sampling.choice import ChoiceSettings
+    from leyden.cli.asked_model import open_embeddings, open_grading, open_judge, open_model, tell_rejects
+    from leyden.core.errors import UserError
+
+    patience = {"concurrency": concurrency, "timeout": timeout, "retries": retries}
+    drawing = Drawing(tuple(temperature or (0.7, 1.0)), samples, max_tokens, seed)
+    choice = ChoiceSettings(best, least, ngram_words, ngram_share, similarity, prefer)
+    judge = open_judge(judge_endpoint, judge_name, judge_key_env, rubric, max_requests, **patience)
+    grading = open_grading(
+        reward, rules=rules, judge=judge, cache=out / f"judge-{ANSWERS}", seconds=seconds, concurrency=concurrency
+    )
+    paths = names if endpoint is not None else names[1:]
+    if not paths:
+        raise UserError("name a model and a file of prompts, or --endpoint URL and a file of prompts.")
+    rejects: list[Any] = []
+    prompts = read_prompts(paths, rejects)
+    tell_rejects(rejects)
+    model = open_model(None if endpoint else names[0], endpoint, model_name, api_key_env, device, **patience)
+    embed = None if similarity is None else open_embeddings(embeddings, model, device)
+    report = build_data_set(prompts, model, SampleSettings(drawing, grading, choice), out, embed)
+    _tell(report, out / DATA)
+
+
+def _tell(report: dict[str, Any], data: Path) -> None:
+    from leyden.core.log import say
+
+    fates = ", ".join(f"{count:,} {fate}" for fate, count in report["fates"].items())
+    say(f"{report['responses']:,} responses to {report['prompts']:,} prompts: {fates}.")
+    best = ", ".join(f"{n}: {value:.3f}" for n, value in report["best_of"].items()) or "unknown"
+    say(
+        f"{report['prompts_without']:,} prompts have none that is kept; of {report['prompts_all_alike']:,} all rewards "
+        f"are equal. Reward of the best of n: {best}. "
+        f"{report['pairs']:,} pairs. {data} is the data set; samples.jsonl has every response, report.json the counts."
+    )
