@@ -25,7 +25,8 @@ Lusaka Madrid Manila Melbourne Milan Montreal Nairobi Naples Osaka Oslo Paris Pe
 Santiago Seoul Seville Shanghai Sofia Stockholm Sydney Taipei Tallinn Tehran Tokyo Toronto Tunis Turin Vienna
 Vilnius Warsaw Zagreb
 """
-_CITIES = tuple(_NAMES.split())
+CITIES = tuple(_NAMES.split())
+"""What the needles' numbers are named after."""
 _LENGTHS = (1024, 2048, 4096)
 _DEPTHS = 5
 _DIGITS = 7
@@ -71,8 +72,8 @@ class Niah:
 
     def items(self) -> list[TaskItem]:
         """One item for each length, sample and depth."""
-        if len(self._depths) > len(_CITIES):
-            raise UserError(f"niah: {len(self._depths)} depths were asked for; at most {len(_CITIES)} are possible.")
+        if len(self._depths) > len(CITIES):
+            raise UserError(f"niah: {len(self._depths)} depths were asked for; at most {len(CITIES)} are possible.")
         items = []
         for length in self._lengths:
             for sample in range(self._samples):
@@ -97,7 +98,7 @@ class Niah:
     def _needles(self, length: int, sample: int) -> list[_Needle]:
         """One for each depth, from the seed alone."""
         draws = random.Random(f"niah {self._options.seed} {length} {sample}")
-        cities = draws.sample(_CITIES, len(self._depths))
+        cities = draws.sample(CITIES, len(self._depths))
         numbers = [str(draws.randrange(10 ** (_DIGITS - 1), 10**_DIGITS)) for _ in cities]
         return [_Needle(*drawn) for drawn in zip(cities, numbers, self._depths, strict=True)]
 
