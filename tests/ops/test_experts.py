@@ -115,6 +115,20 @@ def test_all_assignments_dropped(dtype: torch.dtype) -> None:
         assert torch.equal(gradient, torch.zeros_like(t))
 
 
+@pytest.mark.parametrize("dtype", DTYPES[:2])
+@pytest.mark.parametrize("widths", [(48, 80), (272, 16)])
+def test_gradients_over_several_blocks(dtype: torch.dtype, widths: tuple[int, int]) -> None:
+    """More rows than a block of any body has, of experts that differ in size and of one that has none."""
+    inputs = draw(700, 4, 2, dtype, widths)
+    experts = torch.stack([torch.zeros(700).long(), 1 + torch.arange(700).remainder(3).clamp(max=1)], 1)
+    kept = torch.arange(1400).view(700, 2).remainder(7) > 0
+    bodies = [
+        lambda x, g, d, w, backend=backend: [swiglu_experts(x, g, d, experts, w, kept, backend=backend)]
+        for backend in ("auto", "torch", "reference")
+    ]
+    assert_all_within_noise(*bodies, inputs)
+
+
 def test_a_dropped_assignment_is_no_read() -> None:
     """Not a product by zero: infinite weights of a dropped expert do no harm."""
     x, gate_up, down, weights = draw(4, 2, 2, torch.float32)

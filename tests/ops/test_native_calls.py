@@ -149,6 +149,37 @@ def _experts(
     native.call("leyden_experts_forward", F32, *given, *sizes, torch.empty(2, 32), None, torch.empty(2, 16))
 
 
+def _experts_backward(
+    spans: tuple[int, ...], assignment: tuple[int, ...], room: int = 2, dtype: torch.dtype = torch.bfloat16
+) -> None:
+    x, both, down = (
+        torch.ones(2, 16, dtype=dtype),
+        torch.ones(2, 32, 16, dtype=dtype),
+        torch.ones(2, 16, 16, dtype=dtype),
+    )
+    given = (x, x, both, down, torch.ones(2, 32, dtype=dtype), i32(*assignment), ints(*spans), torch.ones(2, 1))
+    packed = 48 * 64
+    made = [torch.empty(shape, dtype=dtype) for shape in ((2, packed), (room, 16), (room, 32), (2, 16))]
+    results = (torch.empty_like(both), torch.empty_like(down), torch.empty(2, 1))
+    native.call("leyden_experts_backward", dtype, *given, 2, 3, 1, 2, 2, 16, 16, room, packed, *made, *results)
+
+
+def test_the_backward_of_experts_refuses_what_is_not_sorted() -> None:
+    """Every fault, where the processor multiplies bfloat16; elsewhere that it does not."""
+    if not native.library().leyden_experts_backward_pays(ctypes.c_int64(1)):
+        with pytest.raises(ValueError, match=r"multipl|sorted"):
+            _experts_backward((0, 1, 3), (0, 1))
+        return
+    _experts_backward((0, 1, 2), (0, 1))
+    for spans, assignment in (((0, 1, 3), (0, 1)), ((0, 2, 1), (0, 1)), ((0, 1, 2), (0, 2)), ((0, 1, 2), (-1, 0))):
+        with pytest.raises(ValueError, match="sorted by the experts"):
+            _experts_backward(spans, assignment)
+    with pytest.raises(ValueError, match="no room"):
+        _experts_backward((0, 2, 2), (0, 1), room=1)
+    with pytest.raises(ValueError, match="float32"):
+        _experts_backward((0, 1, 2), (0, 1), dtype=F32)
+
+
 ONE = torch.ones(2, 4)
 
 

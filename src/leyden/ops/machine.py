@@ -61,7 +61,11 @@ def _own_products() -> str:
     loaded = native.load()
     if isinstance(loaded, native.UnavailableError):
         return "none"
-    ops = {"experts": loaded.leyden_experts_forward_pays, "attention": loaded.leyden_attention_pays}
+    ops = {
+        "experts": loaded.leyden_experts_forward_pays,
+        "their backward": loaded.leyden_experts_backward_pays,
+        "attention": loaded.leyden_attention_pays,
+    }
     dtypes = {"bfloat16": 1, "float32": 0}
     own = [f"{op} in {name}" for op, pays in ops.items() for name, bit in dtypes.items() if pays(ctypes.c_int64(bit))]
     return f"{', '.join(own) or 'none, but those of PyTorch'}; from the instruction sets"

@@ -3,7 +3,7 @@
 // N tokens have k assignments each. Sorted by expert they become rows; a row whose assignment is -1 fills up the last
 // rows of an expert and holds zeros. An assignment whose row is -1 was dropped.
 
-#include "native.h"
+#include "experts/activation.h"
 
 using namespace leyden;
 
@@ -28,30 +28,6 @@ void sum_by_token(const T *rows, const int32_t *row, int64_t top_k, int64_t dim,
                 if (row[j] >= 0) total += load(rows + row[j] * dim + i, n);
             store(out + token * dim + i, total, n);
         });
-}
-
-// hidden = weight * silu(gate) * up
-template <class T>
-void activate(const T *gate, const T *up, float weight, int64_t width, T *hidden) {
-    vectors(width, [&](int64_t i, int n) {
-        const Vector g = load(gate + i, n);
-        store(hidden + i, g * sigmoid(g) * load(up + i, n) * weight, n);
-    });
-}
-
-// Overwrites the gradient of hidden with hidden itself, for the product that follows; returns the gradient of weight.
-template <class T>
-float activate_backward(const T *gate, const T *up, float weight, int64_t width, T *hidden, T *dgate, T *dup) {
-    Vector dweight = {};
-    vectors(width, [&](int64_t i, int n) {
-        const Vector g = load(gate + i, n), u = load(up + i, n), d = load(hidden + i, n);
-        const Vector s = sigmoid(g), silu = g * s, scaled = d * weight;
-        dweight += d * silu * u;
-        store(hidden + i, silu * u * weight, n);
-        store(dgate + i, scaled * u * (s + silu * (1.0f - s)), n);
-        store(dup + i, scaled * silu, n);
-    });
-    return sum(dweight);
 }
 
 }  // namespace

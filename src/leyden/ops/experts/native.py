@@ -5,7 +5,8 @@ activation's backward, and the outputs are summed as they are. Saved for the bac
 projections, and where they came from.
 
 On processors that multiply fast enough, ``forward.cpp`` does the whole forward in one pass, with a backward and
-without: both have the same bits, on which reinforcement learning relies (``tests/serve/test_on_policy.py``).
+without: both have the same bits, on which reinforcement learning relies (``tests/serve/test_on_policy.py``). Where they
+multiply pairs of bfloat16, ``backward.cpp`` does the backward likewise.
 """
 
 import ctypes
@@ -94,6 +95,12 @@ def _forward_pays(dtype: torch.dtype, *widths: int) -> bool:
     return bool(pays) and not any(width % LANES for width in widths)
 
 
+def _backward_pays(dtype: torch.dtype, *widths: int) -> bool:
+    """Whether :func:`_backward` takes what :func:`_forward` kept, and is the faster way on this processor."""
+    pays = library().leyden_experts_backward_pays(ctypes.c_int64(dtype == torch.bfloat16))
+    return bool(pays) and _forward_pays(dtype, *widths)
+
+
 def _forward(
     x: torch.Tensor,
     gate_up: torch.Tensor | Int8Matrices,
@@ -116,6 +123,40 @@ def _forward(
     sizes = (num_experts, num_experts + 1, sort.top_k, len(x), num_rows, dim, width, stride)
     call("leyden_experts_forward", x.dtype, x, *stacks, *places, *sizes, y, projected, out)
     return out
+
+
+_PANEL = 64
+_ROOM = 2048
+"""Rows whose gradients between the two products exist at once, unless one expert has more."""
+
+
+def _backward(
+    x: torch.Tensor,
+    dy: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    sort: _Sorted,
+    weights: torch.Tensor,
+    projected: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None, torch.Tensor]:
+    """The gradients of x, gate_up, down and weights, in the places of the forward's arguments."""
+    num_experts, dim, width = down.shape
+    num_rows, room = len(sort.assignment), max(sort.longest, min(_ROOM, len(sort.assignment)))
+    packed = 2 * width * _padded(dim) + dim * _padded(width)
+    sizes = (num_experts, num_experts + 1, sort.top_k, len(x), num_rows, dim, width, room, packed)
+    working = [x.new_empty(shape) for shape in ((num_experts, packed), (room, width), (room, 2 * width))]
+    drows, dgate_up, ddown = x.new_empty(num_rows, dim), x.new_empty(gate_up.shape), x.new_empty(down.shape)
+    dweights = torch.zeros_like(weights)  # an assignment that was dropped has none
+    call(
+        "leyden_experts_backward", x.dtype, x, dy, gate_up.contiguous(), down.contiguous(), projected, sort.assignment,
+        sort.bounds, weights, *sizes, *working, drows, dgate_up, ddown, dweights,
+    )  # fmt: skip
+    return sort.sum_by_token(drows), dgate_up, ddown, None, dweights
+
+
+def _padded(columns: int) -> int:
+    """The columns of a matrix packed in panels (``matmul.h``)."""
+    return -(-columns // _PANEL) * _PANEL
 
 
 def _by_products(
@@ -159,7 +200,8 @@ class NativeExperts(torch.autograd.Function):
         num_experts, dim, width = down.shape
         in_one_pass = type(gate_up) is type(down) and _forward_pays(x.dtype, dim, width)
         # A matrix library prepares a kernel for each number of rows; the single pass does not, and fills nothing up.
-        grain = 1 if in_one_pass and not keep else alignment(experts.numel(), num_experts)
+        filled = not in_one_pass or (keep and not _backward_pays(x.dtype, dim, width))
+        grain = alignment(experts.numel(), num_experts) if filled else 1
         sort = _Sorted.of(experts, kept, num_experts, grain)
         projected = x.new_empty(len(sort.assignment), 2 * width) if keep else None
         if keep:
@@ -174,6 +216,8 @@ class NativeExperts(torch.autograd.Function):
         x, gate_up, down, weights, projected = ctx.saved_tensors
         sort: _Sorted = ctx.sort
         width = down.shape[2]
+        if _backward_pays(x.dtype, *down.shape[1:]):
+            return *_backward(x, grads[0].contiguous(), gate_up, down, sort, weights, projected), None, None
         rows, dy = sort.gather(x), sort.gather(grads[0].contiguous())
         dgate_up, ddown, dweights = torch.empty_like(gate_up), torch.empty_like(down), torch.zeros_like(weights)
         dgate_up[sort.idle], ddown[sort.idle] = 0, 0

@@ -75,6 +75,11 @@ DECLARATIONS = (
     " int32 row[tokens top_k]; int64 spans[last]; float32 weights[tokens top_k]; int experts; int last; int top_k;"
     " int tokens; int rows; int dim; int width; int stride; float32 y[rows stride]; T projected[rows 2 width]?;"
     " T out[tokens dim])",
+    "leyden_experts_backward(T; T x[tokens dim]; T dy[tokens dim]; T gate_up[2 experts width dim];"
+    " T down[experts dim width]; T projected[rows 2 width]; int32 assignment[rows]; int64 spans[last];"
+    " float32 weights[tokens top_k]; int experts; int last; int top_k; int tokens; int rows; int dim; int width;"
+    " int room; int packed; T to_pack[experts packed]; T hidden[room width]; T dprojected[2 room width];"
+    " T drows[rows dim]; T dgate_up[2 experts width dim]; T ddown[experts dim width]; float32 dweights[tokens top_k])",
 )
 
 Argument = torch.Tensor | torch.dtype | int | float | None
