@@ -24,12 +24,17 @@ def answer(text):
     return 200, {}, json.dumps({"choices": [{"message": {"content": text}, "finish_reason": "stop"}]})
 
 
+def response_of(data):
+    """What a request asks the judge to score, without the rubric."""
+    return data["messages"][-1]["content"].partition("======== the response")[2].partition("========")[0]
+
+
 def judging(scores, slow_once=()):
-    """Scores a response by the first of the words that the request holds; lets some wait the first time."""
+    """Scores a response by the first of the words that it holds; lets some wait the first time."""
     waited = set()
 
     def respond(number, data):
-        asked = data["messages"][-1]["content"]
+        asked = response_of(data)
         for word in slow_once:
             if word in asked and word not in waited:
                 waited.add(word)
@@ -73,7 +78,7 @@ def test_time_outs_nonsense_the_cap_and_the_cache(serve, rows, tmp_path):
 
 def test_a_judge_that_never_answers_ends_the_command_and_keeps_what_there_is(serve, rows, tmp_path):
     def respond(number, data):
-        if "harm" in data["messages"][-1]["content"]:
+        if "harm" in response_of(data):
             time.sleep(0.8)
         return answer('{"score": 10}')
 

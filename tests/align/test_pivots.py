@@ -57,7 +57,7 @@ class Tossing:
 
 
 def search(engine, tokenizer, folder, **settings):
-    made = PivotSettings(**{"samples": 32, "max_tokens": 20, **settings})
+    made = PivotSettings(**{"samples": 128, "max_tokens": 20, **settings})
     return build_pivots(PROMPTS, Policy(engine, tokenizer, "tossing"), RowSettings("exact"), made, folder)
 
 
@@ -71,7 +71,7 @@ def test_the_token_that_decides_is_found_and_paired(tokenizer, tmp_path):
     (read,) = read_preferences([str(tmp_path / "whole" / "pairs.jsonl")], [])
     assert read.prefix == pair["prefix"]
     with pytest.raises(KeyboardInterrupt):
-        search(Tossing(tokenizer, stop_after=report["completions"] // 32 - 1), tokenizer, tmp_path / "killed")
+        search(Tossing(tokenizer, stop_after=report["completions"] // 128 - 1), tokenizer, tmp_path / "killed")
     rest = Tossing(tokenizer)
     assert search(rest, tokenizer, tmp_path / "killed") == report
     assert 10**6 - rest.left == 1, "the last prompt alone was asked again"

@@ -23,6 +23,7 @@ from leyden.ops import (
     linear_cross_entropy,
     linear_token_nll,
     paged_attention,
+    paged_prompt_attention,
     quantize_rows,
     ranged_attention,
     residual_rms_norm,
@@ -239,6 +240,16 @@ def _paged(draw: Draw) -> tuple[list[torch.Tensor], Callable]:
     return [q, *keys], lambda q, k, v, backend: paged_attention(q, k, v, table, lengths, backend)
 
 
+def _prompt(draw: Draw) -> tuple[list[torch.Tensor], Callable]:
+    T, G, D, page = draw.below(20), 1 + draw.below(2), draw.one_of(3, 16, 32, 48), draw.one_of(1, 4, 7, 16)
+    length = T + draw.below(10)
+    count = -(-length // page) + draw.below(3)
+    table = torch.randperm(count + 2, generator=draw.generator)[:count].int()
+    pages = [draw.values(count + 2, page, G, D, leaf=False) for _ in range(2)]
+    q = draw.values(T, G * (1 + draw.below(3)), D, leaf=False)
+    return [q, *pages], lambda q, k, v, backend: paged_prompt_attention(q, k, v, table, length, backend)
+
+
 def _ranged(draw: Draw) -> tuple[list[torch.Tensor], Callable]:
     T, S, G, D = draw.below(9), 1 + draw.below(9), 1 + draw.below(2), draw.one_of(3, 16)
     first, last = (draw.integers(S + 1, T).sort().values.int() for _ in range(2))
@@ -261,6 +272,7 @@ OPS: dict[str, tuple[Callable[[Draw], tuple[list[torch.Tensor], Callable]], str]
     "gated_linear_attention": (_gated, "native"),
     "int8_linear": (_int8, "native"),
     "paged_attention": (_paged, "torch"),
+    "paged_prompt_attention": (_prompt, "auto"),
     "ranged_attention": (_ranged, "torch"),
 }
 """How a case of each is made, and the body that is tried beside PyTorch's."""

@@ -153,7 +153,10 @@ def test_aarch64_compiles_without_a_warning(cache: Path, compiler: str, standard
 
 @pytest.mark.parametrize("compiler", ["aarch64-linux-gnu-g++", "clang++ --target=aarch64-linux-gnu -fopenmp=libgomp"])
 def test_aarch64_says_the_same(cache: Path, compiler: str) -> None:
-    """Cross-compiled, and run by an emulator: the calls that the ops and the engine make here, once more there."""
+    """Cross-compiled, and run by an emulator: the calls that the ops and the engine make here, once more there.
+
+    The backward of experts is for processors that multiply pairs of bfloat16, and refuses its work on any other.
+    """
     pytest.importorskip("pydantic")
     program, *options = compiler.split()
     needs(program, "aarch64-linux-gnu-g++", "qemu-aarch64")
@@ -161,7 +164,7 @@ def test_aarch64_says_the_same(cache: Path, compiler: str) -> None:
     source = Path(__file__).with_name("replay.cpp")
     subprocess.run(["aarch64-linux-gnu-g++", "-O1", source, "-o", cache / "replay", "-ldl"], check=True)
     calls = [*native_replay.record(_every_function), *_steps()]
-    assert {call.name for call in calls} == {*FUNCTIONS, "leyden_decode"}
+    assert {call.name for call in calls} == {*FUNCTIONS, "leyden_decode"} - {"leyden_experts_backward"}
     native_replay.write(calls, cache / "calls")
     command = ["qemu-aarch64", "-L", "/usr/aarch64-linux-gnu", "./replay", "./ops.so", "calls", "results"]
     done = subprocess.run(command, cwd=cache, capture_output=True, text=True)

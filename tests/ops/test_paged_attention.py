@@ -9,7 +9,7 @@ import pytest
 import torch
 from exactness import assert_within_noise, random
 
-from leyden.ops import paged_attention, softmax_attention
+from leyden.ops import native, paged_attention, paged_prompt_attention, softmax_attention
 
 launch = importlib.import_module("leyden.ops.paged_attention.launch")
 
@@ -187,3 +187,67 @@ def test_nothing_is_read_back(no_reading_back: Callable[[], AbstractContextManag
     paged_attention(*inputs)
     with no_reading_back():
         paged_attention(*inputs)
+
+
+def draw_prompt(length: int, dtype: torch.dtype, *, page: int, heads: tuple[int, int], dim: int) -> list[torch.Tensor]:
+    """A query for each token, its pages in random order (NaN behind the last token), and a table longer than it."""
+    _, keys, values, table, _ = draw([length], dtype, page=page, heads=heads, dim=dim)
+    return [random(length, heads[0], dim, dtype=dtype, seed=5), keys, values, table[0]]
+
+
+def of_prompt(inputs: list[torch.Tensor], first: int, backend: str, *, exactly: bool = False) -> torch.Tensor:
+    q, keys, values, table = (x.double() if exactly and x.is_floating_point() else x for x in inputs)
+    return paged_prompt_attention(q[first:], keys, values, table, len(q), backend)
+
+
+COMPILED = pytest.mark.skipif(isinstance(native.load(), native.UnavailableError), reason="no C++ compiler here")
+NATIVE = pytest.param("native", marks=COMPILED)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("backend", ["torch", NATIVE])
+@pytest.mark.parametrize(
+    ("length", "first", "page", "heads", "dim"),
+    [
+        (1, 0, 4, (1, 1), 16),
+        (37, 0, 5, (6, 2), 48),
+        (37, 30, 5, (3, 1), 16),
+        (300, 0, 256, (4, 2), 64),
+        (1030, 893, 256, (2, 2), 32),
+        (600, 590, 512, (200, 1), 16),  # pages longer than a block of keys, more heads than a block of queries
+    ],
+)
+def test_the_last_tokens_of_a_prompt(
+    dtype: torch.dtype, backend: str, length: int, first: int, page: int, heads: tuple[int, int], dim: int
+) -> None:
+    inputs = draw_prompt(length, dtype, page=page, heads=heads, dim=dim)
+    exact = of_prompt(inputs, first, "reference", exactly=True)
+    plain = of_prompt(inputs, first, "reference" if dtype == torch.float32 else "torch")
+    assert_within_noise(of_prompt(inputs, first, backend), plain, exact)
+
+
+@COMPILED
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_token_of_a_prompt_has_its_bits_in_any_company(dtype: torch.dtype) -> None:
+    """Native: whichever tokens are asked for, and however much of the prompt is there already."""
+    inputs = draw_prompt(531, dtype, page=256, heads=(6, 2), dim=32)
+    whole = of_prompt(inputs, 0, "native")
+    for first in (1, 95, 256, 530):
+        assert torch.equal(of_prompt(inputs, first, "native"), whole[first:])
+    for length in (1, 17, 255, 256, 257, 400):
+        assert torch.equal(of_prompt([inputs[0][:length], *inputs[1:]], 0, "native"), whole[:length])
+
+
+def test_what_is_no_prompt() -> None:
+    q, keys, values, table = draw_prompt(10, torch.float32, page=4, heads=(2, 1), dim=16)
+    for pages, length, said in [
+        (table[:3], 9, "from 10"),
+        (table[:3], 13, r"N \* 4"),
+        (table[:3].long(), 10, "int64"),
+        (torch.tensor([0, 99, 0], dtype=torch.int32), 10, "given 99"),
+    ]:
+        with pytest.raises(ValueError, match=said):
+            paged_prompt_attention(q, keys, values, pages, length)
+    with pytest.raises(ValueError, match="one dtype"):
+        paged_prompt_attention(q.bfloat16(), keys, values, table, 10)
+    assert paged_prompt_attention(q[:0], keys, values, table, 0).shape == (0, 2, 16)

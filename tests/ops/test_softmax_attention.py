@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leyden.ops import native, softmax_attention
-from leyden.ops.softmax_attention import scores
+from leyden.ops.softmax_attention import causal
 
 D = 8
 DTYPES = (torch.bfloat16, torch.float64)
@@ -229,7 +229,7 @@ def test_a_nan_in_one_packed_document_stays_in_it(
 ) -> None:
     if fused and backend != "native":
         pytest.skip("C++ alone fuses the products")
-    monkeypatch.setattr(scores, "_products_pay", lambda dtype: fused)
+    monkeypatch.setattr(causal, "products_pay", lambda dtype: fused)
     bounds, other = [0, 5, 30, 33, 70], slice(30, 33)
     cu_seqlens = torch.tensor(bounds)
     q, k, v, dout = (random(1, 70, heads, 16, dtype=torch.float32, seed=heads + 3) for heads in (4, 2, 2, 4))
@@ -257,7 +257,7 @@ def test_fused_products(T: int, past: int, heads: tuple[int, int]) -> None:
     sizes = ((T, heads[0]), (T + past, heads[1]), (T + past, heads[1]))
     inputs = [random(2, n, h, 16, dtype=torch.float32, seed=seed) for seed, (n, h) in enumerate(sizes)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scores, "_products_pay", lambda dtype: True)
+        patch.setattr(causal, "products_pay", lambda dtype: True)
         fast = with_gradients(lambda *x: [softmax_attention(*x, backend="native")], inputs)
     exact = with_gradients(lambda *x: [softmax_attention(*x, backend="reference")], [x.double() for x in inputs])
     for a, e in zip(fast, exact, strict=True):

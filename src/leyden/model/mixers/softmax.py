@@ -10,8 +10,8 @@ from torch import nn
 from leyden.model.config import ModelConfig
 from leyden.model.forward_context import ForwardContext, Wanted, take
 from leyden.model.mixers.mixer import Memory, Mixer, MixerCount, PoolTensor
-from leyden.model.rows import GRAIN, PAGE, Rows, joined, pad_rows
-from leyden.ops import apply_rotary, paged_attention, softmax_attention
+from leyden.model.rows import GRAIN, Rows, joined
+from leyden.ops import apply_rotary, paged_attention, paged_prompt_attention, softmax_attention
 
 QUERY_BLOCK = 128
 """Softmax attention takes queries in blocks that begin at multiples of it, however many keys they see."""
@@ -140,18 +140,9 @@ class PooledKeyValues(PooledAttention):
             if prompt.start < prompt.first:
                 parts.append(q.new_zeros(1, prompt.first - prompt.start, *q.shape[2:]))
             if prompt.first < prompt.stop:
-                parts.append(self._of_prompt(q[0, prompt.first : prompt.stop], prompt))
+                queries, table = q[0, prompt.first : prompt.stop], rows.tables[n + prompt.number]
+                parts.append(paged_prompt_attention(queries, self.keys, self.values, table, prompt.length)[None])
         return joined(parts, q)
-
-    def _of_prompt(self, q: torch.Tensor, prompt: Prompt) -> torch.Tensor:
-        """[1, T, Hq, D] of queries [T, Hq, D], the last of the prompt's positions."""
-        length, table = prompt.length, self.rows.tables[self.rows.num_decodes + prompt.number]
-        pages = table[: -(-length // PAGE)]
-        queries = pad_rows(q, len(q) + prompt.padding)
-        keys, values = (
-            pad_rows(x[pages].flatten(0, 1)[:length], length + prompt.padding) for x in (self.keys, self.values)
-        )
-        return softmax_attention(queries[None], keys[None], values[None])[:, : len(q)]
 
 
 def attend(

@@ -6,12 +6,12 @@
 #pragma once
 
 #include "model.h"
-#include "products.h"
+#include "online_softmax.h"
 
 namespace leyden::decode {
 
-constexpr int MOST_SPLITS = 64;                      // of a context: their partial results have to be kept
-constexpr int VALUES = SUMS / 4 < 4 ? 1 : 4;         // vectors of values at once, for up to four heads
+constexpr int MOST_SPLITS = 64;  // of a context: their partial results have to be kept
+static_assert(PAGE == KEYS, "a page is a block of keys");
 
 // The splits of a context of so many tokens.
 struct Splits {
@@ -21,58 +21,6 @@ struct Splits {
         : length(length), pages((length + PAGE - 1) / PAGE), pages_each((pages + MOST_SPLITS - 1) / MOST_SPLITS),
           count((pages + pages_each - 1) / pages_each) {}
 };
-
-// out[h] += weight[h] v for `count` keys and H heads, V vectors of each; weights lie PAGE apart.
-template <int H, int V, class T>
-inline void add_values(const T *values, int64_t stride, int count, const float *weight, float *out,
-                       int64_t out_stride) {
-    Vector total[H][V];
-    for (int h = 0; h < H; h++)
-        for (int j = 0; j < V; j++) total[h][j] = load(out + h * out_stride + j * LANES);
-    for (int s = 0; s < count; s++) {
-        Vector value[V];
-        for (int j = 0; j < V; j++) value[j] = load(values + s * stride + j * LANES);
-        for (int h = 0; h < H; h++)
-            for (int j = 0; j < V; j++) total[h][j] += weight[h * PAGE + s] * value[j];
-    }
-    for (int h = 0; h < H; h++)
-        for (int j = 0; j < V; j++) store(out + h * out_stride + j * LANES, total[h][j]);
-}
-
-template <int V, class T>
-inline void add_values(int heads, const T *values, int64_t stride, int count, const float *weight, float *out,
-                       int64_t out_stride) {
-    constexpr int MOST = 4;
-    for (int h = 0; h < heads; h += MOST) {
-        const float *w = weight + h * PAGE;
-        float *o = out + h * out_stride;
-        with_number<1, MOST>(
-            heads - h, [&](auto left) { add_values<left, V>(values, stride, count, w, o, out_stride); });
-    }
-}
-
-// The online softmax. Scores of one head over one page become weights, in units of e^largest, which grows where it must;
-// what was summed before is brought to the new unit.
-inline void online_softmax(float *scores, int count, float scale, int width, float *largest, float *total, float *out) {
-    Vector top = spread(-INFINITY);
-    vectors(count, [&](int64_t i, int n) {
-        const Vector s = load(scores + i, n, -INFINITY);
-        top = larger(s, top);
-    });
-    const float page_largest = leyden::largest(top) * scale;
-    if (page_largest > *largest) {
-        const float shrink = std::exp(*largest - page_largest);
-        for (int j = 0; j < width; j += LANES) store(out + j, load(out + j) * shrink);
-        *total *= shrink, *largest = page_largest;
-    }
-    Vector sums = {};
-    vectors(count, [&](int64_t i, int n) {
-        const Vector w = exp(load(scores + i, n, -INFINITY) * scale - *largest);
-        store(scores + i, w, n);
-        sums += w;
-    });
-    *total += sum(sums);
-}
 
 // What one or more blocks of a context yield for one head, [K + 2]: the weighted sum of values, the exponent of its unit,
 // the total of the weights.
@@ -95,10 +43,7 @@ void attend_block(const T *keys, const T *values, int64_t stride, int count, con
         float *of_head = partial + h * width;
         online_softmax(scores.data() + h * PAGE, count, scale, K, of_head + K, of_head + K + 1, of_head);
     }
-    int j = 0;
-    for (; j + VALUES * LANES <= K; j += VALUES * LANES)
-        add_values<VALUES>(heads, values + j, stride, count, scores.data(), partial + j, width);
-    for (; j < K; j += LANES) add_values<1>(heads, values + j, stride, count, scores.data(), partial + j, width);
+    add_values(heads, values, stride, count, scores.data(), K, partial, width);
 }
 
 // One split, for the `heads` queries [heads, K] that share a key head. keys, values: of that head in page 0, from which

@@ -47,6 +47,9 @@ DECLARATIONS = (
     "leyden_attention_gradients(T; T q[rows dim]; T k[width dim]; T dout[rows dim]; T v[width dim];"
     " float32 delta[rows]; int32 seen[2 period]; float scale; int rows; int period; int width; int dim;"
     " T p[rows width]; T ds[rows width])",
+    "leyden_causal_attention(T; T q[tokens heads K]~; T keys[places kv_heads K]~; T values[places kv_heads K]~;"
+    " int32 table[used]?; int64 bounds[last]; int tokens; int heads; int K; int places; int kv_heads; int page;"
+    " int used; int last; T out[tokens heads K])",
     "leyden_lightning_prefill(T; T q[tokens heads K]~; T k[tokens heads K]~; T v[tokens heads V]~;"
     " float32 slopes[heads]; float32 states[places heads K V]; int64 slots[sequences]; int64 bounds[last];"
     " int tokens; int heads; int K; int V; int places; int sequences; int last; T out[tokens heads V])",

@@ -1,14 +1,15 @@
-"""Softmax attention of one query a sequence over keys and values in pages, as a server keeps them."""
+"""Softmax attention over keys and values in pages, as a server keeps them: one query a sequence, or a prompt's."""
 
 import torch
 
 from leyden.ops.backend import choose
 from leyden.ops.checks import check_indices
-from leyden.ops.native import in_reach
-from leyden.ops.paged_attention.portable import paged_attention_portable
-from leyden.ops.paged_attention.reference import paged_attention_reference
+from leyden.ops.native import LANES, in_reach
+from leyden.ops.paged_attention.portable import paged_attention_portable, paged_prompt_attention_portable
+from leyden.ops.paged_attention.reference import paged_attention_reference, paged_prompt_attention_reference
+from leyden.ops.softmax_attention.causal import causal_attention, causal_pays
 
-__all__ = ["paged_attention"]
+__all__ = ["paged_attention", "paged_prompt_attention"]
 
 
 def paged_attention(
@@ -49,6 +50,67 @@ def paged_attention(
     return paged_attention_portable(q, key_pages, value_pages, block_table, lengths)
 
 
+def paged_prompt_attention(
+    q: torch.Tensor,
+    key_pages: torch.Tensor,
+    value_pages: torch.Tensor,
+    pages: torch.Tensor,
+    length: int,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """Causal ``softmax(q k^T / sqrt(D)) v`` of the last T of a sequence's ``length`` tokens; no gradients.
+
+    Key t of the sequence is ``key_pages[pages[t // page], t % page]``; query i sees the keys 0 .. length - T + i. The
+    native body reads keys and values where they lie, and needs memory for a block of them alone; a token has the bits
+    that :func:`softmax_attention` gives it, whatever other tokens are asked for beside it. The portable body copies
+    them; ``"auto"`` takes it where its products are faster.
+
+    Args:
+        q: [T, Hq, D].
+        key_pages, value_pages: [P, page, Hkv, D], dtype of q; Hq is a multiple of Hkv and query head h reads key head
+            h // (Hq / Hkv).
+        pages: [N] int32 from 0 to P - 1, at least as many as ``length`` tokens fill; further ones are not looked at.
+        length: T or more.
+        backend: ``"auto"``, ``"reference"``, ``"torch"``, or ``"native"`` where 16 divides D.
+
+    Returns:
+        [T, Hq, D] in the dtype of q.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit together, or a backend that cannot run.
+    """
+    _check_pages("paged_prompt_attention", q, key_pages, value_pages)
+    T, page, D = len(q), key_pages.shape[1], q.shape[2]
+    if pages.ndim != 1 or pages.dtype != torch.int32 or not T <= length <= len(pages) * page:
+        raise ValueError(
+            f"paged_prompt_attention: pages [N] int32 for a length from {T} (as many as the queries) to N * {page} "
+            f"expected; given pages {tuple(pages.shape)} {pages.dtype} and length {length}."
+        )
+    native = q.dtype if D % LANES == 0 else None
+    chosen = choose("paged_prompt_attention", backend, q, key_pages, value_pages, pages, native=native)
+    used = pages[: -(-length // page)] if length else pages[:0]
+    if not torch.compiler.is_compiling() and in_reach(pages):
+        check_indices("paged_prompt_attention", "pages", used, len(key_pages))
+    if chosen == "reference":
+        return paged_prompt_attention_reference(q, key_pages, value_pages, used, length)
+    if chosen == "native" and (backend == "native" or causal_pays(D, q.dtype)):
+        keys, values = (x.flatten(0, 1) for x in (key_pages, value_pages))
+        return causal_attention(q, keys, values, [0, length], used.contiguous(), page)
+    return paged_prompt_attention_portable(q, key_pages, value_pages, used, length, backend)
+
+
+def _check_pages(op: str, q: torch.Tensor, key_pages: torch.Tensor, value_pages: torch.Tensor) -> None:
+    fit = q.ndim == 3 and key_pages.ndim == 4 and key_pages.shape == value_pages.shape
+    if not fit or q.shape[2] != key_pages.shape[3] or not key_pages.shape[2] or q.shape[1] % key_pages.shape[2] != 0:
+        raise ValueError(
+            f"{op}: q [B, Hq, D] and pages [P, page, Hkv, D] with Hq a multiple of Hkv expected; given q "
+            f"{tuple(q.shape)}, key_pages {tuple(key_pages.shape)}, value_pages {tuple(value_pages.shape)}."
+        )
+    if not (q.dtype == key_pages.dtype == value_pages.dtype and q.is_floating_point()):
+        given = f"q {q.dtype}, key_pages {key_pages.dtype}, value_pages {value_pages.dtype}"
+        raise ValueError(f"{op}: one dtype, a floating one, expected; given {given}.")
+
+
 def _check(
     q: torch.Tensor,
     key_pages: torch.Tensor,
@@ -56,15 +118,7 @@ def _check(
     block_table: torch.Tensor,
     lengths: torch.Tensor,
 ) -> None:
-    fit = q.ndim == 3 and key_pages.ndim == 4 and key_pages.shape == value_pages.shape
-    if not fit or q.shape[2] != key_pages.shape[3] or not key_pages.shape[2] or q.shape[1] % key_pages.shape[2] != 0:
-        raise ValueError(
-            "paged_attention: q [B, Hq, D] and pages [P, page, Hkv, D] with Hq a multiple of Hkv expected; given q "
-            f"{tuple(q.shape)}, key_pages {tuple(key_pages.shape)}, value_pages {tuple(value_pages.shape)}."
-        )
-    if not (q.dtype == key_pages.dtype == value_pages.dtype and q.is_floating_point()):
-        given = f"q {q.dtype}, key_pages {key_pages.dtype}, value_pages {value_pages.dtype}"
-        raise ValueError(f"paged_attention: one dtype, a floating one, expected; given {given}.")
+    _check_pages("paged_attention", q, key_pages, value_pages)
     B = q.shape[0]
     if block_table.ndim != 2 or block_table.shape[0] != B or lengths.shape != (B,):
         raise ValueError(

@@ -1,10 +1,15 @@
-"""Paged attention in plain PyTorch: one sequence after the other, its pages gathered, ``scaled_dot_product_attention``.
+"""Paged attention in plain PyTorch: one sequence after the other, its pages gathered.
 
 In one call for all, a sequence's bits would depend on how long the others are.
 """
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
+
+from leyden.ops.softmax_attention import softmax_attention
+
+_GRAIN = 16
+"""Matrix libraries take other ways, with other roundings, for few rows: a prompt's are a multiple of so many."""
 
 
 def paged_attention_portable(
@@ -24,3 +29,18 @@ def paged_attention_portable(
         k, v = (x[pages].flatten(0, 1)[:length].transpose(0, 1) for x in (key_pages, value_pages))
         out[b] = scaled_dot_product_attention(q_BHD[b, :, None], k, v, enable_gqa=grouped)[:, 0]
     return out
+
+
+def paged_prompt_attention_portable(
+    q_THD: torch.Tensor,
+    key_pages: torch.Tensor,
+    value_pages: torch.Tensor,
+    pages: torch.Tensor,
+    length: int,
+    backend: str,
+) -> torch.Tensor:
+    """See :func:`leyden.ops.paged_prompt_attention`; ``backend`` is what :func:`softmax_attention` is called with."""
+    rows = (0, 0, 0, 0, 0, -length % _GRAIN)
+    q = pad(q_THD, rows)
+    k, v = (pad(x[pages].flatten(0, 1)[:length], rows) for x in (key_pages, value_pages))
+    return softmax_attention(q[None], k[None], v[None], backend=backend)[0, : len(q_THD)]

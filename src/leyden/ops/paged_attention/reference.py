@@ -1,4 +1,4 @@
-"""Paged attention by its formula, sequence by sequence, in float32 or float64."""
+"""Paged attention by its formula, query by query, in float32 or float64."""
 
 import math
 
@@ -25,3 +25,16 @@ def paged_attention_reference(
         scores = torch.einsum("hd,shd->hs", q_BHD[sequence].to(dtype), k) / math.sqrt(D)
         out[sequence] = torch.einsum("hs,shd->hd", scores.softmax(-1), v).to(q_BHD.dtype)
     return out
+
+
+def paged_prompt_attention_reference(
+    q_THD: torch.Tensor,
+    key_pages: torch.Tensor,
+    value_pages: torch.Tensor,
+    pages: torch.Tensor,
+    length: int,
+) -> torch.Tensor:
+    """See :func:`leyden.ops.paged_prompt_attention`."""
+    tables = pages.expand(len(q_THD), -1)
+    lengths = torch.arange(length - len(q_THD) + 1, length + 1, device=q_THD.device)
+    return paged_attention_reference(q_THD, key_pages, value_pages, tables, lengths)

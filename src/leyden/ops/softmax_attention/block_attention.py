@@ -19,13 +19,15 @@ import torch
 
 from leyden.ops.attention_blocks import Block, apart_if_not_finite, by_key_head, by_position, cut_blocks, put, take
 from leyden.ops.choices import SOFTMAX_SCORES
+from leyden.ops.softmax_attention.causal import causal_attention, causal_pays
 from leyden.ops.softmax_attention.scores import scores_of
 
 
 class BlockAttention(torch.autograd.Function):
     """See :func:`leyden.ops.softmax_attention`; arguments q [B, T, Hq, D], k and v [B, S, Hkv, D], bounds, window.
 
-    ``native`` says who computes the softmax between the products: C++ or PyTorch.
+    ``native`` says who computes the softmax between the products: C++ or PyTorch. Without a window, C++ may compute the
+    whole of the forward (``causal.cpp``).
     """
 
     @staticmethod
@@ -38,7 +40,17 @@ class BlockAttention(torch.autograd.Function):
         window: int | None,
         native: bool,
     ) -> torch.Tensor:
+        begins, first, last = _ranges(q.shape[1], k.shape[1], bounds, window)
         heads = k.shape[2]
+        plan = functools.partial(cut_blocks, first, last, k.shape[1], SOFTMAX_SCORES.here // 4 // (q.shape[2] // heads))
+        ctx.plan, ctx.begins, ctx.native = plan, begins, native
+        if native and window is None and causal_pays(q.shape[3], q.dtype):
+            documents = [0, k.shape[1]] if bounds is None else bounds
+            out = q.new_empty(q.shape)
+            for row, given in zip(out, zip(q, k, v, strict=True), strict=True):
+                causal_attention(*given, documents, out=row)
+            ctx.save_for_backward(q, k, v, out)
+            return out
         grouped, keys, values = (by_key_head(x, heads) for x in (q, k, v))
         scores = scores_of(grouped, keys, native=native)
         out = torch.empty_like(grouped)
@@ -48,18 +60,16 @@ class BlockAttention(torch.autograd.Function):
                 put(out[n], block.rows, torch.mm(scores.probabilities(n, block), values[n, 0, block.keys]))
             return (out,)
 
-        begins, first, last = _ranges(q.shape[1], k.shape[1], bounds, window)
-        plan = functools.partial(cut_blocks, first, last, k.shape[1], SOFTMAX_SCORES.here // 4 // grouped.shape[1])
         apart_if_not_finite(plan, begins, attend)
-        ctx.save_for_backward(q, k, v, out)
-        ctx.plan, ctx.begins, ctx.native = plan, begins, native
-        return by_position(out, q.shape[2])
+        by_token = by_position(out, q.shape[2])
+        ctx.save_for_backward(q, k, v, by_token)
+        return by_token
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         q, k, v, out = ctx.saved_tensors
         heads = k.shape[2]
-        grouped, keys, values = (by_key_head(x, heads) for x in (q, k, v))
+        grouped, keys, values, out = (by_key_head(x, heads) for x in (q, k, v, out))
         dout = by_key_head(grads[0], heads)
         wide = torch.promote_types(q.dtype, torch.float32)
         scores = scores_of(grouped, keys, values, dout, native=ctx.native)

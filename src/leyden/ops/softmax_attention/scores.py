@@ -4,12 +4,11 @@ Scores are float32 (float64 for float64) from the products on. Rounded to bfloat
 s / 512, and its probability by that share of itself.
 """
 
-import ctypes
-
 import torch
 
 from leyden.ops.attention_blocks import Block, take
-from leyden.ops.native import LANES, call, library
+from leyden.ops.native import LANES, call
+from leyden.ops.softmax_attention import causal
 
 
 def scores_of(
@@ -29,7 +28,7 @@ def scores_of(
         dout: like q; in a backward.
         native: whether C++ computes what it is faster at.
     """
-    if native and q.shape[-1] % LANES == 0 and _products_pay(q.dtype):
+    if native and q.shape[-1] % LANES == 0 and causal.products_pay(q.dtype):
         return _FusedScores(q, k, v, dout, held=q.dtype)
     return (_NativeScores if native else Scores)(q, k, v, dout, held=torch.promote_types(q.dtype, torch.float32))
 
@@ -127,8 +126,3 @@ class _FusedScores(Scores):
 
     def _sizes(self, q: torch.Tensor, k: torch.Tensor, block: Block) -> tuple[torch.Tensor, float, int, int, int, int]:
         return block.seen, self.scale, len(q), block.seen.shape[1], len(k), q.shape[1]
-
-
-def _products_pay(dtype: torch.dtype) -> bool:
-    """Whether C++ has products of this dtype, and they are faster than a matrix library's in float32."""
-    return bool(library().leyden_attention_pays(ctypes.c_int64(dtype == torch.bfloat16)))
