@@ -8,7 +8,8 @@ import torch
 from leyden.core.errors import UserError
 from leyden.model import HybridLM, NativeDecoder, Pools, quantize
 from leyden.model.decode import UnavailableError
-from leyden.model.lora import LoraConfig, adapted_modules, adapter_parameters, add_lora, base_of
+from leyden.model.lora import LoraConfig, adapted_modules, adapter_parameters, add_lora, base_of, quantize_base
+from leyden.model.quantized import scale_of
 
 ModelMaker = Callable[..., HybridLM]
 EVERYTHING = LoraConfig(rank=3, alpha=6.0, targets=("attention", "experts"))
@@ -18,19 +19,17 @@ def tokens() -> torch.Tensor:
     return torch.randint(101, (2, 37), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_adapted_model_first_computes_what_its_base_computes(random_model: ModelMaker, dtype: torch.dtype) -> None:
+def test_an_adapted_model_first_computes_what_its_base_computes(random_model: ModelMaker) -> None:
     with torch.no_grad():
-        wanted = random_model(dtype)(tokens())
-        assert torch.equal(add_lora(random_model(dtype), EVERYTHING).to(dtype)(tokens()), wanted)
+        wanted = random_model(torch.float64)(tokens())
+        found = add_lora(random_model(torch.float64), EVERYTHING)(tokens())
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
 
 
 def test_the_logits_and_gradients_are_those_of_added_weights(random_model: ModelMaker) -> None:
     """In float64, against a model whose weights are W + scale B A, whose gradients give those of A and B."""
     model, plain = add_lora(random_model(torch.float64), EVERYTHING).double(), random_model(torch.float64)
-    generator = torch.Generator().manual_seed(1)
-    for parameter in adapter_parameters(model).values():
-        parameter.data.copy_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    randomized(model)
     pairs = {}
     for name, b in adapter_parameters(model).items():
         if name.endswith("b"):
@@ -69,9 +68,32 @@ def test_the_model_without_its_adapters_is_in_the_same_memory(random_model: Mode
     assert all(weight.data_ptr() == model.get_parameter(name).data_ptr() for name, weight in base.named_parameters())
 
 
-def test_experts_in_8_bits_get_no_adapter(random_model: ModelMaker) -> None:
-    with pytest.raises(UserError, match="these are in 8 bits"):
-        add_lora(quantize(random_model()), EVERYTHING)
+def test_a_base_in_8_bits_trains_the_same_adapters(random_model: ModelMaker) -> None:
+    """Against a model in floats that has the values of the 8 bits, in float64: loss and gradients."""
+    model = randomized(add_lora(random_model(torch.float64), EVERYTHING).double())
+    plain = randomized(add_lora(random_model(torch.float64), EVERYTHING).double())
+    quantize_base(model)
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == set(adapter_parameters(plain))
+    buffers = dict(model.named_buffers())
+    for name, weight in plain.named_parameters():
+        if name in buffers:
+            weight.data.copy_(buffers[name].double() * buffers[scale_of(name)].double().unsqueeze(-1))
+    loss, wanted = (one(tokens()).square().mean() for one in (model, plain))
+    torch.testing.assert_close(loss, wanted, rtol=1e-6, atol=0)
+    loss.backward()
+    wanted.backward()
+    for name, parameter in adapter_parameters(plain).items():
+        torch.testing.assert_close(model.get_parameter(name).grad, parameter.grad, rtol=1e-5, atol=1e-9)
+    with torch.no_grad():
+        base = base_of(model)
+        assert torch.equal(base(tokens()), quantize(random_model(torch.float64))(tokens()))
+
+
+def randomized(model: HybridLM) -> HybridLM:
+    generator = torch.Generator().manual_seed(1)
+    for parameter in adapter_parameters(model).values():
+        parameter.data.copy_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    return model
 
 
 def test_targets_are_known_by_name(random_model: ModelMaker) -> None:

@@ -26,7 +26,7 @@ from leyden.core.checksums import SUMS, changed_files, write_checksums
 from leyden.core.errors import UserError
 from leyden.core.files import atomic_directory
 from leyden.model import HybridLM, ModelConfig
-from leyden.model.lora import EXPERTS, LORA, adapters, attach_adapter
+from leyden.model.lora import EXPERTS, LORA, ExpertsLowRank, LowRank, adapter_for, attach
 from leyden.tokenizer import Tokenizer
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -335,11 +335,18 @@ def _theirs(weights: Mapping[str, torch.Tensor], config: ModelConfig) -> Iterato
 
 def fill_adapters(model: HybridLM, adapter: StoredAdapter) -> None:
     """Attach ``adapter`` to a model that has none, in place."""
-    for module in adapter.modules:
-        attach_adapter(model.get_submodule(module), adapter.rank, adapter.scale)
-    for name, _, lora in adapters(model):
-        for leaf, parameter in lora.named_parameters():
+    for name, made in modules_of(model, adapter).items():
+        attach(model.get_submodule(name), made)
+
+
+def modules_of(model: HybridLM, adapter: StoredAdapter) -> dict[str, LowRank | ExpertsLowRank]:
+    """The parts of ``adapter``, by the names of the modules of ``model`` that they belong to; float32, frozen."""
+    found = {}
+    for name in adapter.modules:
+        made = adapter_for(model.get_submodule(name), adapter.rank, adapter.scale)
+        for leaf, parameter in made.named_parameters():
             stored = adapter.weights.get(f"{name}.{LORA}.{leaf}")  # PEFT may adapt one projection of experts alone
             if stored is not None:
                 parameter.data.copy_(stored)
-            parameter.requires_grad_(False)
+        found[name] = made.requires_grad_(False)
+    return found

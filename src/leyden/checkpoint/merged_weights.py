@@ -72,8 +72,13 @@ def check_base(adapter: StoredAdapter, weights: StoredWeights) -> None:
     """Refuse an adapter of other weights, where its file says which ones it was trained on.
 
     Raises:
-        UserError: they are others.
+        UserError: they are others, or have another adapter added to them.
     """
+    if isinstance(weights, MergedWeights):
+        raise UserError(
+            f"the adapter {adapter.directory} would be added to a model that is an adapter itself; merge that first: "
+            "leyden convert MODEL DIR --layout leyden"
+        )
     if adapter.fingerprint is not None and fingerprint_of(weights) != adapter.fingerprint:
         raise UserError(
             f"the adapter {adapter.directory} was trained on the weights of {adapter.base}, and "

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorProperties
@@ -130,3 +131,23 @@ def _quietly() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
         yield
+
+
+def gather_whole(pieces: Mapping[str, TensorPiece], coordinator: Coordinator) -> dict[str, torch.Tensor]:
+    """Small tensors, whole, on rank 0, by name in order; nothing on the others. All ranks call this at the same point.
+
+    Args:
+        pieces: what this rank has of them; together the ranks have all of each, once.
+        coordinator: of the ranks.
+    """
+    own = [(name, piece.part, piece.tensor.detach().cpu()) for name, piece in pieces.items()]
+    everyone: list[Any] = [own] if coordinator.group is None else [None] * coordinator.size
+    if coordinator.group is not None:
+        dist.gather_object(own, everyone if coordinator.rank == 0 else None, group=coordinator.group)
+    whole: dict[str, torch.Tensor] = {}
+    for name, part, tensor in (each for of_rank in everyone if of_rank is not None for each in of_rank):
+        target = whole.setdefault(name, torch.empty(part.shape, dtype=tensor.dtype))
+        for box in part.boxes():
+            place = tuple(slice(start, start + size) for start, size in zip(box.whole, box.sizes, strict=True))
+            target[place] = box.of(tensor)
+    return dict(sorted(whole.items()))

@@ -21,6 +21,7 @@ from leyden.checkpoint.training import check_whole, is_checkpoint
 from leyden.core.checksums import file_hashes
 from leyden.core.errors import UserError
 from leyden.model import ModelConfig
+from leyden.model.quantized import scale_of
 from leyden.parallel import Mesh, Part
 from leyden.tokenizer import Tokenizer
 
@@ -121,7 +122,8 @@ class StartingModel:
         written last; for their mean the first rank reads all rows through, some MB at a time.
 
         Args:
-            pieces: by our names.
+            pieces: by our names. Integers of 8 bits come with their scales
+                (:func:`leyden.model.quantized.scale_of`), and both are rounded as the file is read.
             mesh: of the ranks; None: one process.
 
         Raises:
@@ -129,6 +131,11 @@ class StartingModel:
                 damaged.
         """
         coordinator = coordinator_of(mesh)
+        in_8_bits = {name: piece for name, piece in pieces.items() if piece.tensor.dtype == torch.int8}
+        scales = {scale_of(name): pieces[scale_of(name)] for name in in_8_bits}
+        if in_8_bits:
+            coordinator.on_all_ranks(lambda: self._read_in_8_bits(in_8_bits, scales))
+            pieces = {name: piece for name, piece in pieces.items() if name not in in_8_bits and name not in scales}
         grown = sorted({name for names in coordinator.on_all_ranks(lambda: self._check(pieces)) for name in names})
         shapes = self.shapes
         known = {name: _known_rows(piece, shapes[name]) for name, piece in pieces.items() if name in shapes}
@@ -175,6 +182,15 @@ class StartingModel:
                 "shape of the one that it begins from (its config.json), or begin with initial weights."
             )
         return grown
+
+    def _read_in_8_bits(self, pieces: Mapping[str, TensorPiece], scales: Mapping[str, TensorPiece]) -> None:
+        weights = open_stored(self.directory, verify=False).weights
+        for name, (tensor, part) in ((name, (piece.tensor, piece.part)) for name, piece in pieces.items()):
+            if part.shape != weights.bindings[name].shape:
+                raise UserError(f"{name} is {list(part.shape)} here and {list(weights.bindings[name].shape)} there.")
+            whole, scale = weights.in_8_bits(name, tensor.device)
+            tensor.copy_(part.cut(whole))
+            scales[scale_of(name)].tensor.copy_(scales[scale_of(name)].part.cut(scale))
 
     def _read(self, pieces: Mapping[str, TensorPiece], mesh: Mesh | None) -> None:
         weights = open_stored(self.directory, mesh).weights

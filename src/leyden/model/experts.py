@@ -1,6 +1,6 @@
 """The feed-forward half of a layer: a router with its experts, or one dense SwiGLU; and the tables that find them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -11,7 +11,16 @@ from torch.nn.functional import silu
 from leyden.model.config import ModelConfig
 from leyden.model.float32 import Float32Module
 from leyden.model.kinds import entry_of
-from leyden.ops import Routing, drop_over_capacity, expert_capacity, route, swiglu_experts
+from leyden.ops import (
+    Int8Matrices,
+    LowRankExperts,
+    Routing,
+    drop_over_capacity,
+    expert_capacity,
+    route,
+    swiglu_experts,
+    swiglu_experts_low_rank,
+)
 
 
 @dataclass(frozen=True)
@@ -66,14 +75,26 @@ class Router(Float32Module):
         return route(torch.nn.functional.linear(x.to(self.weight.dtype), self.weight), self.top_k)
 
 
-def compute(x: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, routing: Routing) -> torch.Tensor:
-    """:func:`leyden.ops.swiglu_experts` where one process has all experts."""
+def compute(
+    x: torch.Tensor,
+    gate_up: torch.Tensor | Int8Matrices,
+    down: torch.Tensor | Int8Matrices,
+    routing: Routing,
+    additions: LowRankExperts | None = None,
+) -> torch.Tensor:
+    """:func:`leyden.ops.swiglu_experts` where one process has all experts; with ``additions``, of frozen weights."""
+    if additions is not None:
+        return swiglu_experts_low_rank(x, gate_up, down, additions, routing.experts, routing.weights, routing.kept)
     return swiglu_experts(x, gate_up, down, routing.experts, routing.weights, routing.kept)
 
 
-def plain_weights(gate_up: torch.Tensor, down: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The stacked weights of experts without an adapter."""
-    return gate_up, down
+Additions = Callable[[torch.dtype], tuple[LowRankExperts, ...]]
+"""From the dtype of the tokens to the additions to the weights of experts: one, or none."""
+
+
+def no_additions(dtype: torch.dtype) -> tuple[LowRankExperts, ...]:
+    """Those of experts without an adapter."""
+    return ()
 
 
 def drop(routing: Routing, config: ModelConfig) -> Routing:
@@ -95,12 +116,12 @@ class Experts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(E, D, F))
         self.compute = compute
         """What the experts do; where ranks share them, tokens travel to their experts and back."""
-        self.adapt = plain_weights
-        """What the weights are computed with; of an adapted model, with the additions (:mod:`leyden.model.lora`)."""
+        self.additions: Additions = no_additions
+        """To the weights, of an adapted model (:mod:`leyden.model.lora`)."""
 
     def forward(self, x: torch.Tensor, routing: Routing) -> torch.Tensor:
         """[N, D] to [N, D]."""
-        return self.compute(x, *self.adapt(self.gate_up_proj, self.down_proj), routing)
+        return self.compute(x, self.gate_up_proj, self.down_proj, routing, *self.additions(x.dtype))
 
 
 class SwiGLU(nn.Module):

@@ -4,8 +4,9 @@ A projection ``y = W x`` becomes ``y = W x + (alpha / rank) B (A x)``, with A [r
 zeros, so an adapted model first computes what its base computes. Nothing of a model is replaced: A and B are a
 submodule of the projection that they belong to (:class:`LowRank`), under the names ``....q_proj.lora.a`` and ``.b``.
 
-Of stacked experts each has an A and a B of its own, and their product is added to the weights of a layer whenever it
-computes (:class:`ExpertsLowRank`): the experts of one layer then exist a second time while it computes.
+Of stacked experts each has an A and a B of its own (:class:`ExpertsLowRank`,
+:func:`leyden.ops.swiglu_experts_low_rank`). The base may be in 8 bits (:func:`quantize_base`): nothing is ever added to
+its weights.
 
 There is no dropout, on purpose: the engine draws with the same weights that the trainer scores with.
 """
@@ -13,7 +14,7 @@ There is no dropout, on purpose: the engine draws with the same weights that the
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from pydantic import Field, field_validator
@@ -21,15 +22,23 @@ from torch import nn
 
 from leyden.core.config import Config
 from leyden.core.errors import UserError, suggest
-from leyden.model.experts import Experts
+from leyden.model.experts import Experts, no_additions
 from leyden.model.lm import HybridLM
 from leyden.model.losses import OutputProjection
+from leyden.model.quantized import QuantizedExperts, QuantizedLinear, quantize
+from leyden.ops import LowRankExperts
 
 EXPERTS = "experts"
 """The target that stands for both projections of all routed experts."""
 
 LORA = "lora"
 """The name of the submodule of what is adapted."""
+
+
+INT8_ON_RANKS = (
+    "train.lora.int8 = true holds the model in 8 bits on one process; several ranks divide one in bfloat16: leave it "
+    "out, or start one process."
+)
 
 
 class LoraConfig(Config):
@@ -44,6 +53,8 @@ class LoraConfig(Config):
     ``dense`` (of dense feed-forwards and shared experts), or projections by their names, as ``q_proj``."""
     dropout: float = 0.0
     """0: the only value there is."""
+    int8: bool = False
+    """Hold the projections and experts of the model, which are not trained, in 8 bits."""
 
     @field_validator("dropout")
     @classmethod
@@ -94,19 +105,18 @@ class ExpertsLowRank(nn.Module):
         self, rank: int, gate_up: tuple[int, ...], down: tuple[int, ...], scale: float, device: torch.device
     ) -> None:
         super().__init__()
-        for name, (E, rows, columns) in (("gate_up", gate_up), ("down", down)):
-            self.register_parameter(f"{name}_a", nn.Parameter(torch.zeros(E, rank, columns, device=device)))
-            self.register_parameter(f"{name}_b", nn.Parameter(torch.zeros(E, rows, rank, device=device)))
+        (E, F2, D), (_, _, F) = gate_up, down
+        self.gate_up_a = nn.Parameter(torch.zeros(E, rank, D, device=device))
+        self.gate_up_b = nn.Parameter(torch.zeros(E, F2, rank, device=device))
+        self.down_a = nn.Parameter(torch.zeros(E, rank, F, device=device))
+        self.down_b = nn.Parameter(torch.zeros(E, D, rank, device=device))
         self.rank, self.scale = rank, scale
 
-    def delta(self, name: str, dtype: torch.dtype) -> torch.Tensor:
-        """What the addition to ``gate_up`` or ``down`` amounts to, [E, rows, columns] in ``dtype``."""
-        a, b = self.get_parameter(f"{name}_a"), self.get_parameter(f"{name}_b")
-        return b.to(dtype) @ a.to(dtype) * self.scale
-
-    def weights(self, gate_up: torch.Tensor, down: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Stacked weights with the additions, in their own dtype."""
-        return gate_up + self.delta("gate_up", gate_up.dtype), down + self.delta("down", down.dtype)
+    def stacks(self, dtype: torch.dtype) -> tuple[LowRankExperts, ...]:
+        """A and the scaled B of both projections, in ``dtype``."""
+        a, b = (self.gate_up_a, self.down_a), (self.gate_up_b, self.down_b)
+        pairs = [(one.to(dtype), other.to(dtype) * self.scale) for one, other in zip(a, b, strict=True)]
+        return (LowRankExperts(*(part for pair in pairs for part in pair)),)
 
 
 def add_lora(model: HybridLM, config: LoraConfig, seed: int = 0) -> HybridLM:
@@ -125,11 +135,17 @@ def add_lora(model: HybridLM, config: LoraConfig, seed: int = 0) -> HybridLM:
     """
     model.requires_grad_(False)
     for name in adapted_modules(model, config.targets):
-        attach_adapter(model.get_submodule(name), config.rank, config.scale)
-    for name, parameter in adapter_parameters(model).items():
-        if not parameter.is_meta:
-            parameter.data.copy_(initial_adapter(name, tuple(parameter.shape), seed))
+        module = model.get_submodule(name)
+        attach(module, adapter_for(module, config.rank, config.scale))
+    if not model.norm.weight.is_meta:
+        fill_initial(model, seed)
     return model
+
+
+def fill_initial(model: HybridLM, seed: int) -> None:
+    """Give adapters that hold nothing yet their initial weights."""
+    for name, parameter in adapter_parameters(model).items():
+        parameter.data.copy_(initial_adapter(name, tuple(parameter.shape), seed))
 
 
 def adapted_modules(model: nn.Module, targets: tuple[str, ...]) -> list[str]:
@@ -149,35 +165,50 @@ def adapted_modules(model: nn.Module, targets: tuple[str, ...]) -> list[str]:
     return [name for name, of_module in kinds.items() if of_module & set(targets)]
 
 
-def attach_adapter(module: nn.Module, rank: int, scale: float) -> None:
-    """Give ``module`` an adapter of zeros.
+def adapter_for(module: nn.Module, rank: int, scale: float) -> LowRank | ExpertsLowRank:
+    """An adapter of zeros.
 
     Args:
         module: stacked experts, or a projection, in floats or in 8 bits.
         rank, scale: of the adapter.
-
-    Raises:
-        UserError: experts in 8 bits.
     """
-    if isinstance(module, Experts):
+    if is_experts(module):
         gate_up, down = module.gate_up_proj, module.down_proj
-        adapter = ExpertsLowRank(rank, tuple(gate_up.shape), tuple(down.shape), scale, gate_up.device)
-        module.add_module(LORA, adapter)
-        module.adapt = adapter.weights
-        return
-    if not isinstance(weight := getattr(module, "weight", None), torch.Tensor):
-        raise UserError(
-            f"{type(module).__name__} gets no adapter: an addition to experts is made to their weights as they are "
-            "stored, and these are in 8 bits. Merge the adapter into the model first, or leave int8 out."
-        )
-    module.add_module(LORA, LowRank(rank, weight.shape[1], weight.shape[0], scale, weight.device))
-    module.register_forward_hook(_add)
+        return ExpertsLowRank(rank, tuple(gate_up.shape), tuple(down.shape), scale, gate_up.device)
+    weight = module.weight
+    assert isinstance(weight, torch.Tensor), "a projection"
+    return LowRank(rank, weight.shape[1], weight.shape[0], scale, weight.device)
 
 
-def attach_like(model: HybridLM, other: HybridLM) -> None:
-    """Give ``model``, in place, adapters of zeros where ``other`` has some."""
-    for name, _, adapter in adapters(other):
-        attach_adapter(model.get_submodule(name), adapter.rank, adapter.scale)
+def attach(module: Any, adapter: LowRank | ExpertsLowRank) -> None:
+    """Let ``module``, which has none, compute with ``adapter``."""
+    module.add_module(LORA, adapter)
+    if isinstance(adapter, ExpertsLowRank):
+        module.additions = adapter.stacks
+    else:
+        module.register_forward_hook(_add)
+
+
+def quantize_base(model: HybridLM) -> HybridLM:
+    """Hold the projections and experts of an adapted model in 8 bits, in place; its adapters stay as they are."""
+    kept = list(adapters(model))
+    module: Any
+    for _, module, adapter in kept:
+        delattr(module, LORA)
+        if isinstance(adapter, ExpertsLowRank):
+            module.additions = no_additions
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    quantize(model)
+    for parameter in trained:
+        parameter.requires_grad_()
+    for name, _, adapter in kept:
+        attach(model.get_submodule(name), adapter)
+    return model
+
+
+def is_in_8_bits(model: nn.Module) -> bool:
+    """Whether its projections are."""
+    return any(isinstance(module, QuantizedLinear) for module in model.modules())
 
 
 def _add(module: nn.Module, arguments: tuple[Any, ...], out: torch.Tensor) -> torch.Tensor:
@@ -218,30 +249,37 @@ def base_of(model: HybridLM) -> HybridLM:
     """The model without its adapters, in evaluation mode and in the same memory: no weight exists twice.
 
     Args:
-        model: on one process, in floats.
+        model: on one process.
     """
     with torch.device("meta"):
         base = HybridLM(model.config)
+    if is_in_8_bits(model):
+        quantize(base)
     weights = {name: weight for name, weight in model.state_dict().items() if not is_adapter(name)}
     base.load_state_dict(weights, assign=True)
     for name, buffer in model.named_buffers():
         owner, _, leaf = name.rpartition(".")
+        if name in weights:
+            continue
         base.get_submodule(owner).register_buffer(leaf, buffer, persistent=False)
     return base.requires_grad_(False).eval()
+
+
+def is_experts(module: nn.Module) -> TypeGuard[Experts | QuantizedExperts]:
+    """Whether ``module`` is the stacked experts of a layer."""
+    return isinstance(module, Experts | QuantizedExperts)
 
 
 def _is_adaptable(name: str, module: nn.Module) -> bool:
     """A projection of a layer, in floats or in 8 bits: what has a matrix ``weight`` and maps x by it."""
     if not name.startswith("layers."):
         return False
-    if hasattr(module, "gate_up_proj"):
-        return True
-    is_linear = isinstance(module, nn.Linear) or type(module).__name__ == "QuantizedLinear"
-    return is_linear and not isinstance(module, OutputProjection) and not name.endswith("coefficient")
+    is_linear = isinstance(module, nn.Linear | QuantizedLinear) and not isinstance(module, OutputProjection)
+    return is_experts(module) or (is_linear and not name.endswith("coefficient"))
 
 
 def _targets_of(name: str, module: nn.Module) -> set[str]:
     """The names under which ``name`` may be asked for."""
-    if isinstance(module, Experts) or hasattr(module, "gate_up_proj"):
+    if is_experts(module):
         return {EXPERTS}
     return {"attention" if ".self_attn." in name else "dense", name.rpartition(".")[2]}

@@ -10,7 +10,7 @@ from typing import Literal, Self
 import torch
 from torch import nn
 
-from leyden.model.experts import Experts, compute
+from leyden.model.experts import Additions, Experts, compute, no_additions
 from leyden.model.float32 import Float32Module
 from leyden.model.lm import HybridLM
 from leyden.model.losses import OutputProjection
@@ -109,11 +109,14 @@ class QuantizedExperts(Float32Module):
             self.register_buffer(f"{name}_scale", torch.empty(shape[:-1], dtype=torch.float32, device=device))
         self.compute: Callable[..., torch.Tensor] = compute
         """What the experts do; where ranks share them, tokens travel to their experts and back."""
+        self.additions: Additions = no_additions
+        """As of :class:`leyden.model.experts.Experts`."""
 
     def forward(self, x: torch.Tensor, routing: Routing) -> torch.Tensor:
         """[N, D] to [N, D]."""
         gate_up = Int8Matrices(self.gate_up_proj, self.gate_up_scale, x.dtype)
-        return self.compute(x, gate_up, Int8Matrices(self.down_proj, self.down_scale, x.dtype), routing)
+        down = Int8Matrices(self.down_proj, self.down_scale, x.dtype)
+        return self.compute(x, gate_up, down, routing, *self.additions(x.dtype))
 
 
 def scale_of(name: str) -> str:
@@ -125,7 +128,7 @@ def quantize(model: HybridLM, head: bool = False) -> HybridLM:
     """Turn the weights of ``model`` into 8 bits, in place and a module at a time, so that no second copy exists.
 
     Args:
-        model: for inference; it cannot be trained afterwards. A rank's part of a model becomes its part of an 8-bit
+        model: its weights cannot be trained afterwards. A rank's part of a model becomes its part of an 8-bit
             one; of a model on the meta device the modules are replaced, and their weights are still to come.
         head: the embedding and the output projection as well.
 

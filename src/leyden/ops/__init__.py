@@ -1,7 +1,7 @@
 """The ops of the model: one folder each, with a slow reference and the bodies that are held to it."""
 
 from leyden.ops.cross_entropy import IGNORE_INDEX, linear_cross_entropy, linear_token_nll
-from leyden.ops.experts import swiglu_experts
+from leyden.ops.experts import LowRankExperts, swiglu_experts, swiglu_experts_low_rank
 from leyden.ops.gated_linear_attention import (
     gated_linear_attention,
     gated_linear_attention_decode,
@@ -29,6 +29,7 @@ __all__ = [
     "IGNORE_INDEX",
     "Filters",
     "Int8Matrices",
+    "LowRankExperts",
     "Routing",
     "apply_rotary",
     "can_sample",
@@ -61,5 +62,6 @@ __all__ = [
     "silu_split",
     "softmax_attention",
     "swiglu_experts",
+    "swiglu_experts_low_rank",
     "yarn_frequencies",
 ]

@@ -5,12 +5,13 @@ are filled (tensor, sequence, expert parallelism); then its layers are dealt to 
 what the layers then do, and recomputation goes around that; FSDP comes last, since it replaces the parameters.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from leyden.model import HybridLM, ModelConfig
 from leyden.model.initialization import initial_weight
+from leyden.model.lora import initial_adapter, is_adapter
 from leyden.model.mixers import mixer_of
 from leyden.parallel.experts import install_experts
 from leyden.parallel.mesh import Mesh
@@ -30,11 +31,13 @@ class Attached:
 
     Attributes:
         model: a HybridLM, or the stages of a pipeline that this rank has.
-        weights: what the rank holds of each weight.
+        weights: what the rank holds of each weight that is trained.
+        frozen: of those that are not, as the base of adapters.
     """
 
     model: HybridLM | Pipeline
     weights: Weights
+    frozen: Weights = field(default_factory=lambda: Weights({}))
 
 
 def attach(model: HybridLM, mesh: Mesh, dtype: torch.dtype, *, seed: int = 0, row_tokens: int = 8192) -> Attached:
@@ -66,15 +69,19 @@ def attach(model: HybridLM, mesh: Mesh, dtype: torch.dtype, *, seed: int = 0, ro
         install_fsdp(stage, mesh, dtype)
         if empty:
             stage.to_empty(device=mesh.device)
-    weights = _weights(attached, mesh, parts)
+    weights, frozen = (_weights(attached, mesh, parts, trained) for trained in (True, False))
     if empty:
         _fill(attached, weights, config, mesh, seed)
-    return Attached(attached, weights)
+        for weight in frozen.values():  # until the model that is adapted is read
+            weight.local.fill_(float(weight.local.ndim == 1))
+    return Attached(attached, weights, frozen)
 
 
-def _weights(model: HybridLM | Pipeline, mesh: Mesh, parts: dict[str, Part]) -> Weights:
+def _weights(model: HybridLM | Pipeline, mesh: Mesh, parts: dict[str, Part], trained: bool) -> Weights:
     found = {}
     for name, parameter in model.named_parameters():
+        if parameter.requires_grad != trained:
+            continue
         over = summed_over(name, mesh)
         group = None if over is None else mesh.groups[over]
         found[name] = Weight(parameter, sharded_part(name, parts[name], mesh), group, is_counted(name, mesh))
@@ -85,6 +92,9 @@ def _fill(model: HybridLM | Pipeline, weights: Weights, config: ModelConfig, mes
     """Initial weights, and the mixers' buffers, into memory that holds nothing yet."""
     for name, weight in weights.items():
         part = weight.part
+        if is_adapter(name):
+            weight.local.copy_(part.cut(initial_adapter(name, part.shape, seed)))
+            continue
         if len(part.shape) < 3:
             weight.local.copy_(part.cut(initial_weight(name, part.shape, config, seed)))
             continue
@@ -92,9 +102,17 @@ def _fill(model: HybridLM | Pipeline, weights: Weights, config: ModelConfig, mes
             drawn = initial_weight(name, part.shape, config, seed, experts=span)
             inner = replace(part, shape=tuple(drawn.shape), spans=(((0, len(drawn)),), *part.spans[1:]))
             weight.local.copy_(inner.cut(drawn))
+    fill_buffers(model, config, mesh)
+
+
+def fill_buffers(model: HybridLM | Pipeline, config: ModelConfig, mesh: Mesh | None = None) -> None:
+    """Give the mixers' buffers, which hold nothing yet, this rank's part of their values. Weights in 8 bits are none of
+    them."""
     for name, buffer in model.named_buffers():
+        if name.endswith(("_proj", ".weight", "scale")):
+            continue
         values = _buffer(name, config)
-        buffer.copy_(part_of(name, tuple(values.shape), mesh.plan, mesh.at).cut(values))
+        buffer.copy_(values if mesh is None else part_of(name, tuple(values.shape), mesh.plan, mesh.at).cut(values))
 
 
 def _buffer(name: str, config: ModelConfig) -> torch.Tensor:

@@ -15,7 +15,21 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from leyden.parallel.plan import Plan
 
-AXES = ("pp", "cp", "tp", "ep", "etp", "stage", "dense", "world", "fsdp_dense", "fsdp_stage", "fsdp_experts")
+AXES = (
+    "pp",
+    "cp",
+    "tp",
+    "ep",
+    "etp",
+    "stage",
+    "dense",
+    "world",
+    "expert_copies",
+    "expert_widths",
+    "fsdp_dense",
+    "fsdp_stage",
+    "fsdp_experts",
+)
 """What traffic is counted by; the last three are FSDP's over the weights of attention and vocabulary, of the shared
 expert, and of the experts."""
 
@@ -41,7 +55,8 @@ class Mesh:
         device: of its tensors.
         at: its coordinates: ``pp``, ``dp_replicate``, ``dp_shard``, ``cp``, ``tp``, ``edp``, ``ep``, ``etp``.
         groups: by name; those of one rank are None. ``stage``: all ranks of the pipeline stage, which have its tokens
-            among them. ``dense``: those of them with the same part of the heads. ``world``: all ranks.
+            among them. ``dense``: those of them with the same part of the heads. ``expert_copies``: those with the
+            same part of the experts; ``expert_widths``: with the same experts, or a part of each. ``world``: all ranks.
         fsdp: the meshes over which FSDP shards: ``dense``, ``stage`` (weights that every rank applies to its own
             tokens) and ``experts``; two-dimensional with hybrid sharding.
         store: what ranks tell each other beside collectives; None where nothing but collectives is needed.
@@ -104,6 +119,8 @@ def start_mesh(plan: Plan, device: torch.device, store: Store | None = None) -> 
             ("dense", dense, (1, 2, 3)),
             ("ep", experts, (3,)),
             ("etp", experts, (4,)),
+            ("expert_copies", experts, (1, 2)),
+            ("expert_widths", experts, (1, 2, 4)),
             ("world", dense, (0, 1, 2, 3, 4)),
         )
     }

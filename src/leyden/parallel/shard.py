@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from leyden.parallel.mesh import Mesh
 from leyden.parallel.part import Part
-from leyden.parallel.weights import kind_of
+from leyden.parallel.weights import adapter_group, kind_of
 
 _MESH = {"tensor": "dense", "experts": "experts", "shared": "stage"}
 """The mesh of :attr:`Mesh.fsdp` that shards each kind; the others are replicated."""
@@ -169,7 +169,8 @@ def summed_over(name: str, mesh: Mesh) -> str | None:
     """The name of the group over which the gradient of ``name`` is summed after the backward; None: FSDP does it."""
     if not _is_replicated(name):
         return None
-    return "dense" if kind_of(name) == "head_norm" else "stage"
+    kind = kind_of(name)
+    return adapter_group(name) if kind == "adapter" else "dense" if kind == "head_norm" else "stage"
 
 
 def is_counted(name: str, mesh: Mesh) -> bool:
@@ -184,5 +185,5 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _is_replicated(name: str) -> bool:
-    """Norms and routers: float32, and kept out of FSDP. The norm over a mixer's heads is cut with the heads."""
-    return kind_of(name) in ("replicated", "head_norm")
+    """Norms, routers and adapters: float32, and kept out of FSDP. What belongs to a mixer's heads is cut with them."""
+    return kind_of(name) in ("replicated", "head_norm", "adapter")

@@ -10,13 +10,15 @@ from typing import Literal
 from torch import nn
 
 from leyden.model import MIXERS
+from leyden.model.lora import LORA, is_adapter
 from leyden.parallel.mesh import Mesh
 from leyden.parallel.part import Part
 from leyden.parallel.plan import Plan
 
-Kind = Literal["tensor", "head_norm", "experts", "shared", "replicated"]
+Kind = Literal["tensor", "head_norm", "experts", "shared", "replicated", "adapter"]
 """``head_norm``: the norm over a mixer's heads, which is divided with them; ``shared``: the shared expert, which every
-rank applies to its own tokens; ``replicated``: norms and routers."""
+rank applies to its own tokens; ``replicated``: norms and routers; ``adapter``: low-rank additions, which are small:
+they are divided as what they belong to, and FSDP leaves them whole."""
 
 _TENSOR_DIM = {
     "embed_tokens.weight": 0,
@@ -58,6 +60,8 @@ def kind_of(name: str) -> Kind:
         ValueError: no part of a model that is known here has a weight of that name.
     """
     local = _within_layer(name)
+    if is_adapter(name):
+        return "adapter"
     if local in _TENSOR_DIM:
         return "head_norm" if local in _HEAD_NORMS else "tensor"
     if local in _EXPERTS:
@@ -83,12 +87,44 @@ def part_of(name: str, shape: tuple[int, ...], plan: Plan, at: dict[str, int]) -
         ValueError: as :func:`kind_of`.
     """
     part, local, kind = Part.whole(shape), _within_layer(name), kind_of(name)
+    if kind == "adapter":
+        return _part_of_adapter(name, part, plan, at)
     if kind in ("tensor", "head_norm"):
         return part.narrow(_TENSOR_DIM[local], at["tp"], plan.tp)
     if kind == "experts":
         dim, blocks = _EXPERTS[local]
         return part.narrow(0, at["ep"], plan.ep).narrow(dim, at["etp"], plan.etp, blocks)
     return part
+
+
+def adapted_weight(name: str) -> tuple[str, int]:
+    """Of a weight of an adapter, the weight that it adds to, and the dim, counted from the last two, that it shares
+    with it: B its rows (0), A its columns (1)."""
+    owner, _, leaf = name.partition(f".{LORA}.")
+    half, _, letter = leaf.rpartition("_")
+    return f"{owner}.{half}_proj" if half else f"{owner}.weight", int(letter == "a")
+
+
+def _part_of_adapter(name: str, part: Part, plan: Plan, at: dict[str, int]) -> Part:
+    weight, shared = adapted_weight(name)
+    kind, local = kind_of(weight), _within_layer(weight)
+    if kind == "tensor" and _TENSOR_DIM[local] == shared:
+        return part.narrow(shared, at["tp"], plan.tp)
+    if kind == "experts":
+        part = part.narrow(0, at["ep"], plan.ep)
+        dim, blocks = _EXPERTS[local]
+        if dim == shared + 1:
+            return part.narrow(dim, at["etp"], plan.etp, blocks)
+    return part
+
+
+def adapter_group(name: str) -> str:
+    """The group of ranks that together have the gradient of a weight of an adapter."""
+    weight, shared = adapted_weight(name)
+    kind, local = kind_of(weight), _within_layer(weight)
+    if kind == "experts":
+        return "expert_copies" if _EXPERTS[local][0] == shared + 1 else "expert_widths"
+    return "dense" if kind == "tensor" and _TENSOR_DIM[local] == shared else "stage"
 
 
 def cut_weights(model: nn.Module, mesh: Mesh) -> dict[str, Part]:

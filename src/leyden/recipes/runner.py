@@ -130,10 +130,12 @@ def _plan(recipe: Recipe, launch: Launch, directory: Path) -> Plan:
 
 def _check_plan(recipe: Recipe, world: int) -> None:
     if recipe.train.lora is not None and world > 1:
-        raise UserError(
-            f"train.lora trains on one process, and this run is divided among {world}; leave [parallel] out and start "
-            "one."
-        )
+        drawn = [stage.name for stage in recipe.stage if stage.objective in ON_PROMPTS]
+        if drawn:
+            raise UserError(
+                f"stage '{drawn[0]}' draws completions, and with train.lora one process does that alone; this run has "
+                f"{world}. Take that stage into a recipe of its own, or leave [train.lora] out."
+            )
     for stage in recipe.stage:
         if stage.objective in ON_PROMPTS and recipe.parallel.pp > 1:
             raise UserError(

@@ -17,20 +17,22 @@ from pydantic import Field
 
 from leyden import parallel
 from leyden.checkpoint.adapter import write_adapter
+from leyden.checkpoint.coordinator import coordinator_of
 from leyden.checkpoint.export import export
 from leyden.checkpoint.layouts import layout_to_share
 from leyden.checkpoint.model_directory import refuse_to_replace_others
-from leyden.checkpoint.pieces import TensorPiece
+from leyden.checkpoint.pieces import TensorPiece, gather_whole
 from leyden.checkpoint.starting_model import StartingModel
 from leyden.core.config import Config
 from leyden.core.device import compute_dtype, default_device, matmul_flops_per_second
 from leyden.core.log import progress, say
 from leyden.model import HybridLM, ModelConfig, Rope, RopeScaling, count_model
-from leyden.model.lora import LoraConfig, add_lora
+from leyden.model.lora import LoraConfig
 from leyden.parallel import ParallelConfig, RankGroup, Weights
 from leyden.parallel.objective import Objective
 from leyden.parallel.recompute import install_compile, install_recompute
 from leyden.tokenizer import Tokenizer
+from leyden.train.adapted import adapted_state
 from leyden.train.batch_schedule import MicroBatches, one_batch
 from leyden.train.health import BatchFacts
 from leyden.train.held_out import HeldOut, measure
@@ -153,22 +155,27 @@ def build_state(
     rank_group, how = rank_group or RankGroup(), parallel_config or ParallelConfig()
     torch.manual_seed(settings.seed)
     dtype = getattr(torch, settings.dtype)
+    if settings.lora is not None:
+        return adapted_state(
+            config,
+            settings.lora,
+            dtype,
+            settings.optimizer,
+            seed=settings.seed,
+            row_tokens=row_tokens,
+            rank_group=rank_group,
+            how=how,
+            async_checkpoint=settings.async_checkpoint,
+        )
     host = torch.device("cpu") if how.offload_optimizer else None
     if rank_group.mesh is None:
         model = HybridLM(config, seed=settings.seed).to(default_device())
-        if settings.lora is not None:
-            add_lora(model, settings.lora, settings.seed)
         if how.compile:
             install_compile(model, default_device())
         install_recompute(model, how.activation_checkpointing)
         optimizer = MasterAdamW(Weights.alone(model), settings.optimizer, host)
         model.to(dtype)  # now, so that the masters begin unrounded, as those of many ranks do
-        frozen = {
-            name: TensorPiece(weight.detach(), parallel.Part.whole(tuple(weight.shape)))
-            for name, weight in model.named_parameters()
-            if not weight.requires_grad
-        }
-        return TrainState(model, optimizer, rank_group, async_checkpoint=settings.async_checkpoint, frozen=frozen)
+        return TrainState(model, optimizer, rank_group, async_checkpoint=settings.async_checkpoint)
     with torch.device("meta"):
         whole = HybridLM(config)
     if host is not None:
@@ -312,18 +319,13 @@ def save_trained(state: TrainState, tokenizer: Tokenizer, path: Path, lora: Lora
     learnt = {name: TensorPiece(master, optimizer.weights[name].part) for name, master in optimizer.masters().items()}
     config, rank_group = state.model.config, state.rank_group
     if lora is not None:
-        refuse_to_replace_others(path)
-        base = state.began_from or {}
-        write_adapter(
-            optimizer.masters(),
-            config,
-            path,
-            rank=lora.rank,
-            alpha=lora.alpha,
-            base=base["directory"],
-            fingerprint=base["fingerprint"],
-            tokenizer=tokenizer,
-        )
+        base, coordinator = state.began_from or {}, coordinator_of(rank_group.mesh)
+        counted = {name: piece for name, piece in learnt.items() if optimizer.weights[name].counted}
+        whole = gather_whole(counted, coordinator)
+        how = {"rank": lora.rank, "alpha": lora.alpha, "tokenizer": tokenizer}
+        origin = {"base": base["directory"], "fingerprint": base["fingerprint"]}
+        coordinator.on_rank_0(lambda: refuse_to_replace_others(path))
+        coordinator.on_rank_0(lambda: write_adapter(whole, config, path, **how, **origin))
         return
     layout, reason = layout_to_share(config, torch.float32, tokenizer)
     if reason and rank_group.rank == 0:

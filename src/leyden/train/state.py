@@ -16,7 +16,8 @@ from leyden.checkpoint.starting_model import StartingModel
 from leyden.checkpoint.training import Values, latest_training, load_training, newest_values, save_training
 from leyden.checkpoint.weights_hash import weights_hash
 from leyden.core.errors import UserError
-from leyden.parallel import RankGroup
+from leyden.model.lora import LoraConfig
+from leyden.parallel import RankGroup, Weights
 from leyden.train.generators import random_state, set_random_state
 from leyden.train.model import PipelinedModel, TrainableModel
 from leyden.train.optimizer import MasterAdamW
@@ -77,13 +78,16 @@ class TrainState:
             critical batch makes k times as large counts as k.
         skipped_in_a_row: how many of the latest steps left the weights unchanged because they were not finite.
         rank_group: the ranks that take every step together.
-        frozen: the weights that are not trained; empty where all are.
+        frozen: what this rank holds of the weights that are not trained; empty where all are.
+        lora: of what is trained in their place; None where all weights are.
         began_from: the model that the run began from, as :meth:`StartingModel.record` says it; None: initial weights.
 
     Args:
         model, optimizer, rank_group: as above; by default one process.
         async_checkpoint: go on training while a checkpoint is written from a copy.
-        frozen: what this rank holds of the weights that are not trained, which no checkpoint has; None: there are none.
+        frozen: the weights that are not trained, which no checkpoint has; None: there are none.
+        in_8_bits: those of them that are integers and scales.
+        lora: see above.
     """
 
     def __init__(
@@ -93,7 +97,9 @@ class TrainState:
         rank_group: RankGroup | None = None,
         *,
         async_checkpoint: bool = False,
-        frozen: Mapping[str, TensorPiece] | None = None,
+        frozen: Weights | None = None,
+        in_8_bits: Mapping[str, TensorPiece] | None = None,
+        lora: LoraConfig | None = None,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -102,7 +108,9 @@ class TrainState:
         self.stage = self.stage_step = 0
         self.skipped_in_a_row = 0
         self.began_from: dict[str, Any] | None = None
-        self.frozen = frozen or {}
+        self.frozen_weights, self.lora = frozen or Weights({}), lora
+        pieces = {name: TensorPiece(weight.local, weight.part) for name, weight in self.frozen_weights.items()}
+        self.frozen = pieces | dict(in_8_bits or {})
         self._batches: Batches | None = None
         self._resumed_batches: dict[str, Any] | None = None
         self._kept: dict[str, Kept] = {}

@@ -6,7 +6,8 @@ import torch
 
 from leyden.core.device import default_device
 from leyden.model import HybridLM
-from leyden.model.lora import attach_like
+from leyden.model.lora import add_lora, quantize_base
+from leyden.parallel import Weights
 from leyden.parallel.attachment import Attached
 from leyden.parallel.reshard import Resharding
 from leyden.train.generators import generators_kept
@@ -27,12 +28,15 @@ def whole_model(state: TrainState, dtype: torch.dtype) -> HybridLM:
     device = default_device() if mesh is None else mesh.device
     with generators_kept():
         copy = HybridLM(config)
-        if isinstance(state.model, HybridLM):
-            attach_like(copy, state.model)
+        if state.lora is not None:
+            add_lora(copy, state.lora)
+            if state.lora.int8:
+                quantize_base(copy)
         copy = copy.to(device).to(dtype).eval()
     model: Any = state.model
     if mesh is None:
         copy.load_state_dict(model.state_dict())
     else:
-        Resharding(Attached(model, state.optimizer.weights), mesh, copy).put()
+        held = Weights({**state.frozen_weights, **state.optimizer.weights})
+        Resharding(Attached(model, held), mesh, copy).put()
     return copy

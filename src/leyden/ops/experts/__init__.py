@@ -5,13 +5,14 @@ import torch
 from leyden.ops.backend import choose
 from leyden.ops.checks import check_floating, check_indices
 from leyden.ops.experts.grouped import stays_on_device
+from leyden.ops.experts.low_rank import LowRankExperts, swiglu_experts_low_rank
 from leyden.ops.experts.native import NativeExperts
 from leyden.ops.experts.portable import swiglu_experts_portable
 from leyden.ops.experts.reference import swiglu_experts_reference
 from leyden.ops.gradients import backward_may_follow
 from leyden.ops.int8_linear import Int8Matrices
 
-__all__ = ["swiglu_experts"]
+__all__ = ["LowRankExperts", "swiglu_experts", "swiglu_experts_low_rank"]
 
 
 def swiglu_experts(
@@ -100,7 +101,9 @@ def _in_8_bits(
 ) -> torch.Tensor:
     """Triton's, or those that take one expert after another and ask of a stack no more than its matrices."""
     if torch.is_grad_enabled() and (x.requires_grad or weights.requires_grad):
-        raise ValueError("swiglu_experts: experts in 8 bits have no gradient; train in bfloat16.")
+        raise ValueError(
+            "swiglu_experts: experts in 8 bits have no gradient; train additions to them (swiglu_experts_low_rank)."
+        )
     held = [part.weight if isinstance(part, Int8Matrices) else part for part in (gate_up, down)]
     both = isinstance(gate_up, Int8Matrices) and isinstance(down, Int8Matrices)
     dtypes = {"triton": x.dtype if both else None, "native": x.dtype}

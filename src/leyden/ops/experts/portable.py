@@ -39,11 +39,11 @@ def swiglu_experts_portable(
 ) -> torch.Tensor:
     """See :func:`leyden.ops.swiglu_experts`."""
     keep = backward_may_follow(x, gate_up, down, weights)
-    return _Experts.apply(x, gate_up, down, weights, _sort(experts, kept, gate_up.shape[0]), keep)
+    return _Experts.apply(x, gate_up, down, weights, sort_rows(experts, kept, gate_up.shape[0]), keep)
 
 
 @dataclass(frozen=True)
-class _Sorted:
+class SortedRows:
     """The M assignments of tokens to experts, in rows sorted by expert.
 
     Each expert's rows are filled up to a multiple of :func:`alignment` with zeros.
@@ -67,7 +67,8 @@ class _Sorted:
         return x.index_select(0, self.token).index_fill_(0, self.filling, 0)
 
 
-def _sort(experts: torch.Tensor, kept: torch.Tensor | None, num_experts: int) -> _Sorted:
+def sort_rows(experts: torch.Tensor, kept: torch.Tensor | None, num_experts: int) -> SortedRows:
+    """Experts [N, k] int64 of the kept assignments [N, k] bool, or of all, sorted by expert."""
     top_k = experts.shape[1]
     order, _, ends = sort_by_expert(experts, kept, num_experts)
     bounds = [0, *ends.tolist()]
@@ -85,7 +86,7 @@ def _sort(experts: torch.Tensor, kept: torch.Tensor | None, num_experts: int) ->
     row += torch.tensor(shifts, device=order.device).repeat_interleave(counts, output_size=len(order))
     token = order.new_zeros(start).index_copy_(0, row, order // top_k)
     filling = torch.ones_like(token, dtype=torch.bool).index_fill_(0, row, False).nonzero().squeeze(1)
-    return _Sorted(order, row, token, filling, spans)
+    return SortedRows(order, row, token, filling, spans)
 
 
 class _Experts(torch.autograd.Function):
@@ -96,7 +97,7 @@ class _Experts(torch.autograd.Function):
         gate_up: torch.Tensor | Int8Matrices,
         down: torch.Tensor | Int8Matrices,
         weights: torch.Tensor,
-        sort: _Sorted,
+        sort: SortedRows,
         keep: bool,
     ) -> torch.Tensor:
         rows = sort.gather(x)
@@ -109,16 +110,16 @@ class _Experts(torch.autograd.Function):
         if keep:
             ctx.save_for_backward(x, gate_up, down, weights, projected, y)
             ctx.sort = sort
-        return _sum_by_token(y * _share(weights, sort, y.dtype), sort, x)
+        return sum_by_token(y * share_of_rows(weights, sort, y.dtype), sort, x)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, gate_up, down, weights, projected, y = ctx.saved_tensors
-        sort: _Sorted = ctx.sort
+        sort: SortedRows = ctx.sort
         rows, dout = sort.gather(x), sort.gather(grads[0])
         dshare = (y * dout).sum(-1, dtype=weights.dtype)
         dweights = torch.zeros_like(weights).flatten().index_copy_(0, sort.order, dshare[sort.row])
-        dy = dout.mul_(_share(weights, sort, dout.dtype))
+        dy = dout.mul_(share_of_rows(weights, sort, dout.dtype))
         dgate_up, ddown = torch.zeros_like(gate_up), torch.zeros_like(down)
         drows, dprojected = torch.empty_like(rows), torch.empty_like(projected)
         for expert, span in sort.spans:
@@ -131,16 +132,16 @@ class _Experts(torch.autograd.Function):
             dgate.copy_(torch.ops.aten.silu_backward(dhidden.mul_(up), gate))
             torch.mm(dprojected[span].t(), rows[span], out=dgate_up[expert])
             torch.mm(dprojected[span], gate_up[expert], out=drows[span])
-        return _sum_by_token(drows, sort, x), dgate_up, ddown, dweights.view_as(weights), None, None
+        return sum_by_token(drows, sort, x), dgate_up, ddown, dweights.view_as(weights), None, None
 
 
-def _share(weights: torch.Tensor, sort: _Sorted, dtype: torch.dtype) -> torch.Tensor:
+def share_of_rows(weights: torch.Tensor, sort: SortedRows, dtype: torch.dtype) -> torch.Tensor:
     """The weight of each row [rows, 1]; zero for those that fill up."""
     share = weights.new_zeros(len(sort.token)).index_copy_(0, sort.row, weights.flatten().index_select(0, sort.order))
     return share.to(dtype)[:, None]
 
 
-def _sum_by_token(rows: torch.Tensor, sort: _Sorted, like: torch.Tensor) -> torch.Tensor:
+def sum_by_token(rows: torch.Tensor, sort: SortedRows, like: torch.Tensor) -> torch.Tensor:
     """Add each row to its token's, summed in float32 (float64 for float64)."""
     total = torch.zeros(like.shape, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
     return total.index_add_(0, sort.token, rows.to(total.dtype)).to(like.dtype)

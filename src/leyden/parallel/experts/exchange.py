@@ -11,6 +11,7 @@ unequal too, are all-to-alls in which no rank sends to itself. Dispatch and comb
 step does both twice, and before the first, ranks hand over ``token_groups * E`` counts each to EP and as many to ETP.
 """
 
+import functools
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -20,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
-from leyden.ops import Routing, swiglu_experts
+from leyden.ops import Int8Matrices, LowRankExperts, Routing, swiglu_experts, swiglu_experts_low_rank
 from leyden.ops.gradients import backward_may_follow
 from leyden.parallel.experts.dispatch import TokenGroup, start_all_to_all, token_groups
 from leyden.parallel.experts.overlap import Exchange, record_event, run_staggered
@@ -113,7 +114,14 @@ class ExpertExchange:
     def __init__(self, mesh: Mesh) -> None:
         self._mesh = mesh
 
-    def __call__(self, x: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, routing: Routing) -> torch.Tensor:
+    def __call__(
+        self,
+        x: torch.Tensor,
+        gate_up: torch.Tensor | Int8Matrices,
+        down: torch.Tensor | Int8Matrices,
+        routing: Routing,
+        additions: LowRankExperts | None = None,
+    ) -> torch.Tensor:
         """The experts' outputs for this rank's tokens; all ranks of its EP and ETP groups call this together.
 
         Args:
@@ -121,14 +129,27 @@ class ExpertExchange:
             gate_up: [E / ep, 2F / etp, D], this rank's experts, from ``ep rank * E / ep`` on.
             down: [E / ep, D, F / etp].
             routing: of these tokens over all E experts.
+            additions: to these, which are then frozen; None for none.
 
         Returns:
             [N, D] in the dtype of x. Outputs are weighted and summed where the token is, parts of an output over ETP
             before that; both in float32 (float64 for float64) and always in the same order.
         """
         dispatcher = Dispatcher(self._mesh, token_groups(routing, self._mesh, len(gate_up)))
-        keep = backward_may_follow(x, gate_up, down, routing.weights)
-        return _Exchange.apply(x, gate_up, down, routing.weights, dispatcher, keep)
+
+        def adapted(rows: torch.Tensor, *parts: torch.Tensor, chosen: torch.Tensor, ones: torch.Tensor) -> torch.Tensor:
+            return swiglu_experts_low_rank(rows, gate_up, down, LowRankExperts(*parts), chosen, ones)
+
+        # Of frozen weights the additions alone have gradients, and 8 bits are no tensor that autograd takes.
+        op, trained = (_plain, (gate_up, down)) if additions is None else (adapted, additions)
+        keep = backward_may_follow(x, routing.weights, *trained)
+        return _Exchange.apply(x, routing.weights, dispatcher, keep, op, *trained)
+
+
+def _plain(
+    rows: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, *, chosen: torch.Tensor, ones: torch.Tensor
+) -> torch.Tensor:
+    return swiglu_experts(rows, gate_up, down, chosen, ones)
 
 
 class _Exchange(torch.autograd.Function):
@@ -138,11 +159,11 @@ class _Exchange(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: torch.Tensor,
-        gate_up: torch.Tensor,
-        down: torch.Tensor,
         weights: torch.Tensor,
         dispatcher: Dispatcher,
         keep: bool,
+        op: Callable[..., torch.Tensor],
+        *trained: torch.Tensor,
     ) -> torch.Tensor:
         groups = dispatcher.groups
         calls = [RecordedOp() for _ in groups]
@@ -152,11 +173,9 @@ class _Exchange(torch.autograd.Function):
             return x.index_select(0, groups[index].token)
 
         def compute(index: int, rows: torch.Tensor) -> torch.Tensor:
-            def experts(rows: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
-                chosen = groups[index].experts[:, None]
-                return swiglu_experts(rows, gate_up, down, chosen, weights.new_ones(chosen.shape))
-
-            return calls[index].record(experts, rows, gate_up, down) if keep else experts(rows, gate_up, down)
+            chosen = groups[index].experts[:, None]
+            experts = functools.partial(op, chosen=chosen, ones=weights.new_ones(chosen.shape))
+            return calls[index].record(experts, rows, *trained) if keep else experts(rows, *trained)
 
         def receive(index: int, rows: torch.Tensor) -> None:
             results.append(rows)
@@ -196,4 +215,4 @@ class _Exchange(torch.autograd.Function):
                 dweights[group.tokens, j] = (row * dout[group.tokens]).sum(-1).to(weights.dtype)
 
         ctx.dispatcher.run("backward", rows_to_send, compute, receive)
-        return dx, *dexperts, dweights, None, None
+        return dx, dweights, None, None, None, *dexperts

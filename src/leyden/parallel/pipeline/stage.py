@@ -81,6 +81,8 @@ class StageModel(TokenLossModel):
         part = self.ranks.part(length, batch.cu_seqlens)
         context = lay_out(self.config, length, 0, batch.cu_seqlens, device, part)
         x = self.embed(self.ranks.cut(batch.tokens.to(device))) if hidden is None else hidden
+        if torch.is_grad_enabled() and not x.requires_grad:
+            x.requires_grad_()  # of a frozen embedding: the schedule asks every stage for a backward
         routings = []
         for layer in self.layers.values():
             x, _, routing = layer(x, context, None, None)
