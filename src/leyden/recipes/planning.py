@@ -3,13 +3,15 @@
 import io
 from collections.abc import Sequence
 
+import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from leyden.core.config import dump_toml, override
 from leyden.core.errors import UserError
-from leyden.model import PRESETS, ModelConfig, preset
+from leyden.model import PRESETS, HybridLM, ModelConfig, preset
+from leyden.model.lora import INT8_ON_RANKS, LoraConfig, adapter_parameters, add_lora
 from leyden.parallel.mesh import coordinates
 from leyden.parallel.plan import ParallelConfig, Plan
 from leyden.parallel.planner import StepShape, check_plan
@@ -46,7 +48,12 @@ def plan_text(
     Raises:
         UserError: ``what`` is unknown, or no plan fits.
     """
-    model, _ = read_model(what, settings)
+    model, _, lora = read_model(what, settings)
+    if lora is not None:
+        raise UserError(
+            "plans are ranked by the time of a step that trains all weights; leave train.lora out, or give a plan and "
+            f"see what it takes: leyden info {what} --gpus {world} --set train.lora.rank={lora.rank} --set parallel..."
+        )
     step = step_of(what, settings, world, length, batch_tokens, micro_batch_tokens)
     found = search(model, world, step, machine, best=best)
     table = Table(box=box.SIMPLE_HEAD, title=f"{what} on {world:,} ranks, {step.tokens:,} tokens a step")
@@ -75,39 +82,65 @@ def cost_text(
     Raises:
         UserError: the plan cannot be; with all that is wrong, and the nearest plans that can be.
     """
-    model, parallel = read_model(what, settings)
+    model, parallel, lora = read_model(what, settings)
+    if lora is not None and lora.int8 and world > 1:
+        raise UserError(INT8_ON_RANKS)
     step = step_of(what, settings, world, length, batch_tokens, micro_batch_tokens)
     plan = check_plan(parallel, world, model, step)
-    ranks = [Rank(model, plan, step, coordinates(plan, number)) for number in _one_of_each_stage(plan)]
+    ranks = [Rank(model, plan, step, coordinates(plan, number), lora=lora) for number in _one_of_each_stage(plan)]
     memories = [predict_memory(rank) for rank in ranks]
     most = max(range(len(ranks)), key=lambda index: memories[index].peak)
     fits = memories[most].peak <= machine.memory_bytes
     where = f" (pipeline rank {ranks[most].at['pp']}, which needs most)" if plan.pp > 1 else ""
     rows = [("plan", str(plan)), ("tokens a step", f"{step.tokens:,} in {step.num_micro_batches} micro-batches")]
     rows += _memory_rows(memories[most], where, machine, fits)
+    if lora is not None:  # what follows is of gradients of all weights
+        return _lines(rows + _adapter_rows(model, lora))
     rows += [
         (f"sent over {axis}", f"{_size(n)} a rank and step")
         for axis, n in by_axis(predict_traffic(ranks[most])).items()
     ]
     if fits:
         rows += _time_rows(predict_time(ranks[most], machine))
+    return _lines(rows)
+
+
+def _lines(rows: Sequence[tuple[str, str]]) -> str:
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
-def read_model(what: str, settings: Sequence[str]) -> tuple[ModelConfig, ParallelConfig]:
-    """The shape and the ``[parallel]`` section of a preset or a recipe.
+def _adapter_rows(model: ModelConfig, lora: LoraConfig) -> list[tuple[str, str]]:
+    with torch.device("meta"):
+        adapted = add_lora(HybridLM(model), lora)
+    trained = sum(parameter.numel() for parameter in adapter_parameters(adapted).values())
+    whole = sum(parameter.numel() for parameter in adapted.parameters()) - trained
+    return [
+        ("trained", f"{trained:,} weights of adapters: rank {lora.rank} of {', '.join(lora.targets)}"),
+        ("frozen", f"{whole:,} weights of the model, without gradients and optimizer state"),
+    ]
+
+
+def read_model(what: str, settings: Sequence[str]) -> tuple[ModelConfig, ParallelConfig, LoraConfig | None]:
+    """The shape, the ``[parallel]`` section and ``[train.lora]`` of a preset or a recipe.
 
     Raises:
         UserError: an unknown name or setting.
     """
     if what not in PRESETS:
         recipe = load_recipe(what, settings)
-        return recipe.model, recipe.parallel
-    changes = override({"model": {}, "parallel": {}}, settings)
-    if set(changes) != {"model", "parallel"}:
-        raise UserError(f"--set on a preset changes model.FIELD or parallel.FIELD; given: {', '.join(settings)}.")
-    return preset(what, **changes["model"]), ParallelConfig.parse(changes["parallel"], "--set parallel")
+        return recipe.model, recipe.parallel, recipe.train.lora
+    changes = override({"model": {}, "parallel": {}, "train": {}}, settings)
+    if set(changes) != {"model", "parallel", "train"} or set(changes["train"]) - {"lora"}:
+        raise UserError(
+            f"--set on a preset changes model.FIELD, parallel.FIELD or train.lora.FIELD; given: {', '.join(settings)}."
+        )
+    lora = changes["train"].get("lora")
+    return (
+        preset(what, **changes["model"]),
+        ParallelConfig.parse(changes["parallel"], "--set parallel"),
+        None if lora is None else LoraConfig.parse(lora, "--set train.lora"),
+    )
 
 
 def step_of(

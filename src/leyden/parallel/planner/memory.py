@@ -13,7 +13,7 @@ from leyden.parallel.pipeline import boundary
 from leyden.parallel.planner.activations import Ends, Layer, end_activations, layer_activations
 from leyden.parallel.planner.rank import Rank
 from leyden.parallel.planner.schedule import order_of_work
-from leyden.parallel.planner.sizes import Module, ShardedGroup, layer_weights, outer_weights
+from leyden.parallel.planner.sizes import Module, ShardedGroup, outer_weights
 
 Kind = Literal["weights", "optimizer", "gradients", "gathered", "activations", "buffers"]
 KINDS: tuple[Kind, ...] = ("weights", "optimizer", "gradients", "gathered", "activations", "buffers")
@@ -26,9 +26,10 @@ class RankMemory:
     Attributes:
         held: before and after a step: weights, optimizer, and a pipeline's buffers.
         peak: the most.
-        at_peak: what it is made of: ``weights`` (the float32 shards), ``optimizer`` (two moments), ``gradients``,
-            ``gathered`` (weights in the dtype of the computation), ``activations`` (what is kept for the backward, and
-            what an op needs for a moment), ``buffers`` (of collectives).
+        at_peak: what it is made of: ``weights`` (the float32 shards; those of a frozen model are as it computes),
+            ``optimizer`` (two moments), ``gradients``, ``gathered`` (weights in the dtype of the computation),
+            ``activations`` (what is kept for the backward, and what an op needs for a moment), ``buffers`` (of
+            collectives).
     """
 
     held: float
@@ -63,10 +64,13 @@ class _Meter:
 def predict_memory(rank: Rank) -> RankMemory:
     """Of one step after the first."""
     meter, wide = _Meter(), rank.wide.itemsize
-    shards = sum(count * _kept(module) for module, count in rank.modules()) * wide
+    kept = sum(count * _kept(module) for module, count in rank.modules())
+    trained = kept if rank.lora is None else sum(count * module.adapters for module, count in rank.modules())
     if not rank.plan.settings.offload_optimizer:
-        meter.hold("optimizer", 2 * shards)
-    meter.hold("weights", shards)
+        meter.hold("optimizer", 2 * trained * wide)
+    meter.hold("weights", trained * wide)
+    if rank.lora is not None:
+        meter.hold("weights", sum(count * _frozen(module, rank) for module, count in rank.modules()))
     stages = [_Stage(rank, meter, number) for number, _ in rank.stages]
     for stage in stages:
         meter.hold("buffers", stage.received)
@@ -88,6 +92,11 @@ def predict_memory(rank: Rank) -> RankMemory:
 def _kept(module: Module) -> int:
     """Numbers of a module's weights that the rank keeps."""
     return sum(group.shard for group in module.groups) + module.replicated
+
+
+def _frozen(module: Module, rank: Rank) -> float:
+    """Bytes of a module's weights that the rank keeps and does not train: in the dtype in which it computes."""
+    return sum(group.shard for group in module.groups) * rank.dtype.itemsize + module.replicated * rank.wide.itemsize
 
 
 def _pipeline(rank: Rank, stages: list["_Stage"]) -> None:
@@ -113,7 +122,7 @@ class _Stage:
         self.first, self.last = layers.start == 0, layers.stop == model.num_hidden_layers
         of_layers = model.layer_kinds()[layers.start : layers.stop]
         kinds = set(of_layers)
-        modules = {kind: layer_weights(model, kind, rank.plan, rank.at) for kind in kinds}
+        modules = {kind: rank.layer(kind) for kind in kinds}
         activations = {kind: layer_activations(rank, kind) for kind in kinds}
         self._layers: list[tuple[Module, Layer]] = [(modules[kind], activations[kind]) for kind in of_layers]
         self._outer = outer_weights(model, rank.plan, rank.at, first=self.first, last=self.last)
@@ -176,7 +185,7 @@ class _Stage:
     def reduce_all(self) -> None:
         """The end of a pipeline's step: every module's gradients, one after the other."""
         for module in (self._outer, *(module for module, _ in self._layers)):
-            for group in module.groups:
+            for group in module.groups if self._rank.lora is None else ():
                 self._meter.need("buffers", self._reduction(group))
                 self._meter.hold("gradients", group.shard * self._rank.wide.itemsize)
                 self._meter.free("gradients", group.numel * self._rank.reduce_dtype.itemsize)
@@ -188,7 +197,7 @@ class _Stage:
         return layer.entry + (layer.attention.products + layer.feed_forward.products if mode == "selective" else 0)
 
     def _gather(self, position: int, module: Module) -> None:
-        if position in self._gathered:
+        if position in self._gathered or self._is_in_place:
             return
         self._gathered.add(position)
         for group in module.groups:
@@ -202,11 +211,18 @@ class _Stage:
             self._gathered.remove(position)
             self._meter.free("gathered", sum(g.numel for g in module.groups) * self._rank.dtype.itemsize)
 
+    @property
+    def _is_in_place(self) -> bool:
+        """Whether one process computes with the frozen weights that it keeps."""
+        return self._rank.lora is not None and self._rank.plan.world == 1
+
     def _wire(self, group: ShardedGroup) -> float:
         """The buffer into which shards arrive; alone, there is none."""
         return group.padded * self._rank.dtype.itemsize if group.ranks > 1 else 0.0
 
     def _whole_gradients(self, module: Module, axis: str) -> float:
+        if self._rank.lora is not None:
+            return 0.0
         return sum(group.numel for group in module.groups if group.axis == axis) * self._rank.dtype.itemsize
 
     def _reduction(self, group: ShardedGroup) -> float:
@@ -216,6 +232,11 @@ class _Stage:
     def _gradients(self, module: Module, piped: bool) -> None:
         """Those of a module have been formed: reduced to this rank's shard, or in a pipeline added up whole."""
         meter, wide = self._meter, self._rank.wide.itemsize
+        if self._rank.lora is not None:
+            if not piped or not self._unreduced:
+                meter.hold("gradients", module.adapters * wide)
+                self.new_gradients += module.adapters * wide
+            return
         if piped:
             if not self._unreduced:
                 whole = sum(group.numel for group in module.groups) * self._rank.reduce_dtype.itemsize

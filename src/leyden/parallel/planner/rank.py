@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from leyden.model import ModelConfig
+from leyden.model import LayerKind, ModelConfig
+from leyden.model.lora import LoraConfig
 from leyden.parallel.plan import Plan
 from leyden.parallel.planner.sizes import Module, layer_weights, outer_weights, stages
 from leyden.parallel.planner.step import StepShape
@@ -25,6 +26,7 @@ class Rank:
         dtype: of the computation.
         documents: [N + 1], the bounds of the documents of each row, if they are known: they decide which tokens a
             context rank has in softmax layers.
+        lora: the adapters that are trained of a frozen model; None: all weights are trained.
     """
 
     model: ModelConfig
@@ -33,6 +35,7 @@ class Rank:
     at: dict[str, int]
     dtype: torch.dtype = torch.bfloat16
     documents: tuple[int, ...] | None = None
+    lora: LoraConfig | None = None
 
     @functools.cached_property
     def wide(self) -> torch.dtype:
@@ -85,12 +88,16 @@ class Rank:
         layers = stages(self.model, self.plan.num_stages, self.step.seq_len)  # pyright: ignore[reportArgumentType]
         return [(number, layers[number]) for number in range(self.at["pp"], self.plan.num_stages, self.plan.pp)]
 
+    def layer(self, kind: LayerKind) -> Module:
+        """The weights of a layer of ``kind``."""
+        return layer_weights(self.model, kind, self.plan, self.at, self.lora)
+
     def modules(self) -> list[tuple[Module, int]]:
         """The weights of each kind of layer, and of what stands around the layers, with how many of these there are."""
         found, every = [], self.model.layer_kinds()
         for _, layers in self.stages:
             kinds = Counter(every[layers.start : layers.stop])
-            found += [(layer_weights(self.model, kind, self.plan, self.at), count) for kind, count in kinds.items()]
+            found += [(self.layer(kind), count) for kind, count in kinds.items()]
             ends = {"first": layers.start == 0, "last": layers.stop == self.model.num_hidden_layers}
             found.append((outer_weights(self.model, self.plan, self.at, **ends), 1))
         return found

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from leyden.model import HybridLM, LayerKind, ModelConfig
+from leyden.model.lora import LoraConfig, add_lora
 from leyden.parallel.pipeline import layer_costs, split_layers
 from leyden.parallel.plan import Plan
 from leyden.parallel.shard import shard_dim
@@ -66,11 +67,13 @@ class Module:
         groups: what FSDP gathers, outermost module first.
         stage_numel: weights that all ranks of a stage have whole (norms, routers), float32.
         dense_numel: weights that all ranks with the same heads have whole (the norm over lightning's heads), float32.
+        adapters: weights of adapters, float32, which FSDP does not shard.
     """
 
     groups: tuple[ShardedGroup, ...]
     stage_numel: int
     dense_numel: int
+    adapters: int = 0
 
     @property
     def replicated(self) -> int:
@@ -78,9 +81,11 @@ class Module:
         return self.stage_numel + self.dense_numel
 
 
-def layer_weights(model: ModelConfig, kind: LayerKind, plan: Plan, at: dict[str, int]) -> Module:
-    """Those of a layer of ``kind`` on the rank at the coordinates ``at``."""
-    return _module(_shapes(model)[0][kind], plan, at)  # pyright: ignore[reportArgumentType]  (see below)
+def layer_weights(
+    model: ModelConfig, kind: LayerKind, plan: Plan, at: dict[str, int], lora: LoraConfig | None = None
+) -> Module:
+    """Those of a layer of ``kind`` on the rank at the coordinates ``at``; with the adapters of ``lora``."""
+    return _module(_shapes(model, lora)[0][kind], plan, at)  # pyright: ignore[reportArgumentType]  (see below)
 
 
 def outer_weights(model: ModelConfig, plan: Plan, at: dict[str, int], *, first: bool, last: bool) -> Module:
@@ -93,13 +98,15 @@ def outer_weights(model: ModelConfig, plan: Plan, at: dict[str, int], *, first: 
 
 def _module(named: tuple[tuple[str, Shape], ...], plan: Plan, at: dict[str, int]) -> Module:
     by_mesh: dict[str, list[Shape]] = {}
-    stage = dense = 0
+    stage = dense = adapters = 0
     for name, whole in named:
         local, kind = part_of(name, whole, plan, at).local_shape, kind_of(name)
         if kind == "replicated":
             stage += math.prod(local)
         elif kind == "head_norm":
             dense += math.prod(local)
+        elif kind == "adapter":
+            adapters += math.prod(local)
         else:
             by_mesh.setdefault({"tensor": "dense", "experts": "experts", "shared": "stage"}[kind], []).append(local)
     context = at["dp_shard"] * plan.cp + at["cp"]
@@ -110,17 +117,21 @@ def _module(named: tuple[tuple[str, Shape], ...], plan: Plan, at: dict[str, int]
     }
     order = ("dense", "experts", "stage")
     groups = [ShardedGroup(f"fsdp_{mesh}", *places[mesh], tuple(by_mesh[mesh])) for mesh in order if mesh in by_mesh]
-    return Module(tuple(groups), stage, dense)
+    return Module(tuple(groups), stage, dense, adapters)
 
 
 @functools.lru_cache(maxsize=8)
-def _shapes(model: ModelConfig) -> tuple[dict[LayerKind, tuple[tuple[str, Shape], ...]], tuple[tuple[str, Shape], ...]]:
+def _shapes(
+    model: ModelConfig, lora: LoraConfig | None = None
+) -> tuple[dict[LayerKind, tuple[tuple[str, Shape], ...]], tuple[tuple[str, Shape], ...]]:
     """Names and shapes of the weights of one layer of every kind, as ``layers.0.x``, and of what is outside layers."""
     kinds = tuple(dict.fromkeys(model.layer_kinds()))
     mixers, mlps = zip(*kinds, strict=True)
     few = model.model_copy(update={"num_hidden_layers": len(kinds), "layer_types": mixers, "mlp_types": mlps})
     with torch.device("meta"):
         modules = HybridLM(few)
+    if lora is not None:
+        add_lora(modules, lora)
     named = [(name, tuple(weight.shape)) for name, weight in modules.named_parameters()]
     found = {
         kind: tuple((name, shape) for name, shape in named if name.startswith(f"layers.{index}."))
