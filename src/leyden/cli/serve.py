@@ -18,6 +18,7 @@ def serve(
     api_key: serve_options.ApiKey = None,
     api_key_file: serve_options.ApiKeyFile = None,
     served_model_name: serve_options.ServedModelName = None,
+    lora: serve_options.Lora = None,
     int8: serve_options.Int8 = "none",
     device: Device = None,
     max_sequences: serve_options.MaxSequences = None,
@@ -67,10 +68,15 @@ def serve(
     if launched().world > 1:
         if device is not None:
             raise UserError("each of several ranks takes the GPU of its number, or the CPU; leave out --device.")
+        if lora:
+            raise UserError(
+                "several ranks serve no adapters; leave --lora out, serve with one rank, or merge the adapter: leyden "
+                f"convert {model} DIR --layout leyden --lora DIR"
+            )
         _serve_on_ranks(model, int8, draft, config, shown, axes)
         return
     _check_alone(model, axes)
-    _serve_alone(model, int8, device, draft, config, shown)
+    _serve_alone(model, int8, device, draft, config, shown, lora or [])
 
 
 def _serve_alone(
@@ -80,23 +86,29 @@ def _serve_alone(
     draft: str | None,
     config: Any,
     shown: dict[str, Any],
+    lora: list[str],
 ) -> None:
     """One process has the whole model."""
     from leyden.checkpoint import load
     from leyden.core.device import find_device
     from leyden.core.log import logger
     from leyden.serve import Engine
+    from leyden.serve.adapters import add_adapters, named_adapters
     from leyden.serve.http import listen
     from leyden.serve.http.conversations import make_directory
     from leyden.serve.http.server import run_server
 
     settings = shown["settings"]
+    adapters = named_adapters(lora, shown["names"])
     where = find_device(device)
     if settings.conversations is not None:
         make_directory(settings.conversations)
     bound = listen(settings)  # before the model is loaded, which may take long
     logger(__name__).info("%s is being loaded.", model)
     weights, tokenizer = load(model, dtype="auto", int8=int8, device=where)
+    if adapters:
+        add_adapters(weights, tokenizer, model, adapters)
+        logger(__name__).info("adapters: %s.", ", ".join(f"{name} ({path})" for name, path in adapters.items()))
     engine = Engine(
         weights, tokenizer, config, draft=None if draft is None else load(draft, dtype="auto", device=where)[0]
     )

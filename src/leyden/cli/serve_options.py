@@ -32,6 +32,14 @@ ApiKeyFile = Annotated[Path | None, _option("A file with one key a line.")]
 ServedModelName = Annotated[
     list[str] | None, _option("What clients call the model; its run's or directory's name. Several are possible.")
 ]
+Lora = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=DIR",
+        help="An adapter on the model, unmerged, which requests ask for as model NAME; may be given several times.",
+        show_default=False,
+    ),
+]
 Int8 = Annotated[
     Literal["none", "layers", "all"], typer.Option(help="Weights in 8 bits: of the layers, or of everything.")
 ]

@@ -2,7 +2,7 @@
 
 import itertools
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -23,6 +23,9 @@ from leyden.model.ranks import Ranks
 from leyden.model.rope import Rope
 from leyden.model.rows import Rows
 from leyden.ops import Routing, rotary_angles
+
+if TYPE_CHECKING:
+    from leyden.model.adapter_set import AdapterSet
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,8 @@ class HybridLM(TokenLossModel):
         self.lm_head = OutputProjection(config)
         self.score = ScoreHead(config) if config.score_head else None
         self.ranks = Ranks()
+        self.adapters: AdapterSet | None = None
+        """That rows of :meth:`read` choose among."""
         initialize(self, config, seed)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
@@ -199,11 +204,12 @@ class HybridLM(TokenLossModel):
         cos, sin = rotary_angles(rows.positions, rope.frequencies(self.config.rotary_dim, tokens.device))
         context = ForwardContext(0, None, rows.positions, cos, sin, rope.scale)
         x = self.embed(tokens[None], inserts)
-        last = None if self.ranks.divide_tokens else rows.wanted
+        whole = self.ranks.divide_tokens or self.adapters is not None  # adapters are chosen by the number of a row
+        last = None if whole else rows.wanted
         for index, (layer, memory) in enumerate(zip(self.layers, pools.of_layers(rows), strict=True)):
             x, _, _ = layer(x, context, memory, last if index == len(self.layers) - 1 else None)
         hidden = self.ranks.whole(self.norm(x))
-        return (take(hidden, rows.wanted) if self.ranks.divide_tokens else hidden)[0]
+        return (take(hidden, rows.wanted) if whole else hidden)[0]
 
     def extra_repr(self) -> str:
         config = self.config

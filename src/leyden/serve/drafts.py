@@ -9,6 +9,7 @@ from leyden.model import PAGE, HybridLM
 from leyden.serve.config import EngineConfig
 from leyden.serve.job import Generation
 from leyden.serve.memory import EngineMemory
+from leyden.serve.request import adapter_of
 from leyden.serve.runner import Reading
 from leyden.serve.sampling import Draw, draw
 from leyden.serve.speculation import Ask, DraftModel, Guesser, PromptLookup, verify
@@ -110,4 +111,5 @@ def _reading(job: Generation, guess: Sequence[int] = (), spare: Sequence[int] = 
     assert job.holding is not None
     state = job.holding.state
     tokens = (*job.tokens[job.read :], *guess)
-    return Reading(tokens, job.read, job.holding.pages, (state, state, *spare), len(tokens))
+    adapter = adapter_of(job.salt)
+    return Reading(tokens, job.read, job.holding.pages, (state, state, *spare), len(tokens), adapter=adapter)

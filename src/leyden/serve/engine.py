@@ -33,6 +33,8 @@ class Engine(EngineCore):
         self,
         prompts: Sequence[str] | Sequence[Sequence[int]],
         sampling: Sampling | Sequence[Sampling] | None = None,
+        *,
+        adapter: str | Sequence[str] = "",
     ) -> list[Completion]:
         """Complete each prompt by itself, all of them at once; a completion does not depend on the other prompts.
 
@@ -40,6 +42,8 @@ class Engine(EngineCore):
             prompts: texts, which start a document, or token ids, which are taken as they are; an empty one starts
                 from the token that begins a document.
             sampling: of all of them, or of each its own; :class:`Sampling`'s defaults where None.
+            adapter: that computes all of them, or each its own (:func:`leyden.serve.adapters.add_adapters`); ``""``
+                for the model itself.
 
         Returns:
             In the prompts' order; of each prompt its ``n`` completions. One that could not be finished says so in
@@ -51,7 +55,7 @@ class Engine(EngineCore):
         """
         if isinstance(prompts, str):
             raise UserError("generate takes a list of prompts; put the one prompt in a list, or use stream.")
-        return offline.generate(self, prompts, sampling or Sampling())
+        return offline.generate(self, prompts, sampling or Sampling(), adapter)
 
     def stream(self, prompt: str | Sequence[int], sampling: Sampling | None = None) -> Iterator[Chunk]:
         """One completion of one prompt, token by token; the texts together are what :meth:`generate` gives.

@@ -15,7 +15,7 @@ from leyden.serve.inserts import check_inserts
 from leyden.serve.job import Generation, generations
 from leyden.serve.memory import EngineMemory, plan_memory
 from leyden.serve.new_weights import WeightsWatch
-from leyden.serve.request import Delta, FinishReason, QueueFullError, Request, check_request
+from leyden.serve.request import Delta, FinishReason, QueueFullError, Request, check_adapter, check_request
 from leyden.serve.sampling import CompiledGrammar, Grammars, Sampling
 from leyden.serve.scheduler import Scheduler
 from leyden.serve.statistics import Statistics
@@ -129,6 +129,7 @@ class EngineCore:
             QueueFullError: too many wait.
         """
         self.check(request.tokens, request.sampling)
+        check_adapter(self.model, request.salt)
         check_inserts(self.model, len(request.tokens), request.inserts)
         if request.id in self._generations:
             raise UserError(f"there is a request with the id {request.id!r} already; give each its own.")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from leyden.model import PAGE
 from leyden.serve.inserts import Insert
 from leyden.serve.memory import Holding, Swapped
-from leyden.serve.request import CacheUse, Delta, FinishReason, Request, RequestUsage
+from leyden.serve.request import CacheUse, Delta, FinishReason, Request, RequestUsage, adapter_of
 from leyden.serve.runner import PromptScores, Reading
 from leyden.serve.sampling import CompiledGrammar, Draw, Sampler, TokenLogprobs
 from leyden.serve.text import TextStream
@@ -56,7 +56,9 @@ class Job:
         """Read the part that ends at ``stop``."""
         assert self.holding is not None
         tokens, pages, states = self.tokens[self.read : stop], self.holding.pages, [self.holding.state]
-        return Reading(tokens, self.read, pages, states, self.wanted(stop), inserts=self.inserts)
+        return Reading(
+            tokens, self.read, pages, states, self.wanted(stop), inserts=self.inserts, adapter=adapter_of(self.salt)
+        )
 
 
 @dataclass

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from leyden.core.errors import UserError
 from leyden.serve.completion import Chunk, Completion
 from leyden.serve.engine_core import EngineCore
-from leyden.serve.request import Delta, Request
+from leyden.serve.request import Delta, Request, salted
 from leyden.serve.sampling import Sampling
 
 
@@ -19,12 +19,21 @@ def generate(
     engine: EngineCore,
     prompts: Sequence[str] | Sequence[Sequence[int]],
     sampling: Sampling | Sequence[Sampling],
+    adapter: str | Sequence[str] = "",
 ) -> list[Completion]:
     """See :meth:`leyden.serve.Engine.generate`."""
     each = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
     if len(each) != len(prompts):
         raise UserError(f"generate takes one sampling, or one for each prompt; given {len(each)} for {len(prompts)}.")
-    requests = [_request(engine, prompt, own, watched=False) for prompt, own in zip(prompts, each, strict=True)]
+    adapters = [adapter] * len(prompts) if isinstance(adapter, str) else adapter
+    if len(adapters) != len(prompts):
+        raise UserError(
+            f"generate takes one adapter, or one for each prompt; given {len(adapters)} for {len(prompts)}."
+        )
+    requests = [
+        _request(engine, prompt, own, watched=False, adapter=name)
+        for prompt, own, name in zip(prompts, each, adapters, strict=True)
+    ]
     deltas: dict[str, list[list[Delta]]] = {r.id: [[] for _ in range(r.sampling.n)] for r in requests}
     for delta in _run(engine, requests, entered=False):
         deltas[delta.request][delta.index].append(delta)
@@ -81,7 +90,9 @@ def _run(engine: EngineCore, requests: Sequence[Request], *, entered: bool) -> I
         engine.abort_now(left)
 
 
-def _request(engine: EngineCore, prompt: str | Sequence[int], sampling: Sampling, *, watched: bool) -> Request:
+def _request(
+    engine: EngineCore, prompt: str | Sequence[int], sampling: Sampling, *, watched: bool, adapter: str = ""
+) -> Request:
     """A text begins with the token that begins a document; token ids stand as they are."""
     if isinstance(prompt, str) or not prompt:
         if engine.tokenizer is None:
@@ -90,4 +101,5 @@ def _request(engine: EngineCore, prompt: str | Sequence[int], sampling: Sampling
     else:
         tokens = list(prompt)
     engine.check(tokens, sampling)
-    return Request(tokens, sampling, f"offline-{uuid.uuid4().hex}", cache_completion=False, watched=watched)
+    name, salt = f"offline-{uuid.uuid4().hex}", salted(adapter)
+    return Request(tokens, sampling, name, cache_completion=False, watched=watched, salt=salt)

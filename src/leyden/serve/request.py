@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from leyden.core.errors import UserError
-from leyden.model import ModelConfig
+from leyden.core.errors import UserError, suggest
+from leyden.model import HybridLM, ModelConfig
 from leyden.serve.inserts import Insert
 from leyden.serve.sampling import Sampling, TokenLogprobs
 from leyden.tokenizer import Tokenizer
@@ -32,8 +32,9 @@ class Request:
             cache: the next turn of a chat goes on from there. What decoding computed has other roundings, and is not
             kept.
         watched: somebody waits for every token. As long as nobody does, steps read more at once.
-        salt: requests with the same one share what was read of their texts, and no others do: neither what a client is
-            told of the cache nor the time it waits says anything of the texts under other salts.
+        salt: by :func:`salted`, which also says the adapter. Requests with the same one share what was read of their
+            texts, and no others do: neither what a client is told of the cache nor the time it waits says anything of
+            the texts under other salts.
         inserts: vectors that stand in the place of tokens of the prompt, in order. Prefixes of the same tokens are
             shared only where their inserts have the same digests.
         on_delta: is called with each delta of the request, in the thread that steps the engine. The step's caller is
@@ -50,6 +51,28 @@ class Request:
     salt: str = ""
     on_delta: "Callable[[Delta], None] | None" = None
     inserts: Sequence[Insert] = ()
+
+
+_BEHIND_ADAPTER = "\0"
+
+
+def salted(adapter: str, salt: str = "") -> str:
+    """The salt of a request that is computed with ``adapter`` (``""``: with the model itself).
+
+    What was read with one adapter is of no use to another; so the salt, which separates texts in the prefix cache,
+    names it.
+
+    Args:
+        adapter: of :class:`leyden.model.AdapterSet`; without a NUL.
+        salt: what else separates the request's texts from others.
+    """
+    return f"{adapter}{_BEHIND_ADAPTER}{salt}" if adapter or _BEHIND_ADAPTER in salt else salt
+
+
+def adapter_of(salt: str) -> str:
+    """The adapter of :func:`salted`."""
+    adapter, separator, _ = salt.partition(_BEHIND_ADAPTER)
+    return adapter if separator else ""
 
 
 @dataclass(frozen=True)
@@ -118,6 +141,18 @@ class Delta:
     usage: RequestUsage | None = None
     error: str | None = None
     weights_version: int = 0
+
+
+def check_adapter(model: HybridLM, salt: str) -> None:
+    """Refuse a request for an adapter that the engine's model has not.
+
+    Raises:
+        UserError: it has others, or none.
+    """
+    asked, known = adapter_of(salt), () if model.adapters is None else model.adapters.names
+    if asked and asked not in known:
+        there = f"it has {', '.join(known)}" if known else "it has none (leyden.serve.adapters.add_adapters)"
+        raise UserError(f"there is no adapter {asked!r} on this engine's model{suggest(asked, known)}; {there}.")
 
 
 def check_request(

@@ -47,6 +47,7 @@ class Reading(NamedTuple):
         wanted: of how many of the last tokens the logits are asked for.
         scores: of a prompt, the log-probabilities that are asked for; the runner puts them there.
         inserts: of the sequence, which stand in the place of some of these tokens or of others; of prompts alone.
+        adapter: that it is computed with; ``""`` for none.
     """
 
     tokens: Sequence[int]
@@ -56,6 +57,7 @@ class Reading(NamedTuple):
     wanted: int = 1
     scores: PromptScores | None = None
     inserts: Sequence[Insert] = ()
+    adapter: str = ""
 
     @property
     def num_hidden(self) -> int:
@@ -124,6 +126,8 @@ class Runner:
             if reading.start == 0:
                 self.pools.begin(reading.states[0])
         ids, rows, num_hidden = self._rows(decodes, prefills)
+        if self.model.adapters is not None:
+            self.model.adapters.rows.choose(_adapters(decodes, prefills), self.pools.device)
         hidden = self.model.read(ids, rows, self.pools, _inserts(rows.num_decodes, prefills, self.pools.device))
         wanted: list[int] = list(range(sum(reading.wanted for reading in decodes)))
         end = len(wanted)
@@ -211,6 +215,12 @@ class Runner:
             last_wanted=tuple(reading.num_hidden for reading in prefills),
         )
         return sent[0], rows, len(wanted)
+
+
+def _adapters(decodes: Sequence[Reading], prefills: Sequence[Reading]) -> list[str]:
+    """Of every row the name of its adapter."""
+    _, order = _rounds(decodes)
+    return [decodes[i].adapter for i, _ in order] + [one.adapter for one in prefills for _ in one.tokens]
 
 
 def _inserts(first_row: int, prefills: Sequence[Reading], device: torch.device) -> Inserts | None:

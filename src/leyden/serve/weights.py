@@ -42,4 +42,6 @@ def _reason_against_graphs(model: HybridLM, device: torch.device) -> str | None:
         return f"the model is on {device.type}, not on a GPU"
     if type(model.ranks) is not Ranks:
         return "several ranks compute the model together"
+    if model.adapters is not None:
+        return "which rows an adapter computes changes from step to step"
     return None

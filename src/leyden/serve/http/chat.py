@@ -50,7 +50,12 @@ def chat_routes(service: Service) -> APIRouter:
         if body.conversation is not None:
             if service.conversations is None:
                 raise ApiError(400, "This server keeps no conversations (--conversations).", param="conversation")
-            salt = service.salt(request, body.cache_salt)
+            if name in service.model.adapters:
+                message = (
+                    f"Conversations are kept of the model itself, and {name!r} is an adapter; leave conversation out."
+                )
+                raise ApiError(400, message, param="conversation")
+            salt = service.salt(request, body.cache_salt, name)
             await service.conversations.open(owner_of(request), body.conversation, salt)
         return await _ChatAnswer(service, body, name, prompt, request).respond(
             request, body.stream, body.stream_options
@@ -103,7 +108,7 @@ class _ChatAnswer(GrowingResponse[ChatPiece]):
         self._body = body
         self._service = service
         self._tools = prompt.tools.tools
-        self._owner, self._salt = owner_of(request), service.salt(request, body.cache_salt)
+        self._owner, self._salt = owner_of(request), service.salt(request, body.cache_salt, name)
         self._writers = [
             _Writer(tokenizer, body, index, prompt.tools.parser(tokenizer), forced=prompt.tools.forced is not None)
             for index in range(body.n or 1)

@@ -34,7 +34,7 @@ def completion_routes(service: Service) -> APIRouter:
         name = service.model.called(body.model)
         threads: Threads = request.state.threads
         prompts = await threads.run(_prompts, service, body)
-        answer = _CompletionAnswer(service, body, name, prompts, threads, service.salt(request, body.cache_salt))
+        answer = _CompletionAnswer(service, body, name, prompts, threads, service.salt(request, body.cache_salt, name))
         return await answer.respond(request, body.stream, body.stream_options)
 
     return router

@@ -192,6 +192,7 @@ def run_server(
         root=names[0],
         weights=fingerprint(model),
         notice=NEVER_CONVERSED if never_conversed(root) else None,
+        adapters=() if model.adapters is None else model.adapters.names,
     )
     service = Service(loop, served, settings)
     greeting = f"{names[0]} is served at {url(bound)} ({_memory(engine)}); Ctrl-C ends it."

@@ -19,6 +19,7 @@ from leyden.serve.http.loop import Loop
 from leyden.serve.http.metrics import Metrics
 from leyden.serve.http.settings import ServerSettings
 from leyden.serve.http.streaming import BackgroundTasks
+from leyden.serve.request import salted
 from leyden.serve.sampling import Sampling
 from leyden.serve.threads import Threads
 from leyden.tokenizer import Tokenizer
@@ -46,6 +47,7 @@ class ServedModel:
         created: when it was loaded, in seconds since 1970.
         weights: what tells these weights and settings from others, for ``system_fingerprint``.
         notice: what whoever chats with it should know, where something is known.
+        adapters: names of adapters, which clients ask for as for models.
     """
 
     names: tuple[str, ...]
@@ -56,6 +58,12 @@ class ServedModel:
     created: int = field(default_factory=lambda: int(time.time()))
     weights: str = ""
     notice: str | None = None
+    adapters: tuple[str, ...] = ()
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """All names that clients may ask for."""
+        return (*self.names, *self.adapters)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -71,8 +79,8 @@ class ServedModel:
         """
         if name is None:
             return self.names[0]
-        if name not in self.names:
-            message = f"There is no model {name[:100]!r} here{suggest(name[:100], self.names)}."
+        if name not in self.known:
+            message = f"There is no model {name[:100]!r} here{suggest(name[:100], self.known)}."
             raise ApiError(404, message, param="model", code="model_not_found")
         return name
 
@@ -173,15 +181,17 @@ class Service:
         bytes_each = int(settings.conversations_gigabytes * (1 << 30) / max(1, len(settings.api_keys)))
         return Conversations(settings.conversations, self.loop, bytes_each)
 
-    def salt(self, request: HttpRequest, given: str | None) -> str:
+    def salt(self, request: HttpRequest, given: str | None, model: str) -> str:
         """What separates a request's texts in the prefix cache from those of others (``Request.salt`` of the engine).
 
         Args:
             request: whose key is known.
             given: what the client adds.
+            model: its name, or that of an adapter, which the salt then says.
         """
         owner = "" if self.settings.shared_cache else owner_of(request)
-        return f"{owner}/{given or ''}" if owner or given else ""
+        adapter = model if model in self.model.adapters else ""
+        return salted(adapter, f"{owner}/{given or ''}" if owner or given else "")
 
     def require_alive(self) -> None:
         """Raise an ApiError (503) where the engine is dead."""

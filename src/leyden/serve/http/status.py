@@ -55,7 +55,7 @@ def metrics_routes(service: Service) -> APIRouter:
 
 
 class ModelCard(BaseModel):
-    """One name of the model; ``root`` and ``max_model_len`` are vLLM's fields.
+    """One name of the model, or an adapter; ``root``, ``parent`` and ``max_model_len`` are vLLM's fields.
 
     Two are Leyden's: ``notice`` is what whoever chats with the model should know of it, where something is known, and
     ``weights_version`` says how often the weights became others since the server started.
@@ -66,6 +66,7 @@ class ModelCard(BaseModel):
     created: int
     owned_by: Literal["leyden"] = "leyden"
     root: str
+    parent: str | None
     max_model_len: int
     notice: str | None
     weights_version: int
@@ -88,6 +89,7 @@ def model_routes(service: Service) -> APIRouter:
             id=name,
             created=model.created,
             root=model.root,
+            parent=model.names[0] if name in model.adapters else None,
             max_model_len=model.context_tokens,
             notice=model.notice,
             weights_version=service.weights_version,
@@ -96,7 +98,7 @@ def model_routes(service: Service) -> APIRouter:
     @router.get("/v1/models", responses=responses(ModelList, errors=(401, 403)))
     async def models() -> ModelList:
         """The names that requests can ask for."""
-        return ModelList(data=[card(name) for name in model.names])
+        return ModelList(data=[card(name) for name in model.known])
 
     @router.get("/v1/models/{name:path}", responses=responses(ModelCard, errors=(401, 403, 404)))
     async def one_model(name: str) -> ModelCard:
