@@ -16,6 +16,7 @@ _OF_BASE = ("vocab_size", "rope_theta", "rope_scaling", "max_position_embeddings
 
 class _Stage(Protocol):
     name: str
+    objective: str
     rope_theta: float | None
     rope_scaling: Any
 
@@ -30,6 +31,12 @@ def check_lora(starts_from: str | None, stages: Sequence[_Stage]) -> None:
         raise ValueError(
             "train.lora adds to a model that is there; name it (model.from), or leave [train.lora] out and train all "
             "weights"
+        )
+    scored = [stage.name for stage in stages if stage.objective == "reward"]
+    if scored:
+        raise ValueError(
+            f"stage '{scored[0]}': a reward model's score head is trained whole, and train.lora trains additions to "
+            "projections alone; leave [train.lora] out, or the stage"
         )
     stretched = [stage.name for stage in stages if stage.rope_theta is not None or stage.rope_scaling is not None]
     if stretched:
