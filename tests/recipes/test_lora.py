@@ -186,7 +186,10 @@ def test_a_run_of_all_kinds_of_stages_that_was_killed_twice_has_the_same_bits(
     [
         ({"model": SMALL_MODEL, "data": {"text": ["a"]}, "stage": [STAGE]}, "adds to a model that is there"),
         ({"stage": [{"name": "s", "objective": "sft", "steps": 1, "rope_theta": 1e5}]}, "change the model itself"),
-        ({"stage": [{"name": "s", "objective": "reward", "steps": 1}]}, "score head is trained whole"),
+        (
+            {"data": {"preferences": ["a"]}, "stage": [{"name": "s", "objective": "reward", "steps": 1}]},
+            "score head is trained whole",
+        ),
         ({"train": {"lora": {"dropout": 0.1}}}, "must be 0"),
         ({"train": {"lora": {"rank": 0}}}, "greater than or equal to 1"),
     ],
