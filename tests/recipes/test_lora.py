@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from whole_runs import SMALL_MODEL, after_step, assert_same_run, interrupt, metrics
+from whole_runs import SMALL_MODEL, VOWELS, after_step, assert_same_run, interrupt, metrics
 
 import leyden
 from leyden.checkpoint.piece_files import read_index
@@ -105,21 +105,11 @@ def test_a_run_does_not_go_on_with_another_base(
         run(own, tmp_path / "run")
 
 
-ENVIRONMENT = """
-class Vowels:
-    def prompts(self):
-        return [{"prompt": f"Is {number} so?"} for number in range(9)]
-
-    def score(self, row, response):
-        return sum(letter in "aeiou" for letter in response) / 16
-"""
-
-
 @pytest.fixture(scope="module")
 def stages(recipe: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A recipe of all kinds of stages, which train one adapter."""
     place = tmp_path_factory.mktemp("stages")
-    (place / "own.py").write_text(ENVIRONMENT, encoding="utf-8")
+    (place / "own.py").write_text(VOWELS, encoding="utf-8")
     (place / "text.txt").write_text("Is it so? Yes, it is so. No, it is not.\n" * 99, encoding="utf-8")
     pairs = [{"prompt": f"Is {n} so?", "chosen": f"Yes, {n}.", "rejected": f"No, {n} is not."} for n in range(20)]
     (place / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)), encoding="utf-8")

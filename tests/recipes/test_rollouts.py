@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from whole_runs import SMALL_MODEL, after_step, assert_same_run, interrupt, metrics
+from whole_runs import SMALL_MODEL, VOWELS, after_step, assert_same_run, interrupt, metrics
 
 from leyden.align.rollouts import batches
 from leyden.align.rollouts.batches import RolloutBatches
@@ -17,15 +17,6 @@ from leyden.recipes.loader import dry, parse_recipe
 from leyden.recipes.runner import check, run
 from leyden.tokenizer import Tokenizer
 
-ENVIRONMENT = """
-class Vowels:
-    def prompts(self):
-        return [{"prompt": f"Is {number} so?"} for number in range(9)]
-
-    def score(self, row, response):
-        return sum(letter in "aeiou" for letter in response) / 16
-"""
-
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
@@ -33,7 +24,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     Tokenizer.train(["Is it so? Yes, it is so. No, it is not.\n" * 9], vocab_size=270).save(place / "tokenizer")
     chats = [{"prompt": f"Is {number} so?", "completion": f"Yes, {number} is."} for number in range(20)]
     (place / "chats.jsonl").write_text("\n".join(map(json.dumps, chats)), encoding="utf-8")
-    (place / "own.py").write_text(ENVIRONMENT, encoding="utf-8")
+    (place / "own.py").write_text(VOWELS, encoding="utf-8")
     rl = {
         "environment": f"{place / 'own.py'}:Vowels",
         "group_size": 4,
@@ -224,7 +215,7 @@ def test_epochs_are_steps_and_the_reward_on_held_out_prompts_is_measured(
     recipe: dict[str, Any], finished: Path, tmp_path: Path
 ) -> None:
     own = tmp_path / "own.py"
-    own.write_text(ENVIRONMENT + HELD_OUT, encoding="utf-8")
+    own.write_text(VOWELS + HELD_OUT, encoding="utf-8")
     given = changed(recipe, {"steps": None, "epochs": 0.5}, environment=f"{own}:Vowels", held_out_prompts=2)
     run(parse_recipe(given, "test"), tmp_path / "run")
     settled = tomllib.loads((tmp_path / "run" / "recipe.toml").read_text())["stage"][1]

@@ -23,6 +23,15 @@ SMALL_MODEL = {
     "head_dim": 16,
     "rotary_dim": 8,
 }
+VOWELS = """
+class Vowels:
+    def prompts(self):
+        return [{"prompt": f"Is {number} so?"} for number in range(9)]
+
+    def score(self, row, response):
+        return sum(letter in "aeiou" for letter in response) / 16
+"""
+"""The source of an environment in which some completions have a higher reward than others."""
 TIMING = {"time", "tokens_per_second", "rollout_tokens_per_second", "mfu"}
 
 
