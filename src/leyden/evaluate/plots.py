@@ -2,17 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
 
-from leyden.core.page import ACCENT, HALF, INK, LINE, MUTED, WIDE, drawing
+from leyden.core.page import ACCENT, HALF, INK, LINE, MUTED, WIDE, color_map, drawing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.figure import Figure
 
 # Deep blue for an idle expert, pale at an even load, orange for a busy one; legible on white and on black.
-_LOAD = LinearSegmentedColormap.from_list("load", ["#1b3a6b", "#5b8cc0", "#d9dde0", "#e8a15c", "#b3471f"])
+_LOAD = ("#1b3a6b", "#5b8cc0", "#d9dde0", "#e8a15c", "#b3471f")
 COLOURS = ("#2b7bba", "#d1603d", "#3c8d53", "#8457a6", "#b08d1e", "#2a9d98", "#b8437f", "#6b7280")
 """Of several curves, in order; they are legible on white and on black."""
 _MAX_COLUMNS = 160
@@ -109,7 +111,7 @@ def load_over_time(name: str, steps: Sequence[int], load: np.ndarray) -> str:
             columns.reshape(num_layers * num_experts, -1),
             aspect="auto",
             interpolation="nearest",
-            cmap=_LOAD,
+            cmap=color_map(_LOAD),
             vmin=0,
             vmax=2,
             extent=(steps[0], max(steps[-1], steps[0] + 1), num_layers * num_experts, 0),
@@ -132,7 +134,7 @@ def load_at_end(name: str, load: np.ndarray) -> str:
     relative = load * num_experts
     with drawing(name, HALF, min(6.0, 0.9 + 0.25 * num_layers)) as drawn:
         axes = drawn.axes
-        mesh = axes.pcolormesh(relative, cmap=_LOAD, vmin=0, vmax=2, edgecolors=LINE, linewidth=0.4)
+        mesh = axes.pcolormesh(relative, cmap=color_map(_LOAD), vmin=0, vmax=2, edgecolors=LINE, linewidth=0.4)
         axes.invert_yaxis()
         axes.grid(visible=False)
         if load.size <= _MAX_ANNOTATED_CELLS:
@@ -147,7 +149,7 @@ def load_at_end(name: str, load: np.ndarray) -> str:
     return drawn.svg
 
 
-def _color_bar(figure: Figure, axes: Axes, mappable: ScalarMappable) -> None:
+def _color_bar(figure: "Figure", axes: "Axes", mappable: "ScalarMappable") -> None:
     bar = figure.colorbar(mappable, ax=axes, fraction=0.025, pad=0.015, ticks=[0, 1, 2])
     bar.ax.set_yticklabels(["idle", "even", "double"])
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]

@@ -4,11 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.colors import LinearSegmentedColormap
 
-from leyden.core.page import HALF, LINE, MUTED, WIDE, drawing
+from leyden.core.page import HALF, LINE, MUTED, WIDE, color_map, drawing
 
-_SCORE = LinearSegmentedColormap.from_list("score", ["#b3471f", "#e8a15c", "#e7d98a", "#8bbf6a", "#2f7d43"])
+_SCORE = ("#b3471f", "#e8a15c", "#e7d98a", "#8bbf6a", "#2f7d43")
 """From 0 to 1; its numbers are legible in white and in black."""
 _MAX_ANNOTATED_CELLS = 160
 _STEPS_OF_LENGTH = 1024
@@ -35,7 +34,9 @@ def heat_map(
     """
     with drawing(name, WIDE if len(columns[1]) > 12 else HALF, min(6.0, 0.9 + 0.3 * len(rows[1]))) as drawn:
         axes = drawn.axes
-        axes.pcolormesh(np.ma.masked_invalid(values), cmap=_SCORE, vmin=0, vmax=1, edgecolors=LINE, linewidth=0.4)
+        axes.pcolormesh(
+            np.ma.masked_invalid(values), cmap=color_map(_SCORE), vmin=0, vmax=1, edgecolors=LINE, linewidth=0.4
+        )
         axes.invert_yaxis()
         axes.grid(visible=False)
         if values.size <= _MAX_ANNOTATED_CELLS:

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, Shard
 
 from leyden.parallel.mesh import Mesh
 from leyden.parallel.part import Part
@@ -118,6 +116,10 @@ def install_fsdp(model: nn.Module, mesh: Mesh, dtype: torch.dtype) -> None:
         mesh: of the ranks.
         dtype: of the gathered weights; the shards keep theirs.
     """
+    # What they load would take another second of the start of every command.
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+    from torch.distributed.tensor import Shard
+
     settings = mesh.plan.settings
     reduce_dtype = dtype if settings.reduce_dtype == "auto" else getattr(torch, settings.reduce_dtype)
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=False)
@@ -181,7 +183,8 @@ def is_counted(name: str, mesh: Mesh) -> bool:
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
     """What this rank holds of a tensor, in its own memory."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    to_local = getattr(tensor, "to_local", None)  # of a DTensor
+    return tensor if to_local is None else to_local()
 
 
 def _is_replicated(name: str) -> bool:

@@ -7,21 +7,22 @@ without global state. The same data gives the same bytes: ids come from a fixed 
 import importlib.metadata
 import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
 
 from leyden.core.errors import UserError
 from leyden.core.files import atomic_file
 from leyden.core.printable import printable
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
+    from matplotlib.figure import Figure
 
 # Colours that only stand for a variable of the page, which has a light and a dark value for each.
 _VARIABLES = {
@@ -63,7 +64,7 @@ WIDE, HALF = 10.6, 5.1
 class Drawing:
     """A figure with one set of axes while it is drawn, and its SVG afterwards."""
 
-    def __init__(self, figure: Figure, axes: Axes) -> None:
+    def __init__(self, figure: "Figure", axes: "Axes") -> None:
         self.figure, self.axes = figure, axes
         self.svg = ""
 
@@ -76,12 +77,24 @@ def drawing(name: str, width: float = HALF, height: float = 2.4) -> Iterator[Dra
         name: of the plot, unlike any other's on the page.
         width, height: in inches; :data:`WIDE` for the page's whole width, :data:`HALF` for half of it.
     """
+    # Commands that draw nothing start without it.
+    import matplotlib as mpl
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasSVG(figure)
         drawn = Drawing(figure, figure.add_subplot())
         yield drawn
         drawn.svg = _svg(figure, name)
+
+
+def color_map(colors: Sequence[str]) -> "Colormap":
+    """A map that goes through these colours, evenly."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("page", list(colors))
 
 
 @dataclass(frozen=True)
@@ -139,7 +152,7 @@ def _version() -> str:
         return ""
 
 
-def _svg(figure: Figure, name: str) -> str:
+def _svg(figure: "Figure", name: str) -> str:
     """The ``<svg>`` element alone, coloured by the page's variables, its ids beginning with ``name``."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

@@ -5,11 +5,10 @@ and documents of a micro-batch, every rank has already: only the number of the m
 """
 
 from collections.abc import Generator, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
-from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleInterleaved1F1B
 
 from leyden.core.errors import UserError
 from leyden.model import HybridLM, ModelConfig, Rope, check_tokens
@@ -17,6 +16,9 @@ from leyden.parallel.mesh import Mesh
 from leyden.parallel.objective import Objective, Row, Sums, sums_of_features, sums_of_nothing
 from leyden.parallel.pipeline.split import split_layers
 from leyden.parallel.pipeline.stage import StageFeatures, StageModel, boundary
+
+if TYPE_CHECKING:
+    from torch.distributed.pipelining import Schedule1F1B, ScheduleInterleaved1F1B
 
 
 class Pipeline(nn.Module):
@@ -110,7 +112,10 @@ class Pipeline(nn.Module):
         sums, self._sums = self._sums, []
         return sums or [sums_of_nothing(objective, self)]
 
-    def _new_schedule(self, num_batches: int, length: int) -> Schedule1F1B | ScheduleInterleaved1F1B:
+    def _new_schedule(self, num_batches: int, length: int) -> "Schedule1F1B | ScheduleInterleaved1F1B":
+        # It loads torch.compile's machinery, which would take a second of the start of every command.
+        from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleInterleaved1F1B
+
         plan, ranks = self._mesh.plan, self.stages[0].ranks
         num_tokens = ranks.own(torch.empty(1, length, device="meta")).shape[1]
         sent = boundary(self.config, num_tokens, self._dtype)
