@@ -1,12 +1,9 @@
 """``leyden sample``: drawing that nothing interrupts for good, the hierarchy, the choice, and what is written."""
 
 import json
-from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import leyden
@@ -17,7 +14,6 @@ from leyden.align.rewards.judge import Judge
 from leyden.align.rewards.rows import RowSettings
 from leyden.align.rewards.truthfulness import cluster_statements, split_statements, truthfulness
 from leyden.align.sampling.asking import Drawing, Response
-from leyden.align.sampling.best_of import best_of, best_of_table
 from leyden.align.sampling.build import SampleSettings, build_data_set
 from leyden.align.sampling.choice import ChoiceSettings, choose
 from leyden.align.sampling.embeddings import mean_hidden
@@ -114,19 +110,6 @@ def test_the_shortest_first():
     assert found.fates == ("enough are better", "kept", "kept", "too small a reward")
     with pytest.raises(UserError, match="--prefer is one of reward, short"):
         ChoiceSettings(prefer="long")
-
-
-@given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=1, max_size=7), st.data())
-def test_best_of_n_is_the_mean_over_all_choices(rewards, data):
-    n = data.draw(st.integers(1, len(rewards)))
-    choices = list(combinations(rewards, n))
-    assert best_of(rewards, n) == pytest.approx(sum(map(max, choices)) / len(choices))
-
-
-def test_the_table_of_best_of_n():
-    table = best_of_table([[0, 0, 1], [1, 1, 1], [None, 1, 1], [1]])
-    assert table == {"1": pytest.approx(2 / 3), "2": pytest.approx((2 / 3 + 1) / 2), "3": 1.0}
-    assert best_of_table([[None]]) == {} == best_of_table([])
 
 
 @pytest.mark.parametrize("wrong", [["maths"], ["math:two"], ["math:2"], ["math", "math"], []])

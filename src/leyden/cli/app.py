@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from leyden import __version__
 from leyden.cli import (
     bench,
+    best,
     chat,
     convert,
     data,
@@ -90,6 +91,7 @@ app.command(name="eval")(evaluate.evaluate)
 app.command()(prompts.prompts)
 app.command()(sample.sample)
 app.command()(reward.reward)
+app.command()(best.best)
 app.command()(pairs.pairs)
 app.command()(pivots.pivots)
 app.command()(convert.convert)

@@ -15,9 +15,9 @@ import numpy as np
 from leyden import __version__
 from leyden.align.preference.best_and_worst import best_and_worst, shortest_and_longer
 from leyden.align.prompts.rows import PromptRow
+from leyden.align.rewards.best_of_n import best_of_curve
 from leyden.align.rewards.reward import Reward
 from leyden.align.sampling.asking import Drawing, Response, draw_responses
-from leyden.align.sampling.best_of import best_of_table
 from leyden.align.sampling.choice import ChoiceSettings, Chosen, Embed, choose
 from leyden.align.sampling.grading import Grading, grade_responses
 from leyden.align.sampling.writing import write_json, write_rows
@@ -149,5 +149,12 @@ def _report(
         "prompts_all_alike": chosen.num_alike,
         "fates": chosen.counts(),
         "mean_reward": {str(one): float(np.mean(values)) for one, values in by_temperature.items()},
-        "best_of": best_of_table(list(groups.values())),
+        "best_of": what_best_is_worth(list(groups.values())),
     }
+
+
+def what_best_is_worth(groups: Sequence[Sequence[float | None]]) -> dict[str, float]:
+    """What the best of 1, 2, 4, ... responses is worth by its own reward, over the prompts of which all have one."""
+    most = max(map(len, groups), default=1)
+    graded = [[(one, one) for one in group if one is not None] for group in groups]
+    return {str(record["best_of"]): record["value"] for record in best_of_curve(graded, least=most)}
