@@ -147,3 +147,42 @@ def test_data_that_cannot_be(recipe: dict[str, Any], data: dict[str, Any], says:
     recipe["stage"][1]["data"] = data
     with pytest.raises(UserError, match=says):
         parse_recipe(recipe, "test")
+
+
+@pytest.fixture
+def alone(recipe: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """Its one stage has data of its own, and the tokenizer is there."""
+    Tokenizer.train(["apples and pears"] * 2, vocab_size=264).save(tmp_path / "tokenizer")
+    given = recipe | {"tokenizer": {"path": str(tmp_path / "tokenizer")}, "stage": recipe["stage"][1:]}
+    del given["data"]
+    return given
+
+
+def test_documents_that_no_stage_trains_on_are_not_read(alone: dict[str, Any], tmp_path: Path) -> None:
+    made = parsed(alone)
+    looked = look_at(made, tmp_path / "none")
+    assert not made.reads_data and looked is not None and not looked.shards
+    prepare_all(made, tmp_path / "run")
+    prepared = read_all(made, tmp_path / "run")
+    check_batches(made, prepared)
+    assert not prepared.shards and not prepared.held_out and set(prepared.own["two"].shards) == {"apple", "plum"}
+    assert "plum" in decoded(prepared, make_batches(made, 0, prepared).batch(0))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tokenizer": {"vocab_size": 280}},
+        {"data": {"held_out_fraction": 0.2}},
+        {"evaluate": {"task": [{"task": "perplexity_by_position", "every_steps": 0, "held_out": True}]}},
+        {"stage": [{"name": "one", **STAGE}]},
+    ],
+)
+def test_documents_that_something_needs_are_read(alone: dict[str, Any], change: dict[str, Any]) -> None:
+    assert parsed(alone | change).reads_data
+
+
+def test_a_stage_may_read_the_documents_that_are_taken_by_default(alone: dict[str, Any], tmp_path: Path) -> None:
+    made = parsed(alone | {"stage": [{"name": "two", **STAGE, "data": {}}]})
+    looked = look_at(made, tmp_path / "none")
+    assert looked is not None and not looked.own  # they are still to be read

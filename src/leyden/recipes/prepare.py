@@ -196,7 +196,7 @@ def look_at_rows(recipe: Recipe, directory: Path) -> Prepared:
 
 
 def without_data(recipe: Recipe, tokenizer: Tokenizer) -> Prepared:
-    """What there is of a recipe whose stages read neither documents nor chats.
+    """What there is of a recipe whose stages read nothing but data of their own.
 
     Raises:
         UserError: the model has fewer rows than the tokenizer tokens.

@@ -265,12 +265,21 @@ class Recipe(Config):
 
     @property
     def reads_data(self) -> bool:
-        """Whether some stage trains on documents or chats."""
-        return any(stage.objective not in ON_PROMPTS for stage in self.stage)
+        """Whether the run reads data beside those of its stages: some stage has none of its own, ``[data]`` says
+        something, a task asks about what is held out of them, or the tokenizer is trained on them."""
+        reading = [stage for stage in self.stage if stage.objective not in ON_PROMPTS]
+        wanted = self.data != DataSection() or any(task.held_out for task in self.evaluate.task)
+        return bool(reading) and (
+            wanted or not self._tokenizer_is_there or any(stage.data is None for stage in reading)
+        )
+
+    @property
+    def _tokenizer_is_there(self) -> bool:
+        return self.tokenizer.path is not None or self.starts_from is not None
 
     @model_validator(mode="after")
     def _data_fits(self) -> Self:
-        if not self.reads_data and self.tokenizer.path is None and self.starts_from is None:
+        if not self._tokenizer_is_there and all(stage.objective in ON_PROMPTS for stage in self.stage):
             raise ValueError(
                 "reinforcement learning trains no tokenizer: begin from a model (model.from), or name a tokenizer "
                 "(tokenizer.path)"
@@ -281,7 +290,7 @@ class Recipe(Config):
             data = stage.data or self.data
             with _said_of(stage):
                 check_rows(stage, data)
-            trains_tokenizer = self.data.build is None and self.tokenizer.path is None and self.starts_from is None
+            trains_tokenizer = self.data.build is None and not self._tokenizer_is_there
             if data.rows is not None and data is self.data and trains_tokenizer:
                 raise ValueError(
                     f"[data] {data.rows} train no tokenizer: begin from a model (model.from), or name a tokenizer "

@@ -38,8 +38,9 @@ class DataSection(Config):
     ``hold_out`` stage took out are evaluated on."""
 
     text: tuple[Path, ...] | dict[str, tuple[Path, ...]] = ()
-    """Files and folders of documents: a list, or a list for each of several groups. Empty, and without ``build``: the
-    source of the running Python's standard library, which ``python:stdlib`` names in a list."""
+    """Files and folders of documents: a list, or a list for each of several groups. Empty, and without another source:
+    that of the running Python's standard library, which ``python:stdlib`` names in a list. A run whose every stage has
+    data of its own, and whose tokenizer is there, then reads none."""
     tokens: tuple[Path, ...] | dict[str, tuple[Path, ...]] = ()
     """Files and folders of tokens that another toolkit wrote: a list, or a list for each of several groups."""
     chats: tuple[str, ...] = ()

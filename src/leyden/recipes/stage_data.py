@@ -150,10 +150,11 @@ def _stages_to_read(recipe: Recipe, first: int) -> Sequence[TrainingStage]:
 
 
 def _with_its_data(recipe: Recipe, stage: TrainingStage, tokenizer: Path | None) -> Recipe:
-    """The recipe of a run on a stage's own data, with a tokenizer that exists."""
+    """The recipe of a run of one stage on its own data, with a tokenizer that exists."""
+    alone = stage.model_copy(update={"data": None})
     section = recipe.tokenizer if tokenizer is None else TokenizerSection(path=tokenizer)
     start = recipe.starts_from if tokenizer is None else None
-    return recipe.model_copy(update={"data": stage.data, "tokenizer": section, "starts_from": start})
+    return recipe.model_copy(update={"data": stage.data, "stage": (alone,), "tokenizer": section, "starts_from": start})
 
 
 def _place(directory: Path, stage: TrainingStage) -> Path:
