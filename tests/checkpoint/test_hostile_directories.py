@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from leyden.checkpoint import load, model_directory, read_config, save
 from leyden.checkpoint.coordinator import ALONE
-from leyden.checkpoint.piece_files import INDEX_FILE, SavedTensor, StoredPiece, read_index
+from leyden.checkpoint.piece_index import INDEX_FILE, SavedTensor, StoredPiece, read_index
 from leyden.checkpoint.pieces import TensorPiece, load_pieces, save_pieces
 from leyden.core.errors import UserError
 from leyden.model import HybridLM

@@ -16,7 +16,7 @@ import pytest
 import torch
 from gloo_ranks import mesh_of
 
-from leyden.checkpoint import piece_files, training
+from leyden.checkpoint import piece_index, pieces
 from leyden.checkpoint.coordinator import coordinator_of
 from leyden.checkpoint.tensor_stream import TensorStream
 from leyden.checkpoint.training import Values, latest_training, save_training
@@ -129,7 +129,7 @@ def _every_plan(plans: list[Plan], ranks: Callable[..., list[Any]], tmp_path: Pa
     for directory in directories.values():
         path = latest_training(directory)
         assert path is not None
-        stored = piece_files.read_index(path)
+        stored = piece_index.read_index(path)
         assert stored.keys() == NAMES
         for name, item in stored.items():
             sizes = [torch.Size(piece.sizes).numel() for piece in item.pieces]
@@ -301,13 +301,13 @@ def _train_on(plan: Plan, directory: Path) -> tuple[bool, list[str]]:
         train_step(state, [row], Pretrain(), lr=1e-2, clip_norm=1.0)
         state.check_saving()
 
-    go, plain = threading.Event(), training.save_pieces
+    go, plain = threading.Event(), pieces.save_pieces
 
     def held(*arguments: Any) -> list[Path]:
         assert go.wait(60)
         return plain(*arguments)
 
-    training.save_pieces = held
+    pieces.save_pieces = held
     try:
         step()
         then = {name: tensor.clone() for name, tensor in state._tensors().items()}
@@ -319,7 +319,7 @@ def _train_on(plan: Plan, directory: Path) -> tuple[bool, list[str]]:
         changed = all(not torch.equal(tensor, then[name]) for name, tensor in state._tensors().items())
         state.finish_saving()
     finally:
-        training.save_pieces = plain
+        pieces.save_pieces = plain
     resumed = state_of(plan)
     assert resumed.resume(directory)
     return changed, [name for name, tensor in resumed._tensors().items() if not torch.equal(tensor, then[name])]

@@ -13,7 +13,7 @@ PLACES = [
     ("leyden.recipes.prepare.write_checksums", errno.EROFS),
     ("leyden.train.metrics.MetricsLog.sync", errno.EIO),
     ("leyden.train.metrics.atomic_file", errno.ENOTDIR),
-    ("leyden.checkpoint.training.save_pieces", errno.EACCES),
+    ("leyden.checkpoint.pieces.save_pieces", errno.EACCES),
     ("leyden.recipes.runner.save_trained", errno.ESTALE),
     ("leyden.recipes.runner.evaluate_run", errno.EIO),
     ("leyden.recipes.runner.write_report", errno.EDQUOT),

@@ -13,7 +13,7 @@ import pytest
 import torch
 from whole_runs import after_step, assert_same_run, interrupt, metrics, steps_of_a_second
 
-from leyden.checkpoint import training
+from leyden.checkpoint import pieces
 from leyden.core.errors import Interrupted
 from leyden.recipes import load_recipe, run, stages
 from leyden.recipes.prepare import prepare
@@ -104,7 +104,7 @@ def test_ctrl_c_outside_of_training_keeps_what_is_finished(
 def test_a_full_disk_loses_nothing(
     finished: Path, recipe_file: Path, tmp_path: Path, leyden_cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save_pieces = training.save_pieces
+    save_pieces = pieces.save_pieces
 
     def write_too_much(directory: Path, *rest: Any) -> Any:
         written = save_pieces(directory, *rest)
@@ -114,7 +114,7 @@ def test_a_full_disk_loses_nothing(
 
     command = ("run", recipe_file, "--dir", tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr(training, "save_pieces", write_too_much)
+        patch.setattr(pieces, "save_pieces", write_too_much)
         outcome = leyden_cli(*command)
     assert outcome.code == 2
     assert outcome.err.splitlines()[-1].startswith("error: ")

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from whole_runs import SMALL_MODEL, VOWELS, after_step, assert_same_run, interrupt, metrics
 
 import leyden
-from leyden.checkpoint.piece_files import read_index
+from leyden.checkpoint.piece_index import read_index
 from leyden.core.errors import Interrupted, UserError
 from leyden.model import HybridLM, ModelConfig
 from leyden.recipes.loader import parse_recipe

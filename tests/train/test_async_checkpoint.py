@@ -12,7 +12,7 @@ import pytest
 import torch
 import toy_run
 
-from leyden.checkpoint import training
+from leyden.checkpoint import pieces
 from leyden.checkpoint.training import latest_training
 from leyden.core.errors import Interrupted, UserError
 from leyden.train import MasterAdamW, Pretrain, StepResult, TrainState, read_metrics, train_step
@@ -23,13 +23,13 @@ class HeldSaves:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.go = threading.Event()
-        plain = training.save_pieces
+        plain = pieces.save_pieces
 
         def held(*arguments: Any) -> list[Path]:
             assert self.go.wait(60)
             return plain(*arguments)
 
-        monkeypatch.setattr(training, "save_pieces", held)
+        monkeypatch.setattr(pieces, "save_pieces", held)
 
 
 def _state(seed: int) -> TrainState:
@@ -85,7 +85,7 @@ def test_an_error_surfaces_at_the_next_step(tmp_path: Path, monkeypatch: pytest.
     def full(*_: object) -> list[Path]:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(training, "save_pieces", full)
+    monkeypatch.setattr(pieces, "save_pieces", full)
 
     def let_it_fail(state: TrainState, _: StepResult) -> None:
         while state._background is not None and state._background.running:
@@ -98,13 +98,13 @@ def test_an_error_surfaces_at_the_next_step(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_sigterm_waits_for_the_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = training.save_pieces
+    plain = pieces.save_pieces
 
     def slow(*arguments: Any) -> list[Path]:
         time.sleep(0.3)
         return plain(*arguments)
 
-    monkeypatch.setattr(training, "save_pieces", slow)
+    monkeypatch.setattr(pieces, "save_pieces", slow)
 
     def stop(state: TrainState, _: StepResult) -> None:
         if state.step == 5:

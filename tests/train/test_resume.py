@@ -12,7 +12,7 @@ import pytest
 import torch
 import toy_run
 
-from leyden.checkpoint import training
+from leyden.checkpoint import pieces, training
 from leyden.core.errors import Interrupted, UserError
 from leyden.train import MasterAdamW, Pretrain, StepResult, Sums, TrainState, read_metrics
 
@@ -132,13 +132,13 @@ def test_stopped_by_a_signal(
         if state.step == 7:
             stop("callback")
 
-    plain = training.save_pieces
+    plain = pieces.save_pieces
 
     def write(*arguments: Any) -> list[Path]:
         stop("save")
         return plain(*arguments)
 
-    monkeypatch.setattr(training, "save_pieces", write)
+    monkeypatch.setattr(pieces, "save_pieces", write)
     before = signal.getsignal(number)
     with pytest.raises(Interrupted, match=r"everything is saved\. Run it again to go on"):
         toy_run.run(tmp_path, objective=Objective(), callbacks=(callback,))
@@ -152,7 +152,7 @@ def test_stopped_by_a_signal(
 def test_disk_full_in_a_checkpoint(
     tmp_path: Path, whole: tuple[TrainState, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = training.save_pieces
+    plain = pieces.save_pieces
 
     def write(directory: Path, *arguments: Any) -> list[Path]:
         if "step_00000006" in directory.name:
@@ -160,7 +160,7 @@ def test_disk_full_in_a_checkpoint(
         return plain(directory, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "save_pieces", write)
+        patch.setattr(pieces, "save_pieces", write)
         with pytest.raises(UserError, match="step_00000006 could not be written: the disk is full"):
             toy_run.run(tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000004"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from leyden.checkpoint.piece_files import INDEX_FILE, read_index
+from leyden.checkpoint.piece_index import INDEX_FILE, read_index
 from leyden.checkpoint.tensor_files import StoredTensor, TensorFiles, cut
 
 _MASTER = "master."

@@ -21,7 +21,8 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from leyden.checkpoint.coordinator import Coordinator
-from leyden.checkpoint.piece_files import PieceReader, PieceWriter, read_index
+from leyden.checkpoint.piece_files import PieceReader, PieceWriter
+from leyden.checkpoint.piece_index import read_index
 from leyden.parallel import Part
 
 

@@ -11,13 +11,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
 from leyden.checkpoint.coordinator import ALONE, Coordinator
-from leyden.checkpoint.piece_files import INDEX_FILE, SavedTensor, read_index
-from leyden.checkpoint.pieces import TensorPiece, load_pieces, save_pieces
+from leyden.checkpoint.piece_index import INDEX_FILE, SavedTensor, read_index
 from leyden.checkpoint.tensor_files import read_json
 from leyden.core.config import Config
 from leyden.core.errors import UserError
@@ -29,6 +28,9 @@ from leyden.core.files import (
     remove_leftovers,
 )
 from leyden.core.log import logger
+
+if TYPE_CHECKING:
+    from leyden.checkpoint.pieces import TensorPiece
 
 _log = logger(__name__)
 
@@ -52,7 +54,7 @@ class Values:
 def save_training(
     run_dir: Path,
     step: int,
-    tensors: Mapping[str, TensorPiece],
+    tensors: Mapping[str, "TensorPiece"],
     values: Values,
     *,
     keep: int,
@@ -77,6 +79,8 @@ def save_training(
     Raises:
         UserError: the disk is full; on all ranks, and older checkpoints are untouched.
     """
+    from leyden.checkpoint.pieces import save_pieces
+
     path = run_dir / "checkpoints" / f"step_{step:08d}"
     with coordinator.directory(path) as part:
         with disk_errors_are_user_errors(path):
@@ -214,7 +218,7 @@ def fork_training(source: Path, run_dir: Path, values: Any) -> None:
         (part / _MANIFEST).write_bytes(_manifest.dump_json(dict(sorted(manifest.items())), indent=1))
 
 
-def load_training(path: Path, tensors: Mapping[str, TensorPiece], coordinator: Coordinator = ALONE) -> Values:
+def load_training(path: Path, tensors: Mapping[str, "TensorPiece"], coordinator: Coordinator = ALONE) -> Values:
     """Fill ``tensors`` in place from the checkpoint ``path``, and return its values.
 
     Args:
@@ -226,6 +230,8 @@ def load_training(path: Path, tensors: Mapping[str, TensorPiece], coordinator: C
         UserError: names, shapes or dtypes differ; on all ranks, with everything that is wrong on any (nothing was
             changed).
     """
+    from leyden.checkpoint.pieces import load_pieces
+
     check_training(path, tensors, coordinator)
     coordinator.on_all_ranks(lambda: load_pieces(path, tensors))
     saved = read_json(path / _VALUES)
@@ -241,7 +247,7 @@ def _of_ranks(value: Any, coordinator: Coordinator) -> list[Any]:
     return [value] if len(set(hashes)) == 1 else coordinator.on_all_ranks(lambda: value)
 
 
-def check_training(path: Path, tensors: Mapping[str, TensorPiece], coordinator: Coordinator = ALONE) -> None:
+def check_training(path: Path, tensors: Mapping[str, "TensorPiece"], coordinator: Coordinator = ALONE) -> None:
     """Refuse tensors that are not those of the checkpoint ``path``; nothing is read of them.
 
     Raises:
@@ -270,7 +276,7 @@ def check_training(path: Path, tensors: Mapping[str, TensorPiece], coordinator: 
         )
 
 
-def _difference(name: str, saved: SavedTensor, piece: TensorPiece) -> list[str]:
+def _difference(name: str, saved: SavedTensor, piece: "TensorPiece") -> list[str]:
     here = str(piece.tensor.dtype).removeprefix("torch."), piece.part.shape
     if (saved.dtype, saved.shape) == here:
         return []
