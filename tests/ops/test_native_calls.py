@@ -166,7 +166,7 @@ def _experts_backward(
 
 def test_the_backward_of_experts_refuses_what_is_not_sorted() -> None:
     """Every fault, where the processor multiplies bfloat16; elsewhere that it does not."""
-    if not native.library().leyden_experts_backward_pays(ctypes.c_int64(1)):
+    if not native.library().leyden_matmul_pays(ctypes.c_int64(1)):
         with pytest.raises(ValueError, match=r"multipl|sorted"):
             _experts_backward((0, 1, 3), (0, 1))
         return

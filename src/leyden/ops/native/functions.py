@@ -40,6 +40,8 @@ DECLARATIONS = (
     "leyden_int8_widen(T; int8 weight[rows dim]; float32 scale[rows]; int rows; int dim; T out[rows dim])",
     "leyden_token_nll(T; T logits[rows vocab]; int64 labels[rows]; float32 dnll[rows]?; float32 dlog_z[rows]?;"
     " int rows; int vocab; float z_loss; int differentiate; float32 nll[rows]; float32 z[rows])",
+    "leyden_add_product(T; T a[depth rows]; T b[depth columns]; int depth; int rows; int columns;"
+    " float32 y[rows columns])",
     "leyden_softmax(T; float32 scores[rows width]; float32 dp[rows width]?; int32 seen[2 period]; float scale;"
     " int rows; int period; int width; T p[rows width]; T ds[rows width]?)",
     "leyden_attention_probabilities(T; T q[rows dim]; T k[width dim]; int32 seen[2 period]; float scale; int rows;"
