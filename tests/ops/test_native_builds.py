@@ -1,5 +1,6 @@
 """The native bodies as other compilers, standards and processors have them, under sanitizers, and out of a wheel."""
 
+import math
 import os
 import platform
 import shutil
@@ -13,7 +14,7 @@ import native_replay
 import pytest
 import torch
 
-from leyden.ops import native
+from leyden.ops import native, sampling
 from leyden.ops.native import build, processor
 from leyden.ops.native.functions import FUNCTIONS
 
@@ -118,12 +119,16 @@ def _every_function() -> None:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("leyden_experts_forward_pays", "leyden_attention_pays"):
             patch.setattr(library, name, lambda bfloat16: not bfloat16.value)
+        patch.setattr(library, "leyden_matmul_pays", lambda bfloat16: False)
         for op, (_, backend) in fuzz.OPS.items():
             if backend != "torch":
                 for seed in range(12):
                     fuzz.check(op, seed)
     for seed in range(4):  # experts as training has them
         fuzz.check("swiglu_experts", seed)
+    logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(0))
+    some = (sampling.Filters(0.7, 9, 0.9, 0.01, math.inf, 0.3), sampling.Filters(1.3, math.inf, 0.8, 0, 2, 0.8))
+    sampling.sample(logits, [sampling.Filters(0, math.inf, 1, 0, math.inf, 0), *some, some[0]])
 
 
 def _steps() -> list[native_replay.Call]:
@@ -155,7 +160,7 @@ def test_aarch64_compiles_without_a_warning(cache: Path, compiler: str, standard
 def test_aarch64_says_the_same(cache: Path, compiler: str) -> None:
     """Cross-compiled, and run by an emulator: the calls that the ops and the engine make here, once more there.
 
-    The backward of experts is for processors that multiply pairs of bfloat16, and refuses its work on any other.
+    Products of large matrices are for processors that multiply pairs of bfloat16, and refuse their work on any other.
     """
     pytest.importorskip("pydantic")
     program, *options = compiler.split()
@@ -164,7 +169,8 @@ def test_aarch64_says_the_same(cache: Path, compiler: str) -> None:
     source = Path(__file__).with_name("replay.cpp")
     subprocess.run(["aarch64-linux-gnu-g++", "-O1", source, "-o", cache / "replay", "-ldl"], check=True)
     calls = [*native_replay.record(_every_function), *_steps()]
-    assert {call.name for call in calls} == {*FUNCTIONS, "leyden_decode"} - {"leyden_experts_backward"}
+    elsewhere = {"leyden_experts_backward", "leyden_add_product"}
+    assert {call.name for call in calls} == {*FUNCTIONS, "leyden_decode"} - elsewhere
     native_replay.write(calls, cache / "calls")
     command = ["qemu-aarch64", "-L", "/usr/aarch64-linux-gnu", "./replay", "./ops.so", "calls", "results"]
     done = subprocess.run(command, cwd=cache, capture_output=True, text=True)

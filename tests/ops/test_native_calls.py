@@ -166,7 +166,7 @@ def _experts_backward(
 
 def test_the_backward_of_experts_refuses_what_is_not_sorted() -> None:
     """Every fault, where the processor multiplies bfloat16; elsewhere that it does not."""
-    if not native.library().leyden_experts_backward_pays(ctypes.c_int64(1)):
+    if not native.library().leyden_matmul_pays(ctypes.c_int64(1)):
         with pytest.raises(ValueError, match=r"multipl|sorted"):
             _experts_backward((0, 1, 3), (0, 1))
         return
@@ -202,11 +202,11 @@ def _gate() -> None:
 
 
 def _softmax(*seen: int) -> None:
-    native.call("leyden_softmax", F32, ONE, None, None, i32(*seen), 1.0, 2, len(seen) // 2, 4, ONE, None)
+    native.call("leyden_softmax", F32, ONE, None, i32(*seen), 1.0, 2, len(seen) // 2, 4, ONE, None)
 
 
 def _half_of_a_backward() -> None:
-    native.call("leyden_softmax", F32, ONE, ONE, None, i32(0, 4), 1.0, 2, 1, 4, ONE, ONE)
+    native.call("leyden_softmax", F32, ONE, ONE, i32(0, 4), 1.0, 2, 1, 4, ONE, None)
 
 
 def _label() -> None:

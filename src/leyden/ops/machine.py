@@ -63,7 +63,7 @@ def _own_products() -> str:
         return "none"
     ops = {
         "experts": loaded.leyden_experts_forward_pays,
-        "their backward": loaded.leyden_experts_backward_pays,
+        "gradients of matrices": loaded.leyden_matmul_pays,
         "attention": loaded.leyden_attention_pays,
     }
     dtypes = {"bfloat16": 1, "float32": 0}

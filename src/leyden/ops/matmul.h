@@ -136,6 +136,22 @@ void matmul_of_transposed(A &&a_row, B &&b_row, int64_t depth, int64_t rows, int
     }
 }
 
+// work(i) for every i below `count`, by whichever thread is free.
+template <class F> void as_they_come(int64_t count, int64_t threads, F &&work) {
+    std::atomic<int64_t> next{0};
+    team(threads, [&](int64_t, int64_t) {
+        for (int64_t i; (i = next++) < count;) work(i);
+    });
+}
+
+constexpr int64_t TALL_BLOCK = 512, WIDE_BLOCK = 256;  // of a gradient of a matrix, for a core's caches
+
+// work(row, column) for the first of every block of a matrix.
+template <class F> void by_blocks(int64_t rows, int64_t columns, F &&work) {
+    for (int64_t row = 0; row < rows; row += TALL_BLOCK)
+        for (int64_t column = 0; column < columns; column += WIDE_BLOCK) work(row, column);
+}
+
 }  // namespace leyden
 
 #endif

@@ -12,7 +12,7 @@ using namespace leyden;
 
 namespace {
 
-constexpr int64_t ROWS = 96, TALL_BLOCK = 512, WIDE_BLOCK = 256;  // of rows; of a gradient of a matrix
+constexpr int64_t ROWS = 96;  // of a block
 
 struct Experts {
     const BFloat16 *x, *dy, *gate_up, *down, *projected;
@@ -30,14 +30,6 @@ struct Experts {
     // A row's token in x or dy.
     const BFloat16 *at(const BFloat16 *tokens, int64_t row) const { return tokens + assignment[row] / top_k * dim; }
 };
-
-// work(i) for every i below `count`, by whichever thread is free.
-template <class F> void as_they_come(int64_t count, int64_t threads, F &&work) {
-    std::atomic<int64_t> next{0};
-    team(threads, [&](int64_t, int64_t) {
-        for (int64_t i; (i = next++) < count;) work(i);
-    });
-}
 
 void pack_matrices(const Experts &e, int64_t threads) {
     as_they_come(2 * e.experts, threads, [&](int64_t item) {
@@ -114,9 +106,8 @@ void of_some(const Experts &e, int64_t begin, int64_t end, int64_t threads) {
         for (int64_t row = e.spans[expert]; row < e.spans[expert + 1]; row += ROWS)
             blocks.push_back({expert, row, std::min(row + ROWS, e.spans[expert + 1])});
         for (const bool down : {false, true})
-            for (int64_t row = 0; row < (down ? e.dim : 2 * e.width); row += TALL_BLOCK)
-                for (int64_t column = 0; column < (down ? e.width : e.dim); column += WIDE_BLOCK)
-                    tiles.push_back({expert, row, column, down});
+            by_blocks(down ? e.dim : 2 * e.width, down ? e.width : e.dim,
+                      [&](int64_t row, int64_t column) { tiles.push_back({expert, row, column, down}); });
     }
     const int64_t base = e.spans[begin];
     as_they_come(blocks.size(), threads, [&](int64_t i) {
@@ -128,15 +119,6 @@ void of_some(const Experts &e, int64_t begin, int64_t end, int64_t threads) {
 }  // namespace
 
 #endif
-
-// Whether leyden_experts_backward runs here, and is the faster way: not beside a processor's own matrix unit.
-extern "C" int64_t leyden_experts_backward_pays([[maybe_unused]] int64_t bfloat16) {
-#if defined __AVX512BF16__ && !defined __AMX_BF16__
-    return bfloat16;
-#else
-    return false;
-#endif
-}
 
 // As leyden_experts_forward, without rows that only fill up. dy: [tokens, dim]; hidden: [room, width] and dprojected:
 // [room, 2 width] to work in, with room for the rows of every single expert; packed: [experts, packed] to work in.

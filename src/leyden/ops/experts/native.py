@@ -97,7 +97,7 @@ def _forward_pays(dtype: torch.dtype, *widths: int) -> bool:
 
 def _backward_pays(dtype: torch.dtype, *widths: int) -> bool:
     """Whether :func:`_backward` takes what :func:`_forward` kept, and is the faster way on this processor."""
-    pays = library().leyden_experts_backward_pays(ctypes.c_int64(dtype == torch.bfloat16))
+    pays = library().leyden_matmul_pays(ctypes.c_int64(dtype == torch.bfloat16))
     return bool(pays) and _forward_pays(dtype, *widths)
 
 

@@ -44,7 +44,7 @@ class Library:
         path: of the file.
         origin: where it is from, in words.
         functions: those that :func:`call` calls, by name.
-        leyden_decode, leyden_experts_forward_pays, leyden_experts_backward_pays, leyden_attention_pays: the others.
+        leyden_decode, leyden_experts_forward_pays, leyden_matmul_pays, leyden_attention_pays: the others.
     """
 
     def __init__(self, path: Path, origin: str) -> None:
@@ -64,7 +64,7 @@ class Library:
             self.leyden_decode = loaded.leyden_decode
             self.leyden_decode.restype = ctypes.c_char_p
             self.leyden_experts_forward_pays = loaded.leyden_experts_forward_pays
-            self.leyden_experts_backward_pays = loaded.leyden_experts_backward_pays
+            self.leyden_matmul_pays = loaded.leyden_matmul_pays
             self.leyden_attention_pays = loaded.leyden_attention_pays
         except AttributeError as error:
             raise OSError(f"{path}: {error}") from None
