@@ -10,16 +10,30 @@ namespace leyden {
 constexpr int KEYS = 256;                     // most keys of a block, whose scores of one head lie so far from the next's
 constexpr int VALUES = SUMS / 4 < 4 ? 1 : 4;  // vectors of values at once, for up to four heads
 
+// Memory that is read soon: `bytes` of each of two places for a key that is met now, or nothing where there is none.
+struct Soon {
+    const char *keys, *values;
+    int64_t bytes;
+
+    // A part of them, so many bytes from `at` on, while key s is met.
+    void fetch(int64_t s, int64_t at, int64_t part) const {
+        if (!keys) return;
+        for (int64_t i = s * bytes + at; i < s * bytes + at + part; i += 64)
+            __builtin_prefetch(keys + i, 0, 2), __builtin_prefetch(values + i, 0, 2);
+    }
+};
+
 // out[h] += weight[h] v for `count` keys and H heads, V vectors of each; weights of two heads lie KEYS apart.
 template <int H, int V, class T>
 inline void add_values(const T *values, int64_t stride, int count, const float *weight, float *out,
-                       int64_t out_stride) {
+                       int64_t out_stride, const Soon &soon, int64_t at) {
     Vector total[H][V];
     for (int h = 0; h < H; h++)
         for (int j = 0; j < V; j++) total[h][j] = load(out + h * out_stride + j * LANES);
     for (int s = 0; s < count; s++) {
         Vector value[V];
         for (int j = 0; j < V; j++) value[j] = load(values + s * stride + j * LANES);
+        soon.fetch(s, at, V * LANES * sizeof(T));
         for (int h = 0; h < H; h++)
             for (int j = 0; j < V; j++) total[h][j] += weight[h * KEYS + s] * value[j];
     }
@@ -29,13 +43,14 @@ inline void add_values(const T *values, int64_t stride, int count, const float *
 
 template <int V, class T>
 inline void add_vectors(int heads, const T *values, int64_t stride, int count, const float *weight, float *out,
-                        int64_t out_stride) {
+                        int64_t out_stride, const Soon &soon, int64_t at) {
     constexpr int MOST = 4;
     for (int h = 0; h < heads; h += MOST) {
         const float *w = weight + h * KEYS;
         float *o = out + h * out_stride;
-        with_number<1, MOST>(
-            heads - h, [&](auto left) { add_values<left, V>(values, stride, count, w, o, out_stride); });
+        with_number<1, MOST>(heads - h, [&](auto left) {
+            add_values<left, V>(values, stride, count, w, o, out_stride, h ? Soon{} : soon, at);
+        });
     }
 }
 
@@ -65,11 +80,15 @@ inline void online_softmax(float *scores, int count, float scale, int width, flo
 // out[h] += weight[h] v for `count` keys and as many heads as there are, of K elements each.
 template <class T>
 void add_values(int heads, const T *values, int64_t stride, int count, const float *weight, int K, float *out,
-                int64_t out_stride) {
+                int64_t out_stride, const Soon &soon = {}) {
+    const auto some = [&](auto V, int j) {
+        add_vectors<V>(heads, values + j, stride, count, weight, out + j, out_stride, soon, j * (int64_t)sizeof(T));
+    };
     int j = 0;
-    for (; j + VALUES * LANES <= K; j += VALUES * LANES)
-        add_vectors<VALUES>(heads, values + j, stride, count, weight, out + j, out_stride);
-    for (; j < K; j += LANES) add_vectors<1>(heads, values + j, stride, count, weight, out + j, out_stride);
+    for (; j + VALUES * LANES <= K; j += VALUES * LANES) some(std::integral_constant<int, VALUES>{}, j);
+    if constexpr (VALUES > 2)
+        for (; j + 2 * LANES <= K; j += 2 * LANES) some(std::integral_constant<int, 2>{}, j);
+    for (; j < K; j += LANES) some(std::integral_constant<int, 1>{}, j);
 }
 
 }  // namespace leyden

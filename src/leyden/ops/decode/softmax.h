@@ -53,14 +53,16 @@ template <class T> void softmax_attention(Worker<T> &worker, const Layer &layer)
     });
     worker.barrier();
 
-    worker.dynamic_for(work.first_split[B] * G, [&](int64_t item) {
-        const int64_t split = item / G, g = item % G;
-        const auto &first = work.first_split;
+    // All key heads of a split at once, or each by itself where there would not be enough for the threads.
+    const auto &first = work.first_split;
+    const int64_t parts = worker.suffices(first[B]) ? 1 : G, some = G / parts;
+    worker.dynamic_for(first[B] * parts, [&](int64_t item) {
+        const int64_t split = item / parts, g = item % parts * some;
         const int64_t b = std::upper_bound(first.begin(), first.end(), split) - first.begin() - 1;
         const Token &token = batch.tokens[b];
         attend_split((const T *)layer.keys + g * K, (const T *)layer.values + g * K, kv_width,
                      batch.page_tables + token.page_table, Splits(token.position + 1), split - first[b],
-                     work.queries + b * width + g * group * K, group, K,
+                     work.queries + b * width + g * group * K, (int)some, group, K,
                      work.partial + (split * H + g * group) * partial_width);
     });
     worker.static_for(B * H, [&](int item) {

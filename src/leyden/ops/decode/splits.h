@@ -33,7 +33,7 @@ inline void begin_partial(float *partial, int K) {
 // head; partial: of the first of these heads.
 template <class T, class X>
 void attend_block(const T *keys, const T *values, int64_t stride, int count, const X *queries, int heads, int K,
-                  float *partial) {
+                  float *partial, const Soon &soon = {}) {
     thread_local std::vector<float> scores;
     scores.resize(heads * PAGE);
     const float scale = 1 / std::sqrt((float)K);
@@ -43,20 +43,29 @@ void attend_block(const T *keys, const T *values, int64_t stride, int count, con
         float *of_head = partial + h * width;
         online_softmax(scores.data() + h * PAGE, count, scale, K, of_head + K, of_head + K + 1, of_head);
     }
-    add_values(heads, values, stride, count, scores.data(), K, partial, width);
+    add_values(heads, values, stride, count, scores.data(), K, partial, width, soon);
 }
 
-// One split, for the `heads` queries [heads, K] that share a key head. keys, values: of that head in page 0, from which
-// tokens lie `stride` apart. partial: of the split and the first of these heads.
+// One split, for the queries [key_heads, heads, K] of some key heads, of which each is read by `heads`. keys, values: of
+// the first of these key heads in page 0, from which tokens lie `stride` apart. partial: of the split and the first head.
+// All of a page goes through them before the next, which is fetched meanwhile: a head alone reads short runs of memory.
 template <class T, class X>
 void attend_split(const T *keys, const T *values, int64_t stride, const int32_t *page_table, const Splits &splits,
-                  int64_t split, const X *queries, int heads, int K, float *partial) {
-    for (int h = 0; h < heads; h++) begin_partial(partial + h * (K + 2), K);
+                  int64_t split, const X *queries, int key_heads, int heads, int K, float *partial) {
+    const int64_t each = heads * (K + 2), share = K * (int64_t)sizeof(T);
+    for (int h = 0; h < key_heads * heads; h++) begin_partial(partial + h * (K + 2), K);
     const int64_t last = std::min(splits.pages, (split + 1) * splits.pages_each);
+    const auto place = [&](int64_t page) { return (int64_t)page_table[page] * PAGE * stride; };
     for (int64_t page = split * splits.pages_each; page < last; page++) {
         const int count = (int)std::min<int64_t>(PAGE, splits.length - page * PAGE);
-        const int64_t place = (int64_t)page_table[page] * PAGE * stride;
-        attend_block(keys + place, values + place, stride, count, queries, heads, K, partial);
+        for (int g = 0; g < key_heads; g++) {
+            Soon soon{};
+            if (page + 1 < last && key_heads * K == stride)
+                soon = {(const char *)(keys + place(page + 1)) + g * PAGE * share,
+                        (const char *)(values + place(page + 1)) + g * PAGE * share, share};
+            attend_block(keys + place(page) + g * K, values + place(page) + g * K, stride, count,
+                         queries + g * heads * K, heads, K, partial + g * each, soon);
+        }
     }
 }
 

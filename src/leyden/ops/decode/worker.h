@@ -71,6 +71,9 @@ template <class T> class Worker {
         for (int i = rank * count / size; i < (rank + 1) * count / size; i++) each(i);
     }
 
+    // Whether so many items keep all threads at work, although some take longer.
+    bool suffices(int64_t items) const { return items >= 8 * size; }
+
     // each(i) for the items that no other thread takes first; ends with a barrier.
     template <class F> void dynamic_for(int64_t count, F &&each) {
         for (int64_t i; (i = work.next_item.fetch_add(1, std::memory_order_relaxed)) < count;) each(i);
