@@ -187,8 +187,7 @@ def _lightning(draw: Draw) -> tuple[list[torch.Tensor], Callable]:
     B = 1 if packed else 1 + draw.below(2)
     bounds = draw.bounds(T) if packed else None
     slopes = torch.rand(H, generator=draw.generator) * draw.one_of(1e-6, 0.1, 1.0, 100.0)
-    inputs = [draw.values(B, T, H, K, leaf=False) for _ in range(2)]
-    inputs += [draw.values(B, T, H, V, leaf=False)]
+    inputs = [draw.values(B, T, H, width) for width in (K, K, V)]
 
     def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, backend: str) -> tuple[torch.Tensor, torch.Tensor]:
         return lightning_attention(q, k, v, slopes.to(_wide(q)), None, bounds, backend)
@@ -267,7 +266,7 @@ OPS: dict[str, tuple[Callable[[Draw], tuple[list[torch.Tensor], Callable]], str]
     "swiglu_experts": (_experts, "native"),
     "swiglu_experts in 8 bits": (_experts_in_8_bits, "native"),
     "softmax_attention": (_softmax, "auto"),
-    "lightning_attention": (_lightning, "native"),
+    "lightning_attention": (_lightning, "auto"),
     "lightning_attention_prefill": (_prefill, "native"),
     "gated_linear_attention": (_gated, "native"),
     "int8_linear": (_int8, "native"),

@@ -26,13 +26,11 @@ def assert_alike_outside(found: torch.Tensor, sound: torch.Tensor, sick: slice) 
     torch.testing.assert_close(found, sound, rtol=1e-4, atol=1e-5)
 
 
-def lightning(
-    inputs: dict[str, torch.Tensor], bounds: list[int], backend: str, *, gradients: bool
-) -> list[torch.Tensor]:
+def lightning(inputs: dict[str, torch.Tensor], bounds: list[int], backend: str) -> list[torch.Tensor]:
     """Outputs, then final states, then gradients; tokens or documents first."""
-    q, k, v = (inputs[name].clone().requires_grad_(gradients) for name in "qkv")
+    q, k, v = (inputs[name].clone().requires_grad_() for name in "qkv")
     out, states = lightning_attention(q, k, v, lightning_slopes(2, 0, 4), None, torch.tensor(bounds), backend)
-    grads = torch.autograd.grad(out, (q, k, v), inputs["out"]) if gradients else ()
+    grads = torch.autograd.grad(out, (q, k, v), inputs["out"])
     return [out.detach()[0], states.detach(), *(grad[0] for grad in grads)]
 
 
@@ -43,20 +41,17 @@ def draw(*size: int) -> dict[str, torch.Tensor]:
 @functools.cache
 def sound_lightning(backend: str, bounds: tuple[int, ...]) -> list[torch.Tensor]:
     """What becomes of inputs in which nothing is poisoned."""
-    return lightning(draw(1, bounds[-1], 2, 16), list(bounds), backend, gradients=backend != "native")
+    return lightning(draw(1, bounds[-1], 2, 16), list(bounds), backend)
 
 
 @VALUES
 @pytest.mark.parametrize("poisoned", ["q", "k", "v", "out"])
 @pytest.mark.parametrize("backend", ["reference", "torch", "triton", NATIVE])
 def test_lightning_attention(backend: str, poisoned: str, value: float) -> None:
-    gradients = backend != "native"
-    if poisoned == "out" and not gradients:
-        pytest.skip("the native body has no gradients")
     bounds, sick = (SHORT, SICK_SHORT) if backend == "triton" else (BOUNDS, SICK)
     inputs, sound = draw(1, bounds[-1], 2, 16), sound_lightning(backend, tuple(bounds))
     inputs[poisoned][0, sick.start + 1, 1, 3] = value
-    spoiled = lightning(inputs, bounds, backend, gradients=gradients)
+    spoiled = lightning(inputs, bounds, backend)
     for index, (found, expected) in enumerate(zip(spoiled, sound, strict=True)):
         if not torch.equal(found, expected):
             assert_alike_outside(found, expected, slice(2, 3) if index == 1 else sick)

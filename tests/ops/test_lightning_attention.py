@@ -8,7 +8,7 @@ from exactness import DTYPES, assert_within_noise, examples, random, with_gradie
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leyden.ops import lightning_attention, lightning_attention_step
+from leyden.ops import lightning_attention, lightning_attention_step, native
 
 H, K, V = 4, 6, 10
 SLOPES = torch.tensor([0.0, 0.004, 0.9, 300.0])  # none, a deep layer's, the steepest released, far steeper
@@ -39,27 +39,36 @@ def plain(
 
 
 def draw(
-    bounds: list[int], dtype: torch.dtype, batch: int = 1
+    bounds: list[int], dtype: torch.dtype, batch: int = 1, widths: tuple[int, int] = (K, V)
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """q, k, v and a state a row, or a document."""
     T, rows = bounds[-1], batch if len(bounds) == 2 else len(bounds) - 1
     wide = torch.promote_types(dtype, torch.float32)
     return (
-        random(batch, T, H, K, dtype=dtype, seed=1),
-        random(batch, T, H, K, dtype=dtype, seed=2),
-        random(batch, T, H, V, dtype=dtype, seed=3),
-        random(rows, H, K, V, dtype=wide, seed=4),
+        random(batch, T, H, widths[0], dtype=dtype, seed=1),
+        random(batch, T, H, widths[0], dtype=dtype, seed=2),
+        random(batch, T, H, widths[1], dtype=dtype, seed=3),
+        random(rows, H, *widths, dtype=wide, seed=4),
     )
 
 
-def check(bounds: list[int], dtype: torch.dtype, *, batch: int = 1, resumed: bool, state_gradient: bool) -> None:
+def check(
+    bounds: list[int],
+    dtype: torch.dtype,
+    *,
+    batch: int = 1,
+    resumed: bool,
+    state_gradient: bool,
+    backend: str = "auto",
+    widths: tuple[int, int] = (K, V),
+) -> None:
     """Output, final state and all gradients under the precision rule, head by head."""
     cu_seqlens = None if len(bounds) == 2 else torch.tensor(bounds, dtype=torch.int32)
-    q, k, v, state = draw(bounds, dtype, batch)
+    q, k, v, state = draw(bounds, dtype, batch, widths)
     inputs = [q, k, v, state] if resumed else [q, k, v]
 
     def fast(q, k, v, first=None):
-        return lightning_attention(q, k, v, SLOPES, first, cu_seqlens)
+        return lightning_attention(q, k, v, SLOPES, first, cu_seqlens, backend)
 
     def exact(q, k, v, first=None):
         return lightning_attention(q, k, v, SLOPES, first, cu_seqlens, backend="reference")
@@ -87,6 +96,22 @@ def test_rows_equal_the_recurrence(
     dtype: torch.dtype, num_tokens: int, batch: int, resumed: bool, state_gradient: bool
 ) -> None:
     check([0, num_tokens], dtype, batch=batch, resumed=resumed, state_gradient=state_gradient)
+
+
+@pytest.mark.skipif(isinstance(native.load(), native.UnavailableError), reason="no native library")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@given(
+    lengths=st.lists(st.sampled_from([0, 1, 2, 17, 63, 64, 65, 150]), min_size=1, max_size=5).filter(any),
+    widths=st.sampled_from([(16, 16), (32, 64), (48, 16), (64, 128)]),
+    resumed=st.booleans(),
+    state_gradient=st.booleans(),
+)
+@examples(15)
+def test_the_native_body_equals_the_recurrence(
+    dtype: torch.dtype, lengths: list[int], widths: tuple[int, int], resumed: bool, state_gradient: bool
+) -> None:
+    bounds = [0, *itertools.accumulate(lengths)]
+    check(bounds, dtype, resumed=resumed, state_gradient=state_gradient, backend="native", widths=widths)
 
 
 @pytest.mark.parametrize("num_tokens", [1, 63, 64, 65, 127, 128, 129])

@@ -123,7 +123,7 @@ def _sort(experts: torch.Tensor, capacity: int, alignment: int = 1) -> None:
 def _prefill(slots: torch.Tensor, bounds: torch.Tensor, width: int = 16) -> None:
     q, v, states = torch.ones(3, 2, 4), torch.ones(3, 2, width), torch.ones(2, 2, 4, width)
     sizes = (3, 2, 4, width, 2, len(slots), len(bounds))
-    given = (q, q, v, torch.ones(2), states, slots, bounds, *sizes, torch.empty_like(v))
+    given = (q, q, v, torch.ones(2), states, slots, bounds, *sizes, 0, torch.empty_like(v))
     native.call("leyden_lightning_prefill", F32, *given)
 
 

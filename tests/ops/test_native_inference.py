@@ -120,13 +120,13 @@ def test_rows_and_documents_without_gradients(dtype: torch.dtype, packed: bool) 
     assert torch.equal(first, random(2, 4, 32, 32, dtype=torch.float32, seed=3))
 
 
-def test_gradients_take_another_body() -> None:
-    q = random(1, 5, 4, 16, dtype=torch.float32).requires_grad_()
-    assert lightning_attention(q, q, q, SLOPES)[0].requires_grad
-    with pytest.raises(ValueError, match="no gradients; use 'auto'"):
-        lightning_attention(q, q, q, SLOPES, backend="native")
+def test_gradients_of_other_key_dims_take_another_body() -> None:
+    q, v = (random(1, 5, 4, width, dtype=torch.float32).requires_grad_() for width in (12, 16))
+    assert lightning_attention(q, q, v, SLOPES)[0].requires_grad
+    with pytest.raises(ValueError, match="key dims that 16 divides; given 12"):
+        lightning_attention(q, q, v, SLOPES, backend="native")
     with torch.no_grad():
-        lightning_attention(q, q, q, SLOPES, backend="native")
+        lightning_attention(q, q, v, SLOPES, backend="native")
 
 
 def test_values_of_other_widths_are_refused() -> None:

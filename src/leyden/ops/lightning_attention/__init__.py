@@ -4,7 +4,7 @@ import torch
 
 from leyden.ops.backend import choose
 from leyden.ops.lightning_attention.checks import check_inputs
-from leyden.ops.lightning_attention.native import lightning_attention_native
+from leyden.ops.lightning_attention.native import gradients_pay, lightning_attention_native
 from leyden.ops.lightning_attention.pool import (
     lightning_attention_decode,
     lightning_attention_prefill,
@@ -44,8 +44,8 @@ def lightning_attention(
         slopes: [H], at least 0; the decay per token is ``exp(-slope)``. No gradient.
         initial_state: [B, H, K, V] float32, or [N, H, K, V] with ``cu_seqlens``; zeros where None.
         cu_seqlens: [N+1] integers from 0 to T: N documents packed into one row (B = 1), each with a state of its own.
-        backend: ``"auto"``, ``"reference"``, ``"torch"``, ``"native"`` or ``"triton"``. The native body has no
-            gradients; ``"auto"`` takes it where none are asked for.
+        backend: ``"auto"``, ``"reference"``, ``"torch"``, ``"native"`` or ``"triton"``. The native body takes value
+            dims that 16 divides and, where gradients are asked for, such key dims.
 
     Returns:
         The output [B, T, H, V] in the dtype of q, and the final state in float32 (float64 for float64 inputs),
@@ -56,14 +56,14 @@ def lightning_attention(
     """
     check_inputs(q, k, v, slopes, initial_state, cu_seqlens)
     learns = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, initial_state))
-    native = q.dtype if backend == "native" or (not learns and v.shape[-1] % LANES == 0) else None
+    native = None
+    if backend == "native" or (gradients_pay(q, v, cu_seqlens) if learns else v.shape[-1] % LANES == 0):
+        native = q.dtype
     given = (q, k, v, slopes, initial_state)
     chosen = choose("lightning_attention", backend, *given, triton=q.dtype, native=native)
     if chosen == "reference":
         return lightning_attention_reference(q, k, v, slopes, initial_state, cu_seqlens)
     if chosen == "native":
-        if learns:
-            raise ValueError("lightning_attention: backend='native' has no gradients; use 'auto' or 'torch'.")
         return lightning_attention_native(q, k, v, slopes, initial_state, cu_seqlens)
     if chosen == "triton":
         from leyden.ops.lightning_attention.launch import lightning_attention_triton  # triton, where it is used

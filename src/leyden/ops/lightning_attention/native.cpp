@@ -132,13 +132,13 @@ template <class T, int V> class Head {
 
 // q, k: [T, heads, K], tokens and heads as far apart as said; v: [T, heads, V], V a multiple of 16;
 // states: [places, heads, K, V], changed in place; slots: [sequences] among them, each once; bounds: [sequences + 1]
-// among the tokens; out: [T, heads, V].
+// among the tokens; out: [T, heads, V]. Where `reversed`, time runs from the last token of each sequence to its first.
 extern "C" Fault leyden_lightning_prefill(int64_t bfloat16, const void *q, int64_t q_row, int64_t q_head, const void *k,
                                           int64_t k_row, int64_t k_head, const void *v, int64_t v_row, int64_t v_head,
                                           const float *slopes, float *states, const int64_t *slots,
                                           const int64_t *bounds, int64_t tokens, int64_t heads, int64_t K, int64_t V,
-                                          int64_t places, int64_t sequences, int64_t last, void *out,
-                                          int64_t threads) {
+                                          int64_t places, int64_t sequences, int64_t last,
+                                          int64_t reversed, void *out, int64_t threads) {
     if (V % LANES) return "16 does not divide the value dims";
     if (last != sequences + 1 || !rise(bounds, sequences, tokens)) return "the bounds do not rise among the tokens";
     if (const Fault fault = apart_from_each_other(slots, sequences, places)) return fault;
@@ -149,12 +149,15 @@ extern "C" Fault leyden_lightning_prefill(int64_t bfloat16, const void *q, int64
         const int64_t width = whole ? 4 * LANES : LANES, parts = V / width;
         const auto run = [&](int64_t item, auto vectors_across) {
             const int64_t n = item / (heads * parts), h = item / parts % heads, column = item % parts * width;
-            const int64_t first = bounds[n];
+            const int64_t count = bounds[n + 1] - bounds[n], first = reversed ? bounds[n + 1] - 1 : bounds[n];
+            const int64_t on = reversed ? -1 : 1;
+            if (!count) return;
             Head<T, vectors_across>((int)K, slopes[h])
-                .run((const T *)q + first * q_row + h * q_head, q_row, (const T *)k + first * k_row + h * k_head, k_row,
-                     (const T *)v + first * v_row + h * v_head + column, v_row, bounds[n + 1] - first,
+                .run((const T *)q + first * q_row + h * q_head, on * q_row,
+                     (const T *)k + first * k_row + h * k_head, on * k_row,
+                     (const T *)v + first * v_row + h * v_head + column, on * v_row, count,
                      states + (slots[n] * heads + h) * K * V + column, V,
-                     (T *)out + (first * heads + h) * V + column, heads * V);
+                     (T *)out + (first * heads + h) * V + column, on * heads * V);
         };
         std::atomic<int64_t> next{0};
         team(threads, [&](int64_t, int64_t) {

@@ -53,7 +53,7 @@ DECLARATIONS = (
     " int used; int last; T out[tokens heads K])",
     "leyden_lightning_prefill(T; T q[tokens heads K]~; T k[tokens heads K]~; T v[tokens heads V]~;"
     " float32 slopes[heads]; float32 states[places heads K V]; int64 slots[sequences]; int64 bounds[last];"
-    " int tokens; int heads; int K; int V; int places; int sequences; int last; T out[tokens heads V])",
+    " int tokens; int heads; int K; int V; int places; int sequences; int last; int reversed; T out[tokens heads V])",
     "leyden_gated_attention(T; T q[tokens heads K]~; T k[tokens heads K]~; T v[tokens heads V]~;"
     " float32 log_decay[tokens heads K]; float32 states[places heads K V]; int64 slots[sequences]; int64 bounds[last];"
     " int tokens; int heads; int K; int V; int places; int sequences; int last; T out[tokens heads V])",
