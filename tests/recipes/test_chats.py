@@ -84,3 +84,36 @@ def test_chats_train_no_tokenizer(recipe):
     del recipe["tokenizer"]
     with pytest.raises(UserError, match="chats train no tokenizer"):
         parse_recipe(recipe, "test")
+
+
+ENVIRONMENT = """
+class Asked:
+    def prompts(self):
+        return []
+
+    def held_out(self):
+        return [{"prompt": f"Is {number} so?"} for number in range(9)]
+
+    def score(self, row, response):
+        return float("Yes" in response)
+"""
+
+
+def test_the_finished_model_answers_an_environments_held_out_prompts(recipe, tmp_path, capsys):
+    (tmp_path / "asked.py").write_text(ENVIRONMENT)
+    recipe["stage"][0]["steps"] = 1
+    recipe["evaluate"] |= {"environment": f"{tmp_path / 'asked.py'}:Asked", "environment_prompts": 4, "prompts": []}
+    run(parse_recipe(recipe, "test"), tmp_path / "run")
+    line = json.loads((tmp_path / "run" / "eval.jsonl").read_text().splitlines()[-1])
+    assert (line["task"], line["n"]) == ("held_out_answers", 4) and 0 <= line["value"] <= 1
+    answers = [json.loads(one) for one in (tmp_path / "run" / "answers.jsonl").read_text().splitlines()]
+    assert [one["prompt"] for one in answers] == [f"Is {number} so?" for number in range(4)]
+    told = " ".join(capsys.readouterr().err.split())
+    assert "answers to 4 prompts that it never saw: mean reward" in told and "You: Is 0 so?" in told
+
+
+def test_an_environment_without_held_out_prompts_is_refused_before_training(recipe, tmp_path):
+    (tmp_path / "asked.py").write_text(ENVIRONMENT.replace("held_out", "others"))
+    recipe["evaluate"]["environment"] = f"{tmp_path / 'asked.py'}:Asked"
+    with pytest.raises(UserError, match=r"has no held-out prompts to ask: its method held_out\(\) gives none"):
+        check(parse_recipe(recipe, "test"), tmp_path / "run")

@@ -16,6 +16,7 @@ from leyden.data.loader.mixed import MixedBatches
 from leyden.data.loader.mixture_schedule import MixturePoint, MixtureSchedule, TimedMixture
 from leyden.data.loader.packing import PackedBatchIterator
 from leyden.model import count_model
+from leyden.recipes.answers import held_out_prompts
 from leyden.recipes.objectives import ON_PROMPTS, TRAINS_ON
 from leyden.recipes.prepare import Prepared
 from leyden.recipes.rollouts import open_prompts
@@ -80,8 +81,10 @@ def check_batches(recipe: Recipe, prepared: Prepared, plans: Path | None = None,
 
     Raises:
         UserError: a stage asks for groups that there are not, or for more of one than its ``max_epochs`` allows; or
-            there is nothing to learn from. The message names the stage.
+            there is nothing to learn from. The message names the stage. Or ``[evaluate] environment`` has no prompts.
     """
+    if recipe.evaluate.environment is not None:
+        held_out_prompts(recipe, prepared.tokenizer)
     for index, stage in enumerate(recipe.stage):
         shards, on_prompts = prepared.of(stage).shards, stage.objective in ON_PROMPTS
         if index < first or not (on_prompts or (shards and _begins_with_what_is_known(recipe, index, prepared))):

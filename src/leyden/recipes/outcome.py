@@ -15,6 +15,7 @@ from leyden.core.files import atomic_file
 from leyden.core.log import console, say
 from leyden.data import TokenShards
 from leyden.evaluate import baselines, bits_per_byte
+from leyden.recipes.answers import ANSWERED, tell_answers
 from leyden.recipes.prepare import Prepared
 from leyden.recipes.schema import Recipe
 from leyden.serve import Engine, Sampling
@@ -67,6 +68,8 @@ def tell_outcome(directory: Path) -> None:
     """Print bits per byte beside the baselines, the first sample, and where things are."""
     records = read_metrics(directory / EVALUATIONS)
     measured = [record for record in records if record.get("held_out_loss") is not None]
+    answered = next((record for record in records if record["task"] == ANSWERED), None)
+    records = [record for record in records if record is not answered]
     on_rows = all("stage" in record for record in records)  # documents are measured once more at the end
     if measured and (on_rows or "held_out_accuracy" in measured[-1]):
         say(_on_held_out_rows(measured[-1]))
@@ -84,6 +87,8 @@ def tell_outcome(directory: Path) -> None:
         console.rule("a sample")
         say(first["prompt"] + first["text"])
         console.rule()
+    if answered is not None:
+        tell_answers(answered, directory)
     say(f"model:  {directory / 'final'}")
     say(f"report: {directory / 'report' / 'index.html'}")
 

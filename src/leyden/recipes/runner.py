@@ -20,6 +20,7 @@ from leyden.core.log import say
 from leyden.evaluate import write_report
 from leyden.parallel import ParallelConfig, Plan, RankGroup, Watchdog, make_plan, team_of
 from leyden.parallel.planner import StepShape, check_plan
+from leyden.recipes.answers import write_answers
 from leyden.recipes.batches import check_batches, tell_doubts
 from leyden.recipes.folder import check_folder, nothing_left_behind, set_outcome_aside, sweep
 from leyden.recipes.fork import Fork, Origin, check_origin
@@ -233,6 +234,7 @@ def _show(recipe: Recipe, directory: Path) -> None:
     else:
         evaluate_run(recipe, read_prepared(recipe, directory), directory)
         write_samples(recipe, directory)
+        write_answers(recipe, directory)
         write_report(directory)
     tell_outcome(directory)
 

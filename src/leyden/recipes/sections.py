@@ -185,6 +185,14 @@ class EvaluateSection(Config):
     """Texts that the finished model completes."""
     sample_tokens: int = Field(default=128, ge=1)
 
+    environment: str | None = None
+    """``FILE.py:CLASS`` or ``MODULE:CLASS``, an environment as of ``[stage.rl]``: the finished model answers its
+    held-out prompts by the likeliest tokens, and the run says how many answers are right."""
+    environment_prompts: int = Field(default=200, ge=1)
+    """How many of them at most."""
+    answer_tokens: int = Field(default=32, ge=1)
+    """Tokens of an answer at most."""
+
     @field_validator("length_bounds")
     @classmethod
     def _rise(cls, bounds: tuple[int, ...]) -> tuple[int, ...]:

@@ -61,19 +61,25 @@ class HeldOutReward:
         return [Finding(line, f"held-out reward {line['value']:.3f}" if line["value"] is not None else "no reward")]
 
     def _line(self, engine: Engine) -> dict[str, Any]:
-        settings, drawn = self._settings, [Drawn(prompt) for prompt in self._prompts]
-        sampling = Sampling(max_tokens=settings.max_tokens, temperature=0, logprobs=0)
         try:
-            made = engine.generate([prompt.tokens for prompt in self._prompts], sampling)
-            for one, completion in zip(drawn, made, strict=True):
-                one.take(completion)
-            if settings.max_turns > 1:
-                environment, places = replying(self._environment), range(len(drawn))
-                take_turns(engine, environment, drawn, settings, seed=0, places=places, temperature=0)
+            rollouts = likeliest_answers(engine, self._prompts, self._environment, self._settings)
         finally:
             engine.close()
-        rollouts = [graded(self._environment, one) for one in drawn]
         return {"task": "held_out_reward", "of": self._stage, **summary(rollouts)}
+
+
+def likeliest_answers(
+    engine: Engine, prompts: Sequence[Prompt], environment: Environment, settings: RolloutSettings
+) -> list[Rollout]:
+    """To each prompt the answer of the likeliest tokens, graded; of several turns where the settings allow them."""
+    drawn = [Drawn(prompt) for prompt in prompts]
+    sampling = Sampling(max_tokens=settings.max_tokens, temperature=0, logprobs=0)
+    made = engine.generate([prompt.tokens for prompt in prompts], sampling)
+    for one, completion in zip(drawn, made, strict=True):
+        one.take(completion)
+    if settings.max_turns > 1:
+        take_turns(engine, replying(environment), drawn, settings, seed=0, places=range(len(drawn)), temperature=0)
+    return [graded(environment, one) for one in drawn]
 
 
 def summary(rollouts: Sequence[Rollout]) -> dict[str, Any]:
