@@ -8,11 +8,11 @@ from leyden.align.chats.read import read_chats, read_preferences
 from leyden.align.prompts import read_prompts
 from leyden.align.prompts.tags import task_of
 from leyden.align.rewards.rows import RowSettings, grade_all
-from leyden.align.tasks import LongTasks, ShortTasks, task_rows
+from leyden.align.tasks import LongTasks, QuickTasks, ShortTasks, task_rows
 from leyden.core.errors import UserError
 
 
-@pytest.mark.parametrize("tasks", [ShortTasks(), LongTasks()])
+@pytest.mark.parametrize("tasks", [ShortTasks(), QuickTasks(), LongTasks()])
 def test_the_right_answer_has_the_reward_and_no_other(tasks: ShortTasks) -> None:
     rows = [*tasks.prompts(), *tasks.held_out()]
     for row in rows:
@@ -48,5 +48,5 @@ def test_prompts_of_tasks_are_graded_by_their_references() -> None:
 
 
 def test_other_tasks_are_refused() -> None:
-    with pytest.raises(UserError, match="tasks:shrt: must be one of tasks:short, tasks:long; did you mean 'short'"):
+    with pytest.raises(UserError, match=r"must be one of tasks:short, tasks:quick, tasks:long; did you mean 'short'"):
         list(read_chats(["tasks:shrt"], []))

@@ -1,8 +1,8 @@
 """Small tasks with a verifier, made by arithmetic on a seed: something to align a small model on, with no download.
 
 ``chats = ["tasks:short"]`` in a recipe names their right answers, ``preferences = ["tasks:short"]`` pairs of a right
-and a wrong one, and the environments here ask them of a policy: :class:`ShortTasks` and :class:`LongTasks`. What is
-held out is never in any of the three: a task belongs to one side by a hash of its question.
+and a wrong one, and the environments here ask them of a policy: :class:`ShortTasks`, :class:`QuickTasks` and
+:class:`LongTasks`. What is held out is never in any of the three: a task belongs to one side by a hash of its question.
 """
 
 import random
@@ -19,7 +19,7 @@ PREFIX = "tasks:"
 _WORDS = ["red", "blue", "green", "black", "white", "apple", "bread", "water", "stone", "river", "house", "tree"]
 _HELD_OUT = 0.1
 """The share of tasks that is never trained on."""
-_ROWS = {"short": 8000, "long": 600}
+_ROWS = {"short": 8000, "quick": 6000, "long": 600}
 _FILLERS = (
     "The road goes on behind the hill.",
     "It was a quiet day in the village.",
@@ -62,6 +62,7 @@ def _keep(rng: random.Random) -> Task:
 
 _KINDS: Mapping[str, Mapping[str, Callable[[random.Random], Task]]] = {
     "short": {"say": _say, "turn": _turn, "last": _last, "sum": _sum},
+    "quick": {"say": _say, "turn": _turn, "last": _last},
     "long": {"keep": _keep},
 }
 
@@ -71,7 +72,7 @@ def task_rows(name: str, *, held_out: bool = False) -> Iterator[dict[str, Any]]:
     right answer), and ``chosen`` and ``rejected``.
 
     Args:
-        name: ``short`` or ``long``.
+        name: ``short``, ``quick`` or ``long``.
         held_out: those that are never trained on, in place of the others.
 
     Raises:
@@ -116,6 +117,12 @@ class ShortTasks:
         """1 for the right answer and nothing else; the task's name is a component, so that each is logged."""
         right = float(response.strip() == row["completion"])
         return Reward(right, {row["task"]: right}, "right" if right else f"the answer is {row['completion']}")
+
+
+class QuickTasks(ShortTasks):
+    """Those of the short tasks that take no more than looking up: repeat, turn around, name the last."""
+
+    name = "quick"
 
 
 class Calculations(ShortTasks):
