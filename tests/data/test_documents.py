@@ -38,6 +38,14 @@ def test_every_kind_of_file(tmp_path, suffix, packed):
     assert _read(path) == (expected, [])
 
 
+def test_a_part_of_the_standard_library():
+    documents, rejects = _read("python:stdlib/json")
+    assert {"json/decoder.py", "json/encoder.py"} <= {name for name, _ in documents}
+    assert all(reject.reason == "empty" for reject in rejects)
+    with pytest.raises(UserError, match="nosuch"):
+        _read("python:stdlib/nosuch")
+
+
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
 def test_parquet(tmp_path, kind):
     text = pa.array([TEXT, "b"], pa.string()).cast(kind)

@@ -16,7 +16,13 @@ from leyden.data.readers.problem import EMPTY, HARMLESS, Problem, check
 from leyden.data.readers.settings import ReadSettings
 from leyden.data.readers.text import read_code, read_text
 from leyden.data.readers.warc import read_warc
-from leyden.data.sources import SUFFIXES, SourceFile, find_sources
+from leyden.data.sources import (
+    SUFFIXES,
+    SourceFile,
+    find_sources,
+    is_of_standard_library,
+    standard_library_sources,
+)
 
 READERS: dict[str, Reader] = {
     "text": read_text,
@@ -135,8 +141,9 @@ def read_documents(paths: Iterable[str | Path | SourceFile], rejects: list[Rejec
     """Read every text of ``paths``, in an order that depends on the names alone.
 
     Args:
-        paths: files and folders (.txt, .md, .py, .jsonl, each also .gz or .zst, and .parquet), or sources already
-            found. A row of .jsonl or .parquet gives one document, its ``text``; any other file gives one.
+        paths: files and folders (.txt, .md, .py, .jsonl, each also .gz or .zst, and .parquet), ``python:stdlib`` or a
+            part of it, or sources already found. A row of .jsonl or .parquet gives one document, its ``text``; any
+            other file gives one.
         rejects: takes what is set aside, as it is met, and what was found in folders and is not read.
 
     Raises:
@@ -147,6 +154,9 @@ def read_documents(paths: Iterable[str | Path | SourceFile], rejects: list[Rejec
     for path in paths:
         if isinstance(path, SourceFile):
             sources.append(path)
+            continue
+        if is_of_standard_library(path):
+            sources += standard_library_sources(str(path))
             continue
         found, skipped = find_sources([path])
         sources += found
