@@ -44,7 +44,9 @@ File = Annotated[
 ]
 Text = Annotated[
     list[Path] | None,
-    typer.Option(help="Files or folders of documents, or python:stdlib/PART; the Python standard library.", show_default=False),
+    typer.Option(
+        help="Files or folders of documents, or python:stdlib/PART; the standard library.", show_default=False
+    ),
 ]
 Subtasks = Annotated[str | None, typer.Option(help="Parts of a task, with commas between.", show_default=False)]
 IncludePath = Annotated[
