@@ -19,7 +19,7 @@ struct Soon {
     void fetch(int64_t s, int64_t at, int64_t part) const {
         if (!keys) return;
         for (int64_t i = s * bytes + at; i < s * bytes + at + part; i += 64)
-            __builtin_prefetch(keys + i, 0, 2), __builtin_prefetch(values + i, 0, 2);
+            fetch_soon(keys + i), fetch_soon(values + i);
     }
 };
 

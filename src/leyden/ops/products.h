@@ -14,6 +14,10 @@
 
 namespace leyden {
 
+// The second cache is told of memory that is read soon. The first one waits for few lines at once, so that asking it
+// brings them at a third of the speed at which memory gives them.
+inline void fetch_soon(const void *p) { __builtin_prefetch(p, 0, 2); }
+
 // What the inputs of products are held in where the model computes in T.
 #ifdef __AVX512BF16__
 template <class T> using Input = T;
@@ -251,7 +255,7 @@ inline void tile(const X *const *w, const X *x, int n, Fetch<W> next, const Resu
     for (; i + LINE <= n; i += LINE) {
         if (FETCH) {
 #pragma GCC unroll 16
-            for (int j = 0; j < T; j++) __builtin_prefetch(next.row + j * next.stride + i);
+            for (int j = 0; j < T; j++) fetch_soon(next.row + j * next.stride + i);
         }
 #pragma GCC unroll 4
         for (int q = 0; q < LINE; q += Q::SIZE) step(i + q);
@@ -336,7 +340,7 @@ void multiply_few(const W *w, int64_t stride, int n, int columns, const X *const
 #pragma GCC unroll 4
         for (int k = 0; k < 4; k++) {
             typename Q::Whole part[4];
-            for (int j = 0; j < 4; j++) __builtin_prefetch(next.row + (4 * j + k) * next.stride + i);
+            for (int j = 0; j < 4; j++) fetch_soon(next.row + (4 * j + k) * next.stride + i);
             interleave(rows[k], i, part);
 #pragma GCC unroll 4
             for (int b = 0; b < B; b++)
