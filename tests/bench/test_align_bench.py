@@ -29,7 +29,7 @@ def test_quick_form_measures_every_row(tmp_path, capsys):
 def test_rows_are_the_same_every_time_and_differ_among_themselves():
     for rows, work in ((chats, "sft"), (pairs, "dpo"), (prompts, "grpo")):
         found = rows(TEXT, QUICK)
-        assert found == rows(TEXT, QUICK) and len(found) == QUICK.rows[work] * (QUICK.steps + 1)
+        assert found == rows(TEXT, QUICK) and len(found) == QUICK.rows[work] * (QUICK.steps[work] + 1)
         assert len({json.dumps(row) for row in found}) == len(found)
     assert reward("a b c") > reward("abc") == 0.0 == reward("")
 

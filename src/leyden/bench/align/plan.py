@@ -29,7 +29,7 @@ class AlignPlan:
         row_tokens: of one packed sequence of ours; the longest chat fits.
         group: completions of a prompt.
         new_tokens: of a completion, at most; initial weights end none before.
-        steps: of a measured turn, behind one that is not measured.
+        steps: of a measured turn by work, behind one that is not measured.
         repeats: measured turns of each side.
         tried_steps: of a turn by which the other side's fastest variant is chosen.
         threads: of each side.
@@ -41,7 +41,7 @@ class AlignPlan:
     row_tokens: int
     group: int
     new_tokens: int
-    steps: int
+    steps: dict[str, int]
     repeats: int
     tried_steps: int = 1
     threads: int = 2
@@ -55,7 +55,7 @@ FULL = AlignPlan(
     row_tokens=1024,
     group=8,
     new_tokens=64,
-    steps=2,
+    steps={"sft": 2, "dpo": 2, "grpo": 1},
     repeats=2,
 )
 QUICK = AlignPlan(
@@ -65,7 +65,7 @@ QUICK = AlignPlan(
     row_tokens=256,
     group=2,
     new_tokens=4,
-    steps=1,
+    steps={"sft": 1, "dpo": 1, "grpo": 1},
     repeats=1,
 )
 
@@ -73,19 +73,18 @@ QUICK = AlignPlan(
 def chats(documents: Sequence[str], plan: AlignPlan, seed: int = 0) -> list[dict[str, str]]:
     """Rows with ``prompt`` and ``completion``: pieces of text whose lengths vary as the plan says."""
     text, draws = "\n".join(documents)[:_SAMPLE_BYTES], random.Random(seed)
-    count = plan.rows["sft"] * (plan.steps + 1)
     return [
-        {"prompt": _piece(text, draws, _PROMPT), "completion": _piece(text, draws, plan.answer)} for _ in range(count)
+        {"prompt": _piece(text, draws, _PROMPT), "completion": _piece(text, draws, plan.answer)}
+        for _ in range(_count("sft", plan))
     ]
 
 
 def pairs(documents: Sequence[str], plan: AlignPlan, seed: int = 1) -> list[dict[str, str]]:
     """Rows with ``prompt``, ``chosen`` and ``rejected``."""
     text, draws = "\n".join(documents)[:_SAMPLE_BYTES], random.Random(seed)
-    count = plan.rows["dpo"] * (plan.steps + 1)
     return [
         {"prompt": _piece(text, draws, _PROMPT), **{key: _piece(text, draws, plan.answer) for key in _ANSWERS}}
-        for _ in range(count)
+        for _ in range(_count("dpo", plan))
     ]
 
 
@@ -95,12 +94,17 @@ _ANSWERS = ("chosen", "rejected")
 def prompts(documents: Sequence[str], plan: AlignPlan, seed: int = 2) -> list[dict[str, str]]:
     """Rows with ``prompt``."""
     text, draws = "\n".join(documents)[:_SAMPLE_BYTES], random.Random(seed)
-    return [{"prompt": _piece(text, draws, _PROMPT)} for _ in range(plan.rows["grpo"] * (plan.steps + 1))]
+    return [{"prompt": _piece(text, draws, _PROMPT)} for _ in range(_count("grpo", plan))]
 
 
 def reward(response: str) -> float:
     """The share of spaces: any two responses differ in it, and it costs nothing."""
     return response.count(" ") / (1 + len(response))
+
+
+def _count(work: Work, plan: AlignPlan) -> int:
+    """Rows of a turn, the step that is not measured included."""
+    return plan.rows[work] * (plan.steps[work] + 1)
 
 
 def _piece(text: str, draws: random.Random, lengths: tuple[int, int]) -> str:

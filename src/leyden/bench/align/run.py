@@ -82,8 +82,10 @@ def run_align(*, quick: bool = False, beside: int = 0, output: Path | None = Non
         )
         checks = _compare_logits(theirs, directory, plan)
         rows: list[ResultRow] = []
+        learning = _fastest(theirs, "sft", plan)  # of DPO, too, which computes the same with other losses
         for work in WORKS:
-            rows += _measure(theirs, ours, work, plan, given)
+            choice = _fastest(theirs, work, plan) if work == "grpo" else learning
+            rows += _measure(theirs, ours, work, plan, choice, given)
             bar.advance(note=work)
         versions = theirs.call("versions")
     result = BenchResult(
@@ -102,21 +104,26 @@ def run_align(*, quick: bool = False, beside: int = 0, output: Path | None = Non
     return result
 
 
-def _measure(theirs: Worker, ours: Worker, work: Work, plan: AlignPlan, given: tuple[Any, ...]) -> list[ResultRow]:
+def _fastest(theirs: Worker, work: Work, plan: AlignPlan) -> FastestVariant:
+    """Their variant that does a step soonest."""
+    variants = theirs.call("variants", work)
+    seconds = {variant: theirs.call("seconds", work, variant, plan.tried_steps) for variant in variants}
+    return FastestVariant(min(seconds, key=seconds.__getitem__), seconds)
+
+
+def _measure(
+    theirs: Worker, ours: Worker, work: Work, plan: AlignPlan, choice: FastestVariant, given: tuple[Any, ...]
+) -> list[ResultRow]:
     """The rows of one kind of work; of memory, each side's process is that which did it alone."""
-    seconds = {
-        variant: theirs.call("seconds", work, variant, plan.tried_steps) for variant in theirs.call("variants", work)
-    }
-    choice = FastestVariant(min(seconds, key=seconds.__getitem__), seconds)
     them: list[Turn] = []
     us: list[Turn] = []
     for number in range(plan.repeats):
         if number:
-            them.append(theirs.call("turn", work, choice.variant, plan.steps))
+            them.append(theirs.call("turn", work, choice.variant, plan.steps[work]))
         else:  # in a process of its own, whose memory nothing else has raised
             with Worker("leyden.bench.align.theirs:AlignTheirs", *given, threads=plan.threads) as fresh:
-                them.append(fresh.call("turn", work, choice.variant, plan.steps))
-        us.append(ours.call("turn", work, plan.steps))
+                them.append(fresh.call("turn", work, choice.variant, plan.steps[work]))
+        us.append(ours.call("turn", work, plan.steps[work]))
     precision = SHORT[plan.dtype]
     rows = {
         "sft": f"fine-tuning, {plan.rows['sft']} chats a step, {precision}",
