@@ -1,8 +1,9 @@
 """What fine-tuning, rejection sampling, DPO and online reinforcement learning each add, on tasks with a verifier.
 
-A small base model (alignment.toml) is fine-tuned too briefly to be good; from there, each of the others goes on alone:
-with as many graded completions of the same training prompts, and as many optimizer steps. The tasks are lists of words
-to say again, turn around or name the last of, and digits to sort. Each finished way is kept in ``alignment.json`` and
+A small base model (alignment.toml) is fine-tuned on right answers, and then on answers of which two in five are wrong,
+as careless people write them; from there, each of the others goes on alone, with as many graded completions of the same
+training prompts, and as many optimizer steps. The tasks are lists of words to say again, turn around or name the last
+of, and digits to sort. Each finished way is kept in ``alignment.json`` and
 not done again: the same command goes on where it was stopped.
 
     python docs/results/alignment.py --dir runs/alignment --seeds 0,1,2
@@ -53,13 +54,16 @@ TASKS: Mapping[str, tuple[list[str], Callable[[list[str]], list[str]]]] = {
 }
 """What a list is made of, and what is asked of it."""
 TASK_ROWS, LISTS, HELD_OUT = 6000, 2000, 0.1
+WRONG = 0.4
+"""The share of wrong answers in the second part of fine-tuning: the model draws from both kinds afterwards, and the
+others can tell it which is meant."""
 LAST_ROUNDS = 8
 """Over which the table of algorithms has means."""
 FACTS = ("reward", "kl", "entropy", "clipped", "discarded", "completion_tokens_mean", "no_signal", "drift")
 
 
 class Lists:
-    """Tasks on two to four words or digits, one a line: an environment of :mod:`leyden.align.rollouts.environment`.
+    """Tasks on two or three words or digits, one a line: an environment of :mod:`leyden.align.rollouts.environment`.
 
     A task is held out by a hash of its question.
     """
@@ -81,10 +85,24 @@ class Lists:
         for number in range(TASK_ROWS):
             task = list(TASKS)[number % len(TASKS)]
             things, answer = TASKS[task]
-            drawn = rng.sample(things, rng.randint(2, 4))
+            drawn = rng.sample(things, rng.randint(2, 3))
             question = "\n".join([f"{task}:", *drawn])
             rows[question] = {"prompt": question, "task": task, "completion": "\n".join(answer(drawn))}
         return list(rows.values())
+
+
+def careless(seed: int) -> list[dict[str, Any]]:
+    """Each training task once; of the answers the share ``WRONG`` is wrong: things of the list in an order that is not
+    asked for."""
+    rng, rows = random.Random(seed), Lists().prompts()
+    for row in rows:
+        things, right = row["prompt"].split("\n")[1:], row["completion"].split("\n")
+        if rng.random() < WRONG:
+            answer = rng.sample(things, len(right))
+            while answer == right:
+                answer = rng.sample(things, len(right))
+            row["completion"] = "\n".join(answer)
+    return rows
 
 
 def stage(name: str, **changes: Any) -> dict[str, Any]:
@@ -167,8 +185,11 @@ def measure(way: str, seed: int, place: Path) -> dict[str, Any]:
         text.write_text(lists(), encoding="utf-8")
         model = trained(base, seed, stage("base"), text=["python:stdlib/json", str(text)])
     elif way == "sft":
-        chats = written(place / "chats.jsonl", Lists().prompts())
-        model = trained(sft, seed, stage("sft"), base / "final", chats=[chats])
+        chats = [written(place / "chats.jsonl", Lists().prompts())]
+        before = trained(place / "sft-right", seed, stage("sft"), base / "final", chats=chats)
+        more = {"before_careless": {name: accuracy(before)[name] for name in ("accuracy", "accuracy_drawn")}}
+        chats = [written(place / "careless.jsonl", careless(seed))]
+        model = trained(sft, seed, stage("careless"), before, chats=chats)
     elif way == "rejection sampling":
         rows = drawn_from(sft / "final", seed)
         right = right_answers(rows)

@@ -15,6 +15,7 @@ ROOMS = {
     "cpu-beside": ("ops", "model", "serve", "train", "data"),
     "serve": ("ops", "model", "serve", "train", "data"),
     "serve-beside": ("ops", "model", "serve", "train", "data"),
+    "align": ("ops", "model", "serve", "train", "align"),
     "eval": ("ops", "model", "serve", "evaluate"),
     "data": ("data",),
     "planted": ("data",),

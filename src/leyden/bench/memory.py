@@ -13,13 +13,22 @@ def reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def peak_bytes() -> int:
-    """The highest level since :func:`reset_peak`; unlike ``ru_maxrss``, never a parent process's."""
-    return _status("VmHWM")
+def peak_bytes(process: int | None = None) -> int:
+    """The highest level since :func:`reset_peak`; unlike ``ru_maxrss``, never a parent process's.
+
+    Args:
+        process: another one, of which 0 is said once it has ended; None: this one.
+    """
+    try:
+        return _status("VmHWM", "self" if process is None else str(process))
+    except (OSError, RuntimeError):
+        if process is None:
+            raise
+        return 0
 
 
-def _status(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
+def _status(field: str, process: str = "self") -> int:
+    for line in Path(f"/proc/{process}/status").read_text().splitlines():
         name, _, value = line.partition(":")
         if name == field:
             return int(value.split()[0]) * 1024

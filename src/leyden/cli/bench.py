@@ -77,6 +77,18 @@ def evaluate(
 
 
 @app.command()
+def align(
+    quick: Annotated[bool, typer.Option(help="A small shape and few rows: checks that all of it runs.")] = False,
+    beside: Beside = 0,
+    output: Output = None,
+) -> None:
+    """Fine-tuning, DPO, GRPO and its rollouts beside TRL's trainers on transformers, on two CPU threads."""
+    from leyden.bench.align.run import run_align
+
+    run_align(quick=quick, beside=beside, output=output)
+
+
+@app.command()
 def gpu(
     minutes: Annotated[float, typer.Option(min=0.1, help="How long all of it may take.")] = 8,
     only: Annotated[

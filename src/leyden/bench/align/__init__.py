@@ -1,0 +1,1 @@
+"""Fine-tuning, preferences and reinforcement learning beside TRL."""
