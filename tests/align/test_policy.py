@@ -207,7 +207,7 @@ def test_what_the_gradients_of_divergences_are_on_average() -> None:
 
 
 def test_presets_are_settings_of_one_algorithm() -> None:
-    assert set(PRESETS) == {"minimax", "grpo", "dr_grpo", "dapo", "cispo", "gspo", "rloo"}
+    assert set(PRESETS) == {"minimax", "grpo", "dr_grpo", "dapo", "cispo", "gspo", "rloo", "distillation"}
     changed = Algorithm.parse({"preset": "dapo", "clip_low": 0.1}, "test")
     assert (changed.clip_low, changed.clip_high, changed.denominator) == (0.1, 0.28, "tokens")
     for name in PRESETS:
@@ -223,6 +223,7 @@ def test_presets_are_settings_of_one_algorithm() -> None:
         ({"drop_above": 0.9}, "would drop tokens whose ratio is 1"),
         ({"clip_low": 1.5}, "clip_low"),
         ({"kl": "k4"}, "'kl'"),
+        ({"preset": "distillation", "kl_weight": 0}, "nothing to learn from"),
     ],
 )
 def test_what_is_no_algorithm_is_refused(settings: dict[str, Any], message: str) -> None:

@@ -46,6 +46,8 @@ def by_hand(model: Any, batch: Batch, how: Algorithm, temperature: float) -> tup
                 term = (math.exp(value.item()) - math.exp(reference)) * value
                 if how.kl == "k3":
                     term = (reference - value).exp() - 1 + (value - reference)
+                if how.kl == "k2":
+                    term = (value - reference) ** 2 / 2
                 loss = loss + how.kl_weight * weight * term
             sums["weight"] += count
             sums["ratio"] += count * ratio.item()

@@ -21,6 +21,8 @@ from leyden.core.errors import UserError
 from leyden.model import HybridLM, ModelConfig
 from leyden.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.usefixtures("empty_plots")
+
 SMALL = {
     "vocab_size": 300,
     "num_hidden_layers": 2,

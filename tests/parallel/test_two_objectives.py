@@ -21,6 +21,7 @@ from two_objectives import (
 from leyden.align.chats.batches import ChatBatches, Normalise, fit_chats
 from leyden.align.policy import Algorithm, PolicyGradient
 from leyden.align.preference import Preference, PreferenceSettings
+from leyden.align.process_rewards import LabelledSteps
 from leyden.align.reward_models import RewardModelSettings, ScoredPairs
 from leyden.align.sft import Sft
 from leyden.core.transfers import sent
@@ -49,6 +50,7 @@ ON_RANKS: dict[str, tuple[Any, Callable[..., Any]]] = {
     "sft": (Sft("chats"), chats),
     "rl": (PolicyGradient(SEQUENCES, temperature=0.7), completions),
     "reward": (ScoredPairs(RewardModelSettings(score_margin=0.3, center_weight=0.05)), preferences),
+    "process_reward": (LabelledSteps(), preferences),
 }
 
 
@@ -172,7 +174,7 @@ def batches_for(plan: Plan, name: str) -> Any:
 
 def shape_of(plan: Plan, name: str) -> dict[str, Any]:
     """Of the model of an objective."""
-    return shape_for(plan, {"score_head": True} if name == "reward" else {})
+    return shape_for(plan, {"score_head": True} if name in ("reward", "process_reward") else {})
 
 
 def worst(plan: Plan, alone: dict[str, Alone]) -> dict[str, dict[str, float]]:

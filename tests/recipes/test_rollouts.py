@@ -12,7 +12,9 @@ from whole_runs import SMALL_MODEL, VOWELS, after_step, assert_same_run, interru
 
 from leyden.align.rollouts import batches
 from leyden.align.rollouts.batches import RolloutBatches
+from leyden.checkpoint import save
 from leyden.core.errors import Interrupted, UserError
+from leyden.model import HybridLM
 from leyden.recipes.loader import dry, parse_recipe
 from leyden.recipes.runner import check, run
 from leyden.tokenizer import Tokenizer
@@ -203,6 +205,53 @@ def test_the_example_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert outcome.code == 0, outcome.err
     assert [line["stage"] for line in metrics(Path("runs/sorting"))] == ["sft", "sft", "rl"]
     assert metrics(Path("runs/sorting"))[-1]["off_policy"] == 0
+
+
+def test_a_teacher_is_what_the_divergence_is_from(recipe: dict[str, Any], finished: Path, tmp_path: Path) -> None:
+    kl = {}
+    for name in ("reference/rl", "final"):  # the student itself, and a model that went on from there
+        how = {"teacher": str(finished / name), "algorithm": {"preset": "distillation"}, "updates": 1}
+        run(parse_recipe(changed(recipe, {"steps": 1}, **how), "test"), tmp_path / name)
+        line = metrics(tmp_path / name)[-1]
+        assert line["off_policy"] == 0 and line["reward"] > 0
+        kl[name] = line["kl"]
+        assert not (tmp_path / name / "reference").exists(), "a teacher is not copied"
+    assert kl["reference/rl"] == 0 < kl["final"]
+    with pytest.raises(UserError, match='learns from a teacher; give teacher = "MODEL"'):
+        parse_recipe(changed(recipe, algorithm={"preset": "distillation"}), "test")
+    with pytest.raises(UserError, match="give algorithm"):
+        parse_recipe(changed(recipe, teacher="x", algorithm={"preset": "dapo"}), "test")
+
+
+def test_a_run_goes_on_with_the_teacher_that_it_began_with_alone(
+    recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher, shape = tmp_path / "teacher", parse_recipe(recipe, "test").model
+    save(HybridLM(shape, seed=5), None, teacher)
+    how = {"teacher": str(teacher), "algorithm": {"preset": "distillation"}, "updates": 1}
+    given = parse_recipe(changed(recipe, {"steps": 2}, **how), "test")
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        after_step(patch, 2, interrupt)
+        run(given, tmp_path / "run")
+    teacher.rename(tmp_path / "kept")
+    save(HybridLM(shape, seed=6), None, teacher)
+    with pytest.raises(UserError, match="with another seed or teacher"):
+        run(given, tmp_path / "run")
+    shutil.rmtree(teacher)
+    (tmp_path / "kept").rename(teacher)
+    run(given, tmp_path / "run")
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3]
+
+
+def test_a_teacher_with_other_tokens_or_fewer_positions_is_refused(recipe: dict[str, Any], tmp_path: Path) -> None:
+    shape = parse_recipe(recipe, "test").model
+    for number, (other, message) in enumerate(
+        [({"vocab_size": 300}, "has other tokens than the model"), ({"max_position_embeddings": 64}, "64 positions")]
+    ):
+        save(HybridLM(shape.model_copy(update=other)), None, tmp_path / f"{number}")
+        how = {"teacher": str(tmp_path / f"{number}"), "algorithm": {"preset": "distillation"}}
+        with pytest.raises(UserError, match=message):
+            check(parse_recipe(changed(recipe, **how), "test"), tmp_path / "run")
 
 
 HELD_OUT = """

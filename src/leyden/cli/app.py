@@ -30,6 +30,7 @@ from leyden.cli import (
     sample,
     serve,
     soup,
+    steps,
     study,
     tokenizer,
 )
@@ -94,6 +95,7 @@ app.command()(reward.reward)
 app.command()(best.best)
 app.command()(pairs.pairs)
 app.command()(pivots.pivots)
+app.command()(steps.steps)
 app.command()(convert.convert)
 app.command()(soup.soup)
 app.command()(runs.report)
@@ -122,7 +124,7 @@ def _options(
     logging.getLogger("leyden").setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
-_COMPUTING = ("chat", "eval", "generate", "prompts", "quickstart", "run", "sample", "serve", "study")
+_COMPUTING = ("chat", "eval", "generate", "prompts", "quickstart", "run", "sample", "serve", "steps", "study")
 """The verbs whose threads share work for minutes."""
 
 

@@ -10,6 +10,13 @@ import typer
 def best(
     file: Annotated[Path, typer.Argument(help="Rows in jsonl: prompt, response, several of each prompt.")],
     rewards: Annotated[Path, typer.Argument(help="What `leyden reward` said of them: a line for each row.")],
+    by: Annotated[
+        str | None,
+        typer.Option(
+            help="The component of the rewards that chooses, in place of the reward: least, last, ...",
+            show_default=False,
+        ),
+    ] = None,
     judged_by: Annotated[
         Path | None,
         typer.Option(
@@ -23,7 +30,7 @@ def best(
     from leyden.align.rewards.best_of_n import best_responses, judged_choice
     from leyden.align.rewards.rows import read_rewarded_rows
 
-    graded = read_rewarded_rows(file, rewards)
+    graded = read_rewarded_rows(file, rewards, by)
     if judged_by is None:
         for row in best_responses(graded):
             print(json.dumps(row, ensure_ascii=False))

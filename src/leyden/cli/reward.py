@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-Kind = Literal["math", "exact", "agreement", "code", "ifeval", "rules", "judge", "truthfulness", "model"]
+Kind = Literal["math", "exact", "agreement", "code", "ifeval", "rules", "judge", "truthfulness", "model", "process"]
 
 
 def reward(
@@ -49,7 +49,9 @@ def reward(
     ] = 5,
     model: Annotated[
         str | None,
-        typer.Option(help="model: a reward model: a run, a checkpoint, a directory or a hub id.", show_default=False),
+        typer.Option(
+            help="model, process: a reward model: a run, a checkpoint, a directory or a hub id.", show_default=False
+        ),
     ] = None,
 ) -> None:
     """Grade responses: a line with reward, components and reason for every row; null where nothing could be told."""
@@ -69,12 +71,12 @@ def reward(
             raise UserError(f"--kind {kind} asks a model: name its server with --endpoint URL and --model-name NAME.")
         patience = {"concurrency": concurrency or 8, "timeout": timeout, "retries": retries}
         settings["judge"] = open_judge(endpoint, model_name, api_key_env, rubric, max_requests, **patience)
-    if kind == "model":
+    if kind in ("model", "process"):
         if model is None:
-            raise UserError("--kind model grades by a reward model: name it with --model DIR.")
-        from leyden.align.reward_models.scorer import RewardModel
+            raise UserError(f"--kind {kind} grades by a reward model: name it with --model DIR.")
+        from leyden.align.process_rewards.scorer import find_grader
 
-        settings["model"] = RewardModel.find(model)
+        settings["model"] = find_grader(kind, model)
     known, missing, total = 0, 0, 0.0
     for record in grade_rows(file, RowSettings(**settings)):
         print(json.dumps({"reward": record.reward, "components": record.components, "reason": record.reason}))

@@ -9,6 +9,7 @@ import numpy as np
 
 from leyden.align.chats.batches import ChatBatches, MixedChats, fit_chats
 from leyden.align.preference.batches import PairBatches, fit_pairs
+from leyden.align.process_rewards.batches import SolutionBatches, fit_solutions
 from leyden.core.errors import UserError
 from leyden.core.log import say
 from leyden.data import PackedBatches
@@ -54,6 +55,8 @@ def make_batches(
         return ChatBatches(chats, stage.normalise, **how)
     if rows == "preferences":
         return PairBatches(fit_pairs(shards["all"], stage.seq_len, too_long), reference=reference, **how)
+    if rows == "solutions":
+        return SolutionBatches(fit_solutions(shards["all"], stage.seq_len, too_long), **how)
     if stage.mixture is None and len(shards) == 1:
         return PackedBatches(*shards.values(), packing=stage.packing, **how)
     return MixedBatches(shards, _mixture(recipe, index, prepared), **how)
@@ -98,7 +101,7 @@ def check_batches(recipe: Recipe, prepared: Prepared, plans: Path | None = None,
             batches = make_batches(recipe, index, prepared, plans)
             if isinstance(batches, MixedBatches) and stage.total_steps is not None:
                 batches.plan(stage.batch_schedule.batches_before(stage.total_steps))
-            if isinstance(batches, ChatBatches | MixedChats | PairBatches):
+            if isinstance(batches, ChatBatches | MixedChats | PairBatches | SolutionBatches):
                 say(f"stage '{stage.name}': {batches.fitting} into sequences of {stage.seq_len:,} tokens")
             batches.batch(0)
         except UserError as error:
@@ -122,7 +125,9 @@ def epoch_steps(recipe: Recipe, index: int, prepared: Prepared) -> int:
         if isinstance(batches, MixedBatches):
             total = sum(group.num_tokens for group in prepared.of(stage).shards.values())
             return sum(part.tokens for part in batches.plan(before(steps))) / total
-        assert isinstance(batches, PackedBatches | ChatBatches | PairBatches), "every other kind of batches"
+        assert isinstance(batches, PackedBatches | ChatBatches | PairBatches | SolutionBatches), (
+            "every other kind of batches"
+        )
         return batches.epochs_before(before(steps))
 
     most = 1
@@ -176,7 +181,7 @@ def tell_plan(stage: TrainingStage, batches: PackedBatchIterator, steps: int) ->
     if stage.batch == "critical":
         sizes.append("or fewer where the critical batch doubles them")
     say(f"stage {stage.name}: {steps:,} steps of {', '.join(sizes)}; {tokens:,} in all, {stage.seq_len:,} a sequence")
-    if isinstance(batches, PackedBatches | ChatBatches | PairBatches):
+    if isinstance(batches, PackedBatches | ChatBatches | PairBatches | SolutionBatches):
         what = "documents" if isinstance(batches, PackedBatches) else batches.fitting.noun
         say(f"the {what} are used {batches.epochs_before(batch.batches_before(steps)):.2f} times")
     if isinstance(batches, MixedBatches):

@@ -1,4 +1,4 @@
-"""``[data] chats`` and ``preferences``: rows of files, read, tokenised with their masks, and some of them held out."""
+"""``[data] chats``, ``preferences`` and ``solutions``: rows of files, tokenised with their masks, some held out."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,6 +12,7 @@ import numpy as np
 from leyden.align.chats.read import read_chats, read_preferences
 from leyden.align.chats.tokens import ChatCounts, RowCounts, held_out, tokenise_chats
 from leyden.align.preference.pairs import PairCounts, tokenise_pairs
+from leyden.align.process_rewards.solutions import SolutionCounts, read_solutions, tokenise_solutions
 from leyden.core.checksums import write_checksums
 from leyden.core.errors import UserError
 from leyden.core.files import atomic_file
@@ -50,6 +51,7 @@ class _Kind:
 _KINDS: Mapping[Rows, _Kind] = {
     "chats": _Kind(read_chats, tokenise_chats, ChatCounts, 1),
     "preferences": _Kind(read_preferences, tokenise_pairs, PairCounts, 2),
+    "solutions": _Kind(read_solutions, tokenise_solutions, SolutionCounts, 1),
 }
 
 
@@ -59,10 +61,10 @@ def _kind(recipe: Recipe) -> _Kind:
 
 
 def make_rows(recipe: Recipe, tokenizer: Tokenizer, directory: Path, tokens_directory: Path) -> None:
-    """Read the chats or pairs that ``recipe`` names.
+    """Read the chats, pairs or solutions that ``recipe`` names.
 
     Args:
-        recipe: with ``data.chats`` or ``data.preferences``.
+        recipe: with ``data.chats``, ``data.preferences`` or ``data.solutions``.
         tokenizer: the run's, which is saved in ``directory`` already.
         directory: of the run; gets what was counted (``data.json``) and :data:`SET_ASIDE`.
         tokens_directory: in it, gets the tokens.
@@ -117,7 +119,7 @@ def rows_in_memory(recipe: Recipe, tokenizer: Tokenizer) -> tuple[TokenShards, T
 
 
 def count_rows(recipe: Recipe) -> None:
-    """Say how many chats or pairs there are, where the tokenizer is still to be trained.
+    """Say how many chats, pairs or solutions there are, where the tokenizer is still to be trained.
 
     Raises:
         UserError: there are none.

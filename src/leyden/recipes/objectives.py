@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from leyden.align.policy import PolicyGradient
 from leyden.align.preference import Preference, PreferenceSettings
+from leyden.align.process_rewards import LabelledSteps
 from leyden.align.reward_models import RewardModelSettings, ScoredPairs
 from leyden.align.sft import Sft
 from leyden.recipes.sections import DataSection, Rows
@@ -62,6 +63,7 @@ OBJECTIVES: "Mapping[str, StageKind]" = {
     "sft": StageKind(lambda stage: Sft(stage.normalise), rows="chats", keys=frozenset({"normalise"})),
     "preference": StageKind(Preference, rows="preferences", keys=frozenset(PreferenceSettings.model_fields)),
     "reward": StageKind(ScoredPairs, rows="preferences", keys=frozenset(RewardModelSettings.model_fields), scores=True),
+    "process_reward": StageKind(lambda _: LabelledSteps(), rows="solutions", scores=True),
     "rl": StageKind(
         lambda stage: PolicyGradient(stage.rollouts.algorithm, stage.rollouts.temperature),
         on_prompts=True,
@@ -108,7 +110,7 @@ def check_rows(stage: "TrainingStage", data: DataSection) -> None:
         where = "its [stage.data]" if stage.data is not None else "[data], which it is trained on,"
         needs = f"{on}, and {where} names none: say {on} = [...]" if on else f"documents, and {where} is {has}"
         raise ValueError(f"objective '{stage.objective}' trains on {needs}")
-    if on == "preferences" and stage.mixture is not None:
+    if on in ("preferences", "solutions") and stage.mixture is not None:
         raise ValueError(f"{on} are not mixed; leave mixture out")
     if on == "chats" and stage.mixture is not None and (stage.mixture.transition or stage.mixture.late):
         raise ValueError(

@@ -111,10 +111,12 @@ def _by_length(record: Mapping[str, Any]) -> str:
 
 
 def _on_held_out_rows(record: Mapping[str, Any]) -> str:
-    """What the last stage reached, on chats or pairs."""
+    """What the last stage reached, on chats, pairs or solutions."""
     loss, accuracy = record["held_out_loss"], record.get("held_out_accuracy")
     if accuracy is None:
         return f"loss on held-out chats: {loss:.3f} nats"
+    if "held_out_margin" not in record:
+        return f"on held-out solutions: loss {loss:.3f}; the score tells right steps from wrong in {accuracy:.1%}"
     ranking = record.get("held_out_ranking_accuracy")
     if ranking is None:
         return f"on held-out pairs: loss {loss:.3f}; the chosen answer has the higher score in {accuracy:.1%}"

@@ -60,7 +60,7 @@ class Prepared:
         shards: tokens of the documents to train on, by group: ``all``, or those of a data build, of token files or of
             text; none where text was not read yet.
         held_out: the documents to evaluate on.
-        held_out_rows: the chats or pairs to evaluate on, of a run or stage on such; None: there are none.
+        held_out_rows: the chats, pairs or solutions to evaluate on, of a run or stage on such; None: there are none.
         own: by the name of a stage, the data of its own.
     """
 
@@ -185,7 +185,7 @@ def read_token_files_as_given(recipe: Recipe, directory: Path) -> Prepared:
 
 
 def look_at_rows(recipe: Recipe, directory: Path) -> Prepared:
-    """The chats or pairs that ``recipe`` names, read and tokenised in memory: what a dry run says of them.
+    """The chats, pairs or solutions that ``recipe`` names, read and tokenised in memory: what a dry run says of them.
 
     Raises:
         UserError: they cannot be trained on.

@@ -37,6 +37,7 @@ _READ = (
     "data.text",
     "data.chats",
     "data.preferences",
+    "data.solutions",
     "data.document_token",
     "data.held_out_fraction",
     "data.recall_share",

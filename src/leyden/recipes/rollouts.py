@@ -15,13 +15,14 @@ from leyden.align.rollouts.held_out import HeldOutReward
 from leyden.align.rollouts.prompts import Prompts, prompts_of
 from leyden.checkpoint import load, save
 from leyden.checkpoint.adapter import CONFIG_FILE
+from leyden.checkpoint.starting_model import StartingModel
 from leyden.core.errors import UserError
 from leyden.core.log import say
 from leyden.model import HybridLM
 from leyden.recipes.adapters import keep_adapters, reference_of
 from leyden.recipes.objectives import OBJECTIVES
 from leyden.recipes.reference import reference_place
-from leyden.recipes.schema import Recipe
+from leyden.recipes.schema import Recipe, TrainingStage
 from leyden.tokenizer import Tokenizer
 from leyden.train import StageRun, StepResult, TrainState
 from leyden.train.metrics import StepLog
@@ -41,8 +42,30 @@ def open_prompts(recipe: Recipe, index: int, tokenizer: Tokenizer) -> tuple[Prom
     stage = recipe.stage[index]
     settings = stage.rollouts
     environment = open_environment(settings)
+    if settings.teacher is not None:
+        check_teacher(settings.teacher, recipe, stage, tokenizer)
     longest, seed = stage.seq_len - settings.max_tokens, recipe.train.seed + index
     return Prompts(environment, tokenizer, longest=longest, seed=seed), environment
+
+
+def check_teacher(name: str, recipe: Recipe, stage: TrainingStage, tokenizer: Tokenizer) -> None:
+    """Make sure that a teacher reads what the run's model writes; nothing of its weights is read.
+
+    Raises:
+        UserError: there is no such model, its tokens are others, or a sequence is longer than its positions.
+    """
+    teacher = StartingModel.find(name)
+    config, own = teacher.config, teacher.tokenizer
+    if config.vocab_size != recipe.model.vocab_size or (own and own.fingerprint != tokenizer.fingerprint):
+        raise UserError(
+            f"teacher {name} has other tokens than the model ({config.vocab_size:,} and {recipe.model.vocab_size:,}), "
+            "and each token that was drawn is compared with what it says of it; take one with the same tokenizer."
+        )
+    if stage.seq_len > config.max_position_embeddings:
+        raise UserError(
+            f"teacher {name} has {config.max_position_embeddings:,} positions, and seq_len is {stage.seq_len:,}; lower "
+            "it, or take another teacher."
+        )
 
 
 @contextmanager
@@ -154,7 +177,7 @@ class _Opened:
         return self._made
 
     def _reference(self) -> HybridLM:
-        """The model as the stage began, in the dtype in which it computes; kept in the run's folder.
+        """The teacher, or the model as the stage began, in the dtype in which it computes; kept in the run's folder.
 
         Where adapters are trained, these alone are kept, and the reference has the model's own memory for the rest.
 
@@ -165,6 +188,8 @@ class _Opened:
         place = reference_place(self._directory, stage)
         model: Any = state.model
         lora = self._recipe.train.lora
+        if stage.rollouts.teacher is not None:
+            return load(stage.rollouts.teacher, dtype=self._dtype, device=model.norm.weight.device)[0]
         if state.stage != self._index or not state.stage_step:
             whole = model if state.rank_group.alone else whole_model(state, self._dtype)
             state.rank_group.first(

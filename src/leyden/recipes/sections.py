@@ -13,8 +13,8 @@ from leyden.core.lengths import tokens_of
 from leyden.evaluate import Options
 from leyden.evaluate.tasks import HARNESS, TASKS
 
-Rows = Literal["chats", "preferences"]
-ROWS: tuple[Rows, ...] = ("chats", "preferences")
+Rows = Literal["chats", "preferences", "solutions"]
+ROWS: tuple[Rows, ...] = ("chats", "preferences", "solutions")
 """Keys of ``[data]`` that name files of rows."""
 
 
@@ -47,14 +47,16 @@ class DataSection(Config):
     """Files and folders of chats, or ``hf://OWNER/NAME``, for stages that train on answers."""
     preferences: tuple[str, ...] = ()
     """Files and folders of preference pairs, or ``hf://OWNER/NAME``, for stages that train on them."""
+    solutions: tuple[str, ...] = ()
+    """Files and folders of solutions in steps with labels, or ``hf://OWNER/NAME``, for process reward models."""
     too_long: TooLong = "cut"
-    """What becomes of a chat or a pair that is longer than ``seq_len``: ``cut`` keeps its beginning, ``leave_out``
-    nothing."""
+    """What becomes of a chat, a pair or a solution that is longer than ``seq_len``: ``cut`` keeps its beginning,
+    ``leave_out`` nothing."""
     document_token: int | None = Field(default=None, ge=0)
     """The token that ends each document, in token files that do not say where documents end. None: the tokenizer's."""
     held_out_fraction: float = Field(default=0.02, gt=0, lt=1)
-    """The share of the documents of ``text`` or ``tokens``, or of the ``chats`` or ``preferences``,
-    kept for evaluation."""
+    """The share of the documents of ``text`` or ``tokens``, or of the ``chats``, ``preferences`` or
+    ``solutions``, kept for evaluation."""
     recall_share: float = Field(default=0.0, ge=0, le=1)
     """The share of the documents of ``text`` in which the data stage ``recall`` plants numbers and asks for them."""
 
@@ -74,14 +76,14 @@ class DataSection(Config):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        given = (self.build is not None, self.text, self.tokens, self.chats, self.preferences)
+        given = (self.build is not None, self.text, self.tokens, self.chats, self.preferences, self.solutions)
         if sum(map(bool, given)) > 1:
             raise ValueError(
                 "give either text, that the run reads, or build, the directory of a data build, or tokens, the token "
-                "files of another toolkit, or chats, or preferences"
+                "files of another toolkit, or chats, or preferences, or solutions"
             )
         if self.too_long != "cut" and self.rows is None:
-            raise ValueError("too_long is for chats and preferences; give some, or leave it out")
+            raise ValueError("too_long is for chats, preferences and solutions; give some, or leave it out")
         if self.document_token is not None and not self.tokens:
             raise ValueError("document_token is for token files; give tokens, or leave it out")
         if self.recall_share and (self.build is not None or self.tokens or self.rows is not None):

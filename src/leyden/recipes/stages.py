@@ -8,6 +8,7 @@ from typing import Any
 
 from leyden.align.chats.batches import HeldOutChats, fit_chats
 from leyden.align.preference.batches import HeldOutPairs, fit_pairs
+from leyden.align.process_rewards.batches import HeldOutSolutions, fit_solutions
 from leyden.align.rollouts.held_out import HeldOutReward
 from leyden.checkpoint.starting_model import StartingModel
 from leyden.core.log import say
@@ -165,7 +166,7 @@ def _stage_run(
 def _held_out(
     recipe: Recipe, stage: TrainingStage, prepared: Prepared, rank_group: RankGroup, reference: StageReference | None
 ) -> HeldOut | None:
-    """This rank's share of the documents, chats or pairs that the loss is measured on between steps."""
+    """This rank's share of the documents or rows that the loss is measured on between steps."""
     every, per_step = recipe.evaluate.every_steps, stage.batch_schedule.fewest_micro_batches
     data, bounds = prepared.of(stage), recipe.evaluate.length_bounds
     if not every or not (data.held_out or data.held_out_rows):
@@ -180,6 +181,9 @@ def _held_out(
     if data.held_out_rows is not None and rows == "preferences":
         pairs = fit_pairs(data.held_out_rows, stage.seq_len, too_long)
         batches = HeldOutPairs(pairs, reference=reference and reference.values, **how)
+        return HeldOut.share(batches, rank_group, every_steps=every, per_step=per_step)
+    if data.held_out_rows is not None and rows == "solutions":
+        batches = HeldOutSolutions(fit_solutions(data.held_out_rows, stage.seq_len, too_long), **how)
         return HeldOut.share(batches, rank_group, every_steps=every, per_step=per_step)
     how["length_bounds"] = bounds
     if data.held_out_rows is not None:

@@ -56,6 +56,8 @@ def read_rows(
     Raises:
         UserError: a path does not exist, or none of them holds files with rows.
     """
+    if what not in _OF_TASKS and any(path.startswith(PREFIX) for path in paths):
+        raise UserError(f"tasks ({PREFIX}...) have no {what}; name files of them.")
     for path in (path for path in paths if path.startswith(PREFIX)):
         for number, row in enumerate(task_rows(path.removeprefix(PREFIX))):
             yield make({key: row[key] for key in _OF_TASKS[what]}, f"{path}:{number}", path)

@@ -31,6 +31,8 @@ class Algorithm(Config):
     """What is subtracted from a reward: the mean of its group, or the mean of the others in it (RLOO)."""
     scale: Scale = "group"
     """What that is divided by: the standard deviation of its group, that of all rewards of the step, or nothing."""
+    reward_weight: float = Field(default=1.0, ge=0)
+    """What advantages are multiplied by; 0: rewards are measured, and only the divergence is learned from."""
     balance: bool = False
     """Scale the larger side down, so that good and bad completions of a step contribute alike (ours)."""
     surrogate: Surrogate = "clip"
@@ -73,6 +75,8 @@ class Algorithm(Config):
                 f"drop_above ({self.drop_above}) would drop tokens whose ratio is 1, which are all of them at the "
                 "first update; give more than 1, or 0 to drop none"
             )
+        if not self.reward_weight and not self.kl_weight:
+            raise ValueError("with reward_weight = 0 and kl_weight = 0 there is nothing to learn from; raise one")
         return self
 
 
@@ -98,5 +102,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "clip_high": 0.0,
         "denominator": "constant",
     },
+    # On-policy distillation (GKD, arXiv 2306.13649, with completions of the student alone and the reverse KL), from
+    # a teacher (rl.teacher). The gradient of k2 is that of the divergence at each token that was drawn, on average.
+    "distillation": {"reward_weight": 0.0, "denominator": "tokens", "kl": "k2", "kl_weight": 1.0},
 }
 """By the name of an algorithm, where it differs from the defaults of :class:`Algorithm`."""

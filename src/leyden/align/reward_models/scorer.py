@@ -1,9 +1,9 @@
 """A reward model that grades responses: the score at the last token of a response, as in training."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -19,8 +19,15 @@ from leyden.model import HybridLM, evaluation_mode
 from leyden.tokenizer import Tokenizer
 
 Row = Mapping[str, Any]
+Encoded = tuple[np.ndarray, Sequence[int]]
+"""[T] int32 tokens, and the places among them at which scores are read."""
 
 _TOKENS_AT_ONCE = 8192
+
+
+def logistic(score: float) -> float:
+    """sigma of a score, without an overflow."""
+    return 1 / (1 + math.exp(-score)) if score >= 0 else math.exp(score) / (1 + math.exp(score))
 
 
 class RewardModel:
@@ -46,7 +53,7 @@ class RewardModel:
         self._model, self._tokenizer = model, tokenizer
 
     @classmethod
-    def find(cls, name: str | Path) -> "RewardModel":
+    def find(cls, name: str | Path) -> Self:
         """The model that ``name`` means: a directory, a run, a checkpoint or a hub id.
 
         Raises:
@@ -61,7 +68,7 @@ class RewardModel:
         Raises:
             UserError: the row has no prompt that the template takes, or is longer than the model's positions.
         """
-        return self._record(*self._scores([self._encode(row)]))
+        return self._record(self._scores([self._encode(row)])[0])
 
     def grade_all(self, rows: Sequence[Row]) -> Iterator[Reward | str]:
         """The record of each row, in order; in place of one that cannot be graded, why.
@@ -70,52 +77,59 @@ class RewardModel:
             rows: each with ``prompt`` (a text, or messages) and ``response``.
         """
 
-        def encoded() -> Iterator[np.ndarray | str]:
+        def encoded() -> Iterator[Encoded | str]:
             for row in rows:
                 try:
                     yield self._encode(row)
                 except UserError as error:
                     yield str(error)
 
-        def size(one: np.ndarray | str) -> int:
-            return 0 if isinstance(one, str) else len(one)
+        def size(one: Encoded | str) -> int:
+            return 0 if isinstance(one, str) else len(one[0])
 
         for group in in_rows(encoded(), size, _TOKENS_AT_ONCE):
             scores = iter(self._scores([one for one in group if not isinstance(one, str)]))
             for one in group:
                 yield one if isinstance(one, str) else self._record(next(scores))
 
-    def _encode(self, row: Row) -> np.ndarray:
-        """[T] int32, the prompt and the response as the template lays them out, up to the token that ends it."""
-        try:
-            prompt = prompt_of(row)
-        except Problem as problem:
-            raise UserError(f"its prompt cannot be read: {problem.reason} ({problem.detail})") from None
+    def _encode(self, row: Row) -> Encoded:
+        """The prompt and the response as the template lays them out, up to the token that ends it, and its place."""
+        prompt = self._prompt(row)
         answer: Message = {"role": "assistant", "content": row["response"]}
         learned = [False] * len(prompt) + [True]
         ids, _ = encode_learned((*prompt, answer), learned, (), self._tokenizer)
+        return self._fitting(ids, [len(ids) - 1])
+
+    def _prompt(self, row: Row) -> tuple[Message, ...]:
+        try:
+            return prompt_of(row)
+        except Problem as problem:
+            raise UserError(f"its prompt cannot be read: {problem.reason} ({problem.detail})") from None
+
+    def _fitting(self, ids: np.ndarray, places: Sequence[int]) -> Encoded:
+        """Both, if the model has positions for so many tokens."""
         if len(ids) > self._model.config.max_position_embeddings:
             raise UserError(
                 f"prompt and response have {len(ids):,} tokens, and the reward model has "
                 f"{self._model.config.max_position_embeddings:,} positions"
             )
-        return ids
+        return ids, places
 
-    def _scores(self, texts: Iterable[np.ndarray]) -> list[float]:
-        """Of each text; together in one packed row."""
-        texts = list(texts)
+    def _scores(self, texts: Sequence[Encoded]) -> list[list[float]]:
+        """Those of each text; of all together in one packed row."""
         if not texts:
             return []
-        device, ends = self._model.norm.weight.device, np.cumsum([len(text) for text in texts])
-        tokens = torch.from_numpy(np.concatenate(texts).astype(np.int64)).to(device)
-        bounds = torch.tensor([0, *ends.tolist()], dtype=torch.int32)
+        device = self._model.norm.weight.device
+        ends = np.cumsum([0, *(len(ids) for ids, _ in texts)])
+        tokens = torch.from_numpy(np.concatenate([ids for ids, _ in texts]).astype(np.int64)).to(device)
+        places = [begin + np.array(own) for begin, (_, own) in zip(ends.tolist(), texts, strict=False)]
         with evaluation_mode(self._model.modules()), torch.inference_mode():
-            hidden = self._model.features(tokens[None], cu_seqlens=bounds).hidden[:, torch.from_numpy(ends - 1)]
-            return self._model.scores(hidden)[0].double().tolist()
+            hidden = self._model.features(tokens[None], cu_seqlens=torch.from_numpy(ends.astype(np.int32))).hidden
+            scores = self._model.scores(hidden[:, torch.from_numpy(np.concatenate(places)).to(device)])[0]
+        return [part.tolist() for part in scores.double().cpu().split([len(own) for own in places])]
 
-    @staticmethod
-    def _record(score: float) -> Reward:
+    def _record(self, scores: Sequence[float]) -> Reward:
+        (score,) = scores
         if not math.isfinite(score):
             return Reward(None, {"score": None}, f"the reward model's score is {score}, which is no finite number")
-        reward = 1 / (1 + math.exp(-score)) if score >= 0 else math.exp(score) / (1 + math.exp(score))
-        return Reward(reward, {"score": score}, f"score {score:.4g}")
+        return Reward(logistic(score), {"score": score}, f"score {score:.4g}")

@@ -4,9 +4,10 @@ It asks by the client of the data stages (retries, time-outs) and keeps every an
 once costs nothing again. The rubrics and scales here are ours.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from leyden.align.rewards.reward import Reward
 from leyden.core.errors import UserError
@@ -47,6 +48,9 @@ _SYSTEM = (
 _TRIES = 2
 """The second asks once more, with another seed and at temperature 0.5, where the first answer had no score."""
 _LONGEST_RUBRIC_BYTES = 1 << 16
+
+
+Verdict = TypeVar("Verdict")
 
 
 @dataclass(frozen=True)
@@ -97,31 +101,68 @@ def grade_by_judge(pairs: Sequence[tuple[str, str]], judge: Judge, cache: Path) 
         UserError: the endpoint cannot be reached, refuses everything, or still fails after all retries. What it has
             answered is kept.
     """
-    scores: dict[int, float] = {}
+
+    def request(place: int, seed: int) -> ModelRequest:
+        return _request(*pairs[place], judge, seed)
+
+    found = ask_judge(request, len(pairs), lambda _, answer: score_in(answer), judge, cache, "score")
+    return [_reward(judge.name, *one) for one in found]
+
+
+def ask_judge(
+    request: Callable[[int, int], ModelRequest],
+    count: int,
+    read: Callable[[int, str], Verdict | None],
+    judge: Judge,
+    cache: Path,
+    noun: str,
+) -> list[tuple[Verdict | None, str]]:
+    """What a judge says of several things, and why where it says nothing that can be read.
+
+    An answer that cannot be read is asked for once more, with another seed; a line is logged where some have none.
+
+    Args:
+        request: of a place from 0 on, and a seed (0, and 1 the second time).
+        count: of places.
+        read: makes a verdict of the answer to a place; None where it has none.
+        judge: its ``model`` is asked, ``most_requests`` times at most.
+        cache: a folder; answers are kept there, and read from there.
+        noun: what a verdict is called.
+
+    Raises:
+        UserError: the endpoint cannot be reached, refuses everything, or still fails after all retries. What it has
+            answered is kept.
+    """
+    verdicts: dict[int, Verdict] = {}
     reasons: dict[int, str] = {}
-    left, spent = list(range(len(pairs))), 0
+    left, spent = list(range(count)), 0
     with Answers(cache) as answers:
         for seed in range(_TRIES):
-            requests = {place: _request(*pairs[place], judge, seed) for place in left}
+            requests = {place: request(place, seed) for place in left}
             allowed, asked = _within_cap(requests, judge, answers, judge.most_requests - spent)
             spent += asked
             keys = ask(judge.model, [requests[place] for place in allowed], answers)
             for place, key in zip(allowed, keys, strict=True):
                 answer = answers.get(key)
-                found = None if answer is None else score_in(answer.text)
-                if found is None:
-                    refused = (
-                        "the endpoint refused the request" if answer is None else f"no score in {answer.text[:80]!r}"
-                    )
-                    reasons[place] = refused
+                found = None if answer is None else read(place, answer.text)
+                if found is not None:
+                    verdicts[place] = found
+                elif answer is None:
+                    reasons[place] = "the endpoint refused the request"
                 else:
-                    scores[place] = found
+                    reasons[place] = f"no {noun} in {answer.text[:80]!r}"
             for place in set(left) - set(allowed):
                 reasons.setdefault(place, f"the cap of {judge.most_requests:,} requests is reached")
-            left = [place for place in left if place not in scores]
+            left = [place for place in left if place not in verdicts]
     if left:
-        logger(__name__).warning("%d of %d responses have no score of the judge", len(left), len(pairs))
-    return [_reward(judge.name, scores.get(place), reasons.get(place, "")) for place in range(len(pairs))]
+        logger(__name__).warning("%d of %d responses have no %s of the judge", len(left), count, noun)
+    return [(verdicts.get(place), reasons.get(place, "")) for place in range(count)]
+
+
+def judging_request(question: str, judge: Judge, seed: int) -> ModelRequest:
+    """A question to a judge, which is told that what it judges has no orders for it."""
+    messages = (Message("system", _SYSTEM), Message("user", question))
+    return ModelRequest(messages, judge.max_tokens, temperature=0.5 if seed else 0.0, seed=seed)
 
 
 def _within_cap(requests: dict[int, ModelRequest], judge: Judge, answers: Answers, room: int) -> tuple[list[int], int]:
@@ -145,8 +186,7 @@ def _request(prompt: str, response: str, judge: Judge, seed: int) -> ModelReques
         f"Give a score from 0 to {HIGHEST} by the rubric. Answer with one JSON object and nothing else, for example "
         '{"reason": "in a few words", "score": 7}.'
     )
-    messages = (Message("system", _SYSTEM), Message("user", question))
-    return ModelRequest(messages, judge.max_tokens, temperature=0.5 if seed else 0.0, seed=seed)
+    return judging_request(question, judge, seed)
 
 
 def score_in(answer: str) -> float | None:

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from leyden.align.reward_models.scorer import RewardModel
 
 Row = dict[str, Any]
-KINDS = ("math", "exact", "agreement", "code", "ifeval", "rules", "judge", "truthfulness", "model")
+KINDS = ("math", "exact", "agreement", "code", "ifeval", "rules", "judge", "truthfulness", "model", "process")
 """What ``--kind`` may be."""
-TOGETHER = ("agreement", "judge", "truthfulness", "model")
+TOGETHER = ("agreement", "judge", "truthfulness", "model", "process")
 """The kinds that look at several rows at once."""
 _AT_ONCE = 1024
 
@@ -43,7 +43,7 @@ class RowSettings:
         judge: of ``judge`` and ``truthfulness``.
         cache: the folder of its answers.
         concurrency: programs at once.
-        model: of ``model``, what grades.
+        model: of ``model`` and ``process``, what grades.
     """
 
     kind: str
@@ -74,11 +74,17 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
 
 
-def read_rewarded_rows(path: Path, rewards: Path) -> Iterator[tuple[Row, float | None]]:
+def read_rewarded_rows(path: Path, rewards: Path, by: str | None = None) -> Iterator[tuple[Row, float | None]]:
     """The rows of a jsonl file with what :func:`grade_rows` said of each, one line a row; broken rows are left out.
 
+    Args:
+        path: of the rows.
+        rewards: of what was said.
+        by: the name of the component that is read; None: the reward is.
+
     Raises:
-        UserError: a file cannot be read, the files have different numbers of rows, or a line holds no reward.
+        UserError: a file cannot be read, the files have different numbers of rows, or a line holds no reward, or no
+            such component beside one.
     """
     rows, graded = list(read_reward_rows(path)), list(_lines(rewards))
     if len(rows) != len(graded):
@@ -88,15 +94,17 @@ def read_rewarded_rows(path: Path, rewards: Path) -> Iterator[tuple[Row, float |
         )
     for row, (number, line) in zip(rows, graded, strict=True):
         if isinstance(row, dict):
-            yield row, _reward(line, f"{rewards}, line {number}")
+            yield row, _reward(line, by, f"{rewards}, line {number}")
 
 
-def _reward(line: bytes, place: str) -> float | None:
+def _reward(line: bytes, by: str | None, place: str) -> float | None:
     try:
-        reward = json.loads(line)["reward"]
+        said = json.loads(line)
+        reward = said["reward"] if by is None or said["reward"] is None else said["components"][by]
         return Reward(None if reward is None else float(reward)).reward
     except (ValueError, LookupError, TypeError, RecursionError, UserError):
-        raise UserError(f"{place} holds no reward: {line[:80]!r}.") from None
+        what = "reward" if by is None else f"component '{by}'"
+        raise UserError(f"{place} holds no {what}: {line[:200]!r}.") from None
 
 
 def _row(number: int, line: bytes) -> Row | str:
@@ -159,7 +167,7 @@ def grader(settings: RowSettings, mathematics: MathReward) -> Callable[[Row], Re
         "rules": lambda row: grade_rules(row["response"], settings.rules),
     }
     if settings.model is not None:
-        graders["model"] = settings.model.grade
+        graders[settings.kind] = settings.model.grade
     return graders[settings.kind]
 
 
@@ -187,9 +195,9 @@ def _together(rows: list[Row | str], settings: RowSettings) -> list[Reward]:
         assert settings.judge is not None
         pairs = [(_text_of(row.get("prompt", "")), row["response"]) for row in sound.values()]
         graded = dict(zip(sound, grade_by_judge(pairs, settings.judge, settings.cache), strict=True))
-    elif settings.kind == "model":
+    elif settings.kind in ("model", "process"):
         assert settings.model is not None
-        with progress("rewards (model)", len(sound), "rows") as bar:
+        with progress(f"rewards ({settings.kind})", len(sound), "rows") as bar:
             for (place, row), found in zip(sound.items(), settings.model.grade_all(list(sound.values())), strict=True):
                 graded[place] = found if isinstance(found, Reward) else _broken(f"line {row['line']}: {found}")
                 bar.advance(1)

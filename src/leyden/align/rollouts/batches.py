@@ -24,6 +24,7 @@ from leyden.align.rollouts.prompts import Prompts
 from leyden.align.rollouts.rows import pack, scored
 from leyden.align.rollouts.sequences import share_of
 from leyden.align.rollouts.settings import RolloutSettings
+from leyden.checkpoint.starting_model import StartingModel
 from leyden.core.errors import UserError
 from leyden.core.log import logger
 from leyden.data import Batch
@@ -59,9 +60,10 @@ class RoundShape:
 
 
 def round_fingerprint(prompts: Prompts, settings: RolloutSettings) -> str:
-    """Of what the place in the data counts in; with another, it is another place."""
+    """Of what the place in the data counts in, and of the weights of the teacher; with another, it is another place."""
     counts = (settings.prompts_per_step, settings.group_size, settings.updates, settings.mini_batches)
-    return hashlib.sha256(f"{prompts.fingerprint} {counts}".encode()).hexdigest()
+    teacher = "" if settings.teacher is None else f" {StartingModel.find(settings.teacher).fingerprint}"
+    return hashlib.sha256(f"{prompts.fingerprint} {counts}{teacher}".encode()).hexdigest()
 
 
 class RolloutBatches:
@@ -178,8 +180,8 @@ class RolloutBatches:
         """
         if state["fingerprint"] != self._fingerprint:
             raise UserError(
-                "The run cannot be resumed on other prompts, with another seed, or with other numbers of completions "
-                "and updates; restore them, or start a new run."
+                "The run cannot be resumed on other prompts, with another seed or teacher, or with other numbers of "
+                "completions and updates; restore them, or start a new run."
             )
         self._place, self._step, self._row = state["batch"], state["step"], 0
         self._next_place = state.get("next", self._place)
@@ -235,7 +237,7 @@ class RolloutBatches:
             rewards = shorter_is_better(rewards, tokens, settings.length_weight)
         if settings.overlong_tokens:
             rewards = overlong_is_worse(rewards, tokens, settings.max_tokens, settings.overlong_tokens)
-        return advantages(rewards, settings.algorithm).values.flatten()
+        return advantages(rewards, settings.algorithm).values.flatten() * settings.algorithm.reward_weight
 
     def _ready_engine(self) -> Engine:
         """The engine, with memory and with the weights as they are; of several ranks, all call this."""

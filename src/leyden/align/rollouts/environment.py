@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from leyden.align.chats.read import read_rows
-from leyden.align.reward_models.scorer import RewardModel
+from leyden.align.process_rewards.scorer import find_grader
 from leyden.align.rewards.mathematics import MathReward
 from leyden.align.rewards.reward import Reward
 from leyden.align.rewards.rows import RowSettings, grader
@@ -29,6 +29,7 @@ _NEEDS = {
     "ifeval": ("instructions", "instruction_id_list"),
     "rules": (),
     "model": (),
+    "process": (),
 }
 """By the kind of a reward, the fields of which a row needs one."""
 
@@ -71,7 +72,9 @@ class FileEnvironment:
         self._paths, self._needs, self._kind = settings.prompts, _NEEDS[settings.reward], settings.reward
         rules = read_rules() if settings.reward == "rules" else ()
         self._mathematics = MathReward()
-        model = None if settings.reward_model is None else RewardModel.find(settings.reward_model)
+        model = None
+        if settings.reward in ("model", "process") and settings.reward_model is not None:
+            model = find_grader(settings.reward, settings.reward_model)
         self._grade = grader(RowSettings(settings.reward, rules=rules, model=model), self._mathematics)
         self.rejects: list[Reject] = []
 

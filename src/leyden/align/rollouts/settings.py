@@ -8,7 +8,7 @@ from leyden.align.policy.algorithm import Algorithm
 from leyden.core.config import Config
 from leyden.serve.config import EngineConfig
 
-RewardKind = Literal["math", "exact", "code", "ifeval", "rules", "model"]
+RewardKind = Literal["math", "exact", "code", "ifeval", "rules", "model", "process"]
 
 
 class RolloutSettings(Config):
@@ -19,9 +19,12 @@ class RolloutSettings(Config):
     reward: RewardKind | None = None
     """What grades a completion of such a row, as ``leyden reward`` does."""
     reward_model: str | None = None
-    """Of ``reward = "model"``: the reward model, a run, a checkpoint, a directory or a hub id."""
+    """Of ``reward = "model"`` and ``"process"``: the reward model, a run, a checkpoint, a directory or a hub id."""
     environment: str | None = None
     """In place of both: ``FILE.py:CLASS`` or ``MODULE:CLASS``, a class with ``prompts`` and ``score``."""
+    teacher: str | None = None
+    """The model that the divergence is from, in place of the model at the beginning of the stage: a run, a checkpoint,
+    a directory or a hub id, with the same tokenizer."""
     group_size: int = Field(default=8, ge=2, le=128)
     """Completions of each prompt, which are compared with each other."""
     prompts_per_step: int = Field(default=16, ge=1)
@@ -62,8 +65,14 @@ class RolloutSettings(Config):
             raise ValueError("environment brings prompts and rewards of its own; leave prompts, reward, held_out out")
         if self.environment is None and not (self.prompts and self.reward):
             raise ValueError('give prompts = ["FILE.jsonl"] and reward = "math", say, or environment = "FILE.py:CLASS"')
-        if (self.reward == "model") != (self.reward_model is not None):
-            raise ValueError('reward = "model" and reward_model = "DIR" go together; give both, or neither')
+        if (self.reward in ("model", "process")) != (self.reward_model is not None):
+            raise ValueError(
+                'reward = "model" or "process" and reward_model = "DIR" go together; give both, or neither'
+            )
+        if self.teacher is not None and not self.algorithm.kl_weight:
+            raise ValueError("teacher is what a divergence is from; give algorithm.kl_weight above 0, or leave it out")
+        if self.algorithm.preset == "distillation" and self.teacher is None:
+            raise ValueError('preset = "distillation" learns from a teacher; give teacher = "MODEL"')
         if self.prompts_per_step % self.mini_batches:
             raise ValueError(
                 f"mini_batches ({self.mini_batches}) must divide prompts_per_step ({self.prompts_per_step}): the "

@@ -82,7 +82,7 @@ def build_data_set(
     told = [_provenance(one, reward, digest, model.identity) for one, reward in zip(responses, rewards, strict=True)]
     samples = [
         {
-            "prompt": one.prompt.row["prompt"],
+            **one.prompt.row,
             "response": one.text,
             "finish": one.finish,
             "reward": reward.reward,
