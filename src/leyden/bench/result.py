@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rich import box
-from rich.console import Group
+from rich.console import Console, Group
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -96,6 +96,16 @@ class BenchResult:
 
 
 _STYLES = {"aim met": "bold green", "met": "green", "aim missed": "yellow", "missed": "bold red"}
+
+
+_TABLE_WIDTH = 118
+
+
+def show(result: BenchResult, output: Path | None) -> None:
+    """Print the table, behind the result as JSON where a path is given."""
+    if output is not None:
+        result.save(output)
+    Console(width=max(Console().width, _TABLE_WIDTH)).print(render(result))
 
 
 def render(result: BenchResult) -> Group:

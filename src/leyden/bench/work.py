@@ -2,17 +2,35 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from leyden.core.device import narrow_products_are_slow
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SHORT = {"float32": "f32", "bfloat16": "bf16"}
+_TOLERANCE = 1e-4
+"""Largest difference allowed between both sides' float32 logits, as a share of the largest logit."""
 
 
 def bench_dtype() -> str:
     """bfloat16, or float32 where the processor has no arithmetic for it."""
     return "float32" if narrow_products_are_slow(torch.device("cpu")) else "bfloat16"
+
+
+def compare_logits(expected: np.ndarray, found: np.ndarray) -> dict[str, float]:
+    """Both sides' float32 logits of the same tokens: their largest difference, as a share of the largest logit.
+
+    Raises:
+        RuntimeError: it is above the tolerance, so that no figure would mean anything.
+    """
+    difference = float(np.abs(expected - found).max() / np.abs(expected).max())
+    if not difference <= _TOLERANCE:
+        raise RuntimeError(
+            f"both sides must compute the same before their speeds are compared; their logits differ by "
+            f"{difference:.1e} of the largest, and {_TOLERANCE:.0e} is allowed"
+        )
+    return {"largest_logit_difference": difference, "tolerance": _TOLERANCE}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Our side of ``leyden bench align``: the command ``leyden run``, in a process of its own, as its users run it."""
 
-import json
 import os
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from typing import Any
 
 import tomli_w
 
-from leyden.bench.align.plan import AlignPlan, Turn, Work
+from leyden.bench.align.plan import AlignPlan, Turn, Work, read_rows
 from leyden.bench.memory import peak_bytes
 
 _ENVIRONMENT = """
@@ -52,7 +51,7 @@ class AlignOurs:
             recipe.write_text(tomli_w.dumps(self._recipe(work, steps, Path(parent))), encoding="utf-8")
             run = Path(parent, "run")
             peak = _run(["run", str(recipe), "--dir", str(run)], self._plan.threads)
-            lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+            lines = read_rows(run / "metrics.jsonl")
         ends = [datetime.fromisoformat(line["time"]).timestamp() for line in lines]
         counted, seconds = lines[1:], ends[-1] - ends[0]
         rollout = [line["rollout_tokens_per_second"] for line in counted if "rollout_tokens_per_second" in line]

@@ -134,5 +134,4 @@ class Turn:
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a file of JSON lines."""
-
     return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]

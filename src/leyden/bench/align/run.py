@@ -12,33 +12,26 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
-from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
-from rich.console import Console
 
 from leyden import __version__
 from leyden.bench.ab import FastestVariant
 from leyden.bench.align.plan import FULL, QUICK, WORKS, AlignPlan, Turn, Work, chats, pairs, prompts
 from leyden.bench.beside import beside_note, busy
 from leyden.bench.cpu.run import bench_model
-from leyden.bench.result import BenchResult, ResultRow, render
-from leyden.bench.work import SHORT, bench_dtype, random_tokens
+from leyden.bench.documents import documents_with_tokenizer
+from leyden.bench.result import BenchResult, ResultRow, show
+from leyden.bench.work import SHORT, bench_dtype, compare_logits, random_tokens
 from leyden.bench.worker import Worker
 from leyden.checkpoint import load, save
 from leyden.core.errors import UserError
 from leyden.core.log import progress
-from leyden.data import read_documents, standard_library_sources
 from leyden.evaluate import machine
-from leyden.tokenizer import Tokenizer
 
-_TOLERANCE = 1e-4
-"""Largest difference allowed between both sides' float32 logits, as a share of the largest logit."""
-_TABLE_WIDTH = 118
 _DOCUMENTS = 120
 """Of the standard library, for the tokenizer and the rows."""
 _ROWS: Mapping[Work, Callable[[Sequence[str], AlignPlan], list[dict[str, str]]]] = {
@@ -64,8 +57,7 @@ def run_align(*, quick: bool = False, beside: int = 0, output: Path | None = Non
         if importlib.util.find_spec(module) is None:
             raise UserError(f"leyden bench align compares with {module}; install it: pip install {module}.")
     plan = replace(QUICK if quick else FULL, dtype=bench_dtype())
-    documents = [one.text for one in islice(read_documents(standard_library_sources(), []), _DOCUMENTS)]
-    tokenizer = Tokenizer.train(documents, vocab_size=plan.model.vocab_size, allow_smaller=True)
+    documents, tokenizer = documents_with_tokenizer(_DOCUMENTS, plan.model.vocab_size)
     plan = replace(plan, model=plan.model.model_copy(update={"vocab_size": tokenizer.vocab_size}))
     with tempfile.TemporaryDirectory() as parent, ExitStack() as stack:
         directory = str(Path(parent, "model"))
@@ -98,9 +90,7 @@ def run_align(*, quick: bool = False, beside: int = 0, output: Path | None = Non
         command="leyden bench align" + " --quick" * quick + f" --beside {beside}" * (beside > 0),
         notes=["quick form: these figures mean nothing"] * quick + beside_note(beside),
     )
-    if output is not None:
-        result.save(output)
-    Console(width=max(Console().width, _TABLE_WIDTH)).print(render(result))
+    show(result, output)
     return result
 
 
@@ -154,19 +144,8 @@ def _row(
 
 
 def _compare_logits(theirs: Worker, directory: str, plan: AlignPlan) -> dict[str, float]:
-    """Largest difference of both sides' float32 logits over 300 random tokens, as a share of the largest.
-
-    Raises:
-        RuntimeError: it is above the tolerance.
-    """
+    """See :func:`leyden.bench.work.compare_logits`, over 300 random tokens."""
     tokens = random_tokens(1, 300, plan.model.vocab_size)
-    expected = theirs.call("logits", tokens[0].tolist())
     with torch.inference_mode():
         found = load(directory, dtype=torch.float32)[0](tokens)[0].numpy()
-    difference = float(np.abs(expected - found).max() / np.abs(expected).max())
-    if not difference <= _TOLERANCE:
-        raise RuntimeError(
-            f"both sides must compute the same before their speeds are compared; their logits differ by "
-            f"{difference:.1e} of the largest, and {_TOLERANCE:.0e} is allowed"
-        )
-    return {"largest_logit_difference": difference, "tolerance": _TOLERANCE}
+    return compare_logits(theirs.call("logits", tokens[0].tolist()), found)

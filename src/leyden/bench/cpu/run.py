@@ -13,17 +13,15 @@ from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import torch
-from rich.console import Console
 
 from leyden import __version__
 from leyden.bench.ab import ABBenchmark
 from leyden.bench.beside import beside_note, busy
 from leyden.bench.cpu.plan import FULL, QUICK, CpuPlan
 from leyden.bench.cpu.rows import decode_rows, memory_row, op_rows, prefill_rows, train_rows
-from leyden.bench.result import BenchResult, ResultRow, render
-from leyden.bench.work import bench_dtype, random_tokens
+from leyden.bench.result import BenchResult, ResultRow, show
+from leyden.bench.work import bench_dtype, compare_logits, random_tokens
 from leyden.bench.worker import Worker
 from leyden.checkpoint import save
 from leyden.core.errors import UserError
@@ -31,11 +29,6 @@ from leyden.core.log import Bar, progress
 from leyden.core.waiting import waiting_settings
 from leyden.evaluate import machine
 from leyden.model import HybridLM, ModelConfig
-
-_TOLERANCE = 1e-4
-"""Largest difference allowed between both sides' float32 logits, as a share of the largest logit."""
-
-_TABLE_WIDTH = 118
 
 
 def run_cpu(*, quick: bool = False, beside: int = 0, output: Path | None = None) -> BenchResult:
@@ -68,9 +61,7 @@ def run_cpu(*, quick: bool = False, beside: int = 0, output: Path | None = None)
         command="leyden bench cpu" + " --quick" * quick + f" --beside {beside}" * (beside > 0),
         notes=["quick form: these figures mean nothing"] * quick + beside_note(beside),
     )
-    if output is not None:
-        result.save(output)
-    Console(width=max(Console().width, _TABLE_WIDTH)).print(render(result))
+    show(result, output)
     return result
 
 
@@ -78,7 +69,8 @@ def _measure(directory: str, plan: CpuPlan, bar: Bar) -> tuple[list[ResultRow], 
     """The rows, the settings and the checks for JSON."""
     with ExitStack() as stack:
         theirs, ours = (stack.enter_context(_worker(side, directory, plan)) for side in ("theirs", "ours"))
-        checks = _compare_logits(theirs, ours, plan.model)
+        tokens = random_tokens(1, 600, plan.model.vocab_size)[0].tolist()
+        checks = compare_logits(theirs.call("logits", tokens), ours.call("logits", tokens))
         peak = ours.call("matmul_flops_per_second", plan.dtype)
         benchmark = ABBenchmark(theirs, ours, bar)
         rows, variant = train_rows(benchmark, plan, peak)
@@ -101,23 +93,6 @@ def bench_model(config: ModelConfig) -> HybridLM:
     with torch.no_grad():
         model.lm_head.weight.mul_(8)
     return model
-
-
-def _compare_logits(theirs: Worker, ours: Worker, config: ModelConfig) -> dict[str, float]:
-    """Largest difference of both sides' float32 logits over 600 random tokens, as a share of the largest.
-
-    Raises:
-        RuntimeError: it is above the tolerance.
-    """
-    tokens = random_tokens(1, 600, config.vocab_size)[0].tolist()
-    expected, found = theirs.call("logits", tokens), ours.call("logits", tokens)
-    difference = float(np.abs(expected - found).max() / np.abs(expected).max())
-    if not difference <= _TOLERANCE:
-        raise RuntimeError(
-            f"both sides must compute the same before their speeds are compared; their logits differ by "
-            f"{difference:.1e} of the largest, and {_TOLERANCE:.0e} is allowed"
-        )
-    return {"largest_logit_difference": difference, "tolerance": _TOLERANCE}
 
 
 def _turns(plan: CpuPlan) -> int:

@@ -14,11 +14,9 @@ from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 
-from rich.console import Console
-
 from leyden import __version__
 from leyden.bench.ab import ABBenchmark
-from leyden.bench.result import BenchResult, ResultRow, render
+from leyden.bench.result import BenchResult, ResultRow, show
 from leyden.bench.worker import Worker
 from leyden.core.environment import machine
 from leyden.core.errors import UserError
@@ -27,7 +25,6 @@ from leyden.data import Reject, find_sources, read_documents, standard_library_s
 from leyden.tokenizer import Tokenizer
 
 _LENGTH = 2048
-_TABLE_WIDTH = 118
 _SUFFIXES = (".txt", ".md", ".rst", ".py")
 _MEMORY = """
 import json, sys
@@ -77,9 +74,7 @@ def run_data(
         command="leyden bench data" + " --quick" * quick,
         notes=["quick form: these figures mean nothing"] if quick else [],
     )
-    if output is not None:
-        result.save(output)
-    Console(width=max(Console().width, _TABLE_WIDTH)).print(render(result))
+    show(result, output)
     return result
 
 

@@ -11,32 +11,28 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 
 from leyden import __version__
 from leyden.bench.ab import ABBenchmark, FastestVariant
 from leyden.bench.beside import beside_note, busy
 from leyden.bench.cpu.run import bench_model
+from leyden.bench.documents import documents_with_tokenizer
 from leyden.bench.evaluate.plan import FULL, QUICK, EvalPlan, questions
-from leyden.bench.result import BenchResult, ResultRow, render
+from leyden.bench.result import BenchResult, ResultRow, show
 from leyden.bench.worker import Worker
 from leyden.checkpoint import save
 from leyden.core.errors import UserError
 from leyden.core.log import progress
 from leyden.core.waiting import waiting_settings
-from leyden.data import read_documents, standard_library_sources
 from leyden.evaluate import machine
-from leyden.tokenizer import Tokenizer
 
 _TOLERANCE = 1e-3
 """Largest difference allowed between two log-probabilities of a continuation, in nats."""
-_TABLE_WIDTH = 118
 _DOCUMENTS = 120
 """Of the standard library, for the tokenizer and the questions."""
 
@@ -57,8 +53,7 @@ def run_eval(*, quick: bool = False, beside: int = 0, output: Path | None = None
         if importlib.util.find_spec(module) is None:
             raise UserError(f"leyden bench eval compares with {module}; install it: pip install {name}.")
     plan = QUICK if quick else FULL
-    documents = [one.text for one in islice(read_documents(standard_library_sources(), []), _DOCUMENTS)]
-    tokenizer = Tokenizer.train(documents, vocab_size=plan.model.vocab_size, allow_smaller=True)
+    documents, tokenizer = documents_with_tokenizer(_DOCUMENTS, plan.model.vocab_size)
     plan = replace(plan, model=plan.model.model_copy(update={"vocab_size": tokenizer.vocab_size}))
     with tempfile.TemporaryDirectory() as parent, ExitStack() as stack:
         directory = str(Path(parent, "model"))
@@ -91,9 +86,7 @@ def run_eval(*, quick: bool = False, beside: int = 0, output: Path | None = None
         command="leyden bench eval" + " --quick" * quick + f" --beside {beside}" * (beside > 0),
         notes=["quick form: these figures mean nothing"] * quick + beside_note(beside),
     )
-    if output is not None:
-        result.save(output)
-    Console(width=max(Console().width, _TABLE_WIDTH)).print(render(result))
+    show(result, output)
     return result
 
 

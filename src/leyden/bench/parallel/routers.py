@@ -14,10 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from leyden import __version__
-from leyden.bench.result import BenchResult, ResultRow, render
+from leyden.bench.result import BenchResult, ResultRow, show
 from leyden.core.environment import machine
 from leyden.model import ModelConfig
 from leyden.model import experts as alone
@@ -33,8 +32,6 @@ _FACTORS = (1.0, 1.25, 1.5)
 _RULES = ("probability", "position")
 _SKEWS = {"ranks skewed each its own way": (0.8, 0.0), "ranks skewed alike": (0.0, 0.8), "no skew": (0.0, 0.0)}
 """Standard deviation, over experts, of what is added to the logits of one rank, and of all ranks."""
-
-_TABLE_WIDTH = 118
 
 
 @dataclass(frozen=True)
@@ -84,9 +81,7 @@ def run_routers(*, quick: bool = False, output: Path | None = None) -> BenchResu
             *(["quick form: these figures mean nothing"] if quick else []),
         ],
     )
-    if output is not None:
-        result.save(output)
-    Console(width=max(Console().width, _TABLE_WIDTH)).print(render(result))
+    show(result, output)
     return result
 
 

@@ -20,7 +20,6 @@ from itertools import groupby
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 import leyden
 from leyden.bench.beside import beside_note, busy
@@ -28,7 +27,7 @@ from leyden.bench.cpu.plan import FULL, QUICK
 from leyden.bench.cpu.run import bench_model
 from leyden.bench.data.run import write_text
 from leyden.bench.regress.rows import DATA, EARLIER_NAMES, RegressRow, chosen, works
-from leyden.bench.result import BenchResult, ResultRow, render
+from leyden.bench.result import BenchResult, ResultRow, show
 from leyden.bench.worker import Worker, WorkerError
 from leyden.checkpoint import save
 from leyden.core.errors import UserError
@@ -43,7 +42,6 @@ _SIDES = ("base", "this", "again")
 _LEAST_NOISE = 0.01
 _DRAWS = 2000
 """Of the bootstrap."""
-_TABLE_WIDTH = 118
 _MEGABYTES = 4.0
 
 
@@ -94,9 +92,7 @@ def run_regress(
         notes=[f"base: {commit}", *notes],
         sides=("base", "this"),
     )
-    if output is not None:
-        result.save(output)
-    Console(width=max(Console().width, _TABLE_WIDTH)).print(render(result))
+    show(result, output)
     return result
 
 

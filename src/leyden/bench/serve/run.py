@@ -17,11 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
 
 from leyden import __version__
 from leyden.bench.beside import beside_note, busy
-from leyden.bench.result import BenchResult, ResultRow, render
+from leyden.bench.result import BenchResult, ResultRow, show
 from leyden.bench.serve.against import Llama, generate_rows, greedy_agreement, llama_difference, llama_rows, server_rows
 from leyden.bench.serve.gguf import write_gguf
 from leyden.bench.serve.http import ServerError, our_server, their_server
@@ -40,7 +39,6 @@ from leyden.tokenizer import Tokenizer
 
 _TOLERANCE = 1e-4
 """Largest difference allowed between two sides' float32 logits, as a share of the largest logit."""
-_TABLE_WIDTH = 118
 _SOURCE_CHARACTERS = 3_000_000
 
 
@@ -86,9 +84,7 @@ def run_serve(
         + " --llama PYTHON" * (llama is not None),
         notes=notes,
     )
-    if output is not None:
-        result.save(output)
-    Console(width=max(Console().width, _TABLE_WIDTH)).print(render(result))
+    show(result, output)
     return result
 
 
