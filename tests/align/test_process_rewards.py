@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scored_model import SMALL, scored_model
 
 from leyden.align.process_rewards import LabelledSteps
 from leyden.align.process_rewards.batches import SolutionBatches, fit_solutions
@@ -29,25 +30,12 @@ from leyden.checkpoint import save
 from leyden.core.errors import UserError
 from leyden.data import shards_in_memory
 from leyden.data.readers.problem import Problem
-from leyden.model import HybridLM, ModelConfig
+from leyden.model import HybridLM
 from leyden.ops import IGNORE_INDEX
 from leyden.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.usefixtures("empty_plots")
 
-SMALL = {
-    "vocab_size": 300,
-    "num_hidden_layers": 2,
-    "layer_types": ("linear_attention", "full_attention"),
-    "hidden_size": 32,
-    "intermediate_size": 32,
-    "head_dim": 16,
-    "rotary_dim": 8,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "num_local_experts": 2,
-    "max_position_embeddings": 256,
-}
 ROW = {"prompt": "2 + 3 * 4?", "steps": ["3 * 4 = 12.", "2 + 12 = 15.", "So 15."], "labels": [True, 0, None]}
 
 
@@ -58,7 +46,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def model() -> HybridLM:
-    return HybridLM(ModelConfig.model_validate({**SMALL, "score_head": True}), seed=3).eval()
+    return scored_model()
 
 
 @pytest.mark.parametrize(

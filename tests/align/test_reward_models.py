@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scored_model import SMALL, scored_model
 
 from leyden.align.reward_models import RewardModelSettings, ScoredPairs
 from leyden.align.reward_models.objective import pair_losses
@@ -23,24 +24,10 @@ from leyden.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.usefixtures("empty_plots")
 
-SMALL = {
-    "vocab_size": 300,
-    "num_hidden_layers": 2,
-    "layer_types": ("linear_attention", "full_attention"),
-    "hidden_size": 32,
-    "intermediate_size": 32,
-    "head_dim": 16,
-    "rotary_dim": 8,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "num_local_experts": 2,
-    "max_position_embeddings": 256,
-}
-
 
 @pytest.fixture(scope="module")
 def model() -> HybridLM:
-    return HybridLM(ModelConfig.model_validate({**SMALL, "score_head": True}), seed=3).eval()
+    return scored_model()
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 
 from leyden.bench import run_cpu
 from leyden.bench.cpu import run as cpu
-from leyden.bench.cpu.plan import QUICK
+from leyden.bench.work import compare_logits
 from leyden.core.errors import UserError
 
 pytest.importorskip("transformers")
@@ -31,18 +31,14 @@ def test_quick_form_measures_every_row(tmp_path, capsys):
 
 
 def test_differing_logits_are_refused():
-    class Side:
-        def __init__(self, value: float) -> None:
-            self.value = value
+    def side(value: float) -> np.ndarray:
+        return np.full((600, 3), value)
 
-        def call(self, method: str, tokens: list[int]) -> np.ndarray:
-            return np.full((len(tokens), 3), self.value)
-
-    same = cpu._compare_logits(Side(2.0), Side(2.0 + 1e-5), QUICK.model)
+    same = compare_logits(side(2.0), side(2.0 + 1e-5))
     assert same["largest_logit_difference"] == pytest.approx(5e-6)
     for wrong in (2.001, float("nan")):
         with pytest.raises(RuntimeError, match="must compute the same"):
-            cpu._compare_logits(Side(2.0), Side(wrong), QUICK.model)
+            compare_logits(side(2.0), side(wrong))
 
 
 def test_without_transformers_the_user_is_told_what_to_install(monkeypatch):

@@ -1,5 +1,6 @@
 """Options of verbs that ask a model, local or behind an endpoint, and what they open."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -7,10 +8,13 @@ import typer
 
 if TYPE_CHECKING:
     from leyden.align.rewards.judge import Judge
+    from leyden.align.rewards.rules import Rule
     from leyden.align.sampling.choice import Embed
     from leyden.align.sampling.grading import Grading
+    from leyden.align.sampling.pivots import Policy
     from leyden.data.documents import Reject
     from leyden.data.label.language_model import LanguageModel
+    from leyden.recipes.local_model import LocalModel
 
 ENDPOINT = typer.Option(help="In place of MODEL: an OpenAI-compatible server, http://HOST:PORT/v1.", show_default=False)
 Endpoint = Annotated[str | None, ENDPOINT]
@@ -127,6 +131,23 @@ def open_embeddings(name: str | None, model: "LanguageModel", device: str | None
     return lambda texts: mean_hidden(opened, tokenizer, texts)
 
 
+def open_policy(name: str, device: str | None) -> "tuple[LocalModel, Policy]":
+    """A model of this machine, as what is asked and as what is searched."""
+    from leyden.align.sampling.pivots import Policy
+    from leyden.core.device import find_device
+    from leyden.recipes.local_model import LocalModel
+
+    opened = LocalModel(name, find_device(device))
+    return opened, Policy(opened.engine, opened.tokenizer, opened.identity)
+
+
+def read_rules_of(kinds: Collection[str], rules: Path | None) -> "tuple[Rule, ...]":
+    """The rules of a file, or our own; none where no reward of these kinds goes by rules."""
+    from leyden.align.rewards.rules import OWN_RULES, read_rules
+
+    return read_rules(rules or OWN_RULES) if "rules" in kinds else ()
+
+
 def open_grading(
     rewards: list[str],
     *,
@@ -142,7 +163,6 @@ def open_grading(
         UserError: there is no such kind, or one needs a judge.
     """
     from leyden.align.rewards.rows import RowSettings
-    from leyden.align.rewards.rules import OWN_RULES, read_rules
     from leyden.align.sampling.grading import Grading, levels_of
     from leyden.core.errors import UserError
 
@@ -153,5 +173,5 @@ def open_grading(
             f"--reward {'/'.join(sorted(kinds & {'judge', 'truthfulness'}))} asks a judge: name its server with "
             "--judge-endpoint URL and --judge-name NAME."
         )
-    read = read_rules(rules or OWN_RULES) if "rules" in kinds else ()
+    read = read_rules_of(kinds, rules)
     return Grading(levels, RowSettings(levels[0].component, seconds, read, judge, cache, concurrency))

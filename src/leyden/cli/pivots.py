@@ -30,21 +30,17 @@ def pivots(
     """Find the tokens that decide whether responses succeed, and make preference pairs of them."""
     from leyden.align.prompts.rows import read_prompts
     from leyden.align.rewards.rows import RowSettings
-    from leyden.align.rewards.rules import OWN_RULES, read_rules
-    from leyden.align.sampling.pivots import PivotSettings, Policy, build_pivots
-    from leyden.cli.asked_model import tell_rejects
-    from leyden.core.device import find_device
+    from leyden.align.sampling.pivots import PivotSettings, build_pivots
+    from leyden.cli.asked_model import open_policy, read_rules_of, tell_rejects
     from leyden.core.log import say
     from leyden.data.documents import Reject
-    from leyden.recipes.local_model import LocalModel
 
     settings = PivotSettings(samples, max_tokens, temperature, least_gap, lowest, highest, seed)
-    rewards = RowSettings(reward, seconds, read_rules(rules or OWN_RULES) if reward == "rules" else ())
+    rewards = RowSettings(reward, seconds, read_rules_of({reward}, rules))
     rejects: list[Reject] = []
     prompts = read_prompts(files, rejects)
     tell_rejects(rejects)
-    opened = LocalModel(model, find_device(device))
-    policy = Policy(opened.engine, opened.tokenizer, opened.identity)
+    _, policy = open_policy(model, device)
     report = build_pivots(prompts, policy, rewards, settings, out)
     fates = ", ".join(f"{count:,} {fate}" for fate, count in report["prompts"].items())
     say(

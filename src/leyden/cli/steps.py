@@ -51,25 +51,20 @@ def steps(
     from leyden.align.process_rewards.completing import CompletionSettings
     from leyden.align.prompts.rows import read_prompts
     from leyden.align.rewards.rows import RowSettings
-    from leyden.align.rewards.rules import OWN_RULES, read_rules
     from leyden.align.sampling.asking import Drawing
-    from leyden.align.sampling.pivots import Policy
-    from leyden.cli.asked_model import open_judge, tell_rejects
-    from leyden.core.device import find_device
+    from leyden.cli.asked_model import open_judge, open_policy, read_rules_of, tell_rejects
     from leyden.core.log import say
     from leyden.data.documents import Reject
-    from leyden.recipes.local_model import LocalModel
 
     patience = {"concurrency": concurrency, "timeout": timeout, "retries": retries}
     judge = open_judge(judge_endpoint, judge_name, judge_key_env, "truthfulness", max_requests, **patience)
     completions = CompletionSettings(samples, max_tokens, temperature, least_chance, seed) if samples else None
     settings = StepSettings(Drawing((temperature,), solutions, max_tokens, seed), completions, judge)
-    read = read_rules(rules or OWN_RULES) if reward == "rules" else ()
+    read = read_rules_of({reward}, rules)
     rejects: list[Reject] = []
     prompts = read_prompts(files, rejects)
     tell_rejects(rejects)
-    opened = LocalModel(model, find_device(device))
-    policy = Policy(opened.engine, opened.tokenizer, opened.identity)
+    opened, policy = open_policy(model, device)
     report = build_steps(prompts, opened, policy, RowSettings(reward, seconds, read), settings, out)
     left_out = ", ".join(f"{count:,} {why}" for why, count in report["left_out"].items())
     labels = report["labels"]

@@ -6,6 +6,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from leyden.ops.gated_linear_attention.checks import OP
+from leyden.ops.lightning_attention.native import all_of, as_one_row, sequences
 from leyden.ops.native import LANES, call
 
 
@@ -62,13 +63,9 @@ class GatedLinearAttention(torch.autograd.Function):
         initial_state: torch.Tensor | None,
         cu_seqlens: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        B, T, H, K = q.shape
-        bounds = torch.arange(B + 1, device=q.device) * T if cu_seqlens is None else cu_seqlens
-        state = q.new_zeros(len(bounds) - 1, H, K, v.shape[-1], dtype=torch.float32)
-        if initial_state is not None:
-            state.copy_(initial_state)
-        rows = [x.reshape(1, B * T, *x.shape[2:]) for x in (q, k, v, log_decay)]
-        out = forward_natively(rows[0], rows[1], rows[2], rows[3], state, torch.arange(len(state)), bounds)
+        bounds, state = sequences(q, v, initial_state, cu_seqlens)
+        rows = as_one_row(q, k, v, log_decay)
+        out = forward_natively(rows[0], rows[1], rows[2], rows[3], state, all_of(state), bounds)
         ctx.save_for_backward(q, k, v, log_decay, initial_state, bounds)
         ctx.set_materialize_grads(False)
         return out.view_as(v), state
@@ -82,7 +79,7 @@ class GatedLinearAttention(torch.autograd.Function):
         dout = torch.zeros_like(v) if grads[0] is None else grads[0]
         dfinal = None if grads[1] is None else grads[1].float().contiguous()
         initial = None if initial_state is None else initial_state.float().contiguous()
-        rows = [_strided(x.reshape(1, -1, *x.shape[2:])) for x in (q, k, v)]
+        rows = [_strided(x) for x in as_one_row(q, k, v)]
         dq, dk, dv, dlog_decay = (
             torch.empty(x.shape, dtype=dtype)
             for x, dtype in ((q, q.dtype), (k, q.dtype), (v, q.dtype), (q, torch.float32))

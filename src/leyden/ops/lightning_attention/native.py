@@ -76,13 +76,9 @@ class _Attention(torch.autograd.Function):
         initial_state: torch.Tensor | None,
         cu_seqlens: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        B, T, H, K = q.shape
-        bounds = torch.arange(B + 1, device=q.device) * T if cu_seqlens is None else cu_seqlens
-        state = q.new_zeros(len(bounds) - 1, H, K, v.shape[-1], dtype=torch.float32)
-        if initial_state is not None:
-            state.copy_(initial_state)
-        q_row, k_row, v_row = _rows(q, k, v)
-        out = prefill_natively(q_row, k_row, v_row, slopes, state, _all(state), bounds)
+        bounds, state = sequences(q, v, initial_state, cu_seqlens)
+        q_row, k_row, v_row = as_one_row(q, k, v)
+        out = prefill_natively(q_row, k_row, v_row, slopes, state, all_of(state), bounds)
         ctx.save_for_backward(q, k, v, slopes, initial_state, cu_seqlens, bounds)
         ctx.set_materialize_grads(False)
         return out.view_as(v), state
@@ -97,11 +93,11 @@ class _Attention(torch.autograd.Function):
         dout = torch.zeros_like(v) if dout is None else dout
         if dfinal is not None:
             return _of_the_final_state(q, k, v, slopes, initial_state, cu_seqlens, dout, dfinal)
-        (N, H, K, V), rows = (len(bounds) - 1, *q.shape[2:], v.shape[-1]), _rows(q, k, v, dout)
+        (N, H, K, V), rows = (len(bounds) - 1, *q.shape[2:], v.shape[-1]), as_one_row(q, k, v, dout)
         q_rows, k_rows, v_rows, douts = rows
 
         def scan(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, state: torch.Tensor, **time: bool) -> torch.Tensor:
-            return prefill_natively(a, b, c, slopes, state, _all(state), bounds, **time)
+            return prefill_natively(a, b, c, slopes, state, all_of(state), bounds, **time)
 
         before, after = q.new_zeros(N, H, V, K, dtype=torch.float32), q.new_zeros(N, H, K, V, dtype=torch.float32)
         if initial_state is not None:
@@ -134,10 +130,23 @@ def _of_the_final_state(
     return (*found[:3], None, found[3] if initial_state is not None else None, None)
 
 
-def _rows(*tensors: torch.Tensor) -> list[torch.Tensor]:
-    """[B, T, ...] as one row [1, B T, ...]."""
+def sequences(
+    q: torch.Tensor, v: torch.Tensor, initial_state: torch.Tensor | None, cu_seqlens: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The bounds [N + 1] of rows, or of packed documents, in one row, and a state [N, H, K, V] of each in float32."""
+    B, T, H, K = q.shape
+    bounds = torch.arange(B + 1, device=q.device) * T if cu_seqlens is None else cu_seqlens
+    state = q.new_zeros(len(bounds) - 1, H, K, v.shape[-1], dtype=torch.float32)
+    if initial_state is not None:
+        state.copy_(initial_state)
+    return bounds, state
+
+
+def as_one_row(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """[B, T, ...] as [1, B T, ...]."""
     return [x.reshape(1, -1, *x.shape[2:]) for x in tensors]
 
 
-def _all(states: torch.Tensor) -> torch.Tensor:
+def all_of(states: torch.Tensor) -> torch.Tensor:
+    """The slots of all states, in order."""
     return torch.arange(len(states), device=states.device)
