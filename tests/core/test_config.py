@@ -79,6 +79,17 @@ def test_every_problem_is_told_at_once() -> None:
     assert "'name' is required" in str(caught.value)
 
 
+def test_a_missing_key_is_told_with_what_it_may_be() -> None:
+    class Part(Config):
+        shape: Literal["round", "square"] | None
+
+    class Whole(Config):
+        parts: tuple[Part, ...]
+
+    with pytest.raises(UserError, match=r"'parts\.0\.shape' is required; allowed: round, square\."):
+        Whole.parse({"parts": [{}]}, "box.toml")
+
+
 def test_toml_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.toml does not exist; give the path"):
         read_toml(tmp_path / "none.toml")

@@ -1,6 +1,7 @@
 """The needle in a haystack: what prompts hold, how long they are, and how answers are scored."""
 
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -133,3 +134,11 @@ def test_one_who_knows_scores_1_and_one_who_does_not_0(subject):
 def test_what_cannot_be_asked(subject, options, says):
     with pytest.raises(UserError, match=says):
         list(evaluate(Oracle(), subject, ["niah"], options))
+
+
+@pytest.mark.parametrize(("positions", "lengths"), [(None, (1024, 2048, 4096)), (2500, (1024, 2048)), (700, (700,))])
+def test_the_default_lengths_are_those_that_the_model_has_positions_for(subject, positions, lengths):
+    default = (1024, 2048, 4096)
+    few = replace(subject, positions=positions)
+    assert few.lengths(None, default) == lengths
+    assert few.lengths((8192,), default) == (8192,)  # what was asked for is refused or answered, never changed

@@ -3,7 +3,7 @@
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
@@ -39,7 +39,7 @@ def explain(cls: type[Config], data: Mapping[str, Any], error: ValidationError) 
             fields = _fields_at(cls, location[:-1])
             clauses.append(f"unknown key '{path}'{suggest(str(location[-1]), fields)}")
         elif item["type"] == "missing":
-            clauses.append(f"'{path}' is required")
+            clauses.append(f"'{path}' is required{_choices(cls, location)}")
         elif item["type"] == "too_short" and any(o["loc"][: len(location)] == location != o["loc"] for o in found):
             continue  # pydantic counts the items that are sound, and the others have clauses of their own
         else:
@@ -47,6 +47,15 @@ def explain(cls: type[Config], data: Mapping[str, Any], error: ValidationError) 
             clauses.append(f"'{path}': {_message(item)}{given}" if path else _message(item))
     text = "; ".join(clauses)
     return text if text.endswith("?") else f"{text}."
+
+
+def _choices(cls: type[BaseModel], location: tuple[Any, ...]) -> str:
+    """``; allowed: ...`` where the missing field takes one of a few texts, else nothing."""
+    field = _model_at(cls, location[:-1]).model_fields.get(str(location[-1]))
+    texts = (
+        [text for t in _types_in(field.annotation) if get_origin(t) is Literal for text in get_args(t)] if field else []
+    )
+    return f"; allowed: {', '.join(sorted(map(str, texts)))}" if texts else ""
 
 
 def _message(item: ErrorDetails) -> str:
@@ -74,6 +83,11 @@ def _shown(value: Any) -> str:
 
 def _fields_at(cls: type[BaseModel], location: Iterable[Any]) -> list[str]:
     """The field names of the model found by walking ``location`` from ``cls``."""
+    return list(_model_at(cls, location).model_fields)
+
+
+def _model_at(cls: type[BaseModel], location: Iterable[Any]) -> type[BaseModel]:
+    """The model found by walking ``location`` from ``cls``."""
     current: type[BaseModel] = cls
     for part in location:
         field = current.model_fields.get(part) if isinstance(part, str) else None
@@ -82,7 +96,7 @@ def _fields_at(cls: type[BaseModel], location: Iterable[Any]) -> list[str]:
         models = [t for t in _types_in(field.annotation) if isinstance(t, type) and issubclass(t, BaseModel)]
         if models:
             current = models[0]
-    return list(current.model_fields)
+    return current
 
 
 def _types_in(annotation: Any) -> list[Any]:

@@ -175,6 +175,16 @@ class Subject:
     haystack: Haystack
     chats: bool = False
 
+    def lengths(self, asked: tuple[int, ...] | None, default: tuple[int, ...]) -> tuple[int, ...]:
+        """The lengths that were asked for; where none were, those of ``default`` that the model can read.
+
+        A model with fewer positions than all of these is asked at as many as it has.
+        """
+        if asked or self.positions is None:
+            return asked or default
+        positions = self.positions
+        return tuple(length for length in default if length <= positions) or (positions,)
+
     def check_length(self, task: str, length: int, least: int, why: str) -> None:
         """Refuse a length that the model cannot read, or that has no room for what the task puts into it.
 

@@ -51,7 +51,7 @@ class Niah:
 
     def __init__(self, options: Options, subject: Subject) -> None:
         self._options, self._subject = options, subject
-        self._lengths = options.lengths or _LENGTHS
+        self._lengths = subject.lengths(options.lengths, _LENGTHS)
         self._samples = 1 if options.samples is None else options.samples
         count = _DEPTHS if options.depths is None else options.depths
         self._depths = even_depths(count)

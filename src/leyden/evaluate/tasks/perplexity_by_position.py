@@ -39,7 +39,7 @@ class PerplexityByPosition:
 
     def __init__(self, options: Options, subject: Subject) -> None:
         self._subject, self._options = subject, options
-        self._lengths = tuple(sorted(set(options.lengths or _LENGTHS)))
+        self._lengths = tuple(sorted(set(subject.lengths(options.lengths, _LENGTHS))))
         for length in self._lengths:
             subject.check_length(self.name, length, _LEAST_LENGTH, "two buckets of positions")
         self._windows = _WINDOWS if options.samples is None else options.samples

@@ -63,7 +63,7 @@ class MrNiah:
         if len(self._depths) > max_pairs():
             raise UserError(f"mr_niah: {len(self._depths)} depths were asked for; at most {max_pairs()} are possible.")
         items = []
-        for length in self._options.lengths or _LENGTHS:
+        for length in self._subject.lengths(self._options.lengths, _LENGTHS):
             for sample in range(self._samples):
                 least = self._dialogues.least(length, sample)
                 self._subject.check_length(self.name, length, least, "what is asked for, the question and the answer")

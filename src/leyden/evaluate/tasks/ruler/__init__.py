@@ -102,7 +102,7 @@ class Ruler:
         """One item for each subtask, length and sample."""
         items = []
         for name in self._chosen:
-            for length in self._options.lengths or _LENGTHS:
+            for length in self._subject.lengths(self._options.lengths, _LENGTHS):
                 for first in range(0, self._samples, _TOGETHER):
                     samples = range(first, min(first + _TOGETHER, self._samples))
                     items += self._together(name, length, samples)
