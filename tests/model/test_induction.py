@@ -59,6 +59,16 @@ def test_what_followed_before_is_looked_at_without_training(kind: str, least: fl
     assert found(HybridLM(config(kind, initialization="xavier", **wide), 0)) < 0.08
 
 
+@pytest.mark.parametrize("first", ["full_attention", "sliding_attention"])
+def test_a_first_layer_that_tells_distances_lays_an_exact_circuit(first: str) -> None:
+    wide: dict[str, Any] = {"hidden_size": 128, "head_dim": 32, "rotary_dim": 16}
+    wide["layer_types"] = [first, "linear_attention", "linear_attention", "full_attention"]
+    wide["sliding_window"] = 8 if first == "sliding_attention" else None
+    assert found(HybridLM(ModelConfig.parse({**SHAPE, **wide}, "test"), 0)) > 0.8
+    wide["initialization"] = "xavier"
+    assert found(HybridLM(ModelConfig.parse({**SHAPE, **wide}, "test"), 0)) < 0.08
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [*LINEAR, "full_attention"])
 @pytest.mark.parametrize("initialization", ["induction", "xavier"])

@@ -12,9 +12,9 @@ from typing import Literal
 
 from leyden.data.documents import Document, Message
 
-Style = Literal["plain", "light", "varied"]
-"""``plain``: contents alone, empty lines between them. ``light``: each with a word for its speaker. ``varied``: one of
-:data:`TEMPLATES`, by the document's id."""
+Style = Literal["plain", "light", "varied", "joined"]
+"""``plain``: contents alone, empty lines between them. ``joined``: nothing between them. ``light``: each with a word
+for its speaker. ``varied``: one of :data:`TEMPLATES`, by the document's id."""
 
 Learn = Literal["all", "answers"]
 """What carries loss: all of the text, as in pre-training, or what the assistant says alone."""
@@ -44,7 +44,7 @@ class LaidOut:
 
     Attributes:
         text: all of it.
-        learned: half-open ranges of characters that carry loss, in order, not empty, none touching the next.
+        learned: half-open ranges of characters that carry loss, in order, not empty, none overlapping the next.
     """
 
     text: str
@@ -56,6 +56,7 @@ def _speakers(user: str, assistant: str, document: str = "", system: str = "", t
 
 
 PLAIN = Template({})
+JOINED = Template({}, between="", between_rounds="")
 LIGHT_QUESTIONS = Template(_speakers("Question: ", "Answer: "), between="\n")
 LIGHT_DIALOGUE = Template(_speakers("User: ", "Assistant: ", tool="Tool: "), between="\n", between_rounds="\n")
 
@@ -126,6 +127,8 @@ def template_of(document: Document, style: Style) -> Template:
     kind = "dialogues" if is_dialogue(document.messages) else "questions"
     if style == "plain":
         return PLAIN
+    if style == "joined":
+        return JOINED
     if style == "light":
         return LIGHT_DIALOGUE if kind == "dialogues" else LIGHT_QUESTIONS
     family = TEMPLATES[kind]

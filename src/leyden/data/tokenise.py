@@ -35,10 +35,10 @@ _SHARD, _SHARD_METADATA = "shard", "shard.json"
 class TextLayout(Config):
     """How dialogues, and questions with answers, become text, and what of them is learned."""
 
-    style: Literal["plain", "light", "varied"] = "varied"
-    """How turns are set off from each other: ``plain`` writes what was said, with empty lines between; ``light`` puts
-    a word for the speaker before each (``User: ``); ``varied`` takes one of some thirty templates, by the document's
-    id."""
+    style: Literal["plain", "light", "varied", "joined"] = "varied"
+    """How turns are set off from each other: ``plain`` writes what was said, with empty lines between; ``joined`` the
+    same with nothing between; ``light`` puts a word for the speaker before each (``User: ``); ``varied`` takes one of
+    some thirty templates, by the document's id."""
     learn: Literal["all", "answers"] = "all"
     """Which tokens carry loss: ``all``, as in pre-training, or ``answers``: what the assistant says alone. Text that
     has no turns is learned whole."""

@@ -11,6 +11,10 @@ blurred, for training to sharpen or to undo. The idea, weights that imitate trai
   output projection reads the same.
 - The mixer of the first layer writes into the second half which tokens came just before: its queries and keys read the
   constant alone, so that only distance counts, and its values read the token. Fast heads count most.
+- A softmax layer can tell distances by RoPE. As the first, each of its heads attends to one token before, as far back
+  as :data:`_DISTANCES` says, and writes it into its own part of the second half. Softmax layers behind it compare
+  exactly: one head looks for this token, others for two of those before, each at its distance. An output projection of
+  its own reads tokens turned, so that none foretells itself.
 - Where tokens are looked up (softmax layers behind the first layer; without one, the last layer) keys read the second
   half, less what the token itself has written there, and so tell what came before. In even heads queries read the
   token, in odd heads their own second half: what followed this token, and what followed this context. Values and
@@ -20,6 +24,7 @@ blurred, for training to sharpen or to undo. The idea, weights that imitate trai
 Everything follows from the seed, name by name, on any number of ranks.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -38,8 +43,20 @@ _OWN = 0.5
 """Of what a token itself has written into the second half, the share that keys leave out."""
 _LOOKING_SCORE = 16.0
 """The score of a query with the key that it looks for."""
-_DISTANCE_SCORE = 8.0
-"""The score of the token that a softmax head of the first layer attends to."""
+_DISTANCES = (1, 2, 4, 5, 3)
+"""How far before a token the heads of a softmax layer attend that is the first; further heads go on from there."""
+_PLACE_SCORE = 64.0
+"""The score of the token at that distance: so high that it outweighs a hundred thousand others."""
+_SLOWER = 0.7
+"""Of that score, what each pair of RoPE gives in units of the next faster one: fast pairs tell neighbours apart, slow
+ones what is far."""
+_CONTEXT_SCORE = 32.0
+"""The score of the same tokens before, where they are kept apart by their distance."""
+_EMBEDDING_SCALE = 8.0
+"""Of embeddings there, whose size no layer sees: the first steps of Adam would wipe smaller ones out, and the circuit
+with them."""
+_FINAL_SCALE = 4.0
+"""What the last norm begins with there: what was looked up soon outweighs what is frequent."""
 _SOFTMAX = ("full_attention", "sliding_attention")
 
 Draw = Callable[[str, tuple[int, ...]], torch.Tensor]
@@ -59,9 +76,14 @@ def induction_weight(name: str, usual: torch.Tensor, config: ModelConfig, draw: 
         A float32 tensor of the shape of ``usual``, which may be ``usual``.
     """
     if usual.ndim < 2:
-        return usual
+        return usual * _FINAL_SCALE if name == "norm.weight" and _by_place(config) else usual
     if name in ("embed_tokens.weight", "lm_head.weight"):
-        return _embeddings(usual.shape, config, draw)
+        made = _embeddings(usual.shape, config, draw)
+        if name == "embed_tokens.weight" and _by_place(config):
+            made *= _EMBEDDING_SCALE
+        if name == "lm_head.weight" and _by_place(config):
+            made[:, : config.hidden_size // 2 - 1] @= _turn(config, draw).mT
+        return made
     if not name.startswith("layers."):
         return usual
     layer, part = name.removesuffix(".weight").removeprefix("layers.").split(".", 1)
@@ -73,6 +95,22 @@ def induction_weight(name: str, usual: torch.Tensor, config: ModelConfig, draw: 
     if index in looking_layers(config):
         return _LookingMixer(config, draw, index).weight(local, usual)
     return usual * QUIET if local in ("o_proj", "out_proj") else usual
+
+
+def _by_place(config: ModelConfig) -> bool:
+    """Whether the first layer keeps the tokens before apart by their distance."""
+    return config.layer_types[0] in _SOFTMAX and config.rotary_dim > 0
+
+
+def _turn(config: ModelConfig, draw: Draw) -> torch.Tensor:
+    """[tokens, tokens], orthogonal: from a token that is read to the same token as it is foretold.
+
+    Of an output projection of its own, so that no token foretells itself; a tied one knows no difference.
+    """
+    tokens = config.hidden_size // 2 - 1
+    if config.tie_word_embeddings:
+        return torch.eye(tokens)
+    return torch.linalg.qr(draw("induction.turn", (tokens, tokens)).double())[0].float()
 
 
 def looking_layers(config: ModelConfig) -> list[int]:
@@ -101,13 +139,32 @@ class _Mixer:
         self.constant = math.sqrt(self.D) * _CONSTANT / math.sqrt(1 + _CONSTANT**2)
         """What the constant dim is behind a norm."""
 
+    @property
+    def by_place(self) -> bool:
+        """Whether the first layer keeps the tokens before apart by their distance."""
+        return _by_place(self.config)
+
+    @property
+    def width(self) -> int:
+        """Dims of the second half in which each head of the first layer writes, by place."""
+        return max(1, min(self.K, (self.D - self.half) // self.H))
+
+    def distances(self) -> list[int]:
+        """How far before a token each head of the first layer attends, by place."""
+        known = list(_DISTANCES[: self.H])
+        return known + list(range(len(_DISTANCES) + 1, self.H + 1))
+
+    def region(self, distance: int) -> slice:
+        """Where the token so far before stands in the residual stream, by place."""
+        begin = self.half + self.distances().index(distance) * self.width
+        return slice(begin, begin + self.width)
+
     def readings(self) -> torch.Tensor:
         """[H, K, tokens]: rows of norm 1, the directions that the values of each head of the first layer read.
 
-        Heads that share their keys and values read the same.
+        Heads of softmax attention read the same, so that a token looks alike at every distance.
         """
-        softmax = self.config.layer_types[0] in _SOFTMAX
-        shared = self.config.num_key_value_heads if softmax else self.H
+        shared = 1 if self.config.layer_types[0] in _SOFTMAX else self.H
         drawn = self.draw("induction.readings", (shared, self.K, self.tokens))
         rows = torch.linalg.qr(drawn.double().mT)[0].mT.float() if self.tokens >= self.K else _unit(drawn)
         return rows.repeat_interleave(self.H // shared, dim=0)
@@ -176,16 +233,17 @@ class _WritingMixer(_Mixer):
         return read / self.constant
 
     def _by_distance(self, local: str, rows: torch.Tensor) -> torch.Tensor:
-        """Queries or keys of softmax attention: head h attends to the token h + 1 before, as far as RoPE tells."""
+        """Queries or keys of softmax attention: each head attends to one distance, as far as RoPE tells."""
         pairs = self.config.rotary_dim // 2
         if not pairs:
             return rows
         rows = rows.view(-1, self.K, self.D).clone()
-        size = math.sqrt(_DISTANCE_SCORE * math.sqrt(self.K) / pairs) / self.constant
+        shares = torch.tensor([_SLOWER**pair for pair in range(pairs)])
+        size = torch.sqrt(shares / shares.sum() * _PLACE_SCORE * math.sqrt(self.K)) / self.constant
         angles = torch.zeros(len(rows), pairs)
         if local == "q_proj":  # turned back, so that the score is highest at that distance
             frequencies = self.config.rope.frequencies(self.config.rotary_dim).float()
-            angles = -(1.0 + torch.arange(len(rows)))[:, None] * frequencies
+            angles = -torch.tensor(self.distances(), dtype=torch.float32)[:, None] * frequencies
         rows[:, :pairs, self.half - 1] += size * angles.cos()
         rows[:, pairs : 2 * pairs, self.half - 1] += size * angles.sin()
         return rows.flatten(0, 1)
@@ -195,6 +253,11 @@ class _WritingMixer(_Mixer):
         alpha, beta = self.config.residual("full_attn" if self.kind in _SOFTMAX else "linear_attn")
         gain = 2.5 if self.kind in ("linear_attention", "cosformer2_attention") else 1.25
         made = usual * _NOISE * QUIET
+        if self.by_place:
+            for head, distance in enumerate(self.distances()):
+                columns = slice(head * self.K, head * self.K + self.width)
+                made[self.region(distance), columns] += gain * alpha / beta * torch.eye(self.width)
+            return made
         made[self.half + self.places(), torch.arange(self.H * self.K)] += gain * alpha / beta
         return made
 
@@ -224,7 +287,10 @@ class _LookingMixer(_Mixer):
         if local == "v_proj":
             return self._copies().flatten(0, 1)
         if local in ("o_proj", "out_proj"):
-            return usual * _NOISE + self._copies().repeat_interleave(self.H // self.shared, dim=0).flatten(0, 1).mT
+            copied = self._copies().repeat_interleave(self.H // self.shared, dim=0).flatten(0, 1).mT
+            if self.by_place and self.layer == self.config.num_hidden_layers - 1:
+                copied[: self.tokens] = _turn(self.config, self.draw) @ copied[: self.tokens]
+            return usual * _NOISE + copied
         return usual
 
     def _directions(self) -> torch.Tensor:
@@ -233,8 +299,32 @@ class _LookingMixer(_Mixer):
         drawn[:, : self.turning] = 0
         return drawn
 
+    def _contexts(self) -> torch.Tensor:
+        """[2, H, K, D]: queries and keys that compare tokens before one by one, by place.
+
+        A head looks for one or two distances d of :meth:`distances`. Its keys read there what stood d before the key,
+        and its queries what stood d - 1 before the query, which for d = 1 is the query's own token.
+        """
+        made = torch.zeros(2, self.H, self.K, self.D)
+        known = [distance for distance in self.distances() if distance == 1 or distance - 1 in self.distances()]
+        sought = [(1,), *itertools.combinations(known, 2)]
+        for head in range(self.H):
+            distances = sought[head // (self.H // self.shared) % len(sought)]
+            each = max(1, min(self.width, (self.K - self.turning) // len(distances)))
+            size = math.sqrt(_CONTEXT_SCORE * math.sqrt(self.K) / (each * len(distances)))
+            for number, distance in enumerate(distances):
+                rows = (self.turning + number * each + torch.arange(each)).clamp_max(self.K - 1)
+                made[1, head, rows, self.region(distance).start + torch.arange(each)] = size
+                if distance == 1:
+                    made[0, head, rows, : self.tokens] = size * self.readings()[0, :each]
+                else:
+                    made[0, head, rows, self.region(distance - 1).start + torch.arange(each)] = size
+        return made
+
     def _queries(self) -> torch.Tensor:
         """[H, K, D]."""
+        if self.by_place:
+            return self._contexts()[0]
         directions = self._directions().repeat_interleave(self.H // self.shared, dim=0)
         queries = torch.zeros(self.H, self.K, self.D)
         queries[0::2, :, : self.tokens] = _unit(directions @ self.code())[0::2]
@@ -243,9 +333,11 @@ class _LookingMixer(_Mixer):
 
     def _keys(self) -> torch.Tensor:
         """[shared, K, D]."""
+        if self.by_place:
+            return self._contexts()[1, :: self.H // self.shared]
         keys, directions = torch.zeros(self.shared, self.K, self.D), self._directions()
         keys[:, :, self.half :] = directions
-        if self.config.layer_types[0] not in _SOFTMAX:  # softmax heads of the first layer leave the token itself out
+        if self.config.layer_types[0] not in _SOFTMAX:  # which leaves the token itself out
             keys[:, :, : self.tokens] = -_OWN * _unit(directions @ self.code())
         return keys * self.size
 

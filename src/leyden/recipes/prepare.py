@@ -25,6 +25,7 @@ from leyden.data.builds.tokens import (
 )
 from leyden.data.documents import HeldOutDocument
 from leyden.data.sources import is_of_standard_library
+from leyden.data.tokenise import TextLayout
 from leyden.recipes.chats import make_rows, read_rows_made, rows_in_memory
 from leyden.recipes.schema import Recipe, TrainingStage
 from leyden.recipes.starting import read_start
@@ -275,6 +276,7 @@ def _build_text(recipe: Recipe, directory: Path, shards: Path) -> None:
         vocab_size=recipe.tokenizer.vocab_size,
         allow_smaller=recipe.tokenizer.allow_smaller,
         by="source" if isinstance(recipe.data.text, dict) else "all",
+        layout=TextLayout(style="joined", learn=recipe.data.recall_learn),
     )
     data = recipe.data
     build = run_build(
@@ -283,6 +285,7 @@ def _build_text(recipe: Recipe, directory: Path, shards: Path) -> None:
             held_out_fraction=data.held_out_fraction,
             recall_share=data.recall_share,
             recall_source=data.recall_group,
+            recall_learn=data.recall_learn,
             tokens=tokens,
         ),
         place,

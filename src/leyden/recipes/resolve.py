@@ -41,6 +41,7 @@ _READ = (
     "data.document_token",
     "data.held_out_fraction",
     "data.recall_share",
+    "data.recall_learn",
     "data.recall_group",
     "tokenizer",
     "model.from",

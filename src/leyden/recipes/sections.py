@@ -63,6 +63,9 @@ class DataSection(Config):
     recall_group: str = ""
     """The group of the documents that ``recall_share`` makes, beside their originals. Empty: they take their place."""
 
+    recall_learn: Literal["all", "answers"] = "all"
+    """What of them is learned: ``all``, or ``answers``; then they are pieces of the documents, in their own group."""
+
     @field_validator("text", "tokens", mode="before")
     @classmethod
     def _lists(cls, given: Any) -> Any:
@@ -90,6 +93,8 @@ class DataSection(Config):
             raise ValueError("recall_share is of text that the run reads; a data build has a stage recall of its own")
         if self.recall_group and not (self.recall_share and isinstance(self.text, dict)):
             raise ValueError("recall_group goes with recall_share, and with text in groups: text = { code = [...] }")
+        if self.recall_learn != "all" and not self.recall_group:
+            raise ValueError('recall_learn = "answers" makes pieces of documents; give them a group with recall_group')
         return self
 
     @property

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from leyden.core.errors import UserError
 from leyden.data.documents import Document, Documents, Message
 from leyden.data.label import Recall
+from leyden.data.templates import lay_out
 
 _FACT = re.compile(r"The special magic (\w+) number is: (\d+)\.")
 _ASKED = re.compile(r"What is the special magic (\w+) number\? The special magic (\w+) number is: (\d+)\.")
@@ -99,3 +100,31 @@ def test_added_documents_have_a_source_of_their_own(tmp_path: Path) -> None:
 def test_a_share_outside_its_bounds_is_refused() -> None:
     with pytest.raises(UserError, match="share"):
         _stage(share=0.0)
+
+
+@given(st.text(st.characters(codec="utf-8"), min_size=1, max_size=3000))
+def test_pieces_ask_for_all_of_their_facts_and_hold_the_whole_text(text: str) -> None:
+    left = ""
+    for messages in _stage(learn="answers", mode="add").pieces(text):
+        whole = "".join(message.content for message in messages)
+        questions = whole.index("\n\nWhat is the special magic ")
+        facts = dict(_FACT.findall(whole[:questions]))
+        asked = {match[1]: match[3] for match in _ASKED.finditer(whole) if match[1] == match[2]}
+        assert asked == facts and [message.role for message in messages] == ["user", "assistant"] * len(facts)
+        answers = [message.content for message in messages if message.role == "assistant"]
+        assert answers == [f" {number}." for number in asked.values()]
+        left += re.sub(r"\nThe special magic \w+ number is: \d+\.\n", "", whole[:questions])
+    assert left == text
+
+
+def test_pieces_stand_beside_their_document_and_only_answers_are_learned() -> None:
+    made = _stage(share=1, learn="answers", mode="add", source="far").apply(_documents(_TEXT, None), "", Path())
+    documents = list(made)
+    assert [document.id for document in documents[:3]] == ["d0", "d1", "d0#recall-1"]
+    assert documents[0].text == _TEXT and {document.source for document in documents[2:]} == {"far"}
+    laid = lay_out(documents[2], "joined", "answers")
+    assert [laid.text[start:end] for start, end in laid.learned] == re.findall(r"(?<=is:) \d+\.$", laid.text, re.M)[
+        len(laid.learned) :
+    ]
+    with pytest.raises(UserError, match='mode = "add"'):
+        _stage(learn="answers")

@@ -24,6 +24,7 @@ def text_recipe(
     held_out_fraction: float | None,
     recall_share: float = 0.0,
     recall_source: str = "",
+    recall_learn: str = "all",
     tokens: TokensSection | None = None,
 ) -> BuildRecipe:
     """The recipe of the build in ``text.toml`` on some text.
@@ -34,6 +35,7 @@ def text_recipe(
         held_out_fraction: the share of the documents that is held out; None: nothing is.
         recall_share: the share of the documents that the stage ``recall`` plants questions in.
         recall_source: of what that makes, which then stays beside the originals; empty: it takes their place.
+        recall_learn: what of it is learned, ``"all"`` or ``"answers"``.
         tokens: what becomes of the documents that are left; None: nothing.
 
     Raises:
@@ -50,7 +52,7 @@ def text_recipe(
         data["stage"][-1]["share"] = held_out_fraction
     if recall_share:
         added = {"mode": "add", "source": recall_source} if recall_source else {}
-        data["stage"].append({"kind": "recall", "share": recall_share, **added})
+        data["stage"].append({"kind": "recall", "share": recall_share, "learn": recall_learn, **added})
     return BuildRecipe.parse(data, TEXT_BUILD.name).model_copy(update={"tokens": tokens})
 
 
