@@ -216,6 +216,10 @@ def test_the_verb(tmp_path):
     assert records[1]["reason"].startswith("line 2 is no JSON")
     assert records[2]["reason"] == "line 4 is no object with a text 'response'"
     assert records[3]["reason"] == "line 5: it needs a field 'reference', and has: response."
+    rows = [{"response": "so 4", "reference": value} for value in (4, 4.0, True, ["4"])]
+    records, _ = run(tmp_path, "math", rows)
+    assert [record["reward"] for record in records] == [1.0, 1.0, None, None]
+    assert records[3]["reason"] == "line 4: 'reference' is of another type than it should be: [\"4\"]."
     rows = [{"prompt": "p", "response": text} for text in "112"] + [{"prompt": "q", "response": "2"}]
     assert [record["reward"] for record in run(tmp_path, "agreement", rows)[0]] == [1, 1, 0, None]
     row = {"response": "a, b", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [None]}

@@ -160,8 +160,8 @@ def grader(settings: RowSettings, mathematics: MathReward) -> Callable[[Row], Re
         mathematics: compares answers; its process is the caller's to end.
     """
     graders: dict[str, Callable[[Row], Reward]] = {
-        "math": lambda row: mathematics.grade(row["response"], _field(row, "reference", str)),
-        "exact": lambda row: _grade_exact(row["response"], _field(row, "reference", str)),
+        "math": lambda row: mathematics.grade(row["response"], _reference(row)),
+        "exact": lambda row: _grade_exact(row["response"], _reference(row)),
         "code": lambda row: _grade_code(row, settings),
         "ifeval": lambda row: grade_instructions(row["response"], _instructions(row)),
         "rules": lambda row: grade_rules(row["response"], settings.rules),
@@ -241,9 +241,20 @@ def _text_of(prompt: Any) -> str:
 
 
 def _field(row: Row, name: str, kind: Any) -> Any:
-    if not isinstance(row.get(name), kind):
-        raise UserError(f"it needs a field '{name}', and has: {', '.join(key for key in row if key != 'line')}.")
+    if row.get(name) is None:
+        given = [key for key in row if key != "line" and row[key] is not None]
+        raise UserError(f"it needs a field '{name}', and has: {', '.join(given)}.")
+    if not isinstance(row[name], kind):
+        raise UserError(f"'{name}' is of another type than it should be: {json.dumps(row[name])[:100]}.")
     return row[name]
+
+
+def _reference(row: Row) -> str:
+    """The right answer as a text; published sets have numbers, too."""
+    value = row.get("reference")
+    return (
+        str(value) if isinstance(value, int | float) and not isinstance(value, bool) else _field(row, "reference", str)
+    )
 
 
 def _grade_exact(response: str, reference: str) -> Reward:
