@@ -8,6 +8,7 @@ from subjects import Never, Oracle, make_subject
 
 from leyden.core.errors import UserError
 from leyden.evaluate import Options, evaluate
+from leyden.evaluate.prompts import evenly
 from leyden.evaluate.sources import EngineSource
 from leyden.evaluate.task import Answer
 from leyden.evaluate.tasks.mqar import Mqar, recall_sequence
@@ -88,3 +89,25 @@ def test_what_cannot_be_asked_is_refused(subject):
     ):
         with pytest.raises(UserError, match=says):
             list(evaluate(Oracle(), subject, ["mqar"], options))
+
+
+def test_a_limit_takes_from_every_cell_alike(subject):
+    options = {"lengths": (64, 128), "pairs": (2, 4, 8), "samples": 8}
+    whole = Mqar(Options(**options), subject).items()
+    assert len(whole) == 48
+    some = Mqar(Options(**options, limit=18), subject).items()
+    assert [item.id for item in some] == [item.id for item in whole if item.facts["sample"] < 3]
+    two = Mqar(Options(**options, limit=2), subject).items()
+    assert [(item.facts["length"], item.facts["sample"]) for item in two] == [(64, 0), (128, 0)]
+
+
+@settings(max_examples=60)
+@given(cells=st.lists(st.integers(0, 6), min_size=1, max_size=40), limit=st.integers(1, 45))
+def test_evenly(cells, limit):
+    things = list(enumerate(cells))
+    taken = evenly(things, limit, lambda thing: thing[1])
+    assert len(taken) == min(limit, len(things)) and taken == sorted(set(taken))
+    left = {cell: cells.count(cell) - sum(thing[1] == cell for thing in taken) for cell in cells}
+    counts = {cell: sum(thing[1] == cell for thing in taken) for cell in cells}
+    for cell in cells:  # a cell with something left has at most one less than any other
+        assert left[cell] == 0 or counts[cell] >= max(counts.values()) - 1

@@ -114,9 +114,9 @@ def test_generators_are_as_they_were(built: Path, tmp_path: Path, monkeypatch: p
         np.random.rand()
         return measured(self, *arguments)
 
-    def spied(self: Any, state: Any, last: bool) -> Any:
+    def spied(self: Any, state: Any, last: bool, **facts: Any) -> Any:
         before.append(random_state())
-        found = called(self, state, last)
+        found = called(self, state, last, **facts)
         assert random_state() == before[-1]
         return found
 
@@ -125,6 +125,15 @@ def test_generators_are_as_they_were(built: Path, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(watching.TaskWatcher, "__call__", spied)
     run(recipe(built), tmp_path / "run")
     assert len(before) == 5
+
+
+def test_at_the_end_of_the_last_stage_alone(built: Path, tmp_path: Path) -> None:
+    whole = recipe(built, every_steps=0, task=[{**TASK, "every_steps": 0}, {**TASK, "every_steps": 100}])
+    stage = whole.stage[0].model_dump(exclude_unset=True)
+    stages = [{**stage, "name": name, "steps": 2} for name in ("first", "second")]
+    run(parse_recipe({**whole.model_dump(exclude_unset=True), "stage": stages}, "test"), tmp_path / "run")
+    found = lines(tmp_path / "run" / "eval.jsonl")
+    assert [line["step"] for line in found if line["task"] == "niah"] == [2, 4, 4]
 
 
 def test_a_needle_in_the_held_out_documents_at_the_end_alone(

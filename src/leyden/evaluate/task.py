@@ -127,7 +127,7 @@ class Options:
         depths: how many places in a haystack, evenly spread.
         samples: items in each cell of the grid.
         pairs: how many keys and values.
-        limit: at most so many items a task.
+        limit: at most so many items a task (:func:`leyden.evaluate.prompts.evenly`).
         seed: of everything that is drawn.
         file: published rows.
         text: files and folders of documents; empty for the Python standard library's sources.

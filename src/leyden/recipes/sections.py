@@ -126,7 +126,8 @@ class TaskSection(Config):
     task: str
     """Its name on the command line."""
     every_steps: int = Field(ge=0)
-    """It is measured after every so many steps of the run, and at the end of a stage; 0: at the end alone."""
+    """It is measured after every so many steps of the run, and at the end of each stage; 0: at the end
+    of the last stage alone."""
     held_out: bool = False
     """The documents are those that the run holds out, instead of ``text``."""
     lengths: tuple[int, ...] | None = None

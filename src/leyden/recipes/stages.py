@@ -1,5 +1,6 @@
 """From the stages of a recipe to what :mod:`leyden.train.run` trains, and how many steps fit into minutes."""
 
+import functools
 from bisect import bisect_right
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -78,10 +79,10 @@ def train(
         UserError: the disk is full, or the loss stays not finite.
     """
     held_out = [document.text for document in prepared.held_out]
-    tasks = [TaskWatcher(recipe, prepared.tokenizer, held_out)] if recipe.evaluate.task else []
+    tasks = TaskWatcher(recipe, prepared.tokenizer, held_out) if recipe.evaluate.task else None
     state, described = _new_state(recipe, rank_group), recipe.model_dump(mode="json")
     with held_out_rewards(recipe, prepared.tokenizer) as rewards:
-        stages = _stages(recipe, prepared, directory, how_to_resume, state, [*tasks], rewards)
+        stages = _stages(recipe, prepared, directory, how_to_resume, state, tasks, rewards)
         train_stages(
             state, stages, recipe.train, directory, how_to_resume=how_to_resume, start=start, described=described
         )
@@ -94,14 +95,17 @@ def _stages(
     directory: Path,
     how_to_resume: str,
     state: TrainState,
-    tasks: list[Watcher],
+    tasks: TaskWatcher | None,
     rewards: list[tuple[int, HeldOutReward]],
 ) -> list[StageRun]:
     """The stages as training takes them; of ``rewards`` each is measured during its stage, and at the end of others."""
     stages = []
     for index, stage in enumerate(recipe.stage):
         assert stage.total_steps is not None, "settled before training"
-        watchers = [*tasks, *(watcher if of == index else AtTheEnd(watcher) for of, watcher in rewards)]
+        watchers: list[Watcher] = []
+        if tasks is not None:
+            watchers.append(functools.partial(tasks, goes_on=index < len(recipe.stage) - 1))
+        watchers += [watcher if of == index else AtTheEnd(watcher) for of, watcher in rewards]
         if stage.objective in ON_PROMPTS:
             rollouts = rollout_stage(recipe, index, prepared.tokenizer, state, directory, stage.total_steps)
             stages.append(replace(rollouts, watchers=watchers))

@@ -27,7 +27,8 @@ _OF_ONE_TIME = ("seconds", "reading", "model")
 
 
 class TaskWatcher:
-    """Measures the tasks of a recipe's ``[[evaluate.task]]``, each every so many steps and at the end of a stage.
+    """Measures the tasks of a recipe's ``[[evaluate.task]]``, each every so many steps and at the end of a stage, or
+    at the end of the last one alone.
 
     The weights are copied into a model of their own, whose engine answers; both are gone before the next step. Of
     several ranks, each takes part in bringing the weights together, and the first asks the questions.
@@ -57,9 +58,16 @@ class TaskWatcher:
                     f"[[evaluate.task]] {section.task}: the options leave no items; raise limit, samples or depths."
                 )
 
-    def __call__(self, state: TrainState, last: bool, /) -> Sequence[Finding]:
-        """See :class:`leyden.train.observing.Watcher`."""
-        due = [section for section in self._sections if last or _is_due(section.every_steps, state.step)]
+    def __call__(self, state: TrainState, last: bool, /, *, goes_on: bool = False) -> Sequence[Finding]:
+        """See :class:`leyden.train.observing.Watcher`.
+
+        Args:
+            state, last: as there.
+            goes_on: another stage follows, at whose end tasks of ``every_steps = 0`` are measured instead.
+        """
+        steps = [section.every_steps for section in self._sections]
+        is_due = [state.step % every == 0 or last if every else last and not goes_on for every in steps]
+        due = [section for section, now in zip(self._sections, is_due, strict=True) if now]
         if not due:
             return ()
         state.rank_group.at("the weights of all ranks in one model", state.step)
@@ -96,10 +104,6 @@ class AtTheEnd:
     def __call__(self, state: TrainState, last: bool, /) -> Sequence[Finding]:
         """See :class:`leyden.train.observing.Watcher`."""
         return self._watcher(state, last) if last else ()
-
-
-def _is_due(every_steps: int, step: int) -> bool:
-    return every_steps > 0 and step % every_steps == 0
 
 
 class _Noted:

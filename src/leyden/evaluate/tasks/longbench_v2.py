@@ -8,12 +8,13 @@ and a second question, without the document, asks for its choice.
 
 import functools
 import hashlib
+import operator
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from leyden.core.errors import UserError
-from leyden.evaluate.prompts import CHAT_TOKENS, ask
+from leyden.evaluate.prompts import CHAT_TOKENS, ask, evenly
 from leyden.evaluate.published import PublishedRow, parse_rows, read_published
 from leyden.evaluate.scores import mean_with_interval
 from leyden.evaluate.task import Answer, Options, Question, Row, Subject, TaskItem
@@ -98,7 +99,8 @@ class LongBenchV2:
     def items(self) -> list[TaskItem]:
         """One item a row, in the file's order."""
         items = []
-        for case in self._cases[: self._options.limit]:
+        cells = operator.itemgetter("difficulty", "length")
+        for case in evenly(self._cases, self._options.limit, lambda case: cells(case.facts)):
             build = functools.partial(self._first, case)
             cost = min(self._length, len(case.document) // _BYTES_PER_TOKEN + self._answer_tokens)
             then = functools.partial(self._second, case) if self._options.think else None

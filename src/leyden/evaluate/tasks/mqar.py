@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from leyden.core.errors import UserError
+from leyden.evaluate.prompts import some_of_grid
 from leyden.evaluate.scores import by_axes, mean_with_interval
 from leyden.evaluate.task import Answer, Options, Question, Row, Subject, TaskItem
 
@@ -97,7 +98,7 @@ class Mqar:
                     facts = {"length": length, "pairs": pairs, "sample": sample}
                     build = functools.partial(self._question, length, pairs, sample)
                     items.append(TaskItem(f"{length}-{pairs}-{sample}", build, facts, cost=length))
-        return items[: self._options.limit]
+        return some_of_grid(items, self._options.limit)
 
     def grade(self, item: TaskItem, question: Question, answer: Answer) -> Row:
         """The share of the values that are the most probable token in their place."""

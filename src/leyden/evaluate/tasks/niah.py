@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from leyden.core.errors import UserError
-from leyden.evaluate.prompts import CHAT_TOKENS, ask, even_depths
+from leyden.evaluate.prompts import CHAT_TOKENS, ask, even_depths, some_of_grid
 from leyden.evaluate.scores import by_axes, mean_with_interval
 from leyden.evaluate.task import Answer, Options, Question, Row, Subject, TaskItem
 
@@ -85,7 +85,7 @@ class Niah:
                     build = functools.partial(self._question, length, sample, index)
                     id = f"{length}-{self._depths[index]:g}-{sample}"
                     items.append(TaskItem(id, build, facts, f"{length}-{sample}", length))
-        return items[: self._options.limit]
+        return some_of_grid(items, self._options.limit)
 
     def grade(self, item: TaskItem, question: Question, answer: Answer) -> Row:
         """1 where the first number of the answer is the needle's."""

@@ -9,7 +9,7 @@ import functools
 from collections.abc import Sequence
 
 from leyden.core.errors import UserError
-from leyden.evaluate.prompts import even_depths
+from leyden.evaluate.prompts import even_depths, evenly, some_of_grid
 from leyden.evaluate.scores import by_axes, mean_with_interval
 from leyden.evaluate.task import Answer, Options, Question, Row, Subject, TaskItem
 from leyden.evaluate.tasks.mr_niah.dialogue import max_pairs
@@ -46,7 +46,9 @@ class MrNiah:
 
     def items(self) -> list[TaskItem]:
         """One item a published row, or for each length, sample and depth."""
-        return (self._generated() if self._published is None else self._rows(self._published))[: self._options.limit]
+        if self._published is None:
+            return some_of_grid(self._generated(), self._options.limit)
+        return self._rows(self._published)
 
     def grade(self, item: TaskItem, question: Question, answer: Answer) -> Row:
         """The share of the components that the answer holds, by the published rule."""
@@ -78,7 +80,7 @@ class MrNiah:
     def _rows(self, published: PublishedDialogues) -> list[TaskItem]:
         rows, tokenizer = published.of_lengths(self._options.lengths), self._subject.tokenizer
         items = []
-        for row in rows[: self._options.limit]:
+        for row in evenly(rows, self._options.limit, lambda row: (row.length_class, row.depth)):
             tokens = len(tokenizer.encode(transcript(row.messages))) + 1
             answer_tokens = max(_ANSWER_TOKENS, 2 * len(tokenizer.encode(row.label)))
             if self._subject.positions is not None and tokens + answer_tokens > self._subject.positions:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from leyden.core.errors import UserError, suggest
-from leyden.evaluate.prompts import CHAT_TOKENS, ask
+from leyden.evaluate.prompts import CHAT_TOKENS, ask, some_of_grid
 from leyden.evaluate.scores import by_axes, mean_with_interval
 from leyden.evaluate.task import Answer, Options, Question, Row, Subject, TaskItem
 from leyden.evaluate.tasks.ruler.documents import draft_from_file, draft_generated, read_qa
@@ -106,7 +106,7 @@ class Ruler:
                 for first in range(0, self._samples, _TOGETHER):
                     samples = range(first, min(first + _TOGETHER, self._samples))
                     items += self._together(name, length, samples)
-        return items[: self._options.limit]
+        return some_of_grid(items, self._options.limit)
 
     def grade(self, item: TaskItem, question: Question, answer: Answer) -> Row:
         """The share of the expected texts that the answer holds, or whether it holds any, in any case of letters."""
