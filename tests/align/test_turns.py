@@ -12,7 +12,7 @@ from leyden.align.rollouts.drawing import Rollout, draw_round, graded
 from leyden.align.rollouts.prompts import Prompt, Prompts
 from leyden.align.rollouts.rows import SAMPLED, pack
 from leyden.align.rollouts.settings import RolloutSettings
-from leyden.align.rollouts.turns import Drawn, take_turns
+from leyden.align.rollouts.turns import Drawn, go_on
 from leyden.core.errors import UserError
 from leyden.ops import IGNORE_INDEX
 from leyden.serve.completion import Completion
@@ -126,6 +126,6 @@ def test_what_failed_goes_no_further(tokenizer: Tokenizer) -> None:
     prompt = Prompt({"prompt": "Is it?"}, (1, 2), "Is it?")
     failed = Drawn(prompt, answers=["Yes"], error="no memory")
     engine: Any = Saying(tokenizer, [])
-    take_turns(engine, Counting(), [failed], settings(), seed=0, places=[0])
     environment: Any = Counting()
+    go_on(engine, environment, [failed], settings(), seed=0)
     assert graded(environment, failed).reward == Reward(None, {}, "no memory")

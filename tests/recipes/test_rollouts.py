@@ -276,3 +276,21 @@ def test_epochs_are_steps_and_the_reward_on_held_out_prompts_is_measured(
     final = "final/model.safetensors"
     assert (tmp_path / "run" / final).read_bytes() == (finished / final).read_bytes(), "measuring changes nothing"
     assert run(parse_recipe(given, "test"), tmp_path / "run").exists(), "the settled steps are taken over"
+
+
+def test_rollouts_that_wait_are_gone_on_with_after_a_stop(
+    recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped within a round and between two, with rollouts set aside in both: the run never stopped, bit for bit."""
+    given = parse_recipe(changed(recipe, round_tokens=3, max_rounds=2, algorithm={"preset": "dapo"}), "test")
+    run(given, tmp_path / "whole")
+    for step in (4, 5):
+        with monkeypatch.context() as patch, pytest.raises(Interrupted):
+            after_step(patch, step, interrupt)
+            run(given, tmp_path / "run")
+    run(given, tmp_path / "run")
+    assert_same(tmp_path / "run", tmp_path / "whole")
+    lines = [line for line in metrics(tmp_path / "run") if "waiting" in line]
+    assert all(line["waiting"] > 0 for line in lines) and lines[-1]["continued"] > 0 and lines[-1]["age_max"] == 2
+    assert all(line["off_policy"] == 0 for line in lines) and lines[-1]["earlier"] > 0
+    assert {line["out_of_rounds"] for line in lines} == {1.0} and {line["cut"] for line in lines} == {0.0}

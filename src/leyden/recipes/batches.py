@@ -112,7 +112,7 @@ def epoch_steps(recipe: Recipe, index: int, prepared: Prepared) -> int:
     """In how many steps stage ``index`` goes through its data or prompts as often as its ``epochs`` say.
 
     Of a mixture, an epoch is as many tokens as all of its sources have. Prompts that are asked in place of others
-    (``rl.redraws``) come on top.
+    (``rl.redraws``), or because no rollout of a round has ended (``rl.round_tokens``), come on top.
     """
     stage = recipe.stage[index]
     assert stage.epochs is not None, "a stage in epochs"

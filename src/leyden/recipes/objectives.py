@@ -65,7 +65,9 @@ OBJECTIVES: "Mapping[str, StageKind]" = {
     "reward": StageKind(ScoredPairs, rows="preferences", keys=frozenset(RewardModelSettings.model_fields), scores=True),
     "process_reward": StageKind(lambda _: LabelledSteps(), rows="solutions", scores=True),
     "rl": StageKind(
-        lambda stage: PolicyGradient(stage.rollouts.algorithm, stage.rollouts.temperature),
+        lambda stage: PolicyGradient(
+            stage.rollouts.algorithm, stage.rollouts.temperature, partial=bool(stage.rollouts.round_tokens)
+        ),
         on_prompts=True,
         keys=frozenset({"rl"}),
         check=_check_rollouts,

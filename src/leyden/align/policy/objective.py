@@ -17,6 +17,8 @@ from leyden.train import document_sums
 
 DRAWN, REFERENCE = "drawn", "reference"
 """Values of each token: its log-probability when it was drawn, and under the reference model, in nats."""
+EARLIER = "earlier"
+"""Of each token, bool: whether earlier weights drew it than those that drew the rest (partial rollouts)."""
 ADVANTAGE, LOSS_WEIGHT, COUNT = "advantage", "loss_weight", "count"
 """Values of each completion: its advantage, and what each of its tokens weighs in the loss and in the denominator."""
 
@@ -39,18 +41,22 @@ class PolicyGradient:
     Args:
         algorithm: the settings.
         temperature: of the drawing; the policy is the model with its logits divided by this.
+        partial: rows say which tokens earlier weights drew (:data:`EARLIER`).
     """
 
-    def __init__(self, algorithm: Algorithm, temperature: float = 1.0) -> None:
-        self.algorithm, self._temperature = algorithm, temperature
+    def __init__(self, algorithm: Algorithm, temperature: float = 1.0, *, partial: bool = False) -> None:
+        self.algorithm, self._temperature, self._partial = algorithm, temperature, partial
         self.counts = "completion_tokens" if algorithm.denominator == "tokens" else "completions"
         names = ("ratio", "off_policy", "clipped", "discarded", "entropy")
-        self.metrics: Sequence[str] = (*names, "kl") if algorithm.kl_weight else names
+        self.metrics: Sequence[str] = (*names, *["earlier"] * partial, *["kl"] * bool(algorithm.kl_weight))
 
     def sums(self, model: TokenLossModel, features: Features, batch: Any, /) -> Sums:
         """See :class:`leyden.parallel.objective.Objective`. Metrics, over the units of the denominator:
 
-        - ``ratio``: its mean; ``off_policy``: the share of tokens whose ratio is not exactly 1;
+        - ``ratio``: its mean; ``off_policy``: the share of tokens whose ratio is not exactly 1, though no earlier
+          weights drew them;
+        - ``earlier``: of partial rollouts, the share of tokens that earlier weights drew; with the ratio of a sequence,
+          of the tokens of such sequences. Their ratios are not 1, and are not to be;
         - ``clipped``, ``discarded``: shares of tokens (:class:`leyden.align.policy.surrogate.TokenLosses`);
         - ``entropy``: the mean of ``-log p`` of what was drawn, which estimates the entropy of the policy;
         - ``kl``: the estimate k3 of the divergence from the reference, whichever is minimised.
@@ -68,18 +74,25 @@ class PolicyGradient:
             for name in (ADVANTAGE, LOSS_WEIGHT, COUNT)
         )
         log_ratio = (log_prob - drawn).where(learned, 0.0)
+        earlier = torch.zeros_like(learned)
+        if self._partial:
+            earlier = model.ranks.own(sent(batch.per_token[EARLIER], device)) & learned
         if self.algorithm.ratio == "sequence":
             log_ratio = _sequence_mean(model, log_ratio, labels, batch)
+            if self._partial:
+                earlier = _sequence_mean(model, earlier.to(log_ratio.dtype), labels, batch) > 0
         weight, count = (x.where(learned, 0.0) for x in (weight, count))
         found = surrogate(self.algorithm, log_ratio, log_prob, advantage)
         loss = (weight * found.loss).sum()
         metrics = {
             "ratio": found.ratio,
-            "off_policy": found.ratio != 1,
+            "off_policy": (found.ratio != 1) & ~earlier,
             "clipped": found.clipped,
             "discarded": found.discarded,
             "entropy": -log_prob,
         }
+        if self._partial:
+            metrics["earlier"] = earlier
         if reference:
             away = divergence(self.algorithm.kl, log_prob, reference[0])
             loss = loss + self.algorithm.kl_weight * (weight * away.where(learned, 0.0)).sum()

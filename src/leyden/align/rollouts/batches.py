@@ -3,12 +3,14 @@
 A round draws completions with the weights as they are, and is learned from in one optimizer step or several. Nothing
 that is drawn depends on what was drawn before, but through the weights: prompts and seeds follow from how many prompts
 were asked before. A checkpoint between two rounds therefore holds that number alone; one within a round holds its rows
-as well, since the weights that drew them are gone.
+as well, since the weights that drew them are gone, and so does one between two rounds hold the rollouts that are set
+aside (``round_tokens``).
 """
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self, cast
 
 import numpy as np
@@ -24,9 +26,10 @@ from leyden.align.rollouts.prompts import Prompts
 from leyden.align.rollouts.rows import pack, scored
 from leyden.align.rollouts.sequences import share_of
 from leyden.align.rollouts.settings import RolloutSettings
+from leyden.align.rollouts.waiting import keep_log_probs, packed_waiting, unpacked_waiting
 from leyden.checkpoint.starting_model import StartingModel
 from leyden.core.errors import UserError
-from leyden.core.log import logger
+from leyden.core.log import logger, say
 from leyden.data import Batch
 from leyden.model import PAGE, HybridLM, Pools
 from leyden.parallel.attachment import Attached
@@ -62,6 +65,8 @@ class RoundShape:
 def round_fingerprint(prompts: Prompts, settings: RolloutSettings) -> str:
     """Of what the place in the data counts in, and of the weights of the teacher; with another, it is another place."""
     counts = (settings.prompts_per_step, settings.group_size, settings.updates, settings.mini_batches)
+    if settings.round_tokens:
+        counts = (*counts, settings.round_tokens, settings.max_rounds)
     teacher = "" if settings.teacher is None else f" {StartingModel.find(settings.teacher).fingerprint}"
     return hashlib.sha256(f"{prompts.fingerprint} {counts}{teacher}".encode()).hexdigest()
 
@@ -105,6 +110,8 @@ class RolloutBatches:
         self._step = self._row = 0  # the step is one of the round, the row one of the step
         self._parts: Sequence[Sequence[Batch]] | None = None
         self._buffer: str | None = None
+        self._waiting = self._next_waiting = packed_waiting([])  # before the round, and behind it
+        self._told_earlier = False
         self._facts: dict[str, Any] = {}
         self._fingerprint = round_fingerprint(prompts, settings)
 
@@ -134,6 +141,7 @@ class RolloutBatches:
             self._row, self._step = 0, self._step + 1
         if self._step == self._settings.steps_per_round:
             self._place, self._step, self._parts, self._buffer = self._next_place, 0, None, None
+            self._waiting = self._next_waiting
         return row
 
     def micro_batches(self, stage_step: int) -> int:
@@ -152,7 +160,10 @@ class RolloutBatches:
         return Finding(facts, f"reward {facts['reward']:.3f}" if facts["reward"] is not None else "no reward")
 
     def check(self, state: TrainState, result: StepResult) -> None:
-        """A callback: at the first update on new completions, every ratio of probabilities must be exactly 1."""
+        """A callback: at the first update on new completions, every ratio of probabilities must be exactly 1.
+
+        Of tokens that earlier weights drew it need not be, and it is said once that there are some.
+        """
         is_first = self._step == 1 or (self._step == 0 and self._settings.steps_per_round == 1)
         if is_first and result.metrics["off_policy"] > 0:
             _log.warning(
@@ -161,10 +172,22 @@ class RolloutBatches:
                 state.step,
                 result.metrics["off_policy"],
             )
+        earlier = result.metrics.get("earlier", 0.0)
+        if is_first and earlier > 0 and not self._told_earlier:
+            self._told_earlier = True
+            say(
+                f"step {state.step}: {earlier:.2g} of its tokens were drawn by earlier weights (rl.round_tokens). "
+                "Their ratios are not 1 at the first update, as it should be, and off_policy leaves them out"
+            )
 
     def state_dict(self) -> dict[str, Any]:
-        """The place: the first prompt of the round and the step in it; within a round, also its rows."""
-        place = {"batch": self._place, "step": self._step, "fingerprint": self._fingerprint}
+        """The place: the first prompt of the round and the step in it; within a round, also its rows.
+
+        With ``round_tokens`` also what is set aside for the round that is drawn next.
+        """
+        place: dict[str, Any] = {"batch": self._place, "step": self._step, "fingerprint": self._fingerprint}
+        if self._settings.round_tokens:
+            place["waiting"] = self._next_waiting if self._step else self._waiting
         if self._step == 0:
             return place
         if self._buffer is None:
@@ -185,6 +208,7 @@ class RolloutBatches:
             )
         self._place, self._step, self._row = state["batch"], state["step"], 0
         self._next_place = state.get("next", self._place)
+        self._waiting = self._next_waiting = state.get("waiting", packed_waiting([]))
         self._buffer = state.get("rows")
         self._parts = None if self._buffer is None else unpacked(self._buffer)
 
@@ -199,33 +223,48 @@ class RolloutBatches:
         settings, engine, ranks = self._settings, self._ready_engine(), self._state.rank_group
         ranks.at("drawing completions", self._state.step + 1)
         made = draw_round(
-            engine, self._environment, self._prompts, settings, place=self._place, seed=self._shape.seed, ranks=ranks
+            engine,
+            self._environment,
+            self._prompts,
+            settings,
+            place=self._place,
+            seed=self._shape.seed,
+            step=self._state.step + 1,
+            waiting=unpacked_waiting(self._waiting, self._prompts),
+            ranks=ranks,
         )
         engine.release()
         self._next_place = made.next_place
         rollouts, values = made.rollouts, self._advantages(made.rollouts)
-        size = len(rollouts) // settings.mini_batches
-        parts, drifts = [], []
-        for first in range(0, len(rollouts), size):
+        shape = {"seq_len": self._shape.seq_len, "vocab_size": self._tokenizer.vocab_size}
+        parts, drifts = [], [keep_log_probs(made.waiting, partial(self._scored, reference=None), **shape)]
+        self._next_waiting = packed_waiting(made.waiting)
+        for groups in np.array_split(np.arange(len(made.groups)), settings.mini_batches):
+            own = slice(groups[0] * settings.group_size, (groups[-1] + 1) * settings.group_size)
             sequences = pack(
-                rollouts[first : first + size],
-                values[first : first + size],
+                rollouts[own],
+                values[own],
                 settings.algorithm,
                 max_tokens=settings.max_tokens,
-                seq_len=self._shape.seq_len,
-                vocab_size=self._tokenizer.vocab_size,
+                partial=bool(settings.round_tokens),
+                **shape,
             )
-            ranks.at("the log-probabilities of completions", self._state.step + 1)
-            measured = [
-                scored(micro_batch, self._state, self._reference, settings.temperature)
-                for micro_batch in self._micro_batches(sequences)
-            ]
-            parts.append([row for rows, _ in measured for row in rows])
-            drifts += [drift for _, drift in measured]
-        self._facts = _facts(made, torch.cat(drifts))
+            rows, drift = self._scored(sequences, self._reference)
+            parts.append(rows)
+            drifts.append(drift)
+        self._facts = _facts(made, torch.cat(drifts)) | (_ages(made) if settings.round_tokens else {})
         self._check_drift()
         self._keep(rollouts, values)
         return parts
+
+    def _scored(self, sequences: Sequence[Batch], reference: HybridLM | None) -> tuple[list[Batch], torch.Tensor]:
+        """Sequences with their log-probabilities, and the drift of each new token; of several ranks, all call this."""
+        self._state.rank_group.at("the log-probabilities of completions", self._state.step + 1)
+        measured = [
+            scored(micro_batch, self._state, reference, self._settings.temperature)
+            for micro_batch in self._micro_batches(sequences)
+        ]
+        return [row for rows, _ in measured for row in rows], torch.cat([drift for _, drift in measured])
 
     def _advantages(self, rollouts: Sequence[Rollout]) -> np.ndarray:
         """[rollouts] float64."""
@@ -315,6 +354,19 @@ def _facts(made: Round, drift: torch.Tensor) -> dict[str, Any]:
         "turns_mean": float(np.mean([one.turns for one in drawn])),
         "out_of_turns": float(np.mean([one.out_of_turns for one in drawn])),
         "drift": finite(float(drift.abs().max())) if len(drift) else 0.0,
-        "rollout_tokens_per_second": round(sum(tokens) / made.seconds, 1),
+        "rollout_tokens_per_second": round(made.tokens / made.seconds, 1),
         **{f"reward_{name}": mean for name, mean in summary(drawn)["components"].items()},
+    }
+
+
+def _ages(made: Round) -> dict[str, Any]:
+    """What a line of metrics says of rollouts that go on over several rounds."""
+    learned = made.rollouts
+    return {
+        "groups": len(made.groups),
+        "continued": made.continued,
+        "waiting": sum(not one.has_ended for group in made.waiting for one in group),
+        "age_mean": float(np.mean([one.age for one in learned])),
+        "age_max": max(one.age for one in learned),
+        "out_of_rounds": float(np.mean([one.out_of_rounds for one in learned])),
     }

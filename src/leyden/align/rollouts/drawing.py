@@ -11,12 +11,12 @@ from leyden.align.rewards.reward import Reward
 from leyden.align.rollouts.environment import Environment, as_reward
 from leyden.align.rollouts.prompts import Prompt, Prompts
 from leyden.align.rollouts.settings import RolloutSettings
-from leyden.align.rollouts.turns import Drawn, Replying, take_turns
+from leyden.align.rollouts.turns import Drawn, go_on
 from leyden.core.errors import UserError
 from leyden.core.log import logger
 from leyden.core.sandbox.run import SandboxUnavailableError
 from leyden.parallel import RankGroup
-from leyden.serve import Engine, Sampling
+from leyden.serve import Engine
 
 _log = logger(__name__)
 
@@ -36,8 +36,11 @@ class Rollout:
         text: without the token that ended it.
         turns: how many answers it has.
         is_cut: whether ``max_tokens`` ended it.
-        out_of_turns: whether ``max_turns`` did.
+        out_of_turns, out_of_rounds: whether ``max_turns`` did, or ``max_rounds``.
         reward: its record.
+        kept: of the tokens that earlier weights drew, which come first: their
+            log-probabilities under the policy that drew them, as the trainer computed them (0 where not learned).
+        age: how many optimizer steps were taken since it was begun.
     """
 
     prompt: Prompt
@@ -49,6 +52,9 @@ class Rollout:
     is_cut: bool
     out_of_turns: bool
     reward: Reward
+    out_of_rounds: bool = False
+    kept: tuple[float, ...] = ()
+    age: int = 0
 
     @property
     def num_drawn(self) -> int:
@@ -79,6 +85,10 @@ class Group:
         return len({reward for reward in self.rewards if not math.isnan(reward)}) > 1
 
 
+Unfinished = Sequence[Drawn]
+"""The rollouts of one prompt, of which some have not ended."""
+
+
 @dataclass(frozen=True)
 class Round:
     """The completions that are drawn with one version of the weights.
@@ -88,17 +98,45 @@ class Round:
         drawn: all of them, those that were drawn and not kept among them.
         next_place: of the first prompt of the next round.
         seconds: that drawing took; grading is not counted.
+        tokens: that the model drew.
+        waiting: what is set aside to go on in the next round.
+        continued: how many rollouts went on that were begun in an earlier round.
     """
 
     groups: Sequence[Group]
     drawn: Sequence[Group]
     next_place: int
     seconds: float
+    tokens: int
+    waiting: Sequence[Unfinished] = ()
+    continued: int = 0
 
     @property
     def rollouts(self) -> list[Rollout]:
         """Of the groups that are learned from, one group after another."""
         return [one for group in self.groups for one in group.rollouts]
+
+
+@dataclass(frozen=True)
+class _Drawer:
+    """Who draws and grades, and how: what all calls of a round have in common; ``step`` learns from it first."""
+
+    engine: Engine
+    environment: Environment
+    settings: RolloutSettings
+    seed: int
+    step: int
+    ranks: RankGroup
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What came of some groups: those that are whole, those that are not, and the seconds and tokens it took."""
+
+    groups: Sequence[Group]
+    unfinished: Sequence[Unfinished]
+    seconds: float
+    tokens: int
 
 
 def draw_round(
@@ -109,6 +147,8 @@ def draw_round(
     *,
     place: int,
     seed: int,
+    step: int = 1,
+    waiting: Sequence[Unfinished] = (),
     ranks: RankGroup | None = None,
 ) -> Round:
     """Complete ``prompts_per_step`` prompts ``group_size`` times each, and grade the completions.
@@ -116,6 +156,10 @@ def draw_round(
     With ``redraws``, further prompts are asked in place of those whose group has no signal, as in the dynamic sampling
     of DAPO (arXiv 2503.14476, section 3.2), until there are enough or as often as that allows. What is then missing is
     filled up with groups without a signal, so that every round has as many.
+
+    With ``round_tokens``, what is waiting goes on beside the new prompts, each rollout by so many tokens at most, and
+    the groups of which every rollout has ended by then are learned from, however many there are. Where these are fewer
+    than the mini-batches, as in the first round, the others go on at once, beside further prompts.
 
     A completion that could not be finished, or whose reward could not be measured, has the reward None, and a warning
     says why.
@@ -127,122 +171,139 @@ def draw_round(
         settings: how.
         place: of the first prompt.
         seed: of all that is drawn; what is drawn of a prompt follows from it, the place and the weights.
+        step: the number of the optimizer step that is the first to learn from the round.
+        waiting: what the round before has set aside; it is drawn further in place.
         ranks: that draw together, each with an engine of the same weights; all call this, and get the same. None: this
             process alone.
     """
+    drawer = _Drawer(engine, environment, settings, seed, step, ranks or RankGroup())
+    made = (_partly if settings.round_tokens else _whole)(drawer, prompts, place, waiting)
+    _tell_unmeasured([one for group in made.drawn for one in group.rollouts])
+    return made
+
+
+def _whole(drawer: _Drawer, prompts: Prompts, place: int, waiting: Sequence[Unfinished]) -> Round:
+    """A round whose rollouts are all drawn to their ends."""
+    assert not waiting, "nothing is set aside where rollouts are whole"
+    settings = drawer.settings
     kept: list[Group] = []
     drawn: list[Group] = []
-    seconds = 0.0
+    seconds, tokens = 0.0, 0
     for _ in range(1 + settings.redraws):
         missing = settings.prompts_per_step - len(kept)
         if not missing:
             break
-        asked = prompts.at(place, missing)
-        groups, taken = _drawn_by_all(engine, environment, asked, settings, place, seed, ranks or RankGroup())
-        place, seconds = place + missing, seconds + taken
-        drawn += groups
-        kept += [group for group in groups if group.has_signal]
+        made = _drawn_by_all(drawer, _begun(drawer, prompts, place, missing))
+        place, seconds, tokens = place + missing, seconds + made.seconds, tokens + made.tokens
+        drawn += made.groups
+        kept += [group for group in made.groups if group.has_signal]
     spare = [group for group in drawn if not group.has_signal]
     kept += spare[: settings.prompts_per_step - len(kept)]
-    _tell_unmeasured([one for group in drawn for one in group.rollouts])
-    return Round(sorted(kept, key=lambda group: group.place), drawn, place, seconds)
+    return Round(sorted(kept, key=lambda group: group.place), drawn, place, seconds, tokens)
 
 
-def _drawn_by_all(
-    engine: Engine,
-    environment: Environment,
-    prompts: Sequence[Prompt],
-    settings: RolloutSettings,
-    place: int,
-    seed: int,
-    ranks: RankGroup,
-) -> tuple[list[Group], float]:
-    """The graded completions of some prompts, dealt to the ranks one by one, and the longest time that took.
+def _partly(drawer: _Drawer, prompts: Prompts, place: int, waiting: Sequence[Unfinished]) -> Round:
+    """A round whose rollouts go on by a number of tokens."""
+    settings = drawer.settings
+    continued = sum(not one.has_ended for group in waiting for one in group)
+    unfinished = waiting
+    groups: list[Group] = []
+    seconds, tokens = 0.0, 0
+    while len(groups) < settings.mini_batches:
+        made = _drawn_by_all(drawer, [*unfinished, *_begun(drawer, prompts, place, settings.prompts_per_step)])
+        unfinished, seconds, tokens = made.unfinished, seconds + made.seconds, tokens + made.tokens
+        place += settings.prompts_per_step
+        groups += made.groups
+    groups.sort(key=lambda group: group.place)
+    return Round(groups, groups, place, seconds, tokens, unfinished, continued)
+
+
+def _begun(drawer: _Drawer, prompts: Prompts, place: int, count: int) -> list[Unfinished]:
+    """``count`` groups from ``place`` on of which nothing is drawn."""
+    members = range(drawer.settings.group_size)
+    return [
+        [Drawn(prompt, place + number, member, drawer.step) for member in members]
+        for number, prompt in enumerate(prompts.at(place, count))
+    ]
+
+
+def _drawn_by_all(drawer: _Drawer, groups: Sequence[Unfinished]) -> _Made:
+    """Groups that have gone on, dealt to the ranks one by one; the seconds are those of the slowest.
 
     Raises:
         UserError: on all ranks, where it is raised on one.
     """
-    mine = range(ranks.rank, len(prompts), ranks.world)
-    problem, groups, seconds = None, list[Group](), 0.0
+    ranks = drawer.ranks
+    mine = groups[ranks.rank :: ranks.world]
+    problem, made = None, _Made([], [], 0.0, 0)
     try:
         if mine:
-            own = [prompts[n] for n in mine]
-            groups, seconds = _draw(engine, environment, own, settings, [place + n for n in mine], seed)
+            made = _draw(drawer, mine)
     except UserError as error:
         if ranks.alone:
             raise
         problem = str(error)
     if ranks.alone:
-        return groups, seconds
-    told = ranks.gather((problem, [_told(group) for group in groups], seconds))
-    for rank, (found, _, _) in enumerate(told):
+        return made
+    told = ranks.gather((problem, _told(made)))
+    for rank, (found, _) in enumerate(told):
         if found is not None:
             raise UserError(found if ranks.rank == rank else f"rank {rank}: {found}")
-    heard = [_heard(group, prompts[group[0] - place]) for _, some, _ in told for group in some]
-    return sorted(heard, key=lambda group: group.place), max(took for _, _, took in told)
+    prompts = {group[0].place: group[0].prompt for group in groups}
+    heard = [_heard(one, prompts) for _, one in told]
+    return _Made(
+        sorted((group for one in heard for group in one.groups), key=lambda group: group.place),
+        sorted((group for one in heard for group in one.unfinished), key=lambda group: group[0].place),
+        max(one.seconds for one in heard),
+        sum(one.tokens for one in heard),
+    )
 
 
-def _told(group: Group) -> tuple[int, list[Rollout]]:
-    """A group without its prompt, which every rank has and whose row may hold anything."""
-    return group.place, [replace(one, prompt=_NO_PROMPT) for one in group.rollouts]
+def _told(made: _Made) -> _Made:
+    """The same without prompts, which every rank has and whose rows may hold anything."""
+    groups = [replace(g, rollouts=[replace(one, prompt=_NO_PROMPT) for one in g.rollouts]) for g in made.groups]
+    return replace(made, groups=groups, unfinished=[_with(_NO_PROMPT, group) for group in made.unfinished])
 
 
-def _heard(told: tuple[int, list[Rollout]], prompt: Prompt) -> Group:
-    return Group(told[0], [replace(one, prompt=prompt) for one in told[1]])
+def _heard(told: _Made, prompts: dict[int, Prompt]) -> _Made:
+    groups = [replace(g, rollouts=[replace(one, prompt=prompts[g.place]) for one in g.rollouts]) for g in told.groups]
+    return replace(told, groups=groups, unfinished=[_with(prompts[group[0].place], group) for group in told.unfinished])
 
 
-def _draw(
-    engine: Engine,
-    environment: Environment,
-    prompts: Sequence[Prompt],
-    settings: RolloutSettings,
-    places: Sequence[int],
-    seed: int,
-) -> tuple[list[Group], float]:
-    """The graded completions of prompts at some places, and the seconds that drawing them took."""
-    sampling = [
-        Sampling(
-            max_tokens=settings.max_tokens,
-            n=settings.group_size,
-            temperature=settings.temperature,
-            seed=int(np.random.SeedSequence([seed, place]).generate_state(1, np.uint64)[0] >> np.uint64(2)),
-            logprobs=0,
-        )
-        for place in places
-    ]
+def _with(prompt: Prompt, group: Unfinished) -> Unfinished:
+    return [replace(one, prompt=prompt) for one in group]
+
+
+def _draw(drawer: _Drawer, groups: Sequence[Unfinished]) -> _Made:
+    """Groups that have gone on by what a round allows; those of which every rollout has ended are graded."""
+    settings, going = drawer.settings, [one for group in groups for one in group if not one.has_ended]
+    before = sum(sum(one.learned) for one in going)
     started = time.perf_counter()
-    completions = engine.generate([prompt.tokens for prompt in prompts], sampling)
-    size = settings.group_size
-    drawn = [Drawn(prompts[number // size]) for number in range(len(completions))]
-    for one, made in zip(drawn, completions, strict=True):
-        one.take(made)
-    if settings.max_turns > 1:
-        numbers = [places[number // size] * size + number % size for number in range(len(drawn))]
-        take_turns(engine, replying(environment), drawn, settings, seed=seed, places=numbers)
+    budget = settings.round_tokens or None
+    go_on(drawer.engine, drawer.environment, going, settings, seed=drawer.seed, budget=budget)
     seconds = time.perf_counter() - started
-    return [
-        Group(places[number], [graded(environment, one) for one in drawn[number * size : (number + 1) * size]])
-        for number in range(len(prompts))
-    ], seconds
+    for one in going:
+        one.end_round(settings.max_rounds, drawer.engine.tokenizer)
+    whole = [all(one.has_ended for one in group) for group in groups]
+    finished = [
+        Group(group[0].place, [graded(drawer.environment, one, drawer.step) for one in group])
+        for group, is_whole in zip(groups, whole, strict=True)
+        if is_whole
+    ]
+    rest = [group for group, is_whole in zip(groups, whole, strict=True) if not is_whole]
+    return _Made(finished, rest, seconds, sum(sum(one.learned) for one in going) - before)
 
 
-def replying(environment: Environment) -> Replying:
-    """The same environment.
-
-    Raises:
-        UserError: it does not reply.
-    """
-    if not isinstance(environment, Replying):
-        raise UserError(
-            f"max_turns is above 1, and {type(environment).__name__} has no method reply(row, answers); give it one, "
-            "or leave max_turns out."
-        )
-    return environment
-
-
-def graded(environment: Environment, drawn: Drawn) -> Rollout:
-    """A rollout with its record: the reward is of the last answer."""
+def graded(environment: Environment, drawn: Drawn, step: int = 1) -> Rollout:
+    """A rollout with its record: the reward is of the last answer. ``step`` is the first to learn from it."""
     error = drawn.error
+    return as_rollout(
+        drawn, Reward(None, {}, error) if error else _score(environment, drawn.prompt, drawn.answers[-1]), step
+    )
+
+
+def as_rollout(drawn: Drawn, reward: Reward, step: int = 1) -> Rollout:
+    """A rollout with this reward."""
     return Rollout(
         prompt=drawn.prompt,
         tokens=tuple(drawn.tokens),
@@ -252,7 +313,10 @@ def graded(environment: Environment, drawn: Drawn) -> Rollout:
         turns=len(drawn.answers),
         is_cut=drawn.is_cut,
         out_of_turns=drawn.out_of_turns,
-        reward=Reward(None, {}, error) if error else _score(environment, drawn.prompt, drawn.answers[-1]),
+        reward=reward,
+        out_of_rounds=drawn.out_of_rounds,
+        kept=tuple(drawn.kept),
+        age=step - drawn.began,
     )
 
 

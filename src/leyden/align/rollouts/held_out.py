@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from leyden.align.rollouts.drawing import Rollout, graded, replying
+from leyden.align.rollouts.drawing import Rollout, graded
 from leyden.align.rollouts.environment import Environment
 from leyden.align.rollouts.prompts import Prompt
 from leyden.align.rollouts.settings import RolloutSettings
-from leyden.align.rollouts.turns import Drawn, take_turns
-from leyden.serve import Engine, Sampling
+from leyden.align.rollouts.turns import Drawn, go_on
+from leyden.serve import Engine
 from leyden.tokenizer import Tokenizer
 from leyden.train import TrainState
 from leyden.train.generators import generators_kept
@@ -72,13 +72,8 @@ def likeliest_answers(
     engine: Engine, prompts: Sequence[Prompt], environment: Environment, settings: RolloutSettings
 ) -> list[Rollout]:
     """To each prompt the answer of the likeliest tokens, graded; of several turns where the settings allow them."""
-    drawn = [Drawn(prompt) for prompt in prompts]
-    sampling = Sampling(max_tokens=settings.max_tokens, temperature=0, logprobs=0)
-    made = engine.generate([prompt.tokens for prompt in prompts], sampling)
-    for one, completion in zip(drawn, made, strict=True):
-        one.take(completion)
-    if settings.max_turns > 1:
-        take_turns(engine, replying(environment), drawn, settings, seed=0, places=range(len(drawn)), temperature=0)
+    drawn = [Drawn(prompt, place) for place, prompt in enumerate(prompts)]
+    go_on(engine, environment, drawn, settings, seed=0, temperature=0)
     return [graded(environment, one) for one in drawn]
 
 

@@ -9,7 +9,7 @@ import torch
 
 from leyden.align.policy.advantages import balanced
 from leyden.align.policy.algorithm import Algorithm
-from leyden.align.policy.objective import ADVANTAGE, COUNT, DRAWN, LOSS_WEIGHT, REFERENCE, log_probs
+from leyden.align.policy.objective import ADVANTAGE, COUNT, DRAWN, EARLIER, LOSS_WEIGHT, REFERENCE, log_probs
 from leyden.align.rollouts.drawing import Rollout
 from leyden.align.rollouts.sequences import share_of
 from leyden.core.transfers import sent
@@ -23,6 +23,8 @@ from leyden.train import TrainState
 
 SAMPLED = "sampled"
 """Of each token, the log-probability that the engine computed, under the model's own distribution."""
+KEPT = "kept"
+"""Of each token that earlier weights drew, its log-probability under them."""
 
 
 def pack(
@@ -33,6 +35,7 @@ def pack(
     max_tokens: int,
     seq_len: int,
     vocab_size: int,
+    partial: bool = False,
 ) -> list[Batch]:
     """The sequences of one optimizer step, each a batch of its own. A completion without a reward has weight 0: it is
     computed and not learned from.
@@ -44,24 +47,47 @@ def pack(
         max_tokens: of a completion, for the constant denominator.
         seq_len: tokens of a sequence; a prompt with its completion is never cut.
         vocab_size: of the tokenizer.
+        partial: as of :func:`laid`.
     """
     tokens = np.array([one.num_drawn for one in rollouts])
+    weights = completion_weights(rollouts, algorithm, max_tokens)
+    if algorithm.balance:
+        advantages = balanced(advantages, weights[LOSS_WEIGHT] * tokens)
+    values = {ADVANTAGE: advantages, **weights}
+    return laid(rollouts, values, partial=partial, seq_len=seq_len, vocab_size=vocab_size)
+
+
+def laid(
+    rollouts: Sequence[Rollout],
+    per_document: Mapping[str, np.ndarray],
+    *,
+    partial: bool,
+    seq_len: int,
+    vocab_size: int,
+) -> list[Batch]:
+    """Rollouts packed into sequences, each a batch of its own.
+
+    Args:
+        rollouts: at least one.
+        per_document: [rollouts] by name.
+        partial: tokens may have been drawn by earlier weights: then there are :data:`EARLIER` and :data:`KEPT`.
+        seq_len, vocab_size: as of :func:`pack`.
+    """
     learned = [np.concatenate([np.zeros(len(one.prompt.tokens), bool), one.learned]) for one in rollouts]
     shards = shards_in_memory(
         [[*one.prompt.tokens, *one.tokens] for one in rollouts], vocab_size=vocab_size, learned=learned
     )
     sampled = np.zeros(shards.num_tokens, np.float32)
     sampled[np.concatenate(learned)] = np.concatenate([one.log_probs[one.learned] for one in rollouts])
-    weights = completion_weights(rollouts, algorithm, max_tokens)
-    if algorithm.balance:
-        advantages = balanced(advantages, weights[LOSS_WEIGHT] * tokens)
+    per_token = {SAMPLED: sampled}
+    if partial:
+        kept = [np.pad(one.kept, (len(one.prompt.tokens), len(one.tokens) - len(one.kept))) for one in rollouts]
+        before = [
+            np.arange(len(x)) < len(one.prompt.tokens) + len(one.kept) for x, one in zip(kept, rollouts, strict=True)
+        ]
+        per_token |= {KEPT: np.concatenate(kept), EARLIER: np.concatenate(before) & np.concatenate(learned)}
     made = OnceBatches(
-        GroupedDocuments(
-            shards,
-            np.arange(len(rollouts) + 1),
-            per_token={SAMPLED: sampled},
-            per_document={ADVANTAGE: advantages, **weights},
-        ),
+        GroupedDocuments(shards, np.arange(len(rollouts) + 1), per_token=per_token, per_document=per_document),
         seq_len=seq_len,
         batch_tokens=seq_len,
     )
@@ -116,9 +142,13 @@ def scored(
     update, before a weight has changed, each has the same bits as the log-probability that it is compared with. All
     ranks call this with the same sequences, which go through the model at once, and each gets all of them.
 
+    Tokens that earlier weights drew keep the log-probability under those, which was computed by this function as well,
+    in the round in which they were drawn.
+
     Returns:
-        The sequences with :data:`DRAWN`, and :data:`REFERENCE` where there is a reference; and [labels], by how much
-        trainer and engine differ in each drawn token under the model's own distribution.
+        The sequences with :data:`DRAWN`, :data:`REFERENCE` where there is a reference, and :data:`EARLIER` where they
+        have it; and [labels], by how much trainer and engine differ in each token that was drawn in this round, under
+        the model's own distribution.
     """
     ranks = state.rank_group
     row = share_of(micro_batch, *ranks.share)
@@ -130,18 +160,18 @@ def scored(
         found.append(of_reference if ranks.counts_rows else torch.zeros_like(of_reference))
     number, count = ranks.share
     everywhere = [_of_all_ranks(values, number, count, len(micro_batch), state) for values in found]
-    rows = []
+    rows, drift = [], []
     for place, one in enumerate(micro_batch):
         values = [part[place][None] for part in everywhere]
+        is_new = one.labels != IGNORE_INDEX
         named = {DRAWN: values[0], **({REFERENCE: values[2]} if reference is not None else {})}
+        if EARLIER in one.per_token:
+            named[EARLIER] = earlier = one.per_token[EARLIER]
+            named[DRAWN] = one.per_token[KEPT].to(values[0].dtype).where(earlier, values[0])
+            is_new &= ~earlier
         rows.append(replace(one, per_token=named))
-    drift = torch.cat(
-        [
-            (everywhere[1][place] - one.per_token[SAMPLED][0])[one.labels[0] != IGNORE_INDEX]
-            for place, one in enumerate(micro_batch)
-        ]
-    )
-    return rows, drift
+        drift.append((values[1] - one.per_token[SAMPLED])[is_new])
+    return rows, torch.cat(drift)
 
 
 def _of_all_ranks(values: torch.Tensor, rank: int, ranks: int, num_sequences: int, state: TrainState) -> torch.Tensor:

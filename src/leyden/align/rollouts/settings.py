@@ -33,6 +33,12 @@ class RolloutSettings(Config):
     """Tokens of a completion at most; a longer one is cut, and graded as it is."""
     max_turns: int = Field(default=1, ge=1)
     """Answers of a rollout at most, between which the ``reply`` of the environment stands; ``max_tokens`` counts it."""
+    round_tokens: int = Field(default=0, ge=0)
+    """Tokens by which a rollout grows in a round at most; one that has not ended then is set aside, and goes on in the
+    next round, by the newer weights. 0: every rollout is drawn to its end."""
+    max_rounds: int | None = Field(default=None, ge=1)
+    """Of ``round_tokens``: rounds in which a rollout is drawn at most; one that has not ended then is ended there, and
+    graded as it is. None: as many as it takes to ``max_tokens``."""
     temperature: float = Field(default=1.0, gt=0)
     """The policy is the model with its logits divided by this, in drawing and in learning."""
     updates: int = Field(default=1, ge=1)
@@ -77,6 +83,17 @@ class RolloutSettings(Config):
             raise ValueError(
                 f"mini_batches ({self.mini_batches}) must divide prompts_per_step ({self.prompts_per_step}): the "
                 "completions of a prompt are learned in one step"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rounds_agree(self) -> Self:
+        if self.max_rounds is not None and not self.round_tokens:
+            raise ValueError("max_rounds is of round_tokens, without which every rollout is drawn in one round")
+        if self.round_tokens and self.redraws:
+            raise ValueError(
+                "redraws asks for as many groups with a signal as a step has, and with round_tokens a round does not "
+                "know yet which of its groups will have one; set one of both to 0"
             )
         return self
 
