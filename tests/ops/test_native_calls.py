@@ -202,11 +202,11 @@ def _gate() -> None:
 
 
 def _softmax(*seen: int) -> None:
-    native.call("leyden_softmax", F32, ONE, None, None, i32(*seen), 1.0, 2, len(seen) // 2, 4, ONE, None)
+    native.call("leyden_softmax", F32, ONE, None, i32(*seen), 1.0, 2, len(seen) // 2, 4, ONE, None)
 
 
 def _half_of_a_backward() -> None:
-    native.call("leyden_softmax", F32, ONE, ONE, None, i32(0, 4), 1.0, 2, 1, 4, ONE, ONE)
+    native.call("leyden_softmax", F32, ONE, ONE, i32(0, 4), 1.0, 2, 1, 4, ONE, None)
 
 
 def _label() -> None:

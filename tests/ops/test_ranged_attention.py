@@ -230,6 +230,27 @@ def test_partial_results_merge(backend: str) -> None:
         torch.testing.assert_close(total, expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("backend", CPU_BODIES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_queries_that_see_nothing_elsewhere_need_no_delta(dtype: torch.dtype, backend: str) -> None:
+    """It is summed here instead, so that a score alone in its row has no gradient at all."""
+    tensors, (first, last) = draw(60, 50, (4, 2), dtype)
+    dout, q, k, v = tensors
+    exact = differentiated([x.double() for x in tensors], [first, last])
+    plain = differentiated(tensors, [first, last])
+    _, lse = ranged_attention(q, k, v, first, last, backend)
+    whole = torch.arange(60) % 3 > 0
+    delta = (dout.double() * exact[0]).sum(-1).to(lse.dtype).masked_fill(whole[:, None], torch.nan)
+    found = ranged_attention_backward(dout, q, k, v, lse, delta, first, last, backend, whole=whole)
+    for f, p, e in zip(found, plain[2:], exact[2:], strict=True):
+        assert_within_noise(f.to(dtype), p, e)
+    alone = torch.arange(50, dtype=torch.int32)
+    dout, q, whole = dout[:50], q[:50], torch.ones(50, dtype=torch.bool)
+    out, lse = ranged_attention(q, k, v, alone, alone + 1, backend)
+    found = ranged_attention_backward(dout, q, k, v, lse, out.sum(-1), alone, alone + 1, backend, whole=whole)
+    assert not found[0].any() and not found[1].any() and found[2].any()
+
+
 @pytest.mark.parametrize("backend", (*CPU_BODIES, "triton"))
 def test_scores_far_apart_stay_finite(backend: str) -> None:
     (dout, q, k, v), ranges = draw(60, 50, (4, 2), torch.float32)
@@ -262,6 +283,8 @@ def test_a_backward_that_does_not_fit_is_refused() -> None:
         ranged_attention_backward(dout.double(), *tensors, lse, lse, *ranges)
     with pytest.raises(ValueError, match="dout as q"):
         ranged_attention_backward(dout, *tensors, lse[:4], lse, *ranges)
+    with pytest.raises(ValueError, match="in bool expected"):
+        ranged_attention_backward(dout, *tensors, lse, lse, *ranges, whole=lse[:, 0])
 
 
 @pytest.mark.gpu

@@ -220,6 +220,21 @@ def test_bfloat16_is_at_most_twice_as_far_from_float64_as_pytorch(backend: str, 
         assert relative(found, e) <= 2 * relative(peer, e)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_probability_of_one_leaves_nothing_to_learn(backend: str, dtype: torch.dtype) -> None:
+    """Its score has the difference of two equal sums as gradient: in documents of one token, with scores far apart."""
+    H, G, width = 4, 2, 32
+    q, k, v = (random(1, 40, heads, width, dtype=dtype, seed=heads + 9) for heads in (H, G, G))
+    alone = with_gradients(lambda *x: [softmax_attention(*x, torch.arange(41), backend)], [q, k, v])
+    for found in alone[1:3]:
+        assert not found.any()
+    k[:, 0] = 1.0  # the first key wins by hundreds, and v differs from key to key
+    sure = with_gradients(lambda *x: [softmax_attention(*x, backend=backend)], [torch.full_like(q, 50), k, v])
+    for found in sure[1:3]:
+        assert not found.any()
+
+
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
 @pytest.mark.parametrize("poisoned", ["q", "k", "v", "out"])

@@ -124,7 +124,7 @@ def _events(row: Row, layout: Layout) -> list[str]:
     start, wait = dist.batch_isend_irecv, passing.wait
 
     def noting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *inputs: (events.append(name), function(*inputs))[1]
+        return lambda *inputs, **named: (events.append(name), function(*inputs, **named))[1]
 
     with (
         mock.patch.object(dist, "batch_isend_irecv", noting("send", start)),

@@ -42,13 +42,12 @@ DECLARATIONS = (
     " int rows; int vocab; float z_loss; int differentiate; float32 nll[rows]; float32 z[rows])",
     "leyden_add_product(T; T a[depth rows]; T b[depth columns]; int depth; int rows; int columns;"
     " float32 y[rows columns])",
-    "leyden_softmax(T; float32 scores[rows width]; float32 dp[rows width]?; float32 delta[rows]?; int32 seen[2 period];"
-    " float scale; int rows; int period; int width; T p[rows width]; T ds[rows width]?)",
+    "leyden_softmax(T; float32 scores[rows width]; float32 dp[rows width]?; int32 seen[2 period]; float scale;"
+    " int rows; int period; int width; T p[rows width]; T ds[rows width]?)",
     "leyden_attention_probabilities(T; T q[rows dim]; T k[width dim]; int32 seen[2 period]; float scale; int rows;"
     " int period; int width; int dim; T p[rows width])",
     "leyden_attention_gradients(T; T q[rows dim]; T k[width dim]; T dout[rows dim]; T v[width dim];"
-    " float32 delta[rows]; int32 seen[2 period]; float scale; int rows; int period; int width; int dim;"
-    " T p[rows width]; T ds[rows width])",
+    " int32 seen[2 period]; float scale; int rows; int period; int width; int dim; T p[rows width]; T ds[rows width])",
     "leyden_causal_attention(T; T q[tokens heads K]~; T keys[places kv_heads K]~; T values[places kv_heads K]~;"
     " int32 table[used]?; int64 bounds[last]; int tokens; int heads; int K; int places; int kv_heads; int page;"
     " int used; int last; T out[tokens heads K])",

@@ -62,6 +62,8 @@ def ranged_attention_backward(
     first: torch.Tensor,
     last: torch.Tensor,
     backend: str = "auto",
+    *,
+    whole: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The gradients that flow through these keys, of an output that may have seen others besides.
 
@@ -72,8 +74,13 @@ def ranged_attention_backward(
     Args:
         dout: [T, Hq, D], the gradient of the whole output, in the dtype of q.
         q, k, v, first, last, backend: as in :func:`ranged_attention`.
-        lse: [T, Hq], over all keys that each query sees, here and elsewhere; float32 (float64 for float64).
-        delta: [T, Hq], the sum over D of the whole output times ``dout``; as ``lse``.
+        lse: [T, Hq], over all keys that each query sees, here and elsewhere; float32 or float64.
+        delta: [T, Hq], the sum over D of ``dout`` times the whole output, float32 or float64; of the output before
+            it is rounded, since it is close to dP where one probability is close to 1.
+        whole: [T] bool, queries that see no keys elsewhere. The CPU's bodies then take P = softmax(S) and rowsum(P dP)
+            for delta, of the very numbers that it is subtracted from: nothing is left where a query sees one key. On a
+            GPU that would be another walk over the keys, and delta is subtracted, as in FlashAttention. None: every
+            query may see others.
 
     Returns:
         dq [T, Hq, D], dk and dv [S, Hkv, D], in float32 (float64 for float64).
@@ -87,14 +94,18 @@ def ranged_attention_backward(
             f"ranged_attention: dout as q, {tuple(q.shape)} in {q.dtype}, and lse and delta {tuple(q.shape[:2])} "
             f"expected; given {tuple(dout.shape)} in {dout.dtype}, {tuple(lse.shape)} and {tuple(delta.shape)}."
         )
+    if whole is not None and (whole.shape != q.shape[:1] or whole.dtype != torch.bool):
+        raise ValueError(
+            f"ranged_attention: whole [{q.shape[0]}] in bool expected; given {tuple(whole.shape)} in {whole.dtype}."
+        )
     chosen = choose("ranged_attention", backend, q, k, v, triton=q.dtype)
     if chosen == "reference":
-        return ranged_attention_backward_reference(dout, q, k, v, lse, delta, first, last)
+        return ranged_attention_backward_reference(dout, q, k, v, lse, delta, first, last, whole)
     if chosen == "triton":
         from leyden.ops.ranged_attention.launch import ranged_attention_backward_triton
 
         return ranged_attention_backward_triton(dout, q, k, v, lse, delta, first, last)
-    return ranged_attention_backward_portable(dout, q, k, v, lse, delta, first, last)
+    return ranged_attention_backward_portable(dout, q, k, v, lse, delta, first, last, whole)
 
 
 def _check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, first: torch.Tensor, last: torch.Tensor) -> None:

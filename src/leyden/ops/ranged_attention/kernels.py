@@ -112,13 +112,16 @@ def attend(
             scores = tl.where(_sees(start + tl.arange(0, BN), begin, end), scores, -float("inf"))
         higher = tl.maximum(top, tl.max(scores, axis=1) * scale)
         finite = tl.where(higher == -float("inf"), 0.0, higher)
-        p = tl.exp2(scores * scale - finite[:, None])
+        # What is summed is what is multiplied, so that the output is a mean of values whatever is rounded: the backward
+        # subtracts its product with dO from dP, and where one probability is close to 1 the two are nearly equal.
+        p = tl.exp2(scores * scale - finite[:, None]).to(PRODUCT)
         shrink = tl.exp2(top - finite)
-        weight = weight * shrink + tl.sum(p, axis=1)
+        weight = weight * shrink + tl.sum(p.to(tl.float32), axis=1)
         if CAREFUL:
             vs, stray = _cleaned(vs)
-            p = tl.where(_sees(start + tl.arange(0, BN), begin, end) & stray[None, :], float("nan"), p)
-        mean = tl.dot(p.to(PRODUCT), vs, mean * shrink[:, None], input_precision=PRECISION)
+            stray_seen = _sees(start + tl.arange(0, BN), begin, end) & stray[None, :]
+            p = tl.where(stray_seen, float("nan"), p).to(PRODUCT)
+        mean = tl.dot(p, vs, mean * shrink[:, None], input_precision=PRECISION)
         top = higher
     at = row.to(tl.int64) * H + head
     weight = tl.where(weight > 0, weight, 1.0)

@@ -1,8 +1,9 @@
 """Attention over ranges of keys in plain PyTorch, a block of queries at a time.
 
 A block meets the keys from the first that one of its queries sees to the last, in one matrix product a key head.
-Scores, the softmax and the gradients of the scores are float32; what follows is multiplied in the dtype of the inputs
-(float16 in float32, where it cannot overflow). Blocks that see nothing cost nothing.
+Scores, the softmax, the output and the gradients of the scores are float32; what follows is multiplied in the dtype of
+the inputs (float16 in float32, where it cannot overflow). The output is not one of rounded probabilities, since the
+backward subtracts its product with dO from dP, to which it may be close. Blocks that see nothing cost nothing.
 
 Shapes: N key heads, G query heads share one, R queries in a block, W keys that it meets.
 """
@@ -26,16 +27,15 @@ def ranged_attention_portable(
     grouped, keys, values = (_by_key_head(x, heads) for x in (q, k, v))
     out = torch.zeros(grouped.shape, dtype=wide, device=q.device)
     lse = torch.full_like(out[..., :1], -torch.inf)
-    wide_q, wide_k = grouped.to(wide), keys.to(wide)
+    wide_q, wide_k, wide_v = (x.to(wide) for x in (grouped, keys, values))
 
     def attend(blocks: Iterator[Block]) -> tuple[torch.Tensor, ...]:
         for block in blocks:
             hidden = block.hidden.to(q.device)
             for n in range(heads):
                 scores = _scores(wide_q[n], wide_k[n, 0], block, hidden)
-                total = torch.logsumexp(scores, dim=-1, keepdim=True)
-                p = scores.sub_(_finite(total)).exp_()
-                put(out[n], block.rows, torch.mm(p.to(values.dtype), values[n, 0, block.keys]))
+                p, total = _softmax(scores)
+                put(out[n], block.rows, torch.mm(p, wide_v[n, 0, block.keys]))
                 put(lse[n], block.rows, total)
         return (out,)
 
@@ -54,6 +54,7 @@ def ranged_attention_backward_portable(
     delta: torch.Tensor,
     first: torch.Tensor,
     last: torch.Tensor,
+    whole: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """See :func:`leyden.ops.ranged_attention_backward`."""
     heads, wide, scale = k.shape[1], torch.promote_types(q.dtype, torch.float32), q.shape[2] ** -0.5
@@ -68,16 +69,23 @@ def ranged_attention_backward_portable(
         for block in blocks:
             rows, seen, hidden = block.rows, block.keys, block.hidden.to(q.device)
             for n in range(heads):
-                p = _scores(wide_q[n], wide_k[n, 0], block, hidden).sub_(_finite(take(lses[n], rows))).exp_()
+                scores = _scores(wide_q[n], wide_k[n, 0], block, hidden)
+                p, total = _softmax(scores)
+                here = own[rows].repeat(len(grouped[n]))[:, None]
+                p.mul_(torch.exp(total - take(lses[n], rows)).masked_fill_(here | (total == -torch.inf), 1))
                 dout_rows = take(douts[n], rows)
-                dv[n, 0, seen] += torch.mm(p.to(keys.dtype).t(), dout_rows)
                 dp = torch.mm(dout_rows.to(wide), wide_v[n, 0, seen].t())
-                ds = dp.sub_(take(deltas[n], rows)).mul_(p).mul_(scale).to(keys.dtype)
+                dp.sub_(take(deltas[n], rows).masked_fill(here, 0))
+                for _ in range(2 if whole is not None else 0):  # again for what rounding has left of the sum
+                    dp.sub_(torch.linalg.vecdot(p, dp)[:, None].masked_fill_(~here, 0))
+                dv[n, 0, seen] += torch.mm(p.to(keys.dtype).t(), dout_rows)
+                ds = dp.mul_(p).mul_(scale).to(keys.dtype)
                 put(dq[n], rows, torch.mm(ds, keys[n, 0, seen]))
                 dk[n, 0, seen] += torch.mm(ds.t(), take(grouped[n], rows))
         return dq, dk, dv
 
     first, last = first.cpu(), last.cpu()
+    own = torch.zeros(len(q), dtype=torch.bool, device=q.device) if whole is None else whole.to(q.device)
     plan = functools.partial(cut_blocks, first, last, len(k), _SCORES_BYTES // 4 // grouped.shape[1])
     apart_if_not_finite(plan, first, differentiate)
     return _by_position(dq), _by_position(dk), _by_position(dv)
@@ -101,6 +109,10 @@ def _scores(q: torch.Tensor, k: torch.Tensor, block: Block, hidden: torch.Tensor
     return scores
 
 
-def _finite(lse: torch.Tensor) -> torch.Tensor:
-    """Of a query that sees nothing, whose scores are all minus infinity, anything finite."""
-    return lse.masked_fill(lse == -torch.inf, 0)
+def _softmax(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Probabilities and log-sum-exps [rows, 1]; zero and minus infinity where a query sees nothing.
+
+    The exponential of scores less their log-sum-exp would be off by its rounding, in all of a row.
+    """
+    total = torch.logsumexp(scores, dim=-1, keepdim=True)
+    return torch.softmax(scores, dim=-1).masked_fill_(total == -torch.inf, 0), total

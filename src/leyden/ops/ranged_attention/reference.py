@@ -28,6 +28,7 @@ def ranged_attention_backward_reference(
     delta_TH: torch.Tensor,
     first_T: torch.Tensor,
     last_T: torch.Tensor,
+    whole_T: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """See :func:`leyden.ops.ranged_attention_backward`."""
     q, k, v = _prepared(q_THD, k_SGD, v_SGD)
@@ -35,7 +36,12 @@ def ranged_attention_backward_reference(
     dq, dk, dv = (torch.zeros_like(x) for x in (q, k, v))
     for t, keys in _seen(first_T, last_T):
         p = torch.exp(_scores(q[t], k[keys]) - lse_TH[t, :, None])
-        ds = p * (torch.einsum("hd,shd->hs", dout[t], v[keys]) - delta_TH[t, :, None]) / math.sqrt(q.shape[2])
+        dp = torch.einsum("hd,shd->hs", dout[t], v[keys])
+        delta = delta_TH[t]
+        if whole_T is not None and whole_T[t]:
+            p = _scores(q[t], k[keys]).softmax(-1)
+            delta = torch.linalg.vecdot(p, dp)
+        ds = p * (dp - delta[:, None]) / math.sqrt(q.shape[2])
         dq[t] = torch.einsum("hs,shd->hd", ds, k[keys])
         dk[keys] += torch.einsum("hs,hd->shd", ds, q[t])
         dv[keys] += torch.einsum("hs,hd->shd", p, dout[t])

@@ -5,7 +5,10 @@ meets all the keys that it can see in one product, from the beginning of the fir
 softmax and the gradients of the scores are float32; P and dS are rounded for the products that follow. The backward
 forms the probabilities P = softmax(S) again:
 
-    dS = P (dO V^T - rowsum(dO O)),   dQ = dS K,   dK = dS^T Q,   dV = P^T dO
+    dP = dO V^T,   dS = P (dP - rowsum(P dP)),   dQ = dS K,   dK = dS^T Q,   dV = P^T dO
+
+rowsum(P dP) is rowsum(dO O), but of P and dP as they are here and not of O as it was rounded: where one probability is
+close to 1, dS is the difference of two nearly equal numbers.
 
 Shapes as in ``attention_blocks.py``.
 """
@@ -44,12 +47,12 @@ class BlockAttention(torch.autograd.Function):
         heads = k.shape[2]
         plan = functools.partial(cut_blocks, first, last, k.shape[1], SOFTMAX_SCORES.here // 4 // (q.shape[2] // heads))
         ctx.plan, ctx.begins, ctx.native = plan, begins, native
+        ctx.save_for_backward(q, k, v)
         if native and window is None and causal_pays(q.shape[3], q.dtype):
             documents = [0, k.shape[1]] if bounds is None else bounds
             out = q.new_empty(q.shape)
             for row, given in zip(out, zip(q, k, v, strict=True), strict=True):
                 causal_attention(*given, documents, out=row)
-            ctx.save_for_backward(q, k, v, out)
             return out
         grouped, keys, values = (by_key_head(x, heads) for x in (q, k, v))
         scores = scores_of(grouped, keys, native=native)
@@ -61,19 +64,16 @@ class BlockAttention(torch.autograd.Function):
             return (out,)
 
         apart_if_not_finite(plan, begins, attend)
-        by_token = by_position(out, q.shape[2])
-        ctx.save_for_backward(q, k, v, by_token)
-        return by_token
+        return by_position(out, q.shape[2])
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        q, k, v, out = ctx.saved_tensors
+        q, k, v = ctx.saved_tensors
         heads = k.shape[2]
-        grouped, keys, values, out = (by_key_head(x, heads) for x in (q, k, v, out))
+        grouped, keys, values = (by_key_head(x, heads) for x in (q, k, v))
         dout = by_key_head(grads[0], heads)
         wide = torch.promote_types(q.dtype, torch.float32)
         scores = scores_of(grouped, keys, values, dout, native=ctx.native)
-        delta = (dout.to(wide) * out).sum(-1, keepdim=True)
         dq = torch.empty_like(grouped)
         dk, dv = (torch.empty_like(keys, dtype=wide) for _ in range(2))
 
@@ -82,7 +82,7 @@ class BlockAttention(torch.autograd.Function):
                 total.zero_()
             for n, block in itertools.product(range(len(grouped)), blocks):
                 rows, seen = block.rows, block.keys
-                p, ds = scores.gradients(n, block, take(delta[n], rows))
+                p, ds = scores.gradients(n, block)
                 dv[n, 0, seen] += torch.mm(p.t(), take(dout[n], rows))
                 put(dq[n], rows, torch.mm(ds, keys[n, 0, seen]))
                 dk[n, 0, seen] += torch.mm(ds.t(), take(grouped[n], rows))

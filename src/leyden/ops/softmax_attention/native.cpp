@@ -27,8 +27,12 @@ template <class T> void softmax(float *scores, int64_t width, float scale, T *p)
     });
 }
 
-// ds = p (dp - delta) scale of one row.
-template <class T> void differentiate(const float *dp, const float *p, float delta, float scale, int64_t width, T *ds) {
+// ds = p (dp - p . dp) scale of one row. The sum is of these very numbers, so that a key whose probability is 1 gets
+// nothing: the output times its gradient is the same sum, but of what was rounded.
+template <class T> void differentiate(const float *dp, const float *p, float scale, int64_t width, T *ds) {
+    Vector sums = {};
+    vectors(width, [&](int64_t i, int n) { sums += load(dp + i, n) * load(p + i, n); });
+    const float delta = sum(sums);
     vectors(width, [&](int64_t i, int n) { store(ds + i, (load(dp + i, n) - delta) * load(p + i, n) * scale, n); });
 }
 
@@ -65,9 +69,9 @@ template <class T> void finish(const Seen &of, int64_t row, int64_t width, float
 // Behind it, the gradients of the scores.
 template <class T>
 void finish_gradients(const Seen &of, int64_t row, int64_t width, float scale, const float *p, const float *dp,
-                      float delta, T *ds) {
+                      T *ds) {
     const int64_t first = of.first(row), last = of.last(row);
-    differentiate(dp + first, p + first, delta, scale, last - first, ds + first);
+    differentiate(dp + first, p + first, scale, last - first, ds + first);
     clear_unseen(ds, first, last, width);
 }
 
@@ -133,10 +137,10 @@ extern "C" Fault leyden_attention_probabilities(int64_t bfloat16, const void *q,
     });
 }
 
-// As above, and v: [width, dim]; dout: [rows, dim]; delta: [rows]; ds: [rows, width], (dout v^T - delta) p scale.
+// As above, and v: [width, dim]; dout: [rows, dim]; ds: [rows, width], p (dp - p . dp) scale with dp = dout v^T.
 extern "C" Fault leyden_attention_gradients(int64_t bfloat16, const void *q, const void *k, const void *dout,
-                                           const void *v, const float *delta, const int32_t *seen, float scale,
-                                           int64_t rows, int64_t period, int64_t width, int64_t dim, void *p, void *ds,
+                                           const void *v, const int32_t *seen, float scale, int64_t rows,
+                                           int64_t period, int64_t width, int64_t dim, void *p, void *ds,
                                            int64_t threads) {
     if (dim % LANES) return "16 does not divide the head dims";
     if (bfloat16 && !std::is_same<BFloat16, Input<BFloat16>>::value) return "this processor does not multiply bfloat16";
@@ -151,7 +155,7 @@ extern "C" Fault leyden_attention_gradients(int64_t bfloat16, const void *q, con
                 float *dp = products((const T *)dout, (const T *)v, begin, end, lowest, highest, width, dim, kept_too);
                 for (int64_t row = begin; row < end; row++, scores += apart(width), dp += apart(width)) {
                     finish<T>(of, row, width, scale, scores, (T *)p + row * width);
-                    finish_gradients<T>(of, row, width, scale, scores, dp, delta[row], (T *)ds + row * width);
+                    finish_gradients<T>(of, row, width, scale, scores, dp, (T *)ds + row * width);
                 }
             });
         }
@@ -160,10 +164,9 @@ extern "C" Fault leyden_attention_gradients(int64_t bfloat16, const void *q, con
 
 // scores: [rows, width] float32, the probabilities on return; p: the same in the dtype named, zero where a row does
 // not see. dp: null, or [rows, width] float32, and then ds as above.
-extern "C" Fault leyden_softmax(int64_t bfloat16, float *scores, const float *dp, const float *delta,
-                               const int32_t *seen, float scale, int64_t rows, int64_t period, int64_t width, void *p,
-                               void *ds, int64_t threads) {
-    if ((!dp != !ds) || (!dp != !delta)) return "dp, delta and ds go together";
+extern "C" Fault leyden_softmax(int64_t bfloat16, float *scores, const float *dp, const int32_t *seen, float scale,
+                               int64_t rows, int64_t period, int64_t width, void *p, void *ds, int64_t threads) {
+    if (!dp != !ds) return "dp and ds go together";
     const Seen of{seen, period};
     if (const Fault fault = of.check(rows, width)) return fault;
     return with_dtype(bfloat16, [&](auto type) {
@@ -172,7 +175,7 @@ extern "C" Fault leyden_softmax(int64_t bfloat16, float *scores, const float *dp
             for (int64_t row = begin; row < end; row++) {
                 const int64_t at = row * width;
                 finish<T>(of, row, width, scale, scores + at, (T *)p + at);
-                if (dp) finish_gradients<T>(of, row, width, scale, scores + at, dp + at, delta[row], (T *)ds + at);
+                if (dp) finish_gradients<T>(of, row, width, scale, scores + at, dp + at, (T *)ds + at);
             }
         });
     });

@@ -58,11 +58,11 @@ class Scores:
         """[G R, W] in the dtype of q, zero where a query may not look."""
         return self._softmax(self._products(self.q, self.k, n, block), block)
 
-    def gradients(self, n: int, block: Block, delta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The probabilities p, and ``p (dout v^T - delta) scale``; both [G R, W], and delta [G R, 1]."""
+    def gradients(self, n: int, block: Block) -> tuple[torch.Tensor, torch.Tensor]:
+        """The probabilities p, and ``p (dp - rowsum(p dp)) scale`` where dp is ``dout v^T``; both [G R, W]."""
         assert self.dout is not None and self.v is not None, "only a backward asks for gradients"
         dp = self._products(self.dout, self.v, n, block)
-        return self._differentiated(self._products(self.q, self.k, n, block), dp, delta, block)
+        return self._differentiated(self._products(self.q, self.k, n, block), dp, block)
 
     def _products(self, rows: torch.Tensor, keys: torch.Tensor, n: int, block: Block) -> torch.Tensor:
         return torch.mm(take(rows[n], block.rows), keys[n, 0, block.keys].t())
@@ -71,9 +71,10 @@ class Scores:
         return self._wide_softmax(scores, block).to(self.dtype)
 
     def _differentiated(
-        self, scores: torch.Tensor, dp: torch.Tensor, delta: torch.Tensor, block: Block
+        self, scores: torch.Tensor, dp: torch.Tensor, block: Block
     ) -> tuple[torch.Tensor, torch.Tensor]:
         p = self._wide_softmax(scores, block)
+        delta = torch.linalg.vecdot(p, dp)[:, None]
         return p.to(self.dtype), dp.sub_(delta).mul_(p).mul_(self.scale).to(self.dtype)
 
     def _wide_softmax(self, scores: torch.Tensor, block: Block) -> torch.Tensor:
@@ -88,14 +89,14 @@ class _NativeScores(Scores):
 
     def _softmax(self, scores: torch.Tensor, block: Block) -> torch.Tensor:
         p = self._like(scores)
-        call("leyden_softmax", self.dtype, scores, None, None, *self._sizes(scores, block), p, None)
+        call("leyden_softmax", self.dtype, scores, None, *self._sizes(scores, block), p, None)
         return p
 
     def _differentiated(
-        self, scores: torch.Tensor, dp: torch.Tensor, delta: torch.Tensor, block: Block
+        self, scores: torch.Tensor, dp: torch.Tensor, block: Block
     ) -> tuple[torch.Tensor, torch.Tensor]:
         p, ds = self._like(scores), self._like(dp)
-        call("leyden_softmax", self.dtype, scores, dp, delta, *self._sizes(scores, block), p, ds)
+        call("leyden_softmax", self.dtype, scores, dp, *self._sizes(scores, block), p, ds)
         return p, ds
 
     def _like(self, wide: torch.Tensor) -> torch.Tensor:
@@ -116,11 +117,11 @@ class _FusedScores(Scores):
         call("leyden_attention_probabilities", self.dtype, q, k, *self._sizes(q, k, block), p)
         return p
 
-    def gradients(self, n: int, block: Block, delta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def gradients(self, n: int, block: Block) -> tuple[torch.Tensor, torch.Tensor]:
         assert self.dout is not None and self.v is not None, "only a backward asks for gradients"
         q, k, dout = take(self.q[n], block.rows), self.k[n, 0, block.keys], take(self.dout[n], block.rows)
         p, ds = q.new_empty(2, len(q), len(k))
-        given = (q, k, dout, self.v[n, 0, block.keys], delta)
+        given = (q, k, dout, self.v[n, 0, block.keys])
         call("leyden_attention_gradients", self.dtype, *given, *self._sizes(q, k, block), p, ds)
         return p, ds
 

@@ -84,15 +84,15 @@ def _num_segments(num_tokens: int, elements: int) -> int:
 
 
 def _softmax_activations(rank: Rank) -> Half:
-    """Normed, turned q and k, v, output in two layouts; the norm's inverse deviation."""
+    """Normed, turned q and k, v, output as the projection takes it; the norm's inverse deviation."""
     model, T, N, b, w = rank.model, rank.tokens, rank.own, rank.dtype.itemsize, rank.wide.itemsize
     D, W = model.hidden_size, model.num_attention_heads // rank.plan.tp * model.head_dim
     G = model.num_key_value_heads // rank.plan.tp * model.head_dim
-    kept = (T * D + T * (3 * W + 2 * G)) * b + N * w
+    kept = (T * D + T * (2 * W + 2 * G)) * b + N * w
     forward, backward = (T * (W + G)) * b, T * (4 * W + 2 * G) * b + T * 2 * G * w
-    if rank.plan.cp > 1:  # in the balanced layout; blocks that come and go, and sums in float32 or wider
+    if rank.plan.cp > 1:  # in the balanced layout; blocks that come and go; output and sums in float32 or wider
         mine = rank.ring[rank.at["cp"]]
-        kept = (T * D + mine * (2 * W + 2 * G) + T * W) * b + N * w + mine * model.num_attention_heads * w
+        kept = (T * D + mine * (W + 2 * G) + T * W) * b + N * w + mine * (W * w + model.num_attention_heads * 8)
         forward = mine * (4 * G * b + W * w * 2)
         backward = mine * (4 * G * b + (W + 8 * G) * w + 2 * W * b)
     return Half(kept, (T * (2 * W + 2 * G) + N * D) * b, forward, backward)

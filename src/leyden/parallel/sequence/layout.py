@@ -148,10 +148,16 @@ def _starts(documents: tuple[int, ...]) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class RingStep:
-    """What one rank's queries see of one rank's keys: [T'] int32 each, as in :func:`leyden.ops.ranged_attention`."""
+    """What one rank's queries see of one rank's keys: [T'] each, as in :func:`leyden.ops.ranged_attention_backward`.
+
+    Attributes:
+        first, last: int32, the first key, and the one behind the last.
+        whole: bool, whether that is all that the query sees.
+    """
 
     first: torch.Tensor
     last: torch.Tensor
+    whole: torch.Tensor
 
 
 @functools.lru_cache(maxsize=16)
@@ -169,6 +175,10 @@ def steps(
     ranks = len(part.bounds) - 1
     layout = balanced(ranks, part.cu_seqlens) if even else contiguous(part.bounds, part.cu_seqlens)
     seen = [layout.seen(part.rank, source, window) for source in range(ranks)]
+    once = torch.stack([first < last for first, last in seen]).sum(0) == 1
     return layout, tuple(
-        RingStep(first.to(device), last.to(device)) if bool((first < last).any()) else None for first, last in seen
+        RingStep(first.to(device), last.to(device), (once & (first < last)).to(device))
+        if bool((first < last).any())
+        else None
+        for first, last in seen
     )

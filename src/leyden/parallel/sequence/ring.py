@@ -130,15 +130,15 @@ class _RingAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ring: _Ring) -> torch.Tensor:
         wide = torch.promote_types(q.dtype, torch.float32)
-        out, lse = q.new_zeros(q.shape, dtype=wide), q.new_full(q.shape[:2], -torch.inf, dtype=wide)
+        out = q.new_zeros(q.shape, dtype=wide)
+        lse = q.new_full(q.shape[:2], -torch.inf, dtype=torch.float64)  # else all of a row would be off by its rounding
         for step, block in ring.around(torch.stack([k, v])):
             seen = ring.seen[ring.source(step)]
             if seen is not None:
                 _merge(out, lse, *ranged_attention(q, block[0], block[1], seen.first, seen.last))
-        out = out.to(q.dtype)
-        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.save_for_backward(q, k, v, out, lse)  # in float32, as the backward subtracts delta from what is close to it
         ctx.ring = ring
-        return out
+        return out.to(q.dtype)
 
     @staticmethod
     @once_differentiable
@@ -146,17 +146,17 @@ class _RingAttention(torch.autograd.Function):
         q, k, v, out, lse = ctx.saved_tensors
         ring: _Ring = ctx.ring
         dout = grads[0].contiguous()
-        delta = (dout.to(lse.dtype) * out).sum(-1)
-        dq = torch.zeros_like(q, dtype=lse.dtype)
+        delta = (dout.to(out.dtype) * out).sum(-1)
+        dq = torch.zeros_like(q, dtype=out.dtype)
         own: torch.Tensor | None = None
         passing: _Passing | None = None
         for step, block in ring.around(torch.stack([k, v])):
             seen = ring.seen[ring.source(step)]
             if seen is None:
-                gradients = torch.zeros_like(block, dtype=lse.dtype)
+                gradients = torch.zeros_like(block, dtype=out.dtype)
             else:
                 more, *of_block = ranged_attention_backward(
-                    dout, q, block[0], block[1], lse, delta, seen.first, seen.last
+                    dout, q, block[0], block[1], lse, delta, seen.first, seen.last, whole=seen.whole
                 )
                 dq += more
                 gradients = torch.stack(of_block)
@@ -172,8 +172,9 @@ class _RingAttention(torch.autograd.Function):
 
 
 def _merge(out: torch.Tensor, lse: torch.Tensor, more: torch.Tensor, more_lse: torch.Tensor) -> None:
-    """Add attention to other keys to ``out`` [T, H, D] and ``lse`` [T, H], in place."""
+    """Add attention to other keys to ``out`` [T, H, D] and ``lse`` [T, H] float64, in place."""
     total = torch.logaddexp(lse, more_lse)
     finite = total.masked_fill(total == -torch.inf, 0)  # a query that has seen nothing yet
-    out.mul_(torch.exp(lse - finite)[..., None]).addcmul_(more, torch.exp(more_lse - finite)[..., None])
+    shares = (torch.exp(x - finite)[..., None].to(out.dtype) for x in (lse, more_lse))
+    out.mul_(next(shares)).addcmul_(more, next(shares))
     lse.copy_(total)
