@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from leyden.align.rewards.reward import Reward
+from leyden.align.rollouts.call_limit import CallLimit, HangingEnvironmentError
 from leyden.align.rollouts.environment import Environment, as_reward
 from leyden.align.rollouts.prompts import Prompt, Prompts
 from leyden.align.rollouts.settings import RolloutSettings
 from leyden.align.rollouts.turns import Drawn, Replying, take_turns
+from leyden.core.alarm import TimeIsUp
 from leyden.core.errors import UserError
 from leyden.core.log import logger
 from leyden.core.sandbox.run import SandboxUnavailableError
@@ -38,6 +40,7 @@ class Rollout:
         is_cut: whether ``max_tokens`` ended it.
         out_of_turns: whether ``max_turns`` did.
         reward: its record.
+        timed_out: whether it has none since the environment took too long.
     """
 
     prompt: Prompt
@@ -49,6 +52,7 @@ class Rollout:
     is_cut: bool
     out_of_turns: bool
     reward: Reward
+    timed_out: bool = False
 
     @property
     def num_drawn(self) -> int:
@@ -216,12 +220,13 @@ def _draw(
     drawn = [Drawn(prompts[number // size]) for number in range(len(completions))]
     for one, made in zip(drawn, completions, strict=True):
         one.take(made)
+    limit = CallLimit(settings.call_seconds)
     if settings.max_turns > 1:
         numbers = [places[number // size] * size + number % size for number in range(len(drawn))]
-        take_turns(engine, replying(environment), drawn, settings, seed=seed, places=numbers)
+        take_turns(engine, replying(environment), drawn, settings, limit, seed=seed, places=numbers)
     seconds = time.perf_counter() - started
     return [
-        Group(places[number], [graded(environment, one) for one in drawn[number * size : (number + 1) * size]])
+        Group(places[number], [graded(environment, one, limit) for one in drawn[number * size : (number + 1) * size]])
         for number in range(len(prompts))
     ], seconds
 
@@ -240,9 +245,18 @@ def replying(environment: Environment) -> Replying:
     return environment
 
 
-def graded(environment: Environment, drawn: Drawn) -> Rollout:
-    """A rollout with its record: the reward is of the last answer."""
-    error = drawn.error
+def graded(environment: Environment, drawn: Drawn, limit: CallLimit) -> Rollout:
+    """A rollout with its record: the reward is of the last answer.
+
+    Raises:
+        UserError: there is no sandbox for code, or the environment hangs.
+    """
+    reward, timed_out = Reward(None, {}, drawn.error or ""), drawn.timed_out
+    if drawn.error is None:
+        try:
+            reward = _score(environment, drawn.prompt, drawn.answers[-1], limit)
+        except TimeIsUp as late:
+            reward, timed_out = Reward(None, {}, f"score: {late}"), True
     return Rollout(
         prompt=drawn.prompt,
         tokens=tuple(drawn.tokens),
@@ -252,15 +266,16 @@ def graded(environment: Environment, drawn: Drawn) -> Rollout:
         turns=len(drawn.answers),
         is_cut=drawn.is_cut,
         out_of_turns=drawn.out_of_turns,
-        reward=Reward(None, {}, error) if error else _score(environment, drawn.prompt, drawn.answers[-1]),
+        reward=reward,
+        timed_out=timed_out,
     )
 
 
-def _score(environment: Environment, prompt: Prompt, response: str) -> Reward:
+def _score(environment: Environment, prompt: Prompt, response: str, limit: CallLimit) -> Reward:
     """The record of a response; that of a broken row has no reward."""
     try:
-        return as_reward(environment.score(prompt.row, response))
-    except SandboxUnavailableError:
+        return as_reward(limit.call(environment.score, prompt.row, response))
+    except (SandboxUnavailableError, TimeIsUp, HangingEnvironmentError):
         raise
     except UserError as error:
         return Reward(None, {}, str(error))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from leyden.align.rollouts.call_limit import CallLimit
 from leyden.align.rollouts.drawing import Rollout, graded, replying
 from leyden.align.rollouts.environment import Environment
 from leyden.align.rollouts.prompts import Prompt
@@ -77,9 +78,11 @@ def likeliest_answers(
     made = engine.generate([prompt.tokens for prompt in prompts], sampling)
     for one, completion in zip(drawn, made, strict=True):
         one.take(completion)
+    limit = CallLimit(settings.call_seconds)
     if settings.max_turns > 1:
-        take_turns(engine, replying(environment), drawn, settings, seed=0, places=range(len(drawn)), temperature=0)
-    return [graded(environment, one) for one in drawn]
+        places = range(len(drawn))
+        take_turns(engine, replying(environment), drawn, settings, limit, seed=0, places=places, temperature=0)
+    return [graded(environment, one, limit) for one in drawn]
 
 
 def summary(rollouts: Sequence[Rollout]) -> dict[str, Any]:
@@ -96,5 +99,6 @@ def summary(rollouts: Sequence[Rollout]) -> dict[str, Any]:
         "components": {name: float(np.mean(values)) for name, values in sorted(components.items())},
         "n": len(rewards),
         "unmeasured": len(rollouts) - len(rewards),
+        "timed_out": sum(one.timed_out for one in rollouts),
         "cut": float(np.mean([one.is_cut for one in rollouts])),
     }

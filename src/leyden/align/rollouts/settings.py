@@ -33,6 +33,9 @@ class RolloutSettings(Config):
     """Tokens of a completion at most; a longer one is cut, and graded as it is."""
     max_turns: int = Field(default=1, ge=1)
     """Answers of a rollout at most, between which the ``reply`` of the environment stands; ``max_tokens`` counts it."""
+    call_seconds: float = Field(default=60.0, gt=0)
+    """Seconds by the clock that one call of the environment's ``score`` or ``reply`` may take; then it is ended, and
+    the completion has no reward."""
     temperature: float = Field(default=1.0, gt=0)
     """The policy is the model with its logits divided by this, in drawing and in learning."""
     updates: int = Field(default=1, ge=1)

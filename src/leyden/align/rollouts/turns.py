@@ -12,8 +12,10 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from leyden.align.chats.chat import prompt_of
+from leyden.align.rollouts.call_limit import CallLimit
 from leyden.align.rollouts.prompts import Prompt
 from leyden.align.rollouts.settings import RolloutSettings
+from leyden.core.alarm import TimeIsUp
 from leyden.core.errors import UserError
 from leyden.serve import Engine, Sampling
 from leyden.serve.completion import Completion
@@ -44,6 +46,7 @@ class Drawn:
         is_cut: whether ``max_tokens`` ended it, what the environment said included.
         out_of_turns: whether ``max_turns`` ended it.
         error: why it could not be finished.
+        timed_out: whether it is that the environment took too long.
     """
 
     prompt: Prompt
@@ -55,6 +58,7 @@ class Drawn:
     is_cut: bool = False
     out_of_turns: bool = False
     error: str | None = None
+    timed_out: bool = False
 
     def take(self, made: Completion) -> None:
         """Go on by an answer."""
@@ -84,6 +88,7 @@ def take_turns(
     environment: Replying,
     rollouts: Sequence[Drawn],
     settings: RolloutSettings,
+    limit: CallLimit,
     *,
     seed: int,
     places: Sequence[int],
@@ -96,11 +101,13 @@ def take_turns(
         environment: replies.
         rollouts: are added to.
         settings: ``max_turns`` answers of a rollout, and ``max_tokens`` behind its prompt, at most.
+        limit: of the time that a reply may take.
         seed, places: of what is drawn; each rollout has a place of its own.
         temperature: of the drawing; None: that of the settings.
 
     Raises:
-        UserError: the engine has no tokenizer, or the template lays out no reply behind an answer.
+        UserError: the engine has no tokenizer, the template lays out no reply behind an answer, or the environment
+            hangs.
     """
     tokenizer = engine.tokenizer
     if tokenizer is None:
@@ -111,7 +118,11 @@ def take_turns(
         for one, place in zip(rollouts, places, strict=True):
             if one.is_cut or one.out_of_turns or one.error is not None or len(one.answers) < turn:
                 continue
-            reply = environment.reply(one.prompt.row, tuple(one.answers))
+            try:
+                reply = limit.call(environment.reply, one.prompt.row, tuple(one.answers))
+            except TimeIsUp as late:
+                one.error, one.timed_out = f"reply: {late}", True
+                continue
             if reply is None:
                 continue
             if turn == settings.max_turns:
