@@ -6,7 +6,7 @@ training prompts, and as many optimizer steps. The tasks are lists of words to s
 of, and digits to sort. Each finished way is kept in ``alignment.json`` and
 not done again: the same command goes on where it was stopped.
 
-    python docs/results/alignment.py --dir runs/alignment --seeds 0,1,2
+    python docs/results/alignment.py --dir runs/alignment --seeds 0,1,2,3,4
     python docs/results/alignment.py --draw
 
 See alignment.md beside this file.
@@ -280,7 +280,7 @@ def draw(done: Sequence[dict[str, Any]]) -> None:
             (line,) = axes.plot(places, [statistics.fmean(each) for each in zip(*curves, strict=True)], label=way)
             low, high = ([limit(each) for each in zip(*curves, strict=True)] for limit in (min, max))
             axes.fill_between(places, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
-        axes.set(title=name, xlabel="round")
+        axes.set(title=name, xlabel="round", yscale="log" if name == "kl" else "linear")
     figure.axes[0].legend(frameon=False)
     figure.savefig(HERE / "alignment.svg", metadata={"Date": None})
 
@@ -290,7 +290,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What each way of alignment adds; see alignment.md beside this file.")
     parser.add_argument("--dir", type=Path, default=Path("runs/alignment"), help="where runs are kept")
     parser.add_argument(
-        "--seeds", default="0,1,2", help="of the weights, of the order of the data and of what is drawn"
+        "--seeds", default="0,1,2,3,4", help="of the weights, of the order of the data and of what is drawn"
     )
     parser.add_argument("--draw", action="store_true", help="print the tables and draw alignment.svg of what is there")
     given = parser.parse_args()

@@ -12,6 +12,7 @@ import torch
 from leyden.align.policy import Algorithm, PolicyGradient
 from leyden.align.policy.objective import DRAWN, EARLIER
 from leyden.align.rollouts.batches import RolloutBatches, RoundShape
+from leyden.align.rollouts.call_limit import CallLimit
 from leyden.align.rollouts.prompts import Prompt, Prompts
 from leyden.align.rollouts.settings import RolloutSettings
 from leyden.align.rollouts.turns import Drawn, go_on
@@ -240,7 +241,7 @@ def test_answers_in_pieces_are_the_answers(tokenizer: Tokenizer, budget: int) ->
     rounds = 0
     while not one.has_ended:
         before = len(one.tokens)
-        go_on(engine, environment, [one], settings(max_turns=3, max_tokens=99), seed=0, budget=budget)
+        go_on(engine, environment, [one], settings(max_turns=3, max_tokens=99), CallLimit(9), seed=0, budget=budget)
         rounds += 1
         (again,) = unpacked_waiting(packed_waiting([[one]]), Prompts(Letters(), tokenizer, longest=70, seed=0))[0]
         again.prompt = one.prompt

@@ -15,7 +15,7 @@ from scored_model import SMALL, scored_model
 from leyden.align.process_rewards import LabelledSteps
 from leyden.align.process_rewards.batches import SolutionBatches, fit_solutions
 from leyden.align.process_rewards.objective import marks_of, step_losses
-from leyden.align.process_rewards.scorer import ProcessRewardModel, find_grader
+from leyden.align.process_rewards.scorer import LearnedGrader, ProcessRewardModel
 from leyden.align.process_rewards.solutions import (
     SolutionCounts,
     begun_responses,
@@ -150,8 +150,7 @@ def test_the_objective_scores_ends_of_steps(model: HybridLM) -> None:
 
 def test_responses_are_graded_by_their_steps(model: HybridLM, tokenizer: Tokenizer, tmp_path: Path) -> None:
     save(model, tokenizer, tmp_path / "m", "leyden")
-    grader = find_grader("process", str(tmp_path / "m"))
-    assert isinstance(grader, ProcessRewardModel)
+    grader = LearnedGrader("process", str(tmp_path / "m"))
     rows = [
         {"prompt": ROW["prompt"], "response": "\n\n".join(ROW["steps"])},
         {"prompt": ROW["prompt"], "response": "ignored", "steps": ROW["steps"]},

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scored_model import SMALL, scored_model
 
+from leyden.align.process_rewards.scorer import LearnedGrader
 from leyden.align.reward_models import RewardModelSettings, ScoredPairs
 from leyden.align.reward_models.objective import pair_losses
 from leyden.align.reward_models.scorer import RewardModel
@@ -141,6 +142,49 @@ def test_reinforcement_learning_is_rewarded_by_it(model, tokenizer, tmp_path):
     assert environment.score(row, "No.").reward == pytest.approx(expected.reward, abs=1e-6)
     with pytest.raises(UserError, match="go together"):
         RolloutSettings.parse({"prompts": [str(file)], "reward": "model"}, "test")
+
+
+def test_environments_share_what_is_loaded(model, tokenizer, tmp_path, monkeypatch):
+    save(model, tokenizer, tmp_path / "m", "leyden")
+    find, asked = RewardModel.find, []
+    monkeypatch.setattr(RewardModel, "find", lambda name: (asked.append(name), find(name))[1])
+    (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "Is it so?"}), encoding="utf-8")
+    settings = RolloutSettings(prompts=(str(tmp_path / "p.jsonl"),), reward="model", reward_model=str(tmp_path / "m"))
+    first, second = FileEnvironment(settings), FileEnvironment(settings)
+    assert not asked  # a run is checked without its weights
+    rewards = [one.score({"prompt": "Is it so?"}, "No.") for one in (first, second)]
+    assert len(asked) == 1 and rewards[0] == rewards[1]
+    save(HybridLM(ModelConfig.model_validate(SMALL)), tokenizer, tmp_path / "plain", "leyden")
+    with pytest.raises(UserError, match="no score head"):
+        LearnedGrader("model", str(tmp_path / "plain"))
+
+
+def test_the_best_of_n_by_it_from_the_command_line(model, tokenizer, tmp_path, leyden_cli):
+    save(model, tokenizer, tmp_path / "m", "leyden")
+    policy = HybridLM(ModelConfig.model_validate({**SMALL, "vocab_size": tokenizer.vocab_size}), seed=1)
+    save(policy, tokenizer, tmp_path / "policy", "leyden")
+    rows = [{"prompt": "Is it so?", "reference": "1"}, {"prompt": "Yes?", "reference": "2"}]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    drawn = ["--samples", "3", "--temperature", "1.0", "--max-tokens", "6", "--device", "cpu"]
+    asked = ["sample", tmp_path / "policy", tmp_path / "p.jsonl", "--out", tmp_path / "out", *drawn]
+    graders = ["--reward-model", tmp_path / "m", "--process-model", tmp_path / "m"]
+    leyden_cli(*asked, "--reward", "model:0", "--reward", "process", *graders)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    samples = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
+    assert report["choice"]["least"] == 0 and set(report["reward_models"]) == {"model", "process"}
+    for row in samples:
+        expected = RewardModel(model, tokenizer, "m").grade(row)
+        assert row["components"]["model"] == pytest.approx(expected.reward, abs=1e-6)
+        assert "process.least" in row["components"]
+    leyden_cli(*asked, "--reward", "math", "--reward", "model", *graders[:2])
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["choice"]["least"] == 0.5
+    for wrong in (
+        ["--reward", "model"],
+        ["--reward", "math", *graders[:2]],
+        ["--reward", "model", "--reward", "math", *graders[:2]],
+    ):
+        refused = leyden_cli(*asked, *wrong)
+        assert refused.code and ("go together" in refused.err or "no learned reward is 1" in refused.err)
 
 
 def test_the_objective_scores_last_tokens(model):

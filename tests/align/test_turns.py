@@ -1,5 +1,6 @@
 """Rollouts of several turns: the tokens are those of the whole chat, and what the environment said is not learned."""
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from leyden.align.policy import Algorithm
 from leyden.align.rewards import Reward
+from leyden.align.rollouts.call_limit import CallLimit
 from leyden.align.rollouts.drawing import Rollout, draw_round, graded
 from leyden.align.rollouts.prompts import Prompt, Prompts
 from leyden.align.rollouts.rows import SAMPLED, pack
@@ -127,5 +129,40 @@ def test_what_failed_goes_no_further(tokenizer: Tokenizer) -> None:
     failed = Drawn(prompt, answers=["Yes"], error="no memory")
     engine: Any = Saying(tokenizer, [])
     environment: Any = Counting()
-    go_on(engine, environment, [failed], settings(), seed=0)
-    assert graded(environment, failed).reward == Reward(None, {}, "no memory")
+    go_on(engine, environment, [failed], settings(), CallLimit(9), seed=0)
+    assert graded(environment, failed, CallLimit(9)).reward == Reward(None, {}, "no memory")
+
+
+class Hanging(Counting):
+    """The reply to the first prompt never comes back, nor the score of answers to the second, if so asked."""
+
+    def __init__(self, *, always: bool = False) -> None:
+        self._always = always
+
+    def reply(self, row: Mapping[str, Any], answers: Sequence[str], /) -> str | None:
+        if row["prompt"] == "Is 0 so?" or self._always:
+            time.sleep(60)
+        return None
+
+    def score(self, row: Mapping[str, Any], response: str, /) -> float:
+        while row["prompt"] == "Is 1 so?" or self._always:
+            pass
+        return 0.5
+
+
+def test_calls_that_never_come_back_cost_their_completions_alone(
+    tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine: Any = Saying(tokenizer, ["Yes"])
+    how = settings(call_seconds=0.03, prompts_per_step=3)
+    prompts = Prompts(Hanging(), tokenizer, longest=70, seed=0)
+    made = draw_round(engine, Hanging(), prompts, how, place=0, seed=0).rollouts
+    late = {one.prompt.text: one.reward.reason for one in made if one.timed_out}
+    assert len(made) == 6 and set(late) == {"Is 0 so?", "Is 1 so?"}
+    assert late["Is 0 so?"].startswith("reply: it took more than 0.03") and late["Is 1 so?"].startswith("score: it")
+    assert [one.reward.reward for one in made if not one.timed_out] == [0.5, 0.5]
+    assert caplog.text.count("was ended (rl.call_seconds)") == 4 and "Hanging.score took more" in caplog.text
+    with pytest.raises(UserError, match=r"Hanging\.score took more than 0\.03 seconds 8 times in a row"):
+        engine = Saying(tokenizer, ["Yes"])
+        how = settings(call_seconds=0.03, prompts_per_step=3, group_size=4, max_turns=1)
+        draw_round(engine, Hanging(always=True), prompts, how, place=0, seed=0)

@@ -35,6 +35,13 @@ JudgeKeyEnv = Annotated[
 Rubric = Annotated[str, typer.Option(help="judge: helpfulness, harmlessness, truthfulness, or a text file.")]
 MaxRequests = Annotated[int, typer.Option(min=0, help="The cap on answers of the judge that are not kept yet.")]
 Rules = Annotated[Path | None, typer.Option(help="rules: a TOML file of [[rule]] tables.", show_default=False)]
+RewardModelName = Annotated[
+    str | None,
+    typer.Option(help="model: the reward model, a run, a checkpoint, a directory or a hub id.", show_default=False),
+]
+ProcessModelName = Annotated[
+    str | None, typer.Option(help="process: the process reward model, named likewise.", show_default=False)
+]
 Seconds = Annotated[float, typer.Option(min=0.1, help="math, code: for one comparison, or one program's tests.")]
 
 
@@ -156,14 +163,17 @@ def open_grading(
     cache: Path,
     seconds: float,
     concurrency: int,
+    reward_model: str | None,
+    process_model: str | None,
 ) -> "Grading":
     """The rewards that were named, with what they need.
 
     Raises:
-        UserError: there is no such kind, or one needs a judge.
+        UserError: there is no such kind, or one needs a judge or a reward model that is not named or cannot grade.
     """
+    from leyden.align.process_rewards.scorer import LearnedGrader
     from leyden.align.rewards.rows import RowSettings
-    from leyden.align.sampling.grading import Grading, levels_of
+    from leyden.align.sampling.grading import LEARNED, Grading, levels_of
     from leyden.core.errors import UserError
 
     levels = levels_of(rewards)
@@ -173,5 +183,13 @@ def open_grading(
             f"--reward {'/'.join(sorted(kinds & {'judge', 'truthfulness'}))} asks a judge: name its server with "
             "--judge-endpoint URL and --judge-name NAME."
         )
+    models = {}
+    for kind, name, option in zip(
+        LEARNED, (reward_model, process_model), ("--reward-model", "--process-model"), strict=True
+    ):
+        if (kind in kinds) != (name is not None):
+            raise UserError(f"--reward {kind} and {option} DIR go together; give both, or neither.")
+        if name is not None:
+            models[kind] = LearnedGrader(kind, name)
     read = read_rules_of(kinds, rules)
-    return Grading(levels, RowSettings(levels[0].component, seconds, read, judge, cache, concurrency))
+    return Grading(levels, RowSettings(levels[0].component, seconds, read, judge, cache, concurrency), models)

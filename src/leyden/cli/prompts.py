@@ -15,7 +15,9 @@ from leyden.cli.asked_model import (
     JudgeName,
     MaxRequests,
     ModelName,
+    ProcessModelName,
     Retries,
+    RewardModelName,
     Rubric,
     Rules,
     Seconds,
@@ -59,6 +61,8 @@ def prompts(
     rubric: Rubric = "helpfulness",
     max_requests: MaxRequests = 1000,
     rules: Rules = None,
+    reward_model: RewardModelName = None,
+    process_model: ProcessModelName = None,
     seconds: Seconds = 10.0,
     concurrency: Concurrency = 8,
     timeout: Timeout = 120.0,
@@ -86,7 +90,14 @@ def prompts(
         drawing = Drawing((temperature,), samples, max_tokens, seed)
         judge = open_judge(judge_endpoint, judge_name, judge_key_env, rubric, max_requests, **patience)
         grading = open_grading(
-            reward, rules=rules, judge=judge, cache=out / "judge-answers", seconds=seconds, concurrency=concurrency
+            reward,
+            rules=rules,
+            judge=judge,
+            cache=out / "judge-answers",
+            seconds=seconds,
+            concurrency=concurrency,
+            reward_model=reward_model,
+            process_model=process_model,
         )
         policy = open_model(model, endpoint, model_name, api_key_env, device, **patience)
         answers = out / "answers"

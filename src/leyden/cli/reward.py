@@ -74,9 +74,9 @@ def reward(
     if kind in ("model", "process"):
         if model is None:
             raise UserError(f"--kind {kind} grades by a reward model: name it with --model DIR.")
-        from leyden.align.process_rewards.scorer import find_grader
+        from leyden.align.process_rewards.scorer import LearnedGrader
 
-        settings["model"] = find_grader(kind, model)
+        settings["model"] = LearnedGrader(kind, model)
     known, missing, total = 0, 0, 0.0
     for record in grade_rows(file, RowSettings(**settings)):
         print(json.dumps({"reward": record.reward, "components": record.components, "reason": record.reason}))

@@ -14,7 +14,9 @@ from leyden.cli.asked_model import (
     JudgeName,
     MaxRequests,
     ModelName,
+    ProcessModelName,
     Retries,
+    RewardModelName,
     Rubric,
     Rules,
     Seconds,
@@ -43,7 +45,13 @@ def sample(
     samples: Annotated[int, typer.Option(help="Responses of a prompt at each temperature.")] = 4,
     max_tokens: Annotated[int, typer.Option(help="Of a response; one that does not end by then is not kept.")] = 1024,
     best: Annotated[int, typer.Option(help="Responses of a prompt that are kept, at most.")] = 1,
-    least: Annotated[float, typer.Option(help="Their rewards are this at least.")] = 1.0,
+    least: Annotated[
+        float | None,
+        typer.Option(
+            help="Their rewards are this at least; left out: 1, or what the levels above a learned reward make.",
+            show_default=False,
+        ),
+    ] = None,
     ngram_words: Annotated[int, typer.Option(help="Words of an n-gram.")] = 4,
     ngram_share: Annotated[
         float, typer.Option(help="Left out: a response of whose n-grams better ones of its prompt have this share.")
@@ -71,6 +79,8 @@ def sample(
     rubric: Rubric = "helpfulness",
     max_requests: MaxRequests = 1000,
     rules: Rules = None,
+    reward_model: RewardModelName = None,
+    process_model: ProcessModelName = None,
     seconds: Seconds = 10.0,
     concurrency: Concurrency = 8,
     timeout: Timeout = 120.0,
@@ -87,11 +97,19 @@ def sample(
 
     patience = {"concurrency": concurrency, "timeout": timeout, "retries": retries}
     drawing = Drawing(tuple(temperature or (0.7, 1.0)), samples, max_tokens, seed)
-    choice = ChoiceSettings(best, least, ngram_words, ngram_share, similarity, prefer)
     judge = open_judge(judge_endpoint, judge_name, judge_key_env, rubric, max_requests, **patience)
     grading = open_grading(
-        reward, rules=rules, judge=judge, cache=out / f"judge-{ANSWERS}", seconds=seconds, concurrency=concurrency
+        reward,
+        rules=rules,
+        judge=judge,
+        cache=out / f"judge-{ANSWERS}",
+        seconds=seconds,
+        concurrency=concurrency,
+        reward_model=reward_model,
+        process_model=process_model,
     )
+    enough = grading.enough if least is None else least
+    choice = ChoiceSettings(best, enough, ngram_words, ngram_share, similarity, prefer)
     paths = names if endpoint is not None else names[1:]
     if not paths:
         raise UserError("name a model and a file of prompts, or --endpoint URL and a file of prompts.")

@@ -85,7 +85,11 @@ class LimitedProcess:
             if answer[0] != "result":
                 self._end()
                 return answer
-        answer = self._child.ask(arguments, 10 + 10 * self._seconds)
+        try:
+            answer = self._child.ask(arguments, 10 + 10 * self._seconds)
+        except BaseException:
+            self._end()  # its answer would be taken for that of the next call
+            raise
         if answer[0] not in ("result", "error"):
             self._end()
         return answer

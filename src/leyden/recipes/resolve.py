@@ -210,7 +210,8 @@ def _stage_changes(now: Recipe, before: Recipe, progress: Progress | None) -> li
         leaves = _differences(stage.model_dump(mode="json"), was.model_dump(mode="json"), f"stage.{index}")
         free |= {"mixture.max_epochs"} if begun else set()  # a bound, which the batches do not depend on
         free |= {"data.build", "data.tokens"}  # they may lie elsewhere
-        free |= {"rl.max_drift", "rl.kept_rollouts", "rl.held_out", "rl.held_out_prompts"}  # a bound, and what is shown
+        free |= {"rl.max_drift", "rl.call_seconds"}  # bounds
+        free |= {"rl.kept_rollouts", "rl.held_out", "rl.held_out_prompts"}  # what is shown
         changes += [_told(leaf) for leaf in leaves if not _is_of(leaf[0], [f"stage.{index}.{key}" for key in free])]
         if begun and not movable and stage.total_steps != was.total_steps:
             changes.append(

@@ -1,12 +1,16 @@
 """A process reward model that grades responses: the chance of each step to be right, as in training."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import Literal
+from weakref import WeakValueDictionary
 
 from leyden.align.process_rewards.solutions import encode_steps, steps_of
-from leyden.align.reward_models.scorer import Encoded, RewardModel, Row, logistic
+from leyden.align.reward_models.scorer import Encoded, RewardModel, Row, check_grades, logistic
 from leyden.align.rewards.reward import Reward
+from leyden.checkpoint.starting_model import StartingModel
 from leyden.core.errors import UserError
 
 
@@ -42,10 +46,44 @@ class ProcessRewardModel(RewardModel):
         return Reward(components["product"], components, reason)
 
 
-def find_grader(kind: Literal["model", "process"], name: str) -> RewardModel:
-    """The reward model of a kind that ``name`` means.
+_LOADED: WeakValueDictionary[tuple[str, Path], RewardModel] = WeakValueDictionary()
+"""The reward models that something in this process grades by."""
+
+
+class LearnedGrader:
+    """The reward model of a kind that a name means. Whether it can grade is checked at once; its weights are loaded
+    when it first grades, and once for all that grade by it at a time.
+
+    Args:
+        kind: ``model`` or ``process``.
+        name: a directory, a run, a checkpoint or a hub id.
 
     Raises:
-        UserError: as of :meth:`leyden.align.reward_models.scorer.RewardModel.find`.
+        UserError: there is no such model, or it cannot grade.
     """
-    return (ProcessRewardModel if kind == "process" else RewardModel).find(name)
+
+    def __init__(self, kind: Literal["model", "process"], name: str) -> None:
+        self._kind, self._found = kind, StartingModel.find(name)
+        check_grades(self._found.config, self._found.tokenizer, name)
+
+    @property
+    def identity(self) -> str:
+        """A digest of its weights and its tokenizer."""
+        return self._found.fingerprint
+
+    def grade(self, row: Row) -> Reward:
+        """See :meth:`leyden.align.reward_models.scorer.RewardModel.grade`."""
+        return self._model.grade(row)
+
+    def grade_all(self, rows: Sequence[Row]) -> Iterator[Reward | str]:
+        """See :meth:`leyden.align.reward_models.scorer.RewardModel.grade_all`."""
+        return self._model.grade_all(rows)
+
+    @cached_property
+    def _model(self) -> RewardModel:
+        key = (self._kind, self._found.directory)
+        model = _LOADED.get(key)
+        if model is None:
+            model = (ProcessRewardModel if self._kind == "process" else RewardModel).find(self._found.directory)
+            _LOADED[key] = model
+        return model

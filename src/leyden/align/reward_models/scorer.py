@@ -12,10 +12,11 @@ from leyden.align.chats.chat import Message, prompt_of
 from leyden.align.chats.tokens import encode_learned
 from leyden.align.rewards.reward import Reward
 from leyden.checkpoint import load
+from leyden.core.device import default_device
 from leyden.core.errors import UserError
 from leyden.data.readers.problem import Problem
 from leyden.evaluate.likelihood import in_rows
-from leyden.model import HybridLM, evaluation_mode
+from leyden.model import HybridLM, ModelConfig, evaluation_mode
 from leyden.tokenizer import Tokenizer
 
 Row = Mapping[str, Any]
@@ -28,6 +29,21 @@ _TOKENS_AT_ONCE = 8192
 def logistic(score: float) -> float:
     """sigma of a score, without an overflow."""
     return 1 / (1 + math.exp(-score)) if score >= 0 else math.exp(score) / (1 + math.exp(score))
+
+
+def check_grades(config: ModelConfig, tokenizer: Tokenizer | None, name: str) -> None:
+    """Make sure that a model can grade.
+
+    Raises:
+        UserError: there is no score head, or no tokenizer with a chat template.
+    """
+    if not config.score_head:
+        raise UserError(
+            f'{name} has no score head, and cannot grade; train a reward model from it (objective = "reward", '
+            "docs/alignment.md), or name one."
+        )
+    if tokenizer is None or tokenizer.chat_template is None:
+        raise UserError(f"{name} has no tokenizer with a chat template, by which a response is read.")
 
 
 class RewardModel:
@@ -43,23 +59,18 @@ class RewardModel:
     """
 
     def __init__(self, model: HybridLM, tokenizer: Tokenizer | None, name: str) -> None:
-        if model.score is None:
-            raise UserError(
-                f'{name} has no score head, and cannot grade; train a reward model from it (objective = "reward", '
-                "docs/alignment.md), or name one."
-            )
-        if tokenizer is None or tokenizer.chat_template is None:
-            raise UserError(f"{name} has no tokenizer with a chat template, by which a response is read.")
+        check_grades(model.config, tokenizer, name)
+        assert tokenizer is not None, "what grades has a tokenizer"
         self._model, self._tokenizer = model, tokenizer
 
     @classmethod
     def find(cls, name: str | Path) -> Self:
-        """The model that ``name`` means: a directory, a run, a checkpoint or a hub id.
+        """The model that ``name`` means: a directory, a run, a checkpoint or a hub id; on a GPU where there is one.
 
         Raises:
             UserError: there is none, or it cannot grade.
         """
-        model, tokenizer = load(name, dtype="auto")
+        model, tokenizer = load(name, dtype="auto", device=default_device())
         return cls(model, tokenizer, str(name))
 
     def grade(self, row: Row) -> Reward:

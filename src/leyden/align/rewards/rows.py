@@ -22,6 +22,7 @@ from leyden.core.sandbox.probe import try_to_escape
 from leyden.core.sandbox.run import SandboxUnavailableError
 
 if TYPE_CHECKING:
+    from leyden.align.process_rewards.scorer import LearnedGrader
     from leyden.align.reward_models.scorer import RewardModel
 
 Row = dict[str, Any]
@@ -52,7 +53,7 @@ class RowSettings:
     judge: Judge | None = None
     cache: Path = Path("reward-answers")
     concurrency: int = os.cpu_count() or 1
-    model: "RewardModel | None" = None
+    model: "RewardModel | LearnedGrader | None" = None
 
 
 def read_reward_rows(path: Path) -> Iterator[Row | str]:

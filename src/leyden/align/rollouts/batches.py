@@ -348,6 +348,7 @@ def _facts(made: Round, drift: torch.Tensor) -> dict[str, Any]:
         "reward": float(np.mean(rewards)) if rewards else None,
         "drawn": len(drawn),
         "unmeasured": len(drawn) - len(rewards),
+        "timed_out": sum(one.timed_out for one in drawn),
         "no_signal": float(np.mean([not group.has_signal for group in made.drawn])),
         "completion_tokens_mean": float(np.mean(tokens)),
         "cut": float(np.mean([one.is_cut for one in drawn])),

@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from leyden.align.rewards.reward import Reward
+from leyden.align.rollouts.call_limit import CallLimit, HangingEnvironmentError
 from leyden.align.rollouts.environment import Environment, as_reward
 from leyden.align.rollouts.prompts import Prompt, Prompts
 from leyden.align.rollouts.settings import RolloutSettings
 from leyden.align.rollouts.turns import Drawn, go_on
+from leyden.core.alarm import TimeIsUp
 from leyden.core.errors import UserError
 from leyden.core.log import logger
 from leyden.core.sandbox.run import SandboxUnavailableError
@@ -41,6 +43,7 @@ class Rollout:
         kept: of the tokens that earlier weights drew, which come first: their
             log-probabilities under the policy that drew them, as the trainer computed them (0 where not learned).
         age: how many optimizer steps were taken since it was begun.
+        timed_out: whether it has none since the environment took too long.
     """
 
     prompt: Prompt
@@ -55,6 +58,7 @@ class Rollout:
     out_of_rounds: bool = False
     kept: tuple[float, ...] = ()
     age: int = 0
+    timed_out: bool = False
 
     @property
     def num_drawn(self) -> int:
@@ -280,13 +284,14 @@ def _draw(drawer: _Drawer, groups: Sequence[Unfinished]) -> _Made:
     before = sum(sum(one.learned) for one in going)
     started = time.perf_counter()
     budget = settings.round_tokens or None
-    go_on(drawer.engine, drawer.environment, going, settings, seed=drawer.seed, budget=budget)
+    limit = CallLimit(settings.call_seconds)
+    go_on(drawer.engine, drawer.environment, going, settings, limit, seed=drawer.seed, budget=budget)
     seconds = time.perf_counter() - started
     for one in going:
         one.end_round(settings.max_rounds, drawer.engine.tokenizer)
     whole = [all(one.has_ended for one in group) for group in groups]
     finished = [
-        Group(group[0].place, [graded(drawer.environment, one, drawer.step) for one in group])
+        Group(group[0].place, [graded(drawer.environment, one, limit, drawer.step) for one in group])
         for group, is_whole in zip(groups, whole, strict=True)
         if is_whole
     ]
@@ -294,12 +299,18 @@ def _draw(drawer: _Drawer, groups: Sequence[Unfinished]) -> _Made:
     return _Made(finished, rest, seconds, sum(sum(one.learned) for one in going) - before)
 
 
-def graded(environment: Environment, drawn: Drawn, step: int = 1) -> Rollout:
-    """A rollout with its record: the reward is of the last answer. ``step`` is the first to learn from it."""
-    error = drawn.error
-    return as_rollout(
-        drawn, Reward(None, {}, error) if error else _score(environment, drawn.prompt, drawn.answers[-1]), step
-    )
+def graded(environment: Environment, drawn: Drawn, limit: CallLimit, step: int = 1) -> Rollout:
+    """A rollout with its record: the reward is of the last answer. ``step`` is the first to learn from it.
+
+    Raises:
+        UserError: there is no sandbox for code, or the environment hangs.
+    """
+    if drawn.error is not None:
+        return as_rollout(drawn, Reward(None, {}, drawn.error), step)
+    try:
+        return as_rollout(drawn, _score(environment, drawn.prompt, drawn.answers[-1], limit), step)
+    except TimeIsUp as late:
+        return replace(as_rollout(drawn, Reward(None, {}, f"score: {late}"), step), timed_out=True)
 
 
 def as_rollout(drawn: Drawn, reward: Reward, step: int = 1) -> Rollout:
@@ -317,14 +328,15 @@ def as_rollout(drawn: Drawn, reward: Reward, step: int = 1) -> Rollout:
         out_of_rounds=drawn.out_of_rounds,
         kept=tuple(drawn.kept),
         age=step - drawn.began,
+        timed_out=drawn.timed_out,
     )
 
 
-def _score(environment: Environment, prompt: Prompt, response: str) -> Reward:
+def _score(environment: Environment, prompt: Prompt, response: str, limit: CallLimit) -> Reward:
     """The record of a response; that of a broken row has no reward."""
     try:
-        return as_reward(environment.score(prompt.row, response))
-    except SandboxUnavailableError:
+        return as_reward(limit.call(environment.score, prompt.row, response))
+    except (SandboxUnavailableError, TimeIsUp, HangingEnvironmentError):
         raise
     except UserError as error:
         return Reward(None, {}, str(error))

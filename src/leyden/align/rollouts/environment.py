@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from leyden.align.chats.read import read_rows
-from leyden.align.process_rewards.scorer import find_grader
+from leyden.align.process_rewards.scorer import LearnedGrader
 from leyden.align.rewards.mathematics import MathReward
 from leyden.align.rewards.reward import Reward
 from leyden.align.rewards.rows import RowSettings, grader
@@ -74,7 +74,7 @@ class FileEnvironment:
         self._mathematics = MathReward()
         model = None
         if settings.reward in ("model", "process") and settings.reward_model is not None:
-            model = find_grader(settings.reward, settings.reward_model)
+            model = LearnedGrader(settings.reward, settings.reward_model)
         self._grade = grader(RowSettings(settings.reward, rules=rules, model=model), self._mathematics)
         self.rejects: list[Reject] = []
 

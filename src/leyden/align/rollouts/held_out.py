@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from leyden.align.rollouts.call_limit import CallLimit
 from leyden.align.rollouts.drawing import Rollout, graded
 from leyden.align.rollouts.environment import Environment
 from leyden.align.rollouts.prompts import Prompt
@@ -73,8 +74,9 @@ def likeliest_answers(
 ) -> list[Rollout]:
     """To each prompt the answer of the likeliest tokens, graded; of several turns where the settings allow them."""
     drawn = [Drawn(prompt, place) for place, prompt in enumerate(prompts)]
-    go_on(engine, environment, drawn, settings, seed=0, temperature=0)
-    return [graded(environment, one) for one in drawn]
+    limit = CallLimit(settings.call_seconds)
+    go_on(engine, environment, drawn, settings, limit, seed=0, temperature=0)
+    return [graded(environment, one, limit) for one in drawn]
 
 
 def summary(rollouts: Sequence[Rollout]) -> dict[str, Any]:
@@ -91,5 +93,6 @@ def summary(rollouts: Sequence[Rollout]) -> dict[str, Any]:
         "components": {name: float(np.mean(values)) for name, values in sorted(components.items())},
         "n": len(rewards),
         "unmeasured": len(rollouts) - len(rewards),
+        "timed_out": sum(one.timed_out for one in rollouts),
         "cut": float(np.mean([one.is_cut for one in rollouts])),
     }

@@ -39,6 +39,9 @@ class RolloutSettings(Config):
     max_rounds: int | None = Field(default=None, ge=1)
     """Of ``round_tokens``: rounds in which a rollout is drawn at most; one that has not ended then is ended there, and
     graded as it is. None: as many as it takes to ``max_tokens``."""
+    call_seconds: float = Field(default=60.0, gt=0)
+    """Seconds by the clock that one call of the environment's ``score`` or ``reply`` may take; then it is ended, and
+    the completion has no reward."""
     temperature: float = Field(default=1.0, gt=0)
     """The policy is the model with its logits divided by this, in drawing and in learning."""
     updates: int = Field(default=1, ge=1)

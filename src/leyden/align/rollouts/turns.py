@@ -15,9 +15,11 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from leyden.align.chats.chat import prompt_of
+from leyden.align.rollouts.call_limit import CallLimit
 from leyden.align.rollouts.environment import Environment
 from leyden.align.rollouts.prompts import Prompt
 from leyden.align.rollouts.settings import RolloutSettings
+from leyden.core.alarm import TimeIsUp
 from leyden.core.errors import UserError
 from leyden.serve import Engine, Sampling
 from leyden.serve.completion import Completion
@@ -71,6 +73,7 @@ class Drawn:
         is_cut: whether ``max_tokens`` ended it, what the environment said included.
         out_of_turns, out_of_rounds: whether ``max_turns`` did, or ``max_rounds``.
         error: why it could not be finished.
+        timed_out: whether it is that the environment took too long.
     """
 
     prompt: Prompt
@@ -90,6 +93,7 @@ class Drawn:
     out_of_turns: bool = False
     out_of_rounds: bool = False
     error: str | None = None
+    timed_out: bool = False
 
     @property
     def has_ended(self) -> bool:
@@ -152,6 +156,7 @@ def go_on(
     environment: Environment,
     rollouts: Sequence[Drawn],
     settings: RolloutSettings,
+    limit: CallLimit,
     *,
     seed: int,
     temperature: float | None = None,
@@ -166,13 +171,14 @@ def go_on(
         environment: replies, where ``max_turns`` is above 1.
         rollouts: are added to; those that have ended stay as they are.
         settings: ``max_turns`` answers of a rollout, and ``max_tokens`` behind its prompt, at most.
+        limit: of the time that a reply may take.
         seed: of all that is drawn; what is drawn of a rollout follows from it, its place, its member, what it has
             already, and the weights.
         temperature: of the drawing; None: that of the settings.
         budget: None: a rollout goes on to its end.
 
     Raises:
-        UserError: the environment does not reply, or the template lays out no reply behind an answer.
+        UserError: the environment does not reply or hangs, or the template lays out no reply behind an answer.
     """
     speaker = replying(environment) if settings.max_turns > 1 else None
     temperature = settings.temperature if temperature is None else temperature
@@ -180,7 +186,7 @@ def go_on(
     while True:
         for one in rollouts:
             if one.answer_from is None and not one.has_ended:
-                _hear_reply(engine.tokenizer, speaker, one, settings)
+                _hear_reply(engine.tokenizer, speaker, one, settings, limit)
         going = [
             (one, min(settings.max_tokens, bound) - len(one.tokens))
             for one, bound in zip(rollouts, most, strict=True)
@@ -198,9 +204,15 @@ def go_on(
             one.take(made, asked, settings, engine.tokenizer)
 
 
-def _hear_reply(tokenizer: Tokenizer | None, speaker: Replying | None, one: Drawn, settings: RolloutSettings) -> None:
+def _hear_reply(
+    tokenizer: Tokenizer | None, speaker: Replying | None, one: Drawn, settings: RolloutSettings, limit: CallLimit
+) -> None:
     """Let the environment reply to a rollout whose last answer is whole, or end it."""
-    reply = None if speaker is None else speaker.reply(one.prompt.row, tuple(one.answers))
+    try:
+        reply = None if speaker is None else limit.call(speaker.reply, one.prompt.row, tuple(one.answers))
+    except TimeIsUp as late:
+        one.error, one.timed_out = f"reply: {late}", True
+        return
     if reply is None:
         one.is_over = True
         return

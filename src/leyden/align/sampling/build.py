@@ -45,6 +45,7 @@ class SampleSettings:
             "drawing": asdict(self.drawing),
             "rewards": [asdict(level) for level in self.grading.levels],
             "judge": judge,
+            "reward_models": {kind: model.identity for kind, model in self.grading.models.items()},
             "choice": asdict(self.choice),
             "leyden": __version__,
         }
