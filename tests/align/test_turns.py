@@ -166,3 +166,23 @@ def test_calls_that_never_come_back_cost_their_completions_alone(
         engine = Saying(tokenizer, ["Yes"])
         how = settings(call_seconds=0.03, prompts_per_step=3, group_size=4, max_turns=1)
         draw_round(engine, Hanging(always=True), prompts, how, place=0, seed=0)
+
+
+class Failing(Counting):
+    """Has an error in its own code, and rows that are none."""
+
+    def prompts(self) -> list[Any]:
+        return [{"prompt": "Is it?"}, "Is it?", None]
+
+    def score(self, row: Mapping[str, Any], response: str, /) -> float:
+        return row["right"]
+
+
+def test_an_error_of_the_environment_is_told_with_its_place(tokenizer: Tokenizer) -> None:
+    engine: Any = Saying(tokenizer, ["Yes"])
+    prompts = Prompts(Failing(), tokenizer, longest=70, seed=0)
+    assert len(prompts) == 1
+    with pytest.raises(
+        UserError, match=r"Failing\.score raised KeyError: 'right' \(.*test_turns\.py, line \d+\), given 'Yes'"
+    ):
+        draw_round(engine, Failing(), prompts, settings(max_turns=1), place=0, seed=0)

@@ -1,5 +1,6 @@
-"""A limit of time on what an environment is asked: a verifier or a tool that hangs must not stop a run for ever."""
+"""Calls of an environment: a verifier or a tool that hangs ends in time, and one that fails says where."""
 
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +14,8 @@ MOST_IN_A_ROW = 8
 """Calls one after another that are ended before the run stops: an environment of which nothing comes back."""
 
 
-class HangingEnvironmentError(UserError):
-    """Call after call of an environment had to be ended."""
+class BrokenEnvironmentError(UserError):
+    """A call of an environment raised an error, or call after call had to be ended."""
 
 
 class CallLimit:
@@ -32,15 +33,16 @@ class CallLimit:
 
         Raises:
             TimeIsUp: it took too long. A warning says so.
-            HangingEnvironmentError: so did those before it, :data:`MOST_IN_A_ROW` in all.
+            BrokenEnvironmentError: so did those before it, :data:`MOST_IN_A_ROW` in all; or it raised an error, which
+                is no :class:`UserError`, since these say that one completion cannot be graded.
         """
+        what = getattr(method, "__qualname__", str(method))
         try:
             found = within(self._seconds, lambda: method(*arguments))
         except TimeIsUp:
             self._in_a_row += 1
-            what = getattr(method, "__qualname__", str(method))
             if self._in_a_row == MOST_IN_A_ROW:
-                raise HangingEnvironmentError(
+                raise BrokenEnvironmentError(
                     f"{what} took more than {self._seconds:g} seconds {MOST_IN_A_ROW} times in a row; mend the "
                     "environment, or raise rl.call_seconds, and resume the run."
                 ) from None
@@ -51,5 +53,13 @@ class CallLimit:
                 arguments[-1],
             )
             raise
+        except UserError:
+            raise
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            raise BrokenEnvironmentError(
+                f"{what} raised {type(error).__name__}: {error} ({place.filename}, line {place.lineno}), given "
+                f"{arguments[-1]!r:.200}; mend the environment, and resume the run."
+            ) from error
         self._in_a_row = 0
         return found

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from leyden.align.rewards.reward import Reward
-from leyden.align.rollouts.call_limit import CallLimit, HangingEnvironmentError
+from leyden.align.rollouts.call_limit import BrokenEnvironmentError, CallLimit
 from leyden.align.rollouts.environment import Environment, as_reward
 from leyden.align.rollouts.prompts import Prompt, Prompts
 from leyden.align.rollouts.settings import RolloutSettings
@@ -303,7 +303,7 @@ def graded(environment: Environment, drawn: Drawn, limit: CallLimit, step: int =
     """A rollout with its record: the reward is of the last answer. ``step`` is the first to learn from it.
 
     Raises:
-        UserError: there is no sandbox for code, or the environment hangs.
+        UserError: there is no sandbox for code, or the environment is broken.
     """
     if drawn.error is not None:
         return as_rollout(drawn, Reward(None, {}, drawn.error), step)
@@ -336,7 +336,7 @@ def _score(environment: Environment, prompt: Prompt, response: str, limit: CallL
     """The record of a response; that of a broken row has no reward."""
     try:
         return as_reward(limit.call(environment.score, prompt.row, response))
-    except (SandboxUnavailableError, TimeIsUp, HangingEnvironmentError):
+    except (SandboxUnavailableError, TimeIsUp, BrokenEnvironmentError):
         raise
     except UserError as error:
         return Reward(None, {}, str(error))

@@ -40,6 +40,9 @@ def prompts_of(
 ) -> Iterator[Prompt]:
     """The prompts of rows that have at most ``longest`` tokens; ``aside`` counts the others by reason."""
     for row in rows:
+        if not isinstance(row, Mapping):
+            aside["no object with fields"] += 1
+            continue
         try:
             messages, weight = prompt_of(row), _weight_of(row)
             tokens = tuple(tokenizer.encode_chat(messages))

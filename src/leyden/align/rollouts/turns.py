@@ -178,7 +178,7 @@ def go_on(
         budget: None: a rollout goes on to its end.
 
     Raises:
-        UserError: the environment does not reply or hangs, or the template lays out no reply behind an answer.
+        UserError: the environment does not reply or is broken, or the template lays out no reply behind an answer.
     """
     speaker = replying(environment) if settings.max_turns > 1 else None
     temperature = settings.temperature if temperature is None else temperature
