@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from leyden.align.policy import PRESETS, Algorithm
 from leyden.align.policy.advantages import EPSILON, advantages, balanced
-from leyden.align.policy.divergence import divergence
+from leyden.align.policy.algorithm import WHOLE
+from leyden.align.policy.divergence import divergence, whole_divergence
 from leyden.align.policy.shaping import overlong_is_worse, shorter_is_better
 from leyden.align.policy.surrogate import surrogate
 from leyden.core.errors import UserError
@@ -204,6 +205,59 @@ def test_what_the_gradients_of_divergences_are_on_average() -> None:
     assert mean_gradient("k1").abs().max() < 1e-12
     (per_token,) = torch.autograd.grad(divergence("minimax", p, q).sum(), p, retain_graph=True)
     assert per_token.abs().max() < 1
+
+
+def whole_logits(seed: int) -> tuple[torch.nn.Linear, torch.nn.Linear, torch.Tensor, torch.Tensor]:
+    """Output projections of two models of unequal width over 13 words, and hidden states of 11 tokens of each."""
+    generator = torch.Generator().manual_seed(seed)
+    heads = [torch.nn.Linear(width, 13, bias=False, dtype=torch.float64) for width in (5, 3)]
+    hidden = [torch.randn(11, width, dtype=torch.float64, generator=generator) for width in (5, 3)]
+    for head in heads:
+        torch.nn.init.normal_(head.weight, generator=generator)
+    return heads[0], heads[1], hidden[0].requires_grad_(), hidden[1]
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+@pytest.mark.parametrize("chunk", [13, 52, 1 << 20])
+def test_whole_divergences_are_their_formula(kind: Any, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("leyden.align.policy.divergence._CHUNK_LOGITS", chunk)
+    head, their_head, hidden, theirs = whole_logits(seed=3)
+    weights = torch.arange(11, dtype=torch.float64)
+    found = whole_divergence(kind, hidden, head, theirs, their_head, 13, temperature=0.7)
+    assert torch.autograd.grad(found.sum(), their_head.weight, allow_unused=True, retain_graph=True)[0] is None
+    p, q = ((h(x) / 0.7).softmax(-1) for h, x in ((head, hidden), (their_head, theirs.detach())))
+    q, m = q.detach(), (p + q.detach()) / 2
+    of_p, of_q = (p * (p / q).log()).sum(-1), (q * (q / p).log()).sum(-1)
+    middle = ((p * (p / m).log()).sum(-1) + (q * (q / m).log()).sum(-1)) / 2
+    expected = {"reverse": of_p, "forward": of_q, "jensen_shannon": middle}[kind]
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-13)
+    wanted = (hidden, head.weight)
+    slopes = torch.autograd.grad((weights * found).sum(), wanted)
+    for slope, other in zip(slopes, torch.autograd.grad((weights * expected).sum(), wanted), strict=True):
+        torch.testing.assert_close(slope, other, rtol=1e-9, atol=1e-12)
+
+
+def test_the_gradient_of_k2_is_that_of_the_whole_divergence_on_average() -> None:
+    head, their_head, hidden, theirs = whole_logits(seed=5)
+    whole = whole_divergence("reverse", hidden, head, theirs, their_head, 13)
+    p, q = head(hidden).log_softmax(-1), their_head(theirs).log_softmax(-1).detach()
+    estimate = (p.exp().detach() * divergence("k2", p, q)).sum(-1)
+    slopes = [torch.autograd.grad(x.sum(), hidden, retain_graph=True)[0] for x in (whole, estimate)]
+    torch.testing.assert_close(*slopes, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("kind", "beta"), [("forward", 0), ("jensen_shannon", 0.5), ("reverse", 1)])
+def test_whole_divergences_are_those_of_trl(kind: Any, beta: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+    pytest.importorskip("trl")
+    from trl.experimental.gkd import GKDTrainer
+
+    head, their_head, hidden, theirs = whole_logits(seed=7)
+    found = whole_divergence(kind, hidden, head, theirs, their_head, 13, temperature=1.3)
+    expected = GKDTrainer.generalized_jsd_loss(
+        head(hidden)[None], their_head(theirs)[None], beta=beta, temperature=1.3, reduction="none"
+    )
+    torch.testing.assert_close(found, expected[0].sum(-1), rtol=1e-9, atol=1e-11)
 
 
 def test_presets_are_settings_of_one_algorithm() -> None:

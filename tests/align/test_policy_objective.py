@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from one_process import assert_close
-from test_exactness import build
+from test_exactness import TWO_LAYERS, build
 from two_objectives import completions, segments
 
 from leyden.align.policy import PRESETS, Algorithm, PolicyGradient
@@ -14,8 +14,10 @@ from leyden.align.policy.objective import DRAWN
 from leyden.data import Batch
 
 
-def by_hand(model: Any, batch: Batch, how: Algorithm, temperature: float) -> tuple[torch.Tensor, dict[str, float]]:
-    """The loss, the weight and the sums of metrics."""
+def by_hand(
+    model: Any, other: Any, batch: Batch, how: Algorithm, temperature: float
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """The loss, the weight and the sums of metrics; ``other`` is the reference of a whole divergence."""
     loss: Any = 0.0
     sums = dict.fromkeys(("weight", "ratio", "off_policy", "clipped", "discarded", "entropy", "kl"), 0.0)
     low, high = 1 - how.clip_low, 1 + how.clip_high if how.clip_high else math.inf
@@ -24,14 +26,17 @@ def by_hand(model: Any, batch: Batch, how: Algorithm, temperature: float) -> tup
         labels = batch.labels[0, place]
         learned = labels >= 0
         logits = model.lm_head(model.features(batch.tokens[:, place]).hidden)[0] / temperature
-        values = logits.log_softmax(-1)[learned].gather(1, labels[learned][:, None])[:, 0]
+        log_p = logits.log_softmax(-1)[learned]
+        values = log_p.gather(1, labels[learned][:, None])[:, 0]
+        theirs = other.lm_head(other.features(batch.tokens[:, place]).hidden)[0] / temperature
+        whole = (log_p.exp() * (log_p - theirs.log_softmax(-1)[learned].detach())).sum(-1)
         given = {name: x[0, place][learned].tolist() for name, x in batch.per_token.items()}
         advantage, weight, count = (
             float(batch.per_document[name][document]) for name in ("advantage", "loss_weight", "count")
         )
         changes = [value - old for value, old in zip(values, given["drawn"], strict=True)]
         mean = sum(changes) / len(changes)
-        for value, change, reference in zip(values, changes, given["reference"], strict=True):
+        for value, change, reference, apart in zip(values, changes, given["reference"], whole, strict=True):
             ratio = (mean if how.ratio == "sequence" else change).exp()
             bounded = min(max(ratio.item(), low), high)
             dropped = how.drop_above > 0 and advantage < 0 and ratio.item() > how.drop_above
@@ -46,8 +51,8 @@ def by_hand(model: Any, batch: Batch, how: Algorithm, temperature: float) -> tup
                 term = (math.exp(value.item()) - math.exp(reference)) * value
                 if how.kl == "k3":
                     term = (reference - value).exp() - 1 + (value - reference)
-                if how.kl == "k2":
-                    term = (value - reference) ** 2 / 2
+                if how.kl == "reverse":
+                    term = apart
                 loss = loss + how.kl_weight * weight * term
             sums["weight"] += count
             sums["ratio"] += count * ratio.item()
@@ -55,17 +60,18 @@ def by_hand(model: Any, batch: Batch, how: Algorithm, temperature: float) -> tup
             sums["clipped"] += count * (clipped and not dropped)
             sums["discarded"] += count * dropped
             sums["entropy"] -= count * value.item()
-            sums["kl"] += count * (math.exp(-away) - 1 + away)
+            sums["kl"] += count * (apart.item() if how.kl == "reverse" else math.exp(-away) - 1 + away)
     return loss, sums
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_is_plain_arithmetic_on_whole_logits(name: str) -> None:
     how, temperature = Algorithm(preset=name), 0.8
-    objective, batch = PolicyGradient(how, temperature), completions(seed=2, seq_len=37, sequences=3).batch(0)
-    model, twin = build({}), build({})
+    model, twin, other = build({}), build({}), build(TWO_LAYERS)
+    objective = PolicyGradient(how, temperature, reference=lambda: other)
+    batch = completions(seed=2, seq_len=37, sequences=3).batch(0)
     found = objective.sums(model, model.features(batch.tokens, cu_seqlens=batch.cu_seqlens), batch)
-    loss, sums = by_hand(twin, batch, how, temperature)
+    loss, sums = by_hand(twin, other, batch, how, temperature)
     assert_close(found.loss, loss, "the loss")
     assert found.weight.item() == pytest.approx(sums["weight"], rel=1e-10)
     assert set(found.metrics) == set(objective.metrics)
@@ -76,9 +82,9 @@ def test_every_preset_is_plain_arithmetic_on_whole_logits(name: str) -> None:
     assert (found.metrics["discarded"] > 0) == (name == "minimax")
     found.loss.backward()
     loss.backward()
-    for parameter, other in zip(model.named_parameters(), twin.parameters(), strict=True):
-        if other.grad is not None:
-            assert_close(parameter[1].grad, other.grad, f"the gradient of {parameter[0]}")
+    for parameter, same in zip(model.named_parameters(), twin.parameters(), strict=True):
+        if same.grad is not None:
+            assert_close(parameter[1].grad, same.grad, f"the gradient of {parameter[0]}")
 
 
 def test_nothing_is_learned_of_padding_and_prompts() -> None:

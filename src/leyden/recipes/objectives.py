@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from leyden.align.policy import PolicyGradient
 from leyden.align.preference import Preference, PreferenceSettings
 from leyden.align.process_rewards import LabelledSteps
 from leyden.align.reward_models import RewardModelSettings, ScoredPairs
@@ -65,9 +64,7 @@ OBJECTIVES: "Mapping[str, StageKind]" = {
     "reward": StageKind(ScoredPairs, rows="preferences", keys=frozenset(RewardModelSettings.model_fields), scores=True),
     "process_reward": StageKind(lambda _: LabelledSteps(), rows="solutions", scores=True),
     "rl": StageKind(
-        lambda stage: PolicyGradient(
-            stage.rollouts.algorithm, stage.rollouts.temperature, partial=bool(stage.rollouts.round_tokens)
-        ),
+        lambda stage: stage.rollouts.objective(),
         on_prompts=True,
         keys=frozenset({"rl"}),
         check=_check_rollouts,

@@ -20,7 +20,6 @@ from leyden.core.errors import UserError
 from leyden.core.log import say
 from leyden.model import HybridLM
 from leyden.recipes.adapters import keep_adapters, reference_of
-from leyden.recipes.objectives import OBJECTIVES
 from leyden.recipes.reference import reference_place
 from leyden.recipes.schema import Recipe, TrainingStage
 from leyden.tokenizer import Tokenizer
@@ -44,6 +43,11 @@ def open_prompts(recipe: Recipe, index: int, tokenizer: Tokenizer) -> tuple[Prom
     environment = open_environment(settings)
     if settings.teacher is not None:
         check_teacher(settings.teacher, recipe, stage, tokenizer)
+    if recipe.parallel.tp > 1 and settings.algorithm.kl_weight and not settings.algorithm.estimates:
+        raise UserError(
+            f'stage "{stage.name}": algorithm.kl = "{settings.algorithm.kl}" compares whole distributions, and with '
+            '[parallel] tp a rank has the logits of its own words alone; take tp = 1, or an estimate such as kl = "k2".'
+        )
     longest, seed = stage.seq_len - settings.max_tokens, recipe.train.seed + index
     return Prompts(environment, tokenizer, longest=longest, seed=seed), environment
 
@@ -117,7 +121,7 @@ def rollout_stage(
     opened = _Opened(recipe, index, tokenizer, state, directory)
     return StageRun(
         name=stage.name,
-        objective=OBJECTIVES[stage.objective].make(stage),
+        objective=stage.rollouts.objective(opened.reference),
         learning_rate=stage,
         steps=steps,
         seq_len=stage.seq_len,
@@ -137,6 +141,7 @@ class _Opened:
         self._recipe, self._index, self._tokenizer = recipe, index, tokenizer
         self._state, self._directory = state, directory
         self._made: RolloutBatches | None = None
+        self._model: HybridLM | None = None
 
     @contextmanager
     def batches(self) -> Iterator[RolloutBatches]:
@@ -144,6 +149,7 @@ class _Opened:
         stage, state = self._recipe.stage[self._index], self._state
         settings = stage.rollouts
         prompts, environment = open_prompts(self._recipe, self._index, self._tokenizer)
+        self._model = self._reference() if settings.algorithm.kl_weight else None
         with RolloutBatches(
             state,
             self._tokenizer,
@@ -153,11 +159,16 @@ class _Opened:
             RoundShape(stage.seq_len, stage.micro_batch, self._recipe.train.seed + self._index, self._dtype),
             log=StepLog(self._directory / ROLLOUTS, last=state.step, writes=state.rank_group.rank == 0),
             stage=stage.name,
-            reference=self._reference() if settings.algorithm.kl_weight else None,
+            reference=self._model if settings.algorithm.estimates else None,
         ) as made:
             self._made = made
             yield made
-            self._made = None
+            self._made = self._model = None
+
+    def reference(self) -> HybridLM:
+        """The model that a divergence is from, while the stage lasts."""
+        assert self._model is not None, "asked within a stage that has a divergence"
+        return self._model
 
     def micro_batches(self, stage_step: int) -> int:
         """See :data:`leyden.train.batch_schedule.MicroBatches`."""

@@ -16,7 +16,9 @@ Scale = Literal["group", "batch", "none"]
 Surrogate = Literal["clip", "cispo"]
 RatioOf = Literal["token", "sequence"]
 Denominator = Literal["sequences", "tokens", "constant"]
-Divergence = Literal["k1", "k2", "k3", "minimax"]
+Divergence = Literal["k1", "k2", "k3", "minimax", "reverse", "forward", "jensen_shannon"]
+WHOLE = ("reverse", "forward", "jensen_shannon")
+"""Divergences of whole distributions over the vocabulary; the others are estimated from the token that was drawn."""
 
 
 class Algorithm(Config):
@@ -49,7 +51,8 @@ class Algorithm(Config):
     """``sequences``: the mean over completions of the mean over tokens; ``tokens``: the mean over all tokens of the
     step; ``constant``: the sum over tokens, divided by ``max_tokens``, as a mean over completions."""
     kl: Divergence = "k3"
-    """The estimate of the divergence from the reference model that is minimised besides."""
+    """The divergence from the reference model that is minimised besides: an estimate from the tokens that were drawn,
+    or one of :data:`WHOLE`."""
     kl_weight: float = Field(default=0.0, ge=0)
     """Its weight; 0: there is no reference model."""
 
@@ -79,6 +82,11 @@ class Algorithm(Config):
             raise ValueError("with reward_weight = 0 and kl_weight = 0 there is nothing to learn from; raise one")
         return self
 
+    @property
+    def estimates(self) -> bool:
+        """Whether there is a divergence, and it is estimated from the tokens that were drawn."""
+        return bool(self.kl_weight) and self.kl not in WHOLE
+
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # MiniMax-01 (arXiv 2501.08313, section 5) names three changes of GRPO and prints no constant. Ours are the
@@ -103,7 +111,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "denominator": "constant",
     },
     # On-policy distillation (GKD, arXiv 2306.13649, with completions of the student alone and the reverse KL), from
-    # a teacher (rl.teacher). The gradient of k2 is that of the divergence at each token that was drawn, on average.
-    "distillation": {"reward_weight": 0.0, "denominator": "tokens", "kl": "k2", "kl_weight": 1.0},
+    # a teacher (rl.teacher).
+    "distillation": {"reward_weight": 0.0, "denominator": "tokens", "kl": "reverse", "kl_weight": 1.0},
 }
 """By the name of an algorithm, where it differs from the defaults of :class:`Algorithm`."""

@@ -1,15 +1,15 @@
 """What a policy gradient minimises, of packed completions whose advantages are known."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 
 from leyden.align.policy.algorithm import Algorithm
-from leyden.align.policy.divergence import divergence
+from leyden.align.policy.divergence import divergence, whole_divergence
 from leyden.align.policy.surrogate import surrogate
 from leyden.core.transfers import sent
-from leyden.model import Features
+from leyden.model import Features, HybridLM
 from leyden.model.losses import TokenLossModel
 from leyden.ops import IGNORE_INDEX
 from leyden.parallel.objective import Sums
@@ -30,7 +30,7 @@ class CompletionRow(Protocol):
     labels: torch.Tensor
     cu_seqlens: torch.Tensor
     per_token: Mapping[str, torch.Tensor]
-    """:data:`DRAWN`, and :data:`REFERENCE` where the algorithm has a ``kl_weight``: [1, T]."""
+    """:data:`DRAWN`, and :data:`REFERENCE` where a divergence is estimated from the tokens that were drawn: [1, T]."""
     per_document: Mapping[str, torch.Tensor]
     """:data:`ADVANTAGE`, :data:`LOSS_WEIGHT` and :data:`COUNT`: [N]."""
 
@@ -42,10 +42,20 @@ class PolicyGradient:
         algorithm: the settings.
         temperature: of the drawing; the policy is the model with its logits divided by this.
         partial: rows say which tokens earlier weights drew (:data:`EARLIER`).
+        reference: gives the model whose whole distributions a divergence is from, of those of
+            :data:`leyden.align.policy.algorithm.WHOLE`; it reads every row whole. Not asked for other divergences.
     """
 
-    def __init__(self, algorithm: Algorithm, temperature: float = 1.0, *, partial: bool = False) -> None:
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        temperature: float = 1.0,
+        *,
+        partial: bool = False,
+        reference: Callable[[], HybridLM] | None = None,
+    ) -> None:
         self.algorithm, self._temperature, self._partial = algorithm, temperature, partial
+        self._reference = reference
         self.counts = "completion_tokens" if algorithm.denominator == "tokens" else "completions"
         names = ("ratio", "off_policy", "clipped", "discarded", "entropy")
         self.metrics: Sequence[str] = (*names, *["earlier"] * partial, *["kl"] * bool(algorithm.kl_weight))
@@ -59,7 +69,8 @@ class PolicyGradient:
           of the tokens of such sequences. Their ratios are not 1, and are not to be;
         - ``clipped``, ``discarded``: shares of tokens (:class:`leyden.align.policy.surrogate.TokenLosses`);
         - ``entropy``: the mean of ``-log p`` of what was drawn, which estimates the entropy of the policy;
-        - ``kl``: the estimate k3 of the divergence from the reference, whichever is minimised.
+        - ``kl``: the divergence from the reference: the estimate k3, whichever estimate is minimised, or the whole one
+          that is.
         """
         device = features.hidden.device
         labels = sent(batch.labels, device)
@@ -67,7 +78,7 @@ class PolicyGradient:
         learned = model.ranks.own(labels) != IGNORE_INDEX
         drawn, *reference = (
             model.ranks.own(sent(batch.per_token[name], device)).to(log_prob.dtype)
-            for name in ((DRAWN, REFERENCE) if self.algorithm.kl_weight else (DRAWN,))
+            for name in ((DRAWN, REFERENCE) if self.algorithm.estimates else (DRAWN,))
         )
         advantage, weight, count = (
             _of_tokens(model, sent(batch.per_document[name], device), batch).to(log_prob.dtype)
@@ -93,11 +104,33 @@ class PolicyGradient:
         }
         if self._partial:
             metrics["earlier"] = earlier
-        if reference:
-            away = divergence(self.algorithm.kl, log_prob, reference[0])
-            loss = loss + self.algorithm.kl_weight * (weight * away.where(learned, 0.0)).sum()
-            metrics["kl"] = divergence("k3", log_prob, reference[0]).where(learned, 0.0)
+        if self.algorithm.kl_weight:
+            if reference:
+                away = divergence(self.algorithm.kl, log_prob, reference[0]).where(learned, 0.0)
+                metrics["kl"] = divergence("k3", log_prob, reference[0]).where(learned, 0.0)
+            else:
+                away = metrics["kl"] = self._whole_divergence(model, features.hidden, learned, batch)
+            loss = loss + self.algorithm.kl_weight * (weight * away).sum()
         return Sums(loss, count.sum(), {name: (count * value).sum() for name, value in metrics.items()})
+
+    def _whole_divergence(
+        self, model: TokenLossModel, hidden: torch.Tensor, learned: torch.Tensor, batch: CompletionRow
+    ) -> torch.Tensor:
+        """[1, T'] of this rank's own tokens, 0 where nothing is learned."""
+        assert self._reference is not None and model.lm_head is not None, "given where there is something to compare"
+        reference = self._reference()
+        with torch.no_grad():
+            theirs = reference.features(sent(batch.tokens, hidden.device), cu_seqlens=batch.cu_seqlens).hidden
+        found = whole_divergence(
+            self.algorithm.kl,
+            hidden[learned],
+            model.lm_head,
+            model.ranks.own(theirs)[learned],
+            reference.lm_head,
+            model.config.vocab_size,
+            self._temperature,
+        )
+        return torch.zeros(learned.shape, dtype=found.dtype, device=found.device).masked_scatter(learned, found)
 
 
 def log_probs(

@@ -1,11 +1,14 @@
 """The table ``[stage.rl]`` of a recipe: prompts, rewards, how completions are drawn and what is learned from them."""
 
+from collections.abc import Callable
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from leyden.align.policy import PolicyGradient
 from leyden.align.policy.algorithm import Algorithm
 from leyden.core.config import Config
+from leyden.model import HybridLM
 from leyden.serve.config import EngineConfig
 
 RewardKind = Literal["math", "exact", "code", "ifeval", "rules", "model", "process"]
@@ -108,6 +111,10 @@ class RolloutSettings(Config):
                 f"overlong_tokens ({self.overlong_tokens}) is a part of max_tokens ({self.max_tokens}); give no more"
             )
         return self
+
+    def objective(self, reference: Callable[[], HybridLM] | None = None) -> PolicyGradient:
+        """What is minimised; ``reference`` as of :class:`leyden.align.policy.PolicyGradient`."""
+        return PolicyGradient(self.algorithm, self.temperature, partial=bool(self.round_tokens), reference=reference)
 
     @property
     def steps_per_round(self) -> int:
