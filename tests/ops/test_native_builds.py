@@ -128,7 +128,8 @@ def _every_function() -> None:
         fuzz.check("swiglu_experts", seed)
     logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(0))
     some = (sampling.Filters(0.7, 9, 0.9, 0.01, math.inf, 0.3), sampling.Filters(1.3, math.inf, 0.8, 0, 2, 0.8))
-    sampling.sample(logits, [sampling.Filters(0, math.inf, 1, 0, math.inf, 0), *some, some[0]])
+    greedy = sampling.Filters(0, math.inf, 1, 0, math.inf, 0)
+    sampling.sample(logits, sampling.filter_table([greedy, *some, some[0]]))
 
 
 def _steps() -> list[native_replay.Call]:

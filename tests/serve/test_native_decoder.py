@@ -264,6 +264,47 @@ def test_long_contexts_are_read_in_pieces(
 
 
 @needs_compiler
+def test_steps_that_follow_each_other_have_the_bits_of_single_ones(make_model: Callable[..., HybridLM]) -> None:
+    """Over the end of a page, at which the next step is prepared anew; and with a state that moved to another slot."""
+    model = make_model(**WINDOWS, sliding_window=19)
+    alone, going = (NativeDecoder(model, _pools(model, torch.float32)) for _ in range(2))
+    texts, prepared = [_text(270, 5), _text(270, 6)], 0
+    for i in range(268):
+        decodes = [
+            Reading([texts[0][i]], i, [3, 5][: 1 + i // PAGE], [0 if i == 0 else 1, 1]),
+            Reading([texts[1][i]], i, [2, 9], [2, 2]),
+        ]
+        if going.goes_on:
+            logits = going.run_next([text[i] for text in texts])
+        else:
+            prepared, logits = prepared + 1, going.run(decodes)
+        assert torch.equal(logits, alone.run(decodes))
+    assert prepared == 2
+
+
+@needs_compiler
+def test_what_cannot_go_on_is_refused(model: HybridLM) -> None:
+    pools = _pools(model, torch.float32)
+    step, plain = NativeDecoder(model, pools), Runner(model, pools)
+    with pytest.raises(ValueError, match="use run"):
+        step.run_next([])
+    with pytest.raises(ValueError, match="only a native step"):
+        plain.run_next([1])
+    step.run([Reading([1, 2], 0, [0], [0, 0, 0])])
+    assert not step.goes_on, "several tokens were read"
+    step.run([Reading([1], 0, [0], [0, 0])])
+    with pytest.raises(ValueError, match="size"):
+        step.run_next([1, 2])
+    assert not step.goes_on, "a step failed"
+    step.run([Reading([1], 0, [0], [0, 0])])
+    with pytest.raises(ValueError, match="not in the vocabulary"):
+        step.run_next([10**6])
+    step.run([Reading([1], PAGE - 1, [0], [0, 0])])
+    with pytest.raises(ValueError, match="use run"):
+        step.run_next([1])
+
+
+@needs_compiler
 def test_the_runner_gives_decodes_to_the_step_and_prompts_to_the_modules(model: HybridLM) -> None:
     text, pools = _text(300, 2), _pools(model, torch.float32)
     runner = Runner(model, pools, NativeDecoder(model, pools))

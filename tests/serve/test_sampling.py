@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leyden.core.errors import UserError
-from leyden.ops import Filters, can_sample, sample
-from leyden.serve.sampling import Draw, Grammar, Sampler, Sampling, draw
+from leyden.ops import Filters, can_sample, filter_table, sample
+from leyden.serve.sampling import Draw, Grammar, Sampler, SamplerBatch, Sampling, draw
 from leyden.serve.sampling.sampler import _filters, filter_weights, invert
 from leyden.serve.sampling.together import choose_together
 
@@ -125,6 +125,8 @@ def test_seeds_completions_and_positions_draw_by_themselves() -> None:
             sampler.record(0)
         return found
 
+    again = Sampler(Sampling(seed=1), index=127)
+    assert [again.uniform_of(ahead) for ahead in (40, 3, 17)] == [numbers(1, 127)[i] for i in (40, 3, 17)]
     drawn = [numbers(seed, index) for seed in (-(2**63), 0, 1, 2**63 - 1) for index in (0, 1, 127)]
     flat = [number for row in drawn for number in row]
     assert len(set(flat)) == len(flat) == 600
@@ -165,9 +167,11 @@ def test_a_batch_changes_no_draw(samplings: list[Sampling], seed: int, vocab: in
         return [Sampler(own, prompt, index, {7}) for index, (own, prompt) in enumerate(rows)]
 
     alone, together, kept = samplers(), samplers(), logits.clone()
+    batch, place = SamplerBatch(samplers()), torch.empty_like(logits[0])
     for step in logits:
         expected = [sampler(row) for sampler, row in zip(alone, step, strict=True)]
         assert draw(together, step) == expected
+        assert batch.draw(place.copy_(step)) == expected
     assert torch.equal(logits, kept)
 
 
@@ -218,14 +222,15 @@ def test_native_code_draws_what_the_inverse_of_the_distribution_is(
         pytest.skip("no native library here")
     uniforms = torch.rand(len(samplings), generator=generator, dtype=torch.float64).tolist()
     kept = held.clone()
-    chosen = sample(logits, list(map(_filters, samplings, uniforms)))
+    filters = [_filters(own)._replace(uniform=uniform) for own, uniform in zip(samplings, uniforms, strict=True)]
+    chosen = sample(logits, filter_table(filters))
     for row, own, uniform, token in zip(logits, samplings, uniforms, chosen, strict=True):
         assert token == int(row.argmax() if own.greedy else invert(row.contiguous(), own, uniform))
     assert torch.equal(held.nan_to_num(7.0), kept.nan_to_num(7.0))
 
 
 def test_native_draws_refuse_what_does_not_fit() -> None:
-    logits, filters = torch.zeros(2, 5), [Filters(1, math.inf, 1, 0, math.inf, 0.5)] * 2
+    logits, filters = torch.zeros(2, 5), filter_table([Filters(1, math.inf, 1, 0, math.inf, 0.5)] * 2)
     if not can_sample(logits):
         pytest.skip("no native library here")
     assert sample(logits, filters) == [2, 2]

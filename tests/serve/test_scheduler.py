@@ -341,3 +341,21 @@ def test_a_prompt_is_scored(model: HybridLM) -> None:
     torch.testing.assert_close(found, expected[torch.arange(599), prompt[1:]], atol=1e-4, rtol=0)
     assert [one.top[0][0] for one in scored] == expected[:-1].argmax(-1).tolist()
     assert last.logprobs[0].token == int(expected[-1].argmax())
+
+
+def test_a_plan_is_the_last_one_until_someone_comes_or_goes_or_a_page_is_full(model: HybridLM) -> None:
+    """And the gauges say what there is in every step."""
+    engine = Engine(model, max_sequences=2)
+    scheduler = engine._steps.scheduler
+    engine.add(request("first", text(PAGE - 6, 1), Sampling(max_tokens=16, temperature=0, ignore_eos=True)))
+    engine.step()
+    kept: list[bool] = []
+    for number in range(12):
+        if number == 9:
+            engine.add(request("second", text(3, 2), Sampling(max_tokens=2, temperature=0, ignore_eos=True)))
+        kept.append(scheduler.repeats)
+        engine.step()
+        used = engine.memory.usage
+        assert engine.statistics.pages_used == used.pages_used == 1 + (number >= 6) + (number == 9)
+        assert engine.statistics.running == len(scheduler.running)
+    assert kept == [number not in (0, 6, 10, 11) for number in range(12)]

@@ -79,6 +79,8 @@ class NativeDecoder:
         _check(model, pools)
         library()
         self._dtype = pools.dtype
+        self._batch: DecodeBatch | None = None
+        self._left = 0
         self._kept: list[torch.Tensor] = []  # what the addresses point into
         config = self._config = model.config
         self._layers = (LayerAddresses * config.num_hidden_layers)()
@@ -131,8 +133,9 @@ class NativeDecoder:
         """
         if any(decode.inserts for decode in decodes):
             raise ValueError("tokens that decode were drawn from the vocabulary, and have no inserts; prompts may.")
-        batch = DecodeBatch()
-        tokens, pages = batch.tokens, batch.page_tables
+        tokens: list[int] = []
+        pages: list[int] = []
+        cu_seqlens, wanted = [0], list[int]()
         stop = 0
         for decode in decodes:
             table, position, states = len(pages), decode.start, decode.states
@@ -140,9 +143,43 @@ class NativeDecoder:
             for i, token in enumerate(decode.tokens):
                 tokens += token, position + i, states[i], states[i + 1], table
             stop += len(decode.tokens)
-            batch.cu_seqlens.append(stop)
-            batch.wanted += range(stop - decode.wanted, stop)
-        return decode_step(self._model, batch)
+            cu_seqlens.append(stop)
+            wanted += range(stop - decode.wanted, stop)
+        self._batch = None
+        batch = DecodeBatch(tokens, cu_seqlens, wanted, pages)
+        logits = decode_step(self._model, batch)
+        if all(len(decode.tokens) == decode.wanted == 1 for decode in decodes):
+            self._batch = batch
+            self._left = min((len(one.pages) * PAGE - one.start - 1 for one in decodes), default=0)
+        return logits
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether :meth:`run_next` can read what follows the last call's tokens: one of each sequence, in its pages."""
+        return self._batch is not None and self._left > 0
+
+    def run_next(self, ids: Sequence[int]) -> torch.Tensor:
+        """Read the next token of each sequence of the last call, with the state behind it in its slot.
+
+        What was prepared for the last call serves again, so that this costs Python next to nothing.
+
+        Args:
+            ids: in the last call's order.
+
+        Returns:
+            As of :meth:`run`; good until the next call.
+
+        Raises:
+            ValueError: the last call's sequences cannot go on so, or other ones are given.
+        """
+        if self._batch is None or self._left <= 0:
+            raise ValueError("the sequences of the last step do not go on by one token each; use run.")
+        batch, self._batch = self._batch, None  # not to be gone on from where a step fails
+        batch.advance(ids)
+        logits = decode_step(self._model, batch)
+        self._batch = batch
+        self._left -= 1
+        return logits
 
     def _at(self, values: torch.Tensor, *shape: int, dtype: torch.dtype = torch.float32) -> int:
         """The address of a tensor, which is kept from now on; the step reads as much as ``shape`` says."""

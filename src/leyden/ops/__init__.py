@@ -21,7 +21,7 @@ from leyden.ops.ranged_attention import ranged_attention, ranged_attention_backw
 from leyden.ops.rms_norm import gated_rms_norm, residual_rms_norm, rms_norm
 from leyden.ops.rotary import apply_rotary, rotary_angles, rotary_frequencies, yarn_frequencies
 from leyden.ops.routing import Routing, drop_over_capacity, expert_capacity, route
-from leyden.ops.sampling import Filters, can_sample, sample
+from leyden.ops.sampling import Filters, can_sample, filter_table, prepare_sample, sample
 from leyden.ops.silu_split import silu_split
 from leyden.ops.softmax_attention import softmax_attention
 
@@ -35,6 +35,7 @@ __all__ = [
     "can_sample",
     "drop_over_capacity",
     "expert_capacity",
+    "filter_table",
     "gated_linear_attention",
     "gated_linear_attention_decode",
     "gated_linear_attention_prefill",
@@ -50,6 +51,7 @@ __all__ = [
     "linear_token_nll",
     "paged_attention",
     "paged_prompt_attention",
+    "prepare_sample",
     "quantize_rows",
     "ranged_attention",
     "ranged_attention_backward",

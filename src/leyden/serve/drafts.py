@@ -11,7 +11,7 @@ from leyden.serve.job import Generation
 from leyden.serve.memory import EngineMemory
 from leyden.serve.request import adapter_of
 from leyden.serve.runner import Reading
-from leyden.serve.sampling import Draw, draw
+from leyden.serve.sampling import Draw, SamplerBatch
 from leyden.serve.speculation import Ask, DraftModel, Guesser, PromptLookup, verify
 from leyden.serve.statistics import Statistics
 
@@ -54,6 +54,7 @@ class Drafts:
         self._memory = memory
         self._draft_tokens = draft_tokens
         self._lent: list[int] = []
+        self._drawing: tuple[Sequence[Generation], SamplerBatch] = [], SamplerBatch([])
 
     def readings(self, jobs: Sequence[Generation]) -> list[Reading]:
         """The last token of each sequence, and behind it what is guessed, as far as there are pages and slots."""
@@ -63,11 +64,16 @@ class Drafts:
         return [_reading(job, *self._lend(job, guess)) for job, guess in zip(jobs, guesses, strict=True)]
 
     def accept(self, jobs: Sequence[Generation], readings: Sequence[Reading], logits: torch.Tensor) -> list[list[Draw]]:
-        """Draw from the logits [R, V] behind all that was read; each sequence then stands behind its right guesses."""
+        """Draw from the logits [R, V] behind all that was read; each sequence then stands behind its right guesses.
+
+        What drawing needs is prepared again where ``jobs`` is another object than the last time.
+        """
         if self._guesser is None:
+            if jobs is not self._drawing[0]:
+                self._drawing = jobs, SamplerBatch([job.sampler for job in jobs])
             for job in jobs:
                 job.read += 1
-            return [[drawn] for drawn in draw([job.sampler for job in jobs], logits)]
+            return [[drawn] for drawn in self._drawing[1].draw(logits)]
         draws = verify([job.sampler for job in jobs], [reading.tokens[1:] for reading in readings], logits)
         for job, reading, drawn in zip(jobs, readings, draws, strict=True):
             assert job.holding is not None

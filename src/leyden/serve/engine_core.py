@@ -285,13 +285,17 @@ class EngineCore:
 
     def _given_out(self, deltas: list[Delta]) -> list[Delta]:
         """Give requests their deltas, forget those that have ended, and return the deltas that are the caller's."""
+        version, rest, ended = self.weights_version, list[Delta](), dict[str, None]()
         for delta in deltas:
-            delta.weights_version = self.weights_version
+            delta.weights_version = version
+            if delta.finish_reason is not None:
+                ended[delta.request] = None
             on_delta = self._generations[delta.request][0].request.on_delta
-            if on_delta is not None:
+            if on_delta is None:
+                rest.append(delta)
+            else:
                 on_delta(delta)
-        rest = [delta for delta in deltas if self._generations[delta.request][0].request.on_delta is None]
-        for id in {delta.request for delta in deltas if delta.finish_reason is not None}:
+        for id in ended:
             if all(job.finish_reason is not None for job in self._generations[id]):
                 del self._generations[id]
         return rest

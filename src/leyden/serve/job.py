@@ -170,8 +170,9 @@ class Generation(Job):
     def take(self, draw: Draw) -> None:
         """Its next token was drawn."""
         token, logprobs = draw
-        self.tokens.append(token)
-        drawn = self.drawn
+        tokens, text = self.tokens, self._text
+        tokens.append(token)
+        drawn = len(tokens) - self.goal
         if drawn == 1:
             self._prefilled = time.perf_counter()
         self._tally.drawn += 1
@@ -180,8 +181,8 @@ class Generation(Job):
         if self.sampler.ends(token):
             self.finish_reason = "stop"
             return
-        self._piece += self._text.push(token)
-        if self._text.stopped:
+        self._piece += text.push(token)
+        if text.stopped:
             self.finish_reason = "stop"
         elif drawn == self._limit:
             self.finish_reason = "length"
@@ -192,7 +193,9 @@ class Generation(Job):
             self._piece += self._text.finish()
         tokens, self._told = tuple(self.tokens[self._told :]), len(self.tokens)
         text, self._piece = self._piece, ""
-        logprobs, self._logprobs = tuple(self._logprobs), []
+        logprobs = ()
+        if self._logprobs:
+            logprobs, self._logprobs = tuple(self._logprobs), []
         of_prompt = None
         if self.scores_prompt and tokens and len(tokens) == self.drawn and not self.index:
             of_prompt, self._of_prompt = tuple(self._of_prompt), []

@@ -119,6 +119,27 @@ class Runner:
                 return self._run(decodes, []) if logits is None else logits
             return self._run(decodes, prefills)
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether :meth:`run_next` can read what follows the last call's tokens."""
+        return isinstance(self.decoder, NativeDecoder) and self.decoder.goes_on
+
+    def run_next(self, tokens: Sequence[int]) -> torch.Tensor:
+        """Read the next token of each sequence that decoded in the last call, into the pages and the slot it has.
+
+        Args:
+            tokens: one of each sequence, in the last call's order.
+
+        Returns:
+            The logits [R, V] in float32 of all of them; good until the next call.
+
+        Raises:
+            ValueError: the last call's sequences cannot go on so (:attr:`goes_on`).
+        """
+        if not isinstance(self.decoder, NativeDecoder):
+            raise ValueError("only a native step goes on from the one before; use run.")
+        return self.decoder.run_next(tokens)
+
     @torch.inference_mode()
     def _run(self, decodes: Sequence[Reading], prefills: Sequence[Reading]) -> torch.Tensor:
         """By the modules."""

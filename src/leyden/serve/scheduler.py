@@ -50,6 +50,7 @@ class Scheduler:
         max_sequences: how many run at once.
         step_tokens: what a step reads; at least a page of prompt, however many decode. Four times as much where none of
             the requests is watched.
+        guesses: whether steps also read guessed tokens, of which nobody knows how many are right.
 
     Attributes:
         waiting, running, swapped: sequences without memory, with it, and moved to the host; each by rank.
@@ -57,7 +58,7 @@ class Scheduler:
         preemptions: how often a sequence had to make room.
     """
 
-    def __init__(self, memory: EngineMemory, max_sequences: int, step_tokens: int) -> None:
+    def __init__(self, memory: EngineMemory, max_sequences: int, step_tokens: int, *, guesses: bool = False) -> None:
         self.waiting: list[Generation] = []
         self.running: list[Generation] = []
         self.swapped: list[Generation] = []
@@ -66,19 +67,24 @@ class Scheduler:
         self._memory = memory
         self._max_sequences = max_sequences
         self._step_tokens = step_tokens
+        self._guesses = guesses
+        self._repeated, self._repeats = StepPlan(), 0
+        """The plan of the next steps, and of how many, unless someone comes or goes."""
 
     def add(self, job: Generation) -> None:
         """Let it wait for its turn, without memory."""
-        self.remove(job)
+        self.remove(job)  # which also says that the next plan is another one
         job.read = 0
         insort(self.waiting, job, key=_rank)
 
     def start(self, job: Generation) -> None:
         """It has its memory, and runs."""
+        self._repeats = 0
         insort(self.running, job, key=_rank)
 
     def remove(self, job: Generation) -> None:
         """Take back all it has, wherever it is."""
+        self._repeats = 0
         for jobs in (self.waiting, self.running, self.swapped):
             if job in jobs:
                 jobs.remove(job)
@@ -117,7 +123,31 @@ class Scheduler:
         return self._max_sequences - len(self.running) - len(self.swapped)
 
     def plan(self) -> StepPlan:
-        """The next step; its sequences have the pages they need for it."""
+        """The next step; its sequences have the pages they need for it.
+
+        As long as nobody comes or goes and every sequence decodes in pages it has, this is the same object again.
+        """
+        if self._repeats:
+            self._repeats -= 1
+            return self._repeated
+        plan = self._next_plan()
+        self._repeated, self._repeats = StepPlan(decodes=plan.decodes), self._unchanged(plan)
+        return plan
+
+    @property
+    def repeats(self) -> bool:
+        """Whether the next plan will be that of the last step."""
+        return self._repeats > 0
+
+    def _unchanged(self, plan: StepPlan) -> int:
+        """How many more steps ``plan`` is good for, unless someone comes or goes."""
+        decodes = plan.decodes
+        waits = self.swapped or (self.waiting and self.room > 0)
+        if self._guesses or not decodes or waits or plan.parts or plan.failed or len(decodes) < len(self.running):
+            return 0
+        return min(len(job.holding.pages) * PAGE - len(job.tokens) for job in decodes if job.holding is not None)
+
+    def _next_plan(self) -> StepPlan:
         plan, before = StepPlan(), self.preemptions
         decodes = [job for job in list(self.running) if job.decodes and self._reserve(job, len(job.tokens))]
         if self.preemptions == before:

@@ -42,12 +42,14 @@ class Steps:
         config: EngineConfig,
         statistics: Statistics,
     ) -> None:
-        self.scheduler = Scheduler(memory, config.max_sequences, config.step_tokens)
+        self.scheduler = Scheduler(memory, config.max_sequences, config.step_tokens, guesses=guesser is not None)
         self._memory = memory
         self._runner = Runner(model, memory.pools, decoder_of(model, memory.pools, config.decoder))
         self._drafts = Drafts(guesser, memory, config.draft_tokens, statistics)
         self._statistics = statistics
         self._in_model = False
+        self._decoded: list[Generation] = []
+        """Those that read one token in the last step, and nothing else was read in it."""
 
     def add(self, job: Generation) -> None:
         """Let a completion wait for its turn; its siblings come with it."""
@@ -66,6 +68,7 @@ class Steps:
 
     def step(self) -> list[Delta]:
         """As :meth:`leyden.serve.Engine.step`; where it raises, :meth:`recover` comes next."""
+        repeats = self.scheduler.repeats
         plan = self.scheduler.plan()
         for job in plan.admitted:
             self._statistics.admitted(job.goal, job.cache)
@@ -77,7 +80,9 @@ class Steps:
             deltas += self._prefill(plan.parts) if plan.parts else []
         if plan.cache_read is not None:
             self._read_for_cache(*plan.cache_read)
-        self._count()
+        self._statistics.steps += 1
+        if not (repeats and self.scheduler.repeats):  # else all gauges are what they were
+            self._gauge()
         return deltas
 
     def recover(self, jobs: Iterable[Generation]) -> bool:
@@ -104,10 +109,18 @@ class Steps:
         self._in_model = False
         return logits
 
+    def _read_next(self, jobs: list[Generation]) -> torch.Tensor:
+        """What was drawn of those that decoded in the last step, and had no guesses."""
+        self._in_model = True
+        logits = self._runner.run_next([job.tokens[-1] for job in jobs])
+        self._in_model = False
+        return logits
+
     def _decode(self, jobs: list[Generation]) -> list[Delta]:
-        readings = self._drafts.readings(jobs)
+        same, self._decoded = jobs is self._decoded and self._runner.goes_on, jobs
+        readings = [] if same else self._drafts.readings(jobs)
         try:
-            logits = self._read(readings, [])
+            logits = self._read_next(jobs) if same else self._read(readings, [])
         except (MemoryError, RuntimeError) as error:
             self._check_memory(error)
             return self._torn(jobs)
@@ -203,8 +216,9 @@ class Steps:
         for drawn in draws:
             job.take(drawn)
             self._statistics.decode_tokens += 1
-            if job.sampler.failure is not None:
-                return self._end(job, "error", job.sampler.failure)
+            failure = job.sampler.failure
+            if failure is not None:
+                return self._end(job, "error", failure)
             if job.finish_reason is not None:
                 return self._end(job, job.finish_reason)
         return job.delta()
@@ -253,9 +267,8 @@ class Steps:
         if self._memory.pools.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _count(self) -> None:
+    def _gauge(self) -> None:
         statistics, scheduler = self._statistics, self.scheduler
-        statistics.steps += 1
         statistics.queued, statistics.running = len(scheduler.waiting), len(scheduler.running)
         statistics.swapped, statistics.preemptions = len(scheduler.swapped), scheduler.preemptions
         statistics.measure(self._memory.usage)

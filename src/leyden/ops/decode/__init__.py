@@ -7,7 +7,7 @@ tensors.
 
 import ctypes
 from array import array
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import torch
 
@@ -92,22 +92,54 @@ class _BatchAddresses(ctypes.Structure):
     )
 
 
-@dataclass
 class DecodeBatch:
-    """The tokens of one step, sequence by sequence.
+    """The tokens of one step, sequence by sequence, where the native step reads them.
 
-    Attributes:
+    Args:
         tokens: five numbers a token: its id, its position in the sequence, the slots of the state before it and behind
             it, and where the sequence's pages begin in ``page_tables``.
         cu_seqlens: where each sequence begins among the tokens, and where the last one ends.
         wanted: the tokens whose logits are asked for.
         page_tables: the pages of all sequences, one sequence behind another.
+
+    Attributes:
+        num_tokens, num_sequences, num_wanted: of the step.
+        addresses: of all of them, as C++ takes them.
+        logits: of the last step with this batch; the next one overwrites them.
     """
 
-    tokens: list[int] = field(default_factory=list)
-    cu_seqlens: list[int] = field(default_factory=lambda: [0])
-    wanted: list[int] = field(default_factory=list)
-    page_tables: list[int] = field(default_factory=list)
+    def __init__(
+        self,
+        tokens: Sequence[int] = (),
+        cu_seqlens: Sequence[int] = (0,),
+        wanted: Sequence[int] = (),
+        page_tables: Sequence[int] = (),
+    ) -> None:
+        self.num_tokens, self.num_sequences, self.num_wanted = len(tokens) // 5, len(cu_seqlens) - 1, len(wanted)
+        self._tokens = array("q", tokens)
+        self._kept = (self._tokens, array("q", cu_seqlens), array("q", wanted), array("i", page_tables))
+        self.addresses = _BatchAddresses(
+            self.num_tokens,
+            self.num_sequences,
+            self.num_wanted,
+            *(numbers.buffer_info()[0] for numbers in self._kept),
+            len(page_tables),
+        )
+        self.logits: torch.Tensor | None = None
+
+    def advance(self, ids: Sequence[int]) -> None:
+        """Make it the batch of the next step, in which each sequence reads the token behind its one token.
+
+        Args:
+            ids: of each sequence in turn; of no sequence more than one token was read before.
+
+        Raises:
+            ValueError: there are not as many ids as tokens.
+        """
+        tokens = self._tokens
+        tokens[0::5] = array("q", ids)
+        tokens[1::5] = array("q", [position + 1 for position in tokens[1::5]])
+        tokens[2::5] = tokens[3::5]
 
 
 def decode_step(model: ModelAddresses, batch: DecodeBatch) -> torch.Tensor:
@@ -117,7 +149,8 @@ def decode_step(model: ModelAddresses, batch: DecodeBatch) -> torch.Tensor:
 
     Args:
         model: with its pools.
-        batch: whose slots and pages are of these pools, and whose ids are of the vocabulary.
+        batch: whose slots and pages are of these pools, and whose ids are of the vocabulary. It has its logits from now
+            on, until it is read again.
 
     Raises:
         ValueError: an id, slot, page, position or bound that is outside; nothing was read or written.
@@ -126,16 +159,15 @@ def decode_step(model: ModelAddresses, batch: DecodeBatch) -> torch.Tensor:
         UnavailableError: the native step cannot be had here.
     """
     # Rows of logits that lie powers of two apart push each other out of the caches.
-    stride = model.vocab_size + LANES
-    logits = torch.empty_strided((len(batch.wanted), model.vocab_size), (stride, 1), dtype=torch.float32, device="cpu")
-    sizes = (len(batch.tokens) // 5, len(batch.cu_seqlens) - 1, len(batch.wanted))
-    if min(model.num_slots, model.num_pages, sizes[1]) < 0:
-        raise ValueError(f"decode_step: pools and bounds of sequences expected; given {sizes[1]} sequences.")
-    lists = (*(array("q", x) for x in (batch.tokens, batch.cu_seqlens, batch.wanted)), array("i", batch.page_tables))
-    addresses = _BatchAddresses(*sizes, *(numbers.buffer_info()[0] for numbers in lists), len(batch.page_tables))
+    size, stride = (batch.num_wanted, model.vocab_size), model.vocab_size + LANES
+    if min(model.num_slots, model.num_pages, batch.num_sequences) < 0:
+        raise ValueError(f"decode_step: pools and bounds of sequences expected; given {batch.num_sequences} sequences.")
+    logits = batch.logits
+    if logits is None or logits.shape != size:
+        logits = batch.logits = torch.empty_strided(size, (stride, 1), dtype=torch.float32, device="cpu")
     fault = library().leyden_decode(
         ctypes.byref(model),
-        ctypes.byref(addresses),
+        ctypes.byref(batch.addresses),
         *(ctypes.c_int64(ctypes.sizeof(part)) for part in (ModelAddresses, LayerAddresses, _BatchAddresses)),
         ctypes.c_void_p(logits.data_ptr()),
         ctypes.c_int64(stride),

@@ -93,10 +93,24 @@ def call(function: str, *arguments: Argument) -> None:
         MemoryError: one of the function's threads got no memory to work in; what the function writes is undefined.
         UnavailableError: there is no library here.
     """
+    prepare(function, *arguments)()
+
+
+def prepare(function: str, *arguments: Argument) -> Callable[[], None]:
+    """What makes the same call each time it is called: arguments are checked once, and kept as long as it is.
+
+    Raises:
+        ValueError, UnavailableError: as :func:`call` does before it calls; the rest is for the calls to raise.
+    """
     declared = FUNCTIONS.get(function)
     if declared is None:
         raise ValueError(f"{function} is none of the native functions: {', '.join(FUNCTIONS)}.")
-    raise_fault(function, library().functions[function](*declared.given(arguments), torch.get_num_threads()))
+    body, given = library().functions[function], declared.given(arguments)
+
+    def run(kept: tuple[Argument, ...] = arguments) -> None:
+        raise_fault(function, body(*given, torch.get_num_threads()))
+
+    return run
 
 
 def raise_fault(function: str, fault: bytes | None) -> None:

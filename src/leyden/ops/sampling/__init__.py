@@ -4,12 +4,12 @@ Its slow twin, which every device has, is ``invert`` of ``leyden.serve.sampling.
 sums, but round exponentials by themselves.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 
-from leyden.ops.native import UnavailableError, call, in_reach, load
+from leyden.ops.native import UnavailableError, in_reach, load, prepare
 
 
 class Filters(NamedTuple):
@@ -39,21 +39,39 @@ def can_sample(logits: torch.Tensor) -> bool:
     return plain and not isinstance(load(), UnavailableError)
 
 
-def sample(logits: torch.Tensor, filters: Sequence[Filters]) -> list[int]:
+def filter_table(filters: Sequence[Filters]) -> torch.Tensor:
+    """The filters of rows as :func:`sample` takes them: [R, fields] float64, whose last column has the uniforms."""
+    return torch.tensor(filters, dtype=torch.float64, device="cpu")
+
+
+def sample(logits: torch.Tensor, filters: torch.Tensor) -> list[int]:
     """The token of each row at which the distribution function, of what the filters keep, first exceeds ``uniform``.
 
     A row's token does not depend on the others, nor on the number of threads.
 
     Args:
         logits: [R, V] float32 on the CPU, whose rows are contiguous; not changed. -inf is a token that is not drawn.
-        filters: of each row.
+        filters: of each row, by :func:`filter_table`.
 
     Raises:
         ValueError: the logits are none such, or there are not as many filters as rows.
         UnavailableError: there is no native library here.
     """
+    return prepare_sample(logits, filters)()
+
+
+def prepare_sample(logits: torch.Tensor, filters: torch.Tensor) -> Callable[[], list[int]]:
+    """What gives :func:`sample` of these two tensors, whose values may become others, each time it is called.
+
+    Raises:
+        ValueError, UnavailableError: as there.
+    """
     rows, vocab = logits.shape
     tokens = torch.empty(rows, dtype=torch.int64, device="cpu")
-    table = torch.tensor(filters, dtype=torch.float64, device="cpu")
-    call("leyden_sample", logits, table, rows, vocab, len(Filters._fields), tokens)
-    return tokens.tolist()
+    draw = prepare("leyden_sample", logits, filters, rows, vocab, len(Filters._fields), tokens)
+
+    def sampled() -> list[int]:
+        draw()
+        return tokens.tolist()
+
+    return sampled

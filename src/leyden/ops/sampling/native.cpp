@@ -63,9 +63,19 @@ float smallest_of_head(const float *weights, int64_t vocab, const Filters &filte
     return head[count - 1];
 }
 
+// The first of the largest logits.
+int64_t first_largest(const float *logits, int64_t vocab) {
+    Vector most = spread(-INFINITY);
+    vectors(vocab, [&](int64_t i, int n) { most = larger(load(logits + i, n, -INFINITY), most); });
+    const float top = largest(most);
+    for (int64_t i = 0; i < vocab; i++)
+        if (logits[i] == top) return i;
+    return 0;
+}
+
 int64_t sampled(const float *logits, int64_t vocab, const Filters &filters, std::vector<float> &weights,
                 std::vector<float> &head) {
-    if (filters.temperature == 0) return std::max_element(logits, logits + vocab) - logits;
+    if (filters.temperature == 0) return first_largest(logits, vocab);
     Vector most = spread(-INFINITY);
     vectors(vocab, [&](int64_t i, int n) { most = larger(load(logits + i, n, -INFINITY), most); });
     const float top = largest(most), temperature = (float)filters.temperature;

@@ -3,7 +3,7 @@
 from leyden.serve.sampling.config import Grammar, Sampling
 from leyden.serve.sampling.grammar import CompiledGrammar, Grammars
 from leyden.serve.sampling.logprobs import TokenLogprobs, measure, reports
-from leyden.serve.sampling.sampler import Draw, Sampler, draw
+from leyden.serve.sampling.sampler import Draw, Sampler, SamplerBatch, draw
 from leyden.serve.sampling.together import choose_together
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Grammar",
     "Grammars",
     "Sampler",
+    "SamplerBatch",
     "Sampling",
     "TokenLogprobs",
     "choose_together",

@@ -5,14 +5,14 @@ same in whatever company they are drawn.
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from leyden.core.transfers import fetch, pick
-from leyden.ops import Filters, can_sample, sample
+from leyden.ops import Filters, can_sample, filter_table, prepare_sample
 from leyden.serve.sampling.config import Sampling
 from leyden.serve.sampling.grammar import CompiledGrammar, forbid
 from leyden.serve.sampling.logprobs import TokenLogprobs, measure, reports
@@ -93,7 +93,8 @@ class Sampler:
         From the logits of a model like the sequence's own, this is a better guess of the draw than the most probable
         token: both invert their distribution function at the same number.
         """
-        return _choose([self.sampling], [self.uniform_of(ahead)], logits[None])[0]
+        chooser = _Chooser([self.sampling])
+        return chooser.choose(logits[None], [self.uniform_of(ahead)] if chooser.drawn else [])[0]
 
     def record(self, token: int) -> None:
         """``token`` is the next one."""
@@ -104,74 +105,128 @@ class Sampler:
             self.matcher.accept(token)
 
 
-def draw(samplers: Sequence[Sampler], logits: torch.Tensor) -> list[Draw]:
-    """The next token of each of several completions, as each one's sampler would draw it alone.
+class SamplerBatch:
+    """Several completions whose tokens are drawn together, step by step, each as its sampler would draw it alone.
 
     Args:
-        samplers: one a row, no two the same; each moves on by a token.
-        logits: [R, V] float32; not changed.
+        samplers: one a row, no two the same.
     """
-    adjusted = _adjusted(samplers, logits)
-    rows = [row for row, sampler in enumerate(samplers) if sampler.sampling.logprobs is not None]
-    told: list[TokenLogprobs] = []
-    if logits.is_cpu and not rows:
-        tokens = _choose([own.sampling for own in samplers], [own.uniform for own in samplers], adjusted)
-    else:
-        tokens, told = _choose_and_tell(samplers, logits, adjusted, rows)
-    for sampler, token in zip(samplers, tokens, strict=True):
-        sampler.record(token)
-    draws = list(map(Draw, tokens))
-    for row, one in zip(rows, told, strict=True):
-        draws[row] = Draw(tokens[row], one)
-    return draws
+
+    def __init__(self, samplers: Sequence[Sampler]) -> None:
+        self._samplers = list(samplers)
+        self._chooser = _Chooser([own.sampling for own in samplers])
+        self._told = [row for row, own in enumerate(samplers) if own.sampling.logprobs is not None]
+        self._tops = [samplers[row].sampling.logprobs or 0 for row in self._told]
+        self._tables = [(row, own.adjustments) for row, own in enumerate(samplers) if own.adjustments is not None]
+        self._matchers = [(row, own.matcher) for row, own in enumerate(samplers) if own.matcher is not None]
+
+    def draw(self, logits: torch.Tensor) -> list[Draw]:
+        """The next token of each completion; each sampler moves on by a token.
+
+        Args:
+            logits: [R, V] float32; not changed.
+        """
+        uniforms = [self._samplers[row].uniform for row in self._chooser.drawn]
+        adjusted, told = self._adjusted(logits), list[TokenLogprobs]()
+        if logits.is_cpu and not self._told:
+            tokens = self._chooser.choose(adjusted, uniforms)
+        else:
+            tokens, told = self._choose_and_tell(logits, adjusted, uniforms)
+        for sampler, token in zip(self._samplers, tokens, strict=True):
+            sampler.record(token)
+        draws = list(map(Draw, tokens))
+        for row, one in zip(self._told, told, strict=True):
+            draws[row] = Draw(tokens[row], one)
+        return draws
+
+    def _choose_and_tell(
+        self, logits: torch.Tensor, adjusted: torch.Tensor, uniforms: Sequence[float]
+    ) -> tuple[list[int], list[TokenLogprobs]]:
+        """The tokens, and what is reported of some of them; from a GPU all of it comes by one copy."""
+        if logits.is_cpu:
+            chosen = torch.tensor(self._chooser.choose(adjusted, uniforms))
+        else:
+            chosen = self._chooser.choose_on_device(adjusted, uniforms)
+        told, tops = self._told, self._tops
+        measured = measure(pick(logits, told), pick(chosen, told), tops) if told else []
+        found, *measured = fetch([chosen, *measured])
+        tokens = found.tolist()
+        return tokens, reports([tokens[row] for row in told], tops, measured) if told else []
+
+    def _adjusted(self, logits: torch.Tensor) -> torch.Tensor:
+        if self._tables or self._matchers:
+            logits = logits.clone()
+        if self._matchers:
+            forbid(logits, self._matchers)
+        if self._tables:
+            adjust(logits, self._tables)
+        return logits
 
 
-def _choose_and_tell(
-    samplers: Sequence[Sampler], logits: torch.Tensor, adjusted: torch.Tensor, rows: Sequence[int]
-) -> tuple[list[int], list[TokenLogprobs]]:
-    """The tokens, and what is reported of those in ``rows``; from a GPU all of it comes by one copy."""
-    own = [own.sampling for own in samplers], [own.uniform for own in samplers]
-    chosen = torch.tensor(_choose(*own, adjusted)) if logits.is_cpu else choose_together(*own, adjusted)
-    tops = [samplers[row].sampling.logprobs or 0 for row in rows]
-    measured = measure(pick(logits, rows), pick(chosen, rows), tops) if rows else []
-    found, *measured = fetch([chosen, *measured])
-    tokens = found.tolist()
-    return tokens, reports([tokens[row] for row in rows], tops, measured) if rows else []
+def draw(samplers: Sequence[Sampler], logits: torch.Tensor) -> list[Draw]:
+    """The next token of each of several completions, as :meth:`SamplerBatch.draw` draws it."""
+    return SamplerBatch(samplers).draw(logits)
 
 
-def _adjusted(samplers: Sequence[Sampler], logits: torch.Tensor) -> torch.Tensor:
-    tables = [(row, own.adjustments) for row, own in enumerate(samplers) if own.adjustments is not None]
-    matchers = [(row, own.matcher) for row, own in enumerate(samplers) if own.matcher is not None]
-    if tables or matchers:
-        logits = logits.clone()
-    if matchers:
-        forbid(logits, matchers)
-    if tables:
-        adjust(logits, tables)
-    return logits
+class _Chooser:
+    """Chooses the tokens of rows, as each one's sampling and its number decide.
+
+    Args:
+        samplings: of the rows.
+
+    Attributes:
+        drawn: the rows whose tokens are not the most probable ones, and therefore have a number each.
+    """
+
+    def __init__(self, samplings: Sequence[Sampling]) -> None:
+        self._samplings = samplings
+        self.drawn = [row for row, own in enumerate(samplings) if not own.greedy]
+        self._filters = filter_table([_filters(own) for own in samplings])
+        self._prepared: tuple[torch.Tensor, Callable[[], list[int]]] | None = None
+
+    def choose(self, logits: torch.Tensor, uniforms: Sequence[float]) -> list[int]:
+        """The token of each row of logits [R, V] on a CPU, by the numbers of :attr:`drawn`."""
+        sample = self._native(logits)
+        if sample is not None:
+            if uniforms:
+                self._filters.numpy()[self.drawn, -1] = uniforms
+            return sample()
+        drawn, samplings = self.drawn, self._samplings
+        tokens = _argmax(logits) if len(drawn) < len(samplings) else [0] * len(samplings)
+        if drawn:
+            rows = zip(drawn, uniforms, strict=True)
+            inverted = torch.stack([invert(logits[row], samplings[row], uniform) for row, uniform in rows])
+            for row, token in zip(drawn, inverted.tolist(), strict=True):
+                tokens[row] = token
+        return tokens
+
+    def choose_on_device(self, logits: torch.Tensor, uniforms: Sequence[float]) -> torch.Tensor:
+        """The same of logits on a GPU: [R] int64, there."""
+        numbers = [0.0] * len(self._samplings)
+        for row, uniform in zip(self.drawn, uniforms, strict=True):
+            numbers[row] = uniform
+        return choose_together(self._samplings, numbers, logits)
+
+    def _native(self, logits: torch.Tensor) -> Callable[[], list[int]] | None:
+        """The native call that chooses from ``logits``; None where there is none.
+
+        From step to step the logits lie in one tensor, of which nothing need be looked at again.
+        """
+        if self._prepared is None or self._prepared[0] is not logits:
+            if not can_sample(logits):
+                return None
+            self._prepared = logits, prepare_sample(logits, self._filters)
+        return self._prepared[1]
 
 
-def _choose(samplings: Sequence[Sampling], uniforms: Sequence[float], logits: torch.Tensor) -> list[int]:
-    """The token of each row of logits [R, V] on a CPU, as its sampling and its number decide."""
-    drawn = [row for row, own in enumerate(samplings) if not own.greedy]
-    if drawn and can_sample(logits):
-        return sample(logits, list(map(_filters, samplings, uniforms)))
-    tokens = _argmax(logits) if len(drawn) < len(samplings) else [0] * len(samplings)
-    if drawn:
-        inverted = torch.stack([invert(logits[row], samplings[row], uniforms[row]) for row in drawn])
-        for row, token in zip(drawn, inverted.tolist(), strict=True):
-            tokens[row] = token
-    return tokens
-
-
-def _filters(sampling: Sampling, uniform: float) -> Filters:
+def _filters(sampling: Sampling) -> Filters:
     return Filters(
         0 if sampling.greedy else sampling.temperature,
         math.inf if sampling.top_k is None else sampling.top_k,
         sampling.top_p,
         sampling.min_p,
         math.inf if sampling.top_n_sigma is None else sampling.top_n_sigma,
-        uniform,
+        uniform=0.0,
     )
 
 
