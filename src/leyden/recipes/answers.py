@@ -26,10 +26,13 @@ from leyden.train.observing import EVALUATIONS
 ANSWERED = "held_out_answers"
 """The task of their line in ``eval.jsonl``."""
 
+EVALUATED = "evaluate"
+"""What asks them at the end of a stage: ``of`` in its line of ``eval.jsonl``, in place of the name of a stage."""
+
 ANSWERS = "answers.jsonl"
 """In the folder of a run: prompts, answers and rewards."""
 
-_SHOWN = 3
+_SHOWN = 5
 """Answers that are printed, each to another kind of prompt where there are several."""
 
 

@@ -20,7 +20,7 @@ from leyden.core.errors import UserError
 from leyden.core.log import say
 from leyden.model import HybridLM
 from leyden.recipes.adapters import keep_adapters, reference_of
-from leyden.recipes.answers import answer_settings, held_out_prompts
+from leyden.recipes.answers import EVALUATED, answer_settings, held_out_prompts
 from leyden.recipes.objectives import OBJECTIVES
 from leyden.recipes.reference import reference_place
 from leyden.recipes.schema import Recipe, TrainingStage
@@ -105,7 +105,7 @@ def held_out_rewards(recipe: Recipe, tokenizer: Tokenizer) -> Iterator[list[tupl
                 opened.callback(environment.close)
             settings = answer_settings(recipe)
             how = {"dtype": getattr(torch, recipe.train.dtype), "every_steps": 0}
-            found.append((OF_NO_STAGE, HeldOutReward("evaluate", asked, environment, settings, tokenizer, **how)))
+            found.append((OF_NO_STAGE, HeldOutReward(EVALUATED, asked, environment, settings, tokenizer, **how)))
         yield found
 
 
