@@ -102,10 +102,16 @@ class Asked:
 def test_the_finished_model_answers_an_environments_held_out_prompts(recipe, tmp_path, capsys):
     (tmp_path / "asked.py").write_text(ENVIRONMENT)
     recipe["stage"][0]["steps"] = 1
+    recipe["stage"].append({**recipe["stage"][0], "name": "again"})
     recipe["evaluate"] |= {"environment": f"{tmp_path / 'asked.py'}:Asked", "environment_prompts": 4, "prompts": []}
     run(parse_recipe(recipe, "test"), tmp_path / "run")
-    line = json.loads((tmp_path / "run" / "eval.jsonl").read_text().splitlines()[-1])
+    lines = [json.loads(line) for line in (tmp_path / "run" / "eval.jsonl").read_text().splitlines()]
+    line = lines[-1]
     assert (line["task"], line["n"]) == ("held_out_answers", 4) and 0 <= line["value"] <= 1
+    rewards = [one for one in lines if one["task"] == "held_out_reward"]
+    assert [one["stage"] for one in rewards] == [one["name"] for one in recipe["stage"]], "at the end of each stage"
+    assert rewards[-1]["value"] == line["value"] and rewards[-1]["of"] == "evaluate"
+    assert [one["prompt"] for one in rewards[-1]["samples"]] == ["Is 0 so?"], "one of each kind"
     answers = [json.loads(one) for one in (tmp_path / "run" / "answers.jsonl").read_text().splitlines()]
     assert [one["prompt"] for one in answers] == [f"Is {number} so?" for number in range(4)]
     told = " ".join(capsys.readouterr().err.split())

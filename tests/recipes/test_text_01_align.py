@@ -54,6 +54,8 @@ def test_its_twin_runs(tmp_path: Path, leyden_cli: Callable[..., Any]) -> None:
     outcome = leyden_cli("run", "align-tiny", "--dir", tmp_path / "run")
     assert outcome.code == 0, outcome.err
     lines = [json.loads(line) for line in (tmp_path / "run" / "eval.jsonl").read_text().splitlines()]
-    rewards = {line["stage"]: line["value"] for line in lines if line["task"] == "held_out_reward"}
-    assert [*rewards] == ["base", "sft-short", "sft-long", "dpo-short", "dpo-long", "rl"]
-    assert rewards["base"] < 0.05 and rewards["rl"] > 0.5
+    solved = {line["stage"]: line["components"] for line in lines if line["task"] == "held_out_reward"}
+    assert [*solved] == ["base", "sft-short", "sft-long", "dpo-short", "dpo-long", "rl"]
+    assert not any(solved["base"].values()), "it has seen no chat"
+    assert solved["sft-short"]["last"] > 0.9 and solved["sft-short"]["keep"] < 0.5
+    assert all(solved["rl"][task] > 0.6 for task in ("say", "turn", "last", "keep"))

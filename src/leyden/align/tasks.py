@@ -1,12 +1,14 @@
 """Small tasks with a verifier, made by arithmetic on a seed: something to align a small model on, with no download.
 
 ``chats = ["tasks:short"]`` in a recipe names their right answers, ``preferences = ["tasks:short"]`` pairs of a right
-and a wrong one, and the environments here ask them of a policy: :class:`ShortTasks`, :class:`QuickTasks` and
-:class:`LongTasks`. What is held out is never in any of the three: a task belongs to one side by a hash of its question.
+and a wrong one, and the environments here ask them of a policy: :class:`ShortTasks`, :class:`QuickTasks`,
+:class:`LongTasks` and :class:`AllTasks`. What is held out is never trained on: a task belongs to one side by a hash of
+its question.
 """
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from leyden.align.rewards.reward import Reward
@@ -156,3 +158,15 @@ class LongTasks(ShortTasks):
     """A word that is to be kept, named somewhere in a long text and asked for at its end."""
 
     name = "long"
+
+
+class AllTasks(ShortTasks):
+    """The short tasks, and behind them the long one."""
+
+    def prompts(self) -> Iterator[Mapping[str, Any]]:
+        """See :class:`leyden.align.rollouts.environment.Environment`."""
+        return chain(task_rows("short"), task_rows("long"))
+
+    def held_out(self) -> Iterator[Mapping[str, Any]]:
+        """Those that are measured and never learned from."""
+        return chain(task_rows("short", held_out=True), task_rows("long", held_out=True))

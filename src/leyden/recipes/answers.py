@@ -26,10 +26,13 @@ from leyden.train.observing import EVALUATIONS
 ANSWERED = "held_out_answers"
 """The task of their line in ``eval.jsonl``."""
 
+EVALUATED = "evaluate"
+"""What asks them at the end of a stage: ``of`` in its line of ``eval.jsonl``, in place of the name of a stage."""
+
 ANSWERS = "answers.jsonl"
 """In the folder of a run: prompts, answers and rewards."""
 
-_SHOWN = 3
+_SHOWN = 5
 """Answers that are printed, each to another kind of prompt where there are several."""
 
 
@@ -40,7 +43,7 @@ def held_out_prompts(recipe: Recipe, tokenizer: Tokenizer) -> tuple[list[Prompt]
         UserError: there is no such environment, or it has no held-out prompts that fit the model.
     """
     section = recipe.evaluate
-    environment: Any = open_environment(RolloutSettings(environment=section.environment))
+    environment: Any = open_environment(answer_settings(recipe))
     rows, aside = environment.held_out() if hasattr(environment, "held_out") else (), Counter[str]()
     longest = recipe.model.max_position_embeddings - section.answer_tokens
     found = list(islice(prompts_of(rows, tokenizer, longest, aside), section.environment_prompts))
@@ -48,6 +51,12 @@ def held_out_prompts(recipe: Recipe, tokenizer: Tokenizer) -> tuple[list[Prompt]
         why = ", ".join(f"{count} {reason}" for reason, count in aside.items()) or "its method held_out() gives none"
         raise UserError(f"[evaluate] environment {section.environment} has no held-out prompts to ask: {why}.")
     return found, environment
+
+
+def answer_settings(recipe: Recipe) -> RolloutSettings:
+    """How the prompts of ``[evaluate] environment`` are answered."""
+    section = recipe.evaluate
+    return RolloutSettings(environment=section.environment, max_tokens=section.answer_tokens, engine=recipe.serve)
 
 
 def write_answers(recipe: Recipe, directory: Path) -> None:
@@ -58,8 +67,8 @@ def write_answers(recipe: Recipe, directory: Path) -> None:
     model, tokenizer = load(directory / "final", dtype=getattr(torch, recipe.train.dtype), device=default_device())
     assert tokenizer is not None, "a run saves its tokenizer"
     prompts, environment = held_out_prompts(recipe, tokenizer)
-    settings = RolloutSettings(environment=section.environment, max_tokens=section.answer_tokens)
-    answers = likeliest_answers(Engine(model, tokenizer, recipe.serve), prompts, environment, settings)
+    settings = answer_settings(recipe)
+    answers = likeliest_answers(Engine(model, tokenizer, settings.engine), prompts, environment, settings)
     with atomic_file(directory / ANSWERS) as part, part.open("w", encoding="utf-8") as file:
         for one in answers:
             line = {"prompt": one.prompt.text, "answer": one.text, "reward": one.reward.reward}

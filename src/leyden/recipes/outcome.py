@@ -15,7 +15,7 @@ from leyden.core.files import atomic_file
 from leyden.core.log import console, say
 from leyden.data import TokenShards
 from leyden.evaluate import baselines, bits_per_byte
-from leyden.recipes.answers import ANSWERED, tell_answers
+from leyden.recipes.answers import ANSWERED, EVALUATED, tell_answers
 from leyden.recipes.prepare import Prepared
 from leyden.recipes.schema import Recipe
 from leyden.serve import Engine, Sampling
@@ -94,8 +94,9 @@ def tell_outcome(directory: Path) -> None:
 
 
 def _last_of_each_task(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """What the tasks of the recipe (``[[evaluate.task]]``) said last."""
-    return list({one["task"]: one for one in records if "stage" in one and one["task"] != "held_out"}.values())
+    """What the tasks of the recipe (``[[evaluate.task]]``) said last, and the rewards of stages on held-out prompts."""
+    told = [one for one in records if "stage" in one and one["task"] != "held_out" and one.get("of") != EVALUATED]
+    return list({one["task"]: one for one in told}.values())
 
 
 def _by_length(record: Mapping[str, Any]) -> str:

@@ -20,6 +20,7 @@ from leyden.core.errors import UserError
 from leyden.core.log import say
 from leyden.model import HybridLM
 from leyden.recipes.adapters import keep_adapters, reference_of
+from leyden.recipes.answers import EVALUATED, answer_settings, held_out_prompts
 from leyden.recipes.reference import reference_place
 from leyden.recipes.schema import Recipe, TrainingStage
 from leyden.tokenizer import Tokenizer
@@ -30,6 +31,9 @@ from leyden.train.whole import whole_model
 
 ROLLOUTS = "rollouts.jsonl"
 """In the folder of a run: some of the completions that a stage of reinforcement learning drew."""
+
+OF_NO_STAGE = -1
+"""In place of the number of a stage."""
 
 
 def open_prompts(recipe: Recipe, index: int, tokenizer: Tokenizer) -> tuple[Prompts, Environment]:
@@ -76,6 +80,9 @@ def check_teacher(name: str, recipe: Recipe, stage: TrainingStage, tokenizer: To
 def held_out_rewards(recipe: Recipe, tokenizer: Tokenizer) -> Iterator[list[tuple[int, HeldOutReward]]]:
     """What measures the reward on held-out prompts, by the number of the stage of reinforcement learning that has some.
 
+    Those of ``[evaluate] environment`` are of no stage (``OF_NO_STAGE``), and measured at the end of each where there
+    are several.
+
     Raises:
         UserError: there is no such environment or file.
     """
@@ -96,6 +103,13 @@ def held_out_rewards(recipe: Recipe, tokenizer: Tokenizer) -> Iterator[list[tupl
             if asked:
                 how = {"dtype": getattr(torch, recipe.train.dtype), "every_steps": recipe.evaluate.every_steps}
                 found.append((index, HeldOutReward(stage.name, asked, environment, stage.rl, tokenizer, **how)))
+        if recipe.evaluate.environment is not None and len(recipe.stage) > 1:  # the finished model answers anyway
+            asked, environment = held_out_prompts(recipe, tokenizer)
+            if hasattr(environment, "close"):
+                opened.callback(environment.close)
+            settings = answer_settings(recipe)
+            how = {"dtype": getattr(torch, recipe.train.dtype), "every_steps": 0}
+            found.append((OF_NO_STAGE, HeldOutReward(EVALUATED, asked, environment, settings, tokenizer, **how)))
         yield found
 
 

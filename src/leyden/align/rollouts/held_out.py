@@ -28,7 +28,7 @@ class HeldOutReward:
     several ranks each takes part in bringing the weights together, and the first asks.
 
     Args:
-        stage: the name of the stage of reinforcement learning that it is of.
+        stage: the name of the stage of reinforcement learning that it is of, or of what else asks.
         prompts: are asked, in this order.
         environment: grades.
         settings: of the stage.
@@ -66,7 +66,8 @@ class HeldOutReward:
             rollouts = likeliest_answers(engine, self._prompts, self._environment, self._settings)
         finally:
             engine.close()
-        return {"task": "held_out_reward", "of": self._stage, **summary(rollouts)}
+        samples = [{"prompt": one.prompt.text, "answer": one.text} for one in first_of_each_kind(rollouts)]
+        return {"task": "held_out_reward", "of": self._stage, **summary(rollouts), "samples": samples}
 
 
 def likeliest_answers(
@@ -77,6 +78,14 @@ def likeliest_answers(
     limit = CallLimit(settings.call_seconds)
     go_on(engine, environment, drawn, settings, limit, seed=0, temperature=0)
     return [graded(environment, one, limit) for one in drawn]
+
+
+def first_of_each_kind(rollouts: Sequence[Rollout]) -> list[Rollout]:
+    """Of answers with the same components of a reward the first."""
+    found = dict[tuple[str, ...], Rollout]()
+    for one in rollouts:
+        found.setdefault(tuple(one.reward.components), one)
+    return [*found.values()]
 
 
 def summary(rollouts: Sequence[Rollout]) -> dict[str, Any]:
