@@ -1,7 +1,7 @@
 """Policy gradients as a few pure functions: advantages, surrogate losses, divergences, and the settings that join them.
 
-Reading order: ``algorithm.py`` (the settings and their presets), ``advantages.py``, ``surrogate.py``,
-``divergence.py``, ``objective.py`` (what a training step minimises).
+Reading order: ``algorithm.py`` (the settings and their presets), ``advantages.py``, ``values.py`` (advantages of single
+tokens), ``surrogate.py``, ``divergence.py``, ``objective.py`` (what a training step minimises).
 """
 
 from leyden.align.policy.algorithm import PRESETS, Algorithm
