@@ -26,12 +26,14 @@ def by_hand(model: Any, batch: Batch, how: Algorithm, temperature: float) -> tup
         logits = model.lm_head(model.features(batch.tokens[:, place]).hidden)[0] / temperature
         values = logits.log_softmax(-1)[learned].gather(1, labels[learned][:, None])[:, 0]
         given = {name: x[0, place][learned].tolist() for name, x in batch.per_token.items()}
-        advantage, weight, count = (
+        given_advantage, weight, count = (
             float(batch.per_document[name][document]) for name in ("advantage", "loss_weight", "count")
         )
+        of_tokens = how.baseline == "critic"
+        advantages = given["advantage"] if of_tokens else [given_advantage] * len(values)
         changes = [value - old for value, old in zip(values, given["drawn"], strict=True)]
         mean = sum(changes) / len(changes)
-        for value, change, reference in zip(values, changes, given["reference"], strict=True):
+        for value, change, reference, advantage in zip(values, changes, given["reference"], advantages, strict=True):
             ratio = (mean if how.ratio == "sequence" else change).exp()
             bounded = min(max(ratio.item(), low), high)
             dropped = how.drop_above > 0 and advantage < 0 and ratio.item() > how.drop_above
@@ -42,7 +44,7 @@ def by_hand(model: Any, batch: Batch, how: Algorithm, temperature: float) -> tup
                 one = torch.tensor(-bounded * advantage, dtype=torch.float64) if clipped else -ratio * advantage
             loss = loss + weight * (0.0 if dropped else one)
             away = value.item() - reference
-            if how.kl_weight:
+            if how.kl_weight and how.kl_in == "loss":
                 term = (math.exp(value.item()) - math.exp(reference)) * value
                 if how.kl == "k3":
                     term = (reference - value).exp() - 1 + (value - reference)
