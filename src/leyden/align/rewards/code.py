@@ -37,8 +37,9 @@ def grade_code(
     """
     program = program_of(response, prompt, entry_point)
     tests = [tests] if isinstance(tests, str) else tests
-    if not isinstance(tests, Sequence) or not tests:
-        raise UserError("'tests' has to be a text, or a list of texts or of inputs with outputs.")
+    if not isinstance(tests, Sequence) or not any(tests):
+        what = "is empty" if isinstance(tests, Sequence) else f"is {type(tests).__name__}"
+        raise UserError(f"'tests' {what}; it has to be a text, or a list of texts or of inputs with outputs.")
     if all(isinstance(test, str) for test in tests):
         if setup is None:
             setup = prompt if entry_point is not None and program.startswith(prompt) else ""

@@ -15,6 +15,7 @@ from leyden.align.rewards.reward import Reward
 from leyden.align.rewards.rows import RowSettings, grader
 from leyden.align.rewards.rules import read_rules
 from leyden.align.rollouts.settings import RolloutSettings
+from leyden.align.rollouts.verifiers_taskset import TASKS, VerifiersTaskset
 from leyden.core.errors import UserError
 from leyden.core.sandbox.probe import try_to_escape
 from leyden.data.documents import Reject
@@ -118,7 +119,11 @@ def open_environment(settings: RolloutSettings) -> Environment:
         return FileEnvironment(settings)
     place, colon, name = settings.environment.rpartition(":")
     if not colon or not place or not name:
-        raise UserError(f'environment is "FILE.py:CLASS" or "MODULE:CLASS"; given "{settings.environment}".')
+        raise UserError(
+            f'environment is "FILE.py:CLASS", "MODULE:CLASS" or "{TASKS}:TASKSET"; given "{settings.environment}".'
+        )
+    if place == TASKS:
+        return VerifiersTaskset(name)
     found = getattr(_module(place), name, None)
     if not callable(found):
         raise UserError(f"environment: {place} has no class {name}.")

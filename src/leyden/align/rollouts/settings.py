@@ -22,7 +22,8 @@ class RolloutSettings(Config):
     reward_model: str | None = None
     """Of ``reward = "model"`` and ``"process"``: the reward model, a run, a checkpoint, a directory or a hub id."""
     environment: str | None = None
-    """In place of both: ``FILE.py:CLASS`` or ``MODULE:CLASS``, a class with ``prompts`` and ``score``."""
+    """In place of both: ``FILE.py:CLASS`` or ``MODULE:CLASS``, a class with ``prompts`` and ``score``; or
+    ``verifiers:TASKSET``."""
     teacher: str | None = None
     """The model that the divergence is from, in place of the model at the beginning of the stage: a run, a checkpoint,
     a directory or a hub id, with the same tokenizer."""

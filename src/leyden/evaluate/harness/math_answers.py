@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
-_NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?")
-_PLAIN_NUMBER = re.compile(r"-?(?:\d{1,50}(?:\.\d{0,50})?|\.\d{1,50})(?:/\d{1,50})?")
+_POWER = r"[eE][-+]?\d{1,3}"
+"""Of ten, as programs write it."""
+_NUMBER = re.compile(rf"-?\$?\d[\d,]*(?:\.\d+)?(?:{_POWER}\b)?")
+_PLAIN_NUMBER = re.compile(rf"-?(?:\d{{1,50}}(?:\.\d{{0,50}})?|\.\d{{1,50}})(?:/\d{{1,50}}|{_POWER})?")
 """Without an exponent, whose digits could fill the memory."""
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*")
 _SAID = re.compile(r"(?:final answer|answer) is:?\s*(.+?)(?:\.\s|\.$|\n|$)", re.IGNORECASE)
@@ -98,7 +100,7 @@ def _same_number(one: str | None, other: str | None) -> bool:
 
 
 def _number(text: str | None) -> Fraction | None:
-    """A whole number, a decimal or a fraction, in LaTeX or with a slash."""
+    """A whole number, a decimal (with a power of ten, too) or a fraction, in LaTeX or with a slash."""
     if text is None:
         return None
     match = re.fullmatch(r"(-?)\\frac\{(-?\d{1,50})\}\{(-?\d{1,50})\}", text)
