@@ -261,7 +261,7 @@ def test_whole_divergences_are_those_of_trl(kind: Any, beta: float, monkeypatch:
 
 
 def test_presets_are_settings_of_one_algorithm() -> None:
-    assert set(PRESETS) == {"minimax", "grpo", "dr_grpo", "dapo", "cispo", "gspo", "rloo", "distillation"}
+    assert set(PRESETS) == {"minimax", "grpo", "dr_grpo", "dapo", "cispo", "gspo", "rloo", "ppo", "distillation"}
     changed = Algorithm.parse({"preset": "dapo", "clip_low": 0.1}, "test")
     assert (changed.clip_low, changed.clip_high, changed.denominator) == (0.1, 0.28, "tokens")
     for name in PRESETS:
@@ -272,12 +272,19 @@ def test_presets_are_settings_of_one_algorithm() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"preset": "ppo"}, "must be one of minimax, grpo"),
+        ({"preset": "a2c"}, "must be one of minimax, grpo"),
         ({"preset": "dapoo"}, "did you mean 'dapo'"),
         ({"drop_above": 0.9}, "would drop tokens whose ratio is 1"),
         ({"clip_low": 1.5}, "clip_low"),
         ({"kl": "k4"}, "'kl'"),
         ({"preset": "distillation", "kl_weight": 0}, "nothing to learn from"),
+        ({"preset": "ppo", "reward_weight": 0}, 'kl_in = "reward" there is nothing to learn from'),
+        ({"preset": "ppo", "scale": "group"}, "a critic compares a completion with no group"),
+        ({"preset": "ppo", "balance": True}, "balance is of one advantage a completion"),
+        ({"preset": "ppo", "kl": "minimax"}, "is no divergence"),
+        ({"preset": "dapo", "gae_lambda": 1.0}, "gae_lambda is of the advantages of single tokens, which a critic"),
+        ({"preset": "grpo", "kl_in": "reward"}, "kl_in is of the advantages of single tokens"),
+        ({"preset": "ppo", "gamma": 0}, "gamma"),
     ],
 )
 def test_what_is_no_algorithm_is_refused(settings: dict[str, Any], message: str) -> None:

@@ -31,12 +31,15 @@ def by_hand(
         theirs = other.lm_head(other.features(batch.tokens[:, place]).hidden)[0] / temperature
         whole = (log_p.exp() * (log_p - theirs.log_softmax(-1)[learned].detach())).sum(-1)
         given = {name: x[0, place][learned].tolist() for name, x in batch.per_token.items()}
-        advantage, weight, count = (
+        given_advantage, weight, count = (
             float(batch.per_document[name][document]) for name in ("advantage", "loss_weight", "count")
         )
+        of_tokens = how.baseline == "critic"
+        advantages = given["advantage"] if of_tokens else [given_advantage] * len(values)
         changes = [value - old for value, old in zip(values, given["drawn"], strict=True)]
         mean = sum(changes) / len(changes)
-        for value, change, reference, apart in zip(values, changes, given["reference"], whole, strict=True):
+        of_each = zip(values, changes, given["reference"], advantages, whole, strict=True)
+        for value, change, reference, advantage, apart in of_each:
             ratio = (mean if how.ratio == "sequence" else change).exp()
             bounded = min(max(ratio.item(), low), high)
             dropped = how.drop_above > 0 and advantage < 0 and ratio.item() > how.drop_above
@@ -47,7 +50,7 @@ def by_hand(
                 one = torch.tensor(-bounded * advantage, dtype=torch.float64) if clipped else -ratio * advantage
             loss = loss + weight * (0.0 if dropped else one)
             away = value.item() - reference
-            if how.kl_weight:
+            if how.kl_weight and how.kl_in == "loss":
                 term = (math.exp(value.item()) - math.exp(reference)) * value
                 if how.kl == "k3":
                     term = (reference - value).exp() - 1 + (value - reference)

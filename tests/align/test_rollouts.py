@@ -2,30 +2,27 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from rounds import Letters, batches_of, same, settings, state_of
 
 from leyden.align.policy import Algorithm, PolicyGradient
 from leyden.align.policy.objective import ADVANTAGE, COUNT, DRAWN, LOSS_WEIGHT, REFERENCE
 from leyden.align.rewards import Reward
-from leyden.align.rollouts.batches import RolloutBatches, RoundShape
+from leyden.align.rollouts.batches import RolloutBatches
 from leyden.align.rollouts.drawing import Group, Rollout
 from leyden.align.rollouts.environment import open_environment
 from leyden.align.rollouts.prompts import Prompt, Prompts
 from leyden.align.rollouts.settings import RolloutSettings
 from leyden.core.errors import UserError
-from leyden.data import Batch
-from leyden.model import Cache, HybridLM, preset
+from leyden.model import Cache
 from leyden.tokenizer import Tokenizer
-from leyden.train import MasterAdamW, TrainState, train_step
-from leyden.train.metrics import StepLog
-
-SIZES = {"max_sequences": 16, "kv_gigabytes": 0.02, "cache_gigabytes": 0.001, "swap_gigabytes": 0.001}
+from leyden.train import TrainState, train_step
 
 
 @pytest.fixture(scope="module")
@@ -33,86 +30,11 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.train(["Is it so? Yes, it is so. No, it is not.\n" * 9], vocab_size=270)
 
 
-class Letters:
-    """The share of letters in a response; some rewards are missing, and one group is all alike."""
-
-    def prompts(self) -> Iterable[Mapping[str, Any]]:
-        return [{"prompt": f"Is {number} so?", "number": number} for number in range(5)]
-
-    def score(self, row: Mapping[str, Any], response: str) -> float | None:
-        if row["number"] == 3:
-            return 0.5
-        if response[:1] in ("a", "e", "o"):
-            return math.nan
-        return sum(letter.isalpha() for letter in response) / 16
-
-
-def settings(**changes: Any) -> RolloutSettings:
-    return RolloutSettings.parse(
-        {
-            "environment": "tests:Letters",
-            "group_size": 4,
-            "prompts_per_step": 4,
-            "max_tokens": 12,
-            "engine": SIZES,
-            **changes,
-        },
-        "test",
-    )
-
-
-def state_of(tokenizer: Tokenizer, dtype: torch.dtype = torch.float32, **changes: Any) -> TrainState:
-    shape = preset(
-        "tiny",
-        vocab_size=tokenizer.vocab_size,
-        num_hidden_layers=2,
-        layer_types=["linear_attention", "full_attention"],
-        hidden_size=32,
-        intermediate_size=32,
-        head_dim=16,
-        rotary_dim=8,
-        max_position_embeddings=512,
-        **changes,
-    )
-    model = HybridLM(shape, seed=1).to(dtype)
-    return TrainState(model, MasterAdamW(model))
-
-
-def batches_of(
-    state: TrainState,
-    tokenizer: Tokenizer,
-    log: Path,
-    how: RolloutSettings,
-    environment: Any = None,
-    reference: HybridLM | None = None,
-) -> RolloutBatches:
-    environment = environment or Letters()
-    return RolloutBatches(
-        state,
-        tokenizer,
-        how,
-        Prompts(environment, tokenizer, longest=70, seed=3),
-        environment,
-        RoundShape(seq_len=96, micro_batch_tokens=384, seed=3),
-        log=StepLog(log, last=state.step),
-        stage="rl",
-        reference=reference,
-    )
-
-
 def take_step(state: TrainState, batches: RolloutBatches, objective: PolicyGradient) -> Any:
     rows = [next(batches) for _ in range(batches.micro_batches(state.stage_step))]
     result = train_step(state, rows, objective, lr=1e-2, clip_norm=1.0)
     batches.check(state, result)
     return result
-
-
-def same(one: Batch, other: Batch) -> bool:
-    tensors = [
-        {"tokens": b.tokens, "labels": b.labels, "bounds": b.cu_seqlens, **b.per_token, **b.per_document}
-        for b in (one, other)
-    ]
-    return tensors[0].keys() == tensors[1].keys() and all(torch.equal(x, tensors[1][k]) for k, x in tensors[0].items())
 
 
 @pytest.mark.parametrize(("dtype", "temperature"), [(torch.float32, 1.0), (torch.float32, 0.7), (torch.bfloat16, 1.0)])

@@ -1,6 +1,7 @@
 """Reinforcement learning and preferences under torchrun: what one process draws and learns, stopped within a round."""
 
 import json
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,52 @@ def alone(recipe: Path, leyden_cli: Callable[..., Any]) -> Path:
     outcome = leyden_cli("run", recipe, "--dir", recipe.parent / "alone")
     assert outcome.code == 0, outcome.err
     return recipe.parent / "alone"
+
+
+@pytest.fixture(scope="module")
+def with_critic(recipe: Path) -> Path:
+    """The same, with a critic in place of groups."""
+    given = tomllib.loads(recipe.read_text(encoding="utf-8"))
+    of_rl = given["stage"][1]["rl"]
+    of_rl |= {"group_size": 1, "prompts_per_step": 5, "algorithm": {"preset": "ppo"}, "critic": {"lr": 2e-3}}
+    given["stage"][0]["steps"] = 1
+    path = recipe.parent / "ppo.toml"
+    path.write_text(dump_toml(given), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def critic_alone(with_critic: Path, leyden_cli: Callable[..., Any]) -> Path:
+    outcome = leyden_cli("run", with_critic, "--dir", with_critic.parent / "critic-alone")
+    assert outcome.code == 0, outcome.err
+    return with_critic.parent / "critic-alone"
+
+
+OF_CRITIC = ("value_loss", "value_clipped", "critic_grad_norm", "value_mean", "return_mean", "explained_variance")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("plan", [{"dp_shard": 2}, {"tp": 2}, {"cp": 2, "ep": 2}], ids=str)
+def test_a_critic_on_two_ranks_is_that_of_one_process(
+    plan: dict[str, int], with_critic: Path, critic_alone: Path, tmp_path: Path
+) -> None:
+    """Stopped between two updates of a round, and gone on with."""
+    directory = tmp_path / "run"
+    settings = [word for axis, size in plan.items() for word in ("--set", f"parallel.{axis}={size}")]
+    stopped = rank_runs.torchrun("run", with_critic, "--dir", directory, *settings, fault=("terminate", 1, 4))
+    assert stopped.code == 1 and "Stopped after step 4" in stopped.said, stopped.said
+    ended = rank_runs.torchrun("run", with_critic, "--dir", directory, *settings)
+    assert ended.code == 0, ended.said
+    for found, expected in zip(rank_runs.metrics(directory), rank_runs.metrics(critic_alone), strict=True):
+        for name in ("step", "loss", "grad_norm", "reward", "kl", *OF_CRITIC):
+            assert (name in found) == (name in expected), (name, found["step"])
+            if name in expected:
+                assert found[name] == pytest.approx(expected[name], rel=1e-4, abs=2e-6), (name, found["step"])
+        if "reward" in found:
+            assert found["off_policy"] == found["value_clipped"] == 0, "nothing has changed at a first update"
+    for name in ("final", "critic/rl"):
+        weights, others = (load_file(path / name / "model.safetensors") for path in (directory, critic_alone))
+        assert max(float((weights[one] - others[one]).abs().max()) for one in others) < 2e-5, name
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from two_objectives import (
 )
 
 from leyden.align.chats.batches import ChatBatches, Normalise, fit_chats
-from leyden.align.policy import Algorithm, PolicyGradient
+from leyden.align.policy import Algorithm, PolicyGradient, ValueLoss
 from leyden.align.preference import Preference, PreferenceSettings
 from leyden.align.process_rewards import LabelledSteps
 from leyden.align.reward_models import RewardModelSettings, ScoredPairs
@@ -51,6 +51,8 @@ ON_RANKS: dict[str, tuple[Any, Callable[..., Any]]] = {
     "rl": (PolicyGradient(SEQUENCES, temperature=0.7), completions),
     "reward": (ScoredPairs(RewardModelSettings(score_margin=0.3, center_weight=0.05)), preferences),
     "process_reward": (LabelledSteps(), preferences),
+    "ppo": (PolicyGradient(Algorithm(preset="ppo")), completions),
+    "critic": (ValueLoss(0.5), completions),
 }
 
 
@@ -174,7 +176,7 @@ def batches_for(plan: Plan, name: str) -> Any:
 
 def shape_of(plan: Plan, name: str) -> dict[str, Any]:
     """Of the model of an objective."""
-    return shape_for(plan, {"score_head": True} if name in ("reward", "process_reward") else {})
+    return shape_for(plan, {"score_head": True} if name in ("reward", "process_reward", "critic") else {})
 
 
 def worst(plan: Plan, alone: dict[str, Alone]) -> dict[str, dict[str, float]]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from leyden.align.policy.critic import RETURN, VALUE
 from leyden.align.policy.objective import ADVANTAGE, COUNT, DRAWN, LOSS_WEIGHT, REFERENCE
 from leyden.align.preference.batches import PairBatches, fit_pairs
 from leyden.core.transfers import sent
@@ -103,14 +104,20 @@ def segments(batch: Batch) -> list[slice]:
 
 
 def completions(seed: int, seq_len: int, sequences: int) -> GroupedBatches:
-    """Answers with what :class:`leyden.align.policy.PolicyGradient` reads; about half of the ratios are clipped."""
+    """Answers with what :class:`leyden.align.policy.PolicyGradient` and :class:`leyden.align.policy.ValueLoss` read;
+    about half of the ratios and many values are clipped."""
     shards, bounds = conversations(seed, groups=40)
     drawn, count = np.random.default_rng(seed), shards.num_documents
     sampled = -drawn.uniform(3, 7, shards.num_tokens)
+    of_critic = np.random.default_rng(seed + 1).standard_normal((3, shards.num_tokens))
     documents = GroupedDocuments(
         shards,
         bounds,
-        per_token={DRAWN: sampled, REFERENCE: sampled + drawn.normal(0, 0.3, shards.num_tokens)},
+        per_token={
+            DRAWN: sampled,
+            REFERENCE: sampled + drawn.normal(0, 0.3, shards.num_tokens),
+            **dict(zip((ADVANTAGE, VALUE, RETURN), of_critic, strict=True)),
+        },
         per_document={
             ADVANTAGE: drawn.standard_normal(count),
             LOSS_WEIGHT: drawn.uniform(0.1, 1, count),

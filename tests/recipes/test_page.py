@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic_core import PydanticUndefined
 
-from leyden.align.policy import Algorithm
+from leyden.align.policy import Algorithm, CriticSettings
 from leyden.align.rollouts import RolloutSettings
 from leyden.core.config import Config, dump_toml
 from leyden.model import PRESETS, ModelConfig, RopeScaling
@@ -34,8 +34,9 @@ SECTIONS: dict[str, tuple[type[Config], set[str]]] = {
     "[train.lora]": (LoraConfig, set()),
     "[parallel]": (ParallelConfig, set()),
     "[[stage]]": (TrainingStage, set()),
-    "[stage.rl]": (RolloutSettings, {"algorithm", "engine"}),  # tables of their own
+    "[stage.rl]": (RolloutSettings, {"algorithm", "critic", "engine"}),  # tables of their own
     "[stage.rl.algorithm]": (Algorithm, set()),
+    "[stage.rl.critic]": (CriticSettings, set()),
     "[evaluate]": (EvaluateSection, {"task"}),
     "[[evaluate.task]]": (TaskSection, set()),
     "[serve]": (EngineConfig, set()),

@@ -8,7 +8,7 @@ hashes tells a torn checkpoint from a whole one.
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -218,13 +218,20 @@ def fork_training(source: Path, run_dir: Path, values: Any) -> None:
         (part / _MANIFEST).write_bytes(_manifest.dump_json(dict(sorted(manifest.items())), indent=1))
 
 
-def load_training(path: Path, tensors: Mapping[str, "TensorPiece"], coordinator: Coordinator = ALONE) -> Values:
+def load_training(
+    path: Path,
+    tensors: Mapping[str, "TensorPiece"],
+    coordinator: Coordinator = ALONE,
+    *,
+    only: Callable[[str], bool] = lambda _: True,
+) -> Values:
     """Fill ``tensors`` in place from the checkpoint ``path``, and return its values.
 
     Args:
         path: as :func:`latest_training` gave it.
         tensors: what this rank holds, in whatever parts; all ranks' names, shapes and dtypes are those that were saved.
         coordinator: the ranks.
+        only: which names of those that were saved are asked for; the others are left where they are.
 
     Raises:
         UserError: names, shapes or dtypes differ; on all ranks, with everything that is wrong on any (nothing was
@@ -232,7 +239,7 @@ def load_training(path: Path, tensors: Mapping[str, "TensorPiece"], coordinator:
     """
     from leyden.checkpoint.pieces import load_pieces
 
-    check_training(path, tensors, coordinator)
+    check_training(path, tensors, coordinator, only=only)
     coordinator.on_all_ranks(lambda: load_pieces(path, tensors))
     saved = read_json(path / _VALUES)
     ranks = saved.get("ranks")
@@ -247,13 +254,19 @@ def _of_ranks(value: Any, coordinator: Coordinator) -> list[Any]:
     return [value] if len(set(hashes)) == 1 else coordinator.on_all_ranks(lambda: value)
 
 
-def check_training(path: Path, tensors: Mapping[str, "TensorPiece"], coordinator: Coordinator = ALONE) -> None:
+def check_training(
+    path: Path,
+    tensors: Mapping[str, "TensorPiece"],
+    coordinator: Coordinator = ALONE,
+    *,
+    only: Callable[[str], bool] = lambda _: True,
+) -> None:
     """Refuse tensors that are not those of the checkpoint ``path``; nothing is read of them.
 
     Raises:
         UserError: as :func:`load_training` says.
     """
-    saved = read_index(path)
+    saved = {name: tensor for name, tensor in read_index(path).items() if only(name)}
 
     def compare() -> tuple[set[str], list[str], bytes]:
         """What this rank misses, what it has otherwise, and for each saved name whether it has it."""

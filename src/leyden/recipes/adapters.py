@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from leyden.align.rollouts.settings import RolloutSettings
 from leyden.checkpoint.adapter import fill_adapters, is_adapter_directory, read_adapter, write_adapter
 from leyden.checkpoint.starting_model import StartingModel
 from leyden.core.errors import UserError
@@ -17,6 +18,7 @@ _OF_BASE = ("vocab_size", "rope_theta", "rope_scaling", "max_position_embeddings
 class _Stage(Protocol):
     name: str
     objective: str
+    rl: RolloutSettings | None
     rope_theta: float | None
     rope_scaling: Any
 
@@ -37,6 +39,12 @@ def check_lora(starts_from: str | None, stages: Sequence[_Stage]) -> None:
         raise ValueError(
             f"stage '{scored[0]}': a reward model's score head is trained whole, and train.lora trains additions to "
             "projections alone; leave [train.lora] out, or the stage"
+        )
+    judged = [stage.name for stage in stages if stage.rl is not None and stage.rl.algorithm.baseline == "critic"]
+    if judged:
+        raise ValueError(
+            f"stage '{judged[0]}': its critic is a whole model that is trained, which train.lora is to spare; leave "
+            "[train.lora] out, or take an algorithm without a critic"
         )
     stretched = [stage.name for stage in stages if stage.rope_theta is not None or stage.rope_scaling is not None]
     if stretched:

@@ -51,6 +51,12 @@ def _check_rollouts(stage: "TrainingStage") -> None:
     for name, value in plain.items():
         if getattr(stage, name) != value:
             raise ValueError(f"{name} is for stages that read data; leave it out")
+    alone = stage.rl.critic.alone_steps
+    if stage.steps is not None and alone >= stage.steps:
+        raise ValueError(
+            f"rl.critic.alone_steps ({alone}) leaves none of the {stage.steps} steps to the policy; give the stage "
+            "more steps, or the critic fewer alone"
+        )
     if stage.rl.max_tokens >= stage.seq_len:
         raise ValueError(
             f"seq_len ({stage.seq_len}) must have room for a prompt and rl.max_tokens ({stage.rl.max_tokens}) behind it"

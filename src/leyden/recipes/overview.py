@@ -102,7 +102,8 @@ def _rate(stage: TrainingStage) -> str:
 
 def _mixture(stage: TrainingStage) -> str:
     if stage.rl is not None:
-        return f"{stage.rl.algorithm.preset}, reward {stage.rl.reward or stage.rl.environment}"
+        critic = f", critic from {stage.rl.critic.model or 'the policy'}" * (stage.rl.algorithm.baseline == "critic")
+        return f"{stage.rl.algorithm.preset}, reward {stage.rl.reward or stage.rl.environment}{critic}"
     mixture = stage.mixture
     if stage.objective == "preference":
         settings = ", ".join(f"{name} {value:g}" for name, value in stage.settings_of_loss.items())

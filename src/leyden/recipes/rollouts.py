@@ -21,6 +21,7 @@ from leyden.core.log import say
 from leyden.model import HybridLM
 from leyden.recipes.adapters import keep_adapters, reference_of
 from leyden.recipes.answers import EVALUATED, answer_settings, held_out_prompts
+from leyden.recipes.critic import critic_of, has_critic, policy_rate
 from leyden.recipes.reference import reference_place
 from leyden.recipes.schema import Recipe, TrainingStage
 from leyden.tokenizer import Tokenizer
@@ -45,34 +46,35 @@ def open_prompts(recipe: Recipe, index: int, tokenizer: Tokenizer) -> tuple[Prom
     stage = recipe.stage[index]
     settings = stage.rollouts
     environment = open_environment(settings)
-    if settings.teacher is not None:
-        check_teacher(settings.teacher, recipe, stage, tokenizer)
     if recipe.parallel.tp > 1 and settings.algorithm.kl_weight and not settings.algorithm.estimates:
         raise UserError(
             f'stage "{stage.name}": algorithm.kl = "{settings.algorithm.kl}" compares whole distributions, and with '
             '[parallel] tp a rank has the logits of its own words alone; take tp = 1, or an estimate such as kl = "k2".'
         )
+    for what, name in (("teacher", settings.teacher), ("rl.critic.model", settings.critic.model)):
+        if name is not None:
+            check_reads_the_same(what, name, recipe, stage, tokenizer)
     longest, seed = stage.seq_len - settings.max_tokens, recipe.train.seed + index
     return Prompts(environment, tokenizer, longest=longest, seed=seed), environment
 
 
-def check_teacher(name: str, recipe: Recipe, stage: TrainingStage, tokenizer: Tokenizer) -> None:
-    """Make sure that a teacher reads what the run's model writes; nothing of its weights is read.
+def check_reads_the_same(what: str, name: str, recipe: Recipe, stage: TrainingStage, tokenizer: Tokenizer) -> None:
+    """Make sure that a teacher or a critic reads what the run's model writes; nothing of its weights is read.
 
     Raises:
         UserError: there is no such model, its tokens are others, or a sequence is longer than its positions.
     """
-    teacher = StartingModel.find(name)
-    config, own = teacher.config, teacher.tokenizer
+    found = StartingModel.find(name)
+    config, own = found.config, found.tokenizer
     if config.vocab_size != recipe.model.vocab_size or (own and own.fingerprint != tokenizer.fingerprint):
         raise UserError(
-            f"teacher {name} has other tokens than the model ({config.vocab_size:,} and {recipe.model.vocab_size:,}), "
-            "and each token that was drawn is compared with what it says of it; take one with the same tokenizer."
+            f"{what} {name} has other tokens than the model ({config.vocab_size:,} and {recipe.model.vocab_size:,}), "
+            "and it is asked for each token that was drawn; take one with the same tokenizer."
         )
     if stage.seq_len > config.max_position_embeddings:
         raise UserError(
-            f"teacher {name} has {config.max_position_embeddings:,} positions, and seq_len is {stage.seq_len:,}; lower "
-            "it, or take another teacher."
+            f"{what} {name} has {config.max_position_embeddings:,} positions, and seq_len is {stage.seq_len:,}; lower "
+            "it, or take another model."
         )
 
 
@@ -136,13 +138,14 @@ def rollout_stage(
     return StageRun(
         name=stage.name,
         objective=stage.rollouts.objective(opened.reference),
-        learning_rate=stage,
+        learning_rate=policy_rate(stage),
         steps=steps,
         seq_len=stage.seq_len,
         batches=opened.batches,
         micro_batches=opened.micro_batches,
         rope_theta=stage.rope_theta,
         rope_scaling=stage.rope_scaling,
+        after_step=[opened.teach_critic] if has_critic(stage) else [],
         callbacks=[opened.check],
         step_facts=opened.step_facts,
     )
@@ -164,17 +167,21 @@ class _Opened:
         settings = stage.rollouts
         prompts, environment = open_prompts(self._recipe, self._index, self._tokenizer)
         self._model = self._reference() if settings.algorithm.kl_weight else None
-        with RolloutBatches(
-            state,
-            self._tokenizer,
-            settings,
-            prompts,
-            environment,
-            RoundShape(stage.seq_len, stage.micro_batch, self._recipe.train.seed + self._index, self._dtype),
-            log=StepLog(self._directory / ROLLOUTS, last=state.step, writes=state.rank_group.rank == 0),
-            stage=stage.name,
-            reference=self._model if settings.algorithm.estimates else None,
-        ) as made:
+        with (
+            critic_of(self._recipe, self._index, state, self._tokenizer, self._directory) as critic,
+            RolloutBatches(
+                state,
+                self._tokenizer,
+                settings,
+                prompts,
+                environment,
+                RoundShape(stage.seq_len, stage.micro_batch, self._recipe.train.seed + self._index, self._dtype),
+                log=StepLog(self._directory / ROLLOUTS, last=state.step, writes=state.rank_group.rank == 0),
+                stage=stage.name,
+                reference=self._model if settings.algorithm.estimates else None,
+                critic=critic,
+            ) as made,
+        ):
             self._made = made
             yield made
             self._made = self._model = None
@@ -195,6 +202,10 @@ class _Opened:
     def check(self, state: TrainState, result: StepResult) -> None:
         """A callback, see :meth:`RolloutBatches.check`."""
         self._batches.check(state, result)
+
+    def teach_critic(self, state: TrainState, result: StepResult) -> None:
+        """A callback, see :meth:`RolloutBatches.teach_critic`."""
+        self._batches.teach_critic(state, result)
 
     @property
     def _batches(self) -> RolloutBatches:

@@ -13,11 +13,19 @@ from leyden.checkpoint.background import Background
 from leyden.checkpoint.coordinator import coordinator_of
 from leyden.checkpoint.pieces import TensorPiece
 from leyden.checkpoint.starting_model import StartingModel
-from leyden.checkpoint.training import Values, latest_training, load_training, newest_values, save_training
+from leyden.checkpoint.training import (
+    Values,
+    latest_training,
+    load_training,
+    newest_values,
+    read_values,
+    save_training,
+)
 from leyden.checkpoint.weights_hash import weights_hash
 from leyden.core.errors import UserError
 from leyden.model.lora import LoraConfig
 from leyden.parallel import RankGroup, Weights
+from leyden.train.beside import Beside
 from leyden.train.generators import random_state, set_random_state
 from leyden.train.model import PipelinedModel, TrainableModel
 from leyden.train.optimizer import MasterAdamW
@@ -113,6 +121,8 @@ class TrainState:
         self.frozen = pieces | dict(in_8_bits or {})
         self._batches: Batches | None = None
         self._resumed_batches: dict[str, Any] | None = None
+        self._beside: dict[str, Beside] = {}
+        self._resumed_from: Path | None = None
         self._kept: dict[str, Kept] = {}
         self._resumed_kept: dict[str, Any] = {}
         self._background = Background() if async_checkpoint else None
@@ -141,6 +151,40 @@ class TrainState:
             if name in self._resumed_kept:
                 self._kept[name].load_state_dict(self._resumed_kept[name])
         return cast("KeptPart", self._kept[name])
+
+    def join(self, name: str, other: "TrainState", begin: Callable[[], None], *, goes_on: bool) -> None:
+        """Have ``other``, which is trained beside this one, in every checkpoint from now on, until it leaves.
+
+        All ranks of the group call this.
+
+        Args:
+            name: of its part of a checkpoint.
+            other: with weights of its own and the same ranks; its steps are counted as those of this state.
+            begin: gives it the weights that it begins with; it is called now, or when this state goes back to a
+                checkpoint without it.
+            goes_on: it is taken from the checkpoint that this state was resumed from, in place of that.
+
+        Raises:
+            UserError: that checkpoint does not have it, or has one of another shape.
+        """
+        beside = self._beside[name] = Beside(name, other, begin)
+        if not goes_on:
+            beside.begin_anew(self.step)
+            return
+        assert self._resumed_from is not None, "what goes on was resumed"
+        if name not in read_values(self._resumed_from).get("beside", {}):
+            raise UserError(
+                f"{self._resumed_from} has no {name}, which is trained beside the model from the beginning of its "
+                "stage; go on with the recipe that wrote it, or give the stage another name to begin it anew."
+            )
+        saved = load_training(
+            self._resumed_from, beside.pieces(), coordinator_of(self.rank_group.mesh), only=beside.has
+        )
+        beside.take(saved.run)
+
+    def leave(self, name: str) -> None:
+        """End what :meth:`join` began."""
+        del self._beside[name]
 
     def count(self, tokens: int, *, skipped: bool, stage_steps: int = 1) -> None:
         """Count one optimizer step over ``tokens`` positions, which stands for ``stage_steps`` of its stage."""
@@ -206,7 +250,12 @@ class TrainState:
         path = latest_training(run_dir, coordinator)
         if path is None:
             return False
-        saved = load_training(path, self._pieces(), coordinator)
+        there = read_values(path).get("beside", {})
+        joined = {name: beside for name, beside in self._beside.items() if name in there}
+        away = tuple(f"{name}." for name in there if name not in joined)
+        pieces = self.own_pieces() | {name: piece for one in joined.values() for name, piece in one.pieces().items()}
+        saved = load_training(path, pieces, coordinator, only=lambda name: not name.startswith(away))
+        self._resumed_from = path
         self.optimizer.round_into_model()
         values = saved.run
         self.step, self.tokens = values["step"], values["tokens"]
@@ -218,6 +267,11 @@ class TrainState:
         self._resumed_kept = values.get("kept", {})
         if saved.rank is not None:
             set_random_state(saved.rank)
+        for name, beside in self._beside.items():
+            if name in joined:
+                beside.take(values)
+            else:
+                beside.begin_anew(self.step)
         return True
 
     def rewind(self, run_dir: Path) -> bool:
@@ -300,7 +354,13 @@ class TrainState:
         return masters | self.optimizer.tensors()
 
     def _pieces(self) -> dict[str, TensorPiece]:
-        """:meth:`_tensors`, each with its place in the whole: that of the weight it belongs to."""
+        """What a checkpoint has: this state's own pieces and those of what is trained beside it."""
+        return self.own_pieces() | {
+            name: piece for one in self._beside.values() for name, piece in one.pieces().items()
+        }
+
+    def own_pieces(self) -> dict[str, TensorPiece]:
+        """Its tensors for a checkpoint, each with its place in the whole: that of the weight it belongs to."""
         weights = self.optimizer.weights
         return {name: TensorPiece(t, weights[name.partition(".")[2]].part) for name, t in self._tensors().items()}
 
@@ -316,4 +376,5 @@ class TrainState:
             "began_from": self.began_from,
             "batches": None if self._batches is None else self._batches.state_dict(),
             "kept": {name: kept.state_dict() for name, kept in self._kept.items()},
+            **({"beside": {name: one.values() for name, one in self._beside.items()}} if self._beside else {}),
         }

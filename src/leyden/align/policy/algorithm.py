@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from leyden.core.config import Config
 from leyden.core.errors import suggest
 
-Baseline = Literal["group_mean", "leave_one_out"]
+Baseline = Literal["group_mean", "leave_one_out", "critic"]
 Scale = Literal["group", "batch", "none"]
 Surrogate = Literal["clip", "cispo"]
 RatioOf = Literal["token", "sequence"]
@@ -30,9 +30,15 @@ class Algorithm(Config):
     preset: str = "minimax"
     """A name in :data:`PRESETS`, whose settings hold where no other is given."""
     baseline: Baseline = "group_mean"
-    """What is subtracted from a reward: the mean of its group, or the mean of the others in it (RLOO)."""
+    """What is subtracted from a reward: the mean of its group, the mean of the others in it (RLOO), or, token by token,
+    what a critic expected (PPO)."""
     scale: Scale = "group"
-    """What that is divided by: the standard deviation of its group, that of all rewards of the step, or nothing."""
+    """What that is divided by: the standard deviation of its group, that of all rewards of the step, or nothing. With a
+    critic, ``batch``: the advantages of all tokens that were drawn together get mean 0 and standard deviation 1."""
+    gamma: float = Field(default=1.0, gt=0, le=1)
+    """Of a critic, the discount: what a reward is worth a token earlier."""
+    gae_lambda: float = Field(default=0.95, ge=0, le=1)
+    """Of a critic: how much is believed of the rewards that followed (1), against its later values (0)."""
     reward_weight: float = Field(default=1.0, ge=0)
     """What advantages are multiplied by; 0: rewards are measured, and only the divergence is learned from."""
     balance: bool = False
@@ -55,6 +61,9 @@ class Algorithm(Config):
     or one of :data:`WHOLE`."""
     kl_weight: float = Field(default=0.0, ge=0)
     """Its weight; 0: there is no reference model."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """Whether the divergence is minimised besides, or taken from the reward of each token before advantages are
+    computed, which takes a critic."""
 
     @model_validator(mode="before")
     @classmethod
@@ -78,8 +87,31 @@ class Algorithm(Config):
                 f"drop_above ({self.drop_above}) would drop tokens whose ratio is 1, which are all of them at the "
                 "first update; give more than 1, or 0 to drop none"
             )
-        if not self.reward_weight and not self.kl_weight:
-            raise ValueError("with reward_weight = 0 and kl_weight = 0 there is nothing to learn from; raise one")
+        if not self.reward_weight and not (self.kl_weight and self.kl_in == "loss"):
+            zero = "kl_weight = 0" if not self.kl_weight else 'kl_in = "reward"'
+            raise ValueError(f"with reward_weight = 0 and {zero} there is nothing to learn from; raise one")
+        return self
+
+    @model_validator(mode="after")
+    def _critic_agrees(self) -> Self:
+        if self.baseline != "critic":
+            fields = type(self).model_fields
+            said = [name for name in ("gamma", "gae_lambda", "kl_in") if getattr(self, name) != fields[name].default]
+            if said:
+                raise ValueError(
+                    f'{said[0]} is of the advantages of single tokens, which a critic gives; say baseline = "critic" '
+                    'or preset = "ppo", or leave it out'
+                )
+            return self
+        if self.scale == "group":
+            raise ValueError(
+                'a critic compares a completion with no group; with baseline = "critic", scale is "batch" or "none"'
+            )
+        if self.balance:
+            raise ValueError("balance is of one advantage a completion, and a critic gives one a token; leave it out")
+        if self.kl_in == "reward" and self.kl not in ("k1", "k2", "k3"):
+            why = "is of all words" if self.kl in WHOLE else "is made for its gradient and is no divergence"
+            raise ValueError(f'the term "{self.kl}" {why}; with kl_in = "reward", take kl = "k1", "k2" or "k3"')
         return self
 
     @property
@@ -109,6 +141,16 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "clip_low": 1.0,
         "clip_high": 0.0,
         "denominator": "constant",
+    },
+    # PPO (arXiv 1707.06347) on language models: as InstructGPT (arXiv 2203.02155) has it, with its weight of the
+    # divergence; lambda and whitened advantages as in TRL. The critic's own settings are a table, stage.rl.critic.
+    "ppo": {
+        "baseline": "critic",
+        "scale": "batch",
+        "denominator": "tokens",
+        "kl": "k1",
+        "kl_in": "reward",
+        "kl_weight": 0.02,
     },
     # On-policy distillation (GKD, arXiv 2306.13649, with completions of the student alone and the reverse KL), from
     # a teacher (rl.teacher).

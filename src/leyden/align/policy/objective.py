@@ -20,7 +20,8 @@ DRAWN, REFERENCE = "drawn", "reference"
 EARLIER = "earlier"
 """Of each token, bool: whether earlier weights drew it than those that drew the rest (partial rollouts)."""
 ADVANTAGE, LOSS_WEIGHT, COUNT = "advantage", "loss_weight", "count"
-"""Values of each completion: its advantage, and what each of its tokens weighs in the loss and in the denominator."""
+"""Values of each completion: its advantage, and what each of its tokens weighs in the loss and in the denominator. With
+a critic, each token has an advantage of its own."""
 
 
 class CompletionRow(Protocol):
@@ -30,9 +31,10 @@ class CompletionRow(Protocol):
     labels: torch.Tensor
     cu_seqlens: torch.Tensor
     per_token: Mapping[str, torch.Tensor]
-    """:data:`DRAWN`, and :data:`REFERENCE` where a divergence is estimated from the tokens that were drawn: [1, T]."""
+    """[1, T]: :data:`DRAWN`, :data:`REFERENCE` where a divergence is estimated from the tokens that were drawn, and
+    :data:`ADVANTAGE` where the algorithm has a critic."""
     per_document: Mapping[str, torch.Tensor]
-    """:data:`ADVANTAGE`, :data:`LOSS_WEIGHT` and :data:`COUNT`: [N]."""
+    """[N]: :data:`ADVANTAGE` where there is no critic, :data:`LOSS_WEIGHT` and :data:`COUNT`."""
 
 
 class PolicyGradient:
@@ -80,10 +82,11 @@ class PolicyGradient:
             model.ranks.own(sent(batch.per_token[name], device)).to(log_prob.dtype)
             for name in ((DRAWN, REFERENCE) if self.algorithm.estimates else (DRAWN,))
         )
-        advantage, weight, count = (
-            _of_tokens(model, sent(batch.per_document[name], device), batch).to(log_prob.dtype)
-            for name in (ADVANTAGE, LOSS_WEIGHT, COUNT)
-        )
+        weight, count = (of_tokens(model, batch, name).to(log_prob.dtype) for name in (LOSS_WEIGHT, COUNT))
+        if self.algorithm.baseline == "critic":
+            advantage = model.ranks.own(sent(batch.per_token[ADVANTAGE], device)).to(log_prob.dtype)
+        else:
+            advantage = of_tokens(model, batch, ADVANTAGE).to(log_prob.dtype)
         log_ratio = (log_prob - drawn).where(learned, 0.0)
         earlier = torch.zeros_like(learned)
         if self._partial:
@@ -110,7 +113,8 @@ class PolicyGradient:
                 metrics["kl"] = divergence("k3", log_prob, reference[0]).where(learned, 0.0)
             else:
                 away = metrics["kl"] = self._whole_divergence(model, features.hidden, learned, batch)
-            loss = loss + self.algorithm.kl_weight * (weight * away).sum()
+            if self.algorithm.kl_in == "loss":
+                loss = loss + self.algorithm.kl_weight * (weight * away).sum()
         return Sums(loss, count.sum(), {name: (count * value).sum() for name, value in metrics.items()})
 
     def _whole_divergence(
@@ -148,7 +152,12 @@ def log_probs(
     return -nll
 
 
-def _of_tokens(model: TokenLossModel, values: torch.Tensor, batch: CompletionRow) -> torch.Tensor:
+def of_tokens(model: TokenLossModel, batch: CompletionRow, name: str) -> torch.Tensor:
+    """[1, T'], for each of this rank's own tokens the value of its completion."""
+    return _repeated(model, sent(batch.per_document[name], model.lm_head.weight.device), batch)
+
+
+def _repeated(model: TokenLossModel, values: torch.Tensor, batch: CompletionRow) -> torch.Tensor:
     """[N] values of documents to [1, T'] of this rank's own tokens."""
     lengths = sent(batch.cu_seqlens.diff().long(), values.device)
     return model.ranks.own(values.repeat_interleave(lengths, output_size=batch.tokens.shape[1])[None])
@@ -160,4 +169,4 @@ def _sequence_mean(
     """The mean log-ratio of each document in the place of each of its tokens."""
     learned = (model.ranks.own(labels) != IGNORE_INDEX).to(log_ratio.dtype)
     sums, counts = (document_sums(model, x, batch) for x in (log_ratio, learned))
-    return _of_tokens(model, sums / counts.clamp_min(1), batch)
+    return _repeated(model, sums / counts.clamp_min(1), batch)

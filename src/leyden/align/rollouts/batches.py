@@ -19,12 +19,13 @@ import torch
 from leyden.align.policy.advantages import advantages
 from leyden.align.policy.shaping import overlong_is_worse, shorter_is_better
 from leyden.align.rollouts.buffer import packed_text, unpacked
-from leyden.align.rollouts.drawing import Rollout, Round, draw_round
+from leyden.align.rollouts.critic import Critic
+from leyden.align.rollouts.drawing import Rollout, draw_round
 from leyden.align.rollouts.environment import Environment
-from leyden.align.rollouts.held_out import summary
+from leyden.align.rollouts.facts import round_ages, round_facts
 from leyden.align.rollouts.prompts import Prompts
 from leyden.align.rollouts.rows import pack, scored
-from leyden.align.rollouts.sequences import share_of
+from leyden.align.rollouts.sequences import micro_batches_of, share_of
 from leyden.align.rollouts.settings import RolloutSettings
 from leyden.align.rollouts.waiting import keep_log_probs, packed_waiting, unpacked_waiting
 from leyden.checkpoint.starting_model import StartingModel
@@ -38,7 +39,7 @@ from leyden.serve import Engine
 from leyden.serve.config import EngineConfig
 from leyden.tokenizer import Tokenizer
 from leyden.train import StepResult, TrainState
-from leyden.train.metrics import StepLog, finite
+from leyden.train.metrics import StepLog
 from leyden.train.observing import Finding
 from leyden.train.whole import whole_model
 
@@ -86,6 +87,7 @@ class RolloutBatches:
         log: gets the rollouts that are kept.
         stage: its name.
         reference: the frozen model, where the algorithm has a ``kl_weight``.
+        critic: where the algorithm has one.
     """
 
     def __init__(
@@ -100,10 +102,12 @@ class RolloutBatches:
         log: StepLog,
         stage: str,
         reference: HybridLM | None,
+        critic: Critic | None = None,
     ) -> None:
         self._state, self._tokenizer, self._settings = state, tokenizer, settings
         self._prompts, self._environment, self._shape = prompts, environment, shape
-        self._log, self._stage, self._reference = log, stage, reference
+        self._log, self._stage, self._reference, self._critic = log, stage, reference, critic
+        self._of_step: list[Batch] = []  # what the critic is still to learn from
         self._engine: Engine | None = None
         self._weights: Resharding | None = None  # into the engine's model, where the trained one is divided
         self._place = self._next_place = 0  # of the first prompt of the round, and of the next
@@ -137,6 +141,8 @@ class RolloutBatches:
         micro_batches = self._micro_batches(part)
         row = share_of(micro_batches[self._row], *self._state.rank_group.share)
         self._row += 1
+        if self._critic is not None:
+            self._of_step.append(row)
         if self._row == len(micro_batches):
             self._row, self._step = 0, self._step + 1
         if self._step == self._settings.steps_per_round:
@@ -149,14 +155,24 @@ class RolloutBatches:
         return len(self._micro_batches(self._part()))
 
     def _micro_batches(self, sequences: Sequence[Batch]) -> list[Sequence[Batch]]:
-        at_once = self._shape.micro_batch_tokens // self._shape.seq_len
-        return [sequences[first : first + at_once] for first in range(0, len(sequences), at_once)]
+        return micro_batches_of(sequences, self._at_once)
+
+    @property
+    def _at_once(self) -> int:
+        """Sequences that go through a model together."""
+        return self._shape.micro_batch_tokens // self._shape.seq_len
+
+    def teach_critic(self, state: TrainState, result: StepResult) -> None:
+        """A callback, called as soon as the policy has taken a step: the critic takes one on the same rows."""
+        assert self._critic is not None, "it is called where there is one"
+        rows, self._of_step = self._of_step, []
+        self._facts = {**self._facts, **self._critic.learn(rows, state.stage_step - 1)}
 
     def step_facts(self) -> Finding:
         """What there is to say of the completions that the step before was the first to learn from; else nothing."""
         facts, self._facts = self._facts, {}
-        if not facts:
-            return Finding({}, "")
+        if "reward" not in facts:
+            return Finding(facts, "")
         return Finding(facts, f"reward {facts['reward']:.3f}" if facts["reward"] is not None else "no reward")
 
     def check(self, state: TrainState, result: StepResult) -> None:
@@ -235,7 +251,7 @@ class RolloutBatches:
         )
         engine.release()
         self._next_place = made.next_place
-        rollouts, values = made.rollouts, self._advantages(made.rollouts)
+        rollouts, worth = made.rollouts, self._worth(made.rollouts)
         shape = {"seq_len": self._shape.seq_len, "vocab_size": self._tokenizer.vocab_size}
         parts, drifts = [], [keep_log_probs(made.waiting, partial(self._scored, reference=None), **shape)]
         self._next_waiting = packed_waiting(made.waiting)
@@ -243,7 +259,7 @@ class RolloutBatches:
             own = slice(groups[0] * settings.group_size, (groups[-1] + 1) * settings.group_size)
             sequences = pack(
                 rollouts[own],
-                values[own],
+                worth[own],
                 settings.algorithm,
                 max_tokens=settings.max_tokens,
                 partial=bool(settings.round_tokens),
@@ -252,9 +268,12 @@ class RolloutBatches:
             rows, drift = self._scored(sequences, self._reference)
             parts.append(rows)
             drifts.append(drift)
-        self._facts = _facts(made, torch.cat(drifts)) | (_ages(made) if settings.round_tokens else {})
+        self._facts = round_facts(made, torch.cat(drifts)) | (round_ages(made) if settings.round_tokens else {})
         self._check_drift()
-        self._keep(rollouts, values)
+        if self._critic is not None:
+            judged = self._critic.judge(parts, self._at_once)
+            parts, worth, self._facts = judged.parts, judged.means, {**self._facts, **judged.facts}
+        self._keep(rollouts, worth)
         return parts
 
     def _scored(self, sequences: Sequence[Batch], reference: HybridLM | None) -> tuple[list[Batch], torch.Tensor]:
@@ -266,8 +285,8 @@ class RolloutBatches:
         ]
         return [row for rows, _ in measured for row in rows], torch.cat([drift for _, drift in measured])
 
-    def _advantages(self, rollouts: Sequence[Rollout]) -> np.ndarray:
-        """[rollouts] float64."""
+    def _worth(self, rollouts: Sequence[Rollout]) -> np.ndarray:
+        """[rollouts] float64, their advantages; of a critic, which makes those later, their rewards."""
         settings, shape = self._settings, (-1, self._settings.group_size)
         given = [np.nan if one.reward.reward is None else one.reward.reward for one in rollouts]
         rewards = np.array(given, np.float64).reshape(shape)
@@ -276,6 +295,8 @@ class RolloutBatches:
             rewards = shorter_is_better(rewards, tokens, settings.length_weight)
         if settings.overlong_tokens:
             rewards = overlong_is_worse(rewards, tokens, settings.max_tokens, settings.overlong_tokens)
+        if settings.algorithm.baseline == "critic":
+            return rewards.flatten()
         return advantages(rewards, settings.algorithm).values.flatten() * settings.algorithm.reward_weight
 
     def _ready_engine(self) -> Engine:
@@ -337,37 +358,3 @@ class RolloutBatches:
                     "advantage": float(values[place]),
                 }
             )
-
-
-def _facts(made: Round, drift: torch.Tensor) -> dict[str, Any]:
-    """What a line of metrics says of the completions; of all that were drawn, whether they are learned from or not."""
-    drawn = [one for group in made.drawn for one in group.rollouts]
-    rewards = [one.reward.reward for one in drawn if one.reward.reward is not None]
-    tokens = [one.num_drawn for one in drawn]
-    return {
-        "reward": float(np.mean(rewards)) if rewards else None,
-        "drawn": len(drawn),
-        "unmeasured": len(drawn) - len(rewards),
-        "timed_out": sum(one.timed_out for one in drawn),
-        "no_signal": float(np.mean([not group.has_signal for group in made.drawn])),
-        "completion_tokens_mean": float(np.mean(tokens)),
-        "cut": float(np.mean([one.is_cut for one in drawn])),
-        "turns_mean": float(np.mean([one.turns for one in drawn])),
-        "out_of_turns": float(np.mean([one.out_of_turns for one in drawn])),
-        "drift": finite(float(drift.abs().max())) if len(drift) else 0.0,
-        "rollout_tokens_per_second": round(made.tokens / made.seconds, 1),
-        **{f"reward_{name}": mean for name, mean in summary(drawn)["components"].items()},
-    }
-
-
-def _ages(made: Round) -> dict[str, Any]:
-    """What a line of metrics says of rollouts that go on over several rounds."""
-    learned = made.rollouts
-    return {
-        "groups": len(made.groups),
-        "continued": made.continued,
-        "waiting": sum(not one.has_ended for group in made.waiting for one in group),
-        "age_mean": float(np.mean([one.age for one in learned])),
-        "age_max": max(one.age for one in learned),
-        "out_of_rounds": float(np.mean([one.out_of_rounds for one in learned])),
-    }

@@ -23,13 +23,15 @@ from leyden.train import TrainState
 
 SAMPLED = "sampled"
 """Of each token, the log-probability that the engine computed, under the model's own distribution."""
+REWARD, PLACE = "reward", "place"
+"""Of each completion, with a critic: its reward, 0 where there is none, and its place among those of the step."""
 KEPT = "kept"
 """Of each token that earlier weights drew, its log-probability under them."""
 
 
 def pack(
     rollouts: Sequence[Rollout],
-    advantages: np.ndarray,
+    worth: np.ndarray,
     algorithm: Algorithm,
     *,
     max_tokens: int,
@@ -42,8 +44,9 @@ def pack(
 
     Args:
         rollouts: the completions of the step.
-        advantages: [rollouts] float64.
-        algorithm: its ``denominator`` and ``balance`` are read.
+        worth: [rollouts] float64, their advantages; with a critic, which makes those later, their rewards, which may be
+            NaN.
+        algorithm: its ``baseline``, ``denominator`` and ``balance`` are read.
         max_tokens: of a completion, for the constant denominator.
         seq_len: tokens of a sequence; a prompt with its completion is never cut.
         vocab_size: of the tokenizer.
@@ -52,9 +55,11 @@ def pack(
     tokens = np.array([one.num_drawn for one in rollouts])
     weights = completion_weights(rollouts, algorithm, max_tokens)
     if algorithm.balance:
-        advantages = balanced(advantages, weights[LOSS_WEIGHT] * tokens)
-    values = {ADVANTAGE: advantages, **weights}
-    return laid(rollouts, values, partial=partial, seq_len=seq_len, vocab_size=vocab_size)
+        worth = balanced(worth, weights[LOSS_WEIGHT] * tokens)
+    named = {ADVANTAGE: worth}
+    if algorithm.baseline == "critic":
+        named = {REWARD: np.nan_to_num(worth), PLACE: np.arange(len(rollouts))}
+    return laid(rollouts, {**named, **weights}, partial=partial, seq_len=seq_len, vocab_size=vocab_size)
 
 
 def laid(
@@ -125,12 +130,14 @@ class _Scores:
         labels = sent(batch.labels, features.hidden.device)
         policy = log_probs(model, features.hidden, labels, self._temperature).detach()
         own = policy if self._temperature == 1 else log_probs(model, features.hidden, labels).detach()
-        places = model.ranks.own(torch.arange(batch.tokens.shape[1])[None])
-        self.policy, self.own = (
-            torch.zeros(batch.tokens.shape, dtype=values.dtype).scatter(1, places, values.cpu())
-            for values in (policy, own)
-        )
+        self.policy, self.own = (kept_values(model, batch, values) for values in (policy, own))
         return Sums(features.hidden.sum() * 0, torch.zeros((), device=features.hidden.device))
+
+
+def kept_values(model: TokenLossModel, batch: Batch, values: torch.Tensor) -> torch.Tensor:
+    """[1, T'] values of this rank's own tokens in their places of the whole row: [1, T] on the host, 0 elsewhere."""
+    places = model.ranks.own(torch.arange(batch.tokens.shape[1])[None])
+    return torch.zeros(batch.tokens.shape, dtype=values.dtype).scatter(1, places, values.cpu())
 
 
 def scored(
@@ -158,8 +165,7 @@ def scored(
         of_reference, _ = _log_probs(row, reference, temperature)
         # The reference is whole on every rank: of those that share a row, one tells.
         found.append(of_reference if ranks.counts_rows else torch.zeros_like(of_reference))
-    number, count = ranks.share
-    everywhere = [_of_all_ranks(values, number, count, len(micro_batch), state) for values in found]
+    everywhere = [of_all_ranks(values, len(micro_batch), state) for values in found]
     rows, drift = [], []
     for place, one in enumerate(micro_batch):
         values = [part[place][None] for part in everywhere]
@@ -174,10 +180,11 @@ def scored(
     return rows, torch.cat(drift)
 
 
-def _of_all_ranks(values: torch.Tensor, rank: int, ranks: int, num_sequences: int, state: TrainState) -> torch.Tensor:
+def of_all_ranks(values: torch.Tensor, num_sequences: int, state: TrainState) -> torch.Tensor:
     """[sequences, tokens] of a micro-batch, from what each rank has computed of its own row: [1, T]."""
     if state.rank_group.alone:
         return values.reshape(num_sequences, -1)
+    rank, ranks = state.rank_group.share
     each = -(-num_sequences // ranks)
     own = values.reshape(each, -1)
     whole = torch.zeros(each * ranks, own.shape[1], dtype=torch.float64)

@@ -20,6 +20,11 @@ def share_of(sequences: Sequence[Batch], rank: int, ranks: int) -> Batch:
     return joined(filled[rank * each : (rank + 1) * each])
 
 
+def micro_batches_of(sequences: Sequence[Batch], at_once: int) -> list[Sequence[Batch]]:
+    """Those that go through the model together, ``at_once`` at most."""
+    return [sequences[first : first + at_once] for first in range(0, len(sequences), at_once)]
+
+
 def joined(sequences: Sequence[Batch]) -> Batch:
     """Several as one row, one behind the other."""
     if len(sequences) == 1:

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from leyden.align.policy import PolicyGradient
 from leyden.align.policy.algorithm import Algorithm
+from leyden.align.policy.critic import CriticSettings
 from leyden.core.config import Config
 from leyden.model import HybridLM
 from leyden.serve.config import EngineConfig
@@ -29,8 +30,8 @@ class RolloutSettings(Config):
     teacher: str | None = None
     """The model that the divergence is from, in place of the model at the beginning of the stage: a run, a checkpoint,
     a directory or a hub id, with the same tokenizer."""
-    group_size: int = Field(default=8, ge=2, le=128)
-    """Completions of each prompt, which are compared with each other."""
+    group_size: int = Field(default=8, ge=1, le=128)
+    """Completions of each prompt, which are compared with each other; 1 with a critic alone."""
     prompts_per_step: int = Field(default=16, ge=1)
     """Prompts of which completions are drawn before the weights change."""
     max_tokens: int = Field(default=256, ge=1)
@@ -69,6 +70,8 @@ class RolloutSettings(Config):
     """Completions that are kept in ``rollouts.jsonl``, each time that some are drawn."""
     algorithm: Algorithm = Algorithm()
     """A table: a preset, with settings that differ from it."""
+    critic: CriticSettings = CriticSettings()
+    """A table: of an algorithm that has a critic, what it begins as and how it learns."""
     engine: EngineConfig = EngineConfig()
     """A table of the keys of ``[serve]``: memory and work of the engine that draws."""
 
@@ -86,6 +89,7 @@ class RolloutSettings(Config):
             raise ValueError("teacher is what a divergence is from; give algorithm.kl_weight above 0, or leave it out")
         if self.algorithm.preset == "distillation" and self.teacher is None:
             raise ValueError('preset = "distillation" learns from a teacher; give teacher = "MODEL"')
+        self._check_critic()
         if self.prompts_per_step % self.mini_batches:
             raise ValueError(
                 f"mini_batches ({self.mini_batches}) must divide prompts_per_step ({self.prompts_per_step}): the "
@@ -115,6 +119,26 @@ class RolloutSettings(Config):
     def objective(self, reference: Callable[[], HybridLM] | None = None) -> PolicyGradient:
         """What is minimised; ``reference`` as of :class:`leyden.align.policy.PolicyGradient`."""
         return PolicyGradient(self.algorithm, self.temperature, partial=bool(self.round_tokens), reference=reference)
+
+    def _check_critic(self) -> None:
+        """Refuse a critic of an algorithm that has none, and completions without anything to be compared with."""
+        if self.algorithm.baseline == "critic":
+            if self.group_size == 1 and self.redraws:
+                raise ValueError(
+                    "redraws replaces groups whose rewards are all equal, and those of one completion always are; give "
+                    "group_size of 2 or more, or leave redraws out"
+                )
+            return
+        if self.critic != CriticSettings():
+            raise ValueError(
+                'critic is of an algorithm with a critic: say algorithm.preset = "ppo" (or baseline = "critic"), or '
+                "leave it out"
+            )
+        if self.group_size == 1:
+            raise ValueError(
+                "group_size = 1 leaves a completion nothing to be compared with; give 2 or more, or take a critic "
+                '(algorithm.preset = "ppo")'
+            )
 
     @property
     def steps_per_round(self) -> int:
