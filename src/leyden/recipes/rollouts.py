@@ -166,10 +166,9 @@ class _Opened:
         stage, state = self._recipe.stage[self._index], self._state
         settings = stage.rollouts
         prompts, environment = open_prompts(self._recipe, self._index, self._tokenizer)
-        self._model = self._reference() if settings.algorithm.kl_weight else None
-        with (
-            critic_of(self._recipe, self._index, state, self._tokenizer, self._directory) as critic,
-            RolloutBatches(
+        with critic_of(self._recipe, self._index, state, self._tokenizer, self._directory) as critic:
+            self._model = self._reference() if settings.algorithm.kl_weight else None
+            with RolloutBatches(
                 state,
                 self._tokenizer,
                 settings,
@@ -180,11 +179,10 @@ class _Opened:
                 stage=stage.name,
                 reference=self._model if settings.algorithm.estimates else None,
                 critic=critic,
-            ) as made,
-        ):
-            self._made = made
-            yield made
-            self._made = self._model = None
+            ) as made:
+                self._made = made
+                yield made
+                self._made = self._model = None
 
     def reference(self) -> HybridLM:
         """The model that a divergence is from, while the stage lasts."""
