@@ -26,7 +26,7 @@ FOUR: list[Any] = [
     pytest.param(Plan(dp_replicate=2, dp_shard=2), {"shared_intermediate_size": 12}, 1, marks=pytest.mark.slow),
     (Plan(cp=4), {"vocab_size": 101, "num_local_experts": 3}, 1),
     (Plan(cp=2, tp=2), WINDOWED, 1),
-    (Plan(cp=2, tp=2), COSFORMER2, 1),
+    pytest.param(Plan(cp=2, tp=2), COSFORMER2, 1, marks=pytest.mark.slow),
     (Plan(cp=2, tp=2), HGRN2, 1),
     (Plan(pp=2, tp=2, ep=2), FIRST_DENSE, 2),
     pytest.param(Plan(tp=4), {}, 1, marks=pytest.mark.slow),

@@ -192,7 +192,7 @@ def worst(plan: Plan, alone: dict[str, Alone]) -> dict[str, dict[str, float]]:
 PLANS = [
     Plan(dp_replicate=2, dp_shard=2),
     Plan(cp=4),
-    Plan(tp=4),
+    pytest.param(Plan(tp=4), marks=pytest.mark.slow),
     pytest.param(Plan(pp=4), marks=pytest.mark.slow),
     pytest.param(Plan(dp_shard=4, ep=4), marks=pytest.mark.slow),
     Plan(cp=2, tp=2, ep=2),
