@@ -1,7 +1,7 @@
 """A critic beside the policy: its values, the advantages that follow on packed rows, and what it learns."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,7 +34,10 @@ def tokenizer() -> Tokenizer:
 
 
 class SomeLetters(Letters):
-    """Every second prompt has no reward."""
+    """Two turns, of which the second is graded; every second prompt has no reward."""
+
+    def reply(self, row: Mapping[str, Any], answers: Sequence[str], /) -> str | None:
+        return "And?" if len(answers) == 1 else None
 
     def score(self, row: Mapping[str, Any], response: str) -> float | None:
         return super().score(row, response) if row["number"] % 2 else None
@@ -120,7 +123,7 @@ def test_rows_hold_the_advantage_and_the_return_of_every_token(
     tokenizer: Tokenizer, tmp_path: Path, scale: str
 ) -> None:
     algorithm = {**PPO, "scale": scale, "gamma": 0.97, "gae_lambda": 0.9, "kl_weight": 0.1}
-    how = settings(mini_batches=2, algorithm=algorithm, kept_rollouts=9)
+    how = settings(mini_batches=2, algorithm=algorithm, kept_rollouts=9, max_tokens=50, max_turns=2)
     critic, reference = critic_of(tokenizer, how.algorithm), cast("HybridLM", state_of(tokenizer).model)
     with torch.no_grad():
         reference.norm.weight.mul_(1.5)
@@ -136,6 +139,7 @@ def test_rows_hold_the_advantage_and_the_return_of_every_token(
         rows = [next(batches) for _ in range(2) for _ in range(batches.micro_batches(0))]
         facts = batches.step_facts().record
     expected = by_hand(rows, how.algorithm)
+    assert facts["turns_mean"] > 1
     known = np.array([x for advantages, _, counts in expected for x in advantages if counts])
     mean, deviation = (known.mean(), known.std(ddof=1)) if scale == "batch" else (0.0, 1.0)
     assert any(not counts for *_, counts in expected), "some completion has no reward"

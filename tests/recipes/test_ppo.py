@@ -1,6 +1,7 @@
 """PPO from the recipe to the metrics: a critic beside the policy, in its checkpoints, killed, resumed, forked, kept."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -197,7 +198,9 @@ def test_what_does_not_go_with_it_is_refused(
         parse_recipe(changed(recipe, stage, **rl), "test")
 
 
-def test_models_that_cannot_judge_are_refused(recipe: dict[str, Any], finished: Path, tmp_path: Path) -> None:
+def test_models_that_cannot_judge_are_refused(
+    recipe: dict[str, Any], finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shape = parse_recipe(recipe, "test").model
     save(HybridLM(shape.model_copy(update={"vocab_size": 300})), None, tmp_path / "other")
     save(HybridLM(shape.model_copy(update={"max_position_embeddings": 64})), None, tmp_path / "short")
@@ -210,6 +213,7 @@ def test_models_that_cannot_judge_are_refused(recipe: dict[str, Any], finished: 
             check(parse_recipe(changed(recipe, critic={"model": str(tmp_path / name)}), "test"), tmp_path / "run")
     assert "ppo, reward" in (shown := check(parse_recipe(recipe, "test"), tmp_path / "run"))
     assert "critic from the policy" in shown
+    assert re.search(r"stage 'rl': a critic of [\d.]+K weights, which begins as the policy", capsys.readouterr().err)
     stage = changed(recipe)["stage"][1:]
     lora = {"model": {"from": str(finished / "final")}, "train": {"lora": {"rank": 2}}, "stage": stage}
     with pytest.raises(UserError, match="its critic is a whole model that is trained"):

@@ -18,6 +18,7 @@ from leyden.data.loader.mixture_schedule import MixturePoint, MixtureSchedule, T
 from leyden.data.loader.packing import PackedBatchIterator
 from leyden.model import count_model
 from leyden.recipes.answers import held_out_prompts
+from leyden.recipes.critic import tell_critic
 from leyden.recipes.objectives import ON_PROMPTS, TRAINS_ON
 from leyden.recipes.prepare import Prepared
 from leyden.recipes.rollouts import open_prompts
@@ -95,6 +96,7 @@ def check_batches(recipe: Recipe, prepared: Prepared, plans: Path | None = None,
         try:
             if on_prompts:
                 open_prompts(recipe, index, prepared.tokenizer)
+                tell_critic(recipe, stage)
                 continue
             if not any(group.num_tokens for group in shards.values()):
                 raise UserError("there are no tokens to train on; give more documents.")

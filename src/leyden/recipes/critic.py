@@ -73,8 +73,6 @@ def critic_of(
     goes_on = state.stage == index and state.stage_step > 0
     state.join(CRITICS, own, begin, goes_on=goes_on)
     try:
-        if state.rank_group.rank == 0:
-            _tell(own.model.config, "of the checkpoint" if goes_on else f"as {settings.model or 'the policy'}", stage)
         scale = 1.0 if settings.lr is None else settings.lr / stage.lr
         yield Critic(
             own,
@@ -120,9 +118,14 @@ def _without_opinion(critic: TrainState) -> None:
     critic.optimizer.round_into_model()
 
 
-def _tell(config: ModelConfig, begins: str, stage: TrainingStage) -> None:
-    weights = count_model(config).parameters
+def tell_critic(recipe: Recipe, stage: TrainingStage) -> None:
+    """Say how large the critic of a stage is, and what memory it takes beside the policy; nothing, if it has none."""
+    if not has_critic(stage):
+        return
+    name = stage.rollouts.critic.model
+    config = recipe.model if name is None else StartingModel.find(name).config
+    weights = count_model(config.model_copy(update={"score_head": True})).parameters
     say(
-        f"stage {stage.name}: a critic of {count_text(weights)} weights, {begins}; its float32 weights, gradients and "
-        f"moments take {bytes_text(weights * 16)} over all ranks"
+        f"stage '{stage.name}': a critic of {count_text(weights)} weights, which begins as {name or 'the policy'}; its "
+        f"float32 weights, gradients and moments take {bytes_text(weights * 16)} over all ranks"
     )
