@@ -26,12 +26,15 @@ from leyden.train.observing import EVALUATIONS
 def evaluate_run(recipe: Recipe, prepared: Prepared, directory: Path) -> dict[str, float]:
     """Measure the finished model on the held-out documents; the last line of ``eval.jsonl`` says it.
 
+    A model that has read no documents, which taught its tokenizer alone, is not asked for them.
+
     Returns:
         Bits per byte by name: ``"model"``, and each baseline's.
     """
     path = directory / EVALUATIONS
     while_training = [earlier for earlier in read_metrics(path) if "stage" in earlier]
-    if not prepared.held_out:  # chats, which are measured at the end of their stage
+    read = recipe.starts_from is not None or any(stage.objective == "pretrain" for stage in recipe.stage)
+    if not (prepared.held_out and read):  # chats, which are measured at the end of their stage
         _write_lines(path, while_training)
         return {}
     model, tokenizer = load(directory / "final", dtype=getattr(torch, recipe.train.dtype), device=default_device())
