@@ -102,7 +102,7 @@ def _rate(stage: TrainingStage) -> str:
 
 def _mixture(stage: TrainingStage) -> str:
     if stage.rl is not None:
-        critic = f", critic from {stage.rl.critic.model or 'the policy'}" * (stage.rl.algorithm.baseline == "critic")
+        critic = f"\ncritic from {stage.rl.critic.model or 'the policy'}" * (stage.rl.algorithm.baseline == "critic")
         return f"{stage.rl.algorithm.preset}, reward {stage.rl.reward or stage.rl.environment}{critic}"
     mixture = stage.mixture
     if stage.objective == "preference":
