@@ -69,6 +69,19 @@ def test_a_first_layer_that_tells_distances_lays_an_exact_circuit(first: str) ->
     assert found(HybridLM(ModelConfig.parse({**SHAPE, **wide}, "test"), 0)) < 0.08
 
 
+def test_all_tokens_are_equally_long_where_they_are_compared() -> None:
+    """So that no other token matches one better than itself does; and what is looked up is the token foretold."""
+    shape = config("full_attention", vocab_size=4096, hidden_size=128, head_dim=32, tie_word_embeddings=False)
+    model = HybridLM(shape, 0)
+    tokens = model.embed_tokens.weight[:, :60].unflatten(1, (15, 4))
+    torch.testing.assert_close(tokens.norm(dim=2), tokens.norm(dim=2).mean().expand(4096, 15))
+    for layer in looking_layers(shape):
+        read, write = (model.get_parameter(f"layers.{layer}.self_attn.{name}.weight") for name in ("v_proj", "o_proj"))
+        written = (write @ read).T[:63, :63]  # from a token to what is foretold
+        foretold = model.embed_tokens.weight[:, :63] @ written @ model.lm_head.weight[:, :63].T
+        assert (foretold.argmax(1) == torch.arange(4096)).float().mean() > 0.9
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [*LINEAR, "full_attention"])
 @pytest.mark.parametrize("initialization", ["induction", "xavier"])

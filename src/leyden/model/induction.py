@@ -13,8 +13,10 @@ blurred, for training to sharpen or to undo. The idea, weights that imitate trai
   constant alone, so that only distance counts, and its values read the token. Fast heads count most.
 - A softmax layer can tell distances by RoPE. As the first, each of its heads attends to one token before, as far back
   as :data:`_DISTANCES` says, and writes it into its own part of the second half. Softmax layers behind it compare
-  exactly: one head looks for this token, others for two of those before, each at its distance. An output projection of
-  its own reads tokens turned, so that none foretells itself.
+  exactly: one head looks for this token, others for two of those before, each at its distance. A few dims tell tokens
+  apart, so that all tokens are equally long in every :data:`_BLOCK` of them: no token matches another better than
+  itself. An output projection of its own reads tokens turned, and all that is looked up is written turned, so that none
+  foretells itself.
 - Where tokens are looked up (softmax layers behind the first layer; without one, the last layer) keys read the second
   half, less what the token itself has written there, and so tell what came before. In even heads queries read the
   token, in odd heads their own second half: what followed this token, and what followed this context. Values and
@@ -45,18 +47,21 @@ _LOOKING_SCORE = 16.0
 """The score of a query with the key that it looks for."""
 _DISTANCES = (1, 2, 4, 5, 3)
 """How far before a token the heads of a softmax layer attend that is the first; further heads go on from there."""
-_PLACE_SCORE = 64.0
+_PLACE_SCORE = 256.0
 """The score of the token at that distance: so high that it outweighs a hundred thousand others."""
 _SLOWER = 0.7
 """Of that score, what each pair of RoPE gives in units of the next faster one: fast pairs tell neighbours apart, slow
 ones what is far."""
-_CONTEXT_SCORE = 32.0
+_CONTEXT_SCORE = 64.0
 """The score of the same tokens before, where they are kept apart by their distance."""
-_EMBEDDING_SCALE = 8.0
+_BLOCK = 4
+"""Dims in which the embeddings of all tokens are equally long there."""
+_EMBEDDING_SCALE = 32.0
 """Of embeddings there, whose size no layer sees: the first steps of Adam would wipe smaller ones out, and the circuit
 with them."""
-_FINAL_SCALE = 4.0
-"""What the last norm begins with there: what was looked up soon outweighs what is frequent."""
+_OUTPUT_SCALE = 16.0
+"""Of an output projection of its own there: what was looked up outweighs what is frequent. The first steps of Adam move
+the rows of all rare tokens alike, and would drown smaller ones."""
 _SOFTMAX = ("full_attention", "sliding_attention")
 
 Draw = Callable[[str, tuple[int, ...]], torch.Tensor]
@@ -76,12 +81,13 @@ def induction_weight(name: str, usual: torch.Tensor, config: ModelConfig, draw: 
         A float32 tensor of the shape of ``usual``, which may be ``usual``.
     """
     if usual.ndim < 2:
-        return usual * _FINAL_SCALE if name == "norm.weight" and _by_place(config) else usual
+        return usual
     if name in ("embed_tokens.weight", "lm_head.weight"):
         made = _embeddings(usual.shape, config, draw)
         if name == "embed_tokens.weight" and _by_place(config):
             made *= _EMBEDDING_SCALE
         if name == "lm_head.weight" and _by_place(config):
+            made *= _OUTPUT_SCALE
             made[:, : config.hidden_size // 2 - 1] @= _turn(config, draw).mT
         return made
     if not name.startswith("layers."):
@@ -124,7 +130,10 @@ def _embeddings(shape: torch.Size, config: ModelConfig, draw: Draw) -> torch.Ten
     rows, D = shape
     tokens = D // 2 - 1
     made = torch.zeros(rows, D)
-    made[:, :tokens] = draw("embed_tokens", (rows, tokens)) / math.sqrt(tokens)
+    drawn = draw("embed_tokens", (rows, tokens))
+    if _by_place(config):
+        drawn = torch.cat([_unit(block) * math.sqrt(block.shape[1]) for block in drawn.split(_BLOCK, dim=1)], dim=1)
+    made[:, :tokens] = drawn / math.sqrt(tokens)
     made[:, tokens] = _CONSTANT
     return made * math.sqrt(2 * D / (rows + D)) / math.sqrt(1 + _CONSTANT**2)
 
@@ -162,8 +171,14 @@ class _Mixer:
     def readings(self) -> torch.Tensor:
         """[H, K, tokens]: rows of norm 1, the directions that the values of each head of the first layer read.
 
-        Heads of softmax attention read the same, so that a token looks alike at every distance.
+        Heads of softmax attention read the same, so that a token looks alike at every distance; by place, whole blocks
+        of its dims in an order that is drawn.
         """
+        if self.by_place:
+            order = self.draw("induction.readings", (self.tokens // _BLOCK,)).argsort()
+            dims = (order[:, None] * _BLOCK + torch.arange(_BLOCK)).flatten()[: self.K]
+            read = torch.nn.functional.one_hot(dims, self.tokens).float()
+            return torch.nn.functional.pad(read, (0, 0, 0, self.K - len(dims))).repeat(self.H, 1, 1)
         shared = 1 if self.config.layer_types[0] in _SOFTMAX else self.H
         drawn = self.draw("induction.readings", (shared, self.K, self.tokens))
         rows = torch.linalg.qr(drawn.double().mT)[0].mT.float() if self.tokens >= self.K else _unit(drawn)
@@ -288,7 +303,7 @@ class _LookingMixer(_Mixer):
             return self._copies().flatten(0, 1)
         if local in ("o_proj", "out_proj"):
             copied = self._copies().repeat_interleave(self.H // self.shared, dim=0).flatten(0, 1).mT
-            if self.by_place and self.layer == self.config.num_hidden_layers - 1:
+            if self.by_place:
                 copied[: self.tokens] = _turn(self.config, self.draw) @ copied[: self.tokens]
             return usual * _NOISE + copied
         return usual

@@ -71,6 +71,9 @@ def _mixture(recipe: Recipe, index: int, prepared: Prepared, *, is_before: bool 
     stage = recipe.stage[index]
     weights = {name: float(group.num_tokens) for name, group in prepared.of(stage).shards.items()}
     mixture = stage.mixture or MixtureSchedule(point=(MixturePoint(weights=weights),))
+    recall = (stage.data or recipe.data).recall_group
+    if recall and recall not in weights:  # no document was chosen for it, which was said when the text was read
+        mixture = mixture.without(recall)
     if is_before:
         mixture = mixture.model_copy(update={"transition": 0.0})
     before = _mixture(recipe, index - 1, prepared, is_before=True) if index and mixture.transition else None

@@ -41,7 +41,8 @@ def evaluate_run(recipe: Recipe, prepared: Prepared, directory: Path) -> dict[st
     assert tokenizer is not None, "a run saves its tokenizer"
     texts = [document.text for document in prepared.held_out]
     result = bits_per_byte(model, tokenizer, texts)
-    others = baselines(tokenizer, _token_counts(prepared.shards.values(), tokenizer.vocab_size), texts)
+    read = [shards for group, shards in prepared.shards.items() if group != recipe.data.recall_group]
+    others = baselines(tokenizer, _token_counts(read, tokenizer.vocab_size), texts)
     line = {"task": "bits_per_byte", "value": result.bits_per_byte, "baselines": others, "bytes": result.num_bytes}
     _write_lines(path, [*while_training, line])
     return {"model": result.bits_per_byte, **others}
@@ -68,7 +69,7 @@ def write_samples(recipe: Recipe, directory: Path) -> list[tuple[str, str]]:
 
 
 def tell_outcome(directory: Path) -> None:
-    """Print bits per byte beside the baselines, the first sample, and where things are."""
+    """Print bits per byte beside the baselines, the first sample, what tasks found, and where things are."""
     records = read_metrics(directory / EVALUATIONS)
     measured = [record for record in records if record.get("held_out_loss") is not None]
     answered = next((record for record in records if record["task"] == ANSWERED), None)
@@ -81,9 +82,6 @@ def tell_outcome(directory: Path) -> None:
             continue
         named = ", ".join(f"{name} {value:.3f}" for name, value in record["baselines"].items())
         say(f"bits per byte on unseen documents: {record['value']:.3f} (beside: {named})")
-    for record in _last_of_each_task(records):
-        if record["value"] is not None:
-            say(f"{record['task']}: {record['value']:.3f} of {record['n']} items{_by_length(record)}")
     samples = directory / "samples.jsonl"
     if samples.exists():
         first = json.loads(samples.read_text(encoding="utf-8").splitlines()[0])
@@ -92,6 +90,9 @@ def tell_outcome(directory: Path) -> None:
         console.rule()
     if answered is not None:
         tell_answers(answered, directory)
+    for record in _last_of_each_task(records):
+        if record["value"] is not None:
+            say(f"{record['task']}: {record['value']:.3f} of {record['n']} items{_by_length(record)}")
     say(f"model:  {directory / 'final'}")
     say(f"report: {directory / 'report' / 'index.html'}")
 

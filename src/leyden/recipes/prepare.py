@@ -300,6 +300,11 @@ def _build_text(recipe: Recipe, directory: Path, shards: Path) -> None:
             file.write(json.dumps({"id": document.id, "text": document.text, "source": document.source}) + "\n")
     write_checksums(directory, [directory / _HELD_OUT, *(directory / TOKENIZER_DIRECTORY).iterdir()])
     parts = place / TOKENS
+    if data.recall_group and data.recall_group not in open_groups(parts):
+        say(
+            f"no document is in '{data.recall_group}', and stages mix without it: recall_share = {data.recall_share:g} "
+            "chose none of 1,000 bytes or more; raise it, or give more text"
+        )
     (parts if isinstance(recipe.data.text, dict) else open_groups(parts)["all"].directory).rename(shards)
 
 

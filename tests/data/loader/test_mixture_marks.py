@@ -129,3 +129,14 @@ def test_batches_do_not_depend_on_the_steps_that_they_make(numbered) -> None:
     ]
     assert several[0].fingerprint == several[1].fingerprint
     assert all((several[0].batch(n).tokens == several[1].batch(n).tokens).all() for n in range(30))
+
+
+def test_a_source_that_is_left_out_leaves_the_others_as_they_are() -> None:
+    late = [{"source": "qa", "share": 0.1, "last": 0.2}]
+    table = {"point": [{"weights": {"web": 1, "code": 3, "qa": 4}}], "late": late, "max_epochs": {"qa": 2, "web": 4}}
+    without = MixtureSchedule.parse(table, "test").without("qa")
+    assert without == MixtureSchedule.parse(
+        {"point": [{"weights": {"web": 1, "code": 3}}], "max_epochs": {"web": 4}}, "test"
+    )
+    alone = MixtureSchedule.parse({"point": [{"weights": {"web": 0, "qa": 1}}]}, "test")
+    assert alone.without("qa") == alone

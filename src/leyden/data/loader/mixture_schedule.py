@@ -102,6 +102,19 @@ class MixtureSchedule(Config):
         late = {addition.source for addition in self.late}
         return sorted({name for point in self.point for name in point.weights} | late)
 
+    def without(self, source: str) -> "MixtureSchedule":
+        """The same, with ``source`` left out; where nothing else is mixed at a point, the same as it is."""
+        points = [{name: w for name, w in point.weights.items() if name != source} for point in self.point]
+        if not all(any(weights.values()) for weights in points):
+            return self
+        return self.model_copy(
+            update={
+                "point": tuple(p.model_copy(update={"weights": w}) for p, w in zip(self.point, points, strict=True)),
+                "late": tuple(addition for addition in self.late if addition.source != source),
+                "max_epochs": {name: cap for name, cap in self.max_epochs.items() if name != source},
+            }
+        )
+
     @property
     def has_shares_of_the_stage(self) -> bool:
         """Whether another length of the stage moves a mark."""
