@@ -33,16 +33,16 @@ def evaluate_run(recipe: Recipe, prepared: Prepared, directory: Path) -> dict[st
     """
     path = directory / EVALUATIONS
     while_training = [earlier for earlier in read_metrics(path) if "stage" in earlier]
-    read = recipe.starts_from is not None or any(stage.objective == "pretrain" for stage in recipe.stage)
-    if not (prepared.held_out and read):  # chats, which are measured at the end of their stage
+    has_read = recipe.starts_from is not None or any(stage.objective == "pretrain" for stage in recipe.stage)
+    if not (prepared.held_out and has_read):  # chats, which are measured at the end of their stage
         _write_lines(path, while_training)
         return {}
     model, tokenizer = load(directory / "final", dtype=getattr(torch, recipe.train.dtype), device=default_device())
     assert tokenizer is not None, "a run saves its tokenizer"
     texts = [document.text for document in prepared.held_out]
     result = bits_per_byte(model, tokenizer, texts)
-    read = [shards for group, shards in prepared.shards.items() if group != recipe.data.recall_group]
-    others = baselines(tokenizer, _token_counts(read, tokenizer.vocab_size), texts)
+    groups = [shards for group, shards in prepared.shards.items() if group != recipe.data.recall_group]
+    others = baselines(tokenizer, _token_counts(groups, tokenizer.vocab_size), texts)
     line = {"task": "bits_per_byte", "value": result.bits_per_byte, "baselines": others, "bytes": result.num_bytes}
     _write_lines(path, [*while_training, line])
     return {"model": result.bits_per_byte, **others}
