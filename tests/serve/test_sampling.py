@@ -229,6 +229,37 @@ def test_native_code_draws_what_the_inverse_of_the_distribution_is(
     assert torch.equal(held.nan_to_num(7.0), kept.nan_to_num(7.0))
 
 
+@pytest.mark.parametrize("spread", [0.01, 1.0, 30.0])
+def test_native_draws_of_large_heads(spread: float) -> None:
+    """Of many weights that are near each other, of which a part alone is put in order; some are equal."""
+    generator = torch.Generator().manual_seed(0)
+    logits = (spread * torch.randn(6, 20_011, generator=generator)).bfloat16().float()
+    if not can_sample(logits):
+        pytest.skip("no native library here")
+    hows = [
+        {"top_p": 0.9},
+        {"top_p": 0.3},
+        {"top_k": 5000},
+        {"top_k": 12_000, "top_p": 0.7},
+        {"top_p": 1e-9},
+        {"top_k": 1},
+    ]
+    samplings = [Sampling(**how) for how in hows]
+    filters = filter_table([_filters(own)._replace(uniform=0.999999) for own in samplings])
+    expected = [int(invert(row, own, 0.999999)) for row, own in zip(logits, samplings, strict=True)]
+    assert sample(logits, filters) == expected
+
+
+def test_native_draws_of_logits_that_are_no_numbers_end() -> None:
+    logits = torch.full((5, 100), float("nan"))
+    logits[1:3, ::2] = 1.0
+    if not can_sample(logits):
+        pytest.skip("no native library here")
+    hows = [{"top_p": 0.9}, {"top_p": 0.5}, {"top_k": 60}, {"top_k": 3}, {"temperature": 0.0}]
+    tokens = sample(logits, filter_table([_filters(Sampling(**how)) for how in hows]))
+    assert all(0 <= token < 100 for token in tokens)
+
+
 def test_native_draws_refuse_what_does_not_fit() -> None:
     logits, filters = torch.zeros(2, 5), filter_table([Filters(1, math.inf, 1, 0, math.inf, 0.5)] * 2)
     if not can_sample(logits):
