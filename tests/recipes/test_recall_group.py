@@ -1,5 +1,6 @@
 """Documents in which numbers are hidden are a group that stages mix; a text too small for any has none."""
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from whole_runs import SMALL_MODEL
 
 from leyden.core.errors import UserError
 from leyden.recipes.batches import check_batches, make_batches
-from leyden.recipes.loader import parse_recipe
+from leyden.recipes.loader import load_recipe, parse_recipe
 from leyden.recipes.stage_data import prepare_all, read_all
 
 
@@ -55,3 +56,18 @@ def test_a_text_too_small_for_any_is_trained_on_without(tmp_path: Path, capsys: 
 def test_a_stage_of_them_alone_is_refused_then(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="stage 'one': the mixture names 'needles', which is no source"):
         made(tmp_path, "the quick brown fox", {"text": 0, "needles": 1})
+
+
+def test_the_quickstart_hides_numbers_in_all_of_a_small_text_and_in_a_tenth_of_a_large_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quickstart_module = importlib.import_module("leyden.recipes.quickstart")
+    monkeypatch.setattr(quickstart_module, "run", lambda recipe, directory: recipe)
+    assert load_recipe("quickstart").data.recall_share == 0.1
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "one.md").write_text("x" * 1000)
+    for hidden_in, share in ((3_000_000, 1.0), (250, 0.25), (1, 0.1)):
+        monkeypatch.setattr(quickstart_module, "_HIDE_IN_BYTES", hidden_in)
+        recipe: Any = quickstart_module.quickstart(text=[tmp_path / "notes"])
+        assert recipe.data.recall_share == share
+        assert recipe.data.groups == {"text", "needles"}

@@ -1,6 +1,6 @@
 """``leyden quickstart``: the shipped recipe of that name on whatever text is at hand, and a small model that chats."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from leyden.core.log import say
@@ -11,6 +11,10 @@ CHAT = "chat"
 """The folder of the second model, in that of the first."""
 _CHAT_SHARE = 0.07
 """Of the minutes, what its training takes."""
+_HIDE_IN_BYTES = 3_000_000
+"""In about so much text numbers are hidden, for the model to learn to find them."""
+_LEAST_SHARE = 0.1
+"""Of a large text, in so much."""
 
 
 def quickstart(*, text: Sequence[Path] = (), directory: Path = Path("runs/quickstart"), minutes: float = 5.0) -> Path:
@@ -26,7 +30,9 @@ def quickstart(*, text: Sequence[Path] = (), directory: Path = Path("runs/quicks
     """
     settings = [f"stage.pretrain.minutes={minutes * (1 - _CHAT_SHARE)}"]
     if text:
-        settings.append(f"data.text={[str(path) for path in text]}")
+        settings.append(f"data.text.text={[str(path) for path in text]}")
+        share = _HIDE_IN_BYTES / max(sum(path.stat().st_size for path in _files(text)), 1)
+        settings.append(f"data.recall_share={min(max(share, _LEAST_SHARE), 1.0):.2g}")
     final = run(load_recipe("quickstart", settings), directory)
     say("\na second, small model learns to answer:")
     chat = run(load_recipe("quickstart-chat", [f"stage.chat.minutes={minutes * _CHAT_SHARE}"]), directory / CHAT)
@@ -36,3 +42,9 @@ def quickstart(*, text: Sequence[Path] = (), directory: Path = Path("runs/quicks
         f"leyden chat {chat} --temperature 0"
     )
     return final
+
+
+def _files(text: Sequence[Path]) -> Iterable[Path]:
+    """What there is of the files, and what is in the folders."""
+    for path in text:
+        yield from (file for file in (path, *path.rglob("*")) if file.is_file())
