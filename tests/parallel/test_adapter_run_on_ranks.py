@@ -18,6 +18,7 @@ def test_two_ranks_write_the_adapter_of_one_process(
 ) -> None:
     recipe = rank_runs.write_recipe(tmp_path / "recipe")
     text = recipe.read_text().replace("rope_theta = 80_000.0\n", "micro_batch_tokens = 128\n")
+    text = text.replace("num_key_value_heads = 1", "num_key_value_heads = 2")  # which two tensor ranks divide
     recipe.write_text(text.replace("[[0, 256], [700, 512]]", "256"))
     assert leyden_cli("run", recipe, "--dir", tmp_path / "base", "--set", "stage.0.steps=1").code == 0
     tuned = rank_runs.from_model(recipe, tmp_path / "base", tmp_path / "tuned.toml")

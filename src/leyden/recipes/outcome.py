@@ -57,7 +57,14 @@ def write_samples(recipe: Recipe, directory: Path) -> list[tuple[str, str]]:
     if not recipe.evaluate.prompts:
         return []
     engine = Engine(*load(directory / "final"))
-    sampling = Sampling(max_tokens=recipe.evaluate.sample_tokens, temperature=0.7, top_p=0.95, seed=recipe.train.seed)
+    # A small model that looks up what it read repeats its own words; a penalty on frequent ones lets it go on.
+    sampling = Sampling(
+        max_tokens=recipe.evaluate.sample_tokens,
+        temperature=0.7,
+        top_p=0.95,
+        frequency_penalty=0.5,
+        seed=recipe.train.seed,
+    )
     completions = engine.generate(recipe.evaluate.prompts, sampling)
     failed = next((completion.error for completion in completions if completion.error is not None), None)
     if failed is not None:
