@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from whole_runs import SMALL_MODEL, VOWELS, after_step, assert_same_run, interrupt, metrics
+from whole_runs import after_step, assert_same_run, changed, interrupt, metrics, rl_recipe
 
 import leyden
 from leyden.checkpoint import save
@@ -16,39 +16,19 @@ from leyden.core.errors import Interrupted, UserError
 from leyden.model import HybridLM
 from leyden.recipes.loader import parse_recipe
 from leyden.recipes.runner import check, run
-from leyden.tokenizer import Tokenizer
 
 CRITIC = "critic/rl/model.safetensors"
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    place = tmp_path_factory.mktemp("ppo")
-    Tokenizer.train(["Is it so? Yes, it is so. No, it is not.\n" * 9], vocab_size=270).save(place / "tokenizer")
-    chats = [{"prompt": f"Is {number} so?", "completion": f"Yes, {number} is."} for number in range(20)]
-    (place / "chats.jsonl").write_text("\n".join(map(json.dumps, chats)), encoding="utf-8")
-    (place / "own.py").write_text(VOWELS, encoding="utf-8")
     rl = {
-        "environment": f"{place / 'own.py'}:Vowels",
         "group_size": 1,
         "prompts_per_step": 4,
-        "max_tokens": 8,
-        "updates": 2,
         "algorithm": {"preset": "ppo"},
         "critic": {"lr": 2e-3, "alone_steps": 2},
-        "engine": {"max_sequences": 8, "cache_gigabytes": 0.001, "swap_gigabytes": 0.001},
     }
-    return {
-        "model": {**SMALL_MODEL, "max_position_embeddings": 512},
-        "tokenizer": {"path": str(place / "tokenizer")},
-        "data": {"chats": [str(place / "chats.jsonl")], "held_out_fraction": 0.2},
-        "train": {"dtype": "float32", "checkpoint_steps": 2},
-        "stage": [
-            {"name": "sft", "objective": "sft", "steps": 1, "seq_len": 128, "batch_tokens": 256},
-            {"name": "rl", "objective": "rl", "steps": 6, "seq_len": 96, "micro_batch_tokens": 288, "rl": rl},
-        ],
-        "evaluate": {"every_steps": 0, "prompts": ["Is it"], "sample_tokens": 2},
-    }
+    return rl_recipe(tmp_path_factory.mktemp("ppo"), every_steps=0, **rl)
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +36,6 @@ def finished(recipe: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
     directory = tmp_path_factory.mktemp("finished") / "run"
     run(parse_recipe(recipe, "test"), directory)
     return directory
-
-
-def changed(recipe: dict[str, Any], stage: dict[str, Any] | None = None, **rl: Any) -> dict[str, Any]:
-    sft, of_rl = recipe["stage"]
-    return {**recipe, "stage": [sft, {**of_rl, **(stage or {}), "rl": {**of_rl["rl"], **rl}}]}
 
 
 def test_a_run_says_what_the_critic_learned(finished: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from leyden.tokenizer import Tokenizer
 from leyden.train import run as train_run
 from leyden.train import steps
 from leyden.train.metrics import MetricsLog
@@ -73,3 +74,35 @@ def on_build(build: Path, **stage: object) -> dict[str, Any]:
     """A recipe of one stage on a build."""
     stage = {"name": "one", "objective": "pretrain", "steps": 3, "seq_len": 64, "batch_tokens": 128, **stage}
     return {"model": SMALL_MODEL, "data": {"build": str(build)}, "train": {"dtype": "float32"}, "stage": [stage]}
+
+
+def rl_recipe(place: Path, *, every_steps: int, **rl: Any) -> dict[str, Any]:
+    """A step of fine-tuning and six of reinforcement learning in :data:`VOWELS`; its files go to ``place``."""
+    Tokenizer.train(["Is it so? Yes, it is so. No, it is not.\n" * 9], vocab_size=270).save(place / "tokenizer")
+    chats = [{"prompt": f"Is {number} so?", "completion": f"Yes, {number} is."} for number in range(20)]
+    (place / "chats.jsonl").write_text("\n".join(map(json.dumps, chats)), encoding="utf-8")
+    (place / "own.py").write_text(VOWELS, encoding="utf-8")
+    usual = {
+        "environment": f"{place / 'own.py'}:Vowels",
+        "max_tokens": 8,
+        "updates": 2,
+        "engine": {"max_sequences": 8, "cache_gigabytes": 0.001, "swap_gigabytes": 0.001},
+    }
+    shape = {"name": "rl", "objective": "rl", "steps": 6, "seq_len": 96, "micro_batch_tokens": 288}
+    return {
+        "model": {**SMALL_MODEL, "max_position_embeddings": 512},
+        "tokenizer": {"path": str(place / "tokenizer")},
+        "data": {"chats": [str(place / "chats.jsonl")], "held_out_fraction": 0.2},
+        "train": {"dtype": "float32", "checkpoint_steps": 2},
+        "stage": [
+            {"name": "sft", "objective": "sft", "steps": 1, "seq_len": 128, "batch_tokens": 256},
+            {**shape, "rl": {**usual, **rl}},
+        ],
+        "evaluate": {"every_steps": every_steps, "prompts": ["Is it"], "sample_tokens": 2},
+    }
+
+
+def changed(recipe: dict[str, Any], stage: dict[str, Any] | None = None, **rl: Any) -> dict[str, Any]:
+    """The same with other settings of its stage of reinforcement learning, and of its table ``rl``."""
+    sft, of_rl = recipe["stage"]
+    return {**recipe, "stage": [sft, {**of_rl, **(stage or {}), "rl": {**of_rl["rl"], **rl}}]}

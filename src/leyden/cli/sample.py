@@ -24,52 +24,65 @@ from leyden.cli.asked_model import (
 )
 from leyden.cli.options import Device
 
+Names = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="[MODEL] PROMPTS...",
+        help="A model, unless there is --endpoint; and files of prompts.",
+        show_default=False,
+    ),
+]
+Out = Annotated[Path, typer.Option(help="The folder that is written.")]
+Rewards = Annotated[
+    list[str],
+    typer.Option(help="KIND or KIND:LEAST, the most important first: math, agreement, code, ifeval, rules, ..."),
+]
+Temperatures = Annotated[
+    list[float] | None, typer.Option(help="May be given several times; 0.7 and 1.0.", show_default=False)
+]
+Samples = Annotated[int, typer.Option(help="Responses of a prompt at each temperature.")]
+MaxTokens = Annotated[int, typer.Option(help="Of a response; one that does not end by then is not kept.")]
+Best = Annotated[int, typer.Option(help="Responses of a prompt that are kept, at most.")]
+Least = Annotated[
+    float | None,
+    typer.Option(
+        help="Their rewards are this at least; left out: 1, or what the levels above a learned reward make.",
+        show_default=False,
+    ),
+]
+NgramWords = Annotated[int, typer.Option(help="Words of an n-gram.")]
+NgramShare = Annotated[
+    float, typer.Option(help="Left out: a response of whose n-grams better ones of its prompt have this share.")
+]
+Prefer = Annotated[
+    Literal["reward", "short"],
+    typer.Option(help="Kept first of those with enough reward: the best by reward, or the shortest."),
+]
+Similarity = Annotated[
+    float | None,
+    typer.Option(help="Left out: a response whose embedding has this cosine with a better one.", show_default=False),
+]
+Embeddings = Annotated[
+    str | None, typer.Option(help="The model of the embeddings; MODEL itself if left out.", show_default=False)
+]
+Seed = Annotated[int, typer.Option(help="Of all that is drawn.")]
+
 
 def sample(
-    names: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="[MODEL] PROMPTS...",
-            help="A model, unless there is --endpoint; and files of prompts.",
-            show_default=False,
-        ),
-    ],
-    out: Annotated[Path, typer.Option(help="The folder that is written.")],
-    reward: Annotated[
-        list[str],
-        typer.Option(help="KIND or KIND:LEAST, the most important first: math, agreement, code, ifeval, rules, ..."),
-    ],
-    temperature: Annotated[
-        list[float] | None, typer.Option(help="May be given several times; 0.7 and 1.0.", show_default=False)
-    ] = None,
-    samples: Annotated[int, typer.Option(help="Responses of a prompt at each temperature.")] = 4,
-    max_tokens: Annotated[int, typer.Option(help="Of a response; one that does not end by then is not kept.")] = 1024,
-    best: Annotated[int, typer.Option(help="Responses of a prompt that are kept, at most.")] = 1,
-    least: Annotated[
-        float | None,
-        typer.Option(
-            help="Their rewards are this at least; left out: 1, or what the levels above a learned reward make.",
-            show_default=False,
-        ),
-    ] = None,
-    ngram_words: Annotated[int, typer.Option(help="Words of an n-gram.")] = 4,
-    ngram_share: Annotated[
-        float, typer.Option(help="Left out: a response of whose n-grams better ones of its prompt have this share.")
-    ] = 0.8,
-    prefer: Annotated[
-        Literal["reward", "short"],
-        typer.Option(help="Kept first of those with enough reward: the best by reward, or the shortest."),
-    ] = "reward",
-    similarity: Annotated[
-        float | None,
-        typer.Option(
-            help="Left out: a response whose embedding has this cosine with a better one.", show_default=False
-        ),
-    ] = None,
-    embeddings: Annotated[
-        str | None, typer.Option(help="The model of the embeddings; MODEL itself if left out.", show_default=False)
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
+    names: Names,
+    out: Out,
+    reward: Rewards,
+    temperature: Temperatures = None,
+    samples: Samples = 4,
+    max_tokens: MaxTokens = 1024,
+    best: Best = 1,
+    least: Least = None,
+    ngram_words: NgramWords = 4,
+    ngram_share: NgramShare = 0.8,
+    prefer: Prefer = "reward",
+    similarity: Similarity = None,
+    embeddings: Embeddings = None,
+    seed: Seed = 0,
     endpoint: Endpoint = None,
     model_name: ModelName = "",
     api_key_env: ApiKeyEnv = "",
