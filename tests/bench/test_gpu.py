@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -315,6 +316,7 @@ def test_a_process_measures_and_its_end_is_told():
         row = worker.ask({"row": "routing, 32 tokens to 2 of 16", "speed": speed}, 60)
         assert row["seconds"] > 0
         assert row["floor"] == pytest.approx(floors.routing(32, 16, 2).bytes / speed[0])
+        worker._process.send_signal(signal.SIGSTOP)  # no answer, however fast it is
         with pytest.raises(GpuWorkerError, match="no answer within 0 s"):
             worker.ask({"row": "routing, 32 tokens to 2 of 16", "speed": speed}, 0)
         worker._process.kill()
