@@ -92,6 +92,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_code_of_the_other_commit_is_what_is_measured(
     checkout: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

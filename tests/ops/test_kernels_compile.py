@@ -92,6 +92,7 @@ print(len({launch.key() for launch in record(_LIGHTNING, call, _WALK) if launch.
     assert printed(program) == ["1"]
 
 
+@pytest.mark.slow
 def test_other_counts_compile_nothing_new_around_it() -> None:
     program = """
 import torch

@@ -144,7 +144,7 @@ EARLIEST = {"capacity_factor": 0.6, "token_drop": "position"}
 ALONE = [
     pytest.param(Plan(dp_shard=4), {}, marks=pytest.mark.slow),
     (Plan(dp_shard=4), DROPS | {"shared_intermediate_size": 12}),
-    (Plan(dp_replicate=2, dp_shard=2), {"tie_word_embeddings": True}),
+    pytest.param(Plan(dp_replicate=2, dp_shard=2), {"tie_word_embeddings": True}, marks=pytest.mark.slow),
     (Plan(cp=4), {}),
     (Plan(tp=4), DROPS),
     (Plan(tp=4), {"num_local_experts": 0, "tie_word_embeddings": True}),
@@ -154,7 +154,7 @@ ALONE = [
 ]
 COMBINED = [
     (Plan(cp=2, tp=2), WINDOWED | YARN),
-    (Plan(cp=2, tp=2), COSFORMER2),
+    pytest.param(Plan(cp=2, tp=2), COSFORMER2, marks=pytest.mark.slow),
     pytest.param(Plan(cp=4), HGRN2, marks=pytest.mark.slow),
     (Plan(cp=2, tp=2), HGRN2),
     (Plan(tp=2, dp_shard=2, ep=2), DROPS | FIRST_DENSE),
@@ -162,7 +162,7 @@ COMBINED = [
     pytest.param(Plan(pp=2, cp=2), WINDOWED | YARN, marks=pytest.mark.slow),
     pytest.param(Plan(dp_shard=2, cp=2, ep=2), {}, marks=pytest.mark.slow),
     (Plan(dp_shard=2, cp=2, ep=2), DROPS),
-    (Plan(dp_shard=4, ep=2, etp=2), EARLIEST),
+    pytest.param(Plan(dp_shard=4, ep=2, etp=2), EARLIEST, marks=pytest.mark.slow),
     (Plan(pp=2, tp=2), {}),
     (Plan(dp_shard=2, cp=2, etp=2), DROPS),
     (Plan(cp=2, tp=2, ep=2, etp=2), DROPS),

@@ -50,7 +50,12 @@ def test_the_loader_fills_rows_with_the_document() -> None:
 
 @pytest.mark.parametrize(
     ("plan", "changes"),
-    [(Plan(cp=2), TWO_LAYERS), (Plan(cp=2), WINDOWED), (Plan(cp=4), TWO_LAYERS), (Plan(cp=4), WINDOWED)],
+    [
+        (Plan(cp=2), TWO_LAYERS),
+        pytest.param(Plan(cp=2), WINDOWED, marks=pytest.mark.slow),
+        pytest.param(Plan(cp=4), TWO_LAYERS, marks=pytest.mark.slow),
+        (Plan(cp=4), WINDOWED),
+    ],
     ids=named,
 )
 def test_ranks_that_share_the_document_are_one(

@@ -90,7 +90,7 @@ def _train(plan: Plan, changes: dict[str, Any], steps: list[tuple[int, int]]) ->
             [(4, 0)],
             marks=pytest.mark.slow,
         ),
-        (Plan(pp=4), {"router_aux_loss": "switch"}, [(4, 0)]),
+        pytest.param(Plan(pp=4), {"router_aux_loss": "switch"}, [(4, 0)], marks=pytest.mark.slow),
         pytest.param(
             Plan(pp=4), {"router_aux_loss": "gshard", "capacity_factor": None}, [(6, 0)], marks=pytest.mark.slow
         ),

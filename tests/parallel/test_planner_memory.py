@@ -32,11 +32,11 @@ def _settings(**values: Any) -> ParallelConfig:
 
 
 FOUR: list[Any] = [
-    (Plan(dp_shard=4), SHORT, 2, {}),
+    pytest.param(Plan(dp_shard=4), SHORT, 2, {}, marks=pytest.mark.slow),
     pytest.param(Plan(dp_shard=4, ep=2), LONG, 1, {}, marks=pytest.mark.slow),
     (Plan(cp=2, tp=2, ep=2, etp=2), LONG, 1, {}),
     pytest.param(Plan(cp=2, tp=2), LONG, 1, WINDOWED, marks=pytest.mark.slow),
-    (Plan(cp=2, tp=2), LONG, 1, COSFORMER2),
+    pytest.param(Plan(cp=2, tp=2), LONG, 1, COSFORMER2, marks=pytest.mark.slow),
     pytest.param(Plan(dp_shard=4), LONG, 1, HGRN2, marks=pytest.mark.slow),
     (Plan(cp=2, tp=2), LONG, 1, HGRN2),
     pytest.param(Plan(cp=4, settings=_settings(activation_checkpointing="full")), LONG, 1, {}, marks=pytest.mark.slow),

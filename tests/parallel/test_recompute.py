@@ -188,7 +188,8 @@ def _assert_rounding(model: HybridLM, plain: HybridLM) -> None:
 _TWO = {"num_hidden_layers": 2, "layer_types": ("linear_attention", "full_attention")}
 
 
-@pytest.mark.parametrize("mode", [pytest.param("none", marks=pytest.mark.slow), "selective"])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["none", "selective"])
 @pytest.mark.usefixtures("aot_eager")
 @_quiet
 def test_compiled_layers_on_a_cpu(mode: str) -> None:
@@ -260,6 +261,7 @@ def _whole_document(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_: Any) 
     return softmax_attention(q, k, v, backend="reference")
 
 
+@pytest.mark.slow
 @_quiet
 def test_a_layer_of_one_graph_keeps_what_the_mode_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU: the compiler is told what to keep, and what the backward computes again is in its graph.

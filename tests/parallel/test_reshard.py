@@ -62,11 +62,11 @@ def _drawn(engine: Engine) -> list[tuple[int, ...]]:
 @pytest.mark.parametrize(
     ("training", "serving", "dtype", "int8"),
     [
-        (Plan(dp_shard=2), Plan(tp=2, ep=2), torch.bfloat16, False),
+        pytest.param(Plan(dp_shard=2), Plan(tp=2, ep=2), torch.bfloat16, False, marks=pytest.mark.slow),
         (Plan(tp=2, ep=2), Plan(tp=2, etp=2), torch.float32, True),
         (Plan(pp=2), Plan(tp=2), torch.float32, False),
         (Plan(dp_replicate=2), None, torch.float32, False),
-        (Plan(dp_shard=2, tp=2, etp=2), Plan(tp=4, ep=4), torch.float32, False),
+        pytest.param(Plan(dp_shard=2, tp=2, etp=2), Plan(tp=4, ep=4), torch.float32, False, marks=pytest.mark.slow),
         (Plan(pp=2, cp=2, ep=2), Plan(tp=4, ep=2, etp=2), torch.float32, False),
     ],
     ids=str,
@@ -113,7 +113,11 @@ def _trained(training: Plan) -> None:
         assert not any(torch.equal(found[name], value) for name, value in before.items())
 
 
-@pytest.mark.parametrize("training", [Plan(dp_shard=2, cp=2, ep=2), Plan(pp=2, dp_shard=2, etp=2)], ids=str)
+@pytest.mark.parametrize(
+    "training",
+    [Plan(dp_shard=2, cp=2, ep=2), pytest.param(Plan(pp=2, dp_shard=2, etp=2), marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_weights_move_behind_every_optimizer_step(ranks: Callable[..., list[Any]], training: Plan) -> None:
     ranks(4, _trained, training)
 

@@ -191,12 +191,15 @@ def worst(plan: Plan, alone: dict[str, Alone]) -> dict[str, dict[str, float]]:
 
 PLANS = [
     Plan(dp_replicate=2, dp_shard=2),
-    Plan(cp=4),
+    pytest.param(Plan(cp=4), marks=pytest.mark.slow),
     pytest.param(Plan(tp=4), marks=pytest.mark.slow),
     pytest.param(Plan(pp=4), marks=pytest.mark.slow),
     pytest.param(Plan(dp_shard=4, ep=4), marks=pytest.mark.slow),
     Plan(cp=2, tp=2, ep=2),
-    Plan(pp=2, cp=2, settings=ParallelConfig(pipeline_schedule="interleaved", stages_per_rank=2)),
+    pytest.param(
+        Plan(pp=2, cp=2, settings=ParallelConfig(pipeline_schedule="interleaved", stages_per_rank=2)),
+        marks=pytest.mark.slow,
+    ),
 ]
 
 

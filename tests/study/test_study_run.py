@@ -238,6 +238,7 @@ def test_another_experiment_in_the_same_place(finished: Path, experiment: Experi
         give_verdict(tmp_path)
 
 
+@pytest.mark.slow
 def test_null_experiments_on_real_runs(copy: Path) -> None:
     result = run_null(copy, num_runs=6, num_splits=30, num_simulated=50)
     assert set(result.real) == {"crossed", "runs", "items", "permutation"}
