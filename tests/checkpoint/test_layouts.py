@@ -98,8 +98,15 @@ def test_layouts_convert_into_each_other(random_model: ModelMaker, tmp_path: Pat
         {"mlp_types": ("dense", "experts", "dense"), "dense_intermediate_size": 20},
         {"layer_types": ("sliding_attention", "full_attention", "linear_attention"), "sliding_window": 5},
         {"layer_types": ("cosformer2_attention", "hgrn2_attention", "linear_attention")},
+        {
+            "layer_types": ("latent_attention", "linear_attention", "latent_attention"),
+            "kv_lora_rank": 12,
+            "qk_nope_head_dim": 6,
+            "qk_rope_head_dim": 4,
+            "v_head_dim": 5,
+        },
     ],
-    ids=["dense among experts", "windows among others", "cosformer2 and hgrn2"],
+    ids=["dense among experts", "windows among others", "cosformer2 and hgrn2", "latent"],
 )
 def test_layers_that_only_our_layout_has(
     random_model: Callable[..., HybridLM], tmp_path: Path, changes: dict[str, object]

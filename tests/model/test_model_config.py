@@ -24,6 +24,20 @@ def test_alphas_default_to_deepnorm_or_one() -> None:
     assert parse(mlp_alpha_factor=2.5).mlp_alpha_factor == 2.5
 
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+LATENT = {
+    "layer_types": ("latent_attention",) * 8,
+    "kv_lora_rank": 24,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+}
+
+
+def test_dims_that_turn_follow_from_latent_attention() -> None:
+    assert parse(**LATENT).rotary_dim == 8
+
+
 def test_a_written_configuration_reads_back() -> None:
     config = parse(num_hidden_layers=3, capacity_factor=1.5, rope_theta=5e6)
     assert ModelConfig.parse(config.model_dump(mode="json"), "config.json") == config
@@ -44,6 +58,14 @@ def test_a_written_configuration_reads_back() -> None:
         ({"layer_types": ("cosformer2_attention",) * 8, "head_dim": 7, "rotary_dim": 2}, "head_dim .7. must be even"),
         ({"sliding_window": 64}, "sliding_window is 64, and no layer is of type sliding_attention"),
         ({"layer_types": ("sliding_attention",) * 8, "sliding_window": 0}, "'sliding_window'"),
+        (
+            {"kv_lora_rank": 8, "rope_interleave": True},
+            "kv_lora_rank, rope_interleave for layers of type",
+        ),
+        ({"rope_scaling": {**YARN, "mscale_all_dim": 1.0}}, "rope_scaling.mscale_all_dim for layers of type latent_"),
+        (LATENT | {"v_head_dim": None}, "layer_types has latent_attention, which needs v_head_dim"),
+        (LATENT | {"rotary_dim": 4}, "rotary_dim is 4 and qk_rope_head_dim 8"),
+        (LATENT | {"initialization": "induction"}, "induction. does not know how a layer of latent_attention looks"),
         ({"mlp_types": ("dense", "experts")}, "mlp_types has 2 entries and num_hidden_layers is 8"),
         ({"mlp_types": ("dense",) * 8}, "no layer with experts, and num_local_experts is 8; set it to 0"),
         ({"mlp_types": ("dense",) + ("experts",) * 7, "num_local_experts": 0}, "num_local_experts is 0; say how many"),

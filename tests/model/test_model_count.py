@@ -15,6 +15,16 @@ SHAPES = {
     "windows": preset("tiny", layer_types=("linear_attention", "sliding_attention") * 4, sliding_window=9),
     "cosformer2": preset("tiny", layer_types=("cosformer2_attention", "full_attention") * 4),
     "hgrn2": preset("tiny", layer_types=("hgrn2_attention", "full_attention") * 4),
+    "latent": preset(
+        "tiny",
+        layer_types=("latent_attention", "linear_attention") * 4,
+        kv_lora_rank=48,
+        rotary_dim=16,
+        q_lora_rank=80,
+        qk_nope_head_dim=40,
+        qk_rope_head_dim=16,
+        v_head_dim=24,
+    ),
     "first layer dense": preset("tiny", mlp_types=("dense",) + ("experts",) * 7, dense_intermediate_size=96),
     "narrow heads": preset("tiny", head_dim=24, rotary_dim=8, num_attention_heads=6),
 }

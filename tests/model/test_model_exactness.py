@@ -17,12 +17,24 @@ ModelMaker = Callable[..., HybridLM]
 WINDOWED = {"layer_types": ("sliding_attention", "linear_attention", "full_attention"), "sliding_window": 13}
 COSFORMER2 = {"layer_types": ("cosformer2_attention", "full_attention", "cosformer2_attention")}
 HGRN2 = {"layer_types": ("hgrn2_attention", "hgrn2_attention", "full_attention")}
+LATENT = {
+    "layer_types": ("latent_attention", "linear_attention", "latent_attention"),
+    "rotary_dim": 6,
+    "q_lora_rank": 10,
+    "kv_lora_rank": 12,
+    "qk_nope_head_dim": 7,
+    "qk_rope_head_dim": 6,
+    "v_head_dim": 5,
+    "rope_interleave": True,
+}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "beta_fast": 8.0}
 STRETCHED = {**WINDOWED, "rope_scaling": YARN}
 FIRST_DENSE = {"mlp_types": ("dense", "experts", "dense"), "dense_intermediate_size": 20}
 
 KINDS = pytest.mark.parametrize(
-    "changes", [{}, STRETCHED, COSFORMER2, HGRN2], ids=["hybrid", "windowed, YaRN", "cosformer2", "hgrn2"]
+    "changes",
+    [{}, STRETCHED, COSFORMER2, HGRN2, LATENT],
+    ids=["hybrid", "windowed, YaRN", "cosformer2", "hgrn2", "latent"],
 )
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5}
@@ -53,6 +65,7 @@ def states(cache: Cache) -> list[torch.Tensor]:
         COSFORMER2,
         HGRN2,
         HGRN2 | {"head_dim": 16},
+        LATENT,
     ],
 )
 def test_decoding_equals_prefill(random_model: ModelMaker, dtype: torch.dtype, changes: dict) -> None:
@@ -87,6 +100,7 @@ def test_prefill_in_chunks_equals_prefill(random_model: ModelMaker, chunks: list
         ("linear_attention", "sliding_attention"),
         ("full_attention", "cosformer2_attention"),
         ("full_attention", "hgrn2_attention"),
+        ("linear_attention", "latent_attention"),
     ],
 )
 @pytest.mark.parametrize("last", [1, 3])
@@ -94,7 +108,9 @@ def test_the_last_positions_alone_equal_those_of_all(
     random_model: ModelMaker, layer_types: tuple[str, ...], last: int
 ) -> None:
     window = 13 if "sliding_attention" in layer_types else None
-    model = random_model(torch.float64, layer_types=layer_types, num_hidden_layers=2, sliding_window=window)
+    latent = LATENT if "latent_attention" in layer_types else {}
+    shape = {**latent, "layer_types": layer_types, "num_hidden_layers": 2, "sliding_window": window}
+    model = random_model(torch.float64, **shape)
     tokens, whole, cache = tokens_of(80, rows=2), Cache(model.config, 2), Cache(model.config, 2)
     with torch.no_grad():
         for part in tokens[:, :70].split(35, dim=1):
@@ -142,6 +158,7 @@ def test_packed_documents_equal_the_same_alone(random_model: ModelMaker, lengths
         COSFORMER2,
         HGRN2,
         HGRN2 | {"head_dim": 16},
+        LATENT,
     ],
 )
 def test_packed_documents_equal_the_same_alone_in_float32(random_model: ModelMaker, changes: dict) -> None:

@@ -133,6 +133,44 @@ class Softmax:
         return self.w["o_proj.weight"] @ torch.cat(heads)
 
 
+class Latent:
+    """DeepSeek's equations: every head's keys and values of one latent, and a turning key that all heads share."""
+
+    def __init__(self, config: ModelConfig, weights: Weights, layer: int) -> None:
+        self.w, self.c, self.keys, self.values = weights, config, [], []
+
+    def turn(self, x: torch.Tensor, position: int) -> torch.Tensor:
+        """Dims [H, R], in pairs (2i, 2i + 1) where they are interleaved; what turns has the factor of YaRN."""
+        if self.c.rope_interleave:
+            x = torch.cat([x[:, 0::2], x[:, 1::2]], dim=1)
+        scaling, stretch = self.c.rope_scaling, 1.0
+        if scaling.rope_type == "yarn":
+            up, down = (0.1 * (m or 1) * math.log(scaling.factor) + 1 for m in (scaling.mscale, scaling.mscale_all_dim))
+            stretch = up / down if scaling.mscale else up
+        return turned(x, position, [frequency(self.c, i) for i in range(self.c.qk_rope_head_dim // 2)]) * stretch
+
+    def __call__(self, n: torch.Tensor) -> torch.Tensor:
+        c, w, position = self.c, self.w, len(self.keys)
+        H, N, R, V = c.num_attention_heads, c.qk_nope_head_dim, c.qk_rope_head_dim, c.v_head_dim
+        if c.q_lora_rank is None:
+            q = w["q_proj.weight"] @ n
+        else:
+            q = w["q_b_proj.weight"] @ rms_norm(w["q_a_proj.weight"] @ n, w["q_a_layernorm.weight"], 1e-6)
+        q, down = q.view(H, N + R), w["kv_a_proj_with_mqa.weight"] @ n
+        latent = rms_norm(down[: c.kv_lora_rank], w["kv_a_layernorm.weight"], 1e-6)
+        made = (w["kv_b_proj.weight"] @ latent).view(H, N + V)
+        shared = self.turn(down[None, c.kv_lora_rank :], position).expand(H, R)
+        self.keys.append(torch.cat([made[:, :N], shared], dim=1))
+        self.values.append(made[:, N:])
+        q = torch.cat([q[:, :N], self.turn(q[:, N:], position)], dim=1)
+        scale, scaling = 1 / math.sqrt(N + R), c.rope_scaling
+        if scaling.mscale_all_dim:
+            scale *= (0.1 * scaling.mscale_all_dim * math.log(scaling.factor) + 1) ** 2
+        keys, values = torch.stack(self.keys), torch.stack(self.values)
+        heads = [torch.softmax(keys[:, h] @ q[h] * scale, 0) @ values[:, h] for h in range(H)]
+        return w["o_proj.weight"] @ torch.cat(heads)
+
+
 def swiglu(x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
     return down @ (silu(gate @ x) * (up @ x))
 
@@ -158,6 +196,7 @@ MIXERS = {
     "sliding_attention": Softmax,
     "cosformer2_attention": Cosformer2,
     "hgrn2_attention": Hgrn2,
+    "latent_attention": Latent,
 }
 
 
@@ -175,7 +214,7 @@ def reference_logits(model: HybridLM, tokens: list[int]) -> torch.Tensor:
     for token in tokens:
         x = w["embed_tokens.weight"][token]
         for i, attend in enumerate(attention):
-            kind = "full_attn" if isinstance(attend, Softmax) else "linear_attn"
+            kind = "full_attn" if isinstance(attend, Softmax | Latent) else "linear_attn"
             n = rms_norm(x, w[f"layers.{i}.input_layernorm.weight"], config.rms_norm_eps)
             alpha, beta = (getattr(config, f"{kind}_{factor}_factor") for factor in ("alpha", "beta"))
             y = (n if config.postnorm else x) * alpha + attend(n) * beta
@@ -192,6 +231,17 @@ YARN = {
     "original_max_position_embeddings": 64,
     "beta_fast": 8.0,
     "beta_slow": 0.2,
+}
+
+LATENT = {
+    "layer_types": ("latent_attention", "linear_attention", "latent_attention"),
+    "rotary_dim": 6,
+    "q_lora_rank": 10,
+    "kv_lora_rank": 12,
+    "qk_nope_head_dim": 7,
+    "qk_rope_head_dim": 6,
+    "v_head_dim": 5,
+    "rope_interleave": True,
 }
 
 VARIANTS = {
@@ -211,6 +261,9 @@ VARIANTS = {
     "cosformer2": {"layer_types": ("cosformer2_attention", "full_attention", "cosformer2_attention")},
     "hgrn2": {"layer_types": ("hgrn2_attention", "full_attention", "hgrn2_attention")},
     "hgrn2, wide heads": {"layer_types": ("hgrn2_attention",) * 3, "head_dim": 16},  # as the native body wants them
+    "latent": LATENT,
+    "latent, one projection of queries, half-split": LATENT | {"q_lora_rank": None, "rope_interleave": False},
+    "latent, YaRN": LATENT | {"rope_scaling": YARN | {"mscale": 0.7, "mscale_all_dim": 1.2}, "v_head_dim": 20},
     "factors": {
         "full_attn_alpha_factor": 1.3,
         "full_attn_beta_factor": 0.7,

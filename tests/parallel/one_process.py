@@ -57,6 +57,18 @@ COSFORMER2: dict[str, Any] = {
 HGRN2: dict[str, Any] = {"layer_types": ("hgrn2_attention", "full_attention", "hgrn2_attention", "linear_attention")}
 """Further changes: two of the four layers are HGRN2."""
 
+LATENT: dict[str, Any] = {
+    "layer_types": ("latent_attention", "linear_attention", "latent_attention", "full_attention"),
+    "rotary_dim": 6,
+    "q_lora_rank": 10,
+    "kv_lora_rank": 12,
+    "qk_nope_head_dim": 7,
+    "qk_rope_head_dim": 6,
+    "v_head_dim": 5,
+    "rope_interleave": True,
+}
+"""Further changes: two of the four layers are latent attention."""
+
 YARN: dict[str, Any] = {
     "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 4.0}
 }

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from one_process import COSFORMER2, HGRN2, WINDOWED
+from one_process import COSFORMER2, HGRN2, LATENT, WINDOWED
 from planner_proof import Measured, measure_memory
 
 from leyden.model import count_model, preset
@@ -24,6 +24,14 @@ WIDE: dict[str, Any] = {
     "rotary_dim": 16,
     "intermediate_size": 256,
 }
+WIDE_LATENT: dict[str, Any] = {
+    "rotary_dim": 16,
+    "q_lora_rank": 48,
+    "kv_lora_rank": 64,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 32,
+}
 SHORT, LONG = [40, 24], [75, 501, 448]  # of a step that is all weights, and of one that is all activations
 
 
@@ -39,6 +47,8 @@ FOUR: list[Any] = [
     pytest.param(Plan(cp=2, tp=2), LONG, 1, COSFORMER2, marks=pytest.mark.slow),
     pytest.param(Plan(dp_shard=4), LONG, 1, HGRN2, marks=pytest.mark.slow),
     (Plan(cp=2, tp=2), LONG, 1, HGRN2),
+    (Plan(tp=2, dp_shard=2), LONG, 1, LATENT | WIDE_LATENT),
+    pytest.param(Plan(cp=2, tp=2), LONG, 1, LATENT | WIDE_LATENT, marks=pytest.mark.slow),
     pytest.param(Plan(cp=4, settings=_settings(activation_checkpointing="full")), LONG, 1, {}, marks=pytest.mark.slow),
     pytest.param(Plan(pp=2, cp=2), SHORT, 3, {}, marks=pytest.mark.slow),
     pytest.param(Plan(pp=2, tp=2), LONG, 2, {"num_local_experts": 0}, marks=pytest.mark.slow),

@@ -41,7 +41,7 @@ def test_the_smallest_recipe() -> None:
         ({"hiden_size": 64}, ["unknown key 'hiden_size'", "did you mean 'hidden_size'"]),
         ({"preset": "tny"}, ["preset 'tny' is unknown", "did you mean 'tiny'"]),
         ({"layer_types": ["linear_attention"] * 3}, ["3 entries", "num_hidden_layers is 8", "leave layer_types out"]),
-        ({"layer_types": ["lightning"] * 8}, ["layer_types.0", "or 'hgrn2_attention'", "lightning"]),
+        ({"layer_types": ["lightning"] * 8}, ["layer_types.0", "or 'latent_attention'", "lightning"]),
         ({"num_key_value_heads": 3}, ["num_attention_heads (4)", "multiple of num_key_value_heads (3)"]),
         ({"rotary_dim": 128}, ["rotary_dim (128)", "must not exceed head_dim (64)"]),
         ({"rotary_dim": 3}, ["'rotary_dim': must be even", "given: 3"]),

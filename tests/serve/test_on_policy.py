@@ -20,7 +20,15 @@ from leyden.serve import Engine, Sampling
 from leyden.train import MasterAdamW, Pretrain, TrainState, train_step
 
 SIZES = {"max_sequences": 8, "kv_gigabytes": 0.02, "cache_gigabytes": 0.001, "swap_gigabytes": 0.001}
-KINDS = ("linear_attention", "full_attention", "sliding_attention", "cosformer2_attention", "hgrn2_attention")
+KINDS = (
+    "linear_attention",
+    "full_attention",
+    "sliding_attention",
+    "cosformer2_attention",
+    "hgrn2_attention",
+    "latent_attention",
+)
+LATENT = {"q_lora_rank": 40, "kv_lora_rank": 24, "qk_nope_head_dim": 20, "qk_rope_head_dim": 8, "v_head_dim": 12}
 PROMPTS = [[1, 2, 3], [7] * 265, list(range(40))]
 SAMPLING = Sampling(max_tokens=21, seed=4, n=2, logprobs=0, ignore_eos=True)
 
@@ -36,9 +44,8 @@ def train(state: TrainState) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_ratios_are_exactly_1_behind_a_training_step(make_model: Callable[..., HybridLM], dtype: torch.dtype) -> None:
     assert set(KINDS) == set(MIXERS), "every kind of mixer has the same bits in training as in an engine"
-    trained = make_model(layer_types=KINDS, num_hidden_layers=len(KINDS), sliding_window=100, capacity_factor=0.5).to(
-        dtype
-    )
+    shape = {"layer_types": KINDS, "num_hidden_layers": len(KINDS), "sliding_window": 100, "rotary_dim": 8, **LATENT}
+    trained = make_model(**shape, capacity_factor=0.5).to(dtype)
     state = TrainState(trained, MasterAdamW(trained))
     engine = Engine(copy.deepcopy(trained), **SIZES)
     for version in (1, 2):

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from leyden.core.errors import UserError
 from leyden.model.lm import HybridLM
 from leyden.model.lora import LORA, ExpertsLowRank, LowRank, is_experts
+from leyden.model.mixers import Mixer
 from leyden.model.rows import GRAIN
 from leyden.ops import Int8Matrices, LowRankExperts, Routing
 
@@ -107,6 +109,9 @@ class AdapterSet:
     Attributes:
         names: of the adapters.
         rows: which rows of the next pass are computed with which of them.
+
+    Raises:
+        UserError: an adapter of a projection that does not meet each row by itself.
     """
 
     def __init__(self, model: HybridLM, adapters: Mapping[str, Mapping[str, LowRank | ExpertsLowRank]]) -> None:
@@ -117,6 +122,7 @@ class AdapterSet:
         for name, of_modules in adapters.items():
             for module, adapter in of_modules.items():
                 by_module.setdefault(module, {})[name] = adapter.to(device, model.dtype).requires_grad_(False)
+        _check(model, by_module)
         for name, own in by_module.items():
             module: Any = model.get_submodule(name)
             if is_experts(module):
@@ -127,3 +133,16 @@ class AdapterSet:
                 module.register_forward_hook(several.add)
             module.add_module(LORA, several)
         model.adapters = self
+
+
+def _check(model: HybridLM, by_module: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse adapters that no row can choose."""
+    for name, adapters in by_module.items():
+        owner, _, leaf = name.rpartition(".")
+        mixer = model.get_submodule(owner)
+        if isinstance(mixer, Mixer) and leaf in mixer.not_by_row:
+            raise UserError(
+                f"the adapter '{next(iter(adapters))}' adds to {name}, which works on what is remembered of a "
+                f"sequence and not on its rows: it cannot be chosen by row. Merge it into the model, or train one that "
+                f"leaves {leaf} out (train.lora.targets)."
+            )

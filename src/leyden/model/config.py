@@ -10,8 +10,16 @@ from leyden.model.rope import Rope, RopeScaling
 _MAX_LAYERS = 4096
 
 LayerType = Literal[
-    "linear_attention", "full_attention", "sliding_attention", "cosformer2_attention", "hgrn2_attention"
+    "linear_attention",
+    "full_attention",
+    "sliding_attention",
+    "cosformer2_attention",
+    "hgrn2_attention",
+    "latent_attention",
 ]
+
+_ROTARY = ("full_attention", "sliding_attention")
+"""Those whose heads of ``head_dim`` turn by RoPE."""
 
 MlpType = Literal["dense", "experts"]
 LayerKind = tuple[LayerType, MlpType]
@@ -22,8 +30,8 @@ class ModelConfig(Config):
     """A MiniMax-Text-01-shaped model; the defaults are the preset ``tiny``.
 
     A layer is lightning attention (``"linear_attention"``), softmax attention (``"full_attention"``), softmax
-    attention within a window (``"sliding_attention"``), cosFormer2 (``"cosformer2_attention"``) or HGRN2
-    (``"hgrn2_attention"``), then experts
+    attention within a window (``"sliding_attention"``), cosFormer2 (``"cosformer2_attention"``), HGRN2
+    (``"hgrn2_attention"``) or multi-head latent attention (``"latent_attention"``), then experts
     (a dense SwiGLU where ``num_local_experts`` is 0), each with the DeepNorm residual of the release:
     ``r * alpha + f(n) * beta`` with ``n = norm(x)`` and ``r = n`` (``postnorm``) or ``r = x`` (plain pre-norm).
     """
@@ -43,7 +51,20 @@ class ModelConfig(Config):
     num_key_value_heads: int = Field(default=2, ge=1, le=2**14)
     head_dim: int = Field(default=64, ge=1, le=2**14)
     rotary_dim: int = Field(default=32, ge=0)
-    """How many dims of a softmax head turn by RoPE; the others carry no position."""
+    """How many dims of a softmax head turn by RoPE; the others carry no position. With latent attention it is
+    ``qk_rope_head_dim``, and may be left out."""
+    q_lora_rank: int | None = Field(default=None, ge=1, le=2**20)
+    """Of a ``"latent_attention"`` layer: the width between the two projections of its queries; None: there is one."""
+    kv_lora_rank: int | None = Field(default=None, ge=1, le=2**20)
+    """Of a ``"latent_attention"`` layer: the width of the latent that keys and values are made of."""
+    qk_nope_head_dim: int | None = Field(default=None, ge=1, le=2**14)
+    """Of a head there: dims of queries and keys that carry no position."""
+    qk_rope_head_dim: int | None = Field(default=None, ge=2, le=2**14)
+    """Of a head there: dims that turn by RoPE, behind those; their key is the same for all heads."""
+    v_head_dim: int | None = Field(default=None, ge=1, le=2**14)
+    """Of a head there: dims of its values."""
+    rope_interleave: bool = False
+    """Whether the dims that turn there lie in pairs (2i, 2i + 1), as released by DeepSeek, or (i, i + R / 2)."""
     rope_theta: float = Field(default=10_000.0, gt=1)
     rope_scaling: RopeScaling = RopeScaling()
     """How RoPE is stretched over more positions than before: by position interpolation or YaRN."""
@@ -102,6 +123,8 @@ class ModelConfig(Config):
             data["layer_types"] = tuple(
                 "full_attention" if (i + 1) % 8 == 0 else "linear_attention" for i in range(layers)
             )
+        if data.get("qk_rope_head_dim") is not None:
+            data.setdefault("rotary_dim", data["qk_rope_head_dim"])
         experts = data.get("num_local_experts", cls.model_fields["num_local_experts"].default)
         mlps, usual = data.get("mlp_types"), "experts" if experts else "dense"
         if isinstance(mlps, list | tuple) and len(mlps) == layers == mlps.count(usual):
@@ -143,7 +166,7 @@ class ModelConfig(Config):
             )
         if "cosformer2_attention" in self.layer_types and self.head_dim % 2:
             problems.append(f"head_dim ({self.head_dim}) must be even, since cosformer2_attention turns pairs of dims")
-        problems += self._mlp_problems()
+        problems += self._mlp_problems() + self._latent_problems()
         room = self.postnorm and self.num_hidden_layers > 1 and self.hidden_size > 3
         if self.initialization == "induction" and not room:
             problems.append(
@@ -156,7 +179,7 @@ class ModelConfig(Config):
                 f"num_attention_heads ({self.num_attention_heads}) must be a multiple of num_key_value_heads "
                 f"({self.num_key_value_heads})"
             )
-        if self.rotary_dim > self.head_dim:
+        if self.rotary_dim > self.head_dim and not set(self.layer_types).isdisjoint(_ROTARY):
             problems.append(f"rotary_dim ({self.rotary_dim}) must not exceed head_dim ({self.head_dim})")
         if self.num_local_experts and self.num_experts_per_tok > self.num_local_experts:
             problems.append(
@@ -184,6 +207,29 @@ class ModelConfig(Config):
             problems.append(
                 f"dense_intermediate_size is {self.dense_intermediate_size}, and no layer has a dense feed-forward; "
                 "leave it out, or say in mlp_types which layers have one"
+            )
+        return problems
+
+    def _latent_problems(self) -> list[str]:
+        names = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+        said = [name for name in (*names, "q_lora_rank") if getattr(self, name) is not None]
+        said += ["rope_interleave"] if self.rope_interleave else []
+        said += ["rope_scaling.mscale_all_dim"] if self.rope_scaling.mscale_all_dim else []
+        if "latent_attention" not in self.layer_types:
+            what = f"{', '.join(said)} for layers of type latent_attention, and there are none; leave it out, or say in"
+            return [f"{what} layer_types which layers are"] if said else []
+        problems, missing = [], [name for name in names if name not in said]
+        if missing:
+            problems.append(f"layer_types has latent_attention, which needs {', '.join(missing)}")
+        elif self.rotary_dim != self.qk_rope_head_dim:
+            problems.append(
+                f"rotary_dim is {self.rotary_dim} and qk_rope_head_dim {self.qk_rope_head_dim}, and all softmax layers "
+                "of a model turn as many dims; leave rotary_dim out, or set it to the same"
+            )
+        if self.initialization == "induction":
+            problems.append(
+                'initialization = "induction" does not know how a layer of latent_attention looks up what was read; '
+                'take initialization = "xavier"'
             )
         return problems
 

@@ -32,6 +32,7 @@ class ForwardContext:
         scale: what turned queries and keys are multiplied by in softmax layers, each.
         part: where the tokens stand in a row that several ranks share; ``cu_seqlens`` then bounds the documents within
             the part, of which the first and the last may go on beyond it. None: the tokens are all there are.
+        score_factor: what the scores of latent attention are multiplied by beyond the scale of its heads.
     """
 
     start: int
@@ -41,6 +42,7 @@ class ForwardContext:
     sin: torch.Tensor
     scale: float
     part: RowPart | None = None
+    score_factor: float = 1.0
 
     def alone(self) -> torch.Tensor | None:
         """The bounds of the documents, for a layer that knows nothing of other ranks.
@@ -81,4 +83,5 @@ def lay_out(
         positions = positions[part.start : part.stop]
         cu_seqlens = sent(torch.tensor(part.documents(), dtype=torch.int32), device)
     cos, sin = rotary_angles(positions, config.rope.frequencies(config.rotary_dim, device))
-    return ForwardContext(start, cu_seqlens, positions, cos, sin, config.rope.scale, part)
+    rope = config.rope
+    return ForwardContext(start, cu_seqlens, positions, cos, sin, rope.scale, part, rope.score_factor)

@@ -14,6 +14,7 @@ from leyden.model.config import ModelConfig
 from leyden.model.induction import induction_weight
 
 _PLAIN = ("embed_tokens", "lm_head", "q_proj", "k_proj", "output_gate", "mlp.gate", "coefficient")
+_LATENT = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa")
 _SCALED = ("v_proj", "o_proj", "out_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -63,7 +64,9 @@ def _xavier_weight(
     generator, local = _generator(seed, name), name.removesuffix(".weight")
     if local.endswith("qkv_proj"):
         return _queries_keys_values(shape, gain, config, generator)
-    if local.endswith(_PLAIN):
+    if local.endswith("kv_b_proj"):
+        return _keys_values(shape, gain, config, generator)
+    if local.endswith(_PLAIN + _LATENT):
         return _xavier(shape, 1.0, generator)
     if local.endswith(_SCALED):
         return _xavier(shape, gain, generator)
@@ -82,6 +85,15 @@ def _queries_keys_values(
     H, K, D = config.num_attention_heads, config.head_dim, shape[1]
     rows = torch.randn(H, 3, K, D, generator=generator) * math.sqrt(2 / (D + H * K))
     rows[:, 2] *= gain
+    return rows.view(shape)
+
+
+def _keys_values(shape: tuple[int, ...], gain: float, config: ModelConfig, generator: torch.Generator) -> torch.Tensor:
+    """What makes heads of latents: key rows by 1, value rows by the gain, each with the fan-out of its own rows."""
+    H, nope, value = config.num_attention_heads, config.qk_nope_head_dim or 0, config.v_head_dim or 0
+    rows = torch.randn(H, nope + value, shape[1], generator=generator)
+    rows[:, :nope] *= math.sqrt(2 / (shape[1] + H * nope))
+    rows[:, nope:] *= gain * math.sqrt(2 / (shape[1] + H * value))
     return rows.view(shape)
 
 

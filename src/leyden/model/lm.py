@@ -202,7 +202,7 @@ class HybridLM(TokenLossModel):
         """
         rope = self.config.rope
         cos, sin = rotary_angles(rows.positions, rope.frequencies(self.config.rotary_dim, tokens.device))
-        context = ForwardContext(0, None, rows.positions, cos, sin, rope.scale)
+        context = ForwardContext(0, None, rows.positions, cos, sin, rope.scale, score_factor=rope.score_factor)
         x = self.embed(tokens[None], inserts)
         whole = self.ranks.divide_tokens or self.adapters is not None  # adapters are chosen by the number of a row
         last = None if whole else rows.wanted

@@ -85,6 +85,10 @@ class LowRank(nn.Module):
         self.b = nn.Parameter(torch.zeros(out_features, rank, device=device))
         self.rank, self.scale = rank, scale
 
+    def product(self) -> torch.Tensor:
+        """[F, D]: what is added to the projection's weight."""
+        return self.b @ self.a * self.scale
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., D] to [..., F], in the dtype of x."""
         inner = nn.functional.linear(x, self.a.to(x.dtype))

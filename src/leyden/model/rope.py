@@ -14,7 +14,10 @@ _BETA_FAST, _BETA_SLOW = 32.0, 1.0
 _FIELDS = {
     "default": ((), ()),
     "linear": (("factor",), ()),
-    "yarn": (("factor", "original_max_position_embeddings"), ("beta_fast", "beta_slow", "attention_factor")),
+    "yarn": (
+        ("factor", "original_max_position_embeddings"),
+        ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim"),
+    ),
 }
 """What each type needs, and what else it may say."""
 
@@ -34,7 +37,12 @@ class RopeScaling(Config):
     """Turns within the original context: pairs with more than ``beta_fast`` (32) keep their frequency, those with less
     than ``beta_slow`` (1) are slowed down by ``factor``."""
     attention_factor: float | None = Field(default=None, gt=0, le=2**10)
-    """What queries and keys are multiplied by, each; None: ``0.1 ln(factor) + 1``."""
+    """What queries and keys are multiplied by, each; None: ``0.1 ln(factor) + 1``, or where both ``mscale`` and
+    ``mscale_all_dim`` are given, ``(0.1 mscale ln(factor) + 1) / (0.1 mscale_all_dim ln(factor) + 1)``."""
+    mscale: float | None = Field(default=None, gt=0, le=2**10)
+    """As DeepSeek-V2 and V3 write YaRN: see ``attention_factor``."""
+    mscale_all_dim: float | None = Field(default=None, gt=0, le=2**10)
+    """In latent attention alone: the scores are also multiplied by ``(0.1 mscale_all_dim ln(factor) + 1)^2``."""
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -63,7 +71,18 @@ class RopeScaling(Config):
         """What queries and keys are multiplied by, each."""
         if self.attention_factor is not None:
             return self.attention_factor
-        return 0.1 * math.log(self.factor) + 1.0 if self.rope_type == "yarn" and self.factor else 1.0
+        if self.mscale and self.mscale_all_dim:
+            return self._stretched(self.mscale) / self._stretched(self.mscale_all_dim)
+        return self._stretched(1.0)
+
+    @property
+    def score_factor(self) -> float:
+        """What the scores of latent attention are multiplied by beyond the scale of its heads."""
+        return self._stretched(self.mscale_all_dim) ** 2 if self.mscale_all_dim else 1.0
+
+    def _stretched(self, weight: float) -> float:
+        """YaRN's ``0.1 weight ln(factor) + 1``; 1 without YaRN."""
+        return 0.1 * weight * math.log(self.factor) + 1.0 if self.rope_type == "yarn" and self.factor else 1.0
 
     def frequencies(self, rotary_dim: int, theta: float, device: torch.device | None = None) -> torch.Tensor:
         """[rotary_dim / 2] float64, in radians a token; arguments as of :func:`leyden.ops.rotary_frequencies`."""
@@ -103,6 +122,11 @@ class Rope:
     def scale(self) -> float:
         """What queries and keys are multiplied by, each."""
         return self.scaling.scale
+
+    @property
+    def score_factor(self) -> float:
+        """See :attr:`RopeScaling.score_factor`."""
+        return self.scaling.score_factor
 
     def frequencies(self, rotary_dim: int, device: torch.device | None = None) -> torch.Tensor:
         """[rotary_dim / 2] float64: by how much each pair turns from one position to the next, in radians."""

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from leyden.model import Mixer
 from leyden.parallel.mesh import Mesh
 from leyden.parallel.part import Part
 from leyden.parallel.weights import adapter_group, kind_of
@@ -137,10 +138,13 @@ def install_fsdp(model: nn.Module, mesh: Mesh, dtype: torch.dtype) -> None:
         )
 
     for layer in model.get_submodule("layers").children():
+        mixer = layer.get_submodule("self_attn")
+        assert isinstance(mixer, Mixer), "of a layer"
+        alike = {f"self_attn.{name.removesuffix('.weight')}" for name in mixer.whole}
         for name, module in layer.named_modules():
             if name == "mlp.experts":
                 shard(module, "experts", settings.reshard_after_forward)
-            elif name == "mlp.shared":
+            elif name == "mlp.shared" or name in alike:
                 shard(module, "stage", settings.reshard_after_forward)
         shard(layer, "dense", settings.reshard_after_forward)
     shard(model, "dense", False)

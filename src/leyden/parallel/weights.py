@@ -17,8 +17,8 @@ from leyden.parallel.plan import Plan
 
 Kind = Literal["tensor", "head_norm", "experts", "shared", "replicated", "adapter"]
 """``head_norm``: the norm over a mixer's heads, which is divided with them; ``shared``: the shared expert, which every
-rank applies to its own tokens; ``replicated``: norms and routers; ``adapter``: low-rank additions, which are small:
-they are divided as what they belong to, and FSDP leaves them whole."""
+rank applies to its own tokens, and what makes what serves all heads of a mixer; ``replicated``: norms and routers;
+``adapter``: low-rank additions, which are small and divided as what they belong to; FSDP leaves them whole."""
 
 _TENSOR_DIM = {
     "embed_tokens.weight": 0,
@@ -48,6 +48,10 @@ _WHOLE: dict[str, Kind] = {
     "mlp.shared.coefficient.weight": "shared",
 }
 """What every rank has whole."""
+
+for _mixer in MIXERS.values():
+    _WHOLE.update({f"self_attn.{name}": "shared" for name in _mixer.whole})
+    _WHOLE.update({f"self_attn.{name}": "replicated" for name in _mixer.whole_norms})
 
 _EXPERTS = {"mlp.experts.gate_up_proj": (1, 2), "mlp.experts.down_proj": (2, 1)}
 """The dim of the hidden width, and how many projections it stacks; dim 0 is that of the experts."""

@@ -97,6 +97,10 @@ class Mixer(nn.Module):
             divide heads, so a dim is made of the heads, one behind the other.
         head_norms: those of these names that are the weights of norms over all heads, float32 and not sharded further;
             the norm is a submodule, whose mean square tensor ranks form together.
+        whole: those of its weights, by their names, that tensor ranks have whole, because what they make serves all
+            heads; each rank's gradient is that of its own heads, and ranks add them up.
+        whole_norms: those of them that are the weights of norms, float32 and not sharded further.
+        not_by_row: its projections that do not meet each row of a pass by itself: no adapter can be chosen by row.
         seam: the attribute with the function that context ranks replace by one that exchanges what they miss.
         alone: that function where one process has all tokens.
         scored: the same with the bits that ``alone`` has where no gradient is asked for, and a gradient
@@ -107,6 +111,9 @@ class Mixer(nn.Module):
     residual: ClassVar[str]
     tensor_dims: ClassVar[Mapping[str, int]]
     head_norms: ClassVar[tuple[str, ...]] = ()
+    whole: ClassVar[tuple[str, ...]] = ()
+    whole_norms: ClassVar[tuple[str, ...]] = ()
+    not_by_row: ClassVar[tuple[str, ...]] = ()
     seam: ClassVar[str]
     alone: ClassVar[Callable[..., Any]]
     scored: ClassVar[Callable[..., Any] | None] = None

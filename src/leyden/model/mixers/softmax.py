@@ -47,15 +47,22 @@ class KeyValues(AppendedMemory):
             Views [B, length + T, Hkv, D], and None: nothing is to be taken over.
         """
         end = length + keys.shape[1]
-        self._keys = _room(self._keys, keys, length, end)
-        self._values = _room(self._values, values, length, end)
+        self._keys = room_for(self._keys, keys, length, end)
+        self._values = room_for(self._values, values, length, end)
         self._keys[:, length:end] = keys
         self._values[:, length:end] = values
         return self._keys[:, :end], self._values[:, :end], None
 
 
-def _room(buffer: torch.Tensor | None, new: torch.Tensor, length: int, end: int) -> torch.Tensor:
-    """``buffer`` with at least ``end`` positions, laid out so that one head's positions are contiguous."""
+def room_for(buffer: torch.Tensor | None, new: torch.Tensor, length: int, end: int) -> torch.Tensor:
+    """``buffer`` [B, S, H, D], or one with as much more room as ``new`` [B, T, H, D] needs.
+
+    Args:
+        buffer: its first ``length`` positions are held; None for none.
+        new: what is to be written behind them.
+        length: how many positions are held.
+        end: how many positions there is to be room for. One head's positions are contiguous.
+    """
     if buffer is not None and buffer.shape[1] >= end:
         return buffer
     B, _, H, D = new.shape
@@ -89,21 +96,13 @@ class Prompt:
         return -self.length % GRAIN
 
 
-class PooledAttention(Memory):
-    """Keys and values of one layer in pools, and the rows that read and write them."""
+class PooledPrompts(Memory):
+    """What one layer remembers in pools, and the rows that read and write it."""
 
     rows: Rows
 
-    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, wanted_alone: bool = False) -> torch.Tensor:
-        """Write k and v [1, T, Hkv, D] into the pools; attention of q [1, T, Hq, D] to its own sequence's.
-
-        With ``wanted_alone`` the rows of prompts that ``rows.wanted`` does not name are zeros. The others are computed
-        from where a block of queries begins (:data:`QUERY_BLOCK`), so that they have the bits they always have.
-        """
-        raise NotImplementedError
-
     def prompts(self, wanted_alone: bool) -> Iterator[Prompt]:
-        """The sequences that prefill; arguments as of :meth:`attend`."""
+        """The sequences that prefill; with ``wanted_alone`` as of :meth:`PooledAttention.attend`."""
         rows = self.rows
         for number, (start, stop) in enumerate(rows.spans()):
             length = rows.ends[number]
@@ -113,6 +112,18 @@ class PooledAttention(Memory):
                 blocks = (length - wanted) // QUERY_BLOCK * QUERY_BLOCK
                 first = stop if wanted == 0 else max(start, stop - (length - blocks))
             yield Prompt(number, start, first, stop, length)
+
+
+class PooledAttention(PooledPrompts):
+    """Keys and values of one layer in pools, and the rows that read and write them."""
+
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, wanted_alone: bool = False) -> torch.Tensor:
+        """Write k and v [1, T, Hkv, D] into the pools; attention of q [1, T, Hq, D] to its own sequence's.
+
+        With ``wanted_alone`` the rows of prompts that ``rows.wanted`` does not name are zeros. The others are computed
+        from where a block of queries begins (:data:`QUERY_BLOCK`), so that they have the bits they always have.
+        """
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)

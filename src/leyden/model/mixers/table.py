@@ -6,6 +6,7 @@ from leyden.model.config import ModelConfig
 from leyden.model.kinds import entry_of
 from leyden.model.mixers.cosformer2 import Cosformer2Attention
 from leyden.model.mixers.hgrn2 import Hgrn2Attention
+from leyden.model.mixers.latent import LatentAttention
 from leyden.model.mixers.lightning import LightningAttention
 from leyden.model.mixers.mixer import Mixer
 from leyden.model.mixers.sliding_window import SlidingWindowAttention
@@ -17,6 +18,7 @@ MIXERS: Mapping[str, type[Mixer]] = {
     "sliding_attention": SlidingWindowAttention,
     "cosformer2_attention": Cosformer2Attention,
     "hgrn2_attention": Hgrn2Attention,
+    "latent_attention": LatentAttention,
 }
 """One line a kind."""
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from leyden.model.kinds import entry_of
+from leyden.model.mixers.latent import LatentShape
 from leyden.ops.lightning_attention.chunks import segments
 from leyden.parallel.planner.rank import Rank
 from leyden.parallel.planner.terms import Bytes, Half, Passes
@@ -85,17 +86,44 @@ def _num_segments(num_tokens: int, elements: int) -> int:
 
 def _softmax_activations(rank: Rank) -> Half:
     """Normed, turned q and k, v, output as the projection takes it; the norm's inverse deviation."""
-    model, T, N, b, w = rank.model, rank.tokens, rank.own, rank.dtype.itemsize, rank.wide.itemsize
-    D, W = model.hidden_size, model.num_attention_heads // rank.plan.tp * model.head_dim
-    G = model.num_key_value_heads // rank.plan.tp * model.head_dim
+    T, N, b, w = rank.tokens, rank.own, rank.dtype.itemsize, rank.wide.itemsize
+    (W, G), D = _softmax_widths(rank), rank.model.hidden_size
     kept = (T * D + T * (2 * W + 2 * G)) * b + N * w
     forward, backward = (T * (W + G)) * b, T * (4 * W + 2 * G) * b + T * 2 * G * w
     if rank.plan.cp > 1:  # in the balanced layout; blocks that come and go; output and sums in float32 or wider
         mine = rank.ring[rank.at["cp"]]
-        kept = (T * D + mine * (W + 2 * G) + T * W) * b + N * w + mine * (W * w + model.num_attention_heads * 8)
+        kept = (T * D + mine * (W + 2 * G) + T * W) * b + N * w + mine * (W * w + rank.model.num_attention_heads * 8)
         forward = mine * (4 * G * b + W * w * 2)
         backward = mine * (4 * G * b + (W + 8 * G) * w + 2 * W * b)
     return Half(kept, (T * (2 * W + 2 * G) + N * D) * b, forward, backward)
+
+
+def _latent_activations(rank: Rank) -> Half:
+    """Normed; the vector between the projections of queries, and its norm; latent and shared key, and their norm; q, k
+    and v of one width; output as the projection takes it. Inverse deviations of all norms.
+
+    While it is made, and again in the backward, q, k and v exist as their projections give them.
+    """
+    model, T, N, b, w = rank.model, rank.tokens, rank.own, rank.dtype.itemsize, rank.wide.itemsize
+    shape, heads, D = LatentShape.of(model), model.num_attention_heads // rank.plan.tp, model.hidden_size
+    W, out = _latent_width(rank), heads * shape.value
+    between, norms = 2 * (model.q_lora_rank or 0), 1 + (model.q_lora_rank is not None)
+    made = heads * (shape.query + shape.nope + shape.value)
+    kept = T * (D + between + shape.kept + shape.latent) * b + (N + T * norms) * w
+    small = T * (between // 2 + shape.kept + made)
+    if rank.plan.cp == 1:
+        kept += T * (3 * W + out) * b
+        forward, backward = T * 2 * W * b, T * 6 * W * b + T * 2 * W * w
+    else:  # as of softmax attention, in the balanced layout
+        mine = rank.ring[rank.at["cp"]]
+        kept += (mine * 3 * W + T * out) * b + mine * (W * w + heads * 8)
+        forward, backward = mine * (4 * W * b + 2 * W * w), mine * (6 * W * b + 9 * W * w)
+    return Half(kept, (small + N * D) * b, forward, backward)
+
+
+def _latent_width(rank: Rank) -> int:
+    """Of queries, and as well of keys and of values, of this rank's heads."""
+    return rank.model.num_attention_heads // rank.plan.tp * LatentShape.of(rank.model).head
 
 
 def _lightning_traffic(rank: Rank) -> Passes:
@@ -123,15 +151,31 @@ def _hgrn2_traffic(rank: Rank) -> Passes:
     return Passes(forward, backward)
 
 
+def _softmax_widths(rank: Rank) -> tuple[int, int]:
+    """Of the queries of this rank's heads, and of the keys."""
+    model, tp = rank.model, rank.plan.tp
+    return (model.num_attention_heads // tp * model.head_dim, model.num_key_value_heads // tp * model.head_dim)
+
+
 def _softmax_traffic(rank: Rank) -> Passes:
     """The switch of layouts there and back, keys and values around the ring, and their gradients."""
+    W, G = _softmax_widths(rank)
+    return _ring_traffic(rank, W, 2 * G)
+
+
+def _latent_traffic(rank: Rank) -> Passes:
+    """As of softmax attention, with the expanded keys and values of all heads."""
+    W = _latent_width(rank)
+    return _ring_traffic(rank, W, 2 * W)
+
+
+def _ring_traffic(rank: Rank, q: int, kv: int) -> Passes:
+    """Of queries, and of keys and values together, of so many numbers a token."""
     cp, index = rank.plan.cp, rank.at["cp"]
     forward: Bytes = Counter()
     backward: Bytes = Counter()
     if cp > 1:
         sizes = rank.ring
-        D, heads, shared = rank.model.head_dim, rank.model.num_attention_heads, rank.model.num_key_value_heads
-        q, kv = heads // rank.plan.tp * D, 2 * (shared // rank.plan.tp) * D
         b, mine = rank.dtype.itemsize, sizes[index]
         around = [sizes[(index - step) % cp] for step in range(cp)]
         forward["cp", "all_to_all"] = (rank.tokens * (q + kv) + mine * q) * b
@@ -147,4 +191,5 @@ _TERMS: Mapping[str, MixerTerms] = {
     "sliding_attention": MixerTerms(_softmax_activations, _softmax_traffic),
     "cosformer2_attention": MixerTerms(_cosformer2_activations, _lightning_traffic),
     "hgrn2_attention": MixerTerms(_hgrn2_activations, _hgrn2_traffic),
+    "latent_attention": MixerTerms(_latent_activations, _latent_traffic),
 }

@@ -17,6 +17,7 @@ from leyden.model import Mixer
 from leyden.model.lm import DecoderLayer
 from leyden.model.mixers.cosformer2 import Cosformer2Attention
 from leyden.model.mixers.hgrn2 import Hgrn2Attention
+from leyden.model.mixers.latent import LatentAttention
 from leyden.model.mixers.lightning import LightningAttention
 from leyden.model.mixers.sliding_window import SlidingWindowAttention
 from leyden.model.mixers.softmax import SoftmaxAttention
@@ -34,6 +35,7 @@ EXCHANGES: Mapping[type[Mixer], Callable[[Mesh], Any]] = {
     SlidingWindowAttention: RingAttention,
     Cosformer2Attention: LaspPlus,
     Hgrn2Attention: GatedLasp,
+    LatentAttention: RingAttention,  # of expanded keys and values
 }
 """What takes the place of :attr:`leyden.model.Mixer.alone` in a mixer of each kind."""
 
