@@ -13,6 +13,8 @@ from typing import Any, Literal
 import torch
 
 from leyden.checkpoint.adapter import find_adapter, is_adapter_directory, read_adapter
+from leyden.checkpoint.compressed_files import SECTION as COMPRESSION
+from leyden.checkpoint.compressed_files import CompressedFiles, schemes_of
 from leyden.checkpoint.hub import find_model
 from leyden.checkpoint.layouts import Derived, Layout, layout_named, layout_of
 from leyden.checkpoint.master_files import MasterFiles
@@ -180,7 +182,9 @@ def _read_settings(directory: Path) -> tuple[Layout, ModelConfig, dict[str, Any]
     else:
         data = read_json(path)
     layout = layout_of(data, str(path))
-    return layout, layout.read_config(data, str(path)), data
+    compressed = bool(schemes_of(data, str(path)))  # else the layout says what it thinks of the section
+    shape = {key: value for key, value in data.items() if not (compressed and key == COMPRESSION)}
+    return layout, layout.read_config(shape, str(path)), data
 
 
 def _config_of_checkpoint(directory: Path) -> dict[str, Any]:
@@ -208,7 +212,11 @@ def open_stored(directory: Path, mesh: Mesh | None = None, *, verify: bool = Tru
         return _with_adapter(open_stored(base_directory(directory), mesh, verify=verify), directory)
     layout, config, data = _read_settings(directory)
     trained = is_checkpoint(directory)
-    files = MasterFiles(directory) if trained else TensorFiles(directory)
+    schemes = schemes_of(data, str(directory / "config.json"))
+    if trained:
+        files = MasterFiles(directory)
+    else:
+        files = CompressedFiles(directory, schemes) if schemes else TensorFiles(directory)
     if trained and len(files) and all(map(is_adapter, files)):
         raise UserError(
             f"{directory} holds the adapters of a run that has not ended, and not the model that they belong to. Let "
