@@ -210,6 +210,16 @@ def paged_attention(dtype: torch.dtype, width: int) -> Iterator[Launch]:
     )
 
 
+def paged_latent_attention(dtype: torch.dtype, width: int) -> Iterator[Launch]:
+    """Thirty-two heads, 64 dims of which turn beside latents of ``width``."""
+    q, pages = torch.zeros(2, 32, width + 64, dtype=dtype), torch.zeros(3, 64, width + 64, dtype=dtype)
+    table, lengths = torch.zeros(2, 40, dtype=torch.int32), torch.tensor([64, 0], dtype=torch.int32)
+    yield from record(
+        "leyden.ops.paged_latent_attention.launch",
+        lambda module: module._paged_latent_attention(q, pages, width, 0.1, table, lengths),
+    )
+
+
 def ranged_attention(dtype: torch.dtype, width: int) -> Iterator[Launch]:
     """Eight queries to a key head, forward and backward."""
     q, k = torch.zeros(2, 16, width, dtype=dtype), torch.zeros(3, 2, width, dtype=dtype)
@@ -317,6 +327,7 @@ OPS = {
     "gated_linear_attention_forward": functools.partial(lightning_forward, op=_GATED),
     "cross_entropy": cross_entropy,
     "paged_attention": paged_attention,
+    "paged_latent_attention": paged_latent_attention,
     "ranged_attention": ranged_attention,
     "ranged_attention_hot": ranged_attention_hot,
     "rms_norm": rms_norm,

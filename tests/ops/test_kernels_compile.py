@@ -145,14 +145,14 @@ def printed(program: str) -> list[str]:
 @pytest.mark.slow
 def test_the_other_ops_on_hopper(tmp_path: Path) -> None:
     around = "rms_norm:8192,rotary:128,silu_split:128,routing:32,experts:2048,cross_entropy:200,paged_attention:128"
-    others = "ranged_attention_hot:128,int8_linear:6144,experts_int8:2048"
+    others = "ranged_attention_hot:128,int8_linear:6144,experts_int8:2048,paged_latent_attention:512"
     found = compiled(tmp_path, f"{around},{others}", "bfloat16", HOPPER)
     assert {facts["kernel"] for facts in found} == {
         *("rms_norm.normalise", "rms_norm.differentiate", "rotary.turn", "silu_split.split", "silu_split.join"),
         *("routing.route", "routing.route_backward", "cross_entropy.losses", "int8_linear.multiply"),
         *(f"experts.{name}" for name in ("permute", "unpermute", "activate", "activate_backward", "clear_idle")),
         *("experts_int8.project_int8", "experts_int8.collect_int8"),
-        *("paged_attention.attend", "paged_attention.combine"),
+        *(f"paged{name}attention.{kernel}" for name in ("_", "_latent_") for kernel in ("attend", "combine")),
         *(f"ranged_attention_hot.{name}" for name in ("attend", "differentiate_queries", "find", "differentiate_keys")),
     }
     for facts in found:
@@ -166,7 +166,7 @@ def test_the_other_ops_on_hopper(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_the_other_ops_everywhere(tmp_path: Path, architecture: int, dtype: str) -> None:
     around = "rms_norm:33,rms_norm:6144,rotary:20,silu_split:5,routing:5,experts:48,experts_int8:33,int8_linear:33"
-    attention = "paged_attention:80,paged_attention:256,ranged_attention:80"
+    attention = "paged_attention:80,paged_attention:256,paged_latent_attention:512,ranged_attention:80"
     assert compiled(tmp_path, f"{around},cross_entropy:1,{attention}", dtype, architecture)
 
 

@@ -17,6 +17,7 @@ from leyden.ops.lightning_attention import (
     lightning_slopes,
 )
 from leyden.ops.paged_attention import paged_attention, paged_prompt_attention
+from leyden.ops.paged_latent_attention import paged_latent_attention
 from leyden.ops.ranged_attention import ranged_attention, ranged_attention_backward
 from leyden.ops.rms_norm import gated_rms_norm, residual_rms_norm, rms_norm
 from leyden.ops.rotary import apply_rotary, rotary_angles, rotary_frequencies, yarn_frequencies
@@ -50,6 +51,7 @@ __all__ = [
     "linear_cross_entropy",
     "linear_token_nll",
     "paged_attention",
+    "paged_latent_attention",
     "paged_prompt_attention",
     "prepare_sample",
     "quantize_rows",

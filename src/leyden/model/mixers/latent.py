@@ -33,7 +33,7 @@ from leyden.model.mixers.mixer import Memory, Mixer, MixerCount, PoolTensor
 from leyden.model.mixers.softmax import PooledPrompts, attend, room_for
 from leyden.model.norm import RMSNorm
 from leyden.model.rows import GRAIN, Rows, joined, pad_rows
-from leyden.ops import apply_rotary, paged_attention, softmax_attention
+from leyden.ops import apply_rotary, paged_latent_attention, softmax_attention
 
 _EPS = 1e-6
 _LANES = 16
@@ -73,6 +73,11 @@ class LatentShape:
     def query(self) -> int:
         """Dims of a query and of an expanded key."""
         return self.nope + self.rope
+
+    @property
+    def scale(self) -> float:
+        """Of the scores."""
+        return self.query**-0.5
 
     @property
     def head(self) -> int:
@@ -127,7 +132,8 @@ class PooledLatents(PooledPrompts):
         if n:
             whole = n + -n % GRAIN
             absorbed = mixer.absorb(pad_rows(q[0, :n], whole))[:n]
-            means = paged_attention(absorbed, self.pages, self.pages, rows.tables[:n], rows.lengths)
+            latents, width = self.pages.squeeze(2), mixer.shape.latent
+            means = paged_latent_attention(absorbed, latents, width, mixer.shape.scale, rows.tables[:n], rows.lengths)
             parts.append(mixer.values_of(pad_rows(means, whole))[None, :n])
         for prompt in self.prompts(wanted_alone):
             if prompt.start < prompt.first:
@@ -225,7 +231,8 @@ class LatentAttention(Mixer):
         if isinstance(memory, Latents):
             held = memory.append(new, context.start)
             if self.shape.absorbed_pays(q.shape[1], held.shape[1]):
-                means = softmax_attention(self.absorb(q), held.unsqueeze(2), held.unsqueeze(2))
+                absorbed = self.absorb(q) * (self.shape.kept**0.5 * self.shape.scale)
+                means = softmax_attention(absorbed, held.unsqueeze(2), held.unsqueeze(2))[..., : self.shape.latent]
                 return self.o_proj(self.values_of(means.flatten(0, 1)).unflatten(0, q.shape[:2])), None
         else:
             held = new
@@ -277,13 +284,12 @@ class LatentAttention(Mixer):
         by_head = nope.flatten(0, -3).transpose(0, 1)
         onto_latents = torch.bmm(by_head, self._made_of_latents(q.dtype)[:, : shape.nope]).transpose(0, 1)
         onto_latents = onto_latents.unflatten(0, q.shape[:-2])
-        return torch.cat([onto_latents, rope], dim=-1) * (shape.kept / shape.query) ** 0.5
+        return torch.cat([onto_latents, rope], dim=-1)
 
     def values_of(self, means: torch.Tensor) -> torch.Tensor:
-        """Means of what is remembered [N, H, kept] to the heads' values [N, H V]."""
-        latent = means[..., : self.shape.latent].transpose(0, 1)
+        """Means of latents [N, H, latent] to the heads' values [N, H V]."""
         onto_values = self._made_of_latents(means.dtype)[:, self.shape.nope :].transpose(1, 2)
-        return torch.bmm(latent, onto_values).transpose(0, 1).flatten(1)
+        return torch.bmm(means.transpose(0, 1), onto_values).transpose(0, 1).flatten(1)
 
     def _made_of_latents(self, dtype: torch.dtype) -> torch.Tensor:
         """[H, nope + value, latent] in ``dtype``: what makes keys and values, in whatever form its weights are."""

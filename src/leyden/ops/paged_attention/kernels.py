@@ -14,7 +14,7 @@ _LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _piece(length, LEAST: tl.constexpr, PIECES: tl.constexpr):
+def piece_tokens(length, LEAST: tl.constexpr, PIECES: tl.constexpr):
     """Tokens of a piece of a sequence: a multiple of ``LEAST``."""
     return tl.maximum(tl.cdiv(tl.cdiv(length, LEAST), PIECES), 1) * LEAST
 
@@ -36,7 +36,7 @@ def attend(
     """
     sequence, key_head, piece = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     length = tl.load(lengths + sequence).to(tl.int32)
-    tokens = _piece(length, LEAST, PIECES)
+    tokens = piece_tokens(length, LEAST, PIECES)
     begin = piece * tokens
     if begin >= length:
         return
@@ -83,7 +83,7 @@ def combine(
     """out[sequence, head] = the mean of its pieces' outputs, weighted by 2^weights; zero without a key."""
     sequence, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     length = tl.load(lengths + sequence).to(tl.int32)
-    count = tl.cdiv(length, _piece(length, LEAST, PIECES))
+    count = tl.cdiv(length, piece_tokens(length, LEAST, PIECES))
     piece, dim = tl.arange(0, PIECES), tl.arange(0, BD)
     row = (sequence * H + head) * num_pieces
     weight = tl.load(weights + row + piece, mask=piece < count, other=-float("inf"))
