@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from gloo_ranks import mesh_of
-from one_process import COSFORMER2, FIRST_DENSE, FOUR_LAYERS, HGRN2, TWO_LAYERS, WINDOWED, YARN, Row, small_model
+from one_process import COSFORMER2, FIRST_DENSE, FOUR_LAYERS, HGRN2, RING, TWO_LAYERS, WINDOWED, YARN, Row, small_model
 
 from leyden.model import HybridLM
 from leyden.parallel import ParallelConfig, Plan, RankGroup, attach
@@ -157,6 +157,10 @@ COMBINED = [
     pytest.param(Plan(cp=2, tp=2), COSFORMER2, marks=pytest.mark.slow),
     pytest.param(Plan(cp=4), HGRN2, marks=pytest.mark.slow),
     (Plan(cp=2, tp=2), HGRN2),
+    (Plan(cp=2, tp=2), RING),
+    pytest.param(Plan(tp=4), RING, marks=pytest.mark.slow),
+    pytest.param(Plan(dp_shard=4), RING, marks=pytest.mark.slow),
+    pytest.param(Plan(pp=2, tp=2), RING | {"layer_types": FOUR_LAYERS["layer_types"]}, marks=pytest.mark.slow),
     (Plan(tp=2, dp_shard=2, ep=2), DROPS | FIRST_DENSE),
     (Plan(pp=4), DROPS | FIRST_DENSE | {"router_aux_loss": "switch"}),
     pytest.param(Plan(pp=2, cp=2), WINDOWED | YARN, marks=pytest.mark.slow),
