@@ -26,6 +26,13 @@ SHAPES = {
         v_head_dim=24,
     ),
     "first layer dense": preset("tiny", mlp_types=("dense",) + ("experts",) * 7, dense_intermediate_size=96),
+    "options": preset(
+        "tiny",
+        qk_norm=("linear_attention", "full_attention"),
+        attn_output_gate=True,
+        lightning_norm_groups=2,
+        logits_scaling=2.0,
+    ),
     "narrow heads": preset("tiny", head_dim=24, rotary_dim=8, num_attention_heads=6),
 }
 

@@ -29,12 +29,24 @@ LATENT = {
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "beta_fast": 8.0}
 STRETCHED = {**WINDOWED, "rope_scaling": YARN}
+RING = {
+    "num_attention_heads": 8,
+    "lightning_activation": "none",
+    "lightning_scale": "1/sqrt(d)",
+    "lightning_rotary_dim": 4,
+    "lightning_norm_groups": 4,
+    "qk_norm": ("linear_attention", "full_attention"),
+    "attn_output_gate": True,
+    "embedding_multiplier": 3.0,
+    "logits_scaling": 6.0,
+}
+"""Every option of the lightning family that crosses tokens, in one model."""
 FIRST_DENSE = {"mlp_types": ("dense", "experts", "dense"), "dense_intermediate_size": 20}
 
 KINDS = pytest.mark.parametrize(
     "changes",
-    [{}, STRETCHED, COSFORMER2, HGRN2, LATENT],
-    ids=["hybrid", "windowed, YaRN", "cosformer2", "hgrn2", "latent"],
+    [{}, STRETCHED, COSFORMER2, HGRN2, LATENT, RING],
+    ids=["hybrid", "windowed, YaRN", "cosformer2", "hgrn2", "latent", "Ring"],
 )
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5}
@@ -66,6 +78,7 @@ def states(cache: Cache) -> list[torch.Tensor]:
         HGRN2,
         HGRN2 | {"head_dim": 16},
         LATENT,
+        RING,
     ],
 )
 def test_decoding_equals_prefill(random_model: ModelMaker, dtype: torch.dtype, changes: dict) -> None:
@@ -159,6 +172,7 @@ def test_packed_documents_equal_the_same_alone(random_model: ModelMaker, lengths
         HGRN2,
         HGRN2 | {"head_dim": 16},
         LATENT,
+        RING,
     ],
 )
 def test_packed_documents_equal_the_same_alone_in_float32(random_model: ModelMaker, changes: dict) -> None:

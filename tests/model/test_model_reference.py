@@ -19,35 +19,55 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return x / (x.square().mean() + eps).sqrt() * weight
 
 
-def slope(head: int, H: int, layer: int, L: int) -> float:
+def grouped_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, groups: int) -> torch.Tensor:
+    return torch.cat([rms_norm(*part, eps) for part in zip(x.chunk(groups), weight.chunk(groups), strict=True)])
+
+
+def normed_heads(x: torch.Tensor, weights: Weights, name: str, eps: float) -> torch.Tensor:
+    """Heads [H, D], each normed by itself where there is a norm of that name."""
+    weight = weights.get(f"{name}.weight")
+    return x if weight is None else torch.stack([rms_norm(head, weight, eps) for head in x])
+
+
+def slope(head: int, H: int, layer: int, L: int, factor: str = "layer") -> float:
     """ALiBi's slope, interpolated between powers of two, times the layer's factor."""
     P = 2 ** int(math.log2(H))
     alibi = 2 ** (-8 * (head + 1) / P) if head < P else 2 ** (-8 * (2 * (head - P) + 1) / (2 * P))
-    return alibi * (1 - layer / (L - 1) + 1e-5)
+    factors = {"layer": 1 - layer / (L - 1) + 1e-5, "previous_layer": 1 - (layer - 1) / (L - 1) + 1e-5, "none": 1.0}
+    return alibi * factors[factor]
 
 
 class Lightning:
-    """``S_t = lambda S_{t-1} + k_t v_t^T``, ``o_t = S_t^T q_t``, one head at a time."""
+    """``S_t = lambda S_{t-1} + k_t v_t^T``, ``o_t = S_t^T q_t``, a head at a time; q, k perhaps normed and turned."""
 
     def __init__(self, config: ModelConfig, weights: Weights, layer: int) -> None:
-        self.w, self.H, self.K = weights, config.num_attention_heads, config.head_dim
-        slopes = torch.tensor([slope(h, self.H, layer, config.num_hidden_layers) for h in range(self.H)])
+        self.w, self.H, self.K, self.c = weights, config.num_attention_heads, config.head_dim, config
+        self.position, self.activation = 0, silu if config.lightning_activation == "silu" else lambda x: x
+        self.scale = {"none": 1, "1/sqrt(d)": 1 / math.sqrt(self.K), "1/d": 1 / self.K}[config.lightning_scale]
+        L, factor = config.num_hidden_layers, config.lightning_slope_factor
+        slopes = torch.tensor([slope(h, self.H, layer, L, factor) for h in range(self.H)])
         self.decay = torch.exp(-slopes.float().double())  # slopes are float32 in every model
         self.S = torch.zeros(self.H, self.K, self.K, dtype=torch.float64)
 
     def __call__(self, n: torch.Tensor) -> torch.Tensor:
-        qkv = silu(self.w["qkv_proj.weight"] @ n).view(self.H, 3, self.K)
+        qkv = self.activation(self.w["qkv_proj.weight"] @ n).view(self.H, 3, self.K)
+        rates = [frequency(self.c, i, self.c.lightning_rotary_dim) for i in range(self.c.lightning_rotary_dim // 2)]
+        qs, ks = (
+            normed_heads(qkv[:, i], self.w, name, self.c.rms_norm_eps) for i, name in enumerate(("q_norm", "k_norm"))
+        )
+        qs, ks = turned(qs, self.position, rates) * self.scale, turned(ks, self.position, rates)
+        self.position += 1
         heads = []
-        for h, (q, k, v) in enumerate(qkv):
+        for h, (q, k, v) in enumerate(zip(qs, ks, qkv[:, 2], strict=True)):
             self.S[h] = self.decay[h] * self.S[h] + torch.outer(k, v)
             heads.append(self.S[h].T @ q)
-        o = rms_norm(torch.cat(heads), self.w["norm.weight"], 1e-6)
+        o = grouped_norm(torch.cat(heads), self.w["norm.weight"], 1e-6, self.c.lightning_norm_groups)
         return self.w["out_proj.weight"] @ (o / (1 + torch.exp(-self.w["output_gate.weight"] @ n)))
 
 
-def frequency(config: ModelConfig, pair: int) -> float:
+def frequency(config: ModelConfig, pair: int, dims: int) -> float:
     """Radians a token: RoPE's, position interpolation's, or YaRN's of section 3.2 (its ramp over whole pairs)."""
-    R, base, scaling = config.rotary_dim, config.rope_theta, config.rope_scaling
+    R, base, scaling = dims, config.rope_theta, config.rope_scaling
     plain = base ** (-2 * pair / R)
     if scaling.rope_type != "yarn":
         return plain / (scaling.factor or 1)
@@ -93,7 +113,7 @@ class Hgrn2:
 
     def __init__(self, config: ModelConfig, weights: Weights, layer: int) -> None:
         self.w, self.H, self.K = weights, config.num_attention_heads, config.head_dim
-        self.bound = layer / config.num_hidden_layers
+        self.bound, self.groups = layer / config.num_hidden_layers, config.lightning_norm_groups
         self.S = torch.zeros(self.H, self.K, self.K, dtype=torch.float64)
 
     def __call__(self, n: torch.Tensor) -> torch.Tensor:
@@ -102,7 +122,7 @@ class Hgrn2:
             f = self.bound + (1 - self.bound) / (1 + torch.exp(-logits))
             self.S[h] = torch.diag(f) @ self.S[h] + torch.outer(1 - f, v)
             heads.append(self.S[h].T @ silu(q))
-        return self.w["out_proj.weight"] @ rms_norm(torch.cat(heads), self.w["norm.weight"], 1e-6)
+        return self.w["out_proj.weight"] @ grouped_norm(torch.cat(heads), self.w["norm.weight"], 1e-6, self.groups)
 
 
 class Softmax:
@@ -113,24 +133,26 @@ class Softmax:
         self.window = config.sliding_window if config.layer_types[layer] == "sliding_attention" else None
 
     def turn(self, x: torch.Tensor, position: int) -> torch.Tensor:
-        x = turned(x, position, [frequency(self.c, i) for i in range(self.c.rotary_dim // 2)])
+        x = turned(x, position, [frequency(self.c, i, self.c.rotary_dim) for i in range(self.c.rotary_dim // 2)])
         scaling = self.c.rope_scaling
         return x * (0.1 * math.log(scaling.factor) + 1) if scaling.rope_type == "yarn" else x
 
     def __call__(self, n: torch.Tensor) -> torch.Tensor:
         D, H, G = self.c.head_dim, self.c.num_attention_heads, self.c.num_key_value_heads
         q, k, v = (self.w[f"{name}_proj.weight"] @ n for name in "qkv")
-        position = len(self.keys)
-        self.keys.append(self.turn(k.view(G, D), position))
+        position, eps = len(self.keys), self.c.rms_norm_eps
+        q, k = normed_heads(q.view(H, D), self.w, "q_norm", eps), normed_heads(k.view(G, D), self.w, "k_norm", eps)
+        self.keys.append(self.turn(k, position))
         self.values.append(v.view(G, D))
-        q, keys, values = self.turn(q.view(H, D), position), torch.stack(self.keys), torch.stack(self.values)
+        q, keys, values = self.turn(q, position), torch.stack(self.keys), torch.stack(self.values)
         if self.window:
             keys, values = keys[-self.window :], values[-self.window :]
         heads = []
         for h in range(H):
             shared = h * G // H
             heads.append(torch.softmax(keys[:, shared] @ q[h] / math.sqrt(D), 0) @ values[:, shared])
-        return self.w["o_proj.weight"] @ torch.cat(heads)
+        gate = torch.sigmoid(self.w["output_gate.weight"] @ n) if self.c.attn_output_gate else 1
+        return self.w["o_proj.weight"] @ (torch.cat(heads) * gate)
 
 
 class Latent:
@@ -147,7 +169,14 @@ class Latent:
         if scaling.rope_type == "yarn":
             up, down = (0.1 * (m or 1) * math.log(scaling.factor) + 1 for m in (scaling.mscale, scaling.mscale_all_dim))
             stretch = up / down if scaling.mscale else up
-        return turned(x, position, [frequency(self.c, i) for i in range(self.c.qk_rope_head_dim // 2)]) * stretch
+        return (
+            turned(
+                x,
+                position,
+                [frequency(self.c, i, self.c.qk_rope_head_dim) for i in range(self.c.qk_rope_head_dim // 2)],
+            )
+            * stretch
+        )
 
     def __call__(self, n: torch.Tensor) -> torch.Tensor:
         c, w, position = self.c, self.w, len(self.keys)
@@ -212,7 +241,7 @@ def reference_logits(model: HybridLM, tokens: list[int]) -> torch.Tensor:
     moes = [part(f"layers.{i}.mlp.") for i in layers]
     logits = []
     for token in tokens:
-        x = w["embed_tokens.weight"][token]
+        x = w["embed_tokens.weight"][token] * config.embedding_multiplier
         for i, attend in enumerate(attention):
             kind = "full_attn" if isinstance(attend, Softmax | Latent) else "linear_attn"
             n = rms_norm(x, w[f"layers.{i}.input_layernorm.weight"], config.rms_norm_eps)
@@ -221,7 +250,8 @@ def reference_logits(model: HybridLM, tokens: list[int]) -> torch.Tensor:
             n = rms_norm(y, w[f"layers.{i}.post_attention_layernorm.weight"], config.rms_norm_eps)
             mixed = feed_forward(n, config, moes[i])
             x = (n if config.postnorm else y) * config.mlp_alpha_factor + mixed * config.mlp_beta_factor
-        logits.append(w["lm_head.weight"] @ rms_norm(x, w["norm.weight"], config.rms_norm_eps))
+        last = rms_norm(x, w["norm.weight"], config.rms_norm_eps)
+        logits.append(w["lm_head.weight"] @ last / config.logits_scaling)
     return torch.stack(logits)
 
 
@@ -243,6 +273,33 @@ LATENT = {
     "v_head_dim": 5,
     "rope_interleave": True,
 }
+RING = {
+    "num_attention_heads": 8,
+    "lightning_activation": "none",
+    "lightning_scale": "1/sqrt(d)",
+    "lightning_rotary_dim": 4,
+    "lightning_norm_groups": 4,
+    "qk_norm": ("linear_attention", "full_attention"),
+    "postnorm": False,
+}
+"""Ring-linear-2.0's attention."""
+
+SALA = {
+    "num_attention_heads": 6,
+    "lightning_slope_factor": "none",
+    "lightning_activation": "none",
+    "lightning_scale": "1/sqrt(d)",
+    "lightning_rotary_dim": 8,
+    "rotary_dim": 0,
+    "qk_norm": ("linear_attention",),
+    "attn_output_gate": True,
+    "embedding_multiplier": 12.0,
+    "logits_scaling": 6.0,
+    "num_local_experts": 0,
+    "postnorm": False,
+    **{f"{part}_beta_factor": 1.4 / 32**0.5 for part in ("full_attn", "linear_attn", "mlp")},
+}
+"""MiniCPM-SALA's model."""
 
 VARIANTS = {
     "as released": {},
@@ -277,6 +334,22 @@ VARIANTS = {
     "first layer dense": {"mlp_types": ("dense", "experts", "experts"), "dense_intermediate_size": 20},
     "top 3 of 5": {"num_local_experts": 5, "num_experts_per_tok": 3},
     "tied": {"tie_word_embeddings": True},
+    "Ring-linear": RING,
+    "Ring-linear, the other factor, stretched": {
+        **RING,
+        "lightning_slope_factor": "previous_layer",
+        "rotary_dim": 8,
+        "rope_scaling": YARN,
+    },
+    "MiniCPM-SALA": SALA,
+    "window, normed and gated; SiLU and the other scale": {
+        "layer_types": ("sliding_attention", "linear_attention", "hgrn2_attention"),
+        "sliding_window": 5,
+        "qk_norm": ("sliding_attention",),
+        "attn_output_gate": True,
+        "lightning_scale": "1/d",
+        "lightning_norm_groups": 2,
+    },
 }
 
 

@@ -68,6 +68,17 @@ LATENT: dict[str, Any] = {
     "rope_interleave": True,
 }
 """Further changes: two of the four layers are latent attention."""
+RING: dict[str, Any] = {
+    "lightning_activation": "none",
+    "lightning_scale": "1/sqrt(d)",
+    "lightning_rotary_dim": 4,
+    "lightning_norm_groups": 4,
+    "qk_norm": ("linear_attention", "full_attention"),
+    "attn_output_gate": True,
+    "embedding_multiplier": 3.0,
+    "logits_scaling": 6.0,
+}
+"""Further changes: the options of the lightning family."""
 
 YARN: dict[str, Any] = {
     "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 4.0}

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from one_process import COSFORMER2, HGRN2, LATENT, WINDOWED
+from one_process import COSFORMER2, HGRN2, LATENT, RING, WINDOWED
 from planner_proof import Measured, measure_memory
 
 from leyden.model import count_model, preset
@@ -49,6 +49,8 @@ FOUR: list[Any] = [
     (Plan(cp=2, tp=2), LONG, 1, HGRN2),
     (Plan(tp=2, dp_shard=2), LONG, 1, LATENT | WIDE_LATENT),
     pytest.param(Plan(cp=2, tp=2), LONG, 1, LATENT | WIDE_LATENT, marks=pytest.mark.slow),
+    pytest.param(Plan(cp=2, tp=2), LONG, 1, RING, marks=pytest.mark.slow),
+    pytest.param(Plan(dp_shard=4), LONG, 1, RING, marks=pytest.mark.slow),
     pytest.param(Plan(cp=4, settings=_settings(activation_checkpointing="full")), LONG, 1, {}, marks=pytest.mark.slow),
     pytest.param(Plan(pp=2, cp=2), SHORT, 3, {}, marks=pytest.mark.slow),
     pytest.param(Plan(pp=2, tp=2), LONG, 2, {"num_local_experts": 0}, marks=pytest.mark.slow),

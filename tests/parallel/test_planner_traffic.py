@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from one_process import COSFORMER2, FIRST_DENSE, HGRN2, LATENT, WINDOWED
+from one_process import COSFORMER2, FIRST_DENSE, HGRN2, LATENT, RING, WINDOWED
 from planner_proof import Bytes, measure_traffic
 
 from leyden.parallel import ParallelConfig, Plan
@@ -29,6 +29,7 @@ FOUR: list[Any] = [
     pytest.param(Plan(cp=2, tp=2), COSFORMER2, 1, marks=pytest.mark.slow),
     (Plan(cp=2, tp=2), HGRN2, 1),
     (Plan(cp=2, tp=2), LATENT, 1),
+    (Plan(cp=2, tp=2), RING, 1),
     (Plan(pp=2, tp=2, ep=2), FIRST_DENSE, 2),
     pytest.param(Plan(tp=4), {}, 1, marks=pytest.mark.slow),
     (Plan(tp=2, dp_shard=2), {"num_local_experts": 0, "tie_word_embeddings": True}, 2),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from test_family_options import FAMILY
 from test_prefix_cache import *  # noqa: F403 - every test of it
 from test_runner import *  # noqa: F403 - every test of it
 
@@ -18,7 +19,12 @@ from leyden.serve.weights import decoder_of
 
 # cosFormer2 is computed by the op of lightning attention, on which the same tests run elsewhere.
 @pytest.fixture(
-    scope="module", params=["hgrn2_attention", pytest.param("cosformer2_attention", marks=pytest.mark.slow)]
+    scope="module",
+    params=[
+        "hgrn2_attention",
+        pytest.param("cosformer2_attention", marks=pytest.mark.slow),
+        pytest.param("family options", marks=pytest.mark.slow),
+    ],
 )
 def kind(request: pytest.FixtureRequest) -> str:
     return request.param
@@ -26,7 +32,9 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def make_model(make_model: Callable[..., HybridLM], kind: str) -> Callable[..., HybridLM]:
-    """Two of the four layers are of the kind, unless a test says other layers."""
+    """Two of the four layers are of the kind, unless a test says other layers; or all have the family's options."""
+    if kind == "family options":
+        return lambda **changes: make_model(**({} if "layer_types" in changes else FAMILY), **changes)
     layers = {"layer_types": (kind, "full_attention", "linear_attention", kind)}
     return lambda **changes: make_model(**({} if "layer_types" in changes else layers), **changes)
 
@@ -42,7 +50,9 @@ def network(request: pytest.FixtureRequest, make_model: Callable[..., HybridLM])
 
 
 @pytest.mark.skipif(isinstance(native.load(), native.UnavailableError), reason="no C++ compiler here")
-def test_an_engine_decodes_natively(model: HybridLM) -> None:
+def test_an_engine_decodes_natively(model: HybridLM, kind: str) -> None:
+    if kind == "family options":
+        pytest.skip("it has no body for them")
     pools = Pools(model.config, 2, 4, dtype=torch.float32)
     assert isinstance(decoder_of(model, pools, "auto"), NativeDecoder)
 

@@ -5,6 +5,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from leyden.core.config import Config
+from leyden.model.attention_options import LightningActivation, LightningScale, SlopeFactor, option_problems
 from leyden.model.rope import Rope, RopeScaling
 
 _MAX_LAYERS = 4096
@@ -65,6 +66,21 @@ class ModelConfig(Config):
     """Of a head there: dims of its values."""
     rope_interleave: bool = False
     """Whether the dims that turn there lie in pairs (2i, 2i + 1), as released by DeepSeek, or (i, i + R / 2)."""
+    qk_norm: tuple[LayerType, ...] = ()
+    """The kinds of layers that norm queries and keys, head by head and before they turn, with ``rms_norm_eps``."""
+    attn_output_gate: bool = False
+    """Whether what softmax heads give is multiplied by ``sigmoid(output_gate(x))`` before the output projection."""
+    lightning_rotary_dim: int = Field(default=0, ge=0)
+    """How many dims of a lightning head's queries and keys turn by RoPE; 0: none, as released."""
+    lightning_slope_factor: SlopeFactor = "layer"
+    """What multiplies the slopes of the decays in layer i of L: ``1 - i / (L - 1) + 1e-5`` as released,
+    ``1 - (i - 1) / (L - 1) + 1e-5`` (``previous_layer``), or nothing (``none``); see docs/lightning-family.md."""
+    lightning_activation: LightningActivation = "silu"
+    """Of queries, keys and values of lightning heads."""
+    lightning_scale: LightningScale = "none"
+    """What multiplies the queries of lightning heads; d is ``head_dim``."""
+    lightning_norm_groups: int = Field(default=1, ge=1, le=2**14)
+    """How many groups the heads of linear attention form whose outputs are normed, each group by itself."""
     rope_theta: float = Field(default=10_000.0, gt=1)
     rope_scaling: RopeScaling = RopeScaling()
     """How RoPE is stretched over more positions than before: by position interpolation or YaRN."""
@@ -102,6 +118,10 @@ class ModelConfig(Config):
     mlp_alpha_factor: float | None = None
     mlp_beta_factor: float = 1.0
     """Alphas left None become DeepNorm's ``(2 N)^(1/4)`` with ``postnorm`` and 1 without (arXiv 2203.00555)."""
+    embedding_multiplier: float = Field(default=1.0, gt=0, le=2**20)
+    """What the rows of the embedding are multiplied by before the first layer."""
+    logits_scaling: float = Field(default=1.0, gt=0, le=2**20)
+    """What the logits are divided by."""
     tie_word_embeddings: bool = False
     score_head: bool = False
     """Beside the output projection a second one, from a hidden state to one number: what reward models answer with."""
@@ -141,7 +161,7 @@ class ModelConfig(Config):
         """``null``, as other projects write it, is no scaling."""
         return RopeScaling() if value is None else value
 
-    @field_validator("rotary_dim")
+    @field_validator("rotary_dim", "lightning_rotary_dim")
     @classmethod
     def _even(cls, value: int) -> int:
         if value % 2:
@@ -166,7 +186,7 @@ class ModelConfig(Config):
             )
         if "cosformer2_attention" in self.layer_types and self.head_dim % 2:
             problems.append(f"head_dim ({self.head_dim}) must be even, since cosformer2_attention turns pairs of dims")
-        problems += self._mlp_problems() + self._latent_problems()
+        problems += self._mlp_problems() + self._latent_problems() + option_problems(self)
         room = self.postnorm and self.num_hidden_layers > 1 and self.hidden_size > 3
         if self.initialization == "induction" and not room:
             problems.append(

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from leyden.model.attention_options import OPTIONS, options_said
 from leyden.model.experts import DenseMLP, Experts, MixtureOfExperts, Router, SharedExpert, SwiGLU
 from leyden.model.lm import DecoderLayer, HybridLM
 from leyden.model.losses import OutputProjection
@@ -306,8 +307,14 @@ _KNOWN = {
 """The exact classes of the modules that the step computes; it takes a model of no others."""
 
 
+_COMPUTED = ("lightning_slope_factor",)
+"""Options that the step computes with: it reads the slopes themselves."""
+
+
 def _check(model: HybridLM, pools: Pools) -> None:
     config = model.config
+    if said := options_said(config, [name for name in OPTIONS if name not in _COMPUTED]):
+        raise UnavailableError(f"the native step does not compute with {', '.join(said)}")
     for name, module in model.named_modules():
         if module is not model and type(module) not in _KNOWN:
             raise UnavailableError(f"the native step has no body for {type(module).__name__} (of {name})")

@@ -26,7 +26,9 @@ class Inserts:
     vectors: torch.Tensor
 
 
-def embed(embedding: nn.Module, ranks: Ranks, tokens: torch.Tensor, inserts: Inserts | None = None) -> torch.Tensor:
+def embed(
+    embedding: nn.Module, ranks: Ranks, tokens: torch.Tensor, inserts: Inserts | None, multiplier: float
+) -> torch.Tensor:
     """What the first layer reads.
 
     Args:
@@ -34,6 +36,7 @@ def embed(embedding: nn.Module, ranks: Ranks, tokens: torch.Tensor, inserts: Ins
         ranks: those that compute the model.
         tokens: [B, T] int64; of those whose place an insert takes, any of the vocabulary.
         inserts: None for none.
+        multiplier: of what the embedding gives and of the inserts, which take its place.
 
     Returns:
         [B, T, D]; fewer tokens where tensor ranks divide them.
@@ -42,8 +45,12 @@ def embed(embedding: nn.Module, ranks: Ranks, tokens: torch.Tensor, inserts: Ins
         UserError: several ranks compute the model, and there are inserts; or these do not fit.
     """
     x = embedding(tokens)
-    if inserts is None:
-        return x
+    if inserts is not None:
+        x = _with_inserts(x, ranks, inserts)
+    return x if multiplier == 1 else x * multiplier
+
+
+def _with_inserts(x: torch.Tensor, ranks: Ranks, inserts: Inserts) -> torch.Tensor:
     if type(ranks) is not Ranks:
         raise UserError(
             "inserts (vectors in the place of tokens) are read by one process, and several ranks compute this model; "

@@ -32,6 +32,9 @@ class ForwardContext:
         scale: what turned queries and keys are multiplied by in softmax layers, each.
         part: where the tokens stand in a row that several ranks share; ``cu_seqlens`` then bounds the documents within
             the part, of which the first and the last may go on beyond it. None: the tokens are all there are.
+        lightning_turn: cos and sin [T, lightning_rotary_dim / 2] float32, the turn of each position in lightning
+            layers; None where these do not turn. YaRN's factor, which is one of softmax attention's scores, is no part
+            of it.
         score_factor: what the scores of latent attention are multiplied by beyond the scale of its heads.
     """
 
@@ -42,6 +45,7 @@ class ForwardContext:
     sin: torch.Tensor
     scale: float
     part: RowPart | None = None
+    lightning_turn: tuple[torch.Tensor, torch.Tensor] | None = None
     score_factor: float = 1.0
 
     def alone(self) -> torch.Tensor | None:
@@ -82,6 +86,23 @@ def lay_out(
     if part is not None:
         positions = positions[part.start : part.stop]
         cu_seqlens = sent(torch.tensor(part.documents(), dtype=torch.int32), device)
-    cos, sin = rotary_angles(positions, config.rope.frequencies(config.rotary_dim, device))
+    return at_positions(config, positions, start, cu_seqlens, part)
+
+
+def at_positions(
+    config: ModelConfig,
+    positions: torch.Tensor,
+    start: int = 0,
+    cu_seqlens: torch.Tensor | None = None,
+    part: RowPart | None = None,
+) -> ForwardContext:
+    """The facts about tokens at ``positions`` [T]; arguments as of :class:`ForwardContext`."""
+
+    def turn(dims: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return rotary_angles(positions, config.rope.frequencies(dims, positions.device))
+
     rope = config.rope
-    return ForwardContext(start, cu_seqlens, positions, cos, sin, rope.scale, part, rope.score_factor)
+    cos, sin = turn(config.rotary_dim)
+    dims = config.lightning_rotary_dim
+    lightning_turn = None if dims == 0 else (cos, sin) if dims == config.rotary_dim else turn(dims)
+    return ForwardContext(start, cu_seqlens, positions, cos, sin, rope.scale, part, lightning_turn, rope.score_factor)

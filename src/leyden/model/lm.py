@@ -13,16 +13,16 @@ from leyden.model.cache import Cache
 from leyden.model.config import ModelConfig
 from leyden.model.embedding import Inserts, embed
 from leyden.model.experts import feed_forward_of
-from leyden.model.forward_context import ForwardContext, Wanted, lay_out, take
+from leyden.model.forward_context import ForwardContext, Wanted, at_positions, lay_out, take
 from leyden.model.initialization import initialize
 from leyden.model.losses import OutputProjection, ScoreHead, TokenLossModel
 from leyden.model.mixers import Memory, mixer_of, residual_factors
-from leyden.model.norm import RMSNorm
+from leyden.model.norm import DividedRMSNorm, RMSNorm
 from leyden.model.pools import Pools
 from leyden.model.ranks import Ranks
 from leyden.model.rope import Rope
 from leyden.model.rows import Rows
-from leyden.ops import Routing, rotary_angles
+from leyden.ops import Routing
 
 if TYPE_CHECKING:
     from leyden.model.adapter_set import AdapterSet
@@ -33,7 +33,7 @@ class Features:
     """What the layers make of the tokens.
 
     Attributes:
-        hidden: [B, T, D], normed, ready for the output projection.
+        hidden: [B, T, D], normed and divided by ``logits_scaling``, ready for the output projection.
         routings: where the tokens went, one entry a layer with experts.
     """
 
@@ -74,6 +74,14 @@ def _residual(kept: torch.Tensor, added: torch.Tensor, alpha: float, beta: float
     return torch.add(added if beta == 1 else added * beta, kept, alpha=alpha)
 
 
+def _output_norm(config: ModelConfig) -> RMSNorm:
+    """The norm before the output projection. Logits are divided there, so that whoever projects or scores what it
+    gives has the model's logits, without one more tensor of them."""
+    if config.logits_scaling == 1:
+        return RMSNorm(config.hidden_size, config.rms_norm_eps)
+    return DividedRMSNorm(config.hidden_size, config.rms_norm_eps, config.logits_scaling)
+
+
 class HybridLM(TokenLossModel):
     """A decoder of lightning and softmax attention layers with experts: MiniMax-Text-01 at any size.
 
@@ -89,7 +97,7 @@ class HybridLM(TokenLossModel):
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, index) for index in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = _output_norm(config)
         self.lm_head = OutputProjection(config)
         self.score = ScoreHead(config) if config.score_head else None
         self.ranks = Ranks()
@@ -133,7 +141,7 @@ class HybridLM(TokenLossModel):
         Raises:
             UserError: inserts that do not fit, or on several ranks.
         """
-        return embed(self.embed_tokens, self.ranks, tokens, inserts)
+        return embed(self.embed_tokens, self.ranks, tokens, inserts, self.config.embedding_multiplier)
 
     def set_rope(self, rope: Rope) -> None:
         """Turn positions by this base and scaling from here on; :attr:`config` then says it."""
@@ -200,9 +208,7 @@ class HybridLM(TokenLossModel):
             [R, D], normed, for the rows that are wanted; where tensor ranks divide the tokens, whose number is then a
             multiple of theirs, the same on each of them.
         """
-        rope = self.config.rope
-        cos, sin = rotary_angles(rows.positions, rope.frequencies(self.config.rotary_dim, tokens.device))
-        context = ForwardContext(0, None, rows.positions, cos, sin, rope.scale, score_factor=rope.score_factor)
+        context = at_positions(self.config, rows.positions)
         x = self.embed(tokens[None], inserts)
         whole = self.ranks.divide_tokens or self.adapters is not None  # adapters are chosen by the number of a row
         last = None if whole else rows.wanted

@@ -17,6 +17,7 @@ from leyden.model import HybridLM, Mixer
 from leyden.model.experts import DenseMLP, MixtureOfExperts
 from leyden.model.float32 import Float32Module
 from leyden.model.lm import DecoderLayer
+from leyden.model.norm import GroupedRMSNorm
 from leyden.parallel.collectives import arrived, begin_sum, gather, reduce_scatter
 from leyden.parallel.mesh import Mesh
 from leyden.parallel.vocabulary import VocabularyEmbedding, VocabularyProjection
@@ -55,6 +56,8 @@ def _install(half: nn.Module, group: dist.ProcessGroup) -> None:
         half.take_heads(group.size())
         for name in half.head_norms:
             norm = half.get_submodule(name.removesuffix(".weight"))
+            if isinstance(norm, GroupedRMSNorm):  # its groups are whole on one rank each
+                continue
             half.set_submodule(name.removesuffix(".weight"), HeadsNorm(norm.weight, norm.eps, group))  # pyright: ignore[reportArgumentType]
     elif not isinstance(half, DenseMLP):
         raise UserError(

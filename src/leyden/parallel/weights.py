@@ -41,6 +41,8 @@ _WHOLE: dict[str, Kind] = {
     "score.weight": "replicated",
     "input_layernorm.weight": "replicated",
     "post_attention_layernorm.weight": "replicated",
+    "self_attn.q_norm.weight": "replicated",
+    "self_attn.k_norm.weight": "replicated",
     "mlp.gate.weight": "replicated",
     "mlp.shared.mlp.gate_proj.weight": "shared",
     "mlp.shared.mlp.up_proj.weight": "shared",

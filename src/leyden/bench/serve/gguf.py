@@ -12,6 +12,7 @@ import torch
 from leyden.core.errors import UserError
 from leyden.core.files import atomic_file
 from leyden.model import HybridLM, ModelConfig
+from leyden.model.attention_options import options_said
 from leyden.model.mixers import mixer_of, residual_factors
 from leyden.model.mixers.lightning import LightningAttention
 from leyden.model.mixers.softmax import SoftmaxAttention
@@ -73,6 +74,7 @@ def _check(config: ModelConfig) -> None:
         "it is pre-norm": not config.postnorm,
         "a layer has no experts": "dense" in config.mlp_kinds(),
         "it has a shared expert": bool(config.shared_intermediate_size),
+        "it has options that MiniMax's model has not": bool(options_said(config)),
         "it has layers that are neither lightning nor softmax attention": not _KINDS.issuperset(
             map(mixer_of, config.layer_types)
         ),

@@ -9,6 +9,7 @@ from typing import Any
 
 from leyden.core.errors import UserError
 from leyden.model import ModelConfig
+from leyden.model.attention_options import OPTIONS
 
 SECTION = "leyden"
 """The key of config.json under which a foreign layout carries what only Leyden knows."""
@@ -101,6 +102,11 @@ SHARED_NAMES = {
     )
 }
 """The fields that both foreign layouts call as we do."""
+
+OPTIONS_ASSUMED: dict[str, tuple[Any, str]] = {
+    name: (value, "leyden") for name, value in ModelConfig().model_dump(mode="json", include=set(OPTIONS)).items()
+}
+"""The options of other models of the family, which MiniMax's code has not."""
 
 CONSTANTS = {"hidden_act": "silu", "attention_dropout": 0.0, "router_jitter_noise": 0.0, "sliding_window": None}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from leyden.checkpoint.layouts.dialect import CONSTANTS, LOGIT_FREE, SHARED_NAMES, Dialect
+from leyden.checkpoint.layouts.dialect import CONSTANTS, LOGIT_FREE, OPTIONS_ASSUMED, SHARED_NAMES, Dialect
 from leyden.checkpoint.layouts.layout import Layout, token_ids
 from leyden.checkpoint.rules import WeightRule
 from leyden.core.errors import UserError
@@ -69,6 +69,7 @@ _DIALECT = Dialect(
     defaults={"shared_intermediate_size": 0, "tie_word_embeddings": False},
     constants={**CONSTANTS, "shared_moe_mode": "sigmoid"},
     assumed={
+        **OPTIONS_ASSUMED,
         "lightning_norm_eps": (1e-6, "leyden"),
         "score_head": (False, "transformers or leyden"),
         "rope_scaling": ({"rope_type": "default"}, "transformers or leyden"),

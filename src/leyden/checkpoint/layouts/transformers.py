@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from leyden.checkpoint.layouts.dialect import CONSTANTS, LOGIT_FREE, SECTION, SHARED_NAMES, Dialect
+from leyden.checkpoint.layouts.dialect import CONSTANTS, LOGIT_FREE, OPTIONS_ASSUMED, SECTION, SHARED_NAMES, Dialect
 from leyden.checkpoint.layouts.layout import Derived, Layout, token_ids
 from leyden.checkpoint.layouts.minimax import COMMON_RULES
 from leyden.checkpoint.rules import WeightRule
@@ -62,6 +62,7 @@ _DIALECT = Dialect(
     defaults={"tie_word_embeddings": False, "sliding_window": None},
     constants={key: value for key, value in CONSTANTS.items() if key != "sliding_window"},
     assumed={
+        **OPTIONS_ASSUMED,
         "postnorm": (True, "minimax or leyden"),
         "shared_intermediate_size": (0, "minimax or leyden"),
         "lightning_norm_eps": (1e-6, "leyden"),

@@ -29,6 +29,7 @@ _BASE = 10_000.0
 class Cosformer2Attention(LightningAttention):
     """:class:`LightningAttention` without decay, whose queries and keys are turned by their positions."""
 
+    kind = "cosformer2_attention"
     title = "cosFormer2"
     state_name = "cosformer2_state"
 

@@ -17,10 +17,9 @@ from torch.nn.functional import logsigmoid, silu
 
 from leyden.model.config import ModelConfig
 from leyden.model.forward_context import ForwardContext, Wanted, take
-from leyden.model.mixers.linear import LinearAttention
+from leyden.model.mixers.linear import LinearAttention, heads_norm
 from leyden.model.mixers.mixer import Memory
 from leyden.model.mixers.states import PooledStates, RunningState
-from leyden.model.norm import RMSNorm
 from leyden.ops import (
     gated_linear_attention,
     gated_linear_attention_decode,
@@ -66,6 +65,7 @@ class Hgrn2Attention(LinearAttention):
     ``qkv_proj`` lays its rows out as that of lightning attention does: head by head, each head's q, k and v in turn.
     """
 
+    kind = "hgrn2_attention"
     title = "HGRN2"
     tensor_dims = {"qkv_proj.weight": 0, "norm.weight": 0, "out_proj.weight": 1}  # noqa: RUF012 - of the class
     state_name = "hgrn2_state"
@@ -76,7 +76,7 @@ class Hgrn2Attention(LinearAttention):
         self.num_heads, self.head_dim = config.num_attention_heads, config.head_dim
         width = self.num_heads * self.head_dim
         self.qkv_proj = nn.Linear(config.hidden_size, 3 * width, bias=False)
-        self.norm = RMSNorm(width, config.lightning_norm_eps)
+        self.norm = heads_norm(config)
         self.out_proj = nn.Linear(width, config.hidden_size, bias=False)
         self.lower_bound = layer / config.num_hidden_layers
         self.scan = scan

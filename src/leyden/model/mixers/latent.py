@@ -152,6 +152,7 @@ class PooledLatents(PooledPrompts):
 class LatentAttention(Mixer):
     """Attention of DeepSeek-V2 and V3, in the tensor names of transformers' ``deepseek_v3``."""
 
+    kind = "latent_attention"
     title = "latent"
     residual = "full_attn"
     tensor_dims = {  # noqa: RUF012 - of the class

@@ -7,14 +7,16 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from leyden.model.attention_options import lightning_scale
 from leyden.model.config import ModelConfig
 from leyden.model.float32 import Float32Module
 from leyden.model.forward_context import ForwardContext, Wanted, take
-from leyden.model.mixers.linear import LinearAttention
+from leyden.model.mixers.linear import LinearAttention, heads_norm
 from leyden.model.mixers.mixer import Memory
 from leyden.model.mixers.states import PooledStates, RunningState
 from leyden.model.norm import RMSNorm
 from leyden.ops import (
+    apply_rotary,
     lightning_attention,
     lightning_attention_decode,
     lightning_attention_prefill,
@@ -85,9 +87,13 @@ class _InferenceForward(torch.autograd.Function):
 class LightningAttention(LinearAttention):
     """``out( norm(attention(silu(qkv(x)))) * sigmoid(gate(x)) )`` without positions other than the decay.
 
-    ``qkv_proj`` lays its rows out head by head, each head's q, k and v in turn, as released.
+    ``qkv_proj`` lays its rows out head by head, each head's q, k and v in turn, as released. Other models of the family
+    have no SiLU, norm queries and keys head by head, turn them by RoPE and scale the queries, in this order
+    (Ring-linear-2.0, arXiv 2510.19338; MiniCPM-SALA; HypeNet, arXiv 2601.22156): the fields ``lightning_*`` and
+    ``qk_norm`` of the configuration.
     """
 
+    kind = "linear_attention"
     title = "lightning"
     tensor_dims = {  # noqa: RUF012 - of the class
         "qkv_proj.weight": 0,
@@ -107,8 +113,12 @@ class LightningAttention(LinearAttention):
         width = self.num_heads * self.head_dim
         self.qkv_proj = nn.Linear(config.hidden_size, 3 * width, bias=False)
         self.output_gate = nn.Linear(config.hidden_size, width, bias=False)
-        self.norm = RMSNorm(width, config.lightning_norm_eps)
+        self.norm = heads_norm(config)
         self.out_proj = nn.Linear(width, config.hidden_size, bias=False)
+        normed = self.kind in config.qk_norm
+        self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if normed else None
+        self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if normed else None
+        self.silu, self.scale = config.lightning_activation == "silu", lightning_scale(config)
         self.slopes = Slopes(self.slopes_of(config, layer))
         self.scan = scan
         """The recurrence; where ranks share a row, one that exchanges states."""
@@ -119,8 +129,9 @@ class LightningAttention(LinearAttention):
 
     @classmethod
     def slopes_of(cls, config: ModelConfig, layer: int) -> torch.Tensor:
-        """[H] float32, of all heads of ``layer``: the released formula."""
-        return lightning_slopes(config.num_attention_heads, layer, config.num_hidden_layers)
+        """[H] float32, of all heads of ``layer``: the formula that the configuration names."""
+        heads, layers = config.num_attention_heads, config.num_hidden_layers
+        return lightning_slopes(heads, layer, layers, config.lightning_slope_factor)
 
     def _scan_pool(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, memory: PooledStates) -> torch.Tensor:
         """:func:`leyden.ops.lightning_attention` of q, k and v [1, T, H, K], each sequence from its own state."""
@@ -145,7 +156,13 @@ class LightningAttention(LinearAttention):
 
     def activated(self, qkv: torch.Tensor, context: ForwardContext) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The projections [B, T, H, 3K] to what the recurrence reads: q, k and v, [B, T, H, K] each."""
-        return silu_split(qkv)
+        q, k, v = silu_split(qkv) if self.silu else qkv.chunk(3, dim=-1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if context.lightning_turn is not None:
+            cos, sin = context.lightning_turn
+            return apply_rotary(q, cos, sin, scale=self.scale), apply_rotary(k, cos, sin), v
+        return (q if self.scale == 1 else q * self.scale), k, v
 
     def forward(
         self, x: torch.Tensor, context: ForwardContext, memory: Memory | None, wanted: Wanted

@@ -8,7 +8,16 @@ import torch
 from leyden.model.config import ModelConfig
 from leyden.model.mixers.mixer import Mixer, MixerCount, PoolTensor
 from leyden.model.mixers.states import PooledStates, RunningState
+from leyden.model.norm import GroupedRMSNorm, RMSNorm
 from leyden.model.rows import Rows
+
+
+def heads_norm(config: ModelConfig) -> RMSNorm:
+    """The norm of what all heads of a layer give, in one group or in several."""
+    width, groups = config.num_attention_heads * config.head_dim, config.lightning_norm_groups
+    if groups == 1:
+        return RMSNorm(width, config.lightning_norm_eps)
+    return GroupedRMSNorm(width, config.lightning_norm_eps, groups)
 
 
 class LinearAttention(Mixer):
@@ -26,10 +35,16 @@ class LinearAttention(Mixer):
     state_name: ClassVar[str]
     num_gates: ClassVar[int] = 0
     num_heads: int
+    norm: RMSNorm
 
     @classmethod
     def create(cls, config: ModelConfig, layer: int) -> Self:
         return cls(config, layer)
+
+    @classmethod
+    def divided(cls, config: ModelConfig) -> Mapping[str, int]:
+        groups = config.lightning_norm_groups
+        return {**super().divided(config), **({"groups of the norm over heads": groups} if groups > 1 else {})}
 
     @classmethod
     def count(cls, config: ModelConfig) -> MixerCount:
@@ -39,7 +54,7 @@ class LinearAttention(Mixer):
         return MixerCount(
             weights=(4 + cls.num_gates) * D * width,
             idle_weights=(1 + cls.num_gates) * D * width,  # output and gates
-            norm_weights=width,
+            norm_weights=width + (2 * config.head_dim if cls.kind in config.qk_norm else 0),
             state_bytes=4 * state,
             flops_per_token=4 * state,
         )
@@ -59,3 +74,5 @@ class LinearAttention(Mixer):
 
     def take_heads(self, ranks: int) -> None:
         self.num_heads //= ranks
+        if isinstance(self.norm, GroupedRMSNorm):
+            self.norm.groups //= ranks

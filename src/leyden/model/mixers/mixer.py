@@ -91,6 +91,7 @@ class Mixer(nn.Module):
     """One kind of mixer. A subclass gives what follows; what has a value here it may leave.
 
     Attributes:
+        kind: its name in ``layer_types``.
         title: what the kind is called in texts for users, as ``"lightning"``.
         residual: of the configuration's residual factors, the first part of the names: ``"linear_attn"``.
         tensor_dims: of each weight and buffer, by its name within the module, the dim that tensor ranks divide. They
@@ -107,6 +108,7 @@ class Mixer(nn.Module):
             (:func:`leyden.model.text_logprobs`); None where ``alone`` has the same bits in either case.
     """
 
+    kind: ClassVar[str]
     title: ClassVar[str]
     residual: ClassVar[str]
     tensor_dims: ClassVar[Mapping[str, int]]

@@ -123,6 +123,7 @@ class PooledWindow(PooledAttention):
 class SlidingWindowAttention(SoftmaxAttention):
     """:class:`SoftmaxAttention` whose tokens see at most ``sliding_window`` keys, their own the last of them."""
 
+    kind = "sliding_attention"
     title = "sliding-window"
 
     @classmethod

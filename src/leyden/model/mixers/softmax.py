@@ -10,6 +10,7 @@ from torch import nn
 from leyden.model.config import ModelConfig
 from leyden.model.forward_context import ForwardContext, Wanted, take
 from leyden.model.mixers.mixer import Memory, Mixer, MixerCount, PoolTensor
+from leyden.model.norm import RMSNorm
 from leyden.model.rows import GRAIN, Rows, joined
 from leyden.ops import apply_rotary, paged_attention, paged_prompt_attention, softmax_attention
 
@@ -164,8 +165,13 @@ def attend(
 
 
 class SoftmaxAttention(Mixer):
-    """Causal attention with ``num_key_value_heads`` shared keys and values, scale ``head_dim^-1/2``."""
+    """Causal attention with ``num_key_value_heads`` shared keys and values, scale ``head_dim^-1/2``.
 
+    Other models of the family norm queries and keys head by head before they turn (``qk_norm``), and multiply what the
+    heads give by ``sigmoid(output_gate(x))`` (``attn_output_gate``).
+    """
+
+    kind = "full_attention"
     title = "softmax"
     residual = "full_attn"
     tensor_dims = {  # noqa: RUF012 - of the class
@@ -173,6 +179,7 @@ class SoftmaxAttention(Mixer):
         "k_proj.weight": 0,
         "v_proj.weight": 0,
         "o_proj.weight": 1,
+        "output_gate.weight": 0,
     }
     seam = "attend"
     alone = staticmethod(attend)
@@ -185,6 +192,10 @@ class SoftmaxAttention(Mixer):
         self.k_proj = nn.Linear(config.hidden_size, shared, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, shared, bias=False)
         self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
+        self.output_gate = nn.Linear(config.hidden_size, width, bias=False) if config.attn_output_gate else None
+        normed = self.kind in config.qk_norm
+        self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if normed else None
+        self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if normed else None
         self.attend = attend
         """Attention itself; where ranks share a row, one that exchanges keys and values."""
         self.window: int | None = None
@@ -202,10 +213,11 @@ class SoftmaxAttention(Mixer):
     def count(cls, config: ModelConfig) -> MixerCount:
         """A visible key costs 2 D products and sums a head: its score, and its share of the values."""
         D, width = config.hidden_size, config.num_attention_heads * config.head_dim
-        shared = config.num_key_value_heads * config.head_dim
+        shared, gate = config.num_key_value_heads * config.head_dim, width if config.attn_output_gate else 0
         return MixerCount(
-            weights=2 * D * (width + shared),
-            idle_weights=2 * D * width,  # queries and output
+            weights=D * (2 * width + 2 * shared + gate),
+            idle_weights=D * (2 * width + gate),  # queries, gate and output
+            norm_weights=2 * config.head_dim if cls.kind in config.qk_norm else 0,
             values_per_token=2 * shared,
             flops_per_key=4 * width,
         )
@@ -243,12 +255,21 @@ class SoftmaxAttention(Mixer):
             proj(rows).unflatten(-1, (-1, self.head_dim))
             for proj, rows in ((self.q_proj, x[:, -last:]), (self.k_proj, x), (self.v_proj, x))
         )
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         q = apply_rotary(q, context.cos[-last:], context.sin[-last:], scale=context.scale)
         k = apply_rotary(k, context.cos, context.sin, scale=context.scale)
         if pooled:
             attended = memory.attend(q, k, v, wanted_alone=wanted is not None)
-            return self.o_proj(take(attended, wanted).flatten(2)), None
+            return self._output(take(attended, wanted), take(x, wanted)), None
         state = None
         if isinstance(memory, AppendedMemory):
             k, v, state = memory.append(k, v, context.start)
-        return self.o_proj(self.attend(q, k, v, context, self.window).flatten(2)), state
+        return self._output(self.attend(q, k, v, context, self.window), x[:, -last:]), state
+
+    def _output(self, attended: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """What the heads give for ``rows`` [B, R, D] of the input, [B, R, H, K], to [B, R, D]."""
+        heads = attended.flatten(2)
+        if self.output_gate is not None:
+            heads = heads * torch.sigmoid(self.output_gate(rows))
+        return self.o_proj(heads)

@@ -100,7 +100,7 @@ class StageModel(TokenLossModel):
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """As :meth:`leyden.model.HybridLM.embed`, in the first stage alone."""
         assert self.embed_tokens is not None, "the first stage alone is given no hidden states"
-        return embed(self.embed_tokens, self.ranks, tokens)
+        return embed(self.embed_tokens, self.ranks, tokens, None, self.config.embedding_multiplier)
 
     def router_losses(self, features: StageFeatures) -> RouterLosses:
         """As :meth:`leyden.model.HybridLM.router_losses`, of the layers of all stages."""

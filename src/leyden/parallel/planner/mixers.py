@@ -39,12 +39,19 @@ def terms_of(kind: str) -> MixerTerms:
 
 
 def _lightning_activations(rank: Rank) -> Half:
-    """Normed, qkv before and after SiLU, states at segments, output, gate, gated; both norms' inverse deviations."""
+    """Normed, qkv before and after SiLU, states at segments, output, gate, gated; both norms' inverse deviations.
+
+    Queries and keys that are normed, turned or scaled are kept as the recurrence reads them, and what is normed too.
+    """
     model, T, N, b, w = rank.model, rank.tokens, rank.own, rank.dtype.itemsize, rank.wide.itemsize
     heads, K = model.num_attention_heads // rank.plan.tp, model.head_dim
     D, W = model.hidden_size, heads * model.head_dim
     state = heads * K * K * w
-    kept = (T * D + T * 9 * W) * b + N * w + T * w + _num_segments(T, heads * K) * state
+    normed, turned = "linear_attention" in model.qk_norm, bool(model.lightning_rotary_dim)
+    copies = 3 * (model.lightning_activation == "silu") + 2 * normed
+    copies += 2 if normed or turned else model.lightning_scale != "none"
+    kept = (T * D + T * (6 + copies) * W) * b + N * w + T * _norm_groups(rank) * w + T * 2 * heads * normed * w
+    kept += _num_segments(T, heads * K) * state
     forward = (N * D + T * W) * b + 2 * state
     if rank.plan.cp > 1:  # weights of the first and of the last document, the entry's state; all ranks' states
         kept += 2 * T * heads * w + state
@@ -71,12 +78,17 @@ def _hgrn2_activations(rank: Rank) -> Half:
     heads, K = model.num_attention_heads // rank.plan.tp, model.head_dim
     D, W = model.hidden_size, heads * K
     state = heads * K * K * w
-    kept = (T * D + T * 7 * W) * b + T * 3 * W * w + N * w + T * w
+    kept = (T * D + T * 7 * W) * b + T * 3 * W * w + N * w + T * _norm_groups(rank) * w
     forward = (N * D + T * W) * b + T * W * w + 2 * state
     if rank.plan.cp > 1:  # all ranks' states, with their decays; weights of the last document's keys
         kept += rank.plan.cp * (state + W * w) + state + 2 * T * W * w
         forward += rank.plan.cp * (state + W * w) + T * W * w
     return Half(kept, (T * 3 * W + N * D) * b, forward, T * (4 * W * b + 3 * W * w) + 2 * state)
+
+
+def _norm_groups(rank: Rank) -> int:
+    """Of the norm over heads, how many groups a rank has a part of."""
+    return max(1, rank.model.lightning_norm_groups // rank.plan.tp)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -85,9 +97,13 @@ def _num_segments(num_tokens: int, elements: int) -> int:
 
 
 def _softmax_activations(rank: Rank) -> Half:
-    """Normed, turned q and k, v, output as the projection takes it; the norm's inverse deviation."""
-    T, N, b, w = rank.tokens, rank.own, rank.dtype.itemsize, rank.wide.itemsize
-    (W, G), D = _softmax_widths(rank), rank.model.hidden_size
+    """Normed, turned q and k, v, output as the projection takes it; the norm's inverse deviation.
+
+    Where heads are normed, q and k before that; where they are gated, the gates and what they are multiplied by.
+    """
+    model, T, N, b, w = rank.model, rank.tokens, rank.own, rank.dtype.itemsize, rank.wide.itemsize
+    D, W = model.hidden_size, model.num_attention_heads // rank.plan.tp * model.head_dim
+    G = model.num_key_value_heads // rank.plan.tp * model.head_dim
     kept = (T * D + T * (2 * W + 2 * G)) * b + N * w
     forward, backward = (T * (W + G)) * b, T * (4 * W + 2 * G) * b + T * 2 * G * w
     if rank.plan.cp > 1:  # in the balanced layout; blocks that come and go; output and sums in float32 or wider
@@ -95,6 +111,10 @@ def _softmax_activations(rank: Rank) -> Half:
         kept = (T * D + mine * (W + 2 * G) + T * W) * b + N * w + mine * (W * w + rank.model.num_attention_heads * 8)
         forward = mine * (4 * G * b + W * w * 2)
         backward = mine * (4 * G * b + (W + 8 * G) * w + 2 * W * b)
+    if {"full_attention", "sliding_attention"} & set(model.qk_norm):
+        kept += T * (W + G) * b + T * (W + G) // model.head_dim * w
+    if model.attn_output_gate:
+        kept += T * 2 * W * b
     return Half(kept, (T * (2 * W + 2 * G) + N * D) * b, forward, backward)
 
 
@@ -127,12 +147,12 @@ def _latent_width(rank: Rank) -> int:
 
 
 def _lightning_traffic(rank: Rank) -> Passes:
-    """LASP+, and the norm over the heads of all tensor ranks."""
+    """LASP+, and the norm over the heads of all tensor ranks; norms in groups are whole on one rank each."""
     found: Bytes = Counter()
     if rank.plan.cp > 1:
         state = rank.model.num_attention_heads // rank.plan.tp * rank.model.head_dim**2
         found["cp", "all_gather"] = state * rank.wide.itemsize
-    if rank.plan.tp > 1:
+    if rank.plan.tp > 1 and rank.model.lightning_norm_groups == 1:
         found["tp", "all_reduce"] = rank.tokens * rank.wide.itemsize
     return Passes(found, found)
 
@@ -140,7 +160,7 @@ def _lightning_traffic(rank: Rank) -> Passes:
 def _hgrn2_traffic(rank: Rank) -> Passes:
     """States and their decays to all ranks, and their gradients back; the norm over the heads of all tensor ranks."""
     forward: Bytes = Counter()
-    if rank.plan.tp > 1:
+    if rank.plan.tp > 1 and rank.model.lightning_norm_groups == 1:
         forward["tp", "all_reduce"] = rank.tokens * rank.wide.itemsize
     backward: Bytes = Counter(forward)
     if rank.plan.cp > 1:

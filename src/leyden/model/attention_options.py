@@ -1,0 +1,71 @@
+"""Options of attention layers that other models of the lightning family have, and which shapes they fit.
+
+MiniMax-Text-01 has none of them. Whatever cannot compute with one asks :func:`options_said` and refuses, or computes in
+another way; nothing leaves one out.
+"""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from leyden.model.config import ModelConfig
+
+SlopeFactor = Literal["layer", "previous_layer", "none"]
+LightningActivation = Literal["silu", "none"]
+LightningScale = Literal["none", "1/sqrt(d)", "1/d"]
+
+LIGHTNING_OPTIONS = ("lightning_slope_factor", "lightning_activation", "lightning_scale", "lightning_rotary_dim")
+"""Of layers of ``linear_attention`` alone."""
+
+ATTENTION_OPTIONS = (*LIGHTNING_OPTIONS, "lightning_norm_groups", "qk_norm", "attn_output_gate")
+SCALE_OPTIONS = ("embedding_multiplier", "logits_scaling")
+OPTIONS = (*ATTENTION_OPTIONS, *SCALE_OPTIONS)
+"""Fields of :class:`leyden.model.ModelConfig`; with its defaults a model is what MiniMax-Text-01 is."""
+
+_LINEAR = frozenset({"linear_attention", "cosformer2_attention", "hgrn2_attention"})
+_SOFTMAX = frozenset({"full_attention", "sliding_attention"})
+_NORMED = ("linear_attention", "full_attention", "sliding_attention")
+"""The kinds of layers that can norm their queries and keys."""
+
+
+def options_said(config: "ModelConfig", names: Iterable[str] = OPTIONS) -> list[str]:
+    """Those of the options ``names`` that a shape has set, as ``"qk_norm = ('full_attention',)"``."""
+    fields = type(config).model_fields
+    return [f"{name} = {getattr(config, name)!r}" for name in names if getattr(config, name) != fields[name].default]
+
+
+def lightning_scale(config: "ModelConfig") -> float:
+    """What the queries of lightning attention are multiplied by."""
+    return {"none": 1.0, "1/sqrt(d)": config.head_dim**-0.5, "1/d": 1 / config.head_dim}[config.lightning_scale]
+
+
+def option_problems(config: "ModelConfig") -> list[str]:
+    """What does not fit together, each in a clause of its own."""
+    kinds, problems = set(config.layer_types), []
+    for said in options_said(config, LIGHTNING_OPTIONS):
+        if "linear_attention" not in kinds:
+            problems.append(f"{said}, and no layer is of type linear_attention; leave it out")
+    groups, heads = config.lightning_norm_groups, config.num_attention_heads
+    if groups > 1 and not kinds & _LINEAR:
+        problems.append(f"lightning_norm_groups is {groups}, and no layer has linear attention; leave it out")
+    if heads % groups:
+        problems.append(f"lightning_norm_groups ({groups}) must divide num_attention_heads ({heads})")
+    if config.lightning_rotary_dim > config.head_dim:
+        problems.append(
+            f"lightning_rotary_dim ({config.lightning_rotary_dim}) must not exceed head_dim ({config.head_dim})"
+        )
+    for kind in config.qk_norm:
+        if kind not in _NORMED:
+            problems.append(f"qk_norm names {kind}, which has no such norm; {', '.join(_NORMED)} have")
+        elif kind not in kinds:
+            problems.append(f"qk_norm names {kind}, and no layer is of this type; leave it out there")
+    if len(set(config.qk_norm)) != len(config.qk_norm):
+        problems.append(f"qk_norm names a kind of layer twice: {', '.join(config.qk_norm)}")
+    if config.attn_output_gate and not kinds & _SOFTMAX:
+        problems.append("attn_output_gate is true, and no layer has softmax attention; leave it out")
+    if config.initialization == "induction" and (said := options_said(config)):
+        problems.append(
+            f'initialization = "induction" has no circuit for a model with {", ".join(said)}; leave '
+            'these out, or take initialization = "xavier"'
+        )
+    return problems
