@@ -98,8 +98,10 @@ def test_layouts_convert_into_each_other(random_model: ModelMaker, tmp_path: Pat
         {"mlp_types": ("dense", "experts", "dense"), "dense_intermediate_size": 20},
         {"layer_types": ("sliding_attention", "full_attention", "linear_attention"), "sliding_window": 5},
         {"layer_types": ("cosformer2_attention", "hgrn2_attention", "linear_attention")},
+        {"router": "sigmoid_groups", "n_group": 2},
+        {"shared_intermediate_size": 8, "shared_expert_gate": False},
     ],
-    ids=["dense among experts", "windows among others", "cosformer2 and hgrn2"],
+    ids=["dense among experts", "windows among others", "cosformer2 and hgrn2", "sigmoid router", "shared expert"],
 )
 def test_layers_that_only_our_layout_has(
     random_model: Callable[..., HybridLM], tmp_path: Path, changes: dict[str, object]

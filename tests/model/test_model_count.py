@@ -16,6 +16,9 @@ SHAPES = {
     "cosformer2": preset("tiny", layer_types=("cosformer2_attention", "full_attention") * 4),
     "hgrn2": preset("tiny", layer_types=("hgrn2_attention", "full_attention") * 4),
     "first layer dense": preset("tiny", mlp_types=("dense",) + ("experts",) * 7, dense_intermediate_size=96),
+    "sigmoid router": preset(
+        "tiny", router="sigmoid_groups", n_group=4, topk_group=2, shared_intermediate_size=96, shared_expert_gate=False
+    ),
     "narrow heads": preset("tiny", head_dim=24, rotary_dim=8, num_attention_heads=6),
 }
 

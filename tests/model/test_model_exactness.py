@@ -19,6 +19,13 @@ COSFORMER2 = {"layer_types": ("cosformer2_attention", "full_attention", "cosform
 HGRN2 = {"layer_types": ("hgrn2_attention", "hgrn2_attention", "full_attention")}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "beta_fast": 8.0}
 STRETCHED = {**WINDOWED, "rope_scaling": YARN}
+SIGMOID = {
+    "router": "sigmoid_groups",
+    "n_group": 2,
+    "num_experts_per_tok": 2,
+    "shared_intermediate_size": 8,
+    "shared_expert_gate": False,
+}
 FIRST_DENSE = {"mlp_types": ("dense", "experts", "dense"), "dense_intermediate_size": 20}
 
 KINDS = pytest.mark.parametrize(
@@ -50,6 +57,7 @@ def states(cache: Cache) -> list[torch.Tensor]:
         {"num_attention_heads": 6, "num_local_experts": 0, "postnorm": False},
         STRETCHED,
         FIRST_DENSE,
+        SIGMOID,
         COSFORMER2,
         HGRN2,
         HGRN2 | {"head_dim": 16},

@@ -1,11 +1,13 @@
 """Balance losses by their formulas, and capacity, which drops tokens in training alone."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
 from leyden.model import HybridLM, ModelConfig, router_losses
+from leyden.model.experts import MixtureOfExperts
 from leyden.ops import Routing, route
 
 ModelMaker = Callable[..., HybridLM]
@@ -107,3 +109,39 @@ def test_an_ample_capacity_drops_nothing(random_model: ModelMaker) -> None:
     with torch.no_grad():
         torch.testing.assert_close(model(tokens), random_model()(tokens))
         assert router_losses(model.config, model.features(tokens).routings).dropped == 0
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_the_sigmoid_router_is_that_of_deepseek_v3_in_transformers(normalize: bool) -> None:
+    theirs = pytest.importorskip("transformers.models.deepseek_v3.modeling_deepseek_v3")
+    from transformers import DeepseekV3Config
+
+    shape = DeepseekV3Config(
+        hidden_size=24, n_routed_experts=16, num_experts_per_tok=4, n_group=4, topk_group=2, n_shared_experts=1,
+        moe_intermediate_size=12, intermediate_size=12, norm_topk_prob=normalize, routed_scaling_factor=2.5,
+    )  # fmt: skip
+    moe: Any = theirs.DeepseekV3MoE(shape).eval()
+    ours = ModelConfig.parse(
+        {
+            "router": "sigmoid_groups", "hidden_size": 24, "num_local_experts": 16, "num_experts_per_tok": 4,
+            "n_group": 4, "topk_group": 2, "norm_topk_prob": normalize, "routed_scaling_factor": 2.5,
+            "intermediate_size": 12, "shared_intermediate_size": 12, "shared_expert_gate": False,
+        },
+        "test",
+    )  # fmt: skip
+    mixture: Any = MixtureOfExperts(ours).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in mixture.parameters():
+            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
+        mixture.gate.expert_bias.abs_()  # transformers masks with 0, and a choice below it is not the paper's
+        moe.gate.weight.copy_(mixture.gate.weight)
+        moe.gate.e_score_correction_bias.copy_(mixture.gate.expert_bias)
+        moe.experts.gate_up_proj.copy_(mixture.experts.gate_up_proj)
+        moe.experts.down_proj.copy_(mixture.experts.down_proj)
+        for name in ("gate_proj", "up_proj", "down_proj"):
+            moe.shared_experts.get_submodule(name).weight.copy_(mixture.shared.mlp.get_submodule(name).weight)
+        x = torch.randn(2, 33, 24, generator=generator)
+        out, routing = mixture(x)
+        torch.testing.assert_close(out, moe(x), rtol=1e-5, atol=1e-5)
+    assert len({tuple(sorted(row)) for row in (routing.experts // 4).tolist()}) > 3  # groups differ between tokens

@@ -57,6 +57,17 @@ COSFORMER2: dict[str, Any] = {
 HGRN2: dict[str, Any] = {"layer_types": ("hgrn2_attention", "full_attention", "hgrn2_attention", "linear_attention")}
 """Further changes: two of the four layers are HGRN2."""
 
+SIGMOID: dict[str, Any] = {
+    "router": "sigmoid_groups",
+    "n_group": 4,
+    "topk_group": 2,
+    "num_experts_per_tok": 3,
+    "routed_scaling_factor": 2.5,
+    "shared_intermediate_size": 12,
+    "shared_expert_gate": False,
+}
+"""Further changes: experts are chosen by sigmoids and a bias, in groups, and a shared one is added."""
+
 YARN: dict[str, Any] = {
     "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 4.0}
 }

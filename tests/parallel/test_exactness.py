@@ -10,7 +10,18 @@ from typing import Any
 import pytest
 import torch
 from gloo_ranks import mesh_of
-from one_process import COSFORMER2, FIRST_DENSE, FOUR_LAYERS, HGRN2, TWO_LAYERS, WINDOWED, YARN, Row, small_model
+from one_process import (
+    COSFORMER2,
+    FIRST_DENSE,
+    FOUR_LAYERS,
+    HGRN2,
+    SIGMOID,
+    TWO_LAYERS,
+    WINDOWED,
+    YARN,
+    Row,
+    small_model,
+)
 
 from leyden.model import HybridLM
 from leyden.parallel import ParallelConfig, Plan, RankGroup, attach
@@ -158,6 +169,9 @@ COMBINED = [
     pytest.param(Plan(cp=4), HGRN2, marks=pytest.mark.slow),
     (Plan(cp=2, tp=2), HGRN2),
     (Plan(tp=2, dp_shard=2, ep=2), DROPS | FIRST_DENSE),
+    (Plan(tp=2, dp_shard=2, ep=2), DROPS | SIGMOID),
+    pytest.param(Plan(cp=2, dp_shard=2, etp=2), SIGMOID | FIRST_DENSE, marks=pytest.mark.slow),
+    pytest.param(Plan(pp=2, dp_shard=2), SIGMOID | DROPS, marks=pytest.mark.slow),
     (Plan(pp=4), DROPS | FIRST_DENSE | {"router_aux_loss": "switch"}),
     pytest.param(Plan(pp=2, cp=2), WINDOWED | YARN, marks=pytest.mark.slow),
     pytest.param(Plan(dp_shard=2, cp=2, ep=2), {}, marks=pytest.mark.slow),

@@ -42,6 +42,7 @@ _WHOLE: dict[str, Kind] = {
     "input_layernorm.weight": "replicated",
     "post_attention_layernorm.weight": "replicated",
     "mlp.gate.weight": "replicated",
+    "mlp.gate.expert_bias": "replicated",
     "mlp.shared.mlp.gate_proj.weight": "shared",
     "mlp.shared.mlp.up_proj.weight": "shared",
     "mlp.shared.mlp.down_proj.weight": "shared",

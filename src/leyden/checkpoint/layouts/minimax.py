@@ -70,6 +70,8 @@ _DIALECT = Dialect(
     constants={**CONSTANTS, "shared_moe_mode": "sigmoid"},
     assumed={
         "lightning_norm_eps": (1e-6, "leyden"),
+        "router": ("softmax_topk", "leyden"),
+        "shared_expert_gate": (True, "leyden"),
         "score_head": (False, "transformers or leyden"),
         "rope_scaling": ({"rope_type": "default"}, "transformers or leyden"),
     },
