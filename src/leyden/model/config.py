@@ -82,8 +82,9 @@ class ModelConfig(Config):
     token_drop: Literal["probability", "position"] = "probability"
     router_aux_loss_coef: float = Field(default=0.01, ge=0)
     """Weight of the balance loss; with ``"sigmoid_groups"`` 0 unless it is given."""
-    router_aux_loss: Literal["gshard", "switch"] = "gshard"
-    """``gshard``: the paper's, a layer at a time. ``switch``: the released code's, over all layers at once."""
+    router_aux_loss: Literal["gshard", "switch", "sequence"] = "gshard"
+    """``gshard``: the paper's, a layer at a time. ``switch``: the released code's, over all layers at once.
+    ``sequence``: DeepSeek-V3's, a layer and a document at a time."""
     router_z_loss_coef: float = Field(default=0.0, ge=0)
     z_loss_coef: float = Field(default=0.0, ge=0)
 
