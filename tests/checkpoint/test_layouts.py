@@ -105,8 +105,17 @@ def test_layouts_convert_into_each_other(random_model: ModelMaker, tmp_path: Pat
             "qk_rope_head_dim": 4,
             "v_head_dim": 5,
         },
+        {"router": "sigmoid_groups", "n_group": 2},
+        {"shared_intermediate_size": 8, "shared_expert_gate": False},
     ],
-    ids=["dense among experts", "windows among others", "cosformer2 and hgrn2", "latent"],
+    ids=[
+        "dense among experts",
+        "windows among others",
+        "cosformer2 and hgrn2",
+        "latent",
+        "sigmoid router",
+        "shared expert",
+    ],
 )
 def test_layers_that_only_our_layout_has(
     random_model: Callable[..., HybridLM], tmp_path: Path, changes: dict[str, object]

@@ -149,6 +149,13 @@ def test_info_of_a_model_with_windows(leyden_cli: Cli) -> None:
     assert "512 bytes in bfloat16 a token" in out
 
 
+def test_info_of_a_model_with_another_router(leyden_cli: Cli) -> None:
+    changes = ("router='sigmoid_groups'", "n_group=4", "topk_group=2", "routed_scaling_factor=2.5")
+    out = leyden_cli("info", "tiny", *(part for change in changes for part in ("--set", f"model.{change}"))).out
+    said = "2 of 8 experts by sigmoid scores and a bias, in 2 of 4 groups; weights are their shares times 2.5"
+    assert f"router {said}" in " ".join(out.split())
+
+
 def test_info_of_a_model_with_several_kinds_of_states(leyden_cli: Cli) -> None:
     kinds = '["linear_attention", "cosformer2_attention", "hgrn2_attention", "cosformer2_attention"]'
     settings = ("--set", f"model.layer_types={kinds}", "--set", "model.num_hidden_layers=4")

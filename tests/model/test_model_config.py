@@ -43,6 +43,9 @@ def test_a_written_configuration_reads_back() -> None:
     assert ModelConfig.parse(config.model_dump(mode="json"), "config.json") == config
 
 
+SIGMOID = {"router": "sigmoid_groups"}
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
@@ -73,6 +76,12 @@ def test_a_written_configuration_reads_back() -> None:
         ({"mlp_types": ("sparse",) * 8}, r"'mlp_types\.0': must be 'dense' or 'experts'"),
         ({"mlp_types": 3}, "'mlp_types'"),
         ({"router": "sigmoid"}, "'router'"),
+        ({"n_group": 2, "norm_topk_prob": False}, "n_group is 2, norm_topk_prob is False, and router is .softmax_topk"),
+        ({**SIGMOID, "n_group": 3}, r"n_group \(3\) must divide num_local_experts \(8\)"),
+        ({**SIGMOID, "n_group": 2, "topk_group": 3}, r"topk_group \(3\) must not exceed n_group"),
+        ({**SIGMOID, "n_group": 8}, r"num_experts_per_tok \(2\) must not exceed the 1 experts of the 1 groups"),
+        ({**SIGMOID, "num_local_experts": 0}, "num_local_experts is 0; leave it out"),
+        ({"shared_expert_gate": False}, "shared_expert_gate is false, and there is no shared expert"),
         ({"capacity_factor": 0}, "'capacity_factor'"),
         ({"layer_types": ("full_attention",) * 8, "lightning_scale": "1/d"}, "no layer is of type linear_attention"),
         ({"layer_types": ("full_attention",) * 8, "lightning_norm_groups": 2}, "no layer has linear attention"),
@@ -99,6 +108,12 @@ def test_an_impossible_shape_is_refused(fields: dict, said: str) -> None:
 def test_several_problems_are_told_together() -> None:
     with pytest.raises(UserError, match=r"rotary_dim.*; num_experts_per_tok"):
         parse(rotary_dim=128, num_experts_per_tok=9)
+
+
+def test_a_bias_balances_unless_a_loss_is_asked_for() -> None:
+    assert parse(**SIGMOID).router_aux_loss_coef == 0
+    assert parse(**SIGMOID, router_aux_loss_coef=0.001).router_aux_loss_coef == 0.001
+    assert parse().router_aux_loss_coef == 0.01
 
 
 def test_text_01_has_the_released_shape() -> None:

@@ -33,6 +33,9 @@ SHAPES = {
         lightning_norm_groups=2,
         logits_scaling=2.0,
     ),
+    "sigmoid router": preset(
+        "tiny", router="sigmoid_groups", n_group=4, topk_group=2, shared_intermediate_size=96, shared_expert_gate=False
+    ),
     "narrow heads": preset("tiny", head_dim=24, rotary_dim=8, num_attention_heads=6),
 }
 

@@ -39,6 +39,14 @@ def test_a_cast_leaves_norms_routers_and_slopes(random_model: ModelMaker, cast: 
             assert torch.equal(one, other)
 
 
+def test_a_cast_leaves_the_bias_of_a_router(random_model: ModelMaker) -> None:
+    model = random_model(router="sigmoid_groups")
+    before = model.layers[0].mlp.gate.expert_bias.clone()
+    after = model.bfloat16().layers[0].mlp.gate.expert_bias
+    assert after.dtype == torch.float32
+    assert torch.equal(before, after)
+
+
 def test_a_cast_to_float64_is_followed_without_rounding(random_model: ModelMaker) -> None:
     model = random_model().double()
     for module in float32_modules(model):

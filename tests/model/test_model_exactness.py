@@ -41,6 +41,13 @@ RING = {
     "logits_scaling": 6.0,
 }
 """Every option of the lightning family that crosses tokens, in one model."""
+SIGMOID = {
+    "router": "sigmoid_groups",
+    "n_group": 2,
+    "num_experts_per_tok": 2,
+    "shared_intermediate_size": 8,
+    "shared_expert_gate": False,
+}
 FIRST_DENSE = {"mlp_types": ("dense", "experts", "dense"), "dense_intermediate_size": 20}
 
 KINDS = pytest.mark.parametrize(
@@ -74,6 +81,7 @@ def states(cache: Cache) -> list[torch.Tensor]:
         {"num_attention_heads": 6, "num_local_experts": 0, "postnorm": False},
         STRETCHED,
         FIRST_DENSE,
+        SIGMOID,
         COSFORMER2,
         HGRN2,
         HGRN2 | {"head_dim": 16},

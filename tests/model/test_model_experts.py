@@ -1,12 +1,14 @@
 """Balance losses by their formulas, and capacity, which drops tokens in training alone."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
-from leyden.model import HybridLM, ModelConfig, router_losses
-from leyden.ops import Routing, route
+from leyden.model import Documents, HybridLM, ModelConfig, Ranks, router_losses
+from leyden.model.experts import MixtureOfExperts
+from leyden.ops import Routing, route, route_in_groups
 
 ModelMaker = Callable[..., HybridLM]
 
@@ -107,3 +109,93 @@ def test_an_ample_capacity_drops_nothing(random_model: ModelMaker) -> None:
     with torch.no_grad():
         torch.testing.assert_close(model(tokens), random_model()(tokens))
         assert router_losses(model.config, model.features(tokens).routings).dropped == 0
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_the_sigmoid_router_is_that_of_deepseek_v3_in_transformers(normalize: bool) -> None:
+    theirs = pytest.importorskip("transformers.models.deepseek_v3.modeling_deepseek_v3")
+    from transformers import DeepseekV3Config
+
+    shape = DeepseekV3Config(
+        hidden_size=24, n_routed_experts=16, num_experts_per_tok=4, n_group=4, topk_group=2, n_shared_experts=1,
+        moe_intermediate_size=12, intermediate_size=12, norm_topk_prob=normalize, routed_scaling_factor=2.5,
+    )  # fmt: skip
+    moe: Any = theirs.DeepseekV3MoE(shape).eval()
+    ours = ModelConfig.parse(
+        {
+            "router": "sigmoid_groups", "hidden_size": 24, "num_local_experts": 16, "num_experts_per_tok": 4,
+            "n_group": 4, "topk_group": 2, "norm_topk_prob": normalize, "routed_scaling_factor": 2.5,
+            "intermediate_size": 12, "shared_intermediate_size": 12, "shared_expert_gate": False,
+        },
+        "test",
+    )  # fmt: skip
+    mixture: Any = MixtureOfExperts(ours).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in mixture.parameters():
+            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
+        mixture.gate.expert_bias.abs_()  # transformers masks with 0, and a choice below it is not the paper's
+        moe.gate.weight.copy_(mixture.gate.weight)
+        moe.gate.e_score_correction_bias.copy_(mixture.gate.expert_bias)
+        moe.experts.gate_up_proj.copy_(mixture.experts.gate_up_proj)
+        moe.experts.down_proj.copy_(mixture.experts.down_proj)
+        for name in ("gate_proj", "up_proj", "down_proj"):
+            moe.shared_experts.get_submodule(name).weight.copy_(mixture.shared.mlp.get_submodule(name).weight)
+        x = torch.randn(2, 33, 24, generator=generator)
+        out, routing = mixture(x)
+        torch.testing.assert_close(out, moe(x), rtol=1e-5, atol=1e-5)
+    assert len({tuple(sorted(row)) for row in (routing.experts // 4).tolist()}) > 3  # groups differ between tokens
+
+
+def sequence_loss(probabilities: torch.Tensor, top_k: int) -> torch.Tensor:
+    """DeepSeek-V3's equations 17 to 20 of one document, term by term; without the coefficient."""
+    length, num_experts = probabilities.shape
+    f, P = [0.0] * num_experts, [probabilities.new_zeros(())] * num_experts
+    for row in probabilities:
+        for i in sorted(range(num_experts), key=lambda i: -float(row[i].detach()))[:top_k]:
+            f[i] += num_experts / (top_k * length)
+        P = [one + share / length for one, share in zip(P, row, strict=True)]
+    return torch.stack([share * one for share, one in zip(f, P, strict=True)]).sum()
+
+
+@pytest.mark.parametrize("router", ["softmax_topk", "sigmoid_groups"])
+def test_the_sequence_wise_loss_is_deepseek_v3s_of_each_document(router: str) -> None:
+    logits, lengths = random_logits(), [7, 1, 25]
+    if router == "softmax_topk":
+        routings = [route(x, K) for x in logits]
+    else:  # neither the bias nor groups have a part in the loss
+        bias = torch.linspace(-1, 1, E, dtype=torch.float64)
+        routings = [route_in_groups(x, bias, K, scale=2.5) for x in logits]
+    documents = Documents.of(torch.zeros(1, N), torch.tensor([0, 7, 8, 33]), Ranks())
+    losses = router_losses(config(router_aux_loss="sequence", router_aux_loss_coef=0.3), routings, None, documents)
+    expected = torch.zeros((), dtype=torch.float64)
+    for x in logits:
+        scores = x.sigmoid() if router == "sigmoid_groups" else x.exp()
+        shares = scores / scores.sum(1, keepdim=True)
+        for part in shares.split(lengths):
+            expected = expected + 0.3 * len(part) / N * sequence_loss(part, K)
+    torch.testing.assert_close(losses.loss, expected)
+    torch.testing.assert_close(torch.autograd.grad(losses.loss, logits), torch.autograd.grad(expected, logits))
+
+
+def test_the_sequence_wise_loss_of_packed_documents_is_that_of_the_same_alone(random_model: ModelMaker) -> None:
+    model = random_model(torch.float64, router_aux_loss="sequence", router="sigmoid_groups", router_aux_loss_coef=0.1)
+    tokens, lengths = torch.arange(60)[None], [40, 1, 19]
+    with torch.no_grad():
+        packed = model.router_losses(model.features(tokens, cu_seqlens=torch.tensor([0, 40, 41, 60]))).loss
+        alone = [model.router_losses(model.features(part)).loss for part in tokens.split(lengths, dim=1)]
+        rows = model.router_losses(model.features(tokens.view(2, 30))).loss
+        halves = [model.router_losses(model.features(row[None])).loss for row in tokens.view(2, 30)]
+    torch.testing.assert_close(packed, sum(n * one for n, one in zip(lengths, alone, strict=True)) / 60)
+    torch.testing.assert_close(rows, (halves[0] + halves[1]) / 2)
+
+
+def test_an_even_document_costs_one_a_layer() -> None:
+    logits = torch.eye(E, dtype=torch.float64) * 1e-9 + torch.eye(E).roll(1, 1) * 1e-9
+    documents = Documents.of(torch.zeros(1, 2 * E), torch.tensor([0, E, 2 * E]), Ranks())
+    settings = config(router_aux_loss="sequence", router_aux_loss_coef=1.0)
+    assert router_losses(settings, [route(logits.repeat(2, 1), K)] * LAYERS, None, documents).loss == pytest.approx(
+        LAYERS
+    )
+    with pytest.raises(RuntimeError, match="documents of the tokens; none given"):
+        router_losses(settings, [route(logits, K)] * LAYERS)

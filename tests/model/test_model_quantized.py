@@ -40,7 +40,15 @@ def _by_hand(model: HybridLM, head: bool) -> HybridLM:
     return model
 
 
-@pytest.mark.parametrize("changes", [{}, {"num_local_experts": 0, "tie_word_embeddings": True}], ids=["moe", "dense"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"num_local_experts": 0, "tie_word_embeddings": True},
+        {"router": "sigmoid_groups", "shared_expert_gate": False},
+    ],
+    ids=["moe", "dense", "sigmoid"],
+)
 @pytest.mark.parametrize("head", [False, True])
 def test_it_computes_with_the_rounded_weights(head: bool, changes: dict[str, object]) -> None:
     model = _model(**changes)

@@ -204,17 +204,36 @@ def swiglu(x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Te
     return down @ (silu(gate @ x) * (up @ x))
 
 
+def by_softmax(x: torch.Tensor, config: ModelConfig, w: Weights) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights and experts of a token."""
+    chosen = torch.softmax(w["gate.weight"] @ x, 0).topk(config.num_experts_per_tok)
+    return chosen.values / chosen.values.sum(), chosen.indices
+
+
+def by_sigmoid(x: torch.Tensor, config: ModelConfig, w: Weights) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same by DeepSeek-V3's rule."""
+    p = 1 / (1 + torch.exp(-(w["gate.weight"] @ x)))
+    biased = (p + w["gate.expert_bias"]).view(config.n_group, -1)
+    of_group = biased.sort(1).values[:, -2:].sum(1) if config.group_score == "top2_sum" else biased.max(1).values
+    for group in of_group.sort().indices[: config.n_group - config.topk_group]:
+        biased[group] = -torch.inf
+    chosen = biased.flatten().sort(descending=True).indices[: config.num_experts_per_tok]
+    weights = p[chosen] / (p[chosen].sum() + 1e-20) if config.norm_topk_prob else p[chosen]
+    return weights * config.routed_scaling_factor, chosen
+
+
 def feed_forward(x: torch.Tensor, config: ModelConfig, w: Weights) -> torch.Tensor:
     if "gate_proj.weight" in w:
         return swiglu(x, *(w[f"{name}_proj.weight"] for name in ("gate", "up", "down")))
-    chosen = torch.softmax(w["gate.weight"] @ x, 0).topk(config.num_experts_per_tok)
     out = torch.zeros_like(x)
-    for p, e in zip(chosen.values / chosen.values.sum(), chosen.indices, strict=True):
+    for p, e in zip(*(by_sigmoid if config.router == "sigmoid_groups" else by_softmax)(x, config, w), strict=True):
         gate, up = w["experts.gate_up_proj"][e].chunk(2)
         out += p * swiglu(x, gate, up, w["experts.down_proj"][e])
     if config.shared_intermediate_size:
-        c = torch.sigmoid(w["shared.coefficient.weight"][0] @ x)
         shared = swiglu(x, *(w[f"shared.mlp.{name}_proj.weight"] for name in ("gate", "up", "down")))
+        if not config.shared_expert_gate:
+            return out + shared
+        c = torch.sigmoid(w["shared.coefficient.weight"][0] @ x)
         out = out * (1 - c) + shared * c
     return out
 
@@ -330,6 +349,25 @@ VARIANTS = {
         "mlp_beta_factor": 0.8,
     },
     "shared expert": {"shared_intermediate_size": 12},
+    "sigmoid router, groups, shared expert added": {
+        "router": "sigmoid_groups",
+        "num_local_experts": 6,
+        "n_group": 3,
+        "topk_group": 2,
+        "routed_scaling_factor": 2.5,
+        "shared_intermediate_size": 12,
+        "shared_expert_gate": False,
+        "mlp_types": ("dense", "experts", "experts"),
+        "dense_intermediate_size": 20,
+        "postnorm": False,
+    },
+    "sigmoid router, V2's groups": {
+        "router": "sigmoid_groups",
+        "num_local_experts": 6,
+        "n_group": 2,
+        "group_score": "max",
+        "norm_topk_prob": False,
+    },
     "dense": {"num_local_experts": 0},
     "first layer dense": {"mlp_types": ("dense", "experts", "experts"), "dense_intermediate_size": 20},
     "top 3 of 5": {"num_local_experts": 5, "num_experts_per_tok": 3},

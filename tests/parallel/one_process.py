@@ -79,6 +79,16 @@ RING: dict[str, Any] = {
     "logits_scaling": 6.0,
 }
 """Further changes: the options of the lightning family."""
+SIGMOID: dict[str, Any] = {
+    "router": "sigmoid_groups",
+    "n_group": 4,
+    "topk_group": 2,
+    "num_experts_per_tok": 3,
+    "routed_scaling_factor": 2.5,
+    "shared_intermediate_size": 12,
+    "shared_expert_gate": False,
+}
+"""Further changes: experts are chosen by sigmoids and a bias, in groups, and a shared one is added."""
 
 YARN: dict[str, Any] = {
     "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 4.0}

@@ -17,6 +17,7 @@ from one_process import (
     HGRN2,
     LATENT,
     RING,
+    SIGMOID,
     TWO_LAYERS,
     WINDOWED,
     YARN,
@@ -152,6 +153,7 @@ def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 DROPS = {"capacity_factor": 0.6}
+PER_DOCUMENT = {"router_aux_loss": "sequence"}
 EARLIEST = {"capacity_factor": 0.6, "token_drop": "position"}
 ALONE = [
     pytest.param(Plan(dp_shard=4), {}, marks=pytest.mark.slow),
@@ -176,6 +178,9 @@ COMBINED = [
     pytest.param(Plan(dp_shard=4), RING, marks=pytest.mark.slow),
     pytest.param(Plan(pp=2, tp=2), RING | {"layer_types": FOUR_LAYERS["layer_types"]}, marks=pytest.mark.slow),
     (Plan(tp=2, dp_shard=2, ep=2), DROPS | FIRST_DENSE),
+    (Plan(tp=2, dp_shard=2, ep=2), DROPS | SIGMOID | PER_DOCUMENT),
+    pytest.param(Plan(cp=2, dp_shard=2, etp=2), SIGMOID | FIRST_DENSE | PER_DOCUMENT, marks=pytest.mark.slow),
+    pytest.param(Plan(pp=2, cp=2), SIGMOID | DROPS | PER_DOCUMENT, marks=pytest.mark.slow),
     (Plan(pp=4), DROPS | FIRST_DENSE | {"router_aux_loss": "switch"}),
     pytest.param(Plan(pp=2, cp=2), WINDOWED | YARN, marks=pytest.mark.slow),
     pytest.param(Plan(dp_shard=2, cp=2, ep=2), {}, marks=pytest.mark.slow),

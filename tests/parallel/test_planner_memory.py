@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from one_process import COSFORMER2, HGRN2, LATENT, RING, WINDOWED
+from one_process import COSFORMER2, HGRN2, LATENT, RING, SIGMOID, WINDOWED
 from planner_proof import Measured, measure_memory
 
 from leyden.model import count_model, preset
@@ -46,6 +46,7 @@ FOUR: list[Any] = [
     pytest.param(Plan(cp=2, tp=2), LONG, 1, WINDOWED, marks=pytest.mark.slow),
     pytest.param(Plan(cp=2, tp=2), LONG, 1, COSFORMER2, marks=pytest.mark.slow),
     pytest.param(Plan(dp_shard=4), LONG, 1, HGRN2, marks=pytest.mark.slow),
+    pytest.param(Plan(dp_shard=4), LONG, 1, SIGMOID | {"num_local_experts": 16}, marks=pytest.mark.slow),
     (Plan(cp=2, tp=2), LONG, 1, HGRN2),
     (Plan(tp=2, dp_shard=2), LONG, 1, LATENT | WIDE_LATENT),
     pytest.param(Plan(cp=2, tp=2), LONG, 1, LATENT | WIDE_LATENT, marks=pytest.mark.slow),

@@ -55,6 +55,9 @@ def test_a_line_of_metrics(tmp_path: Path) -> None:
     assert record["lr"] == 1e-2
     assert record["mfu"] == pytest.approx(record["tokens_per_second"] * 1e5 / 1e9, abs=1e-4)
     assert [len(layer) for layer in record["expert_load"]] == [4, 4]
+    assert record["max_violation"] == pytest.approx(
+        sum(4 * max(layer) - 1 for layer in record["expert_load"]) / 2, abs=1e-3
+    )
     assert record["dropped"] == 0
     assert record["skipped"] is False
     assert record["aux_loss"] > 0

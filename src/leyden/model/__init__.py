@@ -1,6 +1,13 @@
 """The hybrid language model, on one device and without any distributed code."""
 
-from leyden.model.balance import RouterLosses, RouterSums, router_losses, router_sums, total_router_losses
+from leyden.model.balance import (
+    Documents,
+    RouterLosses,
+    RouterSums,
+    router_losses,
+    router_sums,
+    total_router_losses,
+)
 from leyden.model.cache import Cache
 from leyden.model.config import LayerKind, LayerType, MlpType, ModelConfig
 from leyden.model.count import ModelCount, count_model, prefill_flops
@@ -27,6 +34,7 @@ __all__ = [
     "PAGE",
     "PRESETS",
     "Cache",
+    "Documents",
     "Features",
     "HybridLM",
     "Inserts",

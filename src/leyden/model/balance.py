@@ -45,7 +45,34 @@ class RouterSums:
     dropped: torch.Tensor
 
 
-def router_losses(config: ModelConfig, routings: List[Routing], ranks: Ranks | None = None) -> RouterLosses:
+@dataclass(frozen=True)
+class Documents:
+    """The documents of the tokens that were routed, for the losses that are formed of each by itself.
+
+    Attributes:
+        index: [N] int64, the document of each of this rank's tokens, in the order of the routings.
+        lengths: [D], tokens of each document of the row, those of other ranks included.
+    """
+
+    index: torch.Tensor
+    lengths: torch.Tensor
+
+    @classmethod
+    def of(cls, tokens: torch.Tensor, cu_seqlens: torch.Tensor | None, ranks: Ranks) -> "Documents":
+        """Of ``tokens`` [B, T]: the packed documents of one row, or else each row is a document."""
+        rows, length = tokens.shape
+        if cu_seqlens is None:
+            index = torch.arange(rows, device=tokens.device)[:, None].expand(rows, length)
+            return cls(ranks.own(index).flatten(), torch.full((rows,), length, device=tokens.device))
+        lengths = cu_seqlens.diff().long().to(tokens.device)
+        numbers = torch.arange(len(lengths), device=tokens.device)
+        index = numbers.repeat_interleave(lengths, output_size=length)[None]
+        return cls(ranks.own(index).flatten(), lengths)
+
+
+def router_losses(
+    config: ModelConfig, routings: List[Routing], ranks: Ranks | None = None, documents: Documents | None = None
+) -> RouterLosses:
     """The balance loss, and the z-loss ``mean logsumexp(logits)^2`` averaged over layers (arXiv 2202.08906).
 
     ``gshard`` (arXiv 2501.08313, section 2.1): per layer ``1/E sum_i f_i m_i``, where f_i counts the share of
@@ -53,14 +80,20 @@ def router_losses(config: ModelConfig, routings: List[Routing], ranks: Ranks | N
     scaled alike; summed over layers. The paper leaves the scale of f and m open; this one makes an even load cost 1.
     ``switch`` (released code): ``E sum_i f_i P_i`` with all layers' tokens taken as one batch and the k choices of a
     token counted one by one, so that an even load costs k.
+    ``sequence`` (DeepSeek-V3, arXiv 2412.19437, equations 17 to 20): per layer and document ``sum_i f_i P_i``, where
+    f_i is E / k times the share of the document's tokens that have expert i among their k highest scores, whatever the
+    bias and the groups choose, and P_i its mean probability there; a mean over documents by their tokens, summed over
+    layers. An even load costs 1.
 
     Args:
         config: the coefficients and the form.
         routings: one a layer with experts, of all of them; of this rank's tokens.
         ranks: those that share the micro-batch; every mean is over all of their tokens, and what is returned is this
             rank's share of it: shares add up.
+        documents: of these tokens; only ``sequence`` asks for them.
     """
-    return total_router_losses(config, router_sums(config, routings, range(config.num_hidden_layers), ranks))
+    every = range(config.num_hidden_layers)
+    return total_router_losses(config, router_sums(config, routings, every, ranks, documents))
 
 
 def total_router_losses(config: ModelConfig, sums: RouterSums) -> RouterLosses:
@@ -71,7 +104,13 @@ def total_router_losses(config: ModelConfig, sums: RouterSums) -> RouterLosses:
     return RouterLosses(loss, sums.load.detach().float(), sums.dropped.detach().float())
 
 
-def router_sums(config: ModelConfig, routings: List[Routing], layers: range, ranks: Ranks | None = None) -> RouterSums:
+def router_sums(
+    config: ModelConfig,
+    routings: List[Routing],
+    layers: range,
+    ranks: Ranks | None = None,
+    documents: Documents | None = None,
+) -> RouterSums:
     """What some layers contribute; arguments as of :func:`router_losses`.
 
     Args:
@@ -93,6 +132,10 @@ def router_sums(config: ModelConfig, routings: List[Routing], layers: range, ran
     loss = num_tokens.new_zeros(())
     if config.router_aux_loss == "gshard":
         loss = loss + config.router_aux_loss_coef * num_experts * (chosen / top_k * probability).sum()
+    if config.router_aux_loss == "sequence" and config.router_aux_loss_coef:
+        if documents is None:
+            raise RuntimeError("the sequence-wise balance loss is formed of the documents of the tokens; none given.")
+        loss = loss + config.router_aux_loss_coef * _of_sequences(routings, documents, top_k, ranks) / num_tokens
     if config.router_z_loss_coef:
         squares = [torch.logsumexp(r.logits, dim=-1).square().sum() / num_tokens for r in routings]
         loss = loss + config.router_z_loss_coef * torch.stack(squares).sum() / num_layers
@@ -103,6 +146,23 @@ def router_sums(config: ModelConfig, routings: List[Routing], layers: range, ran
         load=pad(kept / all_kept.sum(1, keepdim=True), (0, 0, before, num_layers - before - len(own))),
         dropped=(local - kept).sum() / (num_tokens * top_k * num_layers),
     )
+
+
+def _of_sequences(routings: List[Routing], documents: Documents, top_k: int, ranks: Ranks) -> torch.Tensor:
+    """The sum over layers and documents of tokens times ``sum_i f_i P_i``; of each P, this rank's share."""
+    num_documents, num_experts = len(documents.lengths), routings[0].probabilities.shape[1]
+    first = documents.index[:, None] * num_experts
+    best = [first + r.probabilities.detach().topk(top_k, dim=-1).indices for r in routings]
+    counts = torch.stack([_counts(one, num_documents * num_experts) for one in best])
+    probability = torch.stack(
+        [
+            r.probabilities.new_zeros(num_documents, num_experts).index_add(0, documents.index, r.probabilities)
+            for r in routings
+        ]
+    )
+    chosen = ranks.row_sum(counts.to(probability.dtype)).view_as(probability)  # [L, D, E], of all ranks of the row
+    each = (chosen * probability).sum((0, 2)) / documents.lengths.clamp_min(1)
+    return num_experts / top_k * each.sum()
 
 
 def _counts(experts: torch.Tensor, num_experts: int, kept: torch.Tensor | None = None) -> torch.Tensor:

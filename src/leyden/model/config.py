@@ -24,7 +24,10 @@ _ROTARY = ("full_attention", "sliding_attention")
 
 MlpType = Literal["dense", "experts"]
 LayerKind = tuple[LayerType, MlpType]
-RouterType = Literal["softmax_topk"]
+RouterType = Literal["softmax_topk", "sigmoid_groups"]
+
+_OF_GROUPS = ("n_group", "topk_group", "group_score", "norm_topk_prob", "routed_scaling_factor")
+"""Fields that the router ``"sigmoid_groups"`` alone has."""
 
 
 class ModelConfig(Config):
@@ -95,15 +98,30 @@ class ModelConfig(Config):
     num_local_experts: int = Field(default=8, ge=0, le=2**16)
     num_experts_per_tok: int = Field(default=2, ge=1)
     router: RouterType = "softmax_topk"
-    """How a router chooses experts: the ``num_experts_per_tok`` of the highest softmax probability."""
+    """How a router chooses experts: the ``num_experts_per_tok`` of the highest softmax probability, or of the highest
+    sum of sigmoid and bias, in a few groups of experts (DeepSeek-V3, arXiv 2412.19437, section 2.1.2)."""
+    n_group: int = Field(default=1, ge=1)
+    """Of ``"sigmoid_groups"``: into how many groups the experts are cut, consecutive and of one size."""
+    topk_group: int = Field(default=1, ge=1)
+    """Of ``"sigmoid_groups"``: of how many groups the experts of a token may be."""
+    group_score: Literal["top2_sum", "max"] = "top2_sum"
+    """Of ``"sigmoid_groups"``: groups are chosen by the sum of their two best scores (V3), or by the best (V2)."""
+    norm_topk_prob: bool = True
+    """Of ``"sigmoid_groups"``: whether the weights of a token's experts are divided by their sum."""
+    routed_scaling_factor: float = Field(default=1.0, gt=0)
+    """Of ``"sigmoid_groups"``: the factor of these weights."""
     shared_intermediate_size: int = Field(default=0, ge=0, le=2**20)
-    """Hidden width of a shared expert mixed in by a sigmoid gate; 0: none, as released."""
+    """Hidden width of a shared expert; 0: none, as released."""
+    shared_expert_gate: bool = True
+    """Whether a shared expert is mixed in by a sigmoid gate, or added as it is."""
     capacity_factor: float | None = Field(default=None, gt=0)
     """An expert takes at most this share of an even split of tokens, in training alone. None: dropless."""
     token_drop: Literal["probability", "position"] = "probability"
     router_aux_loss_coef: float = Field(default=0.01, ge=0)
-    router_aux_loss: Literal["gshard", "switch"] = "gshard"
-    """``gshard``: the paper's, a layer at a time. ``switch``: the released code's, over all layers at once."""
+    """Weight of the balance loss; with ``"sigmoid_groups"`` 0 unless it is given."""
+    router_aux_loss: Literal["gshard", "switch", "sequence"] = "gshard"
+    """``gshard``: the paper's, a layer at a time. ``switch``: the released code's, over all layers at once.
+    ``sequence``: DeepSeek-V3's, a layer and a document at a time."""
     router_z_loss_coef: float = Field(default=0.0, ge=0)
     z_loss_coef: float = Field(default=0.0, ge=0)
 
@@ -149,6 +167,8 @@ class ModelConfig(Config):
         mlps, usual = data.get("mlp_types"), "experts" if experts else "dense"
         if isinstance(mlps, list | tuple) and len(mlps) == layers == mlps.count(usual):
             data["mlp_types"] = ()  # one way to say one thing
+        if data.get("router") == "sigmoid_groups" and data.get("router_aux_loss_coef") is None:
+            data["router_aux_loss_coef"] = 0.0  # its bias balances the load
         alpha = (2 * layers) ** 0.25 if data.get("postnorm", True) else 1.0
         for name in ("full_attn_alpha_factor", "linear_attn_alpha_factor", "mlp_alpha_factor"):
             if data.get(name) is None:
@@ -228,7 +248,35 @@ class ModelConfig(Config):
                 f"dense_intermediate_size is {self.dense_intermediate_size}, and no layer has a dense feed-forward; "
                 "leave it out, or say in mlp_types which layers have one"
             )
-        return problems
+        if not self.shared_expert_gate and not self.shared_intermediate_size:
+            problems.append(
+                "shared_expert_gate is false, and there is no shared expert; leave it out, or say its width, "
+                "shared_intermediate_size"
+            )
+        return problems + self._router_problems()
+
+    def _router_problems(self) -> list[str]:
+        experts, groups, chosen = self.num_local_experts, self.n_group, self.topk_group
+        if self.router != "sigmoid_groups":
+            fields = type(self).model_fields
+            set_ = {name: getattr(self, name) for name in _OF_GROUPS}
+            others = [f"{name} is {value}" for name, value in set_.items() if value != fields[name].default]
+            said = f'{", ".join(others)}, and router is "{self.router}"; leave it out, or set router = "sigmoid_groups"'
+            return [said] if others else []
+        if not experts:
+            return ['router is "sigmoid_groups", and num_local_experts is 0; leave it out, or say how many there are']
+        if experts % groups or chosen > groups:
+            return [
+                f"n_group ({groups}) must divide num_local_experts ({experts}), and topk_group ({chosen}) must not "
+                "exceed n_group"
+            ]
+        allowed = experts // groups * chosen
+        if allowed < self.num_experts_per_tok <= experts:
+            return [
+                f"num_experts_per_tok ({self.num_experts_per_tok}) must not exceed the {allowed} experts of the "
+                f"{chosen} groups that a token may use (topk_group)"
+            ]
+        return []
 
     def _latent_problems(self) -> list[str]:
         names = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")

@@ -79,13 +79,14 @@ def count_model(config: ModelConfig) -> ModelCount:
     norms = (2 * num_layers + 1 + config.score_head) * D + sum(layers * mixer.norm_weights for mixer, layers in mixers)
     mlps = [(feed_forward_of(kind).count(config), layers) for kind, layers in Counter(config.mlp_kinds()).items()]
     routers = sum(layers * mlp.router for mlp, layers in mlps)
+    biases = sum(layers * mlp.bias for mlp, layers in mlps)
     output = config.vocab_size * D
     embeddings = output if config.tie_word_embeddings else 2 * output
     return ModelCount(
-        parameters=embeddings + weights + norms + sum(layers * mlp.weights for mlp, layers in mlps) + routers,
+        parameters=embeddings + weights + norms + sum(layers * mlp.weights for mlp, layers in mlps) + routers + biases,
         active_parameters=weights + sum(layers * mlp.active for mlp, layers in mlps) + routers,
         output_parameters=output,
-        float32_parameters=norms + routers,
+        float32_parameters=norms + routers + biases,
         state_bytes=sum(layers * mixer.state_bytes for mixer, layers in mixers),
         window_values=sum(layers * mixer.window_values for mixer, layers in mixers),
         key_values_per_token=sum(layers * mixer.values_per_token for mixer, layers in mixers),

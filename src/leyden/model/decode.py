@@ -279,6 +279,7 @@ class NativeDecoder:
             addresses.down_proj = self._matrix(experts, number, hidden, inner, weight="down_proj", scale="down_scale")
             if mlp.shared is None:
                 return
+            assert mlp.shared.coefficient is not None, "checked"
             addresses.shared_coefficient = self._at(mlp.shared.coefficient.weight.float(), 1, hidden)
             shared, inner = mlp.shared.mlp, config.shared_intermediate_size
         else:
@@ -320,6 +321,8 @@ def _check(model: HybridLM, pools: Pools) -> None:
             raise UnavailableError(f"the native step has no body for {type(module).__name__} (of {name})")
         if isinstance(module, Mixer) and getattr(module, module.seam) is not type(module).alone:
             raise UnavailableError(f"{name} has another {module.seam} than that of one process")
+    if config.shared_intermediate_size and not config.shared_expert_gate:
+        raise UnavailableError("the native step has no body for a shared expert without a gate")
     if type(model.ranks) is not Ranks:
         raise UnavailableError("several ranks compute the model together")
     if pools.device.type != "cpu" or model.norm.weight.device.type != "cpu":

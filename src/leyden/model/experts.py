@@ -12,12 +12,14 @@ from leyden.model.config import ModelConfig
 from leyden.model.float32 import Float32Module
 from leyden.model.kinds import entry_of
 from leyden.ops import (
+    Groups,
     Int8Matrices,
     LowRankExperts,
     Routing,
     drop_over_capacity,
     expert_capacity,
     route,
+    route_in_groups,
     swiglu_experts,
     swiglu_experts_low_rank,
 )
@@ -30,12 +32,14 @@ class FeedForwardCount:
     Attributes:
         weights: all but the router's.
         active: those of them that one token meets.
-        router: the router's, which are float32.
+        router: those of the router's matrix, which are float32.
+        bias: numbers of the bias by which the router chooses, float32 too.
     """
 
     weights: int
     active: int
     router: int = 0
+    bias: int = 0
 
 
 class FeedForward(nn.Module):
@@ -73,6 +77,27 @@ class Router(Float32Module):
     def forward(self, x: torch.Tensor) -> Routing:
         """[N, D] to the routing of N tokens."""
         return route(torch.nn.functional.linear(x.to(self.weight.dtype), self.weight), self.top_k)
+
+
+class GroupRouter(Router):
+    """Sigmoid scores, and a bias that takes part in the choice alone (:func:`leyden.ops.route_in_groups`).
+
+    Attributes:
+        expert_bias: [E] float32, saved with the weights. It has no gradient of the loss.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.expert_bias = nn.Parameter(torch.zeros(config.num_local_experts, dtype=torch.float32))
+        self.groups = Groups(config.n_group, config.topk_group, config.group_score)
+        self.normalize, self.scale = config.norm_topk_prob, config.routed_scaling_factor
+
+    def forward(self, x: torch.Tensor) -> Routing:
+        """[N, D] to the routing of N tokens."""
+        logits = torch.nn.functional.linear(x.to(self.weight.dtype), self.weight)
+        return route_in_groups(
+            logits, self.expert_bias, self.top_k, self.groups, normalize=self.normalize, scale=self.scale
+        )
 
 
 def compute(
@@ -139,15 +164,20 @@ class SwiGLU(nn.Module):
 
 
 class SharedExpert(nn.Module):
-    """A SwiGLU for every token, mixed in by ``moe * (1 - c) + shared * c``, c = sigmoid(x w) (released code)."""
+    """A SwiGLU for every token, mixed in by ``moe * (1 - c) + shared * c``, c = sigmoid(x w) (released code).
+
+    Without a gate it is added: ``moe + shared`` (DeepSeek-V2, arXiv 2405.04434, section 2.2.1).
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.mlp = SwiGLU(config.hidden_size, config.shared_intermediate_size)
-        self.coefficient = nn.Linear(config.hidden_size, 1, bias=False)
+        self.coefficient = nn.Linear(config.hidden_size, 1, bias=False) if config.shared_expert_gate else None
 
     def forward(self, x: torch.Tensor, routed: torch.Tensor) -> torch.Tensor:
         """Mix the shared expert's output for x [N, D] into the routed experts' [N, D]."""
+        if self.coefficient is None:
+            return routed + self.mlp(x)
         wide = torch.promote_types(x.dtype, torch.float32)
         c = torch.sigmoid(x.to(wide) @ self.coefficient.weight.to(wide).t()).to(x.dtype)
         return routed * (1 - c) + self.mlp(x) * c
@@ -173,13 +203,14 @@ class MixtureOfExperts(FeedForward):
 
     @classmethod
     def count(cls, config: ModelConfig) -> FeedForwardCount:
-        """A token meets the k experts that it is sent to, and the shared one with its coefficient."""
+        """A token meets the k experts that it is sent to, and the shared one with its coefficient if it has one."""
         D, S = config.hidden_size, config.shared_intermediate_size
-        one, shared = 3 * D * config.intermediate_size, 3 * D * S + D if S else 0
+        one, shared = 3 * D * config.intermediate_size, 3 * D * S + config.shared_expert_gate * D if S else 0
         return FeedForwardCount(
             weights=config.num_local_experts * one + shared,
             active=config.num_experts_per_tok * one + shared,
             router=config.num_local_experts * D,
+            bias=config.num_local_experts if config.router == "sigmoid_groups" else 0,
         )
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, Routing]:
@@ -222,7 +253,7 @@ class DenseMLP(FeedForward):
 FEED_FORWARDS: Mapping[str, type[FeedForward]] = {"dense": DenseMLP, "experts": MixtureOfExperts}
 """By the names of ``mlp_types``."""
 
-ROUTERS: Mapping[str, type[Router]] = {"softmax_topk": Router}
+ROUTERS: Mapping[str, type[Router]] = {"softmax_topk": Router, "sigmoid_groups": GroupRouter}
 """By the names of ``router``. A router is called with tokens [N, D] and gives their :class:`leyden.ops.Routing`."""
 
 

@@ -30,9 +30,9 @@ def initial_weight(
 ) -> torch.Tensor:
     """The initial value of the weight ``name``, float32 on the CPU.
 
-    Norms are one, a score head is normal with variance 1 / (D + 1), matrices Xavier normal. With DeepNorm residuals the
-    value, output and feed-forward projections are scaled by the gain ``beta = (8 N)^(-1/4)`` (arXiv 2203.00555,
-    decoder-only), the query and key projections by 1.
+    Norms are one, biases of routers zero, a score head is normal with variance 1 / (D + 1), matrices Xavier normal.
+    With DeepNorm residuals the value, output and feed-forward projections are scaled by the gain
+    ``beta = (8 N)^(-1/4)`` (arXiv 2203.00555, decoder-only), the query and key projections by 1.
 
     Args:
         name: as in ``model.named_parameters()``.
@@ -53,7 +53,7 @@ def _xavier_weight(
     """Arguments as of :func:`initial_weight`."""
     gain = (8 * config.num_hidden_layers) ** -0.25 if config.postnorm else 1.0
     if len(shape) == 1:
-        return torch.ones(shape)
+        return torch.zeros(shape) if name.endswith("expert_bias") else torch.ones(shape)
     if name == "score.weight":  # scores begin with a variance of about 1 (arXiv 2009.01325, appendix B.1)
         return torch.randn(shape, generator=_generator(seed, name)) / math.sqrt(shape[1] + 1)
     if len(shape) == 3:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from leyden.core.errors import UserError
-from leyden.model.balance import RouterLosses, router_losses
+from leyden.model.balance import Documents, RouterLosses, router_losses
 from leyden.model.cache import Cache
 from leyden.model.config import ModelConfig
 from leyden.model.embedding import Inserts, embed
@@ -35,10 +35,12 @@ class Features:
     Attributes:
         hidden: [B, T, D], normed and divided by ``logits_scaling``, ready for the output projection.
         routings: where the tokens went, one entry a layer with experts.
+        documents: of these tokens, where a loss of the routers is formed of each.
     """
 
     hidden: torch.Tensor
     routings: list[Routing]
+    documents: Documents | None = None
 
 
 class DecoderLayer(nn.Module):
@@ -154,7 +156,7 @@ class HybridLM(TokenLossModel):
 
     def router_losses(self, features: Features) -> RouterLosses:
         """The losses of the routers that made ``features``; of this rank's tokens, where ranks share the row."""
-        return router_losses(self.config, features.routings, self.ranks)
+        return router_losses(self.config, features.routings, self.ranks, features.documents)
 
     def features(
         self,
@@ -192,7 +194,10 @@ class HybridLM(TokenLossModel):
                 routings.append(routing)
         if cache is not None:
             cache.advance(tokens.shape[1], states)
-        return Features(self.norm(x), routings)
+        documents = None
+        if self.config.router_aux_loss == "sequence" and routings:
+            documents = Documents.of(tokens, cu_seqlens, self.ranks)
+        return Features(self.norm(x), routings, documents)
 
     def read(self, tokens: torch.Tensor, rows: Rows, pools: Pools, inserts: Inserts | None = None) -> torch.Tensor:
         """Tokens of many sequences, which go on from what ``pools`` holds of them and are remembered there.

@@ -21,7 +21,7 @@ from leyden.ops.paged_latent_attention import paged_latent_attention
 from leyden.ops.ranged_attention import ranged_attention, ranged_attention_backward
 from leyden.ops.rms_norm import gated_rms_norm, residual_rms_norm, rms_norm
 from leyden.ops.rotary import apply_rotary, rotary_angles, rotary_frequencies, yarn_frequencies
-from leyden.ops.routing import Routing, drop_over_capacity, expert_capacity, route
+from leyden.ops.routing import Groups, Routing, drop_over_capacity, expert_capacity, route, route_in_groups
 from leyden.ops.sampling import Filters, can_sample, filter_table, prepare_sample, sample
 from leyden.ops.silu_split import silu_split
 from leyden.ops.softmax_attention import softmax_attention
@@ -29,6 +29,7 @@ from leyden.ops.softmax_attention import softmax_attention
 __all__ = [
     "IGNORE_INDEX",
     "Filters",
+    "Groups",
     "Int8Matrices",
     "LowRankExperts",
     "Routing",
@@ -62,6 +63,7 @@ __all__ = [
     "rotary_angles",
     "rotary_frequencies",
     "route",
+    "route_in_groups",
     "sample",
     "silu_split",
     "softmax_attention",

@@ -44,6 +44,7 @@ _WHOLE: dict[str, Kind] = {
     "self_attn.q_norm.weight": "replicated",
     "self_attn.k_norm.weight": "replicated",
     "mlp.gate.weight": "replicated",
+    "mlp.gate.expert_bias": "replicated",
     "mlp.shared.mlp.gate_proj.weight": "shared",
     "mlp.shared.mlp.up_proj.weight": "shared",
     "mlp.shared.mlp.down_proj.weight": "shared",

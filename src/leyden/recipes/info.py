@@ -40,6 +40,7 @@ def describe(what: str, settings: Sequence[str], length: int) -> str:
     rows = [
         ("layers", layers),
         ("positions", f"{config.max_position_embeddings:,}; RoPE on {config.rotary_dim} dims, {config.rope}"),
+        *_router(config),
         ("parameters", count_text(count.parameters)),
         ("active parameters", _active(config, count)),
         ("weights", f"{bytes_text(count.weight_bytes(bf16))} in bfloat16"),
@@ -70,6 +71,17 @@ def _states(config: ModelConfig) -> list[tuple[str, str]]:
         for title, state in held
         if state
     ]
+
+
+def _router(config: ModelConfig) -> list[tuple[str, str]]:
+    """Of a kind that the release does not have."""
+    if config.router != "sigmoid_groups":
+        return []
+    said = f"{config.num_experts_per_tok} of {config.num_local_experts} experts by sigmoid scores and a bias"
+    if config.topk_group < config.n_group:
+        said += f", in {config.topk_group} of {config.n_group} groups"
+    weights = "their shares" if config.norm_topk_prob else "their scores"
+    return [("router", f"{said}; weights are {weights} times {config.routed_scaling_factor:g}")]
 
 
 def _windows(config: ModelConfig, count: ModelCount) -> list[tuple[str, str]]:

@@ -183,6 +183,7 @@ _TAKEN = {
     "skipped",
     "tokens_per_second",
     "mfu",
+    "max_violation",
     "loss",
     "aux_loss",
     *NOISE_METRICS,
@@ -219,4 +220,12 @@ def _record(state: TrainState, step: TakenStep, settings: FitSettings, counts: s
         "mfu": round(rate * settings.flops_per_token / settings.peak_flops_per_second, 4),
         **metrics,
         "expert_load": load,
+        "max_violation": _max_violation(result.metrics["expert_load"]),
     }
+
+
+def _max_violation(load: Sequence[Sequence[float]]) -> float | None:
+    """By how much the busiest expert exceeds an even split, as a share of it, on average over layers
+    (arXiv 2408.15664, section 4.1); 0 without experts."""
+    each = [len(layer) * max(layer) - 1 for layer in load]
+    return finite(round(sum(each) / len(each), 4)) if each else 0.0

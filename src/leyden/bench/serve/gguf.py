@@ -73,6 +73,7 @@ def _check(config: ModelConfig) -> None:
         "its two epsilons differ": config.rms_norm_eps != config.lightning_norm_eps,
         "it is pre-norm": not config.postnorm,
         "a layer has no experts": "dense" in config.mlp_kinds(),
+        "its router is of another kind": config.router != "softmax_topk",
         "it has a shared expert": bool(config.shared_intermediate_size),
         "it has options that MiniMax's model has not": bool(options_said(config)),
         "it has layers that are neither lightning nor softmax attention": not _KINDS.issuperset(

@@ -66,6 +66,7 @@ _DIALECT = Dialect(
         "postnorm": (True, "minimax or leyden"),
         "shared_intermediate_size": (0, "minimax or leyden"),
         "lightning_norm_eps": (1e-6, "leyden"),
+        "router": ("softmax_topk", "leyden"),
     },
     ignored=LOGIT_FREE | {"block_size", "rope_parameters", "rope_scaling", "rope_theta", "id2label", "label2id"},
 )

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from leyden.core.errors import UserError
-from leyden.model import HybridLM, ModelConfig, RouterLosses, RouterSums, router_sums, total_router_losses
+from leyden.model import Documents, HybridLM, ModelConfig, RouterLosses, RouterSums, router_sums, total_router_losses
 from leyden.model.embedding import embed
 from leyden.model.forward_context import lay_out
 from leyden.model.losses import TokenLossModel
@@ -94,7 +94,10 @@ class StageModel(TokenLossModel):
         if not routings:  # no layer of this stage has experts
             wide = torch.promote_types(x.dtype, torch.float32)
             return x, x.new_zeros(sum(_sizes(self.config)), dtype=wide).requires_grad_() if routed is None else routed
-        own = _pack(router_sums(self.config, routings, self.numbers, self.ranks))
+        documents = None
+        if self.config.router_aux_loss == "sequence":
+            documents = Documents.of(batch.tokens.to(device), batch.cu_seqlens, self.ranks)
+        own = _pack(router_sums(self.config, routings, self.numbers, self.ranks, documents))
         return x, own if routed is None else routed + own
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:

@@ -53,9 +53,14 @@ def layer_activations(rank: Rank, kind: LayerKind) -> Layer:
 
 
 def _routing(rank: Rank) -> float:
-    """Logits and probabilities, weights and experts of the routing; whether kept."""
+    """Logits and probabilities, weights and experts of the routing; whether kept.
+
+    Of sigmoids also the scores and their sum, and of the chosen the scores, and weights before they are scaled.
+    """
     model, N, w = rank.model, rank.own, rank.wide.itemsize
     kept = N * (2 * model.num_local_experts * w + model.num_experts_per_tok * (w + 8))
+    if model.router == "sigmoid_groups":
+        kept += N * (model.num_local_experts + 2 + 2 * model.num_experts_per_tok) * w
     return kept if model.capacity_factor is None else kept + N * model.num_experts_per_tok * (w + 1)
 
 
@@ -89,7 +94,9 @@ def _experts(rank: Rank) -> Half:
         backward += (N * k + arrived) * D * b
     if model.shared_intermediate_size:
         S = model.shared_intermediate_size
-        kept += N * (4 * S + 3 * D) * b + (N * D * w if w != b else 0)
+        kept += N * 4 * S * b
+        if model.shared_expert_gate:
+            kept += N * 3 * D * b + (N * D * w if w != b else 0)
         backward += N * (3 * S + 2 * D) * b
     own = arrived / plan.etp  # rows that came, were gathered and parts that came, and came back
     exchanged = (own if plan.ep > 1 else 0) + 2 * (arrived - own) + (N * k if plan.ep > 1 else 0)

@@ -156,11 +156,19 @@ def _loss(rank: Rank) -> Bytes:
 
 
 def _routers(rank: Rank, num_layers: int, *, last: bool) -> Bytes:
-    """Assignments chosen and kept, for the balance loss; the number of labels, where the loss is."""
-    if not rank.model.num_local_experts or rank.plan.stage == 1:
+    """Assignments chosen and kept, for the balance loss; the number of labels, where the loss is.
+
+    Of the sequence-wise loss the counts of one document: those of each further one are as many.
+    """
+    model, plan = rank.model, rank.plan
+    if not model.num_local_experts or plan.stage == 1:
         return Counter()
-    counts = 2 * num_layers * rank.model.num_local_experts + last
-    return Counter({("stage", "all_reduce"): counts * 8})
+    counts = 2 * num_layers * model.num_local_experts + last
+    found: Bytes = Counter({("stage", "all_reduce"): counts * 8})
+    if model.router_aux_loss == "sequence" and model.router_aux_loss_coef:
+        of_document = num_layers * model.num_local_experts * rank.wide.itemsize
+        found |= {(axis, "all_reduce"): of_document for axis in ("tp", "cp") if getattr(plan, axis) > 1}
+    return found
 
 
 def _boundary(rank: Rank, *, first: bool, last: bool) -> Bytes:
