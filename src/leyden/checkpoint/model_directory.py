@@ -1,6 +1,6 @@
 """Models on disk: ``load``, ``save`` and ``convert``.
 
-A MODEL is a directory with ``config.json``, safetensors and, mostly, a tokenizer, in one of three layouts; or a
+A MODEL is a directory with ``config.json``, safetensors and, mostly, a tokenizer, in one of our layouts; or a
 training checkpoint, whose masters are in our own. It is memory-mapped, never unpickled, written whole or not at all.
 Matrices keep the dtype they are stored in; norms and routers are float32 in the model whatever the file says.
 """
@@ -116,7 +116,8 @@ def save(model: HybridLM, tokenizer: Tokenizer | None, directory: str | Path, la
         model: any dtype, any device.
         tokenizer: None to write none.
         directory: where to.
-        layout: ``"leyden"``, ``"transformers"`` (stock ``MiniMaxForCausalLM``) or ``"minimax"`` (as released).
+        layout: ``"leyden"``, ``"transformers"`` (stock ``MiniMaxForCausalLM``), ``"minimax"`` (as
+            released) or ``"ling"`` (Ling- and Ring-2.5 and 2.6).
 
     Raises:
         UserError: the layout cannot express the model, it has adapters, or ``directory`` holds something that is no
@@ -224,6 +225,8 @@ def open_stored(directory: Path, mesh: Mesh | None = None, *, verify: bool = Tru
         )
     _check_count(layout, config, files)
     bindings, float32 = bindings_of(layout, config)
+    for name in layout.left_out(config, list(files), str(directory)):
+        del files.stored[name]
     derived = layout.derived(config, data)
     wanted = {name: binding.part_shape for binding in bindings for name in binding.theirs}
     if config.tie_word_embeddings and _HEAD in files and _HEAD not in wanted:

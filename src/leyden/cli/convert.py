@@ -9,7 +9,7 @@ import typer
 def convert(
     model: Annotated[str, typer.Argument(help="A model's directory in any layout, a run, a checkpoint, or a hub id.")],
     directory: Annotated[Path, typer.Argument(help="Where to write; it must not exist, or be empty.")],
-    layout: Annotated[Literal["transformers", "minimax", "leyden"], typer.Option(help="The layout to write.")],
+    layout: Annotated[Literal["transformers", "minimax", "ling", "leyden"], typer.Option(help="The layout to write.")],
     lora: Annotated[
         str | None, typer.Option("--lora", metavar="ADAPTER", help="An adapter to merge: a directory, or a run.")
     ] = None,

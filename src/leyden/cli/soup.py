@@ -23,7 +23,7 @@ def soup(
         typer.Option(help="The share of each model, as in 3,1; by default all alike.", show_default=False),
     ] = None,
     layout: Annotated[
-        Literal["transformers", "minimax", "leyden"] | None,
+        Literal["transformers", "minimax", "ling", "leyden"] | None,
         typer.Option(
             help="The layout to write; by default transformers, if it can express the model.", show_default=False
         ),

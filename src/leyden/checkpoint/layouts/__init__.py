@@ -1,4 +1,4 @@
-"""The three layouts of a model on disk."""
+"""The layouts of a model on disk."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import torch
 
 from leyden.checkpoint.layouts.layout import Derived, Layout
 from leyden.checkpoint.layouts.leyden import LEYDEN
+from leyden.checkpoint.layouts.ling import LING
 from leyden.checkpoint.layouts.minimax import MINIMAX
 from leyden.checkpoint.layouts.transformers import TRANSFORMERS
 from leyden.core.errors import UserError, suggest
@@ -14,7 +15,7 @@ from leyden.tokenizer import Tokenizer
 
 __all__ = ["LAYOUTS", "Derived", "Layout", "layout_named", "layout_of", "layout_to_share"]
 
-LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (LEYDEN, TRANSFORMERS, MINIMAX)}
+LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (LEYDEN, TRANSFORMERS, MINIMAX, LING)}
 
 
 def layout_named(name: str) -> Layout:
@@ -29,7 +30,7 @@ def layout_named(name: str) -> Layout:
 
 
 def layout_of(config: dict[str, Any], source: str) -> Layout:
-    """The layout that a config.json is written in, by its ``model_type``.
+    """The layout that a config.json is written in, by its ``model_type``, and ``architectures`` if that is shared.
 
     Raises:
         UserError: a model of another kind.
@@ -37,9 +38,21 @@ def layout_of(config: dict[str, Any], source: str) -> Layout:
     kind = config.get("model_type")
     for layout in LAYOUTS.values():
         if kind in layout.model_types:
+            _check_architecture(layout, config, source)
             return layout
     known = ", ".join(f"{layout.model_types[0]} ({layout.name})" for layout in LAYOUTS.values())
     raise UserError(f"{source}: model_type {kind!r} is none that Leyden reads; those are {known}.")
+
+
+def _check_architecture(layout: Layout, config: dict[str, Any], source: str) -> None:
+    said = config.get("architectures")
+    named = said if isinstance(said, list) else []
+    if layout.architectures and not set(layout.architectures) & {name for name in named if isinstance(name, str)}:
+        raise UserError(
+            f"{source}: model_type {config['model_type']!r} with architectures {said!r}. Several kinds of models have "
+            f"this model_type, and Leyden reads those with {' or '.join(layout.architectures)} in architectures alone; "
+            "another one has other layers, which would compute something else with what weights fit by name."
+        )
 
 
 def layout_to_share(config: ModelConfig, dtype: torch.dtype, tokenizer: Tokenizer | None) -> tuple[str, str]:

@@ -29,6 +29,7 @@ class Dialect:
         assumed: our fields that they lack, each with the value their code computes with and the layouts that can say
             another.
         ignored: their fields that change no logits, and keys that the layout reads by itself.
+        dense_layers: whether some layers may have a dense feed-forward where others have experts.
     """
 
     layout: str
@@ -37,6 +38,7 @@ class Dialect:
     constants: Mapping[str, Any]
     assumed: Mapping[str, tuple[Any, str]]
     ignored: frozenset[str]
+    dense_layers: bool = False
 
     def read(self, data: Mapping[str, Any], source: str) -> dict[str, Any]:
         """Our fields, from their config.json.
@@ -75,7 +77,7 @@ class Dialect:
         ]
         if config.num_local_experts == 0:
             problems.append("a dense MLP, num_local_experts = 0 (use leyden)")
-        if config.mlp_types:
+        if config.mlp_types and not self.dense_layers:
             problems.append("dense layers among those with experts, mlp_types (use leyden)")
         if problems:
             raise UserError(f"the {self.layout} layout cannot express {'; '.join(problems)}.")

@@ -1,6 +1,6 @@
 """What a layout is: how a configuration and the weights of a model are written in files."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,10 @@ def token_ids(tokenizer: Tokenizer | None) -> dict[str, Any]:
     return {"bos_token_id": tokenizer.bos_id, "eos_token_id": list(tokenizer.end_ids)}
 
 
+def _nothing_left_out(config: ModelConfig, names: Iterable[str], source: str) -> list[str]:
+    return []
+
+
 def _nothing_derived(config: ModelConfig, data: dict[str, Any]) -> list[Derived]:
     return []
 
@@ -51,6 +55,10 @@ class Layout:
         write_config: our configuration, the dtype of the matrices and the tokenizer to config.json's content; a
             UserError where the layout cannot express the model.
         derived: from our configuration and config.json's content, the tensors in the file that are no parameters.
+        architectures: the values of ``architectures`` in config.json, where ``model_type`` is also that of models that
+            are none of this layout; the first is the one written. Empty: ``model_type`` is enough.
+        left_out: from our configuration, the names in the files and where they are, those of tensors that the model
+            does without; a UserError where they are those of another model.
         narrows: float32 parameters are written in the dtype of the matrices where that rounds nothing.
     """
 
@@ -60,4 +68,6 @@ class Layout:
     read_config: Callable[[dict[str, Any], str], ModelConfig]
     write_config: Callable[[ModelConfig, torch.dtype, Tokenizer | None], dict[str, Any]]
     derived: Callable[[ModelConfig, dict[str, Any]], list[Derived]] = _nothing_derived
+    architectures: tuple[str, ...] = ()
+    left_out: Callable[[ModelConfig, Iterable[str], str], list[str]] = _nothing_left_out
     narrows: bool = False
