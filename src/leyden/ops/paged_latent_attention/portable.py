@@ -20,7 +20,7 @@ def paged_latent_attention_portable(
     page, out = pages.shape[1], q_BHD.new_zeros(*q_BHD.shape[:2], width)
     for b, length in enumerate(lengths.tolist()):
         if length:
-            held = pages[block_table[b, : -(-length // page)]].flatten(0, 1)[None, :length]
+            held = pages.index_select(0, block_table[b, : -(-length // page)]).flatten(0, 1)[None, None, :length]
             # All heads see all keys: to the kernel they are the queries of one head.
-            out[b] = scaled_dot_product_attention(q_BHD[None, b], held, held, scale=scale)[0, :, :width]
+            out[b] = scaled_dot_product_attention(q_BHD[None, None, b], held, held, scale=scale)[0, 0, :, :width]
     return out
