@@ -12,8 +12,9 @@ from test_runner import *  # noqa: F403 - every test of it
 
 from leyden import Engine, Sampling
 from leyden.core.errors import UserError
-from leyden.model import PAGE, Cache, HybridLM, Pools
+from leyden.model import PAGE, Cache, HybridLM, NativeDecoder, Pools
 from leyden.model.adapter_set import AdapterSet
+from leyden.model.decode import UnavailableError
 from leyden.model.lora import LoraConfig, adapted_modules, adapter_for, adapter_parameters, add_lora
 from leyden.model.quantized import quantize
 from leyden.serve.runner import Reading, Runner
@@ -71,6 +72,11 @@ def test_pools_give_what_a_cache_gives(make_model: Callable[..., HybridLM]) -> N
 def test_a_token_takes_its_latent_and_one_shared_key(model: HybridLM) -> None:
     heads = 2 * model.config.num_key_value_heads * model.config.head_dim
     assert Pools.bytes_of(model.config, torch.bfloat16)[1] == PAGE * 2 * (2 * (24 + 8) + heads)
+
+
+def test_the_native_step_has_no_body_for_it(model: HybridLM) -> None:
+    with pytest.raises(UnavailableError, match="no body for LatentAttention"):
+        NativeDecoder(model, Pools(model.config, 2, 4, dtype=torch.float32))
 
 
 @pytest.mark.parametrize("settings", [{}, {"speculation": "prompt"}, {"cache_gigabytes": 0.0}])

@@ -192,6 +192,20 @@ class CompressedFiles(TensorFiles):
         return self._open[self._raw[name].file].get_tensor(name)
 
 
+def tensor_files(directory: Path, config: Mapping[str, Any]) -> TensorFiles:
+    """The files of a model, of which some tensors may be compressed.
+
+    Args:
+        directory: with them.
+        config: the content of its config.json.
+
+    Raises:
+        UserError: no files, or a scheme that Leyden does not read.
+    """
+    schemes = schemes_of(config, str(directory / "config.json"))
+    return CompressedFiles(directory, schemes) if schemes else TensorFiles(directory)
+
+
 def _fits(stored: tuple[int, ...], scales: tuple[int, int]) -> bool:
     """Whether scales are stored in this shape; one for all may have any number of dims."""
     return stored == scales or (scales == (1, 1) and all(size == 1 for size in stored))

@@ -14,7 +14,7 @@ import torch
 
 from leyden.checkpoint.adapter import find_adapter, is_adapter_directory, read_adapter
 from leyden.checkpoint.compressed_files import SECTION as COMPRESSION
-from leyden.checkpoint.compressed_files import CompressedFiles, schemes_of
+from leyden.checkpoint.compressed_files import schemes_of, tensor_files
 from leyden.checkpoint.hub import find_model
 from leyden.checkpoint.layouts import Derived, Layout, layout_named, layout_of
 from leyden.checkpoint.master_files import MasterFiles
@@ -213,11 +213,7 @@ def open_stored(directory: Path, mesh: Mesh | None = None, *, verify: bool = Tru
         return _with_adapter(open_stored(base_directory(directory), mesh, verify=verify), directory)
     layout, config, data = _read_settings(directory)
     trained = is_checkpoint(directory)
-    schemes = schemes_of(data, str(directory / "config.json"))
-    if trained:
-        files = MasterFiles(directory)
-    else:
-        files = CompressedFiles(directory, schemes) if schemes else TensorFiles(directory)
+    files = MasterFiles(directory) if trained else tensor_files(directory, data)
     if trained and len(files) and all(map(is_adapter, files)):
         raise UserError(
             f"{directory} holds the adapters of a run that has not ended, and not the model that they belong to. Let "
