@@ -8,12 +8,12 @@ import torch
 from one_process import COSFORMER2, HGRN2, WINDOWED
 from planner_proof import Measured, measure_memory
 
-from leyden.model import count_model, preset
+from leyden.model import HybridLM, count_model, preset
 from leyden.parallel import ParallelConfig, Plan
 from leyden.parallel.mesh import coordinates
 from leyden.parallel.planner import StepShape
 from leyden.parallel.planner.memory import RankMemory, predict_memory
-from leyden.parallel.planner.rank import Rank
+from leyden.parallel.planner.rank import MomentBytes, Rank
 
 WIDE: dict[str, Any] = {
     "vocab_size": 1024,
@@ -103,3 +103,17 @@ def test_text_01_on_many_ranks_by_arithmetic() -> None:
     assert recomputed.at_peak["activations"] < plain.at_peak["activations"] / 3
     offloaded = _predicted(Plan(dp_shard=64, cp=4, tp=8, ep=32, settings=_settings(offload_optimizer=True)), step)
     assert offloaded.held == pytest.approx(plain.held / 3)
+
+
+def test_the_optimizers_moments_are_counted_by_kind() -> None:
+    """Muon keeps one number of a matrix of a layer, AdamW in bfloat16 two of half the size of any other weight."""
+    model, step, plan = preset("tiny"), StepShape(64, 64, 1), Plan()
+    counted = count_model(model)
+    ranks = [Rank(model, plan, step, coordinates(plan, 0), moments=m) for m in (None, MomentBytes(4, 4))]
+    usual, other = (predict_memory(rank) for rank in ranks)
+    assert usual.at_peak["optimizer"] == 8 * counted.total
+    matrices = counted.total - 2 * model.vocab_size * model.hidden_size
+    matrices -= sum(p.numel() for name, p in HybridLM(model).named_parameters() if p.ndim == 1 or "mlp.gate." in name)
+    assert other.at_peak["optimizer"] == 4 * counted.total
+    only = predict_memory(Rank(model, plan, step, coordinates(plan, 0), moments=MomentBytes(1, 0)))
+    assert only.at_peak["optimizer"] == matrices
