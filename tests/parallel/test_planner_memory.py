@@ -8,7 +8,8 @@ import torch
 from one_process import COSFORMER2, HGRN2, WINDOWED
 from planner_proof import Measured, measure_memory
 
-from leyden.model import HybridLM, count_model, preset
+from leyden.model import HybridLM, ModelConfig, count_model, preset
+from leyden.model.matrices import hidden_matrices
 from leyden.parallel import ParallelConfig, Plan
 from leyden.parallel.mesh import coordinates
 from leyden.parallel.planner import StepShape
@@ -108,12 +109,16 @@ def test_text_01_on_many_ranks_by_arithmetic() -> None:
 def test_the_optimizers_moments_are_counted_by_kind() -> None:
     """Muon keeps one number of a matrix of a layer, AdamW in bfloat16 two of half the size of any other weight."""
     model, step, plan = preset("tiny"), StepShape(64, 64, 1), Plan()
-    counted = count_model(model)
-    ranks = [Rank(model, plan, step, coordinates(plan, 0), moments=m) for m in (None, MomentBytes(4, 4))]
-    usual, other = (predict_memory(rank) for rank in ranks)
-    assert usual.at_peak["optimizer"] == 8 * counted.total
-    matrices = counted.total - 2 * model.vocab_size * model.hidden_size
-    matrices -= sum(p.numel() for name, p in HybridLM(model).named_parameters() if p.ndim == 1 or "mlp.gate." in name)
-    assert other.at_peak["optimizer"] == 4 * counted.total
-    only = predict_memory(Rank(model, plan, step, coordinates(plan, 0), moments=MomentBytes(1, 0)))
-    assert only.at_peak["optimizer"] == matrices
+    sizes = {name: p.numel() for name, p in HybridLM(model).named_parameters()}
+    matrices = sum(sizes[name] for name in hidden_matrices(dict(_shapes(model)), model))
+    for moments, expected in (
+        (None, 8 * sum(sizes.values())),
+        (MomentBytes(4, 8), 8 * sum(sizes.values()) - 4 * matrices),
+        (MomentBytes(1, 0), matrices),
+    ):
+        memory = predict_memory(Rank(model, plan, step, coordinates(plan, 0), moments=moments))
+        assert memory.at_peak["optimizer"] == expected
+
+
+def _shapes(model: ModelConfig) -> list[tuple[str, tuple[int, ...]]]:
+    return [(name, tuple(p.shape)) for name, p in HybridLM(model).named_parameters()]
