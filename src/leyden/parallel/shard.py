@@ -55,11 +55,18 @@ class Weights(Mapping[str, Weight]):
     Args:
         weights: by name, as in the whole model.
         world: over which norms are summed; None: one process.
+        stage: the ranks that hold parts of the same weights; None: this one alone.
     """
 
-    def __init__(self, weights: Mapping[str, Weight], world: dist.ProcessGroup | None = None) -> None:
+    def __init__(
+        self,
+        weights: Mapping[str, Weight],
+        world: dist.ProcessGroup | None = None,
+        stage: dist.ProcessGroup | None = None,
+    ) -> None:
         self._weights = dict(weights)
         self._world = world
+        self.stage = stage
 
     @classmethod
     def alone(cls, model: nn.Module) -> "Weights":
