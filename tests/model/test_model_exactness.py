@@ -147,6 +147,7 @@ def test_packed_documents_equal_the_same_alone(random_model: ModelMaker, lengths
         {"shared_intermediate_size": 8, "postnorm": False},
         {"num_local_experts": 0},
         FIRST_DENSE,
+        SIGMOID,
         COSFORMER2,
         HGRN2,
         HGRN2 | {"head_dim": 16},

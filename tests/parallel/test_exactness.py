@@ -26,6 +26,7 @@ from one_process import (
 from leyden.model import HybridLM
 from leyden.parallel import ParallelConfig, Plan, RankGroup, attach
 from leyden.parallel.objective import Objective, Sums, add_up, sums_of_row
+from leyden.parallel.weights import has_load
 from leyden.train import Pretrain
 
 LOSSES = {"router_aux_loss_coef": 0.3, "router_z_loss_coef": 0.01, "z_loss_coef": 0.01}
@@ -131,7 +132,7 @@ def differences(
             errors[name] = difference(gradient, attached.weights[name].part.cut(whole[name]))
         else:  # one process has no gradient of it
             assert not gradient.any(), name
-    norm = torch.nn.utils.get_total_norm(whole.values())
+    norm = torch.nn.utils.get_total_norm([gradient for name, gradient in whole.items() if not has_load(name)])
     errors["norm"] = difference(attached.weights.norm(gradients), norm)
     return errors
 

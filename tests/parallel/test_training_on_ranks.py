@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from gloo_ranks import mesh_of
-from one_process import TWO_LAYERS
+from one_process import SIGMOID, TWO_LAYERS
 from test_exactness import DROPS, build, joined, rows_of
 
 from leyden.parallel import ParallelConfig, Plan, RankGroup, attach
@@ -41,7 +41,7 @@ def losses(
     for step in range(STEPS):
         micro_batches = [rows_of(Plan(dp_shard=4), seed=100 * step + n) for n in range(MICRO_BATCHES)]
         own = [joined(rows[4 * rank // dp : 4 * (rank + 1) // dp]) for rows in micro_batches]
-        result = train_step(state, own, Pretrain(), lr=3e-3, clip_norm=1.0)
+        result = train_step(state, own, Pretrain(), lr=3e-3, clip_norm=1.0, expert_bias_rate=0.05)
         unseen = measure(state, HeldOut(every_steps=1, batches=[own], num_bytes=1), Pretrain()).metrics["held_out_loss"]
         results.append((result.loss, result.grad_norm, unseen))
     return results
@@ -61,6 +61,19 @@ def test_steps_are_those_of_one_process(ranks: Callable[..., list[Any]], plan: P
     alone = losses(Plan(), DROPS, torch.float64)
     for found in ranks(4, losses, plan, DROPS, torch.float64):
         torch.testing.assert_close(torch.tensor(found), torch.tensor(alone), rtol=1e-6, atol=0)  # masters are float64
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [Plan(pp=2, dp_shard=2, ep=2), pytest.param(Plan(tp=2, cp=2, etp=2), marks=pytest.mark.slow)],
+    ids=str,
+)
+def test_biases_move_by_the_load_of_all_ranks(ranks: Callable[..., list[Any]], plan: Plan) -> None:
+    """At a rate at which they change the choices of the next step, and with them its loss."""
+    changes = DROPS | SIGMOID
+    alone = losses(Plan(), changes, torch.float64)
+    for found in ranks(4, losses, plan, changes, torch.float64):
+        torch.testing.assert_close(torch.tensor(found), torch.tensor(alone), rtol=1e-6, atol=0)
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from torch import nn
 
 from leyden.parallel.mesh import Mesh
 from leyden.parallel.part import Part
-from leyden.parallel.weights import adapter_group, kind_of
+from leyden.parallel.weights import adapter_group, has_load, kind_of
 
 _MESH = {"tensor": "dense", "experts": "experts", "shared": "stage"}
 """The mesh of :attr:`Mesh.fsdp` that shards each kind; the others are replicated."""
@@ -103,8 +103,8 @@ class Weights(Mapping[str, Weight]):
                 tensor.copy_(piece.view_as(tensor))
 
     def norm(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The Euclidean norm of all ranks' tensors together, one a weight, each weight once: a scalar."""
-        counted = [t for name, t in tensors.items() if self[name].counted and t.numel()]
+        """The Euclidean norm of all ranks' tensors together, one a weight, each weight once and no load: a scalar."""
+        counted = [t for name, t in tensors.items() if self[name].counted and t.numel() and not has_load(name)]
         # Row by row: over a million float32 squares at once, PyTorch's CPU norm is off by 3e-5, and differently so for
         # every cut of the weights.
         total = nn.utils.get_total_norm([torch.linalg.vector_norm(t, dim=-1) for t in counted])

@@ -54,6 +54,12 @@ _EXPERTS = {"mlp.experts.gate_up_proj": (1, 2), "mlp.experts.down_proj": (2, 1)}
 """The dim of the hidden width, and how many projections it stacks; dim 0 is that of the experts."""
 
 
+def has_load(name: str) -> bool:
+    """Whether the load of experts stands in the place of the gradient of the weight ``name``
+    (:func:`leyden.model.balance.with_load`): it is summed over ranks as gradients are, and is part of no norm."""
+    return name.endswith("gate.expert_bias")
+
+
 def kind_of(name: str) -> Kind:
     """What becomes of the weight ``name``, as ``layers.3.self_attn.norm.weight``.
 

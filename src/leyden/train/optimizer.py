@@ -17,7 +17,9 @@ from leyden.core.config import Config
 from leyden.model import ModelConfig
 from leyden.model.matrices import Fused, hidden_matrices
 from leyden.parallel import Weight, Weights
+from leyden.parallel.weights import has_load
 from leyden.train.adam import AdamGroup
+from leyden.train.balance import BiasGroup
 from leyden.train.masters import MasterGroup
 from leyden.train.muon import MuonConfig, MuonGroup
 
@@ -79,7 +81,8 @@ class MasterAdamW:
         if self.config.muon is not None:
             decay = self.config.weight_decay
             groups.append(MuonGroup(self.weights, maps, device, config=self.config.muon, weight_decay=decay))
-        self._groups = groups
+        biases = {name: weight for name, weight in self.weights.items() if has_load(name)}
+        self._groups = [*groups, BiasGroup(biases, device)]
         self._gradients: list[list[torch.Tensor]] | None = None
 
     def _maps(self, shape: ModelConfig | None) -> Mapping[str, Fused]:
@@ -95,7 +98,7 @@ class MasterAdamW:
         found: dict[float, dict[str, Weight]] = {self.config.weight_decay: {}, 0.0: {}}
         for name, weight in self.weights.items():
             decays = weight.parameter.ndim >= 2 and (self.config.decay_embeddings or name != "embed_tokens.weight")
-            if name not in maps:
+            if name not in maps and not has_load(name):
                 found[self.config.weight_decay if decays else 0.0][name] = weight
         return found
 
@@ -136,18 +139,21 @@ class MasterAdamW:
         self.weights.sum_gradients(named)
         return self.weights.norm(named)
 
-    def step(self, lr: float, divisor: torch.Tensor, skip: torch.Tensor | None = None) -> None:
+    def step(
+        self, lr: float, divisor: torch.Tensor, skip: torch.Tensor | None = None, *, expert_bias_rate: float = 0.0
+    ) -> None:
         """Update masters and model with the accumulated gradients, each divided by ``divisor``, and forget them.
 
         Args:
             lr: learning rate.
             divisor: scalar.
             skip: scalar bool; where it is true, the gradients are forgotten and nothing else changes.
+            expert_bias_rate: by how much the biases of routers move (:class:`leyden.train.balance.BiasGroup`).
         """
         divisor = divisor.to(torch.float32)
         for group, gradients in zip(self._groups, self._accumulated(), strict=True):
             if group.names:
-                group.update(gradients, lr, divisor, skip)
+                group.update(gradients, expert_bias_rate if isinstance(group, BiasGroup) else lr, divisor, skip)
                 group.round_into_model()
         self._gradients = None
 
