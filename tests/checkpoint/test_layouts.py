@@ -100,8 +100,18 @@ def test_layouts_convert_into_each_other(random_model: ModelMaker, tmp_path: Pat
         {"layer_types": ("cosformer2_attention", "hgrn2_attention", "linear_attention")},
         {"router": "sigmoid_groups", "n_group": 2},
         {"shared_intermediate_size": 8, "shared_expert_gate": False},
+        {"postnorm": False, "norm_placement": "after"},
+        {"postnorm": False, "parallel_block": True},
     ],
-    ids=["dense among experts", "windows among others", "cosformer2 and hgrn2", "sigmoid router", "shared expert"],
+    ids=[
+        "dense among experts",
+        "windows among others",
+        "cosformer2 and hgrn2",
+        "sigmoid router",
+        "shared expert",
+        "norms after",
+        "parallel",
+    ],
 )
 def test_layers_that_only_our_layout_has(
     random_model: Callable[..., HybridLM], tmp_path: Path, changes: dict[str, object]

@@ -195,10 +195,20 @@ def reference_logits(model: HybridLM, tokens: list[int]) -> torch.Tensor:
         x = w["embed_tokens.weight"][token]
         for i, attend in enumerate(attention):
             kind = "full_attn" if isinstance(attend, Softmax) else "linear_attn"
-            n = rms_norm(x, w[f"layers.{i}.input_layernorm.weight"], config.rms_norm_eps)
+            norms = {k.split(".")[2]: t for k, t in w.items() if k.startswith(f"layers.{i}.") and k.count(".") == 3}
             alpha, beta = (getattr(config, f"{kind}_{factor}_factor") for factor in ("alpha", "beta"))
+            if config.norm_placement == "after":
+                y = x * alpha + rms_norm(attend(x), norms["post_attention_layernorm"], config.rms_norm_eps) * beta
+                mixed = feed_forward(y, config, moes[i])
+                mixed = rms_norm(mixed, norms["post_feedforward_layernorm"], config.rms_norm_eps)
+                x = y * config.mlp_alpha_factor + mixed * config.mlp_beta_factor
+                continue
+            n = rms_norm(x, norms["input_layernorm"], config.rms_norm_eps)
+            if config.parallel_block:
+                x = x * alpha + attend(n) * beta + feed_forward(n, config, moes[i]) * config.mlp_beta_factor
+                continue
             y = (n if config.postnorm else x) * alpha + attend(n) * beta
-            n = rms_norm(y, w[f"layers.{i}.post_attention_layernorm.weight"], config.rms_norm_eps)
+            n = rms_norm(y, norms["post_attention_layernorm"], config.rms_norm_eps)
             mixed = feed_forward(n, config, moes[i])
             x = (n if config.postnorm else y) * config.mlp_alpha_factor + mixed * config.mlp_beta_factor
         logits.append(w["lm_head.weight"] @ rms_norm(x, w["norm.weight"], config.rms_norm_eps))
@@ -230,6 +240,13 @@ VARIANTS = {
     "cosformer2": {"layer_types": ("cosformer2_attention", "full_attention", "cosformer2_attention")},
     "hgrn2": {"layer_types": ("hgrn2_attention", "full_attention", "hgrn2_attention")},
     "hgrn2, wide heads": {"layer_types": ("hgrn2_attention",) * 3, "head_dim": 16},  # as the native body wants them
+    "norms after": {"postnorm": False, "norm_placement": "after", "mlp_beta_factor": 0.7, "full_attn_beta_factor": 1.2},
+    "parallel blocks": {
+        "postnorm": False,
+        "parallel_block": True,
+        "mlp_beta_factor": 0.7,
+        "linear_attn_alpha_factor": 0.9,
+    },
     "factors": {
         "full_attn_alpha_factor": 1.3,
         "full_attn_beta_factor": 0.7,

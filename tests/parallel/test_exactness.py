@@ -152,6 +152,8 @@ def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 DROPS = {"capacity_factor": 0.6}
+AFTER = {"postnorm": False, "norm_placement": "after"}
+PARALLEL = {"postnorm": False, "parallel_block": True}
 PER_DOCUMENT = {"router_aux_loss": "sequence"}
 EARLIEST = {"capacity_factor": 0.6, "token_drop": "position"}
 ALONE = [
@@ -174,6 +176,9 @@ COMBINED = [
     (Plan(tp=2, dp_shard=2, ep=2), DROPS | SIGMOID | PER_DOCUMENT),
     pytest.param(Plan(cp=2, dp_shard=2, etp=2), SIGMOID | FIRST_DENSE | PER_DOCUMENT, marks=pytest.mark.slow),
     pytest.param(Plan(pp=2, cp=2), SIGMOID | DROPS | PER_DOCUMENT, marks=pytest.mark.slow),
+    (Plan(cp=2, tp=2), AFTER),
+    pytest.param(Plan(cp=2, tp=2), PARALLEL | FIRST_DENSE, marks=pytest.mark.slow),
+    pytest.param(Plan(pp=2, tp=2), PARALLEL, marks=pytest.mark.slow),
     (Plan(pp=4), DROPS | FIRST_DENSE | {"router_aux_loss": "switch"}),
     pytest.param(Plan(pp=2, cp=2), WINDOWED | YARN, marks=pytest.mark.slow),
     pytest.param(Plan(dp_shard=2, cp=2, ep=2), {}, marks=pytest.mark.slow),

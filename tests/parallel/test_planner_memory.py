@@ -39,6 +39,8 @@ FOUR: list[Any] = [
     pytest.param(Plan(cp=2, tp=2), LONG, 1, WINDOWED, marks=pytest.mark.slow),
     pytest.param(Plan(cp=2, tp=2), LONG, 1, COSFORMER2, marks=pytest.mark.slow),
     pytest.param(Plan(dp_shard=4), LONG, 1, HGRN2, marks=pytest.mark.slow),
+    pytest.param(Plan(dp_shard=4), LONG, 1, {"postnorm": False, "parallel_block": True}, marks=pytest.mark.slow),
+    pytest.param(Plan(cp=2, tp=2), LONG, 1, {"postnorm": False, "norm_placement": "after"}, marks=pytest.mark.slow),
     pytest.param(Plan(dp_shard=4), LONG, 1, SIGMOID | {"num_local_experts": 16}, marks=pytest.mark.slow),
     (Plan(cp=2, tp=2), LONG, 1, HGRN2),
     pytest.param(Plan(cp=4, settings=_settings(activation_checkpointing="full")), LONG, 1, {}, marks=pytest.mark.slow),

@@ -41,6 +41,7 @@ _WHOLE: dict[str, Kind] = {
     "score.weight": "replicated",
     "input_layernorm.weight": "replicated",
     "post_attention_layernorm.weight": "replicated",
+    "post_feedforward_layernorm.weight": "replicated",
     "mlp.gate.weight": "replicated",
     "mlp.gate.expert_bias": "replicated",
     "mlp.shared.mlp.gate_proj.weight": "shared",
