@@ -107,6 +107,8 @@ def test_layouts_convert_into_each_other(random_model: ModelMaker, tmp_path: Pat
         },
         {"router": "sigmoid_groups", "n_group": 2},
         {"shared_intermediate_size": 8, "shared_expert_gate": False},
+        {"postnorm": False, "norm_placement": "after"},
+        {"postnorm": False, "parallel_block": True},
     ],
     ids=[
         "dense among experts",
@@ -115,6 +117,8 @@ def test_layouts_convert_into_each_other(random_model: ModelMaker, tmp_path: Pat
         "latent",
         "sigmoid router",
         "shared expert",
+        "norms after",
+        "parallel",
     ],
 )
 def test_layers_that_only_our_layout_has(

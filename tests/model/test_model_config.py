@@ -81,6 +81,13 @@ SIGMOID = {"router": "sigmoid_groups"}
         ({**SIGMOID, "n_group": 2, "topk_group": 3}, r"topk_group \(3\) must not exceed n_group"),
         ({**SIGMOID, "n_group": 8}, r"num_experts_per_tok \(2\) must not exceed the 1 experts of the 1 groups"),
         ({**SIGMOID, "num_local_experts": 0}, "num_local_experts is 0; leave it out"),
+        ({"norm_placement": "after"}, "norm_placement is after, and postnorm adds .* set postnorm = false"),
+        ({"parallel_block": True}, "parallel_block is True, and postnorm adds"),
+        ({"parallel_block": True, "norm_placement": "after"}, "parallel_block has one norm"),
+        (
+            {"parallel_block": True, "postnorm": False, "mlp_alpha_factor": 1.5},
+            "mlp_alpha_factor is 1.5, and with parallel_block the residual is weighted once",
+        ),
         ({"shared_expert_gate": False}, "shared_expert_gate is false, and there is no shared expert"),
         ({"capacity_factor": 0}, "'capacity_factor'"),
         ({"layer_types": ("full_attention",) * 8, "lightning_scale": "1/d"}, "no layer is of type linear_attention"),

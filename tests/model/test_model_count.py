@@ -36,6 +36,8 @@ SHAPES = {
     "sigmoid router": preset(
         "tiny", router="sigmoid_groups", n_group=4, topk_group=2, shared_intermediate_size=96, shared_expert_gate=False
     ),
+    "norms after": preset("tiny", postnorm=False, norm_placement="after"),
+    "parallel blocks": preset("tiny", postnorm=False, parallel_block=True, num_local_experts=0),
     "narrow heads": preset("tiny", head_dim=24, rotary_dim=8, num_attention_heads=6),
 }
 

@@ -48,6 +48,8 @@ SIGMOID = {
     "shared_intermediate_size": 8,
     "shared_expert_gate": False,
 }
+AFTER = {"postnorm": False, "norm_placement": "after"}
+PARALLEL = {"postnorm": False, "parallel_block": True}
 FIRST_DENSE = {"mlp_types": ("dense", "experts", "dense"), "dense_intermediate_size": 20}
 
 KINDS = pytest.mark.parametrize(
@@ -82,6 +84,8 @@ def states(cache: Cache) -> list[torch.Tensor]:
         STRETCHED,
         FIRST_DENSE,
         SIGMOID,
+        AFTER,
+        PARALLEL,
         COSFORMER2,
         HGRN2,
         HGRN2 | {"head_dim": 16},
@@ -176,6 +180,9 @@ def test_packed_documents_equal_the_same_alone(random_model: ModelMaker, lengths
         {"shared_intermediate_size": 8, "postnorm": False},
         {"num_local_experts": 0},
         FIRST_DENSE,
+        SIGMOID,
+        AFTER,
+        PARALLEL,
         COSFORMER2,
         HGRN2,
         HGRN2 | {"head_dim": 16},

@@ -199,3 +199,18 @@ def test_an_even_document_costs_one_a_layer() -> None:
     )
     with pytest.raises(RuntimeError, match="documents of the tokens; none given"):
         router_losses(settings, [route(logits, K)] * LAYERS)
+
+
+def test_the_load_stands_where_the_gradient_of_a_bias_would(random_model: ModelMaker) -> None:
+    """Whatever the loss is multiplied by, whatever capacity drops, and not of a pass without a backward."""
+    model = random_model(router="sigmoid_groups", capacity_factor=0.5).train()
+    tokens = torch.arange(60).view(2, 30)
+    with torch.no_grad():
+        model(tokens)
+    for factor in (1.0, -1e-3):
+        features = model.features(tokens)
+        (factor * features.hidden.sum()).backward()
+    for layer, routing in zip(model.layers, features.routings, strict=True):
+        load = torch.stack([(routing.experts == e).sum() for e in range(4)])
+        assert load.sum() == 120
+        assert layer.mlp.gate.expert_bias.grad.tolist() == (2 * load).tolist()

@@ -263,10 +263,20 @@ def reference_logits(model: HybridLM, tokens: list[int]) -> torch.Tensor:
         x = w["embed_tokens.weight"][token] * config.embedding_multiplier
         for i, attend in enumerate(attention):
             kind = "full_attn" if isinstance(attend, Softmax | Latent) else "linear_attn"
-            n = rms_norm(x, w[f"layers.{i}.input_layernorm.weight"], config.rms_norm_eps)
+            norms = {k.split(".")[2]: t for k, t in w.items() if k.startswith(f"layers.{i}.") and k.count(".") == 3}
             alpha, beta = (getattr(config, f"{kind}_{factor}_factor") for factor in ("alpha", "beta"))
+            if config.norm_placement == "after":
+                y = x * alpha + rms_norm(attend(x), norms["post_attention_layernorm"], config.rms_norm_eps) * beta
+                mixed = feed_forward(y, config, moes[i])
+                mixed = rms_norm(mixed, norms["post_feedforward_layernorm"], config.rms_norm_eps)
+                x = y * config.mlp_alpha_factor + mixed * config.mlp_beta_factor
+                continue
+            n = rms_norm(x, norms["input_layernorm"], config.rms_norm_eps)
+            if config.parallel_block:
+                x = x * alpha + attend(n) * beta + feed_forward(n, config, moes[i]) * config.mlp_beta_factor
+                continue
             y = (n if config.postnorm else x) * alpha + attend(n) * beta
-            n = rms_norm(y, w[f"layers.{i}.post_attention_layernorm.weight"], config.rms_norm_eps)
+            n = rms_norm(y, norms["post_attention_layernorm"], config.rms_norm_eps)
             mixed = feed_forward(n, config, moes[i])
             x = (n if config.postnorm else y) * config.mlp_alpha_factor + mixed * config.mlp_beta_factor
         last = rms_norm(x, w["norm.weight"], config.rms_norm_eps)
@@ -340,6 +350,13 @@ VARIANTS = {
     "latent": LATENT,
     "latent, one projection of queries, half-split": LATENT | {"q_lora_rank": None, "rope_interleave": False},
     "latent, YaRN": LATENT | {"rope_scaling": YARN | {"mscale": 0.7, "mscale_all_dim": 1.2}, "v_head_dim": 20},
+    "norms after": {"postnorm": False, "norm_placement": "after", "mlp_beta_factor": 0.7, "full_attn_beta_factor": 1.2},
+    "parallel blocks": {
+        "postnorm": False,
+        "parallel_block": True,
+        "mlp_beta_factor": 0.7,
+        "linear_attn_alpha_factor": 0.9,
+    },
     "factors": {
         "full_attn_alpha_factor": 1.3,
         "full_attn_beta_factor": 0.7,

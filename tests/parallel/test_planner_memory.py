@@ -8,12 +8,13 @@ import torch
 from one_process import COSFORMER2, HGRN2, LATENT, RING, SIGMOID, WINDOWED
 from planner_proof import Measured, measure_memory
 
-from leyden.model import count_model, preset
+from leyden.model import HybridLM, ModelConfig, count_model, preset
+from leyden.model.matrices import hidden_matrices
 from leyden.parallel import ParallelConfig, Plan
 from leyden.parallel.mesh import coordinates
 from leyden.parallel.planner import StepShape
 from leyden.parallel.planner.memory import RankMemory, predict_memory
-from leyden.parallel.planner.rank import Rank
+from leyden.parallel.planner.rank import MomentBytes, Rank
 
 WIDE: dict[str, Any] = {
     "vocab_size": 1024,
@@ -46,6 +47,8 @@ FOUR: list[Any] = [
     pytest.param(Plan(cp=2, tp=2), LONG, 1, WINDOWED, marks=pytest.mark.slow),
     pytest.param(Plan(cp=2, tp=2), LONG, 1, COSFORMER2, marks=pytest.mark.slow),
     pytest.param(Plan(dp_shard=4), LONG, 1, HGRN2, marks=pytest.mark.slow),
+    pytest.param(Plan(dp_shard=4), LONG, 1, {"postnorm": False, "parallel_block": True}, marks=pytest.mark.slow),
+    pytest.param(Plan(cp=2, tp=2), LONG, 1, {"postnorm": False, "norm_placement": "after"}, marks=pytest.mark.slow),
     pytest.param(Plan(dp_shard=4), LONG, 1, SIGMOID | {"num_local_experts": 16}, marks=pytest.mark.slow),
     (Plan(cp=2, tp=2), LONG, 1, HGRN2),
     (Plan(tp=2, dp_shard=2), LONG, 1, LATENT | WIDE_LATENT),
@@ -116,3 +119,21 @@ def test_text_01_on_many_ranks_by_arithmetic() -> None:
     assert recomputed.at_peak["activations"] < plain.at_peak["activations"] / 3
     offloaded = _predicted(Plan(dp_shard=64, cp=4, tp=8, ep=32, settings=_settings(offload_optimizer=True)), step)
     assert offloaded.held == pytest.approx(plain.held / 3)
+
+
+def test_the_optimizers_moments_are_counted_by_kind() -> None:
+    """Muon keeps one number of a matrix of a layer, AdamW in bfloat16 two of half the size of any other weight."""
+    model, step, plan = preset("tiny"), StepShape(64, 64, 1), Plan()
+    sizes = {name: p.numel() for name, p in HybridLM(model).named_parameters()}
+    matrices = sum(sizes[name] for name in hidden_matrices(dict(_shapes(model)), model))
+    for moments, expected in (
+        (None, 8 * sum(sizes.values())),
+        (MomentBytes(4, 8), 8 * sum(sizes.values()) - 4 * matrices),
+        (MomentBytes(1, 0), matrices),
+    ):
+        memory = predict_memory(Rank(model, plan, step, coordinates(plan, 0), moments=moments))
+        assert memory.at_peak["optimizer"] == expected
+
+
+def _shapes(model: ModelConfig) -> list[tuple[str, tuple[int, ...]]]:
+    return [(name, tuple(p.shape)) for name, p in HybridLM(model).named_parameters()]

@@ -20,6 +20,7 @@ from leyden.recipes.sections import DataSection, EvaluateSection, TaskSection, T
 from leyden.recipes.starting import CHANGEABLE
 from leyden.serve.config import EngineConfig
 from leyden.train import AdamWConfig, RunSettings
+from leyden.train.muon import MuonConfig
 from leyden.train.spikes import SpikeSettings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
@@ -30,7 +31,8 @@ SECTIONS: dict[str, tuple[type[Config], set[str]]] = {
     "[data]": (DataSection, set()),
     "[train]": (RunSettings, {"optimizer", "spikes", "lora"}),  # tables of their own
     "[train.spikes]": (SpikeSettings, set()),
-    "[train.optimizer]": (AdamWConfig, set()),
+    "[train.optimizer]": (AdamWConfig, {"muon"}),  # a table of its own
+    "[train.optimizer.muon]": (MuonConfig, set()),
     "[train.lora]": (LoraConfig, set()),
     "[parallel]": (ParallelConfig, set()),
     "[[stage]]": (TrainingStage, set()),

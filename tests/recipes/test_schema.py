@@ -173,3 +173,12 @@ def test_a_dry_run_prints_the_recipe_that_would_run(
     assert load_recipe(str(tmp_path / "printed.toml")) == changed
     assert changed.stage[1].lr == 5e-4
     assert not (tmp_path / "none").exists()
+
+
+def test_biases_that_are_not_there_or_stay() -> None:
+    message = refused_stage(expert_bias_share=0.9)
+    assert "stage 'one': expert_bias_share is of the biases" in message and "'softmax_topk'" in message
+    moving = {"model": {"router": "sigmoid_groups"}, "stage": [{**STAGE, "expert_bias_rate": 0.01}]}
+    assert "train.lora leaves the model as it is" in refusal({**moving, "train": {"lora": {}}})
+    recipe = parse_recipe(moving, "mine.toml")
+    assert recipe.stage[0].expert_bias_rate == 0.01

@@ -345,6 +345,8 @@ def test_new_weights_count_from_the_next_text_on(make_model: Callable[..., Hybri
     [
         ({"intermediate_size": 24}, torch.float32, "multiples of 16"),
         ({}, torch.float64, "float64"),
+        ({"postnorm": False, "parallel_block": True}, torch.float32, "parallel blocks"),
+        ({"postnorm": False, "norm_placement": "after"}, torch.float32, "norms after"),
         ({"router": "sigmoid_groups"}, torch.float32, "no body for GroupRouter"),
         ({"shared_intermediate_size": 16, "shared_expert_gate": False}, torch.float32, "shared .* without a gate"),
         ({"mlp_types": ("dense", *["experts"] * 3), "dense_intermediate_size": 24}, torch.float32, "multiples of 16"),

@@ -81,3 +81,10 @@ def test_default_ends_at_a_tenth() -> None:
 def test_bad_input(bad: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         LearningRate.parse(bad, "recipe.toml")
+
+
+def test_biases_of_routers_stop_late() -> None:
+    rate = LearningRate(expert_bias_share=0.75)
+    assert [rate.expert_bias_rate_at(step, 8) for step in (0, 5, 6, 7)] == [0.001, 0.001, 0, 0]
+    assert LearningRate(expert_bias_rate=0.1).expert_bias_rate_at(7, 8) == 0.1
+    assert LearningRate(expert_bias_share=0).expert_bias_rate_at(0, 8) == 0

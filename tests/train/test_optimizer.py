@@ -146,3 +146,40 @@ def test_a_skipped_step_changes_nothing_but_forgets_the_gradients(dtype: torch.d
         own.accumulate()
         own.step(1e-3, ONE, skip=skip)
     assert all(map(torch.equal, model.parameters(), other.parameters()))
+
+
+class Chooser(nn.Module):
+    """The least that has a bias by which a router chooses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Module()
+        self.gate.weight = nn.Parameter(torch.ones(2, 3))
+        self.gate.expert_bias = nn.Parameter(torch.tensor([0.5, 0.0, -0.25, 0.0]))
+
+    def load(self, *counts: float) -> None:
+        self.gate.weight.grad, self.gate.expert_bias.grad = torch.ones(2, 3), torch.tensor(counts).float()
+
+
+@pytest.mark.parametrize("device", [None, torch.device("cpu")])
+def test_biases_move_against_the_load_of_all_micro_batches(device: torch.device | None) -> None:
+    model = Chooser()
+    optimizer = MasterAdamW(model, device=device)
+    for counts in ((5, 0, 1, 2), (5, 4, 1, 6)):  # together 10, 4, 2, 8, of which the mean is 6
+        model.load(*counts)
+        optimizer.accumulate()
+    assert float(optimizer.grad_norm()) == pytest.approx(24**0.5), "a load is no part of it"
+    optimizer.step(1e-3, torch.tensor(8.0), expert_bias_rate=0.125)
+    assert model.gate.expert_bias.tolist() == [0.375, 0.125, -0.125, -0.125]
+    assert not any("exp_avg.gate.expert_bias" in name for name in optimizer.tensors())
+    assert "gate.expert_bias" in optimizer.masters()
+
+
+def test_biases_of_an_even_load_and_of_a_skipped_step_stay() -> None:
+    model = Chooser()
+    optimizer, before = MasterAdamW(model), model.gate.expert_bias.tolist()
+    for counts, skip, rate in (((3, 3, 3, 3), False, 0.1), ((9, 0, 0, 3), True, 0.1), ((9, 0, 0, 3), False, 0.0)):
+        model.load(*counts)
+        optimizer.accumulate()
+        optimizer.step(1e-3, ONE, skip=torch.tensor(skip), expert_bias_rate=rate)
+        assert model.gate.expert_bias.tolist() == before

@@ -178,8 +178,9 @@ def test_torn_checkpoint_is_passed_over(
     _assert_same(state, tmp_path, whole)
 
 
-def test_float32_has_no_copies_and_resumes(tmp_path: Path) -> None:
-    whole = toy_run.run(tmp_path / "whole", dtype=torch.float32)
+@pytest.mark.parametrize("shape", [{}, {"router": "sigmoid_groups"}], ids=["softmax", "sigmoid"])
+def test_float32_has_no_copies_and_resumes(tmp_path: Path, shape: dict[str, str]) -> None:
+    whole = toy_run.run(tmp_path / "whole", dtype=torch.float32, **shape)
     assert all(whole.model.get_parameter(n).data_ptr() == t.data_ptr() for n, t in whole.optimizer.masters().items())
 
     def stop(state: TrainState, _: StepResult) -> None:
@@ -187,8 +188,8 @@ def test_float32_has_no_copies_and_resumes(tmp_path: Path) -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(Interrupted):
-        toy_run.run(tmp_path / "cut", dtype=torch.float32, callbacks=(stop,))
-    state = toy_run.run(tmp_path / "cut", dtype=torch.float32)
+        toy_run.run(tmp_path / "cut", dtype=torch.float32, callbacks=(stop,), **shape)
+    state = toy_run.run(tmp_path / "cut", dtype=torch.float32, **shape)
     _assert_same(state, tmp_path / "cut", (whole, _metrics(tmp_path / "whole")))
 
 

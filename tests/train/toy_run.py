@@ -94,6 +94,13 @@ def settings(*, micro_batches: int = 2, **changes: Any) -> FitSettings:
     return FitSettings(**(plain | changes))
 
 
+def seed_all(seed: int) -> None:
+    """Every generator that batches draw from."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+
+
 def run(
     run_dir: Path,
     *,
@@ -101,12 +108,11 @@ def run(
     objective: Objective | None = None,
     callbacks: tuple[Callback, ...] = (),
     async_checkpoint: bool = False,
+    **shape: Any,
 ) -> TrainState:
-    """Run, or resume, to the end."""
-    torch.manual_seed(3)
-    random.seed(3)
-    np.random.seed(3)
-    model = tiny_model(dtype)
+    """Run, or resume, to the end; of a model with these changes of its shape."""
+    seed_all(3)
+    model = tiny_model(dtype, **shape)
     state = TrainState(model, MasterAdamW(model), async_checkpoint=async_checkpoint)
     state.resume(run_dir)
     for stage in range(state.stage, len(STAGE_STEPS)):

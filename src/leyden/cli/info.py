@@ -59,7 +59,7 @@ def info(
     from leyden.recipes import describe
 
     whole = gpus is None and not serve
-    shape = [setting for setting in settings or [] if whole or not setting.startswith(("parallel.", "train.lora."))]
+    shape = [setting for setting in settings or [] if whole or not setting.startswith(("parallel.", "train."))]
     print(describe(what, shape, length or 8192))
     if serve:
         from leyden.recipes.serving import serving_text

@@ -1,7 +1,8 @@
 """The losses that keep the router's load even and its logits small."""
 
 from collections.abc import Sequence as List
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch.nn.functional import pad
@@ -43,6 +44,32 @@ class RouterSums:
     probability: torch.Tensor
     load: torch.Tensor
     dropped: torch.Tensor
+
+
+def with_load(routing: Routing, bias: torch.Tensor) -> Routing:
+    """``routing``, behind whose backward ``bias.grad`` [E] has risen by how many tokens chose each expert.
+
+    A bias that chooses has no gradient. In its place the load goes wherever gradients go: it is summed over
+    micro-batches and ranks, is not counted in a forward pass without a backward, and nothing scales it.
+    """
+    if not (torch.is_grad_enabled() and bias.requires_grad):
+        return routing
+    return replace(routing, weights=_Load.apply(routing.weights, bias, routing.experts))
+
+
+class _Load(torch.autograd.Function):
+    """The weights as they are; in the backward the load of the experts as the gradient of the bias."""
+
+    @staticmethod
+    def forward(ctx: Any, weights: torch.Tensor, bias: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(experts)
+        ctx.num_experts, ctx.dtype = len(bias), bias.dtype
+        return weights.view_as(weights)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (experts,) = ctx.saved_tensors
+        return grads[0], _counts(experts, ctx.num_experts).to(ctx.dtype), None
 
 
 @dataclass(frozen=True)

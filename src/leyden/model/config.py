@@ -129,6 +129,12 @@ class ModelConfig(Config):
     lightning_norm_eps: float = Field(default=1e-6, gt=0)
     """Epsilon of the norm over lightning attention's heads: 1e-6 in the released code, whatever ``rms_norm_eps``."""
     postnorm: bool = True
+    norm_placement: Literal["pre", "after"] = "pre"
+    """Whether attention and feed-forward read the norm of the residual, or are normed before they are added to it (OLMo
+    2's reordered norm, arXiv 2501.00656, section 3.1)."""
+    parallel_block: bool = False
+    """Whether attention and feed-forward of a layer read the same norm and are added at once (PaLM, arXiv 2204.02311,
+    section 2)."""
     full_attn_alpha_factor: float | None = None
     full_attn_beta_factor: float = 1.0
     linear_attn_alpha_factor: float | None = None
@@ -206,7 +212,7 @@ class ModelConfig(Config):
             )
         if "cosformer2_attention" in self.layer_types and self.head_dim % 2:
             problems.append(f"head_dim ({self.head_dim}) must be even, since cosformer2_attention turns pairs of dims")
-        problems += self._mlp_problems() + self._latent_problems() + option_problems(self)
+        problems += self._mlp_problems() + self._block_problems() + self._latent_problems() + option_problems(self)
         room = self.postnorm and self.num_hidden_layers > 1 and self.hidden_size > 3
         if self.initialization == "induction" and not room:
             problems.append(
@@ -254,6 +260,22 @@ class ModelConfig(Config):
                 "shared_intermediate_size"
             )
         return problems + self._router_problems()
+
+    def _block_problems(self) -> list[str]:
+        asked = [name for name in ("norm_placement", "parallel_block") if getattr(self, name) not in ("pre", False)]
+        if len(asked) > 1:
+            return ['parallel_block has one norm, before both of its halves; leave norm_placement = "after" out']
+        if asked and self.postnorm:
+            return [
+                f"{asked[0]} is {getattr(self, asked[0])}, and postnorm adds to the norm of the residual; set postnorm "
+                "= false"
+            ]
+        if self.parallel_block and self.mlp_alpha_factor != 1:
+            return [
+                f"mlp_alpha_factor is {self.mlp_alpha_factor}, and with parallel_block the residual is weighted once, "
+                "by the factor of the attention; set it to 1"
+            ]
+        return []
 
     def _router_problems(self) -> list[str]:
         experts, groups, chosen = self.num_local_experts, self.n_group, self.topk_group
@@ -309,6 +331,12 @@ class ModelConfig(Config):
     def with_rope(self, rope: Rope) -> "ModelConfig":
         """This shape with another base and scaling."""
         return self.model_copy(update={"rope_theta": rope.theta, "rope_scaling": rope.scaling})
+
+    def norms_of_layer(self) -> tuple[str, ...]:
+        """The names of a layer's norms over the hidden size."""
+        if self.norm_placement == "after":
+            return "post_attention_layernorm", "post_feedforward_layernorm"
+        return ("input_layernorm",) if self.parallel_block else ("input_layernorm", "post_attention_layernorm")
 
     def mlp_kinds(self) -> tuple[MlpType, ...]:
         """The kind of feed-forward of each layer."""

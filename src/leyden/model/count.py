@@ -76,7 +76,9 @@ def count_model(config: ModelConfig) -> ModelCount:
         if mixer.flops_per_key:
             flops_per_key[mixer.window] += layers * mixer.flops_per_key
     weights = sum(layers * mixer.weights for mixer, layers in mixers)
-    norms = (2 * num_layers + 1 + config.score_head) * D + sum(layers * mixer.norm_weights for mixer, layers in mixers)
+    norms = (len(config.norms_of_layer()) * num_layers + 1 + config.score_head) * D + sum(
+        layers * mixer.norm_weights for mixer, layers in mixers
+    )
     mlps = [(feed_forward_of(kind).count(config), layers) for kind, layers in Counter(config.mlp_kinds()).items()]
     routers = sum(layers * mlp.router for mlp, layers in mlps)
     biases = sum(layers * mlp.bias for mlp, layers in mlps)

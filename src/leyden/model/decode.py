@@ -321,6 +321,8 @@ def _check(model: HybridLM, pools: Pools) -> None:
             raise UnavailableError(f"the native step has no body for {type(module).__name__} (of {name})")
         if isinstance(module, Mixer) and getattr(module, module.seam) is not type(module).alone:
             raise UnavailableError(f"{name} has another {module.seam} than that of one process")
+    if config.norm_placement != "pre" or config.parallel_block:
+        raise UnavailableError("the native step has no body for norms after their parts, nor for parallel blocks")
     if config.shared_intermediate_size and not config.shared_expert_gate:
         raise UnavailableError("the native step has no body for a shared expert without a gate")
     if type(model.ranks) is not Ranks:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.functional import silu
 
+from leyden.model.balance import with_load
 from leyden.model.config import ModelConfig
 from leyden.model.float32 import Float32Module
 from leyden.model.kinds import entry_of
@@ -83,7 +84,8 @@ class GroupRouter(Router):
     """Sigmoid scores, and a bias that takes part in the choice alone (:func:`leyden.ops.route_in_groups`).
 
     Attributes:
-        expert_bias: [E] float32, saved with the weights. It has no gradient of the loss.
+        expert_bias: [E] float32, saved with the weights. The loss has no gradient for it; in its place stands the load
+            of the experts, by which training moves it (:func:`leyden.model.balance.with_load`).
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -95,9 +97,11 @@ class GroupRouter(Router):
     def forward(self, x: torch.Tensor) -> Routing:
         """[N, D] to the routing of N tokens."""
         logits = torch.nn.functional.linear(x.to(self.weight.dtype), self.weight)
-        return route_in_groups(
-            logits, self.expert_bias, self.top_k, self.groups, normalize=self.normalize, scale=self.scale
+        bias = self.expert_bias
+        routing = route_in_groups(
+            logits, bias.detach(), self.top_k, self.groups, normalize=self.normalize, scale=self.scale
         )
+        return with_load(routing, bias)
 
 
 def compute(

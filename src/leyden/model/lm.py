@@ -44,24 +44,40 @@ class Features:
 
 
 class DecoderLayer(nn.Module):
-    """Attention, then experts, each added to its input by ``r * alpha + f(norm(x)) * beta``."""
+    """Attention, then experts, each added to its input by ``r * alpha + f(norm(x)) * beta``.
+
+    With ``norm_placement = "after"`` each is added by ``x * alpha + norm(f(x)) * beta`` (OLMo 2, arXiv 2501.00656,
+    section 3.1); with ``parallel_block`` both read one norm, and are added at once: ``x * alpha + attention(norm(x)) *
+    beta + experts(norm(x)) * beta'`` (PaLM, arXiv 2204.02311, section 2).
+    """
 
     def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm_after, self.parallel = config.norm_placement == "after", config.parallel_block
+        for name in config.norms_of_layer():
+            self.add_module(name, RMSNorm(config.hidden_size, config.rms_norm_eps))
         self.self_attn = mixer_of(config.layer_types[index]).create(config, index)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = feed_forward_of(config.mlp_kinds()[index]).create(config)
         self.attention_factors = residual_factors(config, index)
         self.mlp_factors = config.residual("mlp")
         self.postnorm = config.postnorm
 
+    input_layernorm: RMSNorm
+    post_attention_layernorm: RMSNorm
+    post_feedforward_layernorm: RMSNorm
+
     def forward(
         self, x: torch.Tensor, context: ForwardContext, memory: Memory | None, wanted: Wanted
     ) -> tuple[torch.Tensor, Any, Routing | None]:
         """[B, T, D] to the ``wanted`` of its rows, with the mixer's new state and the routing if it has them."""
+        if self.norm_after:
+            return self._norm_after(x, context, memory, wanted)
         normed = self.input_layernorm(x)
         attended, state = self.self_attn(normed, context, memory, wanted)
+        if self.parallel:
+            mixed, routing = self.mlp(take(normed, wanted))
+            attended = _residual(take(x, wanted), attended, *self.attention_factors)
+            return _residual(attended, mixed, *self.mlp_factors), state, routing
         if self.postnorm:
             kept = self.post_attention_layernorm.of_residual(take(normed, wanted), attended, *self.attention_factors)
             normed = kept
@@ -70,6 +86,15 @@ class DecoderLayer(nn.Module):
             normed = self.post_attention_layernorm(kept)
         mixed, routing = self.mlp(normed)
         return _residual(kept, mixed, *self.mlp_factors), state, routing
+
+    def _norm_after(
+        self, x: torch.Tensor, context: ForwardContext, memory: Memory | None, wanted: Wanted
+    ) -> tuple[torch.Tensor, Any, Routing | None]:
+        """As :meth:`forward`."""
+        attended, state = self.self_attn(x, context, memory, wanted)
+        kept = _residual(take(x, wanted), self.post_attention_layernorm(attended), *self.attention_factors)
+        mixed, routing = self.mlp(kept)
+        return _residual(kept, self.post_feedforward_layernorm(mixed), *self.mlp_factors), state, routing
 
 
 def _residual(kept: torch.Tensor, added: torch.Tensor, alpha: float, beta: float) -> torch.Tensor:

@@ -85,7 +85,7 @@ def _weights(model: HybridLM | Pipeline, mesh: Mesh, parts: dict[str, Part], tra
         over = summed_over(name, mesh)
         group = None if over is None else mesh.groups[over]
         found[name] = Weight(parameter, sharded_part(name, parts[name], mesh), group, is_counted(name, mesh))
-    return Weights(found, mesh.groups["world"])
+    return Weights(found, mesh.groups["world"], mesh.groups["stage"])
 
 
 def _fill(model: HybridLM | Pipeline, weights: Weights, config: ModelConfig, mesh: Mesh, seed: int) -> None:

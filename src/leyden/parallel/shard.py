@@ -17,7 +17,7 @@ from torch import nn
 from leyden.model import Mixer
 from leyden.parallel.mesh import Mesh
 from leyden.parallel.part import Part
-from leyden.parallel.weights import adapter_group, kind_of
+from leyden.parallel.weights import adapter_group, has_load, kind_of
 
 _MESH = {"tensor": "dense", "experts": "experts", "shared": "stage"}
 """The mesh of :attr:`Mesh.fsdp` that shards each kind; the others are replicated."""
@@ -56,11 +56,18 @@ class Weights(Mapping[str, Weight]):
     Args:
         weights: by name, as in the whole model.
         world: over which norms are summed; None: one process.
+        stage: the ranks that hold parts of the same weights; None: this one alone.
     """
 
-    def __init__(self, weights: Mapping[str, Weight], world: dist.ProcessGroup | None = None) -> None:
+    def __init__(
+        self,
+        weights: Mapping[str, Weight],
+        world: dist.ProcessGroup | None = None,
+        stage: dist.ProcessGroup | None = None,
+    ) -> None:
         self._weights = dict(weights)
         self._world = world
+        self.stage = stage
 
     @classmethod
     def alone(cls, model: nn.Module) -> "Weights":
@@ -97,8 +104,8 @@ class Weights(Mapping[str, Weight]):
                 tensor.copy_(piece.view_as(tensor))
 
     def norm(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The Euclidean norm of all ranks' tensors together, one a weight, each weight once: a scalar."""
-        counted = [t for name, t in tensors.items() if self[name].counted and t.numel()]
+        """The Euclidean norm of all ranks' tensors together, one a weight, each weight once and no load: a scalar."""
+        counted = [t for name, t in tensors.items() if self[name].counted and t.numel() and not has_load(name)]
         # Row by row: over a million float32 squares at once, PyTorch's CPU norm is off by 3e-5, and differently so for
         # every cut of the weights.
         total = nn.utils.get_total_norm([torch.linalg.vector_norm(t, dim=-1) for t in counted])

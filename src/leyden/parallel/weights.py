@@ -43,6 +43,7 @@ _WHOLE: dict[str, Kind] = {
     "post_attention_layernorm.weight": "replicated",
     "self_attn.q_norm.weight": "replicated",
     "self_attn.k_norm.weight": "replicated",
+    "post_feedforward_layernorm.weight": "replicated",
     "mlp.gate.weight": "replicated",
     "mlp.gate.expert_bias": "replicated",
     "mlp.shared.mlp.gate_proj.weight": "shared",
@@ -58,6 +59,12 @@ for _mixer in MIXERS.values():
 
 _EXPERTS = {"mlp.experts.gate_up_proj": (1, 2), "mlp.experts.down_proj": (2, 1)}
 """The dim of the hidden width, and how many projections it stacks; dim 0 is that of the experts."""
+
+
+def has_load(name: str) -> bool:
+    """Whether the load of experts stands in the place of the gradient of the weight ``name``
+    (:func:`leyden.model.balance.with_load`): it is summed over ranks as gradients are, and is part of no norm."""
+    return name.endswith("gate.expert_bias")
 
 
 def kind_of(name: str) -> Kind:

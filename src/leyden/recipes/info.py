@@ -35,6 +35,10 @@ def describe(what: str, settings: Sequence[str], length: int) -> str:
     if config.mlp_types:
         mlps = [f"{number} {feed_forward_of(kind).title}" for kind, number in Counter(config.mlp_types).items()]
         layers += f"; feed-forwards: {', '.join(mlps)}"
+    if config.norm_placement == "after":
+        layers += "; norms behind attention and feed-forward"
+    if config.parallel_block:
+        layers += "; attention and feed-forward side by side"
     if not count.key_values_per_token:
         layers += "; layer_types adds softmax layers, which fewer than 8 layers have not by themselves"
     rows = [

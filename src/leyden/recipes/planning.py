@@ -16,11 +16,12 @@ from leyden.parallel.mesh import coordinates
 from leyden.parallel.plan import ParallelConfig, Plan
 from leyden.parallel.planner import StepShape, check_plan
 from leyden.parallel.planner.memory import RankMemory, predict_memory
-from leyden.parallel.planner.rank import Rank
+from leyden.parallel.planner.rank import MomentBytes, Rank
 from leyden.parallel.planner.search import Candidate, search
 from leyden.parallel.planner.time import Machine, StepTime, predict_time
 from leyden.parallel.planner.traffic import by_axis, predict_traffic
 from leyden.recipes.loader import load_recipe
+from leyden.train import AdamWConfig, RunSettings
 
 
 def plan_text(
@@ -48,14 +49,15 @@ def plan_text(
     Raises:
         UserError: ``what`` is unknown, or no plan fits.
     """
-    model, _, lora = read_model(what, settings)
+    model, _, train = read_model(what, settings)
+    lora = train.lora
     if lora is not None:
         raise UserError(
             "plans are ranked by the time of a step that trains all weights; leave train.lora out, or give a plan and "
             f"see what it takes: leyden info {what} --gpus {world} --set train.lora.rank={lora.rank} --set parallel..."
         )
     step = step_of(what, settings, world, length, batch_tokens, micro_batch_tokens)
-    found = search(model, world, step, machine, best=best)
+    found = search(model, world, step, machine, best=best, moments=moment_bytes(train.optimizer))
     table = Table(box=box.SIMPLE_HEAD, title=f"{what} on {world:,} ranks, {step.tokens:,} tokens a step")
     for name in ("plan", "recompute", "micro-batches", "GB a rank", "s a step", "MFU", "binds"):
         table.add_column(name, no_wrap=name != "plan", justify="left" if name in ("plan", "recompute") else "right")
@@ -82,12 +84,17 @@ def cost_text(
     Raises:
         UserError: the plan cannot be; with all that is wrong, and the nearest plans that can be.
     """
-    model, parallel, lora = read_model(what, settings)
+    model, parallel, train = read_model(what, settings)
+    lora = train.lora
     if lora is not None and lora.int8 and world > 1:
         raise UserError(INT8_ON_RANKS)
     step = step_of(what, settings, world, length, batch_tokens, micro_batch_tokens)
     plan = check_plan(parallel, world, model, step)
-    ranks = [Rank(model, plan, step, coordinates(plan, number), lora=lora) for number in _one_of_each_stage(plan)]
+    moments = moment_bytes(train.optimizer)
+    ranks = [
+        Rank(model, plan, step, coordinates(plan, number), lora=lora, moments=moments)
+        for number in _one_of_each_stage(plan)
+    ]
     memories = [predict_memory(rank) for rank in ranks]
     most = max(range(len(ranks)), key=lambda index: memories[index].peak)
     fits = memories[most].peak <= machine.memory_bytes
@@ -100,6 +107,9 @@ def cost_text(
         (f"sent over {axis}", f"{_size(n)} a rank and step")
         for axis, n in by_axis(predict_traffic(ranks[most])).items()
     ]
+    if train.optimizer.muon is not None and plan.stage > 1:
+        held = sum(count * module.matrices for module, count in ranks[most].modules())
+        rows.append(("sent by Muon", f"{_size(2 * held * ranks[most].wide.itemsize)} a rank and step, on average"))
     if fits:
         rows += _time_rows(predict_time(ranks[most], machine))
     return _lines(rows)
@@ -121,25 +131,31 @@ def _adapter_rows(model: ModelConfig, lora: LoraConfig) -> list[tuple[str, str]]
     ]
 
 
-def read_model(what: str, settings: Sequence[str]) -> tuple[ModelConfig, ParallelConfig, LoraConfig | None]:
-    """The shape, the ``[parallel]`` section and ``[train.lora]`` of a preset or a recipe.
+def moment_bytes(optimizer: AdamWConfig) -> MomentBytes:
+    """What an optimizer remembers of a weight: AdamW two moments, Muon a float32 momentum."""
+    adam = 2 * getattr(torch, optimizer.moments).itemsize
+    return MomentBytes(matrix=adam if optimizer.muon is None else torch.float32.itemsize, other=adam)
+
+
+def read_model(what: str, settings: Sequence[str]) -> tuple[ModelConfig, ParallelConfig, RunSettings]:
+    """The shape, the ``[parallel]`` section and the ``[train]`` section of a preset or a recipe.
 
     Raises:
         UserError: an unknown name or setting.
     """
     if what not in PRESETS:
         recipe = load_recipe(what, settings)
-        return recipe.model, recipe.parallel, recipe.train.lora
+        return recipe.model, recipe.parallel, recipe.train
     changes = override({"model": {}, "parallel": {}, "train": {}}, settings)
-    if set(changes) != {"model", "parallel", "train"} or set(changes["train"]) - {"lora"}:
+    if set(changes) != {"model", "parallel", "train"} or set(changes["train"]) - {"lora", "optimizer"}:
         raise UserError(
-            f"--set on a preset changes model.FIELD, parallel.FIELD or train.lora.FIELD; given: {', '.join(settings)}."
+            "--set on a preset changes model.FIELD, parallel.FIELD, train.optimizer.FIELD or train.lora.FIELD; given: "
+            f"{', '.join(settings)}."
         )
-    lora = changes["train"].get("lora")
     return (
         preset(what, **changes["model"]),
         ParallelConfig.parse(changes["parallel"], "--set parallel"),
-        None if lora is None else LoraConfig.parse(lora, "--set train.lora"),
+        RunSettings.parse(changes["train"], "--set train"),
     )
 
 

@@ -18,6 +18,7 @@ from leyden.model import ModelConfig, RopeScaling, preset
 from leyden.parallel import ParallelConfig
 from leyden.recipes.adapters import check_lora
 from leyden.recipes.objectives import OBJECTIVES, ON_PROMPTS, check_rows, check_stage
+from leyden.recipes.routers import check_biases
 from leyden.recipes.sections import DataSection, EvaluateSection, TokenizerSection
 from leyden.serve.config import EngineConfig
 from leyden.train import BatchSchedule, LearningRate, RunSettings
@@ -334,6 +335,7 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _lora_fits(self) -> Self:
+        check_biases(self.model, self.stage, frozen=self.train.lora is not None)
         if self.train.lora is not None:
             check_lora(self.starts_from, self.stage)
         return self

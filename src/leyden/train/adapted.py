@@ -39,6 +39,11 @@ def adapted_state(
         raise UserError(
             "parallel.compile = true compiles a model whose weights are trained; leave it out of a run with train.lora."
         )
+    if optimizer.muon is not None:
+        raise UserError(
+            "train.optimizer.muon moves the matrices of a model's layers, and a run with train.lora trains adapters "
+            "beside them, which AdamW moves; leave one of the two tables out."
+        )
     host, mesh = torch.device("cpu") if how.offload_optimizer else None, rank_group.mesh
     with torch.device("meta"):
         model = add_lora(HybridLM(config).to(dtype), lora)

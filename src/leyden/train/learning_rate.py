@@ -37,6 +37,11 @@ class LearningRate(Config):
     """The share of all steps, at the end, in which the rate decays; 1: all that warm-up leaves."""
     final_lr: float | None = Field(default=None, ge=0)
     """The rate of the last step; 0 for a linear or cosine decay alone. None: a tenth of the peak."""
+    expert_bias_rate: float = Field(default=0.001, ge=0)
+    """By how much a step moves the biases by which routers choose (``router = "sigmoid_groups"``) against the load of
+    their experts; DeepSeek-V3's is 0.001 (arXiv 2412.19437, section 4.2)."""
+    expert_bias_share: float = Field(default=1.0, ge=0, le=1)
+    """The share of all steps, at the beginning, in which they move; DeepSeek-V3 stopped after 97 % of its tokens."""
 
     @model_validator(mode="after")
     def _falls(self) -> Self:
@@ -57,6 +62,10 @@ class LearningRate(Config):
     def peak_at(self, step: int) -> float:
         """The rate of ``step`` without warm-up and decay."""
         return self.lr
+
+    def expert_bias_rate_at(self, step: int, total_steps: int) -> float:
+        """By how much ``step`` (from 0) of ``total_steps`` moves the biases of routers."""
+        return self.expert_bias_rate if step < math.ceil(self.expert_bias_share * total_steps) else 0.0
 
     def decay_steps(self, total_steps: int) -> int:
         """How many of ``total_steps`` the rate is to decay in, at their end."""

@@ -1,4 +1,4 @@
-"""AdamW on float32 master weights, whatever dtype the model computes in.
+"""AdamW, and Muon beside it, on float32 master weights, whatever dtype the model computes in.
 
 A bfloat16 weight near 1 moves in steps of 1/128, more than most updates: the optimizer therefore keeps each narrow
 parameter a second time in float32, updates that copy, and rounds it into the model after every step. A parameter that
@@ -6,15 +6,25 @@ is float32 already, and where the optimizer is, is its own master. Gradients are
 master's dtype. A rank of several keeps all of this for its part of each weight alone.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
-from torch.optim.adamw import adamw
 
 from leyden.core.config import Config
+from leyden.model import ModelConfig
+from leyden.model.matrices import Fused, hidden_matrices
 from leyden.parallel import Weight, Weights
+from leyden.parallel.weights import has_load
+from leyden.train.adam import AdamGroup
+from leyden.train.balance import BiasGroup
+from leyden.train.masters import MasterGroup
+from leyden.train.muon import MuonConfig, MuonGroup
+
+_BFLOAT16_STEP = 2.0**-8
+"""Half of the largest distance between two neighbours, as a share of them: a smaller change is rounded away."""
 
 
 class AdamWConfig(Config):
@@ -25,44 +35,83 @@ class AdamWConfig(Config):
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.1, ge=0)
     """For parameters of two dims or more; norms and other vectors do not decay."""
+    decay_embeddings: bool = True
+    """Whether the embedding decays too; OLMo 2's does not (arXiv 2501.00656, section 3.2)."""
+    moments: Literal["float32", "bfloat16"] = "float32"
+    """The dtype in which AdamW's two moments are kept."""
+    muon: MuonConfig | None = None
+    """A table: Muon moves the matrices of the layers, and AdamW the rest. None: AdamW moves all."""
 
-
-@dataclass(frozen=True)
-class _Group:
-    """Parameters that share a weight decay, with what the optimizer keeps of each."""
-
-    names: list[str]
-    weights: list[Weight]
-    masters: list[torch.Tensor]
-    exp_avgs: list[torch.Tensor]
-    exp_avg_sqs: list[torch.Tensor]
-    steps: list[torch.Tensor]
-    """Float32 scalars, all equal; the fused kernel wants one a parameter."""
-    weight_decay: float
+    @model_validator(mode="after")
+    def _moves(self) -> Self:
+        if self.moments == "bfloat16" and max(self.beta1, self.beta2) > 1 - _BFLOAT16_STEP:
+            raise ValueError(
+                f"moments in bfloat16 never fall with betas of {self.beta1} and {self.beta2}: a share of less than "
+                f"{_BFLOAT16_STEP} is rounded away; take betas of at most {1 - _BFLOAT16_STEP:.3f}, or float32"
+            )
+        return self
 
 
 class MasterAdamW:
-    """AdamW (arXiv 1711.05101) over the trainable parameters of a model.
+    """AdamW (arXiv 1711.05101), and where the configuration says so Muon, over the trainable parameters of a model.
 
     One step is: ``accumulate()`` after the backward of each micro-batch, ``grad_norm()``, then ``step()``.
 
     Args:
-        model: a model, or what a rank holds of one.
+        model: a model, or what a rank holds of one; of several ranks, all make this together.
         config: the constants.
         device: where masters, moments and sums of gradients are kept and the step is taken: the CPU, to leave a GPU's
             memory to the model. None: with the model.
+        shape: of the whole model; only Muon asks for it.
     """
 
     def __init__(
-        self, model: nn.Module | Weights, config: AdamWConfig | None = None, device: torch.device | None = None
+        self,
+        model: nn.Module | Weights,
+        config: AdamWConfig | None = None,
+        device: torch.device | None = None,
+        shape: ModelConfig | None = None,
     ) -> None:
         self.config = config or AdamWConfig()
         self.weights = model if isinstance(model, Weights) else Weights.alone(model)
-        matrices = {name: w for name, w in self.weights.items() if w.parameter.ndim >= 2}
-        vectors = {name: w for name, w in self.weights.items() if w.parameter.ndim < 2}
-        decay = self.config.weight_decay
-        self._groups = [_group(matrices, decay, device), _group(vectors, 0.0, device)]
+        maps = self._maps(shape)
+        groups: list[MasterGroup] = [
+            self._adam_group(named, decay, device) for decay, named in self._by_decay(maps).items()
+        ]
+        if self.config.muon is not None:
+            decay = self.config.weight_decay
+            groups.append(MuonGroup(self.weights, maps, device, config=self.config.muon, weight_decay=decay))
+        biases = {name: weight for name, weight in self.weights.items() if has_load(name)}
+        self._groups = [*groups, BiasGroup(biases, device)]
         self._gradients: list[list[torch.Tensor]] | None = None
+
+    def _maps(self, shape: ModelConfig | None) -> Mapping[str, Fused]:
+        """What Muon moves."""
+        if self.config.muon is None:
+            return {}
+        if shape is None:
+            raise ValueError("Muon is told the model's shape, by which it knows what is fused in a weight.")
+        return hidden_matrices({name: weight.part.shape for name, weight in self.weights.items()}, shape)
+
+    def _by_decay(self, maps: Mapping[str, Fused]) -> dict[float, dict[str, Weight]]:
+        """What AdamW moves, by weight decay."""
+        found: dict[float, dict[str, Weight]] = {self.config.weight_decay: {}, 0.0: {}}
+        for name, weight in self.weights.items():
+            decays = weight.parameter.ndim >= 2 and (self.config.decay_embeddings or name != "embed_tokens.weight")
+            if name not in maps and not has_load(name):
+                found[self.config.weight_decay if decays else 0.0][name] = weight
+        return found
+
+    def _adam_group(self, weights: dict[str, Weight], decay: float, device: torch.device | None) -> AdamGroup:
+        config = self.config
+        return AdamGroup(
+            weights,
+            device,
+            weight_decay=decay,
+            moments=torch.bfloat16 if config.moments == "bfloat16" else None,
+            betas=(config.beta1, config.beta2),
+            eps=config.eps,
+        )
 
     def accumulate(self, *, measure: bool = False) -> torch.Tensor | None:
         """Add every parameter's ``grad`` to its float32 sum and clear it; no gradient counts as zero.
@@ -71,7 +120,7 @@ class MasterAdamW:
             measure: return the Euclidean norm of what arrives, over all ranks: one more reading of the gradients. All
                 ranks then call this together.
         """
-        arrived = [_take_gradients(group) for group in self._groups]
+        arrived = [group.take_gradients() for group in self._groups]
         norm = self._norm_of(arrived) if measure else None
         if self._gradients is None:
             self._gradients = arrived
@@ -90,66 +139,47 @@ class MasterAdamW:
         self.weights.sum_gradients(named)
         return self.weights.norm(named)
 
-    def step(self, lr: float, divisor: torch.Tensor, skip: torch.Tensor | None = None) -> None:
+    def step(
+        self, lr: float, divisor: torch.Tensor, skip: torch.Tensor | None = None, *, expert_bias_rate: float = 0.0
+    ) -> None:
         """Update masters and model with the accumulated gradients, each divided by ``divisor``, and forget them.
 
         Args:
             lr: learning rate.
-            divisor: scalar; the division happens inside the fused kernel, without a pass of its own.
+            divisor: scalar.
             skip: scalar bool; where it is true, the gradients are forgotten and nothing else changes.
+            expert_bias_rate: by how much the biases of routers move (:class:`leyden.train.balance.BiasGroup`).
         """
         divisor = divisor.to(torch.float32)
-        found_inf = None if skip is None else skip.to(torch.float32)
         for group, gradients in zip(self._groups, self._accumulated(), strict=True):
-            if not group.names:
-                continue
-            adamw(
-                group.masters,
-                gradients,
-                group.exp_avgs,
-                group.exp_avg_sqs,
-                [],
-                group.steps,
-                fused=True,
-                grad_scale=divisor,
-                found_inf=found_inf,
-                amsgrad=False,
-                beta1=self.config.beta1,
-                beta2=self.config.beta2,
-                lr=lr,
-                weight_decay=group.weight_decay,
-                eps=self.config.eps,
-                maximize=False,
-            )
-            _round_into_model(group)
+            if group.names:
+                group.update(gradients, expert_bias_rate if isinstance(group, BiasGroup) else lr, divisor, skip)
+                group.round_into_model()
         self._gradients = None
 
     @property
     def num_steps(self) -> int:
         """How many updates were made; Adam's bias correction depends on it."""
-        return int(next(step for group in self._groups for step in group.steps))
+        return int(next(step for group in self._adam_groups for step in group.steps))
 
     @num_steps.setter
     def num_steps(self, value: int) -> None:
-        for group in self._groups:
+        for group in self._adam_groups:
             for step in group.steps:
                 step.fill_(value)
 
+    @property
+    def _adam_groups(self) -> list[AdamGroup]:
+        return [group for group in self._groups if isinstance(group, AdamGroup)]
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """Everything but :attr:`num_steps` that a resumed run needs, by name; writing into them restores it."""
-        found: dict[str, torch.Tensor] = {}
-        for group in self._groups:
-            for i, name in enumerate(group.names):
-                found[f"exp_avg.{name}"] = group.exp_avgs[i]
-                found[f"exp_avg_sq.{name}"] = group.exp_avg_sqs[i]
-                if not _is_own_master(group.weights[i], group.masters[i]):
-                    found[f"master.{name}"] = group.masters[i]
-        return found
+        return {name: tensor for group in self._groups for name, tensor in group.tensors().items()}
 
     def round_into_model(self) -> None:
         """Give the model the masters, rounded to its dtype; for whoever has written into the masters."""
         for group in self._groups:
-            _round_into_model(group)
+            group.round_into_model()
 
     def masters(self) -> dict[str, torch.Tensor]:
         """The float32 weights, by the name of their parameter."""
@@ -170,38 +200,3 @@ class MasterAdamW:
         if self._gradients is None:
             raise RuntimeError("no gradients: call accumulate() after a backward first.")
         return self._gradients
-
-
-def _group(named: dict[str, Weight], weight_decay: float, device: torch.device | None) -> _Group:
-    masters = [_master(weight.local, device) for weight in named.values()]
-    return _Group(
-        names=list(named),
-        weights=list(named.values()),
-        masters=masters,
-        exp_avgs=[torch.zeros_like(m) for m in masters],
-        exp_avg_sqs=[torch.zeros_like(m) for m in masters],
-        steps=[torch.zeros((), dtype=torch.float32, device=m.device) for m in masters],
-        weight_decay=weight_decay,
-    )
-
-
-def _master(tensor: torch.Tensor, device: torch.device | None) -> torch.Tensor:
-    """``to`` copies where dtype or device change, and returns the parameter's own storage where they do not."""
-    return tensor.to(device=device, dtype=torch.promote_types(tensor.dtype, torch.float32))
-
-
-def _is_own_master(weight: Weight, master: torch.Tensor) -> bool:
-    return weight.parameter.dtype == master.dtype and weight.parameter.device == master.device
-
-
-def _take_gradients(group: _Group) -> list[torch.Tensor]:
-    """The gradients of one backward in the masters' dtype, taken away from the parameters."""
-    taken = [weight.take_gradient(master.dtype) for weight, master in zip(group.weights, group.masters, strict=True)]
-    return [gradient.to(master.device) for gradient, master in zip(taken, group.masters, strict=True)]
-
-
-def _round_into_model(group: _Group) -> None:
-    pairs = [(w.local, m) for w, m in zip(group.weights, group.masters, strict=True) if not _is_own_master(w, m)]
-    if pairs:
-        parameters, masters = zip(*pairs, strict=True)
-        torch._foreach_copy_(list(parameters), list(masters))  # pyright: ignore[reportPrivateImportUsage]

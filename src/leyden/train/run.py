@@ -173,7 +173,7 @@ def build_state(
         if how.compile:
             install_compile(model, default_device())
         install_recompute(model, how.activation_checkpointing)
-        optimizer = MasterAdamW(Weights.alone(model), settings.optimizer, host)
+        optimizer = MasterAdamW(Weights.alone(model), settings.optimizer, host, config)
         model.to(dtype)  # now, so that the masters begin unrounded, as those of many ranks do
         return TrainState(model, optimizer, rank_group, async_checkpoint=settings.async_checkpoint)
     with torch.device("meta"):
@@ -181,7 +181,7 @@ def build_state(
     if host is not None:
         whole.to(dtype)  # the masters are elsewhere
     attached = parallel.attach(whole, rank_group.mesh, dtype, seed=settings.seed, row_tokens=row_tokens)
-    optimizer = MasterAdamW(attached.weights, settings.optimizer, host)
+    optimizer = MasterAdamW(attached.weights, settings.optimizer, host, config)
     return TrainState(attached.model, optimizer, rank_group, async_checkpoint=settings.async_checkpoint)
 
 

@@ -76,6 +76,7 @@ def train_step(
     *,
     lr: float,
     clip_norm: float,
+    expert_bias_rate: float = 0.0,
     stop: Callable[[], bool] = lambda: False,
     limits: StepLimits = _NO_LIMITS,
     measure_noise: bool = False,
@@ -89,6 +90,7 @@ def train_step(
             all of them.
         objective: gives the sums of one micro-batch.
         lr: learning rate.
+        expert_bias_rate: by how much the biases of routers move against their load.
         clip_norm: a gradient of the mean loss longer than this is scaled down to it.
         stop: whether this rank was asked to stop; the answer goes to all ranks with the step's sums.
         limits: of the mean loss and the gradient norm.
@@ -112,7 +114,7 @@ def train_step(
     spiked = finite & ((total.sums.metrics["loss"] > limits.loss * weight) | (grad_norm > limits.grad_norm))
     skip = ~finite | spiked if limits.skip else ~finite
     excess = (grad_norm / clip_norm).clamp_min(1.0)
-    state.optimizer.step(lr, divisor=weight * excess, skip=skip)
+    state.optimizer.step(lr, divisor=weight * excess, skip=skip, expert_bias_rate=expert_bias_rate)
     result = _result(total, grad_norm, skip, spiked)
     state.count(result.tokens, skipped=result.skipped, stage_steps=stage_steps)
     return result

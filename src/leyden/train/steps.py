@@ -119,6 +119,7 @@ def steps(
             objective,
             lr=lr,
             clip_norm=settings.clip_norm,
+            expert_bias_rate=learning_rate.expert_bias_rate_at(state.stage_step, settings.total_steps),
             stop=stop,
             limits=limits_now,
             measure_noise=measure_noise,

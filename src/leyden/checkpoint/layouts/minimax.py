@@ -72,6 +72,8 @@ _DIALECT = Dialect(
         **OPTIONS_ASSUMED,
         "lightning_norm_eps": (1e-6, "leyden"),
         "router": ("softmax_topk", "leyden"),
+        "norm_placement": ("pre", "leyden"),
+        "parallel_block": (False, "leyden"),
         "shared_expert_gate": (True, "leyden"),
         "score_head": (False, "transformers or leyden"),
         "rope_scaling": ({"rope_type": "default"}, "transformers or leyden"),

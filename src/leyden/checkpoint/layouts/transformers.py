@@ -67,6 +67,8 @@ _DIALECT = Dialect(
         "shared_intermediate_size": (0, "minimax or leyden"),
         "lightning_norm_eps": (1e-6, "leyden"),
         "router": ("softmax_topk", "leyden"),
+        "norm_placement": ("pre", "leyden"),
+        "parallel_block": (False, "leyden"),
     },
     ignored=LOGIT_FREE | {"block_size", "rope_parameters", "rope_scaling", "rope_theta", "id2label", "label2id"},
 )

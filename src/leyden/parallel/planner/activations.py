@@ -10,7 +10,7 @@ dtype, w of float32 or wider.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from leyden.model import LayerKind
 from leyden.model.kinds import entry_of
@@ -48,8 +48,11 @@ def layer_activations(rank: Rank, kind: LayerKind) -> Layer:
     """Of a layer of ``kind`` and one micro-batch."""
     mixer, mlp = kind
     routing, feed_forward = entry_of(_FEED_FORWARDS, mlp, "has no terms in the planner")
-    entry = rank.own * rank.model.hidden_size * rank.dtype.itemsize + routing(rank)
-    return Layer(entry, terms_of(mixer).activations(rank), feed_forward(rank))
+    hidden = rank.own * rank.model.hidden_size * rank.dtype.itemsize
+    half = feed_forward(rank)
+    if rank.model.parallel_block:  # neither a sum between the halves, nor its norm
+        half = replace(half, kept=half.kept - hidden - rank.own * rank.wide.itemsize)
+    return Layer(hidden + routing(rank), terms_of(mixer).activations(rank), half)
 
 
 def _routing(rank: Rank) -> float:

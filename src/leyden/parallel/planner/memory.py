@@ -27,7 +27,7 @@ class RankMemory:
         held: before and after a step: weights, optimizer, and a pipeline's buffers.
         peak: the most.
         at_peak: what it is made of: ``weights`` (the float32 shards; those of a frozen model are as it computes),
-            ``optimizer`` (two moments), ``gradients``, ``gathered`` (weights in the dtype of the computation),
+            ``optimizer`` (moments), ``gradients``, ``gathered`` (weights in the dtype of the computation),
             ``activations`` (what is kept for the backward, and what an op needs for a moment), ``buffers`` (of
             collectives).
     """
@@ -67,7 +67,7 @@ def predict_memory(rank: Rank) -> RankMemory:
     kept = sum(count * _kept(module) for module, count in rank.modules())
     trained = kept if rank.lora is None else sum(count * module.adapters for module, count in rank.modules())
     if not rank.plan.settings.offload_optimizer:
-        meter.hold("optimizer", 2 * trained * wide)
+        meter.hold("optimizer", _moments(rank, trained))
     meter.hold("weights", trained * wide)
     if rank.lora is not None:
         meter.hold("weights", sum(count * _frozen(module, rank) for module, count in rank.modules()))
@@ -87,6 +87,14 @@ def predict_memory(rank: Rank) -> RankMemory:
     else:
         _pipeline(rank, stages)
     return RankMemory(float(held), meter.peak, meter.at_peak)
+
+
+def _moments(rank: Rank, trained: int) -> int:
+    """Bytes that the optimizer keeps beside ``trained`` weights."""
+    if rank.moments is None:
+        return 2 * trained * rank.wide.itemsize
+    matrices = 0 if rank.lora is not None else sum(count * module.matrices for module, count in rank.modules())
+    return matrices * rank.moments.matrix + (trained - matrices) * rank.moments.other
 
 
 def _kept(module: Module) -> int:

@@ -15,6 +15,19 @@ from leyden.parallel.sequence.layout import balanced
 
 
 @dataclass(frozen=True)
+class MomentBytes:
+    """What the optimizer remembers of one weight.
+
+    Attributes:
+        matrix: of a matrix of a layer.
+        other: of any other weight.
+    """
+
+    matrix: int
+    other: int
+
+
+@dataclass(frozen=True)
 class Rank:
     """Where a rank stands and what it computes with.
 
@@ -27,6 +40,7 @@ class Rank:
         documents: [N + 1], the bounds of the documents of each row, if they are known: they decide which tokens a
             context rank has in softmax layers.
         lora: the adapters that are trained of a frozen model; None: all weights are trained.
+        moments: what the optimizer remembers; None: two numbers a weight in :attr:`wide`.
     """
 
     model: ModelConfig
@@ -36,6 +50,7 @@ class Rank:
     dtype: torch.dtype = torch.bfloat16
     documents: tuple[int, ...] | None = None
     lora: LoraConfig | None = None
+    moments: MomentBytes | None = None
 
     @functools.cached_property
     def wide(self) -> torch.dtype:

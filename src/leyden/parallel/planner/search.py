@@ -9,7 +9,7 @@ from leyden.parallel.mesh import coordinates
 from leyden.parallel.plan import ParallelConfig, Plan
 from leyden.parallel.planner.check import problems_of
 from leyden.parallel.planner.memory import RankMemory, predict_memory
-from leyden.parallel.planner.rank import Rank
+from leyden.parallel.planner.rank import MomentBytes, Rank
 from leyden.parallel.planner.step import StepShape
 from leyden.parallel.planner.time import Machine, StepTime, predict_time
 
@@ -30,7 +30,15 @@ class Candidate:
     time: StepTime
 
 
-def search(model: ModelConfig, world: int, step: StepShape, machine: Machine, *, best: int = 5) -> list[Candidate]:
+def search(
+    model: ModelConfig,
+    world: int,
+    step: StepShape,
+    machine: Machine,
+    *,
+    best: int = 5,
+    moments: MomentBytes | None = None,
+) -> list[Candidate]:
     """The ``best`` plans by step time, fastest first.
 
     A plan's micro-batches are as large as the step's, or one sequence a data rank where that is less or where a
@@ -43,6 +51,7 @@ def search(model: ModelConfig, world: int, step: StepShape, machine: Machine, *,
         step: the sequences' length, and the tokens of a step and of a micro-batch.
         machine: what a rank has.
         best: how many plans are wanted.
+        moments: what the optimizer remembers, as of :class:`Rank`.
 
     Raises:
         UserError: nothing divides the step among the ranks, or nothing fits.
@@ -64,7 +73,7 @@ def search(model: ModelConfig, world: int, step: StepShape, machine: Machine, *,
     for time, plan, own in sorted(timed, key=lambda entry: entry[0].seconds):  # stable: less recomputation first
         if str(plan) in found:  # with less recomputation
             continue
-        ranks = (Rank(model, plan, own, at) for at in _places(plan))
+        ranks = (Rank(model, plan, own, at, moments=moments) for at in _places(plan))
         memory = max(map(predict_memory, ranks), key=lambda memory: memory.peak)
         if least is None or memory.peak < least[0]:
             least = memory.peak, plan

@@ -68,12 +68,19 @@ class Module:
         stage_numel: weights that all ranks of a stage have whole (norms, routers), float32.
         dense_numel: weights that all ranks with the same heads have whole (the norm over lightning's heads), float32.
         adapters: weights of adapters, float32, which FSDP does not shard.
+        is_layer: whether it is a layer.
     """
 
     groups: tuple[ShardedGroup, ...]
     stage_numel: int
     dense_numel: int
     adapters: int = 0
+    is_layer: bool = False
+
+    @property
+    def matrices(self) -> int:
+        """Of the matrices of a layer, what this rank keeps."""
+        return sum(group.shard for group in self.groups) if self.is_layer else 0
 
     @property
     def replicated(self) -> int:
@@ -117,7 +124,7 @@ def _module(named: tuple[tuple[str, Shape], ...], plan: Plan, at: dict[str, int]
     }
     order = ("dense", "experts", "stage")
     groups = [ShardedGroup(f"fsdp_{mesh}", *places[mesh], tuple(by_mesh[mesh])) for mesh in order if mesh in by_mesh]
-    return Module(tuple(groups), stage, dense, adapters)
+    return Module(tuple(groups), stage, dense, adapters, all(name.startswith("layers.") for name, _ in named))
 
 
 @functools.lru_cache(maxsize=8)
