@@ -21,6 +21,7 @@ from leyden.recipes.starting import CHANGEABLE
 from leyden.serve.config import EngineConfig
 from leyden.train import AdamWConfig, RunSettings
 from leyden.train.muon import MuonConfig
+from leyden.train.mup import MupConfig
 from leyden.train.spikes import SpikeSettings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
@@ -29,10 +30,11 @@ SECTIONS: dict[str, tuple[type[Config], set[str]]] = {
     "[model.rope_scaling]": (RopeScaling, set()),
     "[tokenizer]": (TokenizerSection, set()),
     "[data]": (DataSection, set()),
-    "[train]": (RunSettings, {"optimizer", "spikes", "lora"}),  # tables of their own
+    "[train]": (RunSettings, {"optimizer", "spikes", "lora", "mup"}),  # tables of their own
     "[train.spikes]": (SpikeSettings, set()),
     "[train.optimizer]": (AdamWConfig, {"muon"}),  # a table of its own
     "[train.optimizer.muon]": (MuonConfig, set()),
+    "[train.mup]": (MupConfig, set()),
     "[train.lora]": (LoraConfig, set()),
     "[parallel]": (ParallelConfig, set()),
     "[[stage]]": (TrainingStage, set()),

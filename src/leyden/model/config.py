@@ -149,9 +149,9 @@ class ModelConfig(Config):
     tie_word_embeddings: bool = False
     score_head: bool = False
     """Beside the output projection a second one, from a hidden state to one number: what reward models answer with."""
-    initialization: Literal["xavier", "induction"] = "xavier"
-    """What training begins with: Xavier's weights, or with them a rough circuit that looks up what was read before
-    (:mod:`leyden.model.induction`)."""
+    initialization: Literal["xavier", "normal", "induction"] = "xavier"
+    """What training begins with: Xavier's weights, OLMo 2's normal ones, or with Xavier's a rough circuit that looks
+    up what was read before (:mod:`leyden.model.induction`)."""
 
     @model_validator(mode="before")
     @classmethod

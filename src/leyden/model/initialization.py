@@ -15,6 +15,8 @@ from leyden.model.induction import induction_weight
 
 _PLAIN = ("embed_tokens", "lm_head", "q_proj", "k_proj", "output_gate", "mlp.gate", "coefficient")
 _LATENT = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa")
+_DEVIATION = 0.02
+"""Of ``initialization = "normal"``."""
 _SCALED = ("v_proj", "o_proj", "out_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -34,6 +36,9 @@ def initial_weight(
     With DeepNorm residuals the value, output and feed-forward projections are scaled by the gain
     ``beta = (8 N)^(-1/4)`` (arXiv 2203.00555, decoder-only), the query and key projections by 1.
 
+    With ``initialization = "normal"`` all matrices are normal with a standard deviation of 0.02 instead, cut off at
+    three of them (OLMo 2, arXiv 2501.00656, section 3.2; the cut is its code's).
+
     Args:
         name: as in ``model.named_parameters()``.
         shape: of the whole weight.
@@ -41,10 +46,28 @@ def initial_weight(
         seed: the same seed gives the same weights.
         experts: of stacked experts, only those from the first number up to the second; the result has their shape.
     """
+    if config.initialization == "normal":
+        return _normal_weight(name, shape, seed, experts)
     usual = _xavier_weight(name, shape, config, seed, experts)
     if config.initialization == "xavier":
         return usual
     return induction_weight(name, usual, config, lambda of, size: torch.randn(size, generator=_generator(seed, of)))
+
+
+def _normal_weight(name: str, shape: tuple[int, ...], seed: int, experts: tuple[int, int] | None) -> torch.Tensor:
+    """Arguments as of :func:`initial_weight`."""
+    if len(shape) == 1:
+        return torch.ones(shape)
+    if len(shape) == 2:
+        return _truncated_normal(shape, _generator(seed, name))
+    first, last = experts or (0, shape[0])
+    each = [_truncated_normal(shape[1:], _generator(seed, f"{name}.{e}")) for e in range(first, last)]
+    return torch.stack(each) if each else torch.empty(0, *shape[1:])
+
+
+def _truncated_normal(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    limit = 3 * _DEVIATION
+    return nn.init.trunc_normal_(torch.empty(shape), 0.0, _DEVIATION, -limit, limit, generator=generator)
 
 
 def _xavier_weight(

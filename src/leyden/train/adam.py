@@ -18,6 +18,7 @@ class AdamGroup(MasterGroup):
     Args:
         weights, device: as of :class:`MasterGroup`.
         weight_decay: of all of them.
+        lr_factor: what the learning rate is multiplied by.
         moments: the dtype of both; None: that of the masters.
         betas, eps: AdamW's constants.
     """
@@ -28,6 +29,7 @@ class AdamGroup(MasterGroup):
         device: torch.device | None,
         *,
         weight_decay: float,
+        lr_factor: float,
         moments: torch.dtype | None,
         betas: tuple[float, float],
         eps: float,
@@ -37,7 +39,7 @@ class AdamGroup(MasterGroup):
         self.exp_avg_sqs = [torch.zeros_like(m, dtype=moments) for m in self.masters]
         self.steps = [torch.zeros((), dtype=torch.float32, device=m.device) for m in self.masters]
         """Float32 scalars, all equal; the fused kernel wants one a parameter."""
-        self._weight_decay, self._betas, self._eps = weight_decay, betas, eps
+        self._weight_decay, self._lr_factor, self._betas, self._eps = weight_decay, lr_factor, betas, eps
         self._narrow = moments is not None
 
     def update(
@@ -78,7 +80,7 @@ class AdamGroup(MasterGroup):
             amsgrad=False,
             beta1=self._betas[0],
             beta2=self._betas[1],
-            lr=lr,
+            lr=lr * self._lr_factor,
             weight_decay=self._weight_decay,
             eps=self._eps,
             maximize=False,

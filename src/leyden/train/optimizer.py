@@ -63,6 +63,8 @@ class MasterAdamW:
         device: where masters, moments and sums of gradients are kept and the step is taken: the CPU, to leave a GPU's
             memory to the model. None: with the model.
         shape: of the whole model; only Muon asks for it.
+        rates: by name, what the learning rate is multiplied by; 1 where there is none. What weights lose by decay in
+            a step does not change with it.
     """
 
     def __init__(
@@ -71,16 +73,20 @@ class MasterAdamW:
         config: AdamWConfig | None = None,
         device: torch.device | None = None,
         shape: ModelConfig | None = None,
+        rates: Mapping[str, float] | None = None,
     ) -> None:
         self.config = config or AdamWConfig()
         self.weights = model if isinstance(model, Weights) else Weights.alone(model)
-        maps = self._maps(shape)
+        maps, rates = self._maps(shape), rates or {}
         groups: list[MasterGroup] = [
-            self._adam_group(named, decay, device) for decay, named in self._by_decay(maps).items()
+            self._adam_group(named, decay, rate, device)
+            for (decay, rate), named in self._by_decay_and_rate(maps, rates).items()
         ]
         if self.config.muon is not None:
-            decay = self.config.weight_decay
-            groups.append(MuonGroup(self.weights, maps, device, config=self.config.muon, weight_decay=decay))
+            (rate,) = {rates.get(name, 1.0) for name in maps}  # they are weights of one kind
+            how = self.config.muon.model_copy(update={"lr_factor": rate * self.config.muon.lr_factor})
+            decay = self.config.weight_decay / rate
+            groups.append(MuonGroup(self.weights, maps, device, config=how, weight_decay=decay))
         biases = {name: weight for name, weight in self.weights.items() if has_load(name)}
         self._groups = [*groups, BiasGroup(biases, device)]
         self._gradients: list[list[torch.Tensor]] | None = None
@@ -93,21 +99,27 @@ class MasterAdamW:
             raise ValueError("Muon is told the model's shape, by which it knows what is fused in a weight.")
         return hidden_matrices({name: weight.part.shape for name, weight in self.weights.items()}, shape)
 
-    def _by_decay(self, maps: Mapping[str, Fused]) -> dict[float, dict[str, Weight]]:
-        """What AdamW moves, by weight decay."""
-        found: dict[float, dict[str, Weight]] = {self.config.weight_decay: {}, 0.0: {}}
+    def _by_decay_and_rate(
+        self, maps: Mapping[str, Fused], rates: Mapping[str, float]
+    ) -> dict[tuple[float, float], dict[str, Weight]]:
+        """What AdamW moves, by weight decay and by the factor of the learning rate."""
+        found: dict[tuple[float, float], dict[str, Weight]] = {}
         for name, weight in self.weights.items():
             decays = weight.parameter.ndim >= 2 and (self.config.decay_embeddings or name != "embed_tokens.weight")
             if name not in maps and not has_load(name):
-                found[self.config.weight_decay if decays else 0.0][name] = weight
+                kind = self.config.weight_decay if decays else 0.0, rates.get(name, 1.0)
+                found.setdefault(kind, {})[name] = weight
         return found
 
-    def _adam_group(self, weights: dict[str, Weight], decay: float, device: torch.device | None) -> AdamGroup:
+    def _adam_group(
+        self, weights: dict[str, Weight], decay: float, rate: float, device: torch.device | None
+    ) -> AdamGroup:
         config = self.config
         return AdamGroup(
             weights,
             device,
-            weight_decay=decay,
+            weight_decay=decay / rate,
+            lr_factor=rate,
             moments=torch.bfloat16 if config.moments == "bfloat16" else None,
             betas=(config.beta1, config.beta2),
             eps=config.eps,

@@ -38,6 +38,7 @@ from leyden.train.health import BatchFacts
 from leyden.train.held_out import HeldOut, measure
 from leyden.train.learning_rate import LearningRate
 from leyden.train.loop import fit
+from leyden.train.mup import MupConfig, check_mup, mup_rates, scale_initial_weights
 from leyden.train.observing import StepFacts, Watcher, no_facts
 from leyden.train.optimizer import AdamWConfig, MasterAdamW
 from leyden.train.sinks import Sink, SinkName, open_sinks
@@ -65,6 +66,8 @@ class RunSettings(Config):
     """The gradient noise scale is measured every so many steps; 0: never."""
     optimizer: AdamWConfig = AdamWConfig()
     spikes: SpikeSettings = SpikeSettings()
+    mup: MupConfig | None = None
+    """A table: learning rates and initial weights are those of muP, for a rate found at another width."""
     lora: LoraConfig | None = None
     """A table: train low-rank additions to the model that the run begins from, and leave that as it is. None: train all
     weights."""
@@ -155,6 +158,8 @@ def build_state(
     rank_group, how = rank_group or RankGroup(), parallel_config or ParallelConfig()
     torch.manual_seed(settings.seed)
     dtype = getattr(torch, settings.dtype)
+    if settings.mup is not None:
+        check_mup(config, adapters=settings.lora is not None)
     if settings.lora is not None:
         return adapted_state(
             config,
@@ -173,7 +178,7 @@ def build_state(
         if how.compile:
             install_compile(model, default_device())
         install_recompute(model, how.activation_checkpointing)
-        optimizer = MasterAdamW(Weights.alone(model), settings.optimizer, host, config)
+        optimizer = _optimizer(Weights.alone(model), settings, host, config)
         model.to(dtype)  # now, so that the masters begin unrounded, as those of many ranks do
         return TrainState(model, optimizer, rank_group, async_checkpoint=settings.async_checkpoint)
     with torch.device("meta"):
@@ -181,8 +186,19 @@ def build_state(
     if host is not None:
         whole.to(dtype)  # the masters are elsewhere
     attached = parallel.attach(whole, rank_group.mesh, dtype, seed=settings.seed, row_tokens=row_tokens)
-    optimizer = MasterAdamW(attached.weights, settings.optimizer, host, config)
+    optimizer = _optimizer(attached.weights, settings, host, config)
     return TrainState(attached.model, optimizer, rank_group, async_checkpoint=settings.async_checkpoint)
+
+
+def _optimizer(weights: Weights, settings: RunSettings, host: torch.device | None, config: ModelConfig) -> MasterAdamW:
+    """Of initial weights, which muP scales."""
+    if settings.mup is None:
+        return MasterAdamW(weights, settings.optimizer, host, config)
+    shapes = {name: weight.part.shape for name, weight in weights.items()}
+    rates = mup_rates(config, shapes, settings.mup, settings.optimizer.muon)
+    optimizer = MasterAdamW(weights, settings.optimizer, host, config, rates)
+    scale_initial_weights(optimizer, config, settings.mup)
+    return optimizer
 
 
 def train_stages(
