@@ -84,6 +84,13 @@ class ModelConfig(Config):
     tie_word_embeddings: bool = False
     score_head: bool = False
     """Beside the output projection a second one, from a hidden state to one number: what reward models answer with."""
+    num_nextn_predict_layers: int = Field(default=0, ge=0, le=16)
+    """Modules for multi-token prediction: the first foretells the token behind the next one, and so on
+    (:mod:`leyden.model.nextn`). They take part in training, and guess tokens for speculation."""
+    nextn_layer_type: LayerType | None = None
+    """The mixer of these modules' layers; None: that of the last layer."""
+    nextn_mlp_type: MlpType | None = None
+    """Their feed-forward; None: that of the last layer."""
     initialization: Literal["xavier", "induction"] = "xavier"
     """What training begins with: Xavier's weights, or with them a rough circuit that looks up what was read before
     (:mod:`leyden.model.induction`)."""
@@ -133,7 +140,8 @@ class ModelConfig(Config):
                 f"layer_types has {len(self.layer_types)} entries and num_hidden_layers is {self.num_hidden_layers}; "
                 "give one entry a layer, or leave layer_types out"
             )
-        windowed = "sliding_attention" in self.layer_types
+        every = self.with_nextn()
+        windowed = "sliding_attention" in every.layer_types
         if windowed != (self.sliding_window is not None):
             problems.append(
                 "layer_types has sliding_attention, and sliding_window is missing; say how many keys a token sees"
@@ -141,9 +149,9 @@ class ModelConfig(Config):
                 else f"sliding_window is {self.sliding_window}, and no layer is of type sliding_attention; leave it "
                 "out, or say in layer_types which layers have the window"
             )
-        if "cosformer2_attention" in self.layer_types and self.head_dim % 2:
+        if "cosformer2_attention" in every.layer_types and self.head_dim % 2:
             problems.append(f"head_dim ({self.head_dim}) must be even, since cosformer2_attention turns pairs of dims")
-        problems += self._mlp_problems()
+        problems += self._mlp_problems() + self._nextn_problems()
         room = self.postnorm and self.num_hidden_layers > 1 and self.hidden_size > 3
         if self.initialization == "induction" and not room:
             problems.append(
@@ -180,12 +188,24 @@ class ModelConfig(Config):
             )
         if "experts" in kinds and not self.num_local_experts:
             problems.append("mlp_types has layers with experts, and num_local_experts is 0; say how many there are")
-        if self.dense_intermediate_size is not None and self.num_local_experts and "dense" not in kinds:
+        somewhere = "dense" in kinds or self.nextn_mlp_type == "dense"
+        if self.dense_intermediate_size is not None and self.num_local_experts and not somewhere:
             problems.append(
                 f"dense_intermediate_size is {self.dense_intermediate_size}, and no layer has a dense feed-forward; "
                 "leave it out, or say in mlp_types which layers have one"
             )
         return problems
+
+    def _nextn_problems(self) -> list[str]:
+        said = [name for name in ("nextn_layer_type", "nextn_mlp_type") if getattr(self, name) is not None]
+        if said and not self.num_nextn_predict_layers:
+            return [
+                f"{' and '.join(said)} of the modules for multi-token prediction, of which there are none; say how "
+                "many in num_nextn_predict_layers, or leave it out"
+            ]
+        if self.nextn_mlp_type == "experts" and not self.num_local_experts:
+            return ["nextn_mlp_type is experts, and num_local_experts is 0; say how many there are"]
+        return []
 
     @property
     def rope(self) -> Rope:
@@ -199,6 +219,30 @@ class ModelConfig(Config):
     def mlp_kinds(self) -> tuple[MlpType, ...]:
         """The kind of feed-forward of each layer."""
         return self.mlp_types or ("experts" if self.num_local_experts else "dense",) * self.num_hidden_layers
+
+    def nextn_kind(self) -> LayerKind:
+        """The kinds of mixer and feed-forward of the modules for multi-token prediction."""
+        return self.nextn_layer_type or self.layer_types[-1], self.nextn_mlp_type or self.mlp_kinds()[-1]
+
+    def with_nextn(self) -> "ModelConfig":
+        """This shape with the layers of the modules for multi-token prediction behind its own, as if they were more.
+
+        It has no such modules itself; without any, it is the shape.
+        """
+        more = self.num_nextn_predict_layers
+        if not more:
+            return self
+        mixer, mlp = self.nextn_kind()
+        return self.model_copy(
+            update={
+                "num_hidden_layers": self.num_hidden_layers + more,
+                "layer_types": self.layer_types + (mixer,) * more,
+                "mlp_types": self.mlp_kinds() + (mlp,) * more,
+                "num_nextn_predict_layers": 0,
+                "nextn_layer_type": None,
+                "nextn_mlp_type": None,
+            }
+        )
 
     def layer_kinds(self) -> tuple[LayerKind, ...]:
         """The kinds of mixer and feed-forward of each layer."""

@@ -13,7 +13,7 @@ from torch import nn
 from leyden.model.config import ModelConfig
 from leyden.model.induction import induction_weight
 
-_PLAIN = ("embed_tokens", "lm_head", "q_proj", "k_proj", "output_gate", "mlp.gate", "coefficient")
+_PLAIN = ("embed_tokens", "lm_head", "q_proj", "k_proj", "output_gate", "mlp.gate", "coefficient", "eh_proj")
 _SCALED = ("v_proj", "o_proj", "out_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -41,7 +41,7 @@ def initial_weight(
         experts: of stacked experts, only those from the first number up to the second; the result has their shape.
     """
     usual = _xavier_weight(name, shape, config, seed, experts)
-    if config.initialization == "xavier":
+    if config.initialization == "xavier" or name.startswith("mtp."):  # no part of the circuit
         return usual
     return induction_weight(name, usual, config, lambda of, size: torch.randn(size, generator=_generator(seed, of)))
 

@@ -17,6 +17,7 @@ from leyden.model.forward_context import ForwardContext, Wanted, lay_out, take
 from leyden.model.initialization import initialize
 from leyden.model.losses import OutputProjection, ScoreHead, TokenLossModel
 from leyden.model.mixers import Memory, mixer_of, residual_factors
+from leyden.model.nextn import NextTokenModule, look_ahead
 from leyden.model.norm import RMSNorm
 from leyden.model.pools import Pools
 from leyden.model.ranks import Ranks
@@ -35,10 +36,13 @@ class Features:
     Attributes:
         hidden: [B, T, D], normed, ready for the output projection.
         routings: where the tokens went, one entry a layer with experts.
+        ahead: the same as ``hidden`` of each module for multi-token prediction, where they were asked for; those that
+            have experts have their routings behind those of the layers.
     """
 
     hidden: torch.Tensor
     routings: list[Routing]
+    ahead: tuple[torch.Tensor, ...] = ()
 
 
 class DecoderLayer(nn.Module):
@@ -92,6 +96,8 @@ class HybridLM(TokenLossModel):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = OutputProjection(config)
         self.score = ScoreHead(config) if config.score_head else None
+        every, behind = config.with_nextn(), range(len(self.layers), len(config.with_nextn().layer_types))
+        self.mtp = nn.ModuleList(NextTokenModule(config, DecoderLayer(every, index)) for index in behind)
         self.ranks = Ranks()
         self.adapters: AdapterSet | None = None
         """That rows of :meth:`read` choose among."""
@@ -146,7 +152,8 @@ class HybridLM(TokenLossModel):
 
     def router_losses(self, features: Features) -> RouterLosses:
         """The losses of the routers that made ``features``; of this rank's tokens, where ranks share the row."""
-        return router_losses(self.config, features.routings, self.ranks)
+        config = self.config.with_nextn() if features.ahead else self.config
+        return router_losses(config, features.routings, self.ranks)
 
     def features(
         self,
@@ -156,6 +163,7 @@ class HybridLM(TokenLossModel):
         cu_seqlens: torch.Tensor | None = None,
         last: int | None = None,
         inserts: Inserts | None = None,
+        ahead: bool = False,
     ) -> Features:
         """Everything before the output projection.
 
@@ -164,6 +172,7 @@ class HybridLM(TokenLossModel):
             inserts: as of :meth:`embed`.
             last: only the last so many positions are asked for, and the last layer computes only what these and the
                 cache need: of its softmax attention, the keys and values of all tokens and no more. None for all.
+            ahead: those of the modules for multi-token prediction too, of whole texts alone: no cache, no ``last``.
 
         Where ranks share the row, ``tokens`` and ``cu_seqlens`` are those of the whole row on each of them, and the
         features those of this rank's tokens alone.
@@ -184,7 +193,13 @@ class HybridLM(TokenLossModel):
                 routings.append(routing)
         if cache is not None:
             cache.advance(tokens.shape[1], states)
-        return Features(self.norm(x), routings)
+        hidden = self.norm(x)
+        if not ahead:
+            return Features(hidden, routings)
+        if cache is not None or last is not None:
+            raise ValueError("multi-token prediction reads whole texts: features(ahead=True) has no cache and no last.")
+        further, more = look_ahead(self, hidden, tokens, cu_seqlens, context)
+        return Features(hidden, routings + more, further)
 
     def read(self, tokens: torch.Tensor, rows: Rows, pools: Pools, inserts: Inserts | None = None) -> torch.Tensor:
         """Tokens of many sequences, which go on from what ``pools`` holds of them and are remembered there.

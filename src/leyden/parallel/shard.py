@@ -136,11 +136,13 @@ def install_fsdp(model: nn.Module, mesh: Mesh, dtype: torch.dtype) -> None:
             shard_placement_fn=lambda parameter: Shard(shard_dim(tuple(parameter.shape), over.size(-1))),
         )
 
-    for layer in model.get_submodule("layers").children():
+    further = getattr(model, "mtp", None)  # modules for multi-token prediction
+    for layer in (*model.get_submodule("layers").children(), *(() if further is None else further.children())):
         for name, module in layer.named_modules():
-            if name == "mlp.experts":
+            local = name.removeprefix("block.")
+            if local == "mlp.experts":
                 shard(module, "experts", settings.reshard_after_forward)
-            elif name == "mlp.shared":
+            elif local in ("mlp.shared", "eh_proj"):
                 shard(module, "stage", settings.reshard_after_forward)
         shard(layer, "dense", settings.reshard_after_forward)
     shard(model, "dense", False)
