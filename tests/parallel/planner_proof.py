@@ -48,10 +48,10 @@ def measure_memory(
     with track_memory() as memory:
         state, rank, batches = _prepare(plan, changes, step, lengths, dtype)
         memory.follow([*state.model.parameters(), *state.model.buffers()])
-        train_step(state, batches, Pretrain(), lr=1e-3, clip_norm=1.0)
+        train_step(state, batches, Pretrain(), lr=1e-3, clip_norm=1.0, mtp_weight=0.3)
         held = memory.current
         memory.reset_peak()
-        train_step(state, batches, Pretrain(), lr=1e-3, clip_norm=1.0)
+        train_step(state, batches, Pretrain(), lr=1e-3, clip_norm=1.0, mtp_weight=0.3)
     is_routed = any(axis in ("ep", "etp") for axis, _ in predict_traffic(rank))
     return Measured(held, memory.peak, predict_memory(rank), is_routed)
 
@@ -62,9 +62,9 @@ def measure_traffic(
     """The bytes that a step hands to collectives, and what was predicted of them."""
     state, rank, batches = _prepare(plan, changes, step, lengths, dtype)
     if plan.pp > 1:  # the first step also says how long its rows are
-        train_step(state, batches, Pretrain(), lr=1e-3, clip_norm=1.0)
+        train_step(state, batches, Pretrain(), lr=1e-3, clip_norm=1.0, mtp_weight=0.3)
     with count_traffic(mesh_of(plan)) as traffic:
-        train_step(state, batches, Pretrain(), lr=1e-3, clip_norm=1.0)
+        train_step(state, batches, Pretrain(), lr=1e-3, clip_norm=1.0, mtp_weight=0.3)
     return traffic.by_operation(), dict(predict_traffic(rank))
 
 

@@ -31,6 +31,9 @@ from leyden.parallel.objective import Objective, Sums, add_up, sums_of_row
 from leyden.parallel.weights import has_load
 from leyden.train import Pretrain
 
+MTP_WEIGHT = 0.4
+"""Of the losses of modules for multi-token prediction, in models that have any."""
+
 LOSSES = {"router_aux_loss_coef": 0.3, "router_z_loss_coef": 0.01, "z_loss_coef": 0.01}
 
 
@@ -79,7 +82,7 @@ Alone = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]
 def one_process(objective: Objective, changes: dict[str, Any], whole_rows: list[Any]) -> Alone:
     """What one process makes of micro-batches, each the rows of all data ranks as one."""
     model = build(changes)
-    parts = [sums_of_row(objective, model, row) for row in whole_rows]
+    parts = [sums_of_row(objective, model, row, mtp_weight=MTP_WEIGHT) for row in whole_rows]
     for sums in parts:
         sums.loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -119,7 +122,7 @@ def differences(
     if plan.pp > 1:
         found = attached.model.run(own, objective)
     else:
-        found = [sums_of_row(objective, attached.model, row) for row in own]
+        found = [sums_of_row(objective, attached.model, row, mtp_weight=MTP_WEIGHT) for row in own]
         for sums in found:
             sums.loss.backward()
     errors, here, (there, whole) = {}, named_sums(found), alone
@@ -157,6 +160,7 @@ DROPS = {"capacity_factor": 0.6}
 AFTER = {"postnorm": False, "norm_placement": "after"}
 PARALLEL = {"postnorm": False, "parallel_block": True}
 PER_DOCUMENT = {"router_aux_loss": "sequence"}
+MTP = {"num_nextn_predict_layers": 2, "nextn_layer_type": "linear_attention"}
 EARLIEST = {"capacity_factor": 0.6, "token_drop": "position"}
 ALONE = [
     pytest.param(Plan(dp_shard=4), {}, marks=pytest.mark.slow),
@@ -180,6 +184,11 @@ COMBINED = [
     pytest.param(Plan(tp=4), RING, marks=pytest.mark.slow),
     pytest.param(Plan(dp_shard=4), RING, marks=pytest.mark.slow),
     pytest.param(Plan(pp=2, tp=2), RING | {"layer_types": FOUR_LAYERS["layer_types"]}, marks=pytest.mark.slow),
+    (Plan(cp=2, tp=2, ep=2), MTP | DROPS),
+    pytest.param(Plan(dp_shard=2, cp=2), {"num_nextn_predict_layers": 2}, marks=pytest.mark.slow),
+    pytest.param(Plan(cp=4), {"num_nextn_predict_layers": 3}, marks=pytest.mark.slow),
+    pytest.param(Plan(tp=4), MTP | {"nextn_mlp_type": "dense", "tie_word_embeddings": True}, marks=pytest.mark.slow),
+    pytest.param(Plan(dp_replicate=2, dp_shard=2, etp=2), MTP, marks=pytest.mark.slow),
     (Plan(tp=2, dp_shard=2, ep=2), DROPS | FIRST_DENSE),
     (Plan(tp=2, dp_shard=2, ep=2), DROPS | SIGMOID | PER_DOCUMENT),
     pytest.param(Plan(cp=2, dp_shard=2, etp=2), SIGMOID | FIRST_DENSE | PER_DOCUMENT, marks=pytest.mark.slow),
@@ -200,6 +209,11 @@ SETTINGS = [
     (Plan(dp_shard=2, cp=2, ep=2, settings=ParallelConfig(token_groups=3)), DROPS),
     (Plan(cp=2, tp=2, ep=2, settings=ParallelConfig(activation_checkpointing="full", token_groups=2)), DROPS),
     (Plan(dp_shard=2, tp=2, settings=ParallelConfig(activation_checkpointing="selective")), {}),
+    pytest.param(
+        Plan(dp_shard=2, tp=2, ep=2, settings=ParallelConfig(activation_checkpointing="full")),
+        MTP,
+        marks=pytest.mark.slow,
+    ),
     (Plan(pp=2, cp=2, settings=ParallelConfig(pipeline_schedule="interleaved", stages_per_rank=2)), {}),
     (Plan(dp_shard=4, settings=ParallelConfig(reshard_after_forward=False)), {}),
 ]

@@ -55,6 +55,8 @@ FOUR: list[Any] = [
     pytest.param(Plan(cp=2, tp=2), LONG, 1, LATENT | WIDE_LATENT, marks=pytest.mark.slow),
     pytest.param(Plan(cp=2, tp=2), LONG, 1, RING, marks=pytest.mark.slow),
     pytest.param(Plan(dp_shard=4), LONG, 1, RING, marks=pytest.mark.slow),
+    pytest.param(Plan(dp_shard=4), SHORT, 2, {"num_nextn_predict_layers": 2}, marks=pytest.mark.slow),
+    pytest.param(Plan(cp=2, tp=2), LONG, 1, {"num_nextn_predict_layers": 2}, marks=pytest.mark.slow),
     pytest.param(Plan(cp=4, settings=_settings(activation_checkpointing="full")), LONG, 1, {}, marks=pytest.mark.slow),
     pytest.param(Plan(pp=2, cp=2), SHORT, 3, {}, marks=pytest.mark.slow),
     pytest.param(Plan(pp=2, tp=2), LONG, 2, {"num_local_experts": 0}, marks=pytest.mark.slow),

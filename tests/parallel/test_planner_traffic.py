@@ -30,6 +30,8 @@ FOUR: list[Any] = [
     (Plan(cp=2, tp=2), HGRN2, 1),
     (Plan(cp=2, tp=2), LATENT, 1),
     (Plan(cp=2, tp=2), RING, 1),
+    (Plan(dp_shard=2, tp=2), {"num_nextn_predict_layers": 2, "vocab_size": 101}, 2),
+    pytest.param(Plan(cp=2, tp=2, ep=2), ROOMY | {"num_nextn_predict_layers": 1}, 1, marks=pytest.mark.slow),
     (Plan(pp=2, tp=2, ep=2), FIRST_DENSE, 2),
     pytest.param(Plan(tp=4), {}, 1, marks=pytest.mark.slow),
     (Plan(tp=2, dp_shard=2), {"num_local_experts": 0, "tie_word_embeddings": True}, 2),

@@ -161,3 +161,21 @@ def test_an_unlabelled_micro_batch_counts_nothing() -> None:
     first, second, _ = _micro_batches()
     second.labels.fill_(-100)
     assert _step(_state(), [first, second]).loss == _step(_state(), [first]).loss
+
+
+def test_multi_token_prediction_is_logged_by_itself() -> None:
+    """Each module's loss over its own labels; the loss is what it is without, and the rest is in ``aux_loss``."""
+    modules = {"num_nextn_predict_layers": 2, "router_aux_loss_coef": 0.0}
+    batches, weight = _micro_batches(), 0.3
+    state = _state(**modules)
+    before = {name: p.detach().clone() for name, p in state.model.named_parameters()}
+    result = train_step(state, batches, Pretrain(), lr=1e-3, clip_norm=1e9, mtp_weight=weight)
+    alone = _step(_state(**modules), batches)
+    assert result.loss == alone.loss
+    assert not any(name.startswith("mtp") for name in alone.metrics)
+    assert {name for name in result.metrics if name.startswith("mtp")} == {"mtp_loss_1", "mtp_loss_2"}
+    labels = [sum(int((b.labels.view(-1, 5)[:, k:] >= 0).sum()) for b in batches) for k in (1, 2)]
+    nats = sum(result.metrics[f"mtp_loss_{k}"] * count for k, count in enumerate(labels, start=1))
+    added = result.metrics["aux_loss"] - alone.metrics["aux_loss"]
+    assert math.isclose(added, weight / 2 * nats / result.weight, rel_tol=1e-9)
+    assert all(not torch.equal(p, before[name]) for name, p in state.model.named_parameters() if p.ndim > 1)

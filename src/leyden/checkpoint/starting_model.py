@@ -31,8 +31,9 @@ NewRows = Literal["mean", "normal"]
 GROWING = ("embed_tokens.weight", "lm_head.weight")
 """The weights with a row for each token, which may have more rows in the run than in the model."""
 
-ADDED = ("score.weight",)
-"""The weights that the run may have and the model not; they begin as the run's initial weights are."""
+ADDED = ("score.weight", "mtp.")
+"""How the names of weights begin that the run may have and the model not; they begin as the run's initial weights are:
+a score head, and modules for multi-token prediction."""
 
 _MASTER = "master."
 _MOST_THREADS = 4
@@ -173,7 +174,9 @@ class StartingModel:
         wrong = [
             f"{name} is {list(piece.part.shape)} here and {list(shapes[name]) if name in shapes else 'missing'} there"
             for name, piece in pieces.items()
-            if name not in grown and piece.part.shape != shapes.get(name) and not (name in ADDED and name not in shapes)
+            if name not in grown
+            and piece.part.shape != shapes.get(name)
+            and not (name.startswith(ADDED) and name not in shapes)
         ]
         if wrong:
             more = f"; and {len(wrong) - 4} more" if len(wrong) > 4 else ""

@@ -69,3 +69,28 @@ def option_problems(config: "ModelConfig") -> list[str]:
             'these out, or take initialization = "xavier"'
         )
     return problems
+
+
+def latent_problems(config: "ModelConfig") -> list[str]:
+    """What does not fit together in the shape of latent attention, each in a clause of its own."""
+    names = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+    said = [name for name in (*names, "q_lora_rank") if getattr(config, name) is not None]
+    said += ["rope_interleave"] if config.rope_interleave else []
+    said += ["rope_scaling.mscale_all_dim"] if config.rope_scaling.mscale_all_dim else []
+    if "latent_attention" not in config.with_nextn().layer_types:
+        what = f"{', '.join(said)} for layers of type latent_attention, and there are none; leave it out, or say in"
+        return [f"{what} layer_types which layers are"] if said else []
+    problems, missing = [], [name for name in names if name not in said]
+    if missing:
+        problems.append(f"layer_types has latent_attention, which needs {', '.join(missing)}")
+    elif config.rotary_dim != config.qk_rope_head_dim:
+        problems.append(
+            f"rotary_dim is {config.rotary_dim} and qk_rope_head_dim {config.qk_rope_head_dim}, and all softmax layers "
+            "of a model turn as many dims; leave rotary_dim out, or set it to the same"
+        )
+    if config.initialization == "induction":
+        problems.append(
+            'initialization = "induction" does not know how a layer of latent_attention looks up what was read; '
+            'take initialization = "xavier"'
+        )
+    return problems

@@ -5,7 +5,13 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from leyden.core.config import Config
-from leyden.model.attention_options import LightningActivation, LightningScale, SlopeFactor, option_problems
+from leyden.model.attention_options import (
+    LightningActivation,
+    LightningScale,
+    SlopeFactor,
+    latent_problems,
+    option_problems,
+)
 from leyden.model.rope import Rope, RopeScaling
 
 _MAX_LAYERS = 4096
@@ -149,6 +155,13 @@ class ModelConfig(Config):
     tie_word_embeddings: bool = False
     score_head: bool = False
     """Beside the output projection a second one, from a hidden state to one number: what reward models answer with."""
+    num_nextn_predict_layers: int = Field(default=0, ge=0, le=16)
+    """Modules for multi-token prediction: the first foretells the token behind the next one, and so on
+    (:mod:`leyden.model.nextn`). They take part in training, and guess tokens for speculation."""
+    nextn_layer_type: LayerType | None = None
+    """The mixer of these modules' layers; None: that of the last layer."""
+    nextn_mlp_type: MlpType | None = None
+    """Their feed-forward; None: that of the last layer."""
     initialization: Literal["xavier", "normal", "induction"] = "xavier"
     """What training begins with: Xavier's weights, OLMo 2's normal ones, or with Xavier's a rough circuit that looks
     up what was read before (:mod:`leyden.model.induction`)."""
@@ -202,7 +215,8 @@ class ModelConfig(Config):
                 f"layer_types has {len(self.layer_types)} entries and num_hidden_layers is {self.num_hidden_layers}; "
                 "give one entry a layer, or leave layer_types out"
             )
-        windowed = "sliding_attention" in self.layer_types
+        every = self.with_nextn()
+        windowed = "sliding_attention" in every.layer_types
         if windowed != (self.sliding_window is not None):
             problems.append(
                 "layer_types has sliding_attention, and sliding_window is missing; say how many keys a token sees"
@@ -210,9 +224,10 @@ class ModelConfig(Config):
                 else f"sliding_window is {self.sliding_window}, and no layer is of type sliding_attention; leave it "
                 "out, or say in layer_types which layers have the window"
             )
-        if "cosformer2_attention" in self.layer_types and self.head_dim % 2:
+        if "cosformer2_attention" in every.layer_types and self.head_dim % 2:
             problems.append(f"head_dim ({self.head_dim}) must be even, since cosformer2_attention turns pairs of dims")
-        problems += self._mlp_problems() + self._block_problems() + self._latent_problems() + option_problems(self)
+        problems += self._mlp_problems() + self._block_problems() + self._nextn_problems()
+        problems += latent_problems(self) + option_problems(self)
         room = self.postnorm and self.num_hidden_layers > 1 and self.hidden_size > 3
         if self.initialization == "induction" and not room:
             problems.append(
@@ -249,7 +264,8 @@ class ModelConfig(Config):
             )
         if "experts" in kinds and not self.num_local_experts:
             problems.append("mlp_types has layers with experts, and num_local_experts is 0; say how many there are")
-        if self.dense_intermediate_size is not None and self.num_local_experts and "dense" not in kinds:
+        somewhere = "dense" in kinds or self.nextn_mlp_type == "dense"
+        if self.dense_intermediate_size is not None and self.num_local_experts and not somewhere:
             problems.append(
                 f"dense_intermediate_size is {self.dense_intermediate_size}, and no layer has a dense feed-forward; "
                 "leave it out, or say in mlp_types which layers have one"
@@ -300,28 +316,21 @@ class ModelConfig(Config):
             ]
         return []
 
-    def _latent_problems(self) -> list[str]:
-        names = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-        said = [name for name in (*names, "q_lora_rank") if getattr(self, name) is not None]
-        said += ["rope_interleave"] if self.rope_interleave else []
-        said += ["rope_scaling.mscale_all_dim"] if self.rope_scaling.mscale_all_dim else []
-        if "latent_attention" not in self.layer_types:
-            what = f"{', '.join(said)} for layers of type latent_attention, and there are none; leave it out, or say in"
-            return [f"{what} layer_types which layers are"] if said else []
-        problems, missing = [], [name for name in names if name not in said]
-        if missing:
-            problems.append(f"layer_types has latent_attention, which needs {', '.join(missing)}")
-        elif self.rotary_dim != self.qk_rope_head_dim:
-            problems.append(
-                f"rotary_dim is {self.rotary_dim} and qk_rope_head_dim {self.qk_rope_head_dim}, and all softmax layers "
-                "of a model turn as many dims; leave rotary_dim out, or set it to the same"
-            )
-        if self.initialization == "induction":
-            problems.append(
-                'initialization = "induction" does not know how a layer of latent_attention looks up what was read; '
-                'take initialization = "xavier"'
-            )
-        return problems
+    def _nextn_problems(self) -> list[str]:
+        said = [name for name in ("nextn_layer_type", "nextn_mlp_type") if getattr(self, name) is not None]
+        if said and not self.num_nextn_predict_layers:
+            return [
+                f"{' and '.join(said)} of the modules for multi-token prediction, of which there are none; say how "
+                "many in num_nextn_predict_layers, or leave it out"
+            ]
+        if self.num_nextn_predict_layers and self.logits_scaling != 1:
+            return [
+                f"num_nextn_predict_layers is {self.num_nextn_predict_layers} and logits_scaling "
+                f"{self.logits_scaling}, which no published model has together; leave one of them out"
+            ]
+        if self.nextn_mlp_type == "experts" and not self.num_local_experts:
+            return ["nextn_mlp_type is experts, and num_local_experts is 0; say how many there are"]
+        return []
 
     @property
     def rope(self) -> Rope:
@@ -341,6 +350,30 @@ class ModelConfig(Config):
     def mlp_kinds(self) -> tuple[MlpType, ...]:
         """The kind of feed-forward of each layer."""
         return self.mlp_types or ("experts" if self.num_local_experts else "dense",) * self.num_hidden_layers
+
+    def nextn_kind(self) -> LayerKind:
+        """The kinds of mixer and feed-forward of the modules for multi-token prediction."""
+        return self.nextn_layer_type or self.layer_types[-1], self.nextn_mlp_type or self.mlp_kinds()[-1]
+
+    def with_nextn(self) -> "ModelConfig":
+        """This shape with the layers of the modules for multi-token prediction behind its own, as if they were more.
+
+        It has no such modules itself; without any, it is the shape.
+        """
+        more = self.num_nextn_predict_layers
+        if not more:
+            return self
+        mixer, mlp = self.nextn_kind()
+        return self.model_copy(
+            update={
+                "num_hidden_layers": self.num_hidden_layers + more,
+                "layer_types": self.layer_types + (mixer,) * more,
+                "mlp_types": self.mlp_kinds() + (mlp,) * more,
+                "num_nextn_predict_layers": 0,
+                "nextn_layer_type": None,
+                "nextn_mlp_type": None,
+            }
+        )
 
     def layer_kinds(self) -> tuple[LayerKind, ...]:
         """The kinds of mixer and feed-forward of each layer."""

@@ -1,7 +1,7 @@
 """Parameters, memory and operations of a model of a given shape, by arithmetic alone."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -26,6 +26,8 @@ class ModelCount:
         key_values_per_token: numbers kept in all layers that keep every token's keys and values, for each token.
         recurrence_flops_per_token: of the recurrences in all layers.
         flops_per_key: for one token and one key that it sees, by the layers' window (None: all keys before it).
+        nextn: the same of the modules for multi-token prediction alone, each of which computes the output projection
+            too; their weights are counted above as well, what they compute is not. None without any.
     """
 
     parameters: int
@@ -37,6 +39,7 @@ class ModelCount:
     key_values_per_token: int
     recurrence_flops_per_token: int
     flops_per_key: dict[int | None, int]
+    nextn: "ModelCount | None" = None
 
     def weight_bytes(self, dtype: torch.dtype) -> int:
         """Memory of the weights with the matrices in ``dtype``."""
@@ -63,12 +66,43 @@ class ModelCount:
         return matrices + self.recurrence_flops_per_token + keys
 
     def training_flops_per_token(self, length: int) -> float:
-        """Forward and backward: three times the forward pass."""
-        return 3 * self.forward_flops_per_token(length)
+        """Forward and backward: three times the forward pass, with that of modules for multi-token prediction."""
+        ahead = 0 if self.nextn is None else self.nextn.forward_flops_per_token(length)
+        return 3 * (self.forward_flops_per_token(length) + ahead)
 
 
 def count_model(config: ModelConfig) -> ModelCount:
     """Count a model without building it."""
+    alone = _count_layers(config)
+    if not config.num_nextn_predict_layers:
+        return alone
+    nextn = _count_nextn(config)
+    return replace(
+        alone,
+        parameters=alone.parameters + nextn.parameters,
+        float32_parameters=alone.float32_parameters + nextn.float32_parameters,
+        nextn=nextn,
+    )
+
+
+def _count_nextn(config: ModelConfig) -> ModelCount:
+    """Of the modules for multi-token prediction alone."""
+    number, (mixer, mlp), D = config.num_nextn_predict_layers, config.nextn_kind(), config.hidden_size
+    shape = {"num_hidden_layers": number, "layer_types": (mixer,) * number, "mlp_types": (mlp,) * number}
+    layers = _count_layers(config.model_copy(update={**shape, "score_head": False}))
+    around = layers.output_parameters * (1 if config.tie_word_embeddings else 2) + D  # embeddings and the last norm
+    projections, norms = 2 * D * D * number, 3 * D * number
+    return replace(
+        layers,
+        parameters=layers.parameters - around + projections + norms,
+        active_parameters=layers.active_parameters + projections,
+        output_parameters=layers.output_parameters * number,
+        float32_parameters=layers.float32_parameters - D + norms,
+    )
+
+
+def _count_layers(config: ModelConfig) -> ModelCount:
+    """Of a model without modules for multi-token prediction."""
     D, num_layers = config.hidden_size, config.num_hidden_layers
     mixers = [(mixer_of(kind).count(config), layers) for kind, layers in Counter(config.layer_types).items()]
     flops_per_key: Counter[int | None] = Counter()

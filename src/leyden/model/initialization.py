@@ -13,7 +13,7 @@ from torch import nn
 from leyden.model.config import ModelConfig
 from leyden.model.induction import induction_weight
 
-_PLAIN = ("embed_tokens", "lm_head", "q_proj", "k_proj", "output_gate", "mlp.gate", "coefficient")
+_PLAIN = ("embed_tokens", "lm_head", "q_proj", "k_proj", "output_gate", "mlp.gate", "coefficient", "eh_proj")
 _LATENT = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa")
 _DEVIATION = 0.02
 """Of ``initialization = "normal"``."""
@@ -49,7 +49,7 @@ def initial_weight(
     if config.initialization == "normal":
         return _normal_weight(name, shape, seed, experts)
     usual = _xavier_weight(name, shape, config, seed, experts)
-    if config.initialization == "xavier":
+    if config.initialization == "xavier" or name.startswith("mtp."):  # no part of the circuit
         return usual
     return induction_weight(name, usual, config, lambda of, size: torch.randn(size, generator=_generator(seed, of)))
 

@@ -17,6 +17,7 @@ from leyden.model.forward_context import ForwardContext, Wanted, at_positions, l
 from leyden.model.initialization import initialize
 from leyden.model.losses import OutputProjection, ScoreHead, TokenLossModel
 from leyden.model.mixers import Memory, mixer_of, residual_factors
+from leyden.model.nextn import NextTokenModule, look_ahead
 from leyden.model.norm import DividedRMSNorm, RMSNorm
 from leyden.model.pools import Pools
 from leyden.model.ranks import Ranks
@@ -36,11 +37,14 @@ class Features:
         hidden: [B, T, D], normed and divided by ``logits_scaling``, ready for the output projection.
         routings: where the tokens went, one entry a layer with experts.
         documents: of these tokens, where a loss of the routers is formed of each.
+        ahead: the same as ``hidden`` of each module for multi-token prediction, where they were asked for; those that
+            have experts have their routings behind those of the layers.
     """
 
     hidden: torch.Tensor
     routings: list[Routing]
     documents: Documents | None = None
+    ahead: tuple[torch.Tensor, ...] = ()
 
 
 class DecoderLayer(nn.Module):
@@ -127,6 +131,8 @@ class HybridLM(TokenLossModel):
         self.norm = _output_norm(config)
         self.lm_head = OutputProjection(config)
         self.score = ScoreHead(config) if config.score_head else None
+        every, behind = config.with_nextn(), range(len(self.layers), len(config.with_nextn().layer_types))
+        self.mtp = nn.ModuleList(NextTokenModule(config, DecoderLayer(every, index)) for index in behind)
         self.ranks = Ranks()
         self.adapters: AdapterSet | None = None
         """That rows of :meth:`read` choose among."""
@@ -181,7 +187,8 @@ class HybridLM(TokenLossModel):
 
     def router_losses(self, features: Features) -> RouterLosses:
         """The losses of the routers that made ``features``; of this rank's tokens, where ranks share the row."""
-        return router_losses(self.config, features.routings, self.ranks, features.documents)
+        config = self.config.with_nextn() if features.ahead else self.config
+        return router_losses(config, features.routings, self.ranks, features.documents)
 
     def features(
         self,
@@ -191,6 +198,7 @@ class HybridLM(TokenLossModel):
         cu_seqlens: torch.Tensor | None = None,
         last: int | None = None,
         inserts: Inserts | None = None,
+        ahead: bool = False,
     ) -> Features:
         """Everything before the output projection.
 
@@ -199,6 +207,7 @@ class HybridLM(TokenLossModel):
             inserts: as of :meth:`embed`.
             last: only the last so many positions are asked for, and the last layer computes only what these and the
                 cache need: of its softmax attention, the keys and values of all tokens and no more. None for all.
+            ahead: those of the modules for multi-token prediction too, of whole texts alone: no cache, no ``last``.
 
         Where ranks share the row, ``tokens`` and ``cu_seqlens`` are those of the whole row on each of them, and the
         features those of this rank's tokens alone.
@@ -222,7 +231,13 @@ class HybridLM(TokenLossModel):
         documents = None
         if self.config.router_aux_loss == "sequence" and routings:
             documents = Documents.of(tokens, cu_seqlens, self.ranks)
-        return Features(self.norm(x), routings, documents)
+        hidden = self.norm(x)
+        if not ahead:
+            return Features(hidden, routings, documents)
+        if cache is not None or last is not None:
+            raise ValueError("multi-token prediction reads whole texts: features(ahead=True) has no cache and no last.")
+        further, more = look_ahead(self, hidden, tokens, cu_seqlens, context)
+        return Features(hidden, routings + more, documents, further)
 
     def read(self, tokens: torch.Tensor, rows: Rows, pools: Pools, inserts: Inserts | None = None) -> torch.Tensor:
         """Tokens of many sequences, which go on from what ``pools`` holds of them and are remembered there.

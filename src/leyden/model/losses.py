@@ -92,13 +92,19 @@ class TokenLossModel(nn.Module):
         return nll.view(hidden.shape[:2]), log_z.view(hidden.shape[:2])
 
     def cross_entropy(
-        self, hidden: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None
+        self,
+        hidden: torch.Tensor,
+        labels: torch.Tensor,
+        weights: torch.Tensor | None = None,
+        *,
+        z_loss: float | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The sum of ``weights * nll`` over a row, with the model's z-loss and without; cheaper than :meth:`token_nll`.
 
         Args:
             hidden, labels: as of :meth:`token_nll`.
             weights: [B, T] over the whole row, constants; None: 1 each.
+            z_loss: coefficient in place of the configuration's.
 
         Returns:
             Scalars in nats, float32 or wider, of this rank's tokens where ranks share the row. The second is not
@@ -107,4 +113,4 @@ class TokenLossModel(nn.Module):
         assert self.lm_head is not None, "the losses are with the last stage"
         rows, labels = hidden.flatten(0, 1), self.ranks.cut(labels).flatten()
         own = None if weights is None else self.ranks.own(weights).flatten()
-        return self.lm_head.cross_entropy(rows, labels, self.config.z_loss_coef, own)
+        return self.lm_head.cross_entropy(rows, labels, self.config.z_loss_coef if z_loss is None else z_loss, own)

@@ -117,8 +117,11 @@ def fill_buffers(model: HybridLM | Pipeline, config: ModelConfig, mesh: Mesh | N
 
 def _buffer(name: str, config: ModelConfig) -> torch.Tensor:
     """The values of a mixer's buffer, as ``layers.3.self_attn.slopes.values``."""
-    _, layer, half, local = name.split(".", 3) if name.count(".") >= 3 else ("", "0", "", "")
-    found = mixer_of(config.layer_types[int(layer)]).derived_buffers(config, int(layer)) if half == "self_attn" else {}
+    _, layer, half, local = name.replace(".block.", ".").split(".", 3) if name.count(".") >= 3 else ("", "0", "", "")
+    index, every = int(layer), config.with_nextn()
+    if name.startswith("mtp."):
+        index += config.num_hidden_layers
+    found = mixer_of(every.layer_types[index]).derived_buffers(every, index) if half == "self_attn" else {}
     if local not in found:
         raise ValueError(f"the buffer {name} has no initial value; say it in the derived_buffers() of its mixer.")
     return found[local]

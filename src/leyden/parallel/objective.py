@@ -3,16 +3,19 @@
 An objective turns the hidden states of a packed row into sums; the step adds up the sums of all micro-batches and ranks
 and divides once by their weight. Means would not do: micro-batches of unequal length would count alike.
 
-The losses of the routers belong to the model and not to the objective: they are added here, to whatever is minimised.
+The losses of the routers, and those of modules for multi-token prediction, belong to the model and not to the
+objective: they are added here, to whatever is minimised.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 
 from leyden.core.transfers import sent
+from leyden.model.nextn import labels_behind
+from leyden.ops import IGNORE_INDEX
 
 ROUTER_METRICS = ("expert_load", "dropped")
 """What is logged of the routers: [layers with experts, E], each expert's share of the assignments, and the share of
@@ -86,23 +89,37 @@ class Objective(Protocol):
         ...
 
 
-def sums_of_row(objective: Objective, model: Any, batch: Row) -> Sums:
-    """The sums of one row by a model whose layers are all here; of this rank's tokens, where ranks share it."""
-    features = model.features(sent(batch.tokens, model.lm_head.weight.device), cu_seqlens=batch.cu_seqlens)
-    return sums_of_features(objective, model, features, batch)
+def sums_of_row(objective: Objective, model: Any, batch: Row, *, mtp_weight: float = 0.0) -> Sums:
+    """The sums of one row by a model whose layers are all here; of this rank's tokens, where ranks share it.
+
+    Args:
+        objective, model, batch: as of :meth:`Objective.sums`.
+        mtp_weight: what the mean of the losses of the modules for multi-token prediction is weighted by; 0: they are
+            not computed.
+    """
+    tokens = sent(batch.tokens, model.lm_head.weight.device)
+    asked = {"ahead": True} if mtp_weight and model.config.num_nextn_predict_layers else {}
+    features = model.features(tokens, cu_seqlens=batch.cu_seqlens, **asked)
+    return sums_of_features(objective, model, features, batch, mtp_weight=mtp_weight)
 
 
-def sums_of_features(objective: Objective, model: Any, features: Any, batch: Row) -> Sums:
+def sums_of_features(objective: Objective, model: Any, features: Any, batch: Row, *, mtp_weight: float = 0.0) -> Sums:
     """The objective's sums with those of the routers, which are a mean over the row's tokens for each unit of weight.
 
+    ``mtp_weight`` weighs what modules for multi-token prediction made, if ``features`` have it.
+
     Returns:
-        Sums whose metrics are ``loss``, the objective's, and :data:`ROUTER_METRICS`, in this order on every rank.
+        Sums whose metrics are ``loss``, the objective's, those of :func:`mtp_metrics`, and :data:`ROUTER_METRICS`, in
+        this order on every rank.
 
     Raises:
         RuntimeError: the objective's metrics are not those that it lists, or no scalars: ranks could not add them up.
     """
     own = objective.sums(model, features, batch)
     metrics = _listed(objective, own)
+    if getattr(features, "ahead", ()):
+        loss, named = _mtp_sums(model, features.ahead, batch, mtp_weight)
+        own, metrics = replace(own, loss=own.loss + loss), metrics | named
     if not model.config.num_local_experts:
         zero = torch.zeros((), device=own.loss.device)
         return Sums(own.loss, own.weight, metrics | _named(zero.expand(0, 0), zero))
@@ -113,6 +130,30 @@ def sums_of_features(objective: Objective, model: Any, features: Any, batch: Row
         weight=own.weight,
         metrics=metrics | _named(routers.load * weight, routers.dropped * weight),
     )
+
+
+def mtp_metrics(number: int) -> list[tuple[str, str]]:
+    """Of each of so many modules for multi-token prediction the names of two sums: of its nats, and of its labels."""
+    return [(f"mtp_loss_{places}", f"mtp_labels_{places}") for places in range(1, number + 1)]
+
+
+def _mtp_sums(
+    model: Any, ahead: Sequence[torch.Tensor], batch: Row, weight: float
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """``weight / D`` times the summed cross-entropies of D modules (arXiv 2412.19437, section 2.2), and the metrics.
+
+    A module has fewer labels than the model, by one or more at the end of each document, and the sums of both are
+    divided by the step's weight, as in the report, which divides both by a sequence's length.
+    """
+    labels = sent(batch.labels, ahead[0].device)
+    total, metrics = ahead[0].new_zeros((), dtype=torch.promote_types(ahead[0].dtype, torch.float32)), {}
+    for places, (hidden, names) in enumerate(zip(ahead, mtp_metrics(len(ahead)), strict=True), start=1):
+        behind = labels_behind(labels, places, batch.cu_seqlens)
+        loss, nll = model.cross_entropy(hidden, behind, z_loss=0.0)
+        total = total + loss * (weight / len(ahead))
+        counted = (model.ranks.own(behind) != IGNORE_INDEX).sum()
+        metrics |= dict(zip(names, (nll.detach(), counted), strict=True))
+    return total, metrics
 
 
 def sums_of_nothing(objective: Objective, model: Any) -> Sums:

@@ -144,14 +144,15 @@ def install_fsdp(model: nn.Module, mesh: Mesh, dtype: torch.dtype) -> None:
             shard_placement_fn=lambda parameter: Shard(shard_dim(tuple(parameter.shape), over.size(-1))),
         )
 
-    for layer in model.get_submodule("layers").children():
-        mixer = layer.get_submodule("self_attn")
-        assert isinstance(mixer, Mixer), "of a layer"
+    further = getattr(model, "mtp", None)  # modules for multi-token prediction
+    for layer in (*model.get_submodule("layers").children(), *(() if further is None else further.children())):
+        mixer = next(module for module in layer.modules() if isinstance(module, Mixer))
         alike = {f"self_attn.{name.removesuffix('.weight')}" for name in mixer.whole}
         for name, module in layer.named_modules():
-            if name == "mlp.experts":
+            local = name.removeprefix("block.")
+            if local == "mlp.experts":
                 shard(module, "experts", settings.reshard_after_forward)
-            elif name == "mlp.shared" or name in alike:
+            elif local in ("mlp.shared", "eh_proj") or local in alike:
                 shard(module, "stage", settings.reshard_after_forward)
         shard(layer, "dense", settings.reshard_after_forward)
     shard(model, "dense", False)

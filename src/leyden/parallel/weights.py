@@ -17,8 +17,9 @@ from leyden.parallel.plan import Plan
 
 Kind = Literal["tensor", "head_norm", "experts", "shared", "replicated", "adapter"]
 """``head_norm``: the norm over a mixer's heads, which is divided with them; ``shared``: the shared expert, which every
-rank applies to its own tokens, and what makes what serves all heads of a mixer; ``replicated``: norms and routers;
-``adapter``: low-rank additions, which are small and divided as what they belong to; FSDP leaves them whole."""
+rank applies to its own tokens, what makes what serves all heads of a mixer, and what leads into a module for
+multi-token prediction; ``replicated``: norms and routers; ``adapter``: low-rank additions, which are small: they are
+divided as what they belong to, and FSDP leaves them whole."""
 
 _TENSOR_DIM = {
     "embed_tokens.weight": 0,
@@ -39,6 +40,10 @@ for _mixer in MIXERS.values():
 _WHOLE: dict[str, Kind] = {
     "norm.weight": "replicated",
     "score.weight": "replicated",
+    "enorm.weight": "replicated",
+    "hnorm.weight": "replicated",
+    "final_layernorm.weight": "replicated",
+    "eh_proj.weight": "shared",
     "input_layernorm.weight": "replicated",
     "post_attention_layernorm.weight": "replicated",
     "self_attn.q_norm.weight": "replicated",
@@ -167,5 +172,5 @@ def cut_weights(model: nn.Module, mesh: Mesh) -> dict[str, Part]:
 
 
 def _within_layer(name: str) -> str:
-    """``layers.3.mlp.x`` to ``mlp.x``."""
-    return name.split(".", 2)[2] if name.startswith("layers.") else name
+    """``layers.3.mlp.x`` and ``mtp.0.block.mlp.x`` to ``mlp.x``."""
+    return name.split(".", 2)[2].removeprefix("block.") if name.startswith(("layers.", "mtp.")) else name

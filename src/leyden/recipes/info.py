@@ -48,6 +48,7 @@ def describe(what: str, settings: Sequence[str], length: int) -> str:
         ("parameters", count_text(count.parameters)),
         ("active parameters", _active(config, count)),
         ("weights", f"{bytes_text(count.weight_bytes(bf16))} in bfloat16"),
+        *_ahead(config, count),
         *_states(config),
         *_windows(config, count),
         ("keys and values", f"{count.key_value_bytes_per_token(bf16):,} bytes in bfloat16 a token"),
@@ -86,6 +87,16 @@ def _router(config: ModelConfig) -> list[tuple[str, str]]:
         said += f", in {config.topk_group} of {config.n_group} groups"
     weights = "their shares" if config.norm_topk_prob else "their scores"
     return [("router", f"{said}; weights are {weights} times {config.routed_scaling_factor:g}")]
+
+
+def _ahead(config: ModelConfig, count: ModelCount) -> list[tuple[str, str]]:
+    """A row of the modules for multi-token prediction, if there are any."""
+    if count.nextn is None:
+        return []
+    number, (mixer, mlp) = config.num_nextn_predict_layers, config.nextn_kind()
+    kind = f"{mixer_of(mixer).title}, {feed_forward_of(mlp).title}"
+    modules = f"{number} module{'s' if number > 1 else ''} ({kind})"
+    return [("tokens ahead", f"{modules} of {count_text(count.nextn.parameters)} together, among the parameters")]
 
 
 def _windows(config: ModelConfig, count: ModelCount) -> list[tuple[str, str]]:

@@ -63,9 +63,23 @@ def _check_rollouts(stage: "TrainingStage") -> None:
         )
 
 
+def _check_chats(stage: "TrainingStage") -> None:
+    """Refuse multi-token prediction in a loss that is no mean over tokens."""
+    if stage.normalise != "tokens" and stage.mtp_weight != type(stage).model_fields["mtp_weight"].default:
+        raise ValueError(
+            f"mtp_weight weighs a mean over tokens, and normalise = '{stage.normalise}' takes another; leave one of "
+            "them out"
+        )
+
+
 OBJECTIVES: "Mapping[str, StageKind]" = {
-    "pretrain": StageKind(lambda _: Pretrain()),
-    "sft": StageKind(lambda stage: Sft(stage.normalise), rows="chats", keys=frozenset({"normalise"})),
+    "pretrain": StageKind(lambda _: Pretrain(), keys=frozenset({"mtp_weight"})),
+    "sft": StageKind(
+        lambda stage: Sft(stage.normalise),
+        rows="chats",
+        keys=frozenset({"normalise", "mtp_weight"}),
+        check=_check_chats,
+    ),
     "preference": StageKind(Preference, rows="preferences", keys=frozenset(PreferenceSettings.model_fields)),
     "reward": StageKind(ScoredPairs, rows="preferences", keys=frozenset(RewardModelSettings.model_fields), scores=True),
     "process_reward": StageKind(lambda _: LabelledSteps(), rows="solutions", scores=True),

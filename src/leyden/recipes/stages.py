@@ -17,6 +17,7 @@ from leyden.data.loader.held_out import HeldOutBatches
 from leyden.data.loader.prefetch import Prefetched
 from leyden.parallel import RankGroup
 from leyden.recipes.batches import epoch_steps, make_batches, tell_plan
+from leyden.recipes.multi_token import mtp_weight_of
 from leyden.recipes.objectives import OBJECTIVES, ON_PROMPTS, TRAINS_ON
 from leyden.recipes.pace import Pace
 from leyden.recipes.prepare import Prepared
@@ -160,6 +161,7 @@ def _stage_run(
         batches=batches,
         micro_batches=stage.batch_schedule.micro_batches_at,
         max_batch_factor=stage.max_batch_factor,
+        mtp_weight=mtp_weight_of(recipe, stage, "mtp_weight" in OBJECTIVES[stage.objective].keys),
         rope_theta=stage.rope_theta,
         rope_scaling=stage.rope_scaling,
         held_out=lambda: _held_out(recipe, stage, prepared, rank_group, reference),

@@ -31,9 +31,12 @@ CHANGEABLE = (
     "router_z_loss_coef",
     "z_loss_coef",
     "score_head",
+    "num_nextn_predict_layers",
+    "nextn_layer_type",
+    "nextn_mlp_type",
 )
-"""What ``[model]`` may say beside ``from``: no weight has another shape or another meaning by it. A score head that the
-model has not is a further one, which begins as in a new model."""
+"""What ``[model]`` may say beside ``from``: no weight has another shape or another meaning by it. A score head, or
+modules for multi-token prediction, that the model has not are further ones, which begin as in a new model."""
 
 
 def shape_from(section: dict[str, Any], vocab_size: int | None) -> dict[str, Any]:
@@ -74,7 +77,7 @@ def shape_from(section: dict[str, Any], vocab_size: int | None) -> dict[str, Any
 def _is_whole(said: dict[str, Any]) -> bool:
     """Whether a table says every field that is never left out; tables of earlier versions have no scaling of RoPE."""
     fields = {name for name, field in ModelConfig.model_fields.items() if field.default is not None}
-    return fields - {"rope_scaling"} <= said.keys()
+    return fields - {"rope_scaling", "num_nextn_predict_layers"} <= said.keys()
 
 
 def _refuse_other_shape(name: str, config: ModelConfig, said: dict[str, Any]) -> None:

@@ -44,7 +44,7 @@ from leyden.train.optimizer import AdamWConfig, MasterAdamW
 from leyden.train.sinks import Sink, SinkName, open_sinks
 from leyden.train.spikes import SpikeSettings
 from leyden.train.state import Batches, TrainState
-from leyden.train.steps import Callback, FitSettings, steps
+from leyden.train.steps import Callback, FitSettings, no_mtp, steps
 
 _WARM_STEPS, _TIMED_STEPS = 3, 5
 
@@ -104,6 +104,7 @@ class StageRun:
         batches: opens this rank's micro-batches, at their beginning; they are closed at the end of the stage.
         micro_batches: how many of them each optimizer step takes.
         max_batch_factor: how many times as many it may take where the critical batch allows it; 1: it never grows.
+        mtp_weight: of the losses of modules for multi-token prediction, by the step of the stage.
         rope_theta, rope_scaling: the RoPE base and its scaling from this stage on; None keeps what was.
         held_out: makes this rank's share of what the loss is measured on now and then; it may give None.
         after_step, callbacks: called after every step, as :func:`leyden.train.loop.fit` says.
@@ -122,6 +123,7 @@ class StageRun:
     begin: Callable[[TrainState], None] = lambda _: None
     micro_batches: MicroBatches = one_batch
     max_batch_factor: int = 1
+    mtp_weight: Callable[[int], float] = no_mtp
     rope_theta: float | None = None
     rope_scaling: RopeScaling | None = None
     held_out: Callable[[], HeldOut | None] = lambda: None
@@ -310,6 +312,7 @@ def _fit_settings(state: TrainState, stage: StageRun, settings: RunSettings, how
         total_steps=stage.steps,
         micro_batches=stage.micro_batches,
         max_batch_factor=stage.max_batch_factor,
+        mtp_weight=stage.mtp_weight,
         clip_norm=settings.clip_norm,
         checkpoint_steps=settings.checkpoint_steps,
         keep_checkpoints=settings.keep_checkpoints,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from leyden.core.transfers import fetch
-from leyden.parallel.objective import Objective, Row, Sums, add_up, sums_of_row
+from leyden.parallel.objective import Objective, Row, Sums, add_up, mtp_metrics, sums_of_row
 from leyden.train.model import PipelinedModel
 from leyden.train.noise_scale import NoiseSample, noise_sample
 from leyden.train.spikes import StepLimits
@@ -25,7 +25,8 @@ class StepResult:
 
     Attributes:
         metrics: means for each unit of weight. ``loss`` is without, and ``aux_loss`` is, what is minimised besides
-            (balance, z-loss); then the objective's metrics, and :data:`leyden.parallel.objective.ROUTER_METRICS`.
+            (balance, z-loss, multi-token prediction); then the objective's metrics, those of the modules for
+            multi-token prediction, each over its own labels, and :data:`leyden.parallel.objective.ROUTER_METRICS`.
         weight: what the sums were divided by; how many labels, in pre-training.
         grad_norm: of the gradient of the mean loss, before clipping.
         tokens: positions computed.
@@ -81,6 +82,7 @@ def train_step(
     limits: StepLimits = _NO_LIMITS,
     measure_noise: bool = False,
     stage_steps: int = 1,
+    mtp_weight: float = 0.0,
 ) -> StepResult:
     """Take one step on the micro-batches ``batches`` and count it in ``state``.
 
@@ -97,6 +99,7 @@ def train_step(
         measure_noise: estimate the noise of the gradient from its micro-batches, which takes one more reading of the
             gradients of each, and changes nothing. A pipeline, whose micro-batches share their gradients, cannot.
         stage_steps: how many steps of its stage it stands for.
+        mtp_weight: of the losses of modules for multi-token prediction (:func:`sums_of_row`).
     """
     state.model.train()
     norms: list[torch.Tensor] = []
@@ -104,7 +107,9 @@ def train_step(
         parts = _through_pipeline(state, state.pipeline, batches, objective)
     else:
         measured = norms if measure_noise else None
-        parts = [_backward(state, batch, objective, number, measured) for number, batch in enumerate(batches)]
+        parts = [
+            _backward(state, batch, objective, number, measured, mtp_weight) for number, batch in enumerate(batches)
+        ]
     state.rank_group.at("the exchange of sums", state.step + 1)
     total = _total(state, parts, batches, norms, stop())
     weight = total.sums.weight
@@ -121,11 +126,16 @@ def train_step(
 
 
 def _backward(
-    state: TrainState, batch: Row, objective: Objective, number: int, norms: list[torch.Tensor] | None
+    state: TrainState,
+    batch: Row,
+    objective: Objective,
+    number: int,
+    norms: list[torch.Tensor] | None,
+    mtp_weight: float,
 ) -> Sums:
     """The sums of one micro-batch, their gradient left with the optimizer; ``norms`` gets that of the gradient."""
     state.rank_group.at("forward", state.step + 1, number)
-    sums = sums_of_row(objective, state.model, batch)
+    sums = sums_of_row(objective, state.model, batch, mtp_weight=mtp_weight)
     state.rank_group.at("backward", state.step + 1, number)
     sums.loss.backward()
     norm = state.optimizer.accumulate(measure=norms is not None)
@@ -168,7 +178,7 @@ def _result(total: _Total, grad_norm: torch.Tensor, skip: torch.Tensor, spiked: 
     *named, weights, norms = here[len(scalars) :]
     divisor = weight or math.nan
     means = [(x.double() / divisor).tolist() for x in named]
-    metrics = dict(zip(sums.metrics, means, strict=True))
+    metrics = _over_own_labels(dict(zip(sums.metrics, means, strict=True)))
     return StepResult(
         metrics={"loss": metrics["loss"], "aux_loss": (loss - named[0].item()) / divisor, **metrics},
         weight=float(weight),
@@ -179,3 +189,13 @@ def _result(total: _Total, grad_norm: torch.Tensor, skip: torch.Tensor, spiked: 
         spiked=bool(spike),
         noise=noise_sample(norms.tolist(), weights.tolist(), norm * weight),
     )
+
+
+def _over_own_labels(means: dict[str, Any]) -> dict[str, Any]:
+    """The losses of modules for multi-token prediction as means over their own labels, which are then left out."""
+    for loss, labels in mtp_metrics(len(means)):
+        if loss not in means:
+            break
+        count = means.pop(labels)
+        means[loss] = means[loss] / count if count else math.nan
+    return means

@@ -19,6 +19,11 @@ from leyden.train.step import StepResult, train_step
 Callback = Callable[[TrainState, StepResult], None]
 
 
+def no_mtp(step: int) -> float:
+    """Modules for multi-token prediction are not trained."""
+    return 0.0
+
+
 class FitSettings(Config):
     """One stage of a run, as the loop sees it."""
 
@@ -45,6 +50,8 @@ class FitSettings(Config):
     """The gradient noise scale is measured every so many steps of the run; 0: never."""
     spikes: SpikeSettings = SpikeSettings()
     """What a spike is, and what becomes of its step."""
+    mtp_weight: Callable[[int], float] = no_mtp
+    """Of the losses of modules for multi-token prediction, by the step of the stage."""
     how_to_resume: str
     """What the user is told to do after an interruption."""
     shows_progress: bool = True
@@ -124,6 +131,7 @@ def steps(
             limits=limits_now,
             measure_noise=measure_noise,
             stage_steps=stage_steps,
+            mtp_weight=settings.mtp_weight(state.stage_step),
         )
         for hook in after_step:
             hook(state, result)

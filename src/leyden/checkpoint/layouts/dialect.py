@@ -79,6 +79,8 @@ class Dialect:
             problems.append("a dense MLP, num_local_experts = 0 (use leyden)")
         if config.mlp_types and not self.dense_layers:
             problems.append("dense layers among those with experts, mlp_types (use leyden)")
+        if config.num_nextn_predict_layers:
+            problems.append("modules for multi-token prediction, num_nextn_predict_layers (use leyden)")
         if problems:
             raise UserError(f"the {self.layout} layout cannot express {'; '.join(problems)}.")
         theirs = {key: fields[ours] for ours, key in self.names.items()}

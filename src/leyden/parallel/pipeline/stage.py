@@ -54,6 +54,11 @@ class StageModel(TokenLossModel):
                 "tie_word_embeddings = true gives the first and the last pipeline stage one weight, which is not "
                 "supported; set it to false, or [parallel] pp = 1."
             )
+        if self.config.num_nextn_predict_layers:
+            raise UserError(
+                "the modules for multi-token prediction (num_nextn_predict_layers) stand behind the last layer and "
+                "read the embedding, which the first pipeline stage has; set [parallel] pp = 1, or leave them out."
+            )
         self.is_first, self.is_last = layers.start == 0, layers.stop == len(model.layers)
         self.embed_tokens = model.embed_tokens if self.is_first else None
         self.layers = nn.ModuleDict({str(index): model.layers[index] for index in layers})

@@ -113,6 +113,13 @@ _FEED_FORWARDS: Mapping[str, tuple[Callable[[Rank], float], Callable[[Rank], Hal
 """By the names of ``mlp_types``: what the routers' losses need, and the feed-forward itself."""
 
 
+def nextn_activations(rank: Rank) -> Layer:
+    """Of a module for multi-token prediction: its layer, and what leads into it (embedded tokens, both normed)."""
+    layer = layer_activations(rank, rank.model.nextn_kind())
+    entered = rank.own * (3 * rank.model.hidden_size * rank.dtype.itemsize + 2 * rank.wide.itemsize)
+    return replace(layer, entry=layer.entry + entered)
+
+
 @dataclass(frozen=True)
 class Ends:
     """What stands around the layers.

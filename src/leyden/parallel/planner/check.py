@@ -70,9 +70,9 @@ def _world(plan: Plan, world: int) -> list[Rule]:
 
 
 def _heads_and_widths(plan: Plan, model: ModelConfig) -> list[Rule]:
-    tp, dense = plan.tp, "dense" in model.mlp_kinds()
+    tp, dense = plan.tp, "dense" in model.with_nextn().mlp_kinds()
     width = model.dense_width
-    kinds = [mixer_of(kind) for kind in dict.fromkeys(model.layer_types)]
+    kinds = [mixer_of(kind) for kind in dict.fromkeys(model.with_nextn().layer_types)]
     heads = dict(pair for mixer in kinds for pair in mixer.divided(model).items())
     return [
         *((count % tp > 0, f"tp = {tp} does not divide {count} {name}.") for name, count in heads.items()),
@@ -105,6 +105,11 @@ def _stages(plan: Plan, model: ModelConfig) -> list[Rule]:
         (interleaved and per_rank == 1, "pipeline_schedule 'interleaved' needs stages_per_rank of 2 or more."),
         (not interleaved and per_rank > 1, f"stages_per_rank = {per_rank} needs pipeline_schedule 'interleaved'."),
         (pp == 1 and per_rank > 1, f"stages_per_rank = {per_rank} needs pp of 2 or more."),
+        (
+            pp > 1 and model.num_nextn_predict_layers > 0,
+            f"pp = {pp} puts the embedding and the modules for multi-token prediction, which read it, on two ranks; "
+            "leave num_nextn_predict_layers out, or pp = 1.",
+        ),
         (pp > 1 and model.tie_word_embeddings, f"pp = {pp} puts tied embeddings on two ranks; untie them, or pp = 1."),
     ]
 

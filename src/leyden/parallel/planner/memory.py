@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from leyden.parallel.pipeline import boundary
-from leyden.parallel.planner.activations import Ends, Layer, end_activations, layer_activations
+from leyden.parallel.planner.activations import Ends, Layer, end_activations, layer_activations, nextn_activations
 from leyden.parallel.planner.rank import Rank
 from leyden.parallel.planner.schedule import order_of_work
-from leyden.parallel.planner.sizes import Module, ShardedGroup, outer_weights
+from leyden.parallel.planner.sizes import Module, ShardedGroup, nextn_weights, outer_weights
 
 Kind = Literal["weights", "optimizer", "gradients", "gathered", "activations", "buffers"]
 KINDS: tuple[Kind, ...] = ("weights", "optimizer", "gradients", "gathered", "activations", "buffers")
@@ -133,6 +133,10 @@ class _Stage:
         modules = {kind: rank.layer(kind) for kind in kinds}
         activations = {kind: layer_activations(rank, kind) for kind in kinds}
         self._layers: list[tuple[Module, Layer]] = [(modules[kind], activations[kind]) for kind in of_layers]
+        self._heads = 1  # uses of the output projection
+        if self.last and rank.num_nextn:
+            self._layers += [(nextn_weights(model, rank.plan, rank.at), nextn_activations(rank))] * rank.num_nextn
+            self._heads += rank.num_nextn
         self._outer = outer_weights(model, rank.plan, rank.at, first=self.first, last=self.last)
         self._ends = end_activations(rank, self._outer) if self.last else Ends(0.0, 0.0)
         self._gathered: set[int] = set()  # positions of layers whose weights are here; -1: what is around them
@@ -160,7 +164,7 @@ class _Stage:
             meter.free("activations", layer.kept - self._kept_until_backward(layer))
             if settings.reshard_after_forward:
                 self._let_go(position, module)
-        meter.hold("activations", self._ends.kept)
+        meter.hold("activations", self._heads * self._ends.kept)
         meter.need("activations", self._ends.loss)
 
     def backward(self) -> None:
@@ -168,7 +172,7 @@ class _Stage:
         meter = self._meter
         piped = self._rank.plan.pp > 1
         self._gradients(self._outer, piped)
-        meter.free("activations", self._ends.kept)
+        meter.free("activations", self._heads * self._ends.kept)
         for position, (module, layer) in reversed(list(enumerate(self._layers))):
             self._gather(position, module)
             coming = self._layers[position - 1][0].groups[0] if position else None

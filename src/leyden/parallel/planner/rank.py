@@ -9,7 +9,7 @@ import torch
 from leyden.model import LayerKind, ModelConfig
 from leyden.model.lora import LoraConfig
 from leyden.parallel.plan import Plan
-from leyden.parallel.planner.sizes import Module, layer_weights, outer_weights, stages
+from leyden.parallel.planner.sizes import Module, layer_weights, nextn_weights, outer_weights, stages
 from leyden.parallel.planner.step import StepShape
 from leyden.parallel.sequence.layout import balanced
 
@@ -107,6 +107,11 @@ class Rank:
         """The weights of a layer of ``kind``."""
         return layer_weights(self.model, kind, self.plan, self.at, self.lora)
 
+    @property
+    def num_nextn(self) -> int:
+        """How many modules for multi-token prediction are trained: those that there are, unless adapters alone are."""
+        return 0 if self.lora is not None else self.model.num_nextn_predict_layers
+
     def modules(self) -> list[tuple[Module, int]]:
         """The weights of each kind of layer, and of what stands around the layers, with how many of these there are."""
         found, every = [], self.model.layer_kinds()
@@ -115,4 +120,6 @@ class Rank:
             found += [(self.layer(kind), count) for kind, count in kinds.items()]
             ends = {"first": layers.start == 0, "last": layers.stop == self.model.num_hidden_layers}
             found.append((outer_weights(self.model, self.plan, self.at, **ends), 1))
+            if ends["last"] and self.num_nextn:
+                found.append((nextn_weights(self.model, self.plan, self.at), self.num_nextn))
         return found

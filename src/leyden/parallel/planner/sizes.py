@@ -95,12 +95,18 @@ def layer_weights(
     return _module(_shapes(model, lora)[0][kind], plan, at)  # pyright: ignore[reportArgumentType]  (see below)
 
 
+def nextn_weights(model: ModelConfig, plan: Plan, at: dict[str, int]) -> Module:
+    """Those of one module for multi-token prediction."""
+    named = _shapes(model)[1]  # pyright: ignore[reportArgumentType]  (see below)
+    return _module(tuple((name, shape) for name, shape in named if name.startswith("mtp.0.")), plan, at)
+
+
 def outer_weights(model: ModelConfig, plan: Plan, at: dict[str, int], *, first: bool, last: bool) -> Module:
     """The embedding where the stage is the ``first``, final norm and output projection where it is the ``last``."""
     shapes = _shapes(model)[1]  # pyright: ignore[reportArgumentType]  (frozen pydantic models have hashes)
     embeds = first or model.tie_word_embeddings
     wanted = {"embed_tokens.weight": embeds, "norm.weight": last, "lm_head.weight": last, "score.weight": last}
-    return _module(tuple((name, shape) for name, shape in shapes if wanted[name]), plan, at)
+    return _module(tuple((name, shape) for name, shape in shapes if wanted.get(name)), plan, at)
 
 
 def _module(named: tuple[tuple[str, Shape], ...], plan: Plan, at: dict[str, int]) -> Module:
@@ -135,6 +141,9 @@ def _shapes(
     kinds = tuple(dict.fromkeys(model.layer_kinds()))
     mixers, mlps = zip(*kinds, strict=True)
     few = model.model_copy(update={"num_hidden_layers": len(kinds), "layer_types": mixers, "mlp_types": mlps})
+    if few.num_nextn_predict_layers:
+        mixer, mlp = model.nextn_kind()
+        few = few.model_copy(update={"nextn_layer_type": mixer, "nextn_mlp_type": mlp})
     with torch.device("meta"):
         modules = HybridLM(few)
     if lora is not None:

@@ -18,7 +18,7 @@ from leyden.parallel.pipeline import boundary
 from leyden.parallel.planner.mixers import terms_of
 from leyden.parallel.planner.rank import Rank
 from leyden.parallel.planner.schedule import gathers
-from leyden.parallel.planner.sizes import Module, layer_weights, outer_weights
+from leyden.parallel.planner.sizes import Module, layer_weights, nextn_weights, outer_weights
 from leyden.parallel.planner.terms import Bytes, Passes, divided
 
 _RADIX_BYTES = 256 * 4
@@ -41,7 +41,13 @@ def predict_traffic(rank: Rank) -> Bytes:
             _add(per_batch, _embedding(rank))
         if last:
             _add(per_batch, _loss(rank))
-        _add(per_batch, _routers(rank, len(model.expert_layers(layers)), last=last))
+        routed = len(model.expert_layers(layers))
+        if last and rank.num_nextn:
+            _add(total, _weights(rank, nextn_weights(model, plan, rank.at), number, is_layer=True), rank.num_nextn)
+            for terms in (_layer(rank, model.nextn_kind()), _embedding(rank), _loss(rank)):
+                _add(per_batch, terms, rank.num_nextn)
+            routed += rank.num_nextn * (model.nextn_kind()[1] == "experts")
+        _add(per_batch, _routers(rank, routed, last=last))
         _add(per_batch, _boundary(rank, first=first, last=last))
         _add(total, per_batch, rank.step.num_micro_batches)
     _add(total, _end_of_step(rank))
@@ -72,6 +78,8 @@ def _weights(rank: Rank, module: Module, stage: int, *, is_layer: bool) -> Bytes
     plan, found = rank.plan, Counter()
     for group in module.groups:
         num_gathers, num_reduces = gathers(plan, stage, rank.step.num_micro_batches, is_layer=is_layer)
+        if not is_layer:  # each module's loss is one more forward of the outermost module
+            num_gathers += rank.num_nextn * rank.step.num_micro_batches
         if group.ranks > 1:
             found[group.axis, "all_gather"] += num_gathers * group.padded // group.ranks * rank.dtype.itemsize
             found[group.axis, "reduce_scatter"] += num_reduces * group.padded * rank.reduce_dtype.itemsize
@@ -192,6 +200,8 @@ def _end_of_step(rank: Rank) -> Bytes:
     if plan.dp * plan.cp > 1:
         found["dense", "all_reduce"] = dense_numel * rank.wide.itemsize
     if plan.world > 1:
-        load = len(model.expert_layers()) * model.num_local_experts
-        found["world", "all_reduce"] = rank.wide.itemsize + (6 + load) * 8  # sums and counts, and whether to stop
+        shape = model.with_nextn() if rank.num_nextn else model
+        load = len(shape.expert_layers()) * model.num_local_experts
+        sums = 6 + 2 * rank.num_nextn  # sums and counts, and whether to stop
+        found["world", "all_reduce"] = rank.wide.itemsize + (sums + load) * 8
     return found
