@@ -54,7 +54,21 @@ SETTINGS: dict[str, list[str]] = {
 }
 """What is compared, by settings of the recipe. ``one base`` goes on from the first one's checkpoint, and ``before the
 extension`` is that checkpoint."""
-GRIDS = {("1k", "4k", "16k", "64k"): 2, ("256k",): 1}
+LAYERS: dict[str, list[str]] = {
+    "softmax": ["full_attention"] * 4,
+    "lightning": ["linear_attention"] * 4,
+    "window": ["sliding_attention"] * 3 + ["full_attention"],
+    "cosformer2": ["cosformer2_attention"] * 3 + ["full_attention"],
+    "hgrn2": ["hgrn2_attention"] * 3 + ["full_attention"],
+}
+"""Models of other layers: they learn what ``before the extension`` has learned, and are asked up to 16K."""
+WINDOW = 64
+"""Keys that a layer with a window sees, as in claim.py."""
+SETTINGS |= {
+    name: [f"model.layer_types={json.dumps(types)}", *([f"model.sliding_window={WINDOW}"] if name == "window" else [])]
+    for name, types in LAYERS.items()
+}
+GRIDS = {("1k", "4k", "16k"): 2, ("64k",): 2, ("256k",): 1}
 """Lengths, and how many haystacks of each; every haystack holds a needle at each depth."""
 DEPTHS = 5
 MOST_NEEDLES = 48
@@ -80,21 +94,25 @@ class Needles:
         self._question = np.array(tokenizer.encode(f"\n\nWhat is the special magic {CITIES[0]} number? {begun}"))
 
     def document(self, hay: np.ndarray, count: int, draws: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Needles anywhere in ``hay``, and then a question for each of them.
+        """Needles anywhere in ``hay``, and then a question for each of them. In half of the documents the last needle
+        ends the hay and is asked for first, as ``niah`` does at a depth of 100 %.
 
         Returns:
             Tokens [T], and [T] bool: which of them are an answer, with the space before it and the stop behind it.
         """
         cities = draws.choice(len(CITIES), count, replace=False).tolist()
         numbers = draws.integers(10**6, 10**7, count).tolist()
-        places = np.sort(draws.integers(0, len(hay) + 1, count))
+        places, asked = np.sort(draws.integers(0, len(hay) + 1, count)), draws.permutation(count)
+        if draws.random() < 0.5:
+            places[-1] = len(hay)
+            asked = np.concatenate([[count - 1], asked[asked != count - 1]])
         parts, done = [np.array([self._tokenizer.bos_id])], 0
         for city, number, place in zip(cities, numbers, places, strict=True):
             parts += [hay[done:place], self._fill(self._needle, city, number)[0]]
             done = place
         parts.append(hay[done:])
         learned = [np.zeros(sum(map(len, parts)), bool)]
-        for index in draws.permutation(count):
+        for index in asked:
             question, first = self._fill(self._question, cities[index], numbers[index])
             parts.append(question)
             learned.append(_span(len(question), first - 1, first + 4))
@@ -222,6 +240,8 @@ def trained(variant: str, seed: int, folder: Path) -> Path:
     parted = sum(stage.total_steps or 0 for stage in recipe.stage[: names.index(BEGUN) + 1])
     if variant == BEFORE:
         return whole / "checkpoints" / f"step_{parted:08d}"
+    if variant in LAYERS:
+        recipe = recipe.model_copy(update={"stage": recipe.stage[: names.index(BEGUN) + 1]})
     directory = folder / f"{variant}-{seed}".replace(" ", "-")
     run(recipe, directory, origin=f"{whole}@{parted}" if variant == ONE_BASE else None)
     return directory
@@ -233,7 +253,7 @@ def measure(variant: str, seed: int, folder: Path) -> dict[str, Any]:
     model = trained(variant, seed, folder)
     seconds, cells = round(time.perf_counter() - started), []
     source, subject = open_model(str(model), find_device(None), (folder / "unseen.txt",))
-    for lengths, samples in GRIDS.items():
+    for lengths, samples in list(GRIDS.items())[: 1 if variant in LAYERS else None]:
         options = Options(lengths=tuple(map(tokens_of, lengths)), depths=DEPTHS, samples=samples)
         name = f"scores-{variant}-{seed}".replace(" ", "-")
         (niah,) = evaluate(source, subject, ["niah"], options, folder / name / lengths[-1])
@@ -261,19 +281,24 @@ def draw(done: Sequence[dict[str, Any]]) -> None:
         cells = [cell for one in runs for cell in one["cells"]]
         texts = []
         for length in lengths:
-            value, n = share([cell for cell in cells if cell["length"] == length])
+            asked = [cell for cell in cells if cell["length"] == length]
+            if not asked:
+                texts.append("not asked")
+                continue
+            value, n = share(asked)
             low, high = wilson(round(value * n), n)
             texts.append(f"{value:.2f} ({low:.2f} to {high:.2f})")
         print(f"| {variant} | {', '.join(str(one['seed']) for one in runs)} | " + " | ".join(texts) + " |")
+        columns = sorted({cell["length"] for cell in cells})
         grid = [
-            [share([c for c in cells if (c["length"], c["depth"]) == (length, depth)])[0] for length in lengths]
+            [share([c for c in cells if (c["length"], c["depth"]) == (length, depth)])[0] for length in columns]
             for depth in depths
         ]
         axis.imshow(grid, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
         for row, values in enumerate(grid):
             for column, value in enumerate(values):
                 axis.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7)
-        axis.set_xticks(range(len(lengths)), [f"{length // 1024}K" for length in lengths])
+        axis.set_xticks(range(len(columns)), [f"{length // 1024}K" for length in columns])
         axis.set_yticks(range(len(depths)), [f"{depth:g} %" for depth in depths])
         axis.set_title(variant, fontsize=9)
     figure.savefig(HERE / "extension.svg", metadata={"Date": None})
