@@ -49,8 +49,9 @@ class Fused:
 def hidden_matrices(shapes: Mapping[str, tuple[int, ...]], config: ModelConfig) -> dict[str, Fused]:
     """Those weights that map hidden states to hidden states, by name, and how each is divided.
 
-    They are the matrices within layers. The embedding and the output projection map from and to tokens, and vectors,
-    routers and the gate of a shared expert (one number a token) are no such maps.
+    They are the matrices within layers and within modules for multi-token prediction. The embedding and the output
+    projection map from and to tokens, and vectors, routers and the gate of a shared expert (one number a token) are
+    no such maps.
 
     Args:
         shapes: of the whole weights, by name.
@@ -60,7 +61,8 @@ def hidden_matrices(shapes: Mapping[str, tuple[int, ...]], config: ModelConfig) 
 
 
 def _is_hidden(name: str, shape: tuple[int, ...]) -> bool:
-    return name.startswith("layers.") and len(shape) > 1 and not name.endswith(_NO_MAPS) and not is_adapter(name)
+    within = name.startswith(("layers.", "mtp."))
+    return within and len(shape) > 1 and not name.endswith(_NO_MAPS) and not is_adapter(name)
 
 
 def _fused(name: str, config: ModelConfig) -> Fused:
