@@ -73,7 +73,7 @@ def test_the_objective_is_plain_arithmetic_on_scores(clip: float) -> None:
         before, target = (batch.per_token[name][0, place][learned].tolist() for name in (VALUE, RETURN))
         for value, old, aim in zip(values, before, target, strict=True):
             held = old + min(max(value.item() - old, -clip), clip)
-            is_clipped = bool(clip) and (held - aim) ** 2 > (value.item() - aim) ** 2
+            is_clipped = 0 < clip < abs(value.item() - old) and (held - aim) ** 2 > (value.item() - aim) ** 2
             loss = loss + (
                 torch.tensor((held - aim) ** 2 / 2, dtype=torch.float64) if is_clipped else (value - aim) ** 2 / 2
             )
