@@ -124,5 +124,7 @@ def value_losses(
     free = (values - returns).square()
     if not clip:
         return free / 2, torch.zeros_like(free, dtype=torch.bool)
-    held = (before + (values - before).clamp(-clip, clip) - returns).square()
-    return torch.maximum(free, held) / 2, held > free
+    moved = values - before
+    held = (before + moved.clamp(-clip, clip) - returns).square()
+    clipped = (moved.abs() > clip) & (held > free)  # within the clip they differ by rounding alone
+    return torch.where(clipped, held, free) / 2, clipped
