@@ -112,7 +112,7 @@ def test_bfloat16_is_as_near_as_its_rounding_lets_it() -> None:
     layers=st.integers(1, 3),
     number=st.integers(1, 3),
 )
-@settings(max_examples=12)
+@settings(max_examples=6)
 def test_transformers_computes_the_same(
     width: int, heads: int, side: int, patch: int, layers: int, number: int
 ) -> None:
