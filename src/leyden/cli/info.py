@@ -37,6 +37,20 @@ def info(
         Literal["none", "layers", "all"], typer.Option(help="With --serve: which weights are in 8 bits.")
     ] = "none",
     max_sequences: Annotated[int, typer.Option(min=1, help="With --serve: sequences at once.")] = 32,
+    chip: Annotated[
+        str | None,
+        typer.Option(
+            help="The roofline of each op, and of decoding, on h100, h200, a100, ...; with --flops: where it trains.",
+            show_default=False,
+        ),
+    ] = None,
+    flops: Annotated[
+        float | None,
+        typer.Option(
+            help="A budget of training, as in 1e21: what size and tokens published laws propose for it.",
+            show_default=False,
+        ),
+    ] = None,
     machine: Annotated[
         bool, typer.Option("--machine", help="What this machine is, which bodies of the ops run on it; its sandbox.")
     ] = False,
@@ -44,7 +58,9 @@ def info(
     """Parameters, active parameters, FLOPs, and bytes of state and keys and values per token.
 
     With --gpus, also the memory of a rank and the bytes that it sends over every axis in a step. With --serve, the
-    weights, states, keys and values of each GPU that serves the model, and how many tokens fit.
+    weights, states, keys and values of each GPU that serves the model, and how many tokens fit. With --chip, the least
+    time of each op on that chip by its published peaks. With --flops, the size of model and data that published scaling
+    laws propose for such a budget, and the days that it takes; this needs no model.
     """
     if machine:
         from leyden.core.sandbox.probe import sandbox_text
@@ -53,14 +69,29 @@ def info(
         print(machine_text(sandbox=sandbox_text))
         if what is None:
             return
-    if what is None:
-        raise UserError("info needs a recipe, a model or a preset to tell of, or --machine.")
+    if what is None and flops is None:
+        raise UserError("info needs a recipe, a model or a preset to tell of, or --machine, or --flops.")
+    if flops is not None:
+        from leyden.core.chips import chip_named
+        from leyden.recipes.budget import budget_text
+        from leyden.recipes.info import read_shape
+
+        config = None if what is None else read_shape(what, settings or [])
+        print(budget_text(flops, chip_named(chip or "h100"), config, length or 8192))
+        return
+    assert what is not None, "else there is a budget"
     from leyden.cli.options import size_of
     from leyden.recipes import describe
 
     whole = gpus is None and not serve
     shape = [setting for setting in settings or [] if whole or not setting.startswith(("parallel.", "train."))]
     print(describe(what, shape, length or 8192))
+    if chip is not None:
+        from leyden.core.chips import chip_named
+        from leyden.recipes.info import read_shape
+        from leyden.recipes.roofline import roofline_text
+
+        print(f"\n{roofline_text(read_shape(what, shape), chip_named(chip), length or 8192)}")
     if serve:
         from leyden.recipes.serving import serving_text
 
