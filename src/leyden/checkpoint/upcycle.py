@@ -156,8 +156,8 @@ def _mixture_top_k(config: ModelConfig, how: Upcycling) -> int:
     if how.top_k not in (None, top_k):
         raise UserError(
             f"--top-k {how.top_k}: a token of this model has {config.num_experts_per_tok} of "
-            f"{config.num_local_experts} experts, and keeps its result with all their parts and copies alone: {top_k} of {how.experts}. Leave "
-            "--top-k out, or make as many experts as --parts gives, which costs no more operations a token."
+            f"{config.num_local_experts} experts, and keeps its result with all their parts and copies alone: {top_k} "
+            f"of {how.experts}. Leave --top-k out; as many experts as --parts gives cost no more operations a token."
         )
     if config.router == "sigmoid_groups" and not (config.norm_topk_prob and config.topk_group == config.n_group):
         raise UserError(
