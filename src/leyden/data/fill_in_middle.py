@@ -43,17 +43,15 @@ class FillInMiddle(Config):
     """The share of the documents that is rearranged: 0.1 as in DeepSeek-V3 (arXiv 2412.19437, section 4.1)."""
     spm_share: float = Field(default=0.0, ge=0, le=1)
     """Of these, the share in the order SPM; the others are in PSM."""
-    prefix: str = Field(default="<|fim_prefix|>", min_length=1)
-    suffix: str = Field(default="<|fim_suffix|>", min_length=1)
-    middle: str = Field(default="<|fim_middle|>", min_length=1)
-    """What the tokenizer calls the special tokens."""
+    prefix: str = Field(default="<fim_prefix>", min_length=1)
+    suffix: str = Field(default="<fim_suffix>", min_length=1)
+    middle: str = Field(default="<fim_middle>", min_length=1)
+    """What the tokenizer calls the special tokens; the names of StarCoder (arXiv 2305.06161)."""
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
         if len(set(self.tokens)) < len(self.tokens):
-            raise ValueError(
-                f"prefix, suffix and middle must be different tokens; given {', '.join(self.tokens)}"
-            )
+            raise ValueError(f"prefix, suffix and middle must be different tokens; given {', '.join(self.tokens)}")
         return self
 
     @property
@@ -146,10 +144,6 @@ class FilledShards(TokenShards):
         offsets = starts - self._places[documents]
         places = zip(documents.tolist(), offsets.tolist(), lengths.tolist(), strict=True)
         pieces = [self._spans(*place) for place in places]
-            for piece in zip(
-                documents.tolist(), (starts - self._places[documents]).tolist(), lengths.tolist(), strict=True
-            )
-        ]
         plain = [(span.start, span.length) for piece in pieces for span in piece if span.start is not None]
         at, count = np.array(plain, np.int64).reshape(-1, 2).T
         fetched = iter(fetch(at, count) if len(plain) else [])
