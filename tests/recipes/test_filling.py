@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from whole_runs import assert_same_run, interrupt
+from whole_runs import after_step, assert_same_run
 
 from leyden.core.config import dump_toml
 from leyden.core.errors import UserError
-from leyden.data.fill_in_middle import FillInMiddle
+from leyden.data.loader.fill_in_middle import FillInMiddle
 from leyden.recipes.batches import make_batches
 from leyden.recipes.loader import load_recipe, parse_recipe
 from leyden.recipes.prepare import read_prepared
@@ -45,7 +45,7 @@ def test_a_run_trains_on_rearranged_documents(run: Path) -> None:
     prepared = read_prepared(recipe, run)
     plain = prepared.shards["all"]
     batches = make_batches(recipe, 0, prepared)
-    tokens = [token for number in range(20) for token in batches.batch(number).tokens[0].tolist()]
+    tokens = [token for number in range(150) for token in batches.batch(number).tokens[0].tolist()]
     counts = [tokens.count(one[0]) for one in ids]
     assert min(counts) > 5 and max(counts) - min(counts) <= 2  # a sequence cuts a document
     assert not any(name in text for name in NAMES for text in (run / "held_out.jsonl").read_text().splitlines())
@@ -57,8 +57,9 @@ def test_a_run_that_is_killed_goes_on_with_the_same_documents(
 ) -> None:
     directory = recipe.parent / "killed"
     with monkeypatch.context() as patch:
-        interrupt(patch, 3)
-        assert leyden_cli("run", recipe, "--dir", directory).code == 130
+        after_step(patch, 3, lambda: (_ for _ in ()).throw(MemoryError))
+        with pytest.raises(MemoryError):
+            leyden_cli("run", recipe, "--dir", directory)
     assert leyden_cli("run", recipe, "--dir", directory).code == 0
     assert_same_run(directory, run)
 
@@ -101,8 +102,7 @@ def test_a_trained_tokenizer_has_further_special_tokens(tmp_path: Path, leyden_c
     assert tokenizer.vocab_size == 270
     assert [tokenizer.encode(token, allow_special=True) for token in NAMES] == [[267], [268], [269]]
     assert len(tokenizer.encode("<fim_prefix>")) > 1  # in text it is text
-    outcome = leyden_cli(
-        "tokenizer", "train", tmp_path / "a.txt", "--dir", tmp_path / "no", "--vocab-size", "263", *special
-    )
+    arguments[3] = "263"
+    outcome = leyden_cli("tokenizer", "train", tmp_path / "a.txt", *arguments)
     assert outcome.code == 2
     assert "the 256 bytes and 8 special tokens make 264" in " ".join(outcome.err.split())

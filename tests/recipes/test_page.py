@@ -11,7 +11,7 @@ from pydantic_core import PydanticUndefined
 from leyden.align.policy import Algorithm, CriticSettings
 from leyden.align.rollouts import RolloutSettings
 from leyden.core.config import Config, dump_toml
-from leyden.data.fill_in_middle import FillInMiddle
+from leyden.data.loader.fill_in_middle import FillInMiddle
 from leyden.model import PRESETS, ModelConfig, RopeScaling
 from leyden.model.lora import LoraConfig
 from leyden.parallel import ParallelConfig

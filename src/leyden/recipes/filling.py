@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from leyden.core.config import Config
 from leyden.core.errors import UserError
-from leyden.data.fill_in_middle import FilledShards, FillInMiddle, Sentinels
+from leyden.data.loader.fill_in_middle import FilledShards, FillInMiddle, Sentinels
 from leyden.data.shards import TokenShards
 from leyden.tokenizer import Tokenizer
 

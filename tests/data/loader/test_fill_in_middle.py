@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from leyden.data import PackedBatches
-from leyden.data.fill_in_middle import SHORTEST, FilledShards, FillInMiddle, Sentinels
+from leyden.data.loader.fill_in_middle import SHORTEST, FilledShards, FillInMiddle, Sentinels
 from leyden.data.shards import TokenFile, TokenShards
 
 P, S, M, FIRST, LAST = 900_001, 900_002, 900_003, 900_004, 900_005
