@@ -88,3 +88,10 @@ def test_the_page_has_the_table_of_chips() -> None:
         figures = (chip.flops_per_second / 1e12, chip.bytes_per_second / 1e12, chip.memory_bytes / 1e9)
         row = f"| `{name}` | {chip.title} | {' | '.join(f'{figure:g}' for figure in figures)} | {chip.source} |"
         assert row in page
+
+
+def test_a_budget_beside_ranks_is_refused() -> None:
+    with pytest.raises(UserError, match="leave --gpus and --serve out"):
+        run("info", "tiny", "--flops", "1e21", "--gpus", "8")
+    with pytest.raises(UserError, match="or --machine, or --flops"):
+        run("info")

@@ -21,7 +21,6 @@ from leyden.checkpoint.training import newest_values
 from leyden.core.config import dump_toml
 from leyden.core.errors import UserError
 from leyden.model import ModelConfig, Rope, RopeScaling
-from leyden.model.initialization import initialize
 from leyden.recipes import load_recipe
 from leyden.recipes.batches import make_batches
 from leyden.recipes.loader import parse_recipe
@@ -382,24 +381,3 @@ def test_a_written_shape_is_read_without_its_model() -> None:
     assert (parsed.starts_from, parsed.model.vocab_size) == ("gone/model", 500)
     with pytest.raises(UserError, match="gone/model"):
         parse_recipe({"model": {"from": "gone/model", "rope_theta": 1e6}, "stage": [STAGE]}, "recipe.toml")
-
-
-def test_an_upcycled_model_begins_at_the_loss_of_the_dense_one(
-    finished: Path, recipe_file: Path, tmp_path: Path, leyden_cli: Cli
-) -> None:
-    """Finer experts of the model's experts, and experts of a dense model: each run's first loss is the model's own."""
-    dense = tmp_path / "dense"
-    config = read_config(finished).model_dump() | {"num_local_experts": 0}
-    model = leyden.HybridLM(ModelConfig.parse(config, "a dense model"))
-    initialize(model, model.config, seed=3)
-    leyden.save(model, leyden.load(finished)[1], dense)
-    for source, experts, parts in ((dense, 8, 4), (finished, 8, 2)):
-        outcome = leyden_cli("upcycle", source, tmp_path / f"{source.name}-up", "--experts", experts, "--parts", parts)
-        assert outcome.code == 0, outcome.err
-        first = []
-        for start in (source, tmp_path / f"{source.name}-up"):
-            recipe = write(tmp_path / "mine.toml", recipe_of(start, recipe_file, stage=[STAGE | {"steps": 1}]))
-            outcome = leyden_cli("run", recipe, "--dir", tmp_path / f"{start.name}-run")
-            assert outcome.code == 0, outcome.err
-            first.append(metrics(tmp_path / f"{start.name}-run")[0]["loss"])
-        assert first[1] == pytest.approx(first[0], rel=1e-6)
