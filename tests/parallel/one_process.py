@@ -79,6 +79,12 @@ RING: dict[str, Any] = {
     "logits_scaling": 6.0,
 }
 """Further changes: the options of the lightning family."""
+CAPPED: dict[str, Any] = {
+    **WINDOWED,
+    "attn_logit_softcapping": 0.8,
+    "final_logit_softcapping": 1.5,
+}
+"""Further changes: the scores of softmax heads and the logits are capped."""
 SIGMOID: dict[str, Any] = {
     "router": "sigmoid_groups",
     "n_group": 4,
