@@ -78,6 +78,8 @@ SIGMOID = {"router": "sigmoid_groups"}
         ({"router": "sigmoid"}, "'router'"),
         ({"n_group": 2, "norm_topk_prob": False}, "n_group is 2, norm_topk_prob is False, and router is .softmax_topk"),
         ({**SIGMOID, "n_group": 3}, r"n_group \(3\) must divide num_local_experts \(8\)"),
+        ({**SIGMOID, "router_group_loss_coef": 0.1}, "router_group_loss_coef is 0.1, and n_group is 1"),
+        ({"router_group_loss_coef": 0.1}, 'router_group_loss_coef is 0.1, and router is "softmax_topk"'),
         ({**SIGMOID, "n_group": 2, "topk_group": 3}, r"topk_group \(3\) must not exceed n_group"),
         ({**SIGMOID, "n_group": 8}, r"num_experts_per_tok \(2\) must not exceed the 1 experts of the 1 groups"),
         ({**SIGMOID, "num_local_experts": 0}, "num_local_experts is 0; leave it out"),

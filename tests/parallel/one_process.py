@@ -91,6 +91,7 @@ SIGMOID: dict[str, Any] = {
     "topk_group": 2,
     "num_experts_per_tok": 3,
     "routed_scaling_factor": 2.5,
+    "router_group_loss_coef": 0.4,
     "shared_intermediate_size": 12,
     "shared_expert_gate": False,
 }

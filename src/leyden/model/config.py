@@ -128,6 +128,8 @@ class ModelConfig(Config):
     router_aux_loss: Literal["gshard", "switch", "sequence"] = "gshard"
     """``gshard``: the paper's, a layer at a time. ``switch``: the released code's, over all layers at once.
     ``sequence``: DeepSeek-V3's, a layer and a document at a time."""
+    router_group_loss_coef: float = Field(default=0.0, ge=0)
+    """Of ``"sigmoid_groups"``: weight of DeepSeek-V2's balance loss over devices, here over the groups."""
     router_z_loss_coef: float = Field(default=0.0, ge=0)
     z_loss_coef: float = Field(default=0.0, ge=0)
 

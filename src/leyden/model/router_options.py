@@ -5,7 +5,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from leyden.model.config import ModelConfig
 
-_OF_GROUPS = ("n_group", "topk_group", "group_score", "norm_topk_prob", "routed_scaling_factor")
+_OF_GROUPS = (
+    "n_group",
+    "topk_group",
+    "group_score",
+    "norm_topk_prob",
+    "routed_scaling_factor",
+    "router_group_loss_coef",
+)
 """Fields that the router ``"sigmoid_groups"`` alone has."""
 
 
@@ -24,6 +31,11 @@ def router_problems(config: "ModelConfig") -> list[str]:
         return [
             f"n_group ({groups}) must divide num_local_experts ({experts}), and topk_group ({chosen}) must not "
             "exceed n_group"
+        ]
+    if config.router_group_loss_coef and groups == 1:
+        return [
+            f"router_group_loss_coef is {config.router_group_loss_coef:g}, and n_group is 1, whose load is even; "
+            "leave it out, or say into how many groups (devices) the experts are cut"
         ]
     allowed = experts // groups * chosen
     if allowed < config.num_experts_per_tok <= experts:
