@@ -14,11 +14,13 @@ import torch
 
 from leyden.checkpoint.hub import find_model
 from leyden.checkpoint.layouts import layout_named, layout_to_share
-from leyden.checkpoint.model_directory import StoredModel, bindings_of, narrowed, open_stored, refuse_to_overwrite
+from leyden.checkpoint.model_directory import open_stored
 from leyden.checkpoint.model_files import file_tensors, write_files
+from leyden.checkpoint.model_place import refuse_to_overwrite
 from leyden.checkpoint.shard_index import Rectangle
 from leyden.checkpoint.starting_model import StartingModel
-from leyden.checkpoint.stored_weights import widest
+from leyden.checkpoint.stored_model import StoredModel, bindings_of
+from leyden.checkpoint.stored_weights import narrowed, widest
 from leyden.checkpoint.tensor_files import SHARD_BYTES
 from leyden.checkpoint.training import last_checkpoints
 from leyden.core.errors import UserError
