@@ -25,13 +25,14 @@ from leyden.tokenizer.directory import TokenizerFiles
 
 ModelMaker = Callable[..., HybridLM]
 TEXTS = ["the cat sat on the mat, the cat said: 12345!\n"] * 30 + ["a bat, a rat and a hat; THAT was that"] * 30
+NO_TOKENIZER = {"tokenizer.huggingface.json": 3, "minimax-01.full_attention_interval": 2}
 WIDE = {"vocab_size": 320, "head_dim": 16, "rotary_dim": 8, "hidden_size": 64, "intermediate_size": 32}
 """Rows of multiples of 32, as 8 bits need them; and room for a tokenizer."""
 
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
-    return Tokenizer.train(TEXTS, vocab_size=300)
+    return Tokenizer.train(TEXTS, vocab_size=290)
 
 
 @pytest.fixture
@@ -208,10 +209,10 @@ def test_the_vocabulary_is_llama_cpps(written: tuple[HybridLM, Path], tokenizer:
     assert all(tokens[index] == token and kinds[index] == gguf.TokenType.NORMAL for token, index in learnt.items())
     for token, index in tokenizer.special_tokens.items():
         assert (tokens[index], kinds[index]) == (token, gguf.TokenType.CONTROL)
-    assert tokens[300:] == [f"[PAD{index}]" for index in range(300, 320)]
-    assert set(kinds[300:]) == {gguf.TokenType.UNUSED}
+    assert tokens[290:] == [f"[PAD{index}]" for index in range(290, 320)]
+    assert set(kinds[290:]) == {gguf.TokenType.UNUSED}
     merges = contents(path, "tokenizer.ggml.merges")
-    assert len(merges) == 300 - 256 - 5
+    assert len(merges) == 290 - 256 - 5
     for index, merge in enumerate(merges):
         left, right = merge.split(" ")
         assert tokens[256 + index] == left + right
@@ -282,7 +283,14 @@ def test_an_edited_header_counts(written: tuple[HybridLM, Path], tmp_path: Path)
         ({"architecture": "llama"}, r"of the architecture 'llama', and Leyden reads 'minimax-01'"),
         ({"split__count": 3}, r"one of 3 parts of a model; join them"),
         ({"minimax-01__expert_gating_func": 2}, r"expert_gating_func is not known"),
-        ({"minimax-01__full_attention_interval": 0}, r"attention\.recurrent_layers"),
+        ({"minimax-01__full_attention_interval": 0}, r"does not say which of its 3 layers are lightning"),
+        ({"minimax-01__attention.recurrent_layers": 5}, r"does not say which of its 3 layers are lightning"),
+        ({"minimax-01__expert_count": 0}, r"expert_count is 0 or missing"),
+        ({"minimax-01__attention.value_length": 4}, r"value_length is 4 and attention\.key_length 8"),
+        ({"minimax-01__rope.freq_base": 0}, r"rope_theta"),
+        ({"leyden.fields": 3}, r"leyden\.fields is not JSON"),
+        (NO_TOKENIZER, r"is not a tokenizer"),
+        ({**NO_TOKENIZER, "tokenizer.ggml.tokens": 3}, r"not of their kinds"),
     ],
 )
 def test_a_file_of_another_model_is_refused(random_model: ModelMaker, tmp_path: Path, changes: Any, said: str) -> None:

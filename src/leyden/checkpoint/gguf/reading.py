@@ -61,7 +61,7 @@ def _config_of(header: GgufHeader) -> ModelConfig:
             f"{source} is a GGUF file of the architecture {kind!r}, and Leyden reads {ARCHITECTURE!r}, the one of "
             "MiniMax-Text-01; a model of another kind computes something else, and no weights of it would fit."
         )
-    if keys.get("split.count", 1) > 1:
+    if keys.get("split.count", 0) not in (0, 1):
         raise UserError(
             f"{source} is one of {keys['split.count']} parts of a model; join them by llama-gguf-split --merge."
         )

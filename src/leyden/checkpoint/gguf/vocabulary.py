@@ -75,17 +75,25 @@ def tokenizer_of(keys: Mapping[str, Any], source: str) -> Tokenizer | None:
             _log.warning("%s has a vocabulary without %s; Leyden reads no tokenizer from it.", source, _JSON_KEY)
         return None
     said = _object(keys.get(_TOKENIZER_KEY, "{}"), f"{source}: {_TOKENIZER_KEY}")
-    named = {str(part): str(token) for part, token in dict(said.get("names", {})).items()}
-    files = TokenizerFiles(
-        definition=str(keys[_JSON_KEY]),
-        names=named,
-        others=tuple(map(str, said.get("others", ()))),
-        chat_template=keys.get(_TEMPLATE_KEY),
-        tool_template=keys.get(f"{_TEMPLATE_KEY}.tool_use"),
-        end_ids=tuple(map(int, said.get("end_ids", ()))),
-        model_vocab_size=len(keys.get("tokenizer.ggml.tokens", ())),
-    )
+    try:
+        files = TokenizerFiles(
+            definition=str(keys[_JSON_KEY]),
+            names={str(part): str(token) for part, token in dict(said.get("names", {})).items()},
+            others=tuple(map(str, said.get("others", ()))),
+            chat_template=_text(keys.get(_TEMPLATE_KEY)),
+            tool_template=_text(keys.get(f"{_TEMPLATE_KEY}.tool_use")),
+            end_ids=tuple(map(int, said.get("end_ids", ()))),
+            model_vocab_size=len(keys.get("tokenizer.ggml.tokens", ())),
+        )
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{source}: the keys of the tokenizer are not of their kinds: {error}.") from None
     return Tokenizer.from_files(files, f"{source}: {_JSON_KEY}")
+
+
+def _text(value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"{value!r:.60} in place of a text")
+    return value
 
 
 def section_of(keys: Mapping[str, Any], source: str) -> dict[str, Any]:

@@ -97,12 +97,15 @@ _EXACT = (*_ALPHAS, "max_position_embeddings", "rope_theta", "rms_norm_eps", "li
 
 def _read_config(data: dict[str, Any], source: str) -> ModelConfig:
     """``data`` has the header's keys of the architecture without its name, and the section of ours, if there is one."""
-    data = {**data, "attention.recurrent_layers": _recurrent(data)}
-    if data.get("attention.value_length", data.get("attention.key_length")) != data.get("attention.key_length"):
+    data = {**data, "attention.recurrent_layers": _recurrent(data, source)}
+    key_length = data.get("attention.key_length")
+    if data.get("attention.value_length", key_length) != key_length:
         raise UserError(
             f"{source}: attention.value_length is {data['attention.value_length']} and attention.key_length "
-            f"{data.get('attention.key_length')}; Leyden's heads have keys and values of one length."
+            f"{key_length}; Leyden's heads have keys and values of one length."
         )
+    if not data.get("expert_count"):
+        raise UserError(f"{source}: expert_count is 0 or missing, and {ARCHITECTURE} has experts in every layer.")
     section = data.get(SECTION, {})
     fields = _DIALECT.read({**data, SECTION: {}}, source)
     fields["layer_types"] = ["linear_attention" if one else "full_attention" for one in fields["layer_types"]]
@@ -114,18 +117,26 @@ def _read_config(data: dict[str, Any], source: str) -> ModelConfig:
     return ModelConfig.parse({**fields, **{k: v for k, v in section.items() if k not in edited}}, source)
 
 
-def _recurrent(data: dict[str, Any]) -> list[bool] | None:
+def _recurrent(data: dict[str, Any], source: str) -> list[bool]:
     """Which layers are lightning attention: as listed, or all but each eighth, as llama.cpp has it."""
     listed, layers = data.get("attention.recurrent_layers"), data.get("block_count")
-    if isinstance(listed, list) or not isinstance(layers, int) or not 0 < layers < 1 << 16:
-        return listed
     interval = data.get("full_attention_interval", 8)
-    return [bool((i + 1) % interval) for i in range(layers)] if isinstance(interval, int) and interval > 0 else None
+    if isinstance(listed, list) and all(isinstance(one, bool) for one in listed):
+        return listed
+    if listed is None and isinstance(layers, int) and layers < 1 << 16 and isinstance(interval, int) and interval > 0:
+        return [bool((i + 1) % interval) for i in range(layers)]
+    raise UserError(
+        f"{source} does not say which of its {layers} layers are lightning attention: attention.recurrent_layers lists "
+        f"a truth for each, or each full_attention_interval-th is softmax attention; they are {listed!r:.60} and "
+        f"{interval!r:.60}."
+    )
 
 
 def _stored(value: Any) -> Any:
     """A number as a key of the header holds it."""
-    return float(np.float32(value)) if isinstance(value, float) else min(value, _MOST)
+    if isinstance(value, float):
+        return float(np.float32(value))
+    return min(value, _MOST) if isinstance(value, int) else value
 
 
 def _write_config(config: ModelConfig, dtype: torch.dtype, tokenizer: Tokenizer | None) -> dict[str, Any]:
