@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from leyden.checkpoint import load, save
 from leyden.checkpoint.layouts.minimax import MINIMAX
-from leyden.checkpoint.model_directory import bindings_of
+from leyden.checkpoint.stored_model import bindings_of
 from leyden.core.errors import UserError
 from leyden.model import HybridLM, preset
 

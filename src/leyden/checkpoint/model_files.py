@@ -17,9 +17,10 @@ import torch
 
 from leyden.checkpoint.coordinator import ALONE, Coordinator
 from leyden.checkpoint.layouts import Derived, Layout
-from leyden.checkpoint.model_directory import bindings_of, note_files
+from leyden.checkpoint.model_place import note_files
 from leyden.checkpoint.rules import Binding
 from leyden.checkpoint.shard_index import Rectangle
+from leyden.checkpoint.stored_model import bindings_of
 from leyden.checkpoint.tensor_files import SHARD_BYTES, shard_name, write_index, write_json
 from leyden.checkpoint.tensor_stream import TensorStream
 from leyden.core.files import disk_errors_are_user_errors

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from leyden.checkpoint.layouts.gguf import GGUF
 from leyden.checkpoint.layouts.layout import Derived, Layout
 from leyden.checkpoint.layouts.leyden import LEYDEN
 from leyden.checkpoint.layouts.ling import LING
@@ -13,7 +14,7 @@ from leyden.core.errors import UserError, suggest
 from leyden.model import ModelConfig
 from leyden.tokenizer import Tokenizer
 
-__all__ = ["LAYOUTS", "Derived", "Layout", "layout_named", "layout_of", "layout_to_share"]
+__all__ = ["GGUF", "LAYOUTS", "Derived", "Layout", "layout_named", "layout_of", "layout_to_share"]
 
 LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (LEYDEN, TRANSFORMERS, MINIMAX, LING)}
 
