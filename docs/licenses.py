@@ -26,7 +26,7 @@ def license_of(package: str) -> str:
     metadata = importlib.metadata.metadata(package)
     expression = metadata.get("License-Expression")
     named = [one.rpartition("::")[2].strip() for one in metadata.get_all("Classifier") or [] if "License ::" in one]
-    field = " ".join((metadata.get("License") or "").split())
+    field = " ".join((metadata.get("License") or "").partition("Copyright")[0].split())
     if expression:
         return expression
     if named:

@@ -55,34 +55,21 @@ def _verbs(command: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _section(path: str, command: Any) -> Iterator[str]:
-    arguments = [one for one in command.params if one.param_type_name == "argument"]
-    named = " ".join(one.make_metavar(_context(command)) for one in arguments)
-    yield f'.SS "{_text(f"{path} {named}".strip())}"'
-    yield _text(" ".join((command.help or "").split()))
-    for one in arguments:
-        if getattr(one, "help", None):
-            yield from (".TP", f"\\fI{_text(one.make_metavar(_context(command)))}\\fR", _text(one.help))
+    context = command.make_context(path, [], resilient_parsing=True)
+    named = [piece for one in command.params for piece in one.get_usage_pieces(context)]
+    yield f'.SS "{_text(" ".join([path, *named]))}"'
+    yield _text(command.help or "")
     yield from _options(command)
 
 
 def _options(command: Any) -> Iterator[str]:
+    """Arguments and options, each with what ``--help`` says of it."""
+    context = command.make_context("", [], resilient_parsing=True)
     for one in command.params:
-        if one.param_type_name == "option" and not one.hidden:
-            names = ", ".join(f"\\fB{_text(name)}\\fR" for name in (*one.opts, *one.secondary_opts))
-            value = "" if one.is_flag else f" \\fI{_text(one.make_metavar(_context(command)))}\\fR"
-            yield from (".TP", names + value, _text(_with_default(one)))
-
-
-def _with_default(option: Any) -> str:
-    said = " ".join((option.help or "").split())
-    shown = option.show_default and option.default not in (None, (), "") and not callable(option.default)
-    return f"{said} [default: {option.default}]" if shown and not option.is_flag else said
-
-
-def _context(command: Any) -> Any:
-    from click import Context
-
-    return Context(command)
+        record = None if one.hidden else one.get_help_record(context)
+        if record is not None:
+            names, said = record
+            yield from (".TP", f"\\fB{_text(names)}\\fR", _text(said) or "\\&")
 
 
 def _first(text: str | None) -> str:

@@ -11,10 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
-from huggingface_hub import EvalResult, ModelCardData
 
 from leyden.checkpoint.hub import find_model
 from leyden.checkpoint.model_directory import open_stored
@@ -32,6 +31,7 @@ from leyden.model.mixers import mixer_of
 from leyden.train import read_metrics
 
 _REJECTS_SHOWN = 8
+_OWN_DATA = {"bits_per_byte": "the run's held-out documents"}
 
 
 def write_card(
@@ -55,15 +55,7 @@ def write_card(
         raise UserError(
             f"{path} is there, and was not written by leyden card; give another place (--out), or move it away."
         )
-    metadata = ModelCardData(
-        license=license_name,
-        library_name="leyden",
-        pipeline_tag="text-generation",
-        tags=["lightning-attention", "minimax", facts.stored.layout],
-        base_model=facts.base,
-        model_name=facts.name,
-        eval_results=[_as_hub(line) for line in facts.figures] or None,
-    )
+    metadata = _metadata(facts, license_name)
     sections = {
         "The model": _model(facts),
         "Data": _data(facts),
@@ -75,7 +67,7 @@ def write_card(
     unknown = _unknown(facts, license_name)
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in [*sections.items(), ("What is not known", unknown)])
     with atomic_file(path) as part:
-        part.write_text(f"---\n{metadata.to_yaml()}\n---\n{CARD_MARK}\n\n# {facts.name}\n\n{body}\n", encoding="utf-8")
+        part.write_text(f"---\n{metadata}\n---\n{CARD_MARK}\n\n# {_inline(facts.name)}\n\n{body}\n", encoding="utf-8")
     return path
 
 
@@ -263,16 +255,31 @@ def _unknown(facts: _Facts, license_name: str | None) -> str:
     return "\n".join([*listed, *always])
 
 
-def _as_hub(line: Mapping[str, Any]) -> EvalResult:
-    task = str(line["task"])
-    bits = task == "bits_per_byte"
-    return EvalResult(
-        task_type="text-generation",
-        dataset_type=task,
-        dataset_name="the run's held-out documents" if bits else task,
-        metric_type="bits_per_byte" if bits else "score",
-        metric_value=round(float(line["value"]), 6),
-    )
+def _metadata(facts: _Facts, license_name: str | None) -> str:
+    """The head of the card, in YAML."""
+    try:
+        from huggingface_hub import EvalResult, ModelCardData
+    except ImportError:
+        raise UserError("a card's metadata is written by the hub's package: pip install 'leyden[hub]'.") from None
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=str(line["task"]),
+            dataset_name=_OWN_DATA.get(str(line["task"]), str(line["task"])),
+            metric_type="bits_per_byte" if line["task"] == "bits_per_byte" else "score",
+            metric_value=round(float(line["value"]), 6),
+        )
+        for line in facts.figures
+    ]
+    return ModelCardData(
+        license=license_name,
+        library_name="leyden",
+        pipeline_tag="text-generation",
+        tags=["lightning-attention", "minimax", facts.stored.layout],
+        base_model=facts.base,
+        model_name=facts.name,
+        eval_results=results or None,
+    ).to_yaml()
 
 
 def _table(rows: Mapping[str, str]) -> str:
@@ -293,7 +300,7 @@ def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _is_pair(value: Any) -> bool:
+def _is_pair(value: Any) -> TypeGuard[list[float]]:
     return isinstance(value, list) and len(value) == 2 and all(map(_number, value))
 
 

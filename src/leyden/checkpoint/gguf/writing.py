@@ -119,8 +119,9 @@ def _keys(config: ModelConfig, tokenizer: Tokenizer | None, kind: GgufType) -> d
         keys["general.quantization_version"] = 2
     keys |= {f"{ARCHITECTURE}.{key}": value for key, value in fields.items()}
     keys[SECTION_KEY] = json.dumps(section)
-    vocabulary = {"tokenizer.ggml.model": "no_vocab"} if tokenizer is None else {}
-    return keys | (vocabulary or vocabulary_keys(tokenizer, config.vocab_size))
+    if tokenizer is None:
+        return keys | {"tokenizer.ggml.model": "no_vocab"}
+    return keys | vocabulary_keys(tokenizer, config.vocab_size)
 
 
 def _add(writer: Any, key: str, value: Any) -> None:
