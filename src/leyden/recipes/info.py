@@ -49,6 +49,7 @@ def describe(what: str, settings: Sequence[str], length: int) -> str:
         ("active parameters", _active(config, count)),
         ("weights", f"{bytes_text(count.weight_bytes(bf16))} in bfloat16"),
         *_ahead(config, count),
+        *_vision(config, count),
         *_states(config),
         *_windows(config, count),
         ("keys and values", f"{count.key_value_bytes_per_token(bf16):,} bytes in bfloat16 a token"),
@@ -97,6 +98,33 @@ def _ahead(config: ModelConfig, count: ModelCount) -> list[tuple[str, str]]:
     kind = f"{mixer_of(mixer).title}, {feed_forward_of(mlp).title}"
     modules = f"{number} module{'s' if number > 1 else ''} ({kind})"
     return [("tokens ahead", f"{modules} of {count_text(count.nextn.parameters)} together, among the parameters")]
+
+
+def _vision(config: ModelConfig, count: ModelCount) -> list[tuple[str, str]]:
+    """Rows of the vision side, if there is one."""
+    vision, counted = config.vision, count.vision
+    if vision is None or counted is None:
+        return []
+    tokens, side = vision.grid**2, vision.image_size
+    tower = (
+        f"{vision.num_hidden_layers} layers of {vision.hidden_size} on tiles of {side} x {side} pixels: "
+        f"{count_text(counted.tower_parameters)}, and {count_text(counted.projector_parameters)} of the projector, "
+        "among the parameters"
+    )
+    canvases = [(height // side, width // side) for height, width in vision.image_grid_pinpoints]
+    pictures = f"1 tile, {tokens + 1:,} tokens"
+    if canvases:  # of n tiles, beside them the whole picture in one, and a token at the end of each row of patches
+        few, many = (
+            tokens + choose(rows * vision.grid * (columns * vision.grid + 1) for rows, columns in canvases)
+            for choose in (min, max)
+        )
+        most = max(rows * columns for rows, columns in canvases)
+        pictures = f"2 to {most + 1} tiles, {few:,} to {many:,} tokens where it fills its canvas"
+    return [
+        ("vision tower", tower),
+        ("a picture", pictures),
+        ("FLOPs a tile", f"{counted.flops_per_tile:.4g} in the tower, {counted.flops_per_token:.4g} a token behind it"),
+    ]
 
 
 def _windows(config: ModelConfig, count: ModelCount) -> list[tuple[str, str]]:
