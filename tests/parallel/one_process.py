@@ -79,12 +79,19 @@ RING: dict[str, Any] = {
     "logits_scaling": 6.0,
 }
 """Further changes: the options of the lightning family."""
+CAPPED: dict[str, Any] = {
+    **WINDOWED,
+    "attn_logit_softcapping": 0.8,
+    "final_logit_softcapping": 1.5,
+}
+"""Further changes: the scores of softmax heads and the logits are capped."""
 SIGMOID: dict[str, Any] = {
     "router": "sigmoid_groups",
     "n_group": 4,
     "topk_group": 2,
     "num_experts_per_tok": 3,
     "routed_scaling_factor": 2.5,
+    "router_group_loss_coef": 0.4,
     "shared_intermediate_size": 12,
     "shared_expert_gate": False,
 }

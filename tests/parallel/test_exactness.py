@@ -11,6 +11,7 @@ import pytest
 import torch
 from gloo_ranks import mesh_of
 from one_process import (
+    CAPPED,
     COSFORMER2,
     FIRST_DENSE,
     FOUR_LAYERS,
@@ -79,8 +80,13 @@ Alone = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]
 """The sums and the gradients of one process."""
 
 
-def one_process(objective: Objective, changes: dict[str, Any], whole_rows: list[Any]) -> Alone:
-    """What one process makes of micro-batches, each the rows of all data ranks as one."""
+def one_process(
+    objective: Objective,
+    changes: dict[str, Any],
+    whole_rows: list[Any],
+    build: Callable[[dict[str, Any]], HybridLM] = build,
+) -> Alone:
+    """What one process makes of micro-batches, each the rows of all data ranks as one, with the model of ``build``."""
     model = build(changes)
     parts = [sums_of_row(objective, model, row, mtp_weight=MTP_WEIGHT) for row in whole_rows]
     for sums in parts:
@@ -105,7 +111,12 @@ def worst(plan: Plan, changes: dict[str, Any], seed: int, alone: Alone) -> dict[
 
 
 def differences(
-    objective: Objective, plan: Plan, changes: dict[str, Any], micro_batches: list[list[Any]], alone: Alone
+    objective: Objective,
+    plan: Plan,
+    changes: dict[str, Any],
+    micro_batches: list[list[Any]],
+    alone: Alone,
+    build: Callable[[dict[str, Any]], HybridLM] = build,
 ) -> dict[str, float]:
     """The largest ones between this plan's ranks and one process, relative to the largest value there.
 
@@ -114,6 +125,7 @@ def differences(
         plan, changes: of the ranks and of the model.
         micro_batches: of each, the row of every data rank.
         alone: what one process makes of the same.
+        build: makes the model of the changes.
     """
     mesh = mesh_of(plan)
     attached = attach(build(changes), mesh, torch.float64)
@@ -194,6 +206,8 @@ COMBINED = [
     pytest.param(Plan(cp=2, dp_shard=2, etp=2), SIGMOID | FIRST_DENSE | PER_DOCUMENT, marks=pytest.mark.slow),
     pytest.param(Plan(pp=2, cp=2), SIGMOID | DROPS | PER_DOCUMENT, marks=pytest.mark.slow),
     (Plan(cp=2, tp=2), AFTER),
+    (Plan(cp=2, tp=2), CAPPED),
+    pytest.param(Plan(pp=2, dp_shard=2), CAPPED, marks=pytest.mark.slow),
     pytest.param(Plan(cp=2, tp=2), PARALLEL | FIRST_DENSE, marks=pytest.mark.slow),
     pytest.param(Plan(pp=2, tp=2), PARALLEL, marks=pytest.mark.slow),
     (Plan(pp=4), DROPS | FIRST_DENSE | {"router_aux_loss": "switch"}),

@@ -22,6 +22,8 @@ FAMILY = {
     "attn_output_gate": True,
     "embedding_multiplier": 12.0,
     "logits_scaling": 6.0,
+    "attn_logit_softcapping": 1.5,
+    "final_logit_softcapping": 2.0,
 }
 
 

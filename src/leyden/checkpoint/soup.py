@@ -28,7 +28,8 @@ SOUP_FILE = "soup.json"
 """Beside the averaged weights: of which models, with which shares."""
 
 _OF_TRAINING = {
-    *("capacity_factor", "token_drop", "router_aux_loss_coef", "router_aux_loss", "router_z_loss_coef", "z_loss_coef"),
+    *("capacity_factor", "token_drop", "router_aux_loss_coef", "router_aux_loss"),
+    *("router_group_loss_coef", "router_z_loss_coef", "z_loss_coef"),
 }
 """Fields in which models may differ: they change what is learned, and not what is computed."""
 

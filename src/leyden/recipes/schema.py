@@ -18,6 +18,7 @@ from leyden.model import ModelConfig, RopeScaling, preset
 from leyden.parallel import ParallelConfig
 from leyden.recipes.adapters import check_lora
 from leyden.recipes.filling import FillingSettings
+from leyden.recipes.fp8 import check_fp8
 from leyden.recipes.multi_token import MultiTokenSettings, check_multi_token
 from leyden.recipes.objectives import OBJECTIVES, ON_PROMPTS, check_rows, check_stage
 from leyden.recipes.routers import check_biases
@@ -345,6 +346,7 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         check_multi_token(self)
+        check_fp8(self)
         longest = max(stage.seq_len for stage in self.stage)
         if longest > self.model.max_position_embeddings:
             raise ValueError(

@@ -14,7 +14,14 @@ from leyden.model.attention_options import OPTIONS
 SECTION = "leyden"
 """The key of config.json under which a foreign layout carries what only Leyden knows."""
 
-_TRAINING_FIELDS = ("capacity_factor", "token_drop", "router_aux_loss", "router_z_loss_coef", "z_loss_coef")
+_TRAINING_FIELDS = (
+    "capacity_factor",
+    "token_drop",
+    "router_aux_loss",
+    "router_group_loss_coef",
+    "router_z_loss_coef",
+    "z_loss_coef",
+)
 
 
 @dataclass(frozen=True)

@@ -151,6 +151,8 @@ _DIALECT = Dialect(
         "postnorm": (False, "leyden"),
         **{f"{part}_{factor}_factor": (1.0, "leyden") for part in ("full_attn", "linear_attn", "mlp")
            for factor in ("alpha", "beta")},
+        "norm_placement": ("pre", "leyden"),
+        "parallel_block": (False, "leyden"),
         "router": ("sigmoid_groups", "leyden"),
         "group_score": ("top2_sum", "leyden"),
         "lightning_activation": ("none", "leyden"),
@@ -159,6 +161,8 @@ _DIALECT = Dialect(
         "attn_output_gate": (False, "leyden"),
         "embedding_multiplier": (1.0, "leyden"),
         "logits_scaling": (1.0, "leyden"),
+        "attn_logit_softcapping": (None, "leyden"),
+        "final_logit_softcapping": (None, "leyden"),
         "sliding_window": (None, "leyden"),
         "score_head": (False, "leyden"),
     },
