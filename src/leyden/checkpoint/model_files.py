@@ -18,7 +18,7 @@ import torch
 from leyden.checkpoint.coordinator import ALONE, Coordinator
 from leyden.checkpoint.layouts import Derived, Layout
 from leyden.checkpoint.model_place import note_files
-from leyden.checkpoint.rules import Binding
+from leyden.checkpoint.rules import Binding, order_rows
 from leyden.checkpoint.shard_index import Rectangle
 from leyden.checkpoint.stored_model import bindings_of
 from leyden.checkpoint.tensor_files import SHARD_BYTES, shard_name, write_index, write_json
@@ -99,8 +99,22 @@ def _rectangles(binding: Binding) -> Iterator[list[Rectangle]]:
         return
     *outer, rows, columns = shape
     num_rows = math.prod(outer) * rows // count
+    if binding.rows is not None:
+        ours_of = order_rows(torch.arange(rows)[:, None], binding.rows)
+        for ours in ours_of.view(count, -1):
+            yield [Rectangle((first, 0), (last - first, columns)) for first, last in _runs(ours.tolist())]
+        return
     for at in range(0, math.prod(outer) * rows, num_rows):
         yield [Rectangle((*([at // rows] * len(outer)), at % rows, 0), (*([1] * len(outer)), num_rows, columns))]
+
+
+def _runs(rows: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """The first and the end of each run of numbers that follow one another."""
+    first = 0
+    for at in range(1, len(rows) + 1):
+        if at == len(rows) or rows[at] != rows[at - 1] + 1:
+            yield rows[first], rows[at - 1] + 1
+            first = at
 
 
 def write_files(

@@ -5,15 +5,15 @@ from typing import Annotated, Literal
 
 import typer
 
+from leyden.cli.options import AnyLayoutName
+
 
 def convert(
     model: Annotated[str, typer.Argument(help="A model's directory in any layout, a run, a checkpoint, or a hub id.")],
     directory: Annotated[
         Path, typer.Argument(help="Where to write; it must not exist, or be empty. Of gguf: a file, NAME.gguf.")
     ],
-    layout: Annotated[
-        Literal["transformers", "minimax", "ling", "leyden", "gguf"], typer.Option(help="The layout to write.")
-    ],
+    layout: Annotated[AnyLayoutName, typer.Option(help="The layout to write.")],
     dtype: Annotated[
         Literal["f32", "bf16", "q8_0"] | None,
         typer.Option(help="What matrices are stored as; by default as they are. q8_0 is of gguf.", show_default=False),

@@ -83,7 +83,7 @@ class ModelConfig(Config):
     """How many dims of a lightning head's queries and keys turn by RoPE; 0: none, as released."""
     lightning_slope_factor: SlopeFactor = "layer"
     """What multiplies the slopes of the decays in layer i of L: ``1 - i / (L - 1) + 1e-5`` as released,
-    ``1 - (i - 1) / (L - 1) + 1e-5`` (``previous_layer``), or nothing (``none``); see docs/lightning-family.md."""
+    ``1 - (i - 1) / (L - 1) + 1e-5`` (``previous_layer``), or nothing (``none``); see docs/ling.md."""
     lightning_activation: LightningActivation = "silu"
     """Of queries, keys and values of lightning heads."""
     lightning_scale: LightningScale = "none"
