@@ -33,6 +33,7 @@ from leyden.cli import (
     steps,
     study,
     tokenizer,
+    upcycle,
 )
 from leyden.core.errors import Interrupted, UserError
 from leyden.core.launch import launched, tell_launcher
@@ -98,6 +99,7 @@ app.command()(pivots.pivots)
 app.command()(steps.steps)
 app.command()(convert.convert)
 app.command()(soup.soup)
+app.command()(upcycle.upcycle)
 app.command()(runs.report)
 app.command()(runs.ls)
 app.command()(runs.compare)

@@ -67,7 +67,7 @@ def plan_text(
     chosen = found[0]
     section = dump_toml({"parallel": _settings(chosen.plan)})
     first = f"The first of them, with micro_batch_tokens = {chosen.step.micro_batch_tokens:,}:"
-    return f"{_rendered(table)}\n{first}\n\n{section}{_idle_text(chosen.plan, chosen.step)}"
+    return f"{_rendered(table)}\n{_idle_text(chosen.plan, chosen.step)}{first}\n\n{section}"
 
 
 def _idle_text(plan: Plan, step: StepShape) -> str:
@@ -83,10 +83,10 @@ def _idle_text(plan: Plan, step: StepShape) -> str:
         for bubble in bubbles(plan.pp, step.num_micro_batches, stages, chunk)
     ]
     head = (
-        f"A rank of its pipeline ({plan.pp} ranks, {step.num_micro_batches} micro-batches) waits, beside the time that "
-        "it works:"
+        f"A rank of the first plan's pipeline ({plan.pp} ranks, {step.num_micro_batches} micro-batches) waits, beside "
+        "the time that it works:"
     )
-    return "\n".join(["", head, "", *lines, ""])
+    return "\n".join([head, "", *lines, "", ""])
 
 
 def cost_text(

@@ -245,7 +245,9 @@ class SoftmaxAttention(Mixer):
             idle_weights=D * (2 * width + gate),  # queries, gate and output
             norm_weights=2 * config.head_dim if cls.kind in config.qk_norm else 0,
             values_per_token=2 * shared,
+            mixed_values=2 * width + 2 * shared + gate,
             flops_per_key=4 * width,
+            flops_per_kept_key=4 * width,
         )
 
     @classmethod
