@@ -1,4 +1,4 @@
-"""MiniCPM-SALA and HypeNet token by token in float64, from the published formulas, config.json and their tensor names."""
+"""MiniCPM-SALA and HypeNet token by token in float64, from formulas, config.json and tensor names as published."""
 
 import math
 from typing import Any
