@@ -1,4 +1,4 @@
-"""How pictures are cut, beside a second reading of the released rules: float64 sizes, one patch and one crop at a time."""
+"""How pictures are cut, beside a second reading of the released rules: float64 sizes, a patch and a crop at a time."""
 
 from __future__ import annotations
 
