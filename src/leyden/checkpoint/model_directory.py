@@ -19,7 +19,7 @@ from leyden.checkpoint.hub import find_model
 from leyden.checkpoint.layouts import Derived, Layout, layout_named, layout_of
 from leyden.checkpoint.master_files import MasterFiles
 from leyden.checkpoint.merged_weights import MergedWeights, base_directory, check_base
-from leyden.checkpoint.rules import Binding, bind
+from leyden.checkpoint.rules import Binding, bind, parts_of_tensors, put_together, shapes_of_tensors
 from leyden.checkpoint.stored_weights import StoredWeights, check_room, empty_model, fill, weight_bytes
 from leyden.checkpoint.tensor_files import TensorFiles, read_json, write_json, write_tensors
 from leyden.checkpoint.training import is_checkpoint, read_values
@@ -117,7 +117,7 @@ def save(model: HybridLM, tokenizer: Tokenizer | None, directory: str | Path, la
         tokenizer: None to write none.
         directory: where to.
         layout: ``"leyden"``, ``"transformers"`` (stock ``MiniMaxForCausalLM``), ``"minimax"`` (as
-            released) or ``"ling"`` (Ling- and Ring-2.5 and 2.6).
+            released), ``"ring-linear"`` (Ring-mini- and Ring-flash-linear-2.0) or ``"ling"`` (Ling and Ring 2.5, 2.6).
 
     Raises:
         UserError: the layout cannot express the model, it has adapters, or ``directory`` holds something that is no
@@ -224,10 +224,13 @@ def open_stored(directory: Path, mesh: Mesh | None = None, *, verify: bool = Tru
     for name in layout.left_out(config, list(files), str(directory)):
         del files.stored[name]
     derived = layout.derived(config, data)
-    wanted = {name: binding.part_shape for binding in bindings for name in binding.theirs}
+    wanted = shapes_of_tensors(bindings)
     if config.tie_word_embeddings and _HEAD in files and _HEAD not in wanted:
         files.forget_copy(_HEAD, of=next(b.theirs[0] for b in bindings if b.ours == "embed_tokens.weight"))
     files.check(wanted | {item.name: item.shape for item in derived})
+    for name, parts in parts_of_tensors(bindings).items():
+        if len(parts) > 1:
+            files.divide(name, parts)
     _check_derived(files, derived)
     if verify:
         _check_unchanged(files, mesh)
@@ -325,12 +328,15 @@ def _write(
     check_fit(config, tokenizer, "the model to save")
     refuse_to_replace_others(directory)
 
-    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
+    def parts() -> Iterator[tuple[str, torch.Tensor]]:
         for binding in bindings:
             whole = weights[binding.ours]
             if layout.narrows and binding.ours in float32:
                 whole = narrowed(whole, dtype)
             yield from zip(binding.theirs, binding.split(whole), strict=True)
+
+    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
+        yield from put_together(parts())
         for item in layout.derived(config, settings):
             yield item.name, item.make()
 
