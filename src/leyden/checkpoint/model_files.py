@@ -17,9 +17,10 @@ import torch
 
 from leyden.checkpoint.coordinator import ALONE, Coordinator
 from leyden.checkpoint.layouts import Derived, Layout
-from leyden.checkpoint.model_directory import bindings_of, note_files
+from leyden.checkpoint.model_place import note_files
 from leyden.checkpoint.rules import Binding, order_rows, shapes_of_tensors, whole_name
 from leyden.checkpoint.shard_index import Rectangle
+from leyden.checkpoint.stored_model import bindings_of
 from leyden.checkpoint.tensor_files import SHARD_BYTES, shard_name, write_index, write_json
 from leyden.checkpoint.tensor_stream import TensorStream
 from leyden.core.files import disk_errors_are_user_errors
@@ -107,22 +108,24 @@ def _rectangles(binding: Binding) -> Iterator[list[Rectangle]]:
         stacked = len(shape) == 3
         yield [Rectangle((e, 0, 0), (1, *shape[1:])) for e in range(shape[0])] if stacked else [Rectangle.whole(shape)]
         return
-    if binding.rows is not None:
-        heads = torch.arange(math.prod(shape[:-1])).view(-1, 1)
-        for rows in order_rows(heads, binding.rows).flatten().chunk(count):
-            yield [Rectangle((first, 0), (length, shape[1])) for first, length in _runs(rows.tolist())]
-        return
     *outer, rows, columns = shape
     num_rows = math.prod(outer) * rows // count
+    if binding.rows is not None:
+        ours_of = order_rows(torch.arange(rows)[:, None], binding.rows)
+        for ours in ours_of.view(count, -1):
+            yield [Rectangle((first, 0), (last - first, columns)) for first, last in _runs(ours.tolist())]
+        return
     for at in range(0, math.prod(outer) * rows, num_rows):
         yield [Rectangle((*([at // rows] * len(outer)), at % rows, 0), (*([1] * len(outer)), num_rows, columns))]
 
 
 def _runs(rows: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """The first row and the length of each stretch of rows that lie above one another."""
-    for _, stretch in itertools.groupby(enumerate(rows), lambda numbered: numbered[1] - numbered[0]):
-        own = [row for _, row in stretch]
-        yield own[0], len(own)
+    """The first and the end of each run of numbers that follow one another."""
+    first = 0
+    for at in range(1, len(rows) + 1):
+        if at == len(rows) or rows[at] != rows[at - 1] + 1:
+            yield rows[first], rows[at - 1] + 1
+            first = at
 
 
 def write_files(

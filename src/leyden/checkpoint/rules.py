@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from leyden.model import ModelConfig
+from leyden.model.config import LayerType
 
 _FIELDS = {"layer": r"\d+", "name": r".+"}
 _PART = re.compile(r"(.+)\[\d+\]")
@@ -31,18 +32,22 @@ class WeightRule:
             above one another in our matrix: expert by expert, and within an expert in the order given. One that ends
             in ``[0]``, ``[1]`` and so on is a part of a tensor that other parameters have the rest of.
         rows: how the file orders the rows within each head (theirs[i] = ours[rows[i]]); None: as we do.
+        kind: the type of the layers that the rule is for; None: of all.
     """
 
     ours: str
     theirs: tuple[str, ...]
     rows: Callable[[ModelConfig], torch.Tensor | None] | None = None
+    kind: LayerType | None = None
 
-    def match(self, name: str) -> dict[str, str] | None:
-        """The fields of ``name`` if it is one of ours, else None."""
+    def match(self, name: str, config: ModelConfig) -> dict[str, str] | None:
+        """The fields of ``name`` if it is one of ours, in a layer that the rule is for, else None."""
         found = re.fullmatch(
             re.sub(r"\\{(\w+)\\}", lambda m: f"(?P<{m[1]}>{_FIELDS[m[1]]})", re.escape(self.ours)), name
         )
-        return None if found is None else found.groupdict()
+        if found is None or (self.kind is not None and config.layer_types[int(found["layer"])] != self.kind):
+            return None
+        return found.groupdict()
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,7 @@ def bind(rules: Iterable[WeightRule], config: ModelConfig, shapes: Mapping[str, 
     rules = list(rules)
     bindings = []
     for name, shape in shapes.items():
-        found = [(rule, fields) for rule in rules if (fields := rule.match(name)) is not None]
+        found = [(rule, fields) for rule in rules if (fields := rule.match(name, config)) is not None]
         if len(found) != 1:
             raise LookupError(f"{len(found)} rules of the weight map make the parameter {name}; it needs one.")
         rule, fields = found[0]

@@ -66,6 +66,9 @@ class TensorFiles(Mapping[str, torch.Tensor]):
         UserError: the directory holds no safetensors file.
     """
 
+    described_by = "its config.json"
+    """What says which tensors there should be."""
+
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.stored: dict[str, StoredTensor] = {}
@@ -190,7 +193,7 @@ class TensorFiles(Mapping[str, torch.Tensor]):
         ]
         if problems:
             found = "; ".join(problems)
-            raise UserError(f"{self.directory} does not hold the model its config.json describes: {found}.")
+            raise UserError(f"{self.directory} does not hold the model {self.described_by} describes: {found}.")
 
     def _files(self) -> list[Path]:
         """The files to read: the single one, or those that the index names."""

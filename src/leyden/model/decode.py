@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from leyden.model.attention_options import OPTIONS, options_said
-from leyden.model.experts import DenseMLP, Experts, MixtureOfExperts, Router, SharedExpert, SwiGLU
+from leyden.model.experts import DenseMLP, Experts, GroupRouter, MixtureOfExperts, Router, SharedExpert, SwiGLU
 from leyden.model.lm import DecoderLayer, HybridLM
 from leyden.model.losses import OutputProjection
 from leyden.model.mixers import Mixer
@@ -105,6 +105,11 @@ class NativeDecoder:
             widest_shared=max(addresses.shared_width for addresses in self._layers),
             vocab_size=config.vocab_size,
             num_layers=config.num_hidden_layers,
+            num_groups=config.n_group,
+            chosen_groups=config.topk_group,
+            group_best=2 if config.group_score == "top2_sum" else 1,
+            weights_normed=config.norm_topk_prob,
+            weights_scale=config.routed_scaling_factor,
             postnorm=config.postnorm,
             norm_eps=config.rms_norm_eps,
             output_norm_eps=config.lightning_norm_eps,
@@ -273,14 +278,18 @@ class NativeDecoder:
             experts, number = mlp.experts, config.num_local_experts
             addresses.num_experts = number
             addresses.router = self._at(mlp.gate.weight, number, hidden)
+            if isinstance(mlp.gate, GroupRouter):
+                addresses.expert_bias = self._at(mlp.gate.expert_bias, number)
             both = (number, 2 * inner, hidden)
             addresses.gate_proj = self._matrix(experts, *both, weight="gate_up_proj", scale="gate_up_scale")
             addresses.up_proj = self._matrix(experts, *both, weight="gate_up_proj", scale="gate_up_scale", row=inner)
             addresses.down_proj = self._matrix(experts, number, hidden, inner, weight="down_proj", scale="down_scale")
             if mlp.shared is None:
                 return
-            assert mlp.shared.coefficient is not None, "checked"
-            addresses.shared_coefficient = self._at(mlp.shared.coefficient.weight.float(), 1, hidden)
+            if mlp.shared.coefficient is None:
+                addresses.shared_added = 1
+            else:
+                addresses.shared_coefficient = self._at(mlp.shared.coefficient.weight.float(), 1, hidden)
             shared, inner = mlp.shared.mlp, config.shared_intermediate_size
         else:
             inner = config.dense_width
@@ -302,7 +311,7 @@ _MIXERS: Mapping[type[nn.Module], tuple[int, Callable[..., None]]] = {
 _KNOWN = {
     *_MIXERS,
     *(nn.ModuleList, DecoderLayer, RMSNorm, Slopes),
-    *(MixtureOfExperts, Router, Experts, SharedExpert, SwiGLU, DenseMLP, QuantizedExperts),
+    *(MixtureOfExperts, Router, GroupRouter, Experts, SharedExpert, SwiGLU, DenseMLP, QuantizedExperts),
     *(nn.Embedding, nn.Linear, OutputProjection, QuantizedEmbedding, QuantizedLinear, QuantizedOutputProjection),
 }
 """The exact classes of the modules that the step computes; it takes a model of no others."""
@@ -325,8 +334,6 @@ def _check(model: HybridLM, pools: Pools) -> None:
             raise UnavailableError(f"{name} has another {module.seam} than that of one process")
     if config.norm_placement != "pre" or config.parallel_block:
         raise UnavailableError("the native step has no body for norms after their parts, nor for parallel blocks")
-    if config.shared_intermediate_size and not config.shared_expert_gate:
-        raise UnavailableError("the native step has no body for a shared expert without a gate")
     if type(model.ranks) is not Ranks:
         raise UnavailableError("several ranks compute the model together")
     if pools.device.type != "cpu" or model.norm.weight.device.type != "cpu":

@@ -4,9 +4,12 @@ from typing import Any
 
 import torch
 
+from leyden.checkpoint.layouts.gguf import GGUF
+from leyden.checkpoint.layouts.hypenet import HYPENET
 from leyden.checkpoint.layouts.layout import Derived, Layout
 from leyden.checkpoint.layouts.leyden import LEYDEN
 from leyden.checkpoint.layouts.ling import LING
+from leyden.checkpoint.layouts.minicpm_sala import MINICPM_SALA
 from leyden.checkpoint.layouts.minimax import MINIMAX
 from leyden.checkpoint.layouts.ring_linear import RING_LINEAR
 from leyden.checkpoint.layouts.transformers import TRANSFORMERS
@@ -14,9 +17,11 @@ from leyden.core.errors import UserError, suggest
 from leyden.model import ModelConfig
 from leyden.tokenizer import Tokenizer
 
-__all__ = ["LAYOUTS", "Derived", "Layout", "layout_named", "layout_of", "layout_to_share"]
+__all__ = ["GGUF", "LAYOUTS", "Derived", "Layout", "layout_named", "layout_of", "layout_to_share"]
 
-LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (LEYDEN, TRANSFORMERS, MINIMAX, RING_LINEAR, LING)}
+LAYOUTS: dict[str, Layout] = {
+    layout.name: layout for layout in (LEYDEN, TRANSFORMERS, MINIMAX, RING_LINEAR, LING, MINICPM_SALA, HYPENET)
+}
 
 
 def layout_named(name: str) -> Layout:

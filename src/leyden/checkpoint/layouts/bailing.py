@@ -1,4 +1,4 @@
-"""What the layouts of Ring-linear-2.0 and of Ling and Ring 2.5 and 2.6 share: names of tensors, and keys of config.json.
+"""What the layouts of Ring-linear-2.0 and of Ling and Ring 2.5 and 2.6 share: names of tensors, keys of config.json.
 
 Their layers come in groups of ``layer_group_size``, each of lightning layers and one of softmax or latent attention as
 its last; layers behind the last whole group are all of that other kind. Residuals are plain pre-norm; the first layers
@@ -82,6 +82,9 @@ _SAME = (
     "rms_norm_eps",
     "tie_word_embeddings",
 )
+LATENT_SIZES = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+"""Of latent attention; both sides call them so."""
+
 _FIXED: dict[str, Any] = {
     "lightning_activation": "none",
     "lightning_scale": "1/sqrt(d)",

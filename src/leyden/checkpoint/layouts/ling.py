@@ -17,6 +17,7 @@ import torch
 
 from leyden.checkpoint.layouts.bailing import (
     COMMON_RULES,
+    LATENT_SIZES,
     behind_the_last,
     dialect,
     in_layer,
@@ -36,10 +37,9 @@ _TENSORS_OF_KDA = (".A_log", ".dt_bias", "_conv1d.weight")
 _LATENT_NAMES = ("q_proj", "q_a_proj", "q_a_layernorm", "q_b_proj", "kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj")
 _LATENT_RULES = in_layer(*((f"self_attn.{name}.weight", f"attention.{name}.weight") for name in _LATENT_NAMES))
 
-_RANKS = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 _DIALECT = dialect(
     "ling",
-    names={name: name for name in _RANKS},
+    names={name: name for name in LATENT_SIZES},
     # As their configuration class fills in. It has no norm_topk_prob, and their code always divides.
     defaults={
         "head_dim": 128,

@@ -15,6 +15,7 @@ import torch
 
 from leyden.checkpoint.layouts.bailing import (
     COMMON_RULES,
+    LATENT_SIZES,
     behind_the_last,
     dialect,
     in_layer,
@@ -34,16 +35,15 @@ _BOTH = ("linear_attention", "full_attention")
 
 # The releases say all that the other layout may leave out, and programs differ about what an absent one means.
 _DIALECT = dialect(
-    "ring-linear",
+    "ring_linear",
     names={"num_key_value_heads": "num_key_value_heads"},
     defaults={},
     constants={},
     assumed={
-        **{name: (None, "ling or leyden") for name in ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim",
-                                                       "qk_rope_head_dim", "v_head_dim")},
+        **dict.fromkeys(LATENT_SIZES, (None, "ling or leyden")),
         "rope_interleave": (False, "ling or leyden"),
     },
-)  # fmt: skip
+)
 
 
 def _read_config(data: dict[str, Any], source: str) -> ModelConfig:
@@ -71,7 +71,7 @@ def _left_out(config: ModelConfig, names: Iterable[str], source: str) -> list[st
 
 
 RING_LINEAR = Layout(
-    name="ring-linear",
+    name="ring_linear",
     model_types=("bailing_moe_linear",),
     architectures=(_ARCHITECTURE,),
     rules=(*COMMON_RULES, *_SOFTMAX_RULES),

@@ -45,7 +45,7 @@ class LayerAddresses(ctypes.Structure):
     """One layer; ``model.h`` says the shapes."""
 
     _fields_ = (
-        *((name, ctypes.c_int32) for name in ("mixer", "window", "num_experts", "shared_width")),
+        *((name, ctypes.c_int32) for name in ("mixer", "window", "num_experts", "shared_width", "shared_added")),
         *((name, ctypes.c_float) for name in ("attention_alpha", "attention_beta", "mlp_alpha", "mlp_beta")),
         *((name, ctypes.c_float) for name in ("lower_bound", "above_bound")),
         *((name, _ADDRESS) for name in ("input_norm", "post_attention_norm")),
@@ -54,7 +54,7 @@ class LayerAddresses(ctypes.Structure):
         *((name, MatrixAddress) for name in ("q_proj", "k_proj", "v_proj")),
         *((name, _ADDRESS) for name in ("keys", "values")),
         ("out_proj", MatrixAddress),
-        ("router", _ADDRESS),
+        *((name, _ADDRESS) for name in ("router", "expert_bias")),
         *((name, MatrixAddress) for name in ("gate_proj", "up_proj", "down_proj")),
         *((name, MatrixAddress) for name in ("shared_gate_proj", "shared_up_proj", "shared_down_proj")),
         ("shared_coefficient", _ADDRESS),
@@ -68,7 +68,10 @@ class ModelAddresses(ctypes.Structure):
         ("bfloat16", ctypes.c_int32),
         *((name, ctypes.c_int32) for name in ("hidden_size", "num_heads", "num_kv_heads", "head_dim", "rotary_dim")),
         *((name, ctypes.c_int32) for name in ("expert_width", "top_k", "most_experts", "widest_shared")),
-        *((name, ctypes.c_int32) for name in ("vocab_size", "num_layers", "postnorm")),
+        *((name, ctypes.c_int32) for name in ("vocab_size", "num_layers")),
+        *((name, ctypes.c_int32) for name in ("num_groups", "chosen_groups", "group_best", "weights_normed")),
+        ("weights_scale", ctypes.c_float),
+        ("postnorm", ctypes.c_int32),
         ("norm_eps", ctypes.c_float),
         ("output_norm_eps", ctypes.c_float),
         ("rotary_scale", ctypes.c_float),

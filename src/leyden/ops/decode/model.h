@@ -30,6 +30,7 @@ struct Layer {
     int32_t mixer;                                    // a Mixer
     int32_t window;                                   // W, of a sliding window
     int32_t num_experts, shared_width;                // of the feed-forward; 0 for none
+    int32_t shared_added;                             // whether the shared expert is added, and not mixed in
     float attention_alpha, attention_beta, mlp_alpha, mlp_beta;  // of the residual connections
     float lower_bound, above_bound;                   // of HGRN2's forget gates: b and 1 - b
     const float *input_norm, *post_attention_norm;    // [D]
@@ -48,6 +49,7 @@ struct Layer {
 
     // The feed-forward. A dense one is a shared expert alone.
     const float *router;                              // [E, D]
+    const float *expert_bias;                         // [E], of a router of sigmoids; null where it is a softmax
     Matrix gate_proj, up_proj, down_proj;             // of expert 0: [F, D], [F, D], [D, F]
     Matrix shared_gate_proj, shared_up_proj, shared_down_proj;  // of the expert that takes every token
     const float *shared_coefficient;                  // [D], or null where the shared expert has weight 1
@@ -57,6 +59,9 @@ struct Model {
     int32_t bfloat16;  // of activations, keys and values; weights have each a kind of their own
     int32_t hidden_size, num_heads, num_kv_heads, head_dim, rotary_dim;
     int32_t expert_width, top_k, most_experts, widest_shared, vocab_size, num_layers;  // of all layers
+    int32_t num_groups, chosen_groups, group_best;    // of a router of sigmoids; a group's score is of its best experts
+    int32_t weights_normed;                           // of one, whether the weights of a token's experts are made to
+    float weights_scale;                              // sum to this, or are multiplied by it
     int32_t postnorm;
     float norm_eps, output_norm_eps;
     float rotary_scale;                               // of queries and keys
@@ -103,6 +108,8 @@ inline Fault check(const Model &model, const Batch &batch) {
         if (mixer == SLIDING_WINDOW && model.layers[i].window < 1) return "a window has no place for a token";
         if (model.layers[i].num_experts > model.most_experts || model.layers[i].shared_width > model.widest_shared)
             return "a layer's feed-forward is larger than is said of all";
+        if (model.layers[i].expert_bias && (model.num_groups < 1 || model.layers[i].num_experts % model.num_groups))
+            return "a layer's experts do not lie in groups of one size";
         paged |= mixer == SOFTMAX;
     }
     if (paged && !within(batch.page_tables, batch.num_pages, 0, model.num_pages))
