@@ -5,7 +5,7 @@ parameter, which joins the parts read from a file and splits a parameter into th
 made by exactly one rule, and each tensor of the file, or each part of one, goes into exactly one parameter.
 
 Where a file has several parameters in one tensor, above one another, the names of their parts are that of the tensor
-and ``[0]``, ``[1]`` and so on (:func:`whole_name`).
+and ``#0``, ``#1`` and so on (:func:`whole_name`).
 """
 
 import itertools
@@ -19,7 +19,7 @@ from leyden.model import ModelConfig
 from leyden.model.config import LayerType
 
 _FIELDS = {"layer": r"\d+", "name": r".+"}
-_PART = re.compile(r"(.+)\[\d+\]")
+_PART = re.compile(r"(.+)#\d+")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class WeightRule:
         ours: pattern of our parameter names; ``{layer}`` is a number, ``{name}`` any text.
         theirs: names in the file, one or several. With ``{expert}`` there is one set an expert. Several parts lie
             above one another in our matrix: expert by expert, and within an expert in the order given. One that ends
-            in ``[0]``, ``[1]`` and so on is a part of a tensor that other parameters have the rest of.
+            in ``#0``, ``#1`` and so on is a part of a tensor that other parameters have the rest of.
         rows: how the file orders the rows within each head (theirs[i] = ours[rows[i]]); None: as we do.
         kind: the type of the layers that the rule is for; None: of all.
     """
@@ -122,7 +122,7 @@ def bind(rules: Iterable[WeightRule], config: ModelConfig, shapes: Mapping[str, 
 
 
 def whole_name(name: str) -> str:
-    """Of a name of :attr:`Binding.theirs`, that of the tensor of the file: ``"qkv.weight"`` of ``"qkv.weight[1]"``."""
+    """Of a name of :attr:`Binding.theirs`, that of the tensor of the file: ``"qkv.weight"`` of ``"qkv.weight#1"``."""
     part = _PART.fullmatch(name)
     return part[1] if part else name
 
@@ -138,7 +138,7 @@ def parts_of_tensors(bindings: Iterable[Binding]) -> dict[str, dict[str, tuple[i
         for name in binding.theirs:
             found.setdefault(whole_name(name), {})[name] = tuple(binding.part_shape)
     for whole, parts in found.items():
-        if list(parts) not in ([whole], [f"{whole}[{i}]" for i in range(len(parts))]):
+        if list(parts) not in ([whole], [f"{whole}#{i}" for i in range(len(parts))]):
             raise LookupError(f"the weight map has the parts of {whole} in the order {', '.join(parts)}.")
     return found
 

@@ -29,7 +29,7 @@ from leyden.tokenizer import Tokenizer
 
 _ARCHITECTURE = "BailingMoeLinearV2ForCausalLM"
 _SOFTMAX_RULES = in_layer(
-    *((f"self_attn.{name}_proj.weight", f"attention.query_key_value.weight[{i}]") for i, name in enumerate("qkv"))
+    *((f"self_attn.{name}_proj.weight", f"attention.query_key_value.weight#{i}") for i, name in enumerate("qkv"))
 )
 _BOTH = ("linear_attention", "full_attention")
 
