@@ -20,6 +20,7 @@ from leyden.checkpoint.layouts import Derived, Layout, layout_of
 from leyden.checkpoint.master_files import MasterFiles
 from leyden.checkpoint.merged_weights import MergedWeights, base_directory, check_base
 from leyden.checkpoint.model_place import SETTINGS, is_gguf
+from leyden.checkpoint.rules import parts_of_tensors, shapes_of_tensors
 from leyden.checkpoint.stored_model import StoredModel, bindings_of, check_fit
 from leyden.checkpoint.stored_weights import StoredWeights, check_room, empty_model, fill, weight_bytes
 from leyden.checkpoint.tensor_files import TensorFiles, read_json
@@ -159,10 +160,13 @@ def open_stored(directory: Path, mesh: Mesh | None = None, *, verify: bool = Tru
     for name in layout.left_out(config, list(files), str(directory)):
         del files.stored[name]
     derived = layout.derived(config, data)
-    wanted = {name: binding.part_shape for binding in bindings for name in binding.theirs}
+    wanted = shapes_of_tensors(bindings)
     if config.tie_word_embeddings and _HEAD in files and _HEAD not in wanted:
         files.forget_copy(_HEAD, of=next(b.theirs[0] for b in bindings if b.ours == "embed_tokens.weight"))
     files.check(wanted | {item.name: item.shape for item in derived})
+    for name, parts in parts_of_tensors(bindings).items():
+        if len(parts) > 1:
+            files.divide(name, parts)
     _check_derived(files, derived)
     if verify:
         _check_unchanged(files, mesh)

@@ -20,6 +20,7 @@ from leyden.checkpoint.model_place import (
     refuse_to_overwrite,
     refuse_to_replace_others,
 )
+from leyden.checkpoint.rules import put_together
 from leyden.checkpoint.stored_model import bindings_of, check_fit
 from leyden.checkpoint.stored_weights import narrowed
 from leyden.checkpoint.tensor_files import write_json, write_tensors
@@ -43,8 +44,8 @@ def save(model: HybridLM, tokenizer: Tokenizer | None, directory: str | Path, la
         tokenizer: None to write none.
         directory: where to; of the layout ``"gguf"``, a file whose name ends in ``.gguf``.
         layout: ``"leyden"``, ``"transformers"`` (stock ``MiniMaxForCausalLM``), ``"minimax"`` (as
-            released), ``"minimax_vl"`` (with a vision side, as released), ``"ling"`` (Ling- and Ring-2.5 and 2.6),
-            ``"minicpm_sala"``, ``"hypenet"``, or ``"gguf"`` (one file, for llama.cpp).
+            released), ``"minimax_vl"`` (with a vision side, as released), ``"ring_linear"``, ``"ling"`` (Ling and Ring
+            2.5 and 2.6), ``"minicpm_sala"``, ``"hypenet"``, or ``"gguf"`` (one file, for llama.cpp).
 
     Raises:
         UserError: the layout cannot express the model, it has adapters, or ``directory`` holds something that is no
@@ -116,7 +117,7 @@ def _write(
     check_fit(config, tokenizer, "the model to save")
     refuse_to_replace_others(directory)
 
-    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
+    def parts() -> Iterator[tuple[str, torch.Tensor]]:
         for binding in bindings:
             whole = weights[binding.ours]
             if binding.ours not in float32:
@@ -124,6 +125,9 @@ def _write(
             elif layout.narrows:
                 whole = narrowed(whole, dtype)
             yield from zip(binding.theirs, binding.split(whole), strict=True)
+
+    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
+        yield from put_together(parts())
         for item in layout.derived(config, settings):
             yield item.name, item.make()
 

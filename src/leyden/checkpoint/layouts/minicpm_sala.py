@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
+from leyden.checkpoint.layouts.bailing import lightning_rows
 from leyden.checkpoint.layouts.dialect import LOGIT_FREE, Dialect
 from leyden.checkpoint.layouts.layout import Layout, token_ids
-from leyden.checkpoint.layouts.ling import lightning_rows
 from leyden.checkpoint.rules import WeightRule
 from leyden.core.errors import UserError
 from leyden.core.log import logger
