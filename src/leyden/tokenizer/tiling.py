@@ -142,7 +142,8 @@ class PictureLayout:
         height, width = self.scaled
         top, left = (self.canvas[0] - height) // 2, (self.canvas[1] - width) // 2
         canvas = np.zeros((*self.canvas, 3), np.uint8)
-        canvas[top : top + height, left : left + width] = picture.resize((width, height), Image.Resampling.BICUBIC)
+        scaled = np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
+        canvas[top : top + height, left : left + width] = scaled
         down, across = self.canvas[0] // side, self.canvas[1] // side
         tiles = canvas.reshape(down, side, across, side, 3).transpose(0, 2, 4, 1, 3).reshape(-1, 3, side, side)
         return np.concatenate([whole.transpose(0, 3, 1, 2), tiles])
