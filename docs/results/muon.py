@@ -146,7 +146,8 @@ def ratio_of(trained: Sequence[Trained]) -> float:
     """How many times as long a step with Muon takes as one with AdamW: the median over the turns."""
     kinds = {kind: [one.seconds for one in trained if one.variant.optimizer == kind] for kind in ("adamw", "muon")}
     adamw, muon = ([sum(turn) / len(turn) for turn in zip(*kinds[kind], strict=True)] for kind in ("adamw", "muon"))
-    return statistics.median(b / a for a, b in zip(adamw, muon, strict=True))
+    turns = zip(adamw, muon, strict=False)  # Muon may have fewer steps
+    return statistics.median(b / a for a, b in turns)
 
 
 def prepared_in(folder: Path, settings: Sequence[str]) -> tuple[Recipe, Prepared]:
