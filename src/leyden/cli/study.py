@@ -30,7 +30,7 @@ def _carry_out(kind: str, grid: Path, directory: Path | None, executor: str, ret
     from leyden.recipes.studies import Asked, run_study
 
     place = directory or Path("runs") / grid.stem
-    print(run_study(kind, grid, place, Asked(executor, retry, dry_run)), end="")
+    print(run_study(kind, grid, place, Asked(executor, retry, dry_run)))
 
 
 @app.command()

@@ -130,13 +130,13 @@ def _steps_of(recipe: Recipe, budget: Any) -> int:
     """The steps of the only stage, so that its training takes ``budget`` operations or a little less."""
     if len(recipe.stage) != 1 or recipe.stage[0].steps is None or not isinstance(recipe.stage[0].batch_tokens, int):
         raise UserError(
-            "an axis 'flops' sets the steps of the recipe's stage, so that the recipe has one stage, whose length is in "
-            "steps and whose batch has one size."
+            "an axis 'flops' sets the steps of the recipe's stage, so that the recipe has one stage, whose length is "
+            "in steps and whose batch has one size."
         )
     if isinstance(budget, bool) or not isinstance(budget, int | float) or not budget > 0:
         raise UserError(f"flops is a number of training operations above 0 (given: {budget!r}).")
     stage = recipe.stage[0]
-    of_a_step = stage.batch_tokens * count_model(recipe.model).training_flops_per_token(stage.seq_len)
+    of_a_step = stage.batch_schedule.tokens_at(0) * count_model(recipe.model).training_flops_per_token(stage.seq_len)
     if budget < _LEAST_STEPS * of_a_step:
         raise UserError(
             f"{budget:.3g} FLOPs are {budget / of_a_step:.2g} steps of this model, and a run needs at least "

@@ -7,6 +7,7 @@ The procedure is approach 2 of arXiv 2203.15556 (section 3.2), which MiniMax-01 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -61,7 +62,7 @@ def fit_power_law(x: Sequence[float], y: Sequence[float], what: str = "points") 
             f"a power law needs at least {LEAST_POINTS} different {what}; given {different}. Two always lie on a law, "
             "and three leave nothing to tell how far it can be off; add more to the grid."
         )
-    found = stats.linregress(np.log(given[0]), np.log(given[1]))
+    found: Any = stats.linregress(np.log(given[0]), np.log(given[1]))
     half = float(stats.t.ppf(0.975, len(x) - 2) * found.stderr)
     exponent = float(found.slope)
     return PowerLaw(float(np.exp(found.intercept)), exponent, (exponent - half, exponent + half), len(x))

@@ -40,7 +40,7 @@ def write_study(kind: Kind, points: Sequence[Point], results: Mapping[str, Resul
     findings = kind.read(done)
     remarks = [*_not_done(told), *_of_other_code(done), *findings.remarks]
     tables = [*findings.tables, _runs_table(told)]
-    text = "\n\n".join([*(_markdown(table) for table in tables), *remarks]) + "\n"
+    text = "\n\n".join([*(_markdown(table) for table in tables), *remarks])
     record = {
         "study": kind.title,
         "figures": findings.figures,
@@ -56,7 +56,7 @@ def write_study(kind: Kind, points: Sequence[Point], results: Mapping[str, Resul
         "runs": told,
     }
     write_page(directory / "report.html", Path(__file__).with_name("grid.html"), facts)
-    _write(directory / "tables.md", text)
+    _write(directory / "tables.md", f"{text}\n")
     _write(directory / "results.json", json.dumps(record, indent=1) + "\n")
     return text
 
@@ -89,8 +89,17 @@ def _runs_table(told: Sequence[Measured]) -> Table:
         steps = result.training_seconds
         overhead = "" if steps is None else f"{result.seconds - steps:.1f}"
         rows.append(
-            (point.name, result.status, loss, count_text(point.parameters), count_text(result.tokens))
-            + (f"{result.seconds:.1f}", overhead, str(result.starts), point.key)
+            (
+                point.name,
+                result.status,
+                loss,
+                count_text(point.parameters),
+                count_text(result.tokens),
+                f"{result.seconds:.1f}",
+                overhead,
+                str(result.starts),
+                point.key,
+            )
         )
     header = ("point", "status", "loss", "parameters", "tokens", "seconds", "of these not steps", "starts", "key")
     return Table("Runs", header, tuple(rows))

@@ -126,8 +126,15 @@ def read_ablation(measured: Sequence[Measured]) -> Findings:
         told = "baseline" if name == names[0] else _direction(interval)
         mean = statistics.fmean(losses.values())
         rows.append(
-            (name, count_text(runs[0][0].parameters), str(len(losses)), f"{mean:.4f}", _interval_text(interval), told)
-            + (f"{rate:,.0f}",)
+            (
+                name,
+                count_text(runs[0][0].parameters),
+                str(len(losses)),
+                f"{mean:.4f}",
+                _interval_text(interval),
+                told,
+                f"{rate:,.0f}",
+            )
         )
         findings.figures[name] = {"loss": mean, "losses": losses, "difference": interval}
     header = ("point", "parameters", "seeds", "loss", f"difference from {names[0]}, 95 %", "verdict", "tokens/s")
@@ -148,8 +155,7 @@ def read_speed(measured: Sequence[Measured]) -> Findings:
             by_length.setdefault(int(point.coordinates["length"]), []).append(result.tokens_per_second or 0.0)
         curves[group] = {length: statistics.median(rates) for length, rates in sorted(by_length.items())}
         rows += [
-            (group, f"{length:,}", str(len(rates)), f"{statistics.median(rates):,.0f}", f"{min(rates):,.0f}")
-            + (f"{max(rates):,.0f}",)
+            (group, f"{length:,}", str(len(rates)), *(f"{of(rates):,.0f}" for of in (statistics.median, min, max)))
             for length, rates in sorted(by_length.items())
         ]
         findings.figures[group] = curves[group]
@@ -162,7 +168,8 @@ def read_speed(measured: Sequence[Measured]) -> Findings:
         drawn.axes.legend()
     findings.plots.append(Plot("Training tokens a second", drawn.svg, wide=True))
     findings.remarks.append(
-        "Runs that share a machine share its cores; for speeds to compare, give a grid as many threads as there are cores."
+        "Runs that share a machine share its cores: for speeds to compare, give the grid as many threads as there are "
+        "cores."
     )
     return findings
 

@@ -99,6 +99,7 @@ class PointFolder:
         metrics = read_metrics(self.run / "metrics.jsonl")
         status, reason = self._judge(metrics, killed)
         train_loss = _end_loss(metrics) if status == "done" else None
+        held_out = self._held_out() if status == "done" else None
         rates = [line["tokens_per_second"] for line in metrics if line.get("tokens_per_second")]
         result = Result(
             key=self.point.key,
@@ -106,7 +107,7 @@ class PointFolder:
             reason=reason,
             seconds=round(seconds, 3),
             starts=starts,
-            loss=(self._held_out() or train_loss) if status == "done" else None,
+            loss=train_loss if held_out is None else held_out,
             train_loss=train_loss,
             tokens=metrics[-1]["tokens"] if metrics else 0,
             training_seconds=_training_seconds(metrics),
@@ -133,7 +134,8 @@ class PointFolder:
             text = self.log.read_text(encoding="utf-8", errors="replace").strip()
         except OSError:
             return "it left no log"
-        return " ".join(text[-_LOG_CHARACTERS:].split()) or "it ended without a word"
+        _, error, words = text.rpartition("error: ")  # with which the command line ends for a user's mistake
+        return " ".join((words if error else text)[-_LOG_CHARACTERS:].split()) or "it ended without a word"
 
     def _held_out(self) -> float | None:
         lines = [line for line in read_metrics(self.run / "eval.jsonl") if line.get("held_out_loss") is not None]
