@@ -58,6 +58,29 @@ SHAPES = [
     LINEAR,
     {**LINEAR, "num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 80, "rotary_dim": 16, "postnorm": False},
 ]
+FAMILY = {
+    "lightning_activation": "none",
+    "lightning_scale": "1/sqrt(d)",
+    "lightning_rotary_dim": 16,
+    "lightning_norm_groups": 2,
+    "qk_norm": ("linear_attention", "full_attention"),
+    "attn_output_gate": True,
+    "embedding_multiplier": 12.0,
+    "logits_scaling": 6.0,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+"""The options of the lightning family, each of which some model has."""
+SHAPES += [
+    FAMILY,
+    {**FAMILY, "head_dim": 32, "rotary_dim": 0, "lightning_rotary_dim": 32, "lightning_norm_groups": 1, "postnorm": False},
+    {**FAMILY, **WINDOWS, "sliding_window": 7, "qk_norm": ("sliding_attention",), "lightning_norm_groups": 4},
+    {"lightning_rotary_dim": 8, "qk_norm": ("linear_attention",), "num_attention_heads": 3, "head_dim": 80,
+     "num_key_value_heads": 3, "rotary_dim": 16, "lightning_scale": "1/d"},
+    {**LINEAR, "num_attention_heads": 4, "num_key_value_heads": 1, "lightning_norm_groups": 2,
+     "attn_output_gate": True},
+    {**FAMILY, **SIGMOIDS},
+]  # fmt: skip
 KINDS = ["float32", "bfloat16", "int8", "int8 head"]
 
 
