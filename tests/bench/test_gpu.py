@@ -16,7 +16,6 @@ from leyden.bench.gpu import floors, kernels, serving
 from leyden.bench.gpu import run as gpu
 from leyden.bench.gpu import tests as gpu_tests
 from leyden.bench.gpu.clock import HostClock, measure_speed
-from leyden.bench.gpu.floors import Cost, Speed
 from leyden.bench.gpu.kernels import GpuBench, GpuRow, Tokens
 from leyden.bench.gpu.models import PackedRows, flatness
 from leyden.bench.gpu.result import OpRow, worst_first
@@ -24,6 +23,7 @@ from leyden.bench.gpu.run import GpuWorker, GpuWorkerError, run_on
 from leyden.bench.gpu.tests import FileResult, run_tests
 from leyden.bench.gpu.worker import jobs_of, measured
 from leyden.core.errors import UserError
+from leyden.core.roofline import Cost, Speed
 from leyden.ops import IGNORE_INDEX
 
 CPU = torch.device("cpu")

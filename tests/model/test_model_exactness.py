@@ -41,6 +41,7 @@ RING = {
     "logits_scaling": 6.0,
 }
 """Every option of the lightning family that crosses tokens, in one model."""
+CAPPED = {**WINDOWED, "attn_logit_softcapping": 0.8, "final_logit_softcapping": 1.5}
 SIGMOID = {
     "router": "sigmoid_groups",
     "n_group": 2,
@@ -54,8 +55,8 @@ FIRST_DENSE = {"mlp_types": ("dense", "experts", "dense"), "dense_intermediate_s
 
 KINDS = pytest.mark.parametrize(
     "changes",
-    [{}, STRETCHED, COSFORMER2, HGRN2, LATENT, RING],
-    ids=["hybrid", "windowed, YaRN", "cosformer2", "hgrn2", "latent", "Ring"],
+    [{}, STRETCHED, COSFORMER2, HGRN2, LATENT, RING, CAPPED],
+    ids=["hybrid", "windowed, YaRN", "cosformer2", "hgrn2", "latent", "Ring", "soft caps"],
 )
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5}
@@ -91,6 +92,7 @@ def states(cache: Cache) -> list[torch.Tensor]:
         HGRN2 | {"head_dim": 16},
         LATENT,
         RING,
+        CAPPED,
     ],
 )
 def test_decoding_equals_prefill(random_model: ModelMaker, dtype: torch.dtype, changes: dict) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from leyden.model import Documents, HybridLM, ModelConfig, Ranks, router_losses
 from leyden.model.experts import MixtureOfExperts
-from leyden.ops import Routing, route, route_in_groups
+from leyden.ops import Groups, Routing, route, route_in_groups
 
 ModelMaker = Callable[..., HybridLM]
 
@@ -188,6 +188,52 @@ def test_the_sequence_wise_loss_of_packed_documents_is_that_of_the_same_alone(ra
         halves = [model.router_losses(model.features(row[None])).loss for row in tokens.view(2, 30)]
     torch.testing.assert_close(packed, sum(n * one for n, one in zip(lengths, alone, strict=True)) / 60)
     torch.testing.assert_close(rows, (halves[0] + halves[1]) / 2)
+
+
+@pytest.mark.parametrize("groups", [Groups(2, 1), Groups(2, 2)])
+def test_the_loss_over_groups_is_deepseek_v2s_over_devices(groups: Groups) -> None:
+    """Device by device and token by token, as its equations say it; the choice has no gradient."""
+    num_experts, size = 6, 3
+    logits = [torch.cat([x, x[:, :1].roll(1, 0)], dim=1) for x in random_logits()]
+    routings = [route_in_groups(x, torch.zeros(num_experts, dtype=torch.float64), K, groups) for x in logits]
+    shape = config(
+        num_local_experts=num_experts,
+        router="sigmoid_groups",
+        n_group=2,
+        topk_group=groups.chosen,
+        router_aux_loss_coef=0.0,
+        router_group_loss_coef=0.3,
+    )
+    expected = torch.zeros((), dtype=torch.float64)
+    for x, routing in zip(logits, routings, strict=True):
+        scores = x.sigmoid() / x.sigmoid().sum(1, keepdim=True)
+        for device in range(2):
+            experts = range(device * size, (device + 1) * size)
+            f = [sum(int(i in row) for row in routing.experts.tolist()) * num_experts / (K * N) for i in experts]
+            P = sum(scores[:, i].sum() / N for i in experts)
+            expected = expected + 0.3 * sum(f) / size * P
+    loss = router_losses(shape, routings).loss
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(torch.autograd.grad(loss, logits), torch.autograd.grad(expected, logits))
+
+
+@pytest.mark.parametrize(("chosen", "num_devices"), [(1, 4), (2, 4), (3, 8)])
+@pytest.mark.parametrize("score", ["max", "top2_sum"])
+def test_a_token_goes_to_so_many_devices_at_most(chosen: int, num_devices: int, score: Any) -> None:
+    """DeepSeek-V2, section 2.2.2: the devices of a token are those with the highest scores, whatever else there is."""
+    num_experts, top_k = 4 * num_devices, 3
+    logits = torch.randn(200, num_experts, dtype=torch.float64, generator=torch.Generator().manual_seed(chosen))
+    bias = torch.linspace(-0.2, 0.2, num_experts, dtype=torch.float64)
+    experts = route_in_groups(logits, bias, top_k, Groups(num_devices, chosen, score)).experts
+    biased = (logits.sigmoid() + bias).unflatten(1, (num_devices, 4))
+    best = biased.amax(-1) if score == "max" else biased.sort(-1).values[..., -2:].sum(-1)
+    allowed = best.argsort(-1, descending=True)[:, :chosen]
+    for token in range(200):
+        devices = {expert // 4 for expert in experts[token].tolist()}
+        assert devices <= set(allowed[token].tolist())
+        within = biased[token].clone()
+        within[[d for d in range(num_devices) if d not in allowed[token]]] = -torch.inf
+        assert experts[token].tolist() == within.flatten().argsort(descending=True)[:top_k].tolist()
 
 
 def test_an_even_document_costs_one_a_layer() -> None:

@@ -125,6 +125,11 @@ class Hgrn2:
         return self.w["out_proj.weight"] @ grouped_norm(torch.cat(heads), self.w["norm.weight"], 1e-6, self.groups)
 
 
+def capped(x: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """Gemma 2, section 2."""
+    return x if cap is None else cap * torch.tanh(x / cap)
+
+
 class Softmax:
     """Grouped queries; RoPE on the first ``rotary_dim`` dims, half-split, perhaps stretched; the head is scaled."""
 
@@ -150,7 +155,8 @@ class Softmax:
         heads = []
         for h in range(H):
             shared = h * G // H
-            heads.append(torch.softmax(keys[:, shared] @ q[h] / math.sqrt(D), 0) @ values[:, shared])
+            scores = capped(keys[:, shared] @ q[h] / math.sqrt(D), self.c.attn_logit_softcapping)
+            heads.append(torch.softmax(scores, 0) @ values[:, shared])
         gate = torch.sigmoid(self.w["output_gate.weight"] @ n) if self.c.attn_output_gate else 1
         return self.w["o_proj.weight"] @ (torch.cat(heads) * gate)
 
@@ -280,7 +286,7 @@ def reference_logits(model: HybridLM, tokens: list[int]) -> torch.Tensor:
             mixed = feed_forward(n, config, moes[i])
             x = (n if config.postnorm else y) * config.mlp_alpha_factor + mixed * config.mlp_beta_factor
         last = rms_norm(x, w["norm.weight"], config.rms_norm_eps)
-        logits.append(w["lm_head.weight"] @ last / config.logits_scaling)
+        logits.append(capped(w["lm_head.weight"] @ last / config.logits_scaling, config.final_logit_softcapping))
     return torch.stack(logits)
 
 
@@ -397,6 +403,13 @@ VARIANTS = {
         "rope_scaling": YARN,
     },
     "MiniCPM-SALA": SALA,
+    "soft caps": {
+        "layer_types": ("sliding_attention", "linear_attention", "full_attention"),
+        "sliding_window": 5,
+        "attn_logit_softcapping": 0.7,
+        "final_logit_softcapping": 1.2,
+        "logits_scaling": 0.5,
+    },
     "window, normed and gated; SiLU and the other scale": {
         "layer_types": ("sliding_attention", "linear_attention", "hgrn2_attention"),
         "sliding_window": 5,

@@ -75,3 +75,15 @@ def test_views_equal_copies(dtype: torch.dtype) -> None:
     torch.testing.assert_close(rms_norm(x, weight, 1e-6), rms_norm(x.contiguous(), weight, 1e-6))
     of_copies = gated_rms_norm(x.contiguous(), gate.contiguous(), weight, 1e-6)
     torch.testing.assert_close(gated_rms_norm(x, gate, weight, 1e-6), of_copies)
+
+
+@pytest.mark.parametrize("backend", ["torch", "native"])
+def test_the_backward_keeps_the_input_and_one_number_a_row(backend: str) -> None:
+    """The normed values are computed again."""
+    x, weight = torch.randn(7, 33, requires_grad=True), torch.randn(33, requires_grad=True)
+    saved: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        rms_norm(x, weight, 1e-5, backend)
+    shapes = sorted(tuple(size for size in tensor.shape if size > 1) for tensor in saved)
+    assert shapes == [(7,), (7, 33), (33,)]
+    assert next(tensor for tensor in saved if tensor.numel() == 7 * 33).data_ptr() == x.data_ptr()

@@ -11,12 +11,16 @@ import pytest
 import torch
 from gloo_ranks import mesh_of
 from one_process import (
+    CAPPED,
     COSFORMER2,
     FIRST_DENSE,
     FOUR_LAYERS,
     HGRN2,
     LATENT,
+    LING,
     RING,
+    RING_LINEAR,
+    SALA,
     SIGMOID,
     TWO_LAYERS,
     WINDOWED,
@@ -79,8 +83,13 @@ Alone = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]
 """The sums and the gradients of one process."""
 
 
-def one_process(objective: Objective, changes: dict[str, Any], whole_rows: list[Any]) -> Alone:
-    """What one process makes of micro-batches, each the rows of all data ranks as one."""
+def one_process(
+    objective: Objective,
+    changes: dict[str, Any],
+    whole_rows: list[Any],
+    build: Callable[[dict[str, Any]], HybridLM] = build,
+) -> Alone:
+    """What one process makes of micro-batches, each the rows of all data ranks as one, with the model of ``build``."""
     model = build(changes)
     parts = [sums_of_row(objective, model, row, mtp_weight=MTP_WEIGHT) for row in whole_rows]
     for sums in parts:
@@ -105,7 +114,12 @@ def worst(plan: Plan, changes: dict[str, Any], seed: int, alone: Alone) -> dict[
 
 
 def differences(
-    objective: Objective, plan: Plan, changes: dict[str, Any], micro_batches: list[list[Any]], alone: Alone
+    objective: Objective,
+    plan: Plan,
+    changes: dict[str, Any],
+    micro_batches: list[list[Any]],
+    alone: Alone,
+    build: Callable[[dict[str, Any]], HybridLM] = build,
 ) -> dict[str, float]:
     """The largest ones between this plan's ranks and one process, relative to the largest value there.
 
@@ -114,6 +128,7 @@ def differences(
         plan, changes: of the ranks and of the model.
         micro_batches: of each, the row of every data rank.
         alone: what one process makes of the same.
+        build: makes the model of the changes.
     """
     mesh = mesh_of(plan)
     attached = attach(build(changes), mesh, torch.float64)
@@ -184,6 +199,25 @@ COMBINED = [
     pytest.param(Plan(tp=4), RING, marks=pytest.mark.slow),
     pytest.param(Plan(dp_shard=4), RING, marks=pytest.mark.slow),
     pytest.param(Plan(pp=2, tp=2), RING | {"layer_types": FOUR_LAYERS["layer_types"]}, marks=pytest.mark.slow),
+    (Plan(cp=2, tp=2, ep=2), LING),
+    *(
+        pytest.param(plan, family, marks=pytest.mark.slow)
+        for family in (LING, RING_LINEAR)
+        for plan in (
+            Plan(tp=4),
+            Plan(cp=4),
+            Plan(dp_shard=4),
+            Plan(dp_shard=4, ep=4),
+            Plan(dp_shard=2, tp=2, ep=2),
+            Plan(dp_shard=2, cp=2, ep=2),
+            Plan(pp=2, tp=2),
+        )
+    ),
+    pytest.param(Plan(cp=2, tp=2, ep=2), RING_LINEAR, marks=pytest.mark.slow),
+    *(
+        pytest.param(plan, SALA, marks=pytest.mark.slow)
+        for plan in (Plan(tp=4), Plan(cp=4), Plan(dp_shard=4), Plan(cp=2, tp=2), Plan(pp=2, tp=2))
+    ),
     (Plan(cp=2, tp=2, ep=2), MTP | DROPS),
     pytest.param(Plan(dp_shard=2, cp=2), {"num_nextn_predict_layers": 2}, marks=pytest.mark.slow),
     pytest.param(Plan(cp=4), {"num_nextn_predict_layers": 3}, marks=pytest.mark.slow),
@@ -194,6 +228,8 @@ COMBINED = [
     pytest.param(Plan(cp=2, dp_shard=2, etp=2), SIGMOID | FIRST_DENSE | PER_DOCUMENT, marks=pytest.mark.slow),
     pytest.param(Plan(pp=2, cp=2), SIGMOID | DROPS | PER_DOCUMENT, marks=pytest.mark.slow),
     (Plan(cp=2, tp=2), AFTER),
+    (Plan(cp=2, tp=2), CAPPED),
+    pytest.param(Plan(pp=2, dp_shard=2), CAPPED, marks=pytest.mark.slow),
     pytest.param(Plan(cp=2, tp=2), PARALLEL | FIRST_DENSE, marks=pytest.mark.slow),
     pytest.param(Plan(pp=2, tp=2), PARALLEL, marks=pytest.mark.slow),
     (Plan(pp=4), DROPS | FIRST_DENSE | {"router_aux_loss": "switch"}),

@@ -106,13 +106,15 @@ def _token_nll(cases: list[tuple[int, int, int, int]]) -> None:
         labels = torch.randint(words, (2 * own,), generator=generator)
         labels[torch.rand(2 * own, generator=generator) < 0.3] = IGNORE_INDEX
         hidden.requires_grad_(), weight.requires_grad_()
-        expected = torch.stack(linear_token_nll(hidden, weight, labels, backend="reference"))
-        weighted, _ = linear_cross_entropy(hidden, weight, labels, 0.02, "reference", weights=upstream[0])
+        softcap = 4.0 if number % 2 else None
+        expected = torch.stack(linear_token_nll(hidden, weight, labels, backend="reference", softcap=softcap))
+        given = {"weights": upstream[0], "softcap": softcap}
+        weighted, _ = linear_cross_entropy(hidden, weight, labels, 0.02, "reference", **given)
         (expected * upstream).sum().add(weighted).backward()
         first, mine = words * rank // 2, slice(rank * own, (rank + 1) * own)
         part = weight.detach()[first : words * (rank + 1) // 2].clone().requires_grad_()
         tokens = hidden.detach()[mine].clone().requires_grad_()
-        head = vocabulary.VocabularyProjection(part, first, words, group)
+        head = vocabulary.VocabularyProjection(part, first, words, group, softcap)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(vocabulary, "_chunk_elements", lambda _, elements=elements: elements)
             found = torch.stack(head.token_nll(tokens, labels))

@@ -11,6 +11,7 @@ from pydantic_core import PydanticUndefined
 from leyden.align.policy import Algorithm, CriticSettings
 from leyden.align.rollouts import RolloutSettings
 from leyden.core.config import Config, dump_toml
+from leyden.data.loader.fill_in_middle import FillInMiddle
 from leyden.model import PRESETS, ModelConfig, RopeScaling
 from leyden.model.lora import LoraConfig
 from leyden.parallel import ParallelConfig
@@ -38,6 +39,7 @@ SECTIONS: dict[str, tuple[type[Config], set[str]]] = {
     "[train.lora]": (LoraConfig, set()),
     "[parallel]": (ParallelConfig, set()),
     "[[stage]]": (TrainingStage, set()),
+    "[stage.fim]": (FillInMiddle, set()),
     "[stage.rl]": (RolloutSettings, {"algorithm", "critic", "engine"}),  # tables of their own
     "[stage.rl.algorithm]": (Algorithm, set()),
     "[stage.rl.critic]": (CriticSettings, set()),

@@ -141,5 +141,5 @@ def test_several_ranks_refuse_them(make_model: Any) -> None:
 def test_there_is_one_way_in() -> None:
     """No other code looks tokens up in the vocabulary."""
     source = Path(leyden.__file__).parent
-    found = [path.name for path in source.rglob("*.py") if "embed_tokens(" in path.read_text(encoding="utf-8")]
+    found = [path.name for path in source.rglob("*.py") if ".embed_tokens(" in path.read_text(encoding="utf-8")]
     assert found == []

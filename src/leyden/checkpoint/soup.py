@@ -13,16 +13,15 @@ from typing import Any
 import torch
 
 from leyden.checkpoint.hub import find_model
-from leyden.checkpoint.layouts import layout_named, layout_to_share
-from leyden.checkpoint.model_directory import StoredModel, bindings_of, narrowed, open_stored, refuse_to_overwrite
-from leyden.checkpoint.model_files import file_tensors, write_files
-from leyden.checkpoint.shard_index import Rectangle
+from leyden.checkpoint.made_model import write_made
+from leyden.checkpoint.model_directory import open_stored
+from leyden.checkpoint.model_place import refuse_to_overwrite
 from leyden.checkpoint.starting_model import StartingModel
+from leyden.checkpoint.stored_model import StoredModel
 from leyden.checkpoint.stored_weights import widest
 from leyden.checkpoint.tensor_files import SHARD_BYTES
 from leyden.checkpoint.training import last_checkpoints
 from leyden.core.errors import UserError
-from leyden.core.log import Bar, progress, say
 from leyden.model import ModelConfig
 from leyden.parallel import Part
 from leyden.tokenizer import Tokenizer
@@ -31,7 +30,8 @@ SOUP_FILE = "soup.json"
 """Beside the averaged weights: of which models, with which shares."""
 
 _OF_TRAINING = {
-    *("capacity_factor", "token_drop", "router_aux_loss_coef", "router_aux_loss", "router_z_loss_coef", "z_loss_coef"),
+    *("capacity_factor", "token_drop", "router_aux_loss_coef", "router_aux_loss"),
+    *("router_group_loss_coef", "router_z_loss_coef", "z_loss_coef"),
 }
 """Fields in which models may differ: they change what is learned, and not what is computed."""
 
@@ -85,20 +85,17 @@ def soup(
     config = ingredients[0].stored.config
     tokenizer = next((one.stored.tokenizer for one in ingredients if one.stored.tokenizer is not None), None)
     dtype = widest(one.stored.weights.dtype for one in ingredients)
-    if layout is None:
-        layout, why = layout_to_share(config, dtype, tokenizer)
-        if why:
-            say(f"written in the layout {layout}: {why}")
-    kind = layout_named(layout)
-    settings = kind.write_config(config, dtype, tokenizer)
-    average = _Average(ingredients)
-    _, float32 = bindings_of(kind, config)
-    narrow = {name for name in float32 if kind.narrows and narrowed(average.whole(name), dtype).dtype == dtype}
-    tensors = file_tensors(config, kind, settings, dtype, narrow)
-    with progress(f"averaging {len(ingredients)} models", sum(tensor.num_bytes for tensor in tensors), "B") as bar:
-        average.bar = bar
-        notes = {SOUP_FILE: {"models": [_noted(one) for one in ingredients]}}
-        write_files(tensors, average, target, settings, tokenizer, file_bytes=file_bytes, notes=notes)
+    write_made(
+        _Average(ingredients),
+        config,
+        dtype,
+        tokenizer,
+        target,
+        title=f"averaging {len(ingredients)} models",
+        notes={SOUP_FILE: {"models": [_noted(one) for one in ingredients]}},
+        layout=layout,
+        file_bytes=file_bytes,
+    )
 
 
 def last_of_run(run: str | Path, count: int) -> list[Path]:
@@ -169,26 +166,14 @@ def _noted(one: Ingredient) -> dict[str, Any]:
 
 
 class _Average:
-    """The blocks of averaged weights (:class:`leyden.checkpoint.model_files.Blocks`)."""
+    """The averaged weights (:class:`leyden.checkpoint.made_model.MadeWeights`)."""
 
     def __init__(self, ingredients: Sequence[Ingredient]) -> None:
         self._weights = [(one.share, one.stored.weights.in_memory()) for one in ingredients]
         self._sum = sum(one.share for one in ingredients)
-        self.bar: Bar | None = None
 
-    def whole(self, name: str) -> torch.Tensor:
-        """A small weight, in float64."""
-        return self._mean(name, Part.whole(self._weights[0][1].bindings[name].shape))
-
-    def gather(self, name: str, wanted: Rectangle, to: int, dtype: torch.dtype) -> torch.Tensor:
-        """``wanted`` of the average, in ``dtype``; there is one process."""
-        spans = tuple(((at, at + size),) for at, size in zip(wanted.start, wanted.sizes, strict=True))
-        found = self._mean(name, Part(self._weights[0][1].bindings[name].shape, spans)).to(dtype)
-        if self.bar is not None:
-            self.bar.advance(found.nbytes)
-        return found
-
-    def _mean(self, name: str, part: Part) -> torch.Tensor:
+    def part(self, name: str, part: Part) -> torch.Tensor:
+        """The mean, in float64."""
         total = torch.zeros(part.local_shape, dtype=torch.float64)
         for share, weights in self._weights:
             total.add_(weights.part(name, part), alpha=share)

@@ -13,6 +13,7 @@ from leyden import __version__
 from leyden.cli import (
     bench,
     best,
+    card,
     chat,
     convert,
     data,
@@ -33,6 +34,7 @@ from leyden.cli import (
     steps,
     study,
     tokenizer,
+    upcycle,
 )
 from leyden.core.errors import Interrupted, UserError
 from leyden.core.launch import launched, tell_launcher
@@ -98,7 +100,9 @@ app.command()(pivots.pivots)
 app.command()(steps.steps)
 app.command()(convert.convert)
 app.command()(soup.soup)
+app.command()(upcycle.upcycle)
 app.command()(runs.report)
+app.command()(card.card)
 app.command()(runs.ls)
 app.command()(runs.compare)
 app.add_typer(tokenizer.app, name="tokenizer")

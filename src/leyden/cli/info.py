@@ -1,6 +1,7 @@
 """``leyden info``: parameters, memory and operations of a model shape, by arithmetic."""
 
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -37,6 +38,20 @@ def info(
         Literal["none", "layers", "all"], typer.Option(help="With --serve: which weights are in 8 bits.")
     ] = "none",
     max_sequences: Annotated[int, typer.Option(min=1, help="With --serve: sequences at once.")] = 32,
+    chip: Annotated[
+        str | None,
+        typer.Option(
+            help="The roofline of each op, and of decoding, on h100, h200, a100, ...; with --flops: where it trains.",
+            show_default=False,
+        ),
+    ] = None,
+    flops: Annotated[
+        float | None,
+        typer.Option(
+            help="A budget of training, as in 1e21: what size and tokens published laws propose for it.",
+            show_default=False,
+        ),
+    ] = None,
     machine: Annotated[
         bool, typer.Option("--machine", help="What this machine is, which bodies of the ops run on it; its sandbox.")
     ] = False,
@@ -44,7 +59,9 @@ def info(
     """Parameters, active parameters, FLOPs, and bytes of state and keys and values per token.
 
     With --gpus, also the memory of a rank and the bytes that it sends over every axis in a step. With --serve, the
-    weights, states, keys and values of each GPU that serves the model, and how many tokens fit.
+    weights, states, keys and values of each GPU that serves the model, and how many tokens fit. With --chip, the least
+    time of each op on that chip by its published peaks. With --flops, the size of model and data that published scaling
+    laws propose for such a budget, and the days that it takes; this needs no model.
     """
     if machine:
         from leyden.core.sandbox.probe import sandbox_text
@@ -53,22 +70,56 @@ def info(
         print(machine_text(sandbox=sandbox_text))
         if what is None:
             return
+    if flops is not None:
+        if serve or gpus is not None:
+            raise UserError(
+                "--flops tells of a budget of training; leave --gpus and --serve out, or ask for them alone."
+            )
+        print(_budget(flops, what, settings or [], chip, length or 8192))
+        return
     if what is None:
-        raise UserError("info needs a recipe, a model or a preset to tell of, or --machine.")
-    from leyden.cli.options import size_of
+        raise UserError("info needs a recipe, a model or a preset to tell of, or --machine, or --flops.")
     from leyden.recipes import describe
 
     whole = gpus is None and not serve
     shape = [setting for setting in settings or [] if whole or not setting.startswith(("parallel.", "train."))]
     print(describe(what, shape, length or 8192))
+    if chip is not None:
+        print(f"\n{_roofline(what, shape, chip, length or 8192)}")
     if serve:
-        from leyden.recipes.serving import serving_text
-
         sizes = {"int8": int8, "length": length or 8192, "max_sequences": max_sequences}
-        print(serving_text(what, settings or [], gpus or 1, size_of(memory), **sizes))
+        print(_serving(what, settings or [], gpus or 1, memory, sizes))
     elif gpus is not None:
-        from leyden.parallel.planner.time import Machine
-        from leyden.recipes.planning import cost_text
-
         sizes = {"length": length, "batch_tokens": batch_tokens, "micro_batch_tokens": micro_batch_tokens}
-        print(cost_text(what, settings or [], gpus, Machine(memory_bytes=size_of(memory)), **sizes))
+        print(_training(what, settings or [], gpus, memory, sizes))
+
+
+def _budget(flops: float, what: str | None, settings: Sequence[str], chip: str | None, length: int) -> str:
+    from leyden.core.chips import chip_named
+    from leyden.recipes.budget import budget_text
+    from leyden.recipes.info import read_shape
+
+    return budget_text(flops, chip_named(chip or "h100"), None if what is None else read_shape(what, settings), length)
+
+
+def _roofline(what: str, settings: Sequence[str], chip: str, length: int) -> str:
+    from leyden.core.chips import chip_named
+    from leyden.recipes.info import read_shape
+    from leyden.recipes.roofline import roofline_text
+
+    return roofline_text(read_shape(what, settings), chip_named(chip), length)
+
+
+def _serving(what: str, settings: Sequence[str], gpus: int, memory: str, sizes: dict[str, Any]) -> str:
+    from leyden.cli.options import size_of
+    from leyden.recipes.serving import serving_text
+
+    return serving_text(what, settings, gpus, size_of(memory), **sizes)
+
+
+def _training(what: str, settings: Sequence[str], gpus: int, memory: str, sizes: dict[str, Any]) -> str:
+    from leyden.cli.options import size_of
+    from leyden.parallel.planner.time import Machine
+    from leyden.recipes.planning import cost_text
+
+    return cost_text(what, settings, gpus, Machine(memory_bytes=size_of(memory)), **sizes)

@@ -40,6 +40,10 @@ def train(
             show_default=False,
         ),
     ] = None,
+    special: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TOKEN", help="A further special token; may be repeated.", show_default=False),
+    ] = None,
     max_words: Annotated[
         int,
         typer.Option(min=1000, help="Distinct words held in memory (about 200 bytes each); the rarest are dropped."),
@@ -58,7 +62,7 @@ def train(
     counts = WordCounts(max_words)
     for some in _over_shards("counting words", functools.partial(_count, max_words), text, workers):
         counts.update(some)
-    tokenizer, training = Tokenizer.from_words(counts, vocab_size=vocab_size, targets=targets)
+    tokenizer, training = Tokenizer.from_words(counts, vocab_size=vocab_size, targets=targets, special=special or ())
     tokenizer.save(directory)
     survey = TokenSurvey.of_words(tokenizer, counts)
     _show(survey)

@@ -17,8 +17,14 @@ LightningScale = Literal["none", "1/sqrt(d)", "1/d"]
 LIGHTNING_OPTIONS = ("lightning_slope_factor", "lightning_activation", "lightning_scale", "lightning_rotary_dim")
 """Of layers of ``linear_attention`` alone."""
 
-ATTENTION_OPTIONS = (*LIGHTNING_OPTIONS, "lightning_norm_groups", "qk_norm", "attn_output_gate")
-SCALE_OPTIONS = ("embedding_multiplier", "logits_scaling")
+ATTENTION_OPTIONS = (
+    *LIGHTNING_OPTIONS,
+    "lightning_norm_groups",
+    "qk_norm",
+    "attn_output_gate",
+    "attn_logit_softcapping",
+)
+SCALE_OPTIONS = ("embedding_multiplier", "logits_scaling", "final_logit_softcapping")
 OPTIONS = (*ATTENTION_OPTIONS, *SCALE_OPTIONS)
 """Fields of :class:`leyden.model.ModelConfig`; with its defaults a model is what MiniMax-Text-01 is."""
 
@@ -63,12 +69,21 @@ def option_problems(config: "ModelConfig") -> list[str]:
         problems.append(f"qk_norm names a kind of layer twice: {', '.join(config.qk_norm)}")
     if config.attn_output_gate and not kinds & _SOFTMAX:
         problems.append("attn_output_gate is true, and no layer has softmax attention; leave it out")
+    if config.attn_logit_softcapping is not None:
+        problems += _softcap_problems(config)
     if config.initialization == "induction" and (said := options_said(config)):
         problems.append(
             f'initialization = "induction" has no circuit for a model with {", ".join(said)}; leave '
             'these out, or take initialization = "xavier"'
         )
     return problems
+
+
+def _softcap_problems(config: "ModelConfig") -> list[str]:
+    said, kinds = f"attn_logit_softcapping is {config.attn_logit_softcapping:g}", set(config.with_nextn().layer_types)
+    if "latent_attention" in kinds:
+        return [f"{said}, and the scores of latent_attention are never capped; leave it out, or take other layers"]
+    return [] if kinds & _SOFTMAX else [f"{said}, and no layer has softmax attention; leave it out"]
 
 
 def latent_problems(config: "ModelConfig") -> list[str]:

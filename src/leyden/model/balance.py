@@ -112,6 +112,11 @@ def router_losses(
     bias and the groups choose, and P_i its mean probability there; a mean over documents by their tokens, summed over
     layers. An even load costs 1.
 
+    Beside each of these, with ``router_group_loss_coef``, the loss of DeepSeek-V2 over devices (arXiv 2405.04434,
+    section 2.2.3): per layer ``sum_g f'_g P'_g``, where f'_g is the mean over the experts of group g of E / k times
+    the share of tokens that chose the expert, and P'_g the sum of their mean probabilities; over all tokens of a
+    micro-batch, summed over layers. An even load costs 1.
+
     Args:
         config: the coefficients and the form.
         routings: one a layer with experts, of all of them; of this rank's tokens.
@@ -163,6 +168,8 @@ def router_sums(
         if documents is None:
             raise RuntimeError("the sequence-wise balance loss is formed of the documents of the tokens; none given.")
         loss = loss + config.router_aux_loss_coef * _of_sequences(routings, documents, top_k, ranks) / num_tokens
+    if config.router_group_loss_coef:
+        loss = loss + config.router_group_loss_coef * _of_groups(chosen, probability, top_k, config.n_group)
     if config.router_z_loss_coef:
         squares = [torch.logsumexp(r.logits, dim=-1).square().sum() / num_tokens for r in routings]
         loss = loss + config.router_z_loss_coef * torch.stack(squares).sum() / num_layers
@@ -173,6 +180,12 @@ def router_sums(
         load=pad(kept / all_kept.sum(1, keepdim=True), (0, 0, before, num_layers - before - len(own))),
         dropped=(local - kept).sum() / (num_tokens * top_k * num_layers),
     )
+
+
+def _of_groups(chosen: torch.Tensor, probability: torch.Tensor, top_k: int, num_groups: int) -> torch.Tensor:
+    """``sum_g f'_g P'_g``, summed over layers, of choices a token and mean probabilities [L, E]."""
+    shares = (chosen * (chosen.shape[1] / top_k)).unflatten(1, (num_groups, -1)).mean(-1)
+    return (shares * probability.unflatten(1, (num_groups, -1)).sum(-1)).sum()
 
 
 def _of_sequences(routings: List[Routing], documents: Documents, top_k: int, ranks: Ranks) -> torch.Tensor:

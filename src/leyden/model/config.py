@@ -14,6 +14,7 @@ from leyden.model.attention_options import (
     option_problems,
 )
 from leyden.model.rope import Rope, RopeScaling
+from leyden.model.router_options import router_problems
 from leyden.model.vision.config import VisionConfig
 
 _MAX_LAYERS = 4096
@@ -33,9 +34,6 @@ _ROTARY = ("full_attention", "sliding_attention")
 MlpType = Literal["dense", "experts"]
 LayerKind = tuple[LayerType, MlpType]
 RouterType = Literal["softmax_topk", "sigmoid_groups"]
-
-_OF_GROUPS = ("n_group", "topk_group", "group_score", "norm_topk_prob", "routed_scaling_factor")
-"""Fields that the router ``"sigmoid_groups"`` alone has."""
 
 
 class ModelConfig(Config):
@@ -85,13 +83,15 @@ class ModelConfig(Config):
     """How many dims of a lightning head's queries and keys turn by RoPE; 0: none, as released."""
     lightning_slope_factor: SlopeFactor = "layer"
     """What multiplies the slopes of the decays in layer i of L: ``1 - i / (L - 1) + 1e-5`` as released,
-    ``1 - (i - 1) / (L - 1) + 1e-5`` (``previous_layer``), or nothing (``none``); see docs/lightning-family.md."""
+    ``1 - (i - 1) / (L - 1) + 1e-5`` (``previous_layer``), or nothing (``none``); see docs/ling.md."""
     lightning_activation: LightningActivation = "silu"
     """Of queries, keys and values of lightning heads."""
     lightning_scale: LightningScale = "none"
     """What multiplies the queries of lightning heads; d is ``head_dim``."""
     lightning_norm_groups: int = Field(default=1, ge=1, le=2**14)
     """How many groups the heads of linear attention form whose outputs are normed, each group by itself."""
+    attn_logit_softcapping: float | None = Field(default=None, gt=0, le=2**20)
+    """The scores s of softmax heads count as ``c tanh(s / c)`` (Gemma 2, arXiv 2408.00118, section 2); None: as s."""
     rope_theta: float = Field(default=10_000.0, gt=1)
     rope_scaling: RopeScaling = RopeScaling()
     """How RoPE is stretched over more positions than before: by position interpolation or YaRN."""
@@ -130,6 +130,8 @@ class ModelConfig(Config):
     router_aux_loss: Literal["gshard", "switch", "sequence"] = "gshard"
     """``gshard``: the paper's, a layer at a time. ``switch``: the released code's, over all layers at once.
     ``sequence``: DeepSeek-V3's, a layer and a document at a time."""
+    router_group_loss_coef: float = Field(default=0.0, ge=0)
+    """Of ``"sigmoid_groups"``: weight of DeepSeek-V2's balance loss over devices, here over the groups."""
     router_z_loss_coef: float = Field(default=0.0, ge=0)
     z_loss_coef: float = Field(default=0.0, ge=0)
 
@@ -154,6 +156,8 @@ class ModelConfig(Config):
     """What the rows of the embedding are multiplied by before the first layer."""
     logits_scaling: float = Field(default=1.0, gt=0, le=2**20)
     """What the logits are divided by."""
+    final_logit_softcapping: float | None = Field(default=None, gt=0, le=2**20)
+    """The logits x, so divided, become ``c tanh(x / c)`` (Gemma 2, arXiv 2408.00118, section 2); None: they stay x."""
     tie_word_embeddings: bool = False
     score_head: bool = False
     """Beside the output projection a second one, from a hidden state to one number: what reward models answer with."""
@@ -282,30 +286,7 @@ class ModelConfig(Config):
                 "shared_expert_gate is false, and there is no shared expert; leave it out, or say its width, "
                 "shared_intermediate_size"
             )
-        return problems + self._router_problems()
-
-    def _router_problems(self) -> list[str]:
-        experts, groups, chosen = self.num_local_experts, self.n_group, self.topk_group
-        if self.router != "sigmoid_groups":
-            fields = type(self).model_fields
-            set_ = {name: getattr(self, name) for name in _OF_GROUPS}
-            others = [f"{name} is {value}" for name, value in set_.items() if value != fields[name].default]
-            said = f'{", ".join(others)}, and router is "{self.router}"; leave it out, or set router = "sigmoid_groups"'
-            return [said] if others else []
-        if not experts:
-            return ['router is "sigmoid_groups", and num_local_experts is 0; leave it out, or say how many there are']
-        if experts % groups or chosen > groups:
-            return [
-                f"n_group ({groups}) must divide num_local_experts ({experts}), and topk_group ({chosen}) must not "
-                "exceed n_group"
-            ]
-        allowed = experts // groups * chosen
-        if allowed < self.num_experts_per_tok <= experts:
-            return [
-                f"num_experts_per_tok ({self.num_experts_per_tok}) must not exceed the {allowed} experts of the "
-                f"{chosen} groups that a token may use (topk_group)"
-            ]
-        return []
+        return problems + router_problems(self)
 
     def _nextn_problems(self) -> list[str]:
         said = [name for name in ("nextn_layer_type", "nextn_mlp_type") if getattr(self, name) is not None]

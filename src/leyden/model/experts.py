@@ -42,6 +42,16 @@ class FeedForwardCount:
     router: int = 0
     bias: int = 0
 
+    def met(self, tokens: int, share: float) -> float:
+        """Weights that ``tokens`` tokens meet together, in expectation.
+
+        Args:
+            tokens: how many.
+            share: of the experts, that one token is sent to; each token to any of them alike. An expert is met by none
+                with the probability ``(1 - share) ** tokens``.
+        """
+        return self.weights - (self.weights - self.active) * (1 - share) ** (tokens - 1)
+
 
 class FeedForward(nn.Module):
     """One kind of feed-forward. A subclass gives what follows.

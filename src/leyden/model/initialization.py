@@ -55,7 +55,7 @@ def initial_weight(
     usual = _xavier_weight(name, shape, config, seed, experts)
     if config.initialization == "xavier" or name.startswith("mtp."):  # no part of the circuit
         return usual
-    return induction_weight(name, usual, config, lambda of, size: torch.randn(size, generator=_generator(seed, of)))
+    return induction_weight(name, usual, config, lambda of, size: draw_normal(of, size, seed))
 
 
 def _normal_weight(name: str, shape: tuple[int, ...], seed: int, experts: tuple[int, int] | None) -> torch.Tensor:
@@ -98,6 +98,11 @@ def _xavier_weight(
     if local.endswith(_SCALED):
         return _xavier(shape, gain, generator)
     raise ValueError(f"the weight {name} has no initial value.")
+
+
+def draw_normal(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
+    """Standard normal numbers, float32, which follow from their name and the seed alone."""
+    return torch.randn(shape, generator=_generator(seed, name))
 
 
 def _generator(seed: int, name: str) -> torch.Generator:

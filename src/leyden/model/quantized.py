@@ -13,7 +13,7 @@ from torch import nn
 from leyden.model.experts import Additions, Experts, compute, no_additions
 from leyden.model.float32 import Float32Module
 from leyden.model.lm import HybridLM
-from leyden.model.losses import OutputProjection
+from leyden.model.losses import OutputProjection, soft_capped
 from leyden.ops import IGNORE_INDEX, Int8Matrices, Routing, int8_linear, quantize_rows
 from leyden.ops.cross_entropy.autograd import constant_weights, sum_of_losses
 
@@ -43,15 +43,27 @@ class QuantizedLinear(Float32Module):
 
 
 class QuantizedOutputProjection(QuantizedLinear):
-    """From hidden states to the vocabulary, or straight to the loss, which has no gradient."""
+    """From hidden states to the vocabulary, or straight to the loss, which has no gradient.
 
-    def token_nll(self, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """:func:`leyden.ops.linear_token_nll` of hidden [N, D] and labels [N]."""
+    Attributes:
+        softcap: as of :class:`leyden.model.losses.OutputProjection`.
+    """
+
+    softcap: float | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., D] to logits [..., V]."""
+        return soft_capped(super().forward(x), self.softcap)
+
+    def token_nll(
+        self, hidden: torch.Tensor, labels: torch.Tensor, temperature: float = 1.0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """:func:`leyden.ops.linear_token_nll` of hidden [N, D] and labels [N], under logits over ``temperature``."""
         nll, log_z = hidden.new_zeros(2, len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float32)).unbind()
         step = max(16, _LOGITS // len(self.weight))
         for start in range(0, len(hidden), step):
             rows = slice(start, start + step)
-            logits, valid = self(hidden[rows]).to(nll.dtype), labels[rows] != IGNORE_INDEX
+            logits, valid = self(hidden[rows]).to(nll.dtype) / temperature, labels[rows] != IGNORE_INDEX
             z = logits.logsumexp(-1)
             target = logits.gather(-1, labels[rows].clamp(min=0)[:, None])[:, 0]
             nll[rows], log_z[rows] = (z - target).where(valid, 0), z.where(valid, 0)
@@ -176,8 +188,11 @@ def _empty_twin(module: nn.Module) -> nn.Module:
     rows, columns = weight.shape
     if isinstance(module, nn.Embedding):
         return QuantizedEmbedding(rows, columns, weight.dtype, weight.device)
-    kind = QuantizedOutputProjection if isinstance(module, OutputProjection) else QuantizedLinear
-    return kind(rows, columns, weight.device)
+    if not isinstance(module, OutputProjection):
+        return QuantizedLinear(rows, columns, weight.device)
+    twin = QuantizedOutputProjection(rows, columns, weight.device)
+    twin.softcap = module.softcap
+    return twin
 
 
 def _fill(twin: nn.Module, name: str, leaf: str, weight: torch.Tensor) -> None:

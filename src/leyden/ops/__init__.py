@@ -2,7 +2,8 @@
 
 from leyden.ops.bidirectional_attention import bidirectional_attention
 from leyden.ops.cross_entropy import IGNORE_INDEX, linear_cross_entropy, linear_token_nll
-from leyden.ops.experts import LowRankExperts, swiglu_experts, swiglu_experts_low_rank
+from leyden.ops.experts import LowRankExperts, swiglu_experts, swiglu_experts_fp8, swiglu_experts_low_rank
+from leyden.ops.fp8_linear import fp8_linear
 from leyden.ops.gated_linear_attention import (
     gated_linear_attention,
     gated_linear_attention_decode,
@@ -40,6 +41,7 @@ __all__ = [
     "drop_over_capacity",
     "expert_capacity",
     "filter_table",
+    "fp8_linear",
     "gated_linear_attention",
     "gated_linear_attention_decode",
     "gated_linear_attention_prefill",
@@ -70,6 +72,7 @@ __all__ = [
     "silu_split",
     "softmax_attention",
     "swiglu_experts",
+    "swiglu_experts_fp8",
     "swiglu_experts_low_rank",
     "yarn_frequencies",
 ]

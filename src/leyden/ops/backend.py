@@ -66,6 +66,35 @@ def choose(
     return backend
 
 
+def choose_capping(
+    op: str,
+    backend: str,
+    softcap: float | None,
+    *tensors: torch.Tensor | None,
+    triton: torch.dtype | None = None,
+    native: torch.dtype | None = None,
+) -> str:
+    """:func:`choose`; with a ``softcap``, which neither C++ nor Triton computes, ``"auto"`` is PyTorch's body.
+
+    A cap c takes a number x to ``c tanh(x / c)`` (Gemma 2, arXiv 2408.00118, section 2).
+
+    Raises:
+        ValueError: as :func:`choose`, a cap that is not above 0, or one for a body that computes none.
+    """
+    if softcap is None:
+        return choose(op, backend, *tensors, triton=triton, native=native)
+    if not 0 < softcap < float("inf"):
+        raise ValueError(f"{op}: a softcap above 0 expected, or None for none; given {softcap}.")
+    if backend in ("native", "triton"):
+        raise ValueError(
+            f"{op}: backend={backend!r} does not compute with a softcap ({softcap:g}); use backend='auto', 'torch' or "
+            "'reference'."
+        )
+    if backend == "auto":
+        _say_capping(op)
+    return choose(op, backend, *tensors)
+
+
 def _device(op: str, tensors: tuple[torch.Tensor | None, ...]) -> torch.device:
     """Where all of them are; a graph of the compiler, which cannot hold names of devices, checks that by itself."""
     if torch.compiler.is_compiling():
@@ -122,6 +151,11 @@ def _automatic(op: str, device_type: str, triton: torch.dtype | None, native: to
             chosen = "native"
     _log_once(logging.DEBUG, f"{op} on {device_type} in {triton or native or 'any dtype'}: backend {chosen}")
     return chosen
+
+
+@constant_when_compiled  # it logs
+def _say_capping(op: str) -> None:
+    _log_once(logging.INFO, f"{op} with a softcap runs in PyTorch, since its faster bodies do not compute one")
 
 
 @functools.cache

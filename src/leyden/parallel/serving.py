@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 
 from leyden.core.errors import UserError
 from leyden.model import HybridLM, ModelConfig
+from leyden.model.losses import soft_capped
 from leyden.model.rows import GRAIN
 from leyden.parallel.collectives import gather_rows
 from leyden.parallel.experts import install_experts
@@ -82,7 +83,7 @@ def divide(model: HybridLM, mesh: Mesh) -> dict[str, Part]:
     install_experts(model, mesh)
     group, words = mesh.groups["tp"], model.config.vocab_size
     if group is not None:
-        model.set_submodule("lm_head", GatheredProjection(model.lm_head.weight, words, group))
+        model.set_submodule("lm_head", GatheredProjection(model.lm_head.weight, words, group, model.lm_head.softcap))
     model.requires_grad_(False)  # or the exchange of tokens would keep what a backward needs
     return parts
 
@@ -90,14 +91,16 @@ def divide(model: HybridLM, mesh: Mesh) -> dict[str, Part]:
 class GatheredProjection(VocabularyProjection):
     """The divided output projection, whose ranks tell each other the logits of their words."""
 
-    def __init__(self, weight: torch.Tensor, vocab_size: int, group: dist.ProcessGroup) -> None:
+    def __init__(
+        self, weight: torch.Tensor, vocab_size: int, group: dist.ProcessGroup, softcap: float | None = None
+    ) -> None:
         bounds = [vocab_size * rank // group.size() for rank in range(group.size() + 1)]
-        super().__init__(weight, bounds[group.rank()], vocab_size, group)
+        super().__init__(weight, bounds[group.rank()], vocab_size, group, softcap)
         self._words = [stop - start for start, stop in zip(bounds, bounds[1:], strict=False)]
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """[R, D], the same on every tensor rank, to [R, V] on each of them; without a gradient."""
-        own = hidden @ self.weight.t()
+        own = soft_capped(hidden @ self.weight.t(), self.softcap)
         whole = gather_rows(pad(own, (0, self._widest - own.shape[1])), 1, self._group)
         parts = whole.split(self._widest, dim=1)
         return torch.cat([part[:, :count] for part, count in zip(parts, self._words, strict=True)], dim=1)

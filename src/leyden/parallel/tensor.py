@@ -45,7 +45,9 @@ def install_tensor(model: HybridLM, mesh: Mesh) -> None:
             _install(half, group)
     first = model.config.vocab_size * group.rank() // group.size()
     model.set_submodule("embed_tokens", VocabularyEmbedding(model.embed_tokens.weight, first, group))
-    model.set_submodule("lm_head", VocabularyProjection(model.lm_head.weight, first, model.config.vocab_size, group))
+    head = model.lm_head
+    divided = VocabularyProjection(head.weight, first, model.config.vocab_size, group, head.softcap)
+    model.set_submodule("lm_head", divided)
 
 
 def _install(half: nn.Module, group: dist.ProcessGroup) -> None:

@@ -4,6 +4,7 @@ Of V words rank r has those from ``V r // tp`` to ``V (r + 1) // tp - 1``; parts
 chunk of tokens at a time, this rank's words alone, and what ranks tell each other of them is three numbers a token.
 """
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.functional import embedding
 
+from leyden.model.losses import at_temperature
 from leyden.ops.cross_entropy.autograd import SummedNll, TokenLosses, TokenNll, Upstream, constant_weights
+from leyden.ops.cross_entropy.portable import cap_logits
 from leyden.ops.gradients import backward_may_follow
 from leyden.parallel.collectives import gather_rows, reduce_scatter, reduce_scatter_rows
 
@@ -32,11 +35,26 @@ class VocabularyEmbedding(nn.Module):
 
 
 class VocabularyProjection(nn.Module):
-    """From hidden states of own tokens to their share of the loss: ``weight`` [V', D], of words from ``first``."""
+    """From hidden states of own tokens to their share of the loss: ``weight`` [V', D], of words from ``first``.
 
-    def __init__(self, weight: torch.Tensor, first: int, vocab_size: int, group: dist.ProcessGroup) -> None:
+    Args:
+        weight: of this rank's words.
+        first: the first of them.
+        vocab_size: V.
+        group: the tensor ranks.
+        softcap: of the logits, as of :class:`leyden.model.losses.OutputProjection`.
+    """
+
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        first: int,
+        vocab_size: int,
+        group: dist.ProcessGroup,
+        softcap: float | None = None,
+    ) -> None:
         super().__init__()
-        self.weight, self._first, self._group = weight, first, group
+        self.weight, self.softcap, self._first, self._group = weight, softcap, first, group
         self._widest = -(-vocab_size // group.size())
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -45,17 +63,21 @@ class VocabularyProjection(nn.Module):
             "tensor ranks hold logits of their own words alone; evaluate the model with [parallel] tp=1."
         )
 
-    def token_nll(self, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def token_nll(
+        self, hidden: torch.Tensor, labels: torch.Tensor, temperature: float = 1.0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """:func:`leyden.ops.linear_token_nll` of own tokens.
 
         Args:
             hidden: [T / tp, D], of this rank's own tokens.
             labels: [T], of all tensor ranks' tokens.
+            temperature: what the logits are divided by.
 
         Returns:
             ``nll`` and ``log_z``, [T / tp] each, of own tokens.
         """
-        return TokenNll.apply(self._body, hidden, self.weight, labels)
+        hidden, softcap = at_temperature(hidden, self.softcap, temperature)
+        return TokenNll.apply(functools.partial(self._body, softcap), hidden, self.weight, labels)
 
     def cross_entropy(
         self, hidden: torch.Tensor, labels: torch.Tensor, z_loss: float, weights: torch.Tensor | None = None
@@ -70,10 +92,16 @@ class VocabularyProjection(nn.Module):
         The gradient is that of the sum of all ranks' shares, which every rank scales by the same factor.
         """
         weights, differentiate = constant_weights(weights, hidden), backward_may_follow(hidden, self.weight)
-        return SummedNll.apply(self._body, hidden, self.weight, labels, weights, z_loss, differentiate)
+        body = functools.partial(self._body, self.softcap)
+        return SummedNll.apply(body, hidden, self.weight, labels, weights, z_loss, differentiate)
 
     def _body(
-        self, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, upstream: Upstream | None
+        self,
+        softcap: float | None,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        labels: torch.Tensor,
+        upstream: Upstream | None,
     ) -> TokenLosses:
         """Chunks of rows as in the op's portable body, in which the ranks meet; results are of own tokens."""
         group, dtype = self._group, torch.promote_types(hidden.dtype, torch.float32)
@@ -91,12 +119,15 @@ class VocabularyProjection(nn.Module):
         for start in range(0, rows.shape[0], step):
             at = slice(start, min(start + step, rows.shape[0]))
             raw = torch.mm(rows[at], weight.t(), out=narrow[: at.stop - start])
-            words = _Words.of(wide[: at.stop - start].copy_(raw), labels[at], self._first, group)
+            logits = wide[: at.stop - start].copy_(raw)
+            slope = None if softcap is None else cap_logits(logits, softcap, slope=upstream is not None)
+            words = _Words.of(logits, labels[at], self._first, group)
             valid = labels[at] >= 0
             nll[at], z[at] = (words.z - words.target).where(valid, 0), words.z.where(valid, 0)
             if upstream is None or drows is None or dweight is None:
                 continue
-            dlogits = raw.copy_(words.gradient(*upstream.factors(at, words.z, valid)))
+            gradient = words.gradient(*upstream.factors(at, words.z, valid))
+            dlogits = raw.copy_(gradient if slope is None else gradient.mul_(slope))
             torch.mm(dlogits, weight, out=drows[at])
             dweight += torch.mm(dlogits.t(), rows[at])
         own = slice(group.rank() * hidden.shape[0], (group.rank() + 1) * hidden.shape[0])

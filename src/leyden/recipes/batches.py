@@ -2,6 +2,7 @@
 
 import math
 from bisect import bisect_left
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ from leyden.align.preference.batches import PairBatches, fit_pairs
 from leyden.align.process_rewards.batches import SolutionBatches, fit_solutions
 from leyden.core.errors import UserError
 from leyden.core.log import say
-from leyden.data import PackedBatches
+from leyden.data import PackedBatches, TokenShards
 from leyden.data.loader.mixed import MixedBatches
 from leyden.data.loader.mixture_schedule import MixturePoint, MixtureSchedule, TimedMixture
 from leyden.data.loader.packing import PackedBatchIterator
 from leyden.model import count_model
 from leyden.recipes.answers import held_out_prompts
 from leyden.recipes.critic import tell_critic
+from leyden.recipes.filling import rearranged
 from leyden.recipes.objectives import ON_PROMPTS, TRAINS_ON
 from leyden.recipes.prepare import Prepared
 from leyden.recipes.rollouts import open_prompts
@@ -46,7 +48,7 @@ def make_batches(
         UserError: the tokens cannot give such batches.
     """
     stage = recipe.stage[index]
-    shards, seed = prepared.of(stage).shards, recipe.train.seed + index
+    shards, seed = _shards(recipe, index, prepared), recipe.train.seed + index
     how: dict[str, Any] = {"seq_len": stage.seq_len, "batch_tokens": stage.micro_batch, "seed": seed, "plans": plans}
     too_long, rows = (stage.data or recipe.data).too_long, TRAINS_ON.get(stage.objective)
     if rows == "chats":
@@ -63,13 +65,19 @@ def make_batches(
     return MixedBatches(shards, _mixture(recipe, index, prepared), **how)
 
 
+def _shards(recipe: Recipe, index: int, prepared: Prepared) -> Mapping[str, TokenShards]:
+    """What stage ``index`` is trained on, by group."""
+    stage = recipe.stage[index]
+    return rearranged(prepared.of(stage).shards, stage.fim, prepared.tokenizer, recipe.train.seed)
+
+
 def _mixture(recipe: Recipe, index: int, prepared: Prepared, *, is_before: bool = False) -> TimedMixture:
     """What stage ``index`` mixes, with every mark in tokens; without a mixture, each group gives what it has.
 
     Of the stage before another (``is_before``) the end alone matters, which no transition reaches.
     """
     stage = recipe.stage[index]
-    weights = {name: float(group.num_tokens) for name, group in prepared.of(stage).shards.items()}
+    weights = {name: float(group.num_tokens) for name, group in _shards(recipe, index, prepared).items()}
     mixture = stage.mixture or MixtureSchedule(point=(MixturePoint(weights=weights),))
     recall = (stage.data or recipe.data).recall_group
     if recall and recall not in weights:  # no document was chosen for it, which was said when the text was read
@@ -128,7 +136,7 @@ def epoch_steps(recipe: Recipe, index: int, prepared: Prepared) -> int:
 
     def gone_through(steps: int) -> float:
         if isinstance(batches, MixedBatches):
-            total = sum(group.num_tokens for group in prepared.of(stage).shards.values())
+            total = sum(group.num_tokens for group in _shards(recipe, index, prepared).values())
             return sum(part.tokens for part in batches.plan(before(steps))) / total
         assert isinstance(batches, PackedBatches | ChatBatches | PairBatches | SolutionBatches), (
             "every other kind of batches"

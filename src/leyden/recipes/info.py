@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from leyden.checkpoint import read_config
+from leyden.checkpoint.model_place import is_gguf
 from leyden.core.config import override
 from leyden.core.errors import UserError, suggest
 from leyden.core.quantities import bytes_text, count_text
@@ -152,7 +153,7 @@ def read_shape(what: str, settings: Sequence[str]) -> ModelConfig:
         if set(changes) != {"model"}:
             raise UserError(f"--set on a preset changes model.FIELD; given: {', '.join(settings)}.")
         return preset(what, **changes["model"])
-    if Path(what).is_dir():
+    if Path(what).is_dir() or is_gguf(Path(what)):
         if settings:
             raise UserError(f"{what} is a model that exists; its shape cannot be changed by --set.")
         return read_config(what)

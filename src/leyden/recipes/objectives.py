@@ -73,7 +73,7 @@ def _check_chats(stage: "TrainingStage") -> None:
 
 
 OBJECTIVES: "Mapping[str, StageKind]" = {
-    "pretrain": StageKind(lambda _: Pretrain(), keys=frozenset({"mtp_weight"})),
+    "pretrain": StageKind(lambda _: Pretrain(), keys=frozenset({"mtp_weight", "fim"})),
     "sft": StageKind(
         lambda stage: Sft(stage.normalise),
         rows="chats",

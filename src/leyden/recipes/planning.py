@@ -15,6 +15,7 @@ from leyden.model.lora import INT8_ON_RANKS, LoraConfig, adapter_parameters, add
 from leyden.parallel.mesh import coordinates
 from leyden.parallel.plan import ParallelConfig, Plan
 from leyden.parallel.planner import StepShape, check_plan
+from leyden.parallel.planner.bubbles import ChunkSeconds, bubbles
 from leyden.parallel.planner.memory import RankMemory, predict_memory
 from leyden.parallel.planner.rank import MomentBytes, Rank
 from leyden.parallel.planner.search import Candidate, search
@@ -66,7 +67,26 @@ def plan_text(
     chosen = found[0]
     section = dump_toml({"parallel": _settings(chosen.plan)})
     first = f"The first of them, with micro_batch_tokens = {chosen.step.micro_batch_tokens:,}:"
-    return f"{_rendered(table)}\n{first}\n\n{section}"
+    return f"{_rendered(table)}\n{_idle_text(chosen.plan, chosen.step)}{first}\n\n{section}"
+
+
+def _idle_text(plan: Plan, step: StepShape) -> str:
+    """How long the ranks of the plan's pipeline wait, under the schedules that there are; nothing without one."""
+    if plan.pp == 1:
+        return ""
+    again = plan.settings.activation_checkpointing == "full"
+    chunk = ChunkSeconds(backward=3.0 if again else 2.0)
+    stages = max(2, plan.settings.stages_per_rank)
+    lines = [
+        f"  {bubble.schedule:<28}{'no formula' if bubble.share is None else f'{bubble.share:.1%}':>10}"
+        f"{'' if bubble.runs else '   (Leyden does not run it)'}"
+        for bubble in bubbles(plan.pp, step.num_micro_batches, stages, chunk)
+    ]
+    head = (
+        f"A rank of the first plan's pipeline ({plan.pp} ranks, {step.num_micro_batches} micro-batches) waits, beside "
+        "the time that it works:"
+    )
+    return "\n".join([head, "", *lines, "", ""])
 
 
 def cost_text(

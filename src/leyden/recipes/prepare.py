@@ -27,6 +27,7 @@ from leyden.data.documents import HeldOutDocument
 from leyden.data.sources import is_of_standard_library
 from leyden.data.tokenise import TextLayout
 from leyden.recipes.chats import make_rows, read_rows_made, rows_in_memory
+from leyden.recipes.filling import special_tokens
 from leyden.recipes.schema import Recipe, TrainingStage
 from leyden.recipes.starting import read_start
 from leyden.recipes.token_files import adopt_token_files, map_token_files, read_adopted
@@ -275,6 +276,7 @@ def _build_text(recipe: Recipe, directory: Path, shards: Path) -> None:
         tokenizer=directory / TOKENIZER_DIRECTORY if named else None,
         vocab_size=recipe.tokenizer.vocab_size,
         allow_smaller=recipe.tokenizer.allow_smaller,
+        special_tokens=special_tokens(recipe.stage),
         by="source" if isinstance(recipe.data.text, dict) else "all",
         layout=TextLayout(style="joined", learn=recipe.data.recall_learn),
     )

@@ -17,6 +17,8 @@ from leyden.data.loader.mixture_schedule import MixtureSchedule
 from leyden.model import ModelConfig, RopeScaling, preset
 from leyden.parallel import ParallelConfig
 from leyden.recipes.adapters import check_lora
+from leyden.recipes.filling import FillingSettings
+from leyden.recipes.fp8 import check_fp8
 from leyden.recipes.multi_token import MultiTokenSettings, check_multi_token
 from leyden.recipes.objectives import OBJECTIVES, ON_PROMPTS, check_rows, check_stage
 from leyden.recipes.routers import check_biases
@@ -25,9 +27,9 @@ from leyden.serve.config import EngineConfig
 from leyden.train import BatchSchedule, LearningRate, RunSettings
 
 
-class TrainingStage(LearningRate, PreferenceSettings, RewardModelSettings, MultiTokenSettings):
+class TrainingStage(LearningRate, PreferenceSettings, RewardModelSettings, MultiTokenSettings, FillingSettings):
     """One stretch of training with one objective, one length and one learning rate, whose keys are among its own, as
-    are those of a loss over pairs, of reward models and of multi-token prediction."""
+    are those of a loss over pairs, of reward models, of multi-token prediction and of fill-in-the-middle."""
 
     name: str = Field(min_length=1)
     objective: str
@@ -344,6 +346,7 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         check_multi_token(self)
+        check_fp8(self)
         longest = max(stage.seq_len for stage in self.stage)
         if longest > self.model.max_position_embeddings:
             raise ValueError(

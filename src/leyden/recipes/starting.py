@@ -28,6 +28,7 @@ CHANGEABLE = (
     "token_drop",
     "router_aux_loss_coef",
     "router_aux_loss",
+    "router_group_loss_coef",
     "router_z_loss_coef",
     "z_loss_coef",
     "score_head",

@@ -16,7 +16,15 @@ Running = Literal["refuse", "finish", "abort"]
 """What becomes of requests that run when an engine is to take new weights, or to give its memory back."""
 
 _TRAINING_FIELDS = frozenset(
-    {"capacity_factor", "token_drop", "router_aux_loss_coef", "router_aux_loss", "router_z_loss_coef", "z_loss_coef"}
+    {
+        "capacity_factor",
+        "token_drop",
+        "router_aux_loss_coef",
+        "router_aux_loss",
+        "router_group_loss_coef",
+        "router_z_loss_coef",
+        "z_loss_coef",
+    }
 )
 """Fields of a model's configuration that change nothing of what it generates."""
 

@@ -1,7 +1,7 @@
 """Files of pictures, from anywhere: decoded within limits, or refused in one sentence.
 
-A file is untrusted. Its kind is what its first bytes are, whatever its name says; how many pixels it claims is
-looked at before they are made.
+A file is untrusted. Its kind is what its first bytes are, whatever its name says; how many pixels it claims is looked
+at before they are made.
 """
 
 import io

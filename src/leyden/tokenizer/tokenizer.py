@@ -61,18 +61,22 @@ class Tokenizer:
         self._end_ids = self._checked_ends()
 
     @classmethod
-    def train(cls, texts: Iterable[str], *, vocab_size: int, allow_smaller: bool = False) -> Self:
-        """Learn a vocabulary of exactly ``vocab_size`` from ``texts``: 256 bytes, merges, then 5 special tokens.
+    def train(
+        cls, texts: Iterable[str], *, vocab_size: int, allow_smaller: bool = False, special: Sequence[str] = ()
+    ) -> Self:
+        """Learn a vocabulary of exactly ``vocab_size`` from ``texts``: 256 bytes, merges, 5 special tokens or more.
 
         Args:
             texts: documents.
             vocab_size: the 256 bytes and the special tokens count.
             allow_smaller: texts that support fewer tokens give as many as they support.
+            special: further special tokens, behind the five.
 
         Raises:
             UserError: ``vocab_size`` is below 261, or more than the texts support; or a text holds a lone surrogate.
         """
-        return cls.from_words(WordCounts.of(_counted(texts)), vocab_size=vocab_size, allow_smaller=allow_smaller)[0]
+        sizes = {"vocab_size": vocab_size, "allow_smaller": allow_smaller}
+        return cls.from_words(WordCounts.of(_counted(texts)), **sizes, special=special)[0]
 
     @classmethod
     def from_words(
@@ -82,6 +86,7 @@ class Tokenizer:
         vocab_size: int,
         targets: Mapping[str, float] | None = None,
         allow_smaller: bool = False,
+        special: Sequence[str] = (),
     ) -> tuple[Self, Training]:
         """As :meth:`train`, from words that are counted already; and how it went.
 
@@ -89,31 +94,32 @@ class Tokenizer:
             counts: the words of the documents.
             vocab_size: the 256 bytes and the special tokens count.
             targets: bytes per token to reach in each language, by giving its words more weight.
-            allow_smaller: as for :meth:`train`.
+            allow_smaller, special: as for :meth:`train`.
 
         Raises:
             UserError: as :meth:`train`; a target that cannot be one; or counts that do not fit 64 bits.
         """
-        smallest = 256 + len(SPECIAL_TOKENS)
+        all_special = tuple(dict.fromkeys((*SPECIAL_TOKENS, *special)))
+        smallest = 256 + len(all_special)
         if vocab_size < smallest:
             raise UserError(
-                f"A vocabulary of {vocab_size} is too small: the 256 bytes and {len(SPECIAL_TOKENS)} special tokens "
+                f"A vocabulary of {vocab_size} is too small: the 256 bytes and {len(all_special)} special tokens "
                 f"make {smallest}. Ask for that many or more."
             )
-        num_tokens = vocab_size - len(SPECIAL_TOKENS)
+        num_tokens = vocab_size - len(all_special)
         training = train(counts, num_tokens, targets=targets, allow_smaller=allow_smaller)
         reached = len(training.merges.tokens)
         if reached < num_tokens and not allow_smaller:
             raise UserError(
-                f"The text supports a vocabulary of {reached + len(SPECIAL_TOKENS)}, not of {vocab_size}: after "
+                f"The text supports a vocabulary of {reached + len(all_special)}, not of {vocab_size}: after "
                 f"{reached - 256} merges no pair of tokens occurs twice. Ask for that many or fewer, or "
                 f"{text_needed(counts, reached, num_tokens)}."
             )
         backend = assemble(training.merges)
-        make_special(backend, SPECIAL_TOKENS)
+        make_special(backend, all_special)
         begin(backend, BOS)
         template = minimax_template()
-        others = tuple(token for token in SPECIAL_TOKENS if token not in MINIMAX_NAMES.values())
+        others = tuple(token for token in all_special if token not in MINIMAX_NAMES.values())
         return cls(backend, TokenizerFiles(backend.to_str(), MINIMAX_NAMES, others, template)), training
 
     @classmethod
@@ -123,8 +129,20 @@ class Tokenizer:
         Raises:
             UserError: a file is missing or broken, or the tokenizer is not byte-level.
         """
-        found = read_files(Path(directory))
-        broken = f"{directory}/tokenizer.json is not a tokenizer"
+        return cls.from_files(read_files(Path(directory)), f"{directory}/tokenizer.json")
+
+    @classmethod
+    def from_files(cls, found: TokenizerFiles, source: str) -> Self:
+        """The tokenizer that a directory's files describe, wherever they were read.
+
+        Args:
+            found: what they say.
+            source: what an error calls the place of the definition.
+
+        Raises:
+            UserError: it is broken, or not byte-level.
+        """
+        broken = f"{source} is not a tokenizer"
         try:
             with panics_are_user_errors(f"{broken}."):
                 backend = Backend.from_str(found.definition)
@@ -139,9 +157,13 @@ class Tokenizer:
 
         Where more tokens end a text than the two that the tokenizer names, ``generation_config.json`` lists them all.
         """
+        write_files(Path(directory), self.files, self.bos_id)
+
+    @property
+    def files(self) -> TokenizerFiles:
+        """What its files say; ``end_ids`` only where more tokens end a text than the two that the tokenizer names."""
         further = self.end_ids if len(self.end_ids) > len({self.eos_id, self.eod_id}) else ()
-        files = replace(self._files, definition=self._backend.to_str(pretty=True), end_ids=further)
-        write_files(Path(directory), files, self.bos_id)
+        return replace(self._files, definition=self._backend.to_str(pretty=True), end_ids=further)
 
     @cached_property
     def fingerprint(self) -> str:

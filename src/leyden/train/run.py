@@ -20,13 +20,15 @@ from leyden.checkpoint.adapter import write_adapter
 from leyden.checkpoint.coordinator import coordinator_of
 from leyden.checkpoint.export import export
 from leyden.checkpoint.layouts import layout_to_share
-from leyden.checkpoint.model_directory import refuse_to_replace_others
+from leyden.checkpoint.model_place import refuse_to_replace_others
 from leyden.checkpoint.pieces import TensorPiece, gather_whole
 from leyden.checkpoint.starting_model import StartingModel
 from leyden.core.config import Config
 from leyden.core.device import compute_dtype, default_device, matmul_flops_per_second
+from leyden.core.errors import UserError
 from leyden.core.log import progress, say
 from leyden.model import HybridLM, ModelConfig, Rope, RopeScaling, count_model
+from leyden.model.fp8 import use_fp8
 from leyden.model.lora import LoraConfig
 from leyden.parallel import ParallelConfig, RankGroup, Weights
 from leyden.parallel.objective import Objective
@@ -34,6 +36,7 @@ from leyden.parallel.recompute import install_compile, install_recompute
 from leyden.tokenizer import Tokenizer
 from leyden.train.adapted import adapted_state
 from leyden.train.batch_schedule import MicroBatches, one_batch
+from leyden.train.fp8 import fp8_problem
 from leyden.train.health import BatchFacts
 from leyden.train.held_out import HeldOut, measure
 from leyden.train.learning_rate import LearningRate
@@ -54,6 +57,9 @@ class RunSettings(Config):
 
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Of the matrices; ``auto`` takes bfloat16 where the machine multiplies faster in it. Masters are float32."""
+    fp8: Literal["none", "blocks"] = "none"
+    """``blocks``: products of linear layers and experts are of 8-bit floats, with a scale for each block of a weight
+    and each 128 numbers of an activation or gradient, as DeepSeek-V3 trains (:mod:`leyden.model.fp8`)."""
     seed: int = Field(default=0, ge=0)
     """Of the initial weights and of the order of the documents."""
     checkpoint_steps: int = Field(default=200, ge=1)
@@ -162,6 +168,8 @@ def build_state(
     dtype = getattr(torch, settings.dtype)
     if settings.mup is not None:
         check_mup(config, adapters=settings.lora is not None)
+    if settings.fp8 != "none" and (problem := fp8_problem(how, adapters=settings.lora is not None)):
+        raise UserError(f"{problem}.")
     if settings.lora is not None:
         return adapted_state(
             config,
@@ -176,7 +184,7 @@ def build_state(
         )
     host = torch.device("cpu") if how.offload_optimizer else None
     if rank_group.mesh is None:
-        model = HybridLM(config, seed=settings.seed).to(default_device())
+        model = _computing(HybridLM(config, seed=settings.seed), settings).to(default_device())
         if how.compile:
             install_compile(model, default_device())
         install_recompute(model, how.activation_checkpointing)
@@ -184,12 +192,19 @@ def build_state(
         model.to(dtype)  # now, so that the masters begin unrounded, as those of many ranks do
         return TrainState(model, optimizer, rank_group, async_checkpoint=settings.async_checkpoint)
     with torch.device("meta"):
-        whole = HybridLM(config)
+        whole = _computing(HybridLM(config), settings)
     if host is not None:
         whole.to(dtype)  # the masters are elsewhere
     attached = parallel.attach(whole, rank_group.mesh, dtype, seed=settings.seed, row_tokens=row_tokens)
     optimizer = _optimizer(attached.weights, settings, host, config)
     return TrainState(attached.model, optimizer, rank_group, async_checkpoint=settings.async_checkpoint)
+
+
+def _computing(model: HybridLM, settings: RunSettings) -> HybridLM:
+    """The model with the products that the settings ask for."""
+    if settings.fp8 == "blocks":
+        use_fp8(model)
+    return model
 
 
 def _optimizer(weights: Weights, settings: RunSettings, host: torch.device | None, config: ModelConfig) -> MasterAdamW:

@@ -148,7 +148,7 @@ def log_probs(
         labels: of the whole row.
         temperature: above 0.
     """
-    nll, _ = model.token_nll(hidden if temperature == 1 else hidden / temperature, labels)
+    nll, _ = model.token_nll(hidden, labels, temperature)
     return -nll
 
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from leyden.bench.gpu.floors import Speed
+from leyden.core.roofline import Speed
 
 Call = Callable[[], object]
 

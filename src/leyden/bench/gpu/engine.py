@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-from leyden.bench.gpu.floors import Cost
 from leyden.bench.gpu.kernels import GpuBench, GpuRow
 from leyden.bench.gpu.models import reader
 from leyden.bench.gpu.result import OpRow
+from leyden.core.roofline import Cost
 from leyden.model import PAGE, HybridLM, ModelConfig, Pools, preset
 from leyden.serve.graphs import CudaRecorder, DecodeGraphs
 from leyden.serve.runner import Reading, Runner

@@ -5,36 +5,10 @@ if nothing else were ever written. Operations of lightning attention are those o
 cutting it into chunks goes below in bytes and every one exceeds in operations.
 """
 
-from dataclasses import dataclass
+from leyden.core.roofline import Cost
 
 STATE_BYTES = 4
 """Of one element of a running state: float32 whatever the dtype of the tokens."""
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Bytes to and from memory, and floating-point operations of matrix products."""
-
-    bytes: float
-    flops: float = 0.0
-
-
-@dataclass(frozen=True)
-class Speed:
-    """What a machine was measured at.
-
-    Attributes:
-        bytes_per_second: of a large copy on the device, bytes read and bytes written together.
-        flops_per_second: of a large bfloat16 matrix product.
-    """
-
-    bytes_per_second: float
-    flops_per_second: float
-
-    def floor(self, cost: Cost) -> tuple[float, str]:
-        """Seconds that ``cost`` takes at least, and what bounds them: ``"bytes"`` or ``"FLOPs"``."""
-        moving, computing = cost.bytes / self.bytes_per_second, cost.flops / self.flops_per_second
-        return (moving, "bytes") if moving >= computing else (computing, "FLOPs")
 
 
 def lightning_forward(tokens: int, heads: int, key_dim: int, value_dim: int, documents: int, itemsize: int = 2) -> Cost:

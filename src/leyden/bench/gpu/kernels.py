@@ -14,6 +14,7 @@ from leyden import ops
 from leyden.bench.gpu import floors as floors
 from leyden.bench.gpu.clock import Call, Clock
 from leyden.bench.gpu.result import OpRow
+from leyden.core.roofline import Cost, Speed
 
 _CACHE_BYTES = 256 * 2**20
 """Inputs of one measurement take turns until they are so many bytes, several times a GPU's cache."""
@@ -25,7 +26,7 @@ class GpuBench:
 
     device: torch.device
     clock: Clock
-    speed: floors.Speed
+    speed: Speed
 
 
 @dataclass(frozen=True)
@@ -347,7 +348,7 @@ def _cross_entropy_job(n: int, width: int, vocab: int) -> GpuRow:
     return GpuRow(f"cross-entropy forward and backward, {n} x {width}, vocabulary {vocab}", measure)
 
 
-def held_to_floor(bench: GpuBench, calls: list[Call], cost: floors.Cost, goal: float | None = None) -> OpRow:
+def held_to_floor(bench: GpuBench, calls: list[Call], cost: Cost, goal: float | None = None) -> OpRow:
     """The calls' time as a multiple of what ``cost`` takes at least."""
     seconds = bench.clock(calls)
     floor, bound = bench.speed.floor(cost)

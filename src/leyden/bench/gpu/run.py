@@ -20,13 +20,13 @@ from typing import Any, Protocol
 
 import torch
 
-from leyden.bench.gpu.floors import Speed
 from leyden.bench.gpu.kernels import GpuRow
 from leyden.bench.gpu.result import OpRow, OpsResult, worst_first
 from leyden.bench.gpu.tests import FileResult, run_tests, test_files
 from leyden.bench.gpu.worker import jobs_of
 from leyden.core.environment import installed_version, machine
 from leyden.core.errors import UserError
+from leyden.core.roofline import Speed
 
 _FOR_TESTS = 0.4
 """The share of the time that tests may take."""

@@ -86,7 +86,7 @@ def _mixed_job(quick: bool) -> GpuRow:
 
         reading = floors.lightning_decode(decodes, heads, dim, dim)
         prefill = floors.lightning_forward(prompts * length, heads, dim, dim, 2 * prompts)  # states read and written
-        cost = floors.Cost(reading.bytes + prefill.bytes, reading.flops + prefill.flops)
+        cost = reading + prefill
         return held_to_floor(bench, [bound(seed) for seed in range(2)], cost)  # a state pool alone is several caches
 
     return GpuRow(f"prefill and decode, {prompts} x {length} and {decodes}, H{heads}", measure)

@@ -14,10 +14,10 @@ from typing import Any, TextIO
 import torch
 
 from leyden.bench.gpu.clock import Clock, CudaClock, HostClock, measure_speed
-from leyden.bench.gpu.floors import Speed
 from leyden.bench.gpu.kernels import GpuBench, GpuRow, kernel_jobs
 from leyden.bench.gpu.result import OpRow
 from leyden.bench.gpu.serving import serving_jobs
+from leyden.core.roofline import Speed
 
 
 def jobs_of(*, quick: bool) -> tuple[list[GpuRow], list[str]]:

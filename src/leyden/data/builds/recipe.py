@@ -37,6 +37,8 @@ class TokensSection(Config):
     """Tokens of a tokenizer that is trained."""
     allow_smaller: bool = False
     """Train on documents too few for so many tokens as well, with as many as they support."""
+    special_tokens: tuple[str, ...] = ()
+    """Further special tokens of a tokenizer that is trained, as those of fill-in-the-middle."""
     by: Literal["all", "source", "group"] = "all"
     """What shares a folder of shards, which a training mixture weighs as one: everything; each source; or each group
     that a ``mixture`` stage made."""

@@ -81,7 +81,8 @@ def _own_tokenizer(settings: TokensSection, last: StageDirectory, prints: Mappin
         tell_damage([fault])
     texts = (text for batch in last.read() for text in batch.texts())
     if settings.tokenizer is None:
-        made = Tokenizer.train(texts, vocab_size=settings.vocab_size, allow_smaller=settings.allow_smaller)
+        sizes = {"vocab_size": settings.vocab_size, "allow_smaller": settings.allow_smaller}
+        made = Tokenizer.train(texts, **sizes, special=settings.special_tokens)
         if made.vocab_size < settings.vocab_size:
             say(f"the text supports a vocabulary of {made.vocab_size:,}, not of {settings.vocab_size:,}")
     else:
@@ -98,7 +99,8 @@ def tokens_made_from(settings: TokensSection | None) -> str:
         return "no tokens"
     folder = settings.tokenizer
     files = [] if folder is None else sorted(path for path in folder.glob("*.j*") if path.suffix in (".json", ".jinja"))
-    return fingerprint([settings.model_dump_json(), *(f"{path.name} {digest(path)}" for path in files)])
+    said = settings.model_dump_json(exclude=None if settings.special_tokens else {"special_tokens"})  # as it was before
+    return fingerprint([said, *(f"{path.name} {digest(path)}" for path in files)])
 
 
 def tokens_files(directory: Path) -> list[Path]:

@@ -7,10 +7,10 @@ from leyden.core.splitmix import mix
 
 def shuffled(count: int, *keys: int) -> np.ndarray:
     """The numbers below ``count`` in an order that depends on ``keys`` alone: [count] int64."""
-    return np.argsort(_hash(np.arange(count), *keys), kind="stable")
+    return np.argsort(hashes(np.arange(count), *keys), kind="stable")
 
 
-def _hash(index: np.ndarray, *keys: int) -> np.ndarray:
+def hashes(index: np.ndarray, *keys: int) -> np.ndarray:
     """A pseudo-random number for each index [D] -> uint64: splitmix64 (Steele, Lea and Flood, 2014), keyed.
 
     Written out, for the streams of numpy's generators may change between versions, and a run must resume under any.

@@ -191,7 +191,8 @@ class LatentAttention(Mixer):
 
     @classmethod
     def count(cls, config: ModelConfig) -> MixerCount:
-        """A visible key costs a head the products of its score and of its share of the values, expanded."""
+        """A visible key costs a head the products of its score and of its share of the values, expanded; one that is
+        remembered costs those with the latent in their place."""
         shape, D, H, rank = LatentShape.of(config), config.hidden_size, config.num_attention_heads, config.q_lora_rank
         queries = D * H * shape.query if rank is None else rank * (D + H * shape.query)
         output = H * shape.value * D
@@ -201,7 +202,9 @@ class LatentAttention(Mixer):
             idle_weights=queries + output,
             norm_weights=shape.latent + (rank or 0),
             values_per_token=shape.kept,
+            mixed_values=2 * H * (shape.query + shape.value),
             flops_per_key=2 * H * (shape.query + shape.value),
+            flops_per_kept_key=2 * H * (shape.kept + shape.latent),
         )
 
     @classmethod

@@ -56,6 +56,7 @@ class LinearAttention(Mixer):
             idle_weights=(1 + cls.num_gates) * D * width,  # output and gates
             norm_weights=width + (2 * config.head_dim if cls.kind in config.qk_norm else 0),
             state_bytes=4 * state,
+            mixed_values=(4 + cls.num_gates) * width,
             flops_per_token=4 * state,
         )
 

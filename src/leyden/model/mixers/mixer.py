@@ -31,8 +31,11 @@ class MixerCount:
         state_bytes: of float32 states that it keeps of one sequence of any length.
         window_values: numbers in the model's dtype that it keeps of one sequence at most, whatever its length.
         values_per_token: numbers in the model's dtype that it keeps of every token.
+        mixed_values: numbers in the model's dtype, of each token, that stand between its projections and what mixes
+            the tokens: queries, keys, values, gates and the result.
         flops_per_token: of its recurrence, if it has one.
         flops_per_key: for one token and one key that it sees.
+        flops_per_kept_key: the same for a key as it is remembered, which one new token sees in decoding.
         window: how many keys a token sees at most; None: all before it.
     """
 
@@ -42,8 +45,10 @@ class MixerCount:
     state_bytes: int = 0
     window_values: int = 0
     values_per_token: int = 0
+    mixed_values: int = 0
     flops_per_token: int = 0
     flops_per_key: int = 0
+    flops_per_kept_key: int = 0
     window: int | None = None
 
 

@@ -60,20 +60,37 @@ class PooledWindow(PooledAttention):
     def _window(self) -> int:
         return self.keys.shape[1]
 
-    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, wanted_alone: bool = False) -> torch.Tensor:
+    def attend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        *,
+        wanted_alone: bool = False,
+        softcap: float | None = None,
+    ) -> torch.Tensor:
         """See :meth:`PooledAttention.attend`."""
         rounds = zip(self.rows.rounds, self.rows.rounds[1:], self.rows.moves, strict=False)
-        parts = [self._of_round(q[0], k[0], v[0], slice(start, stop), moves) for start, stop, moves in rounds]
+        parts = [self._of_round(q[0], k[0], v[0], slice(start, stop), moves, softcap) for start, stop, moves in rounds]
         for prompt in self.prompts(wanted_alone):
             new = slice(prompt.start, prompt.stop)
             if prompt.start < prompt.first:
                 parts.append(q.new_zeros(1, prompt.first - prompt.start, *q.shape[2:]))
             if prompt.first < prompt.stop:
-                parts.append(self._of_prompt(q[0, prompt.first : prompt.stop], k[0, new], v[0, new], prompt))
+                queries = q[0, prompt.first : prompt.stop]
+                parts.append(self._of_prompt(queries, k[0, new], v[0, new], prompt, softcap))
             self._keep(k[0, new], v[0, new], prompt)
         return joined(parts, q)
 
-    def _of_round(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: slice, moves: bool) -> torch.Tensor:
+    def _of_round(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        rows: slice,
+        moves: bool,
+        softcap: float | None,
+    ) -> torch.Tensor:
         """[1, R, Hq, D] of one token each of R sequences, which are the ``rows`` of q, k and v [T, H, D]."""
         slots = self.rows.states_after[rows].remainder(len(self.keys))  # nobody's, -1, is the last one
         places = self.rows.positions[rows] % self._window
@@ -82,9 +99,12 @@ class PooledWindow(PooledAttention):
                 memory[slots] = memory[self.rows.states_before[rows]]
             memory[slots, places] = new[rows]
         lengths = self.rows.lengths[rows].clamp(max=self._window)
-        return paged_attention(q[rows], self.keys, self.values, slots.to(torch.int32)[:, None], lengths)[None]
+        tables = slots.to(torch.int32)[:, None]
+        return paged_attention(q[rows], self.keys, self.values, tables, lengths, softcap=softcap)[None]
 
-    def _of_prompt(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, prompt: Prompt) -> torch.Tensor:
+    def _of_prompt(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, prompt: Prompt, softcap: float | None
+    ) -> torch.Tensor:
         """[1, T, Hq, D] of queries [T, Hq, D], the last of the prompt's positions; k and v are of all its rows.
 
         Keys begin where a block of keys does, so that a block has the same form whatever was read in one go; of those
@@ -104,7 +124,8 @@ class PooledWindow(PooledAttention):
             )
             for memory, new in ((self.keys, k), (self.values, v))
         )
-        return softmax_attention(queries[None], keys[None], values[None], window=self._window)[:, : len(q)]
+        given = (queries[None], keys[None], values[None])
+        return softmax_attention(*given, window=self._window, softcap=softcap)[:, : len(q)]
 
     def _keep(self, k: torch.Tensor, v: torch.Tensor, prompt: Prompt) -> None:
         """Write the newest of the prompt's keys and values into its slot."""

@@ -118,11 +118,20 @@ class PooledPrompts(Memory):
 class PooledAttention(PooledPrompts):
     """Keys and values of one layer in pools, and the rows that read and write them."""
 
-    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, wanted_alone: bool = False) -> torch.Tensor:
+    def attend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        *,
+        wanted_alone: bool = False,
+        softcap: float | None = None,
+    ) -> torch.Tensor:
         """Write k and v [1, T, Hkv, D] into the pools; attention of q [1, T, Hq, D] to its own sequence's.
 
         With ``wanted_alone`` the rows of prompts that ``rows.wanted`` does not name are zeros. The others are computed
         from where a block of queries begins (:data:`QUERY_BLOCK`), so that they have the bits they always have.
+        The ``softcap`` is that of :func:`leyden.ops.softmax_attention`.
         """
         raise NotImplementedError
 
@@ -140,35 +149,51 @@ class PooledKeyValues(PooledAttention):
     values: torch.Tensor
     rows: Rows
 
-    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, wanted_alone: bool = False) -> torch.Tensor:
+    def attend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        *,
+        wanted_alone: bool = False,
+        softcap: float | None = None,
+    ) -> torch.Tensor:
         """See :meth:`PooledAttention.attend`."""
         rows, n, num_rows = self.rows, self.rows.num_decodes, len(self.rows.places)
         self.keys.flatten(0, 1)[rows.places] = k[0, :num_rows]
         self.values.flatten(0, 1)[rows.places] = v[0, :num_rows]
         parts = []
         if n:
-            parts.append(paged_attention(q[0, :n], self.keys, self.values, rows.tables[:n], rows.lengths)[None])
+            given = (q[0, :n], self.keys, self.values, rows.tables[:n], rows.lengths)
+            parts.append(paged_attention(*given, softcap=softcap)[None])
         for prompt in self.prompts(wanted_alone):
             if prompt.start < prompt.first:
                 parts.append(q.new_zeros(1, prompt.first - prompt.start, *q.shape[2:]))
             if prompt.first < prompt.stop:
                 queries, table = q[0, prompt.first : prompt.stop], rows.tables[n + prompt.number]
-                parts.append(paged_prompt_attention(queries, self.keys, self.values, table, prompt.length)[None])
+                given = (queries, self.keys, self.values, table, prompt.length)
+                parts.append(paged_prompt_attention(*given, softcap=softcap)[None])
         return joined(parts, q)
 
 
 def attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, context: ForwardContext, window: int | None = None
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    context: ForwardContext,
+    window: int | None = None,
+    softcap: float | None = None,
 ) -> torch.Tensor:
     """:func:`leyden.ops.softmax_attention` over the tokens of one process."""
-    return softmax_attention(q, k, v, context.alone(), window=window)
+    return softmax_attention(q, k, v, context.alone(), window=window, softcap=softcap)
 
 
 class SoftmaxAttention(Mixer):
     """Causal attention with ``num_key_value_heads`` shared keys and values, scale ``head_dim^-1/2``.
 
     Other models of the family norm queries and keys head by head before they turn (``qk_norm``), and multiply what the
-    heads give by ``sigmoid(output_gate(x))`` (``attn_output_gate``).
+    heads give by ``sigmoid(output_gate(x))`` (``attn_output_gate``); Gemma 2 caps the scores
+    (``attn_logit_softcapping``).
     """
 
     kind = "full_attention"
@@ -200,6 +225,7 @@ class SoftmaxAttention(Mixer):
         """Attention itself; where ranks share a row, one that exchanges keys and values."""
         self.window: int | None = None
         """How many keys a token sees at most; None: all before it."""
+        self.softcap = config.attn_logit_softcapping
 
     @classmethod
     def create(cls, config: ModelConfig, layer: int) -> Self:
@@ -219,7 +245,9 @@ class SoftmaxAttention(Mixer):
             idle_weights=D * (2 * width + gate),  # queries, gate and output
             norm_weights=2 * config.head_dim if cls.kind in config.qk_norm else 0,
             values_per_token=2 * shared,
+            mixed_values=2 * width + 2 * shared + gate,
             flops_per_key=4 * width,
+            flops_per_kept_key=4 * width,
         )
 
     @classmethod
@@ -260,12 +288,12 @@ class SoftmaxAttention(Mixer):
         q = apply_rotary(q, context.cos[-last:], context.sin[-last:], scale=context.scale)
         k = apply_rotary(k, context.cos, context.sin, scale=context.scale)
         if pooled:
-            attended = memory.attend(q, k, v, wanted_alone=wanted is not None)
+            attended = memory.attend(q, k, v, wanted_alone=wanted is not None, softcap=self.softcap)
             return self._output(take(attended, wanted), take(x, wanted)), None
         state = None
         if isinstance(memory, AppendedMemory):
             k, v, state = memory.append(k, v, context.start)
-        return self._output(self.attend(q, k, v, context, self.window), x[:, -last:]), state
+        return self._output(self.attend(q, k, v, context, self.window, self.softcap), x[:, -last:]), state
 
     def _output(self, attended: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """What the heads give for ``rows`` [B, R, D] of the input, [B, R, H, K], to [B, R, D]."""

@@ -5,9 +5,11 @@ known only once they are (DPO, GRPO). :func:`linear_cross_entropy` gives their w
 arithmetic, for objectives whose weights are known before (pre-training, SFT).
 """
 
+import functools
+
 import torch
 
-from leyden.ops.backend import choose
+from leyden.ops.backend import choose_capping
 from leyden.ops.checks import check_floating, check_indices
 from leyden.ops.cross_entropy import native, portable
 from leyden.ops.cross_entropy.autograd import Body, SummedNll, TokenNll, constant_weights, sum_of_losses
@@ -21,7 +23,12 @@ IGNORE_INDEX = -100
 
 
 def linear_token_nll(
-    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, backend: str = "auto"
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    backend: str = "auto",
+    *,
+    softcap: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The negative log-likelihood of each label under ``softmax(hidden weight^T)``, and the log of its denominator.
 
@@ -33,6 +40,8 @@ def linear_token_nll(
         weight: [V, D], dtype of hidden.
         labels: [N] int64, from 0 to V - 1, or :data:`IGNORE_INDEX`.
         backend: ``"auto"``, ``"reference"``, ``"torch"``, ``"native"`` or ``"triton"``.
+        softcap: a logit x counts as ``softcap tanh(x / softcap)`` (Gemma 2, arXiv 2408.00118, section 2); above 0.
+            C++ and Triton do not compute it, PyTorch does.
 
     Returns:
         ``nll`` [N], ``-log p(labels[n])`` in nats, and ``log_z`` [N], ``logsumexp(logits[n])``, in float32 (float64 for
@@ -42,10 +51,10 @@ def linear_token_nll(
         ValueError: shapes, dtypes or devices that do not fit together, a label outside of the vocabulary (on a GPU it
             is not looked for), or a backend that cannot run.
     """
-    chosen = _choose("linear_token_nll", hidden, weight, labels, backend)
+    chosen = _choose("linear_token_nll", hidden, weight, labels, backend, softcap)
     if chosen == "reference":
-        return linear_token_nll_reference(hidden, weight, labels.long())
-    return TokenNll.apply(_body(chosen), hidden, weight, labels.long())
+        return linear_token_nll_reference(hidden, weight, labels.long(), softcap)
+    return TokenNll.apply(_body(chosen, softcap), hidden, weight, labels.long())
 
 
 def linear_cross_entropy(
@@ -56,13 +65,14 @@ def linear_cross_entropy(
     backend: str = "auto",
     *,
     weights: torch.Tensor | None = None,
+    softcap: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The weighted sum of the losses of all tokens, with a z-loss, and without.
 
     Sums, not means: the caller divides once by the global count of valid labels.
 
     Args:
-        hidden, weight, labels, backend: as of :func:`linear_token_nll`.
+        hidden, weight, labels, backend, softcap: as of :func:`linear_token_nll`.
         z_loss: coefficient of ``log_z^2`` (PaLM, arXiv 2204.02311, section 5).
         weights: [N], how much each token counts; constants, in which the result is not differentiable. None: 1 each.
 
@@ -73,29 +83,37 @@ def linear_cross_entropy(
     Raises:
         ValueError: as of :func:`linear_token_nll`, or weights that are not [N] numbers or want a gradient.
     """
-    chosen = _choose("linear_cross_entropy", hidden, weight, labels, backend)
+    chosen = _choose("linear_cross_entropy", hidden, weight, labels, backend, softcap)
     weights = constant_weights(weights, hidden)
     if chosen == "reference":
-        return sum_of_losses(*linear_token_nll_reference(hidden, weight, labels.long()), weights, z_loss)
+        return sum_of_losses(*linear_token_nll_reference(hidden, weight, labels.long(), softcap), weights, z_loss)
     differentiate = backward_may_follow(hidden, weight)
-    return SummedNll.apply(_body(chosen), hidden, weight, labels.long(), weights, z_loss, differentiate)
+    return SummedNll.apply(_body(chosen, softcap), hidden, weight, labels.long(), weights, z_loss, differentiate)
 
 
-def _choose(op: str, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, backend: str) -> str:
+def _choose(
+    op: str,
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    backend: str,
+    softcap: float | None,
+) -> str:
     """The body that will run, once the inputs are found to fit together."""
     shapes = f"hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)}, labels {tuple(labels.shape)}"
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1:] != weight.shape[1:] or labels.shape != hidden.shape[:1]:
         raise ValueError(f"{op}: hidden [N, D], weight [V, D] and labels [N] expected; given {shapes}.")
     check_floating(op, hidden=hidden, weight=weight)
     check_indices(op, "labels", labels, len(weight), IGNORE_INDEX)
-    return choose(op, backend, hidden, weight, labels, triton=hidden.dtype, native=hidden.dtype)
+    dtype = hidden.dtype
+    return choose_capping(op, backend, softcap, hidden, weight, labels, triton=dtype, native=dtype)
 
 
-def _body(chosen: str) -> Body:
+def _body(chosen: str, softcap: float | None) -> Body:
     if chosen == "native":
         return native.token_nll
     if chosen == "triton":
         from leyden.ops.cross_entropy import launch  # triton, where it is used
 
         return launch.token_nll
-    return portable.token_nll
+    return portable.token_nll if softcap is None else functools.partial(portable.token_nll, softcap=softcap)

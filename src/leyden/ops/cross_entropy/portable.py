@@ -9,9 +9,14 @@ _CHUNK_ELEMENTS = 4 << 20
 
 
 def token_nll(
-    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, upstream: Upstream | None
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    upstream: Upstream | None,
+    *,
+    softcap: float | None = None,
 ) -> TokenLosses:
-    """See :class:`leyden.ops.cross_entropy.autograd.Body`."""
+    """See :class:`leyden.ops.cross_entropy.autograd.Body`; ``softcap`` as of :func:`leyden.ops.linear_token_nll`."""
     (N, _), V = hidden.shape, weight.shape[0]
     dtype, step = torch.promote_types(hidden.dtype, torch.float32), max(1, _CHUNK_ELEMENTS // V)
     nll, log_z = hidden.new_zeros(2, N, dtype=dtype).unbind()
@@ -25,6 +30,7 @@ def token_nll(
         valid, index = labels[rows] >= 0, labels[rows].clamp_min(0)[:, None]
         raw = torch.mm(hidden[rows], weight.t(), out=narrow[: rows.stop - start])
         logits = wide[: rows.stop - start].copy_(raw)
+        slope = None if softcap is None else cap_logits(logits, softcap, slope=upstream is not None)
         target, top = logits.gather(1, index).squeeze(1), logits.amax(-1)
         p = torch.softmax(logits, -1, out=logits)
         z = top - p.amax(-1).log_()  # the largest probability is exp(top - z); the target's may underflow
@@ -32,10 +38,19 @@ def token_nll(
         if upstream is None or dhidden is None or dweight is None:
             continue
         of_p, of_label = upstream.factors(rows, z, valid)
-        dlogits = raw.copy_(_scaled(p, of_p).scatter_add_(1, index, -of_label[:, None]))
+        wide_gradient = _scaled(p, of_p).scatter_add_(1, index, -of_label[:, None])
+        dlogits = raw.copy_(wide_gradient if slope is None else wide_gradient.mul_(slope))
         torch.mm(dlogits, weight, out=dhidden[rows])
         dweight += torch.mm(dlogits.t(), hidden[rows])
     return TokenLosses(nll, log_z, dhidden, None if dweight is None else dweight.to(weight.dtype))
+
+
+def cap_logits(logits: torch.Tensor, softcap: float, *, slope: bool) -> torch.Tensor | None:
+    """``logits`` become ``softcap tanh(logits / softcap)``, in place; the derivative of that, where ``slope``."""
+    tanh = logits.div_(softcap).tanh_()
+    found = tanh.square().neg_().add_(1) if slope else None
+    logits.mul_(softcap)
+    return found
 
 
 def _scaled(p: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

@@ -6,12 +6,55 @@
 
 namespace leyden::decode {
 
-// A token's experts: the top k of the router's softmax, with weights that sum to 1.
+// Where the largest of some scores is, the first of equals; it is taken out.
+inline int take_largest(float *scores, int count) {
+    float *best = std::max_element(scores, scores + count);
+    *best = -INFINITY;
+    return (int)(best - scores);
+}
+
+// Scores of experts outside of the groups that a token may use become -infinity. Groups are chosen by the sum of their
+// best scores.
+inline void limit_to_groups(const Model &model, float *scores, int num_experts) {
+    const int count = model.num_groups, size = num_experts / count;
+    if (model.chosen_groups >= count) return;
+    std::vector<float> of_group(count, 0.0f), rest(scores, scores + num_experts);
+    for (int g = 0; g < count; g++)
+        for (int j = 0; j < std::min(model.group_best, size); j++)
+            of_group[g] += scores[g * size + take_largest(&rest[g * size], size)];
+    std::vector<char> chosen(count, 0);
+    for (int j = 0; j < model.chosen_groups; j++) chosen[take_largest(of_group.data(), count)] = 1;
+    for (int e = 0; e < num_experts; e++)
+        if (!chosen[e / size]) scores[e] = -INFINITY;
+}
+
+// A token's experts by sigmoids and a bias that chooses alone, with the sigmoids' shares as weights.
+template <class T>
+void choose_by_sigmoids(const Worker<T> &worker, const Layer &layer, int b, std::vector<float> &scores) {
+    const Model &model = worker.model;
+    const int E = layer.num_experts, top_k = model.top_k;
+    std::vector<float> biased(E);
+    for (int e = 0; e < E; e++) {
+        scores[e] = 1 / (1 + std::exp(-scores[e]));
+        biased[e] = scores[e] + layer.expert_bias[e];
+    }
+    limit_to_groups(model, biased.data(), E);
+    float total = 0, *weight = worker.work.expert_weight + b * top_k;
+    for (int j = 0; j < top_k; j++) {
+        const int best = worker.work.expert_of[b * top_k + j] = take_largest(biased.data(), E);
+        total += weight[j] = scores[best];
+    }
+    const float scale = model.weights_scale / (model.weights_normed ? total + 1e-20f : 1);
+    for (int j = 0; j < top_k; j++) weight[j] *= scale;
+}
+
+// A token's experts: the top k of the router's softmax, with weights that sum to 1; or those of its sigmoids.
 template <class T> void route(const Worker<T> &worker, const Layer &layer, int b) {
     const Model &model = worker.model;
     const int D = model.hidden_size, E = layer.num_experts, top_k = model.top_k;
     std::vector<float> scores(E);
     product(layer.router, D, nullptr, D, 0, E, Rows<float>{worker.work.normed + b * D, D, 1}, scores.data(), E);
+    if (layer.expert_bias) return choose_by_sigmoids(worker, layer, b, scores);
     const float largest = *std::max_element(scores.begin(), scores.end());
     float total = 0, *weight = worker.work.expert_weight + b * top_k;
     for (int j = 0; j < top_k; j++) {
@@ -140,14 +183,15 @@ void combine_experts(Worker<T> &worker, const Layer &layer, const SortedAssignme
     const int D = model.hidden_size, E = layer.num_experts, top_k = model.top_k;
     const FeedForwardRows rows(model, layer, sorted.first[E]);
     const float *kept = worker.kept(b);
-    const float c = layer.shared_coefficient ? work.shared_coefficient[b] : E ? 0 : 1;
+    const float c = layer.shared_coefficient ? work.shared_coefficient[b] : E && !layer.shared_added ? 0 : 1;
+    const float of_experts = layer.shared_added ? 1 : 1 - c;
     const auto [begin, end] = worker.columns(D);
     for (int i = begin; i < end; i += LANES) {
         Vector y = {};
         for (int a = b * top_k; E && a < (b + 1) * top_k; a++)
             y += work.expert_weight[a] * load(work.output + sorted.place[a] * rows.output_stride + i);
         if (layer.shared_width)
-            y = y * (1 - c) + load(work.output + rows.shared_output + b * rows.output_stride + i) * c;
+            y = y * of_experts + load(work.output + rows.shared_output + b * rows.output_stride + i) * c;
         store(work.residual + b * D + i, load(kept + i) * layer.mlp_alpha + y * layer.mlp_beta);
     }
 }

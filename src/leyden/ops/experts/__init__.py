@@ -4,6 +4,7 @@ import torch
 
 from leyden.ops.backend import choose
 from leyden.ops.checks import check_floating, check_indices
+from leyden.ops.experts.fp8 import swiglu_experts_fp8_portable
 from leyden.ops.experts.grouped import stays_on_device
 from leyden.ops.experts.low_rank import LowRankExperts, swiglu_experts_low_rank
 from leyden.ops.experts.native import NativeExperts
@@ -12,7 +13,7 @@ from leyden.ops.experts.reference import swiglu_experts_reference
 from leyden.ops.gradients import backward_may_follow
 from leyden.ops.int8_linear import Int8Matrices
 
-__all__ = ["LowRankExperts", "swiglu_experts", "swiglu_experts_low_rank"]
+__all__ = ["LowRankExperts", "swiglu_experts", "swiglu_experts_fp8", "swiglu_experts_low_rank"]
 
 
 def swiglu_experts(
@@ -60,6 +61,28 @@ def swiglu_experts(
 
         return swiglu_experts_triton(x, gate_up, down, experts, weights, kept)
     return swiglu_experts_portable(x, gate_up, down, experts, weights, kept)
+
+
+def swiglu_experts_fp8(
+    x: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    experts: torch.Tensor,
+    weights: torch.Tensor,
+    kept: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """:func:`swiglu_experts` whose products, forward and backward, are those of :func:`leyden.ops.fp8_linear`.
+
+    The gradient of an expert's weights has tiles of 128 of its tokens, in the order of the tokens.
+
+    Args:
+        x, gate_up, down, experts, weights, kept: as of :func:`swiglu_experts`, and no weights in 8 bits.
+
+    Raises:
+        ValueError: as of :func:`swiglu_experts`.
+    """
+    _check(x, gate_up, down, experts, weights, kept)
+    return swiglu_experts_fp8_portable(x, gate_up, down, experts.long(), weights, kept)
 
 
 def _check(

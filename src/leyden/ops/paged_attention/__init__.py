@@ -2,7 +2,7 @@
 
 import torch
 
-from leyden.ops.backend import choose
+from leyden.ops.backend import choose_capping
 from leyden.ops.checks import check_indices
 from leyden.ops.native import LANES, in_reach
 from leyden.ops.paged_attention.portable import paged_attention_portable, paged_prompt_attention_portable
@@ -19,6 +19,8 @@ def paged_attention(
     block_table: torch.Tensor,
     lengths: torch.Tensor,
     backend: str = "auto",
+    *,
+    softcap: float | None = None,
 ) -> torch.Tensor:
     """``softmax(q k^T / sqrt(D)) v`` over the first ``lengths[b]`` keys of each sequence; no gradients.
 
@@ -32,6 +34,7 @@ def paged_attention(
         block_table: [B, max_pages] int32, from 0 to P - 1; entries behind a sequence's last page are not looked at.
         lengths: [B] int32, from 0 to max_pages * page; a sequence of length 0 gives zeros.
         backend: ``"auto"``, ``"reference"``, ``"torch"`` or ``"triton"``.
+        softcap: of the scores, as of :func:`softmax_attention`; PyTorch computes it.
 
     Returns:
         [B, Hq, D] in the dtype of q.
@@ -40,14 +43,15 @@ def paged_attention(
         ValueError: shapes or dtypes that do not fit together, or a backend that cannot run.
     """
     _check(q, key_pages, value_pages, block_table, lengths)
-    chosen = choose("paged_attention", backend, q, key_pages, value_pages, block_table, lengths, triton=q.dtype)
+    given = (q, key_pages, value_pages, block_table, lengths)
+    chosen = choose_capping("paged_attention", backend, softcap, *given, triton=q.dtype)
     if chosen == "reference":
-        return paged_attention_reference(q, key_pages, value_pages, block_table, lengths)
+        return paged_attention_reference(*given, softcap)
     if chosen == "triton":
         from leyden.ops.paged_attention.launch import paged_attention_triton  # triton, where it is used
 
-        return paged_attention_triton(q, key_pages, value_pages, block_table, lengths)
-    return paged_attention_portable(q, key_pages, value_pages, block_table, lengths)
+        return paged_attention_triton(*given)
+    return paged_attention_portable(*given, softcap)
 
 
 def paged_prompt_attention(
@@ -57,6 +61,8 @@ def paged_prompt_attention(
     pages: torch.Tensor,
     length: int,
     backend: str = "auto",
+    *,
+    softcap: float | None = None,
 ) -> torch.Tensor:
     """Causal ``softmax(q k^T / sqrt(D)) v`` of the last T of a sequence's ``length`` tokens; no gradients.
 
@@ -72,6 +78,7 @@ def paged_prompt_attention(
         pages: [N] int32 from 0 to P - 1, at least as many as ``length`` tokens fill; further ones are not looked at.
         length: T or more.
         backend: ``"auto"``, ``"reference"``, ``"torch"``, or ``"native"`` where 16 divides D.
+        softcap: of the scores, as of :func:`softmax_attention`; PyTorch computes it.
 
     Returns:
         [T, Hq, D] in the dtype of q.
@@ -87,16 +94,17 @@ def paged_prompt_attention(
             f"expected; given pages {tuple(pages.shape)} {pages.dtype} and length {length}."
         )
     native = q.dtype if D % LANES == 0 else None
-    chosen = choose("paged_prompt_attention", backend, q, key_pages, value_pages, pages, native=native)
+    given = (q, key_pages, value_pages, pages)
+    chosen = choose_capping("paged_prompt_attention", backend, softcap, *given, native=native)
     used = pages[: -(-length // page)] if length else pages[:0]
     if not torch.compiler.is_compiling() and in_reach(pages):
         check_indices("paged_prompt_attention", "pages", used, len(key_pages))
     if chosen == "reference":
-        return paged_prompt_attention_reference(q, key_pages, value_pages, used, length)
+        return paged_prompt_attention_reference(q, key_pages, value_pages, used, length, softcap)
     if chosen == "native" and (backend == "native" or causal_pays(D, q.dtype)):
         keys, values = (x.flatten(0, 1) for x in (key_pages, value_pages))
         return causal_attention(q, keys, values, [0, length], used.contiguous(), page)
-    return paged_prompt_attention_portable(q, key_pages, value_pages, used, length, backend)
+    return paged_prompt_attention_portable(q, key_pages, value_pages, used, length, backend, softcap)
 
 
 def _check_pages(op: str, q: torch.Tensor, key_pages: torch.Tensor, value_pages: torch.Tensor) -> None:

@@ -11,6 +11,7 @@ def paged_attention_reference(
     value_pages: torch.Tensor,
     block_table: torch.Tensor,
     lengths: torch.Tensor,
+    softcap: float | None = None,
 ) -> torch.Tensor:
     """See :func:`leyden.ops.paged_attention`."""
     (H, D), (page, G) = q_BHD.shape[1:], key_pages.shape[1:3]
@@ -23,6 +24,8 @@ def paged_attention_reference(
         k, v = (x[pages].flatten(0, 1)[:length].to(dtype) for x in (key_pages, value_pages))
         k, v = k.repeat_interleave(H // G, dim=1), v.repeat_interleave(H // G, dim=1)
         scores = torch.einsum("hd,shd->hs", q_BHD[sequence].to(dtype), k) / math.sqrt(D)
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
         out[sequence] = torch.einsum("hs,shd->hd", scores.softmax(-1), v).to(q_BHD.dtype)
     return out
 
@@ -33,8 +36,9 @@ def paged_prompt_attention_reference(
     value_pages: torch.Tensor,
     pages: torch.Tensor,
     length: int,
+    softcap: float | None = None,
 ) -> torch.Tensor:
     """See :func:`leyden.ops.paged_prompt_attention`."""
     tables = pages.expand(len(q_THD), -1)
     lengths = torch.arange(length - len(q_THD) + 1, length + 1, device=q_THD.device)
-    return paged_attention_reference(q_THD, key_pages, value_pages, tables, lengths)
+    return paged_attention_reference(q_THD, key_pages, value_pages, tables, lengths, softcap)

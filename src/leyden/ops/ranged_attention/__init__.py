@@ -6,7 +6,7 @@ one op is causal attention, packed documents, and each step of a ring over ranks
 
 import torch
 
-from leyden.ops.backend import choose
+from leyden.ops.backend import choose_capping
 from leyden.ops.checks import check_indices
 from leyden.ops.ranged_attention.portable import ranged_attention_backward_portable, ranged_attention_portable
 from leyden.ops.ranged_attention.reference import ranged_attention_backward_reference, ranged_attention_reference
@@ -21,6 +21,8 @@ def ranged_attention(
     first: torch.Tensor,
     last: torch.Tensor,
     backend: str = "auto",
+    *,
+    softcap: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """``softmax(q k^T / sqrt(D)) v`` where query i sees keys ``first[i]`` to ``last[i] - 1``; no gradient by itself.
 
@@ -33,23 +35,24 @@ def ranged_attention(
         first, last: [T] int32 from 0 to S, on the CPU or where q is. Neither falls from one query to the next. Not
             ``first[i] < last[i]``: query i sees nothing.
         backend: ``"auto"``, ``"reference"``, ``"torch"`` or ``"triton"``.
+        softcap: of the scores, as of :func:`leyden.ops.softmax_attention`; PyTorch computes it.
 
     Returns:
-        The output [T, Hq, D] and the log-sum-exp of the scaled scores [T, Hq], in float32 (float64 for float64); zero
-        and minus infinity where a query sees nothing.
+        The output [T, Hq, D] and the log-sum-exp of the scaled and capped scores [T, Hq], in float32 (float64 for
+        float64); zero and minus infinity where a query sees nothing.
 
     Raises:
         ValueError: shapes or dtypes that do not fit together, or a backend that cannot run.
     """
     _check(q, k, v, first, last)
-    chosen = choose("ranged_attention", backend, q, k, v, triton=q.dtype)
+    chosen = choose_capping("ranged_attention", backend, softcap, q, k, v, triton=q.dtype)
     if chosen == "reference":
-        return ranged_attention_reference(q, k, v, first, last)
+        return ranged_attention_reference(q, k, v, first, last, softcap)
     if chosen == "triton":
         from leyden.ops.ranged_attention.launch import ranged_attention_triton  # triton, where it is used
 
         return ranged_attention_triton(q, k, v, first, last)
-    return ranged_attention_portable(q, k, v, first, last)
+    return ranged_attention_portable(q, k, v, first, last, softcap)
 
 
 def ranged_attention_backward(
@@ -64,16 +67,19 @@ def ranged_attention_backward(
     backend: str = "auto",
     *,
     whole: torch.Tensor | None = None,
+    softcap: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The gradients that flow through these keys, of an output that may have seen others besides.
 
         P = exp(S - lse),   dS = P (dO V^T - delta),   dQ = dS K / sqrt(D),   dK = dS^T Q / sqrt(D),   dV = P^T dO
 
+    With a ``softcap`` c, where a score s counts as S = c tanh(s / c), dS is multiplied by 1 - (S / c)^2.
+
     Gradients over disjoint sets of keys add up.
 
     Args:
         dout: [T, Hq, D], the gradient of the whole output, in the dtype of q.
-        q, k, v, first, last, backend: as in :func:`ranged_attention`.
+        q, k, v, first, last, backend, softcap: as in :func:`ranged_attention`.
         lse: [T, Hq], over all keys that each query sees, here and elsewhere; float32 or float64.
         delta: [T, Hq], the sum over D of ``dout`` times the whole output, float32 or float64; of the output before
             it is rounded, since it is close to dP where one probability is close to 1.
@@ -98,14 +104,14 @@ def ranged_attention_backward(
         raise ValueError(
             f"ranged_attention: whole [{q.shape[0]}] in bool expected; given {tuple(whole.shape)} in {whole.dtype}."
         )
-    chosen = choose("ranged_attention", backend, q, k, v, triton=q.dtype)
+    chosen = choose_capping("ranged_attention", backend, softcap, q, k, v, triton=q.dtype)
     if chosen == "reference":
-        return ranged_attention_backward_reference(dout, q, k, v, lse, delta, first, last, whole)
+        return ranged_attention_backward_reference(dout, q, k, v, lse, delta, first, last, whole, softcap)
     if chosen == "triton":
         from leyden.ops.ranged_attention.launch import ranged_attention_backward_triton
 
         return ranged_attention_backward_triton(dout, q, k, v, lse, delta, first, last)
-    return ranged_attention_backward_portable(dout, q, k, v, lse, delta, first, last, whole)
+    return ranged_attention_backward_portable(dout, q, k, v, lse, delta, first, last, whole, softcap)
 
 
 def _check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, first: torch.Tensor, last: torch.Tensor) -> None:

@@ -20,7 +20,12 @@ _SCORES_BYTES = RANGED_SCORES.here
 
 
 def ranged_attention_portable(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, first: torch.Tensor, last: torch.Tensor
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    first: torch.Tensor,
+    last: torch.Tensor,
+    softcap: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See :func:`leyden.ops.ranged_attention`."""
     heads, wide = k.shape[1], torch.promote_types(q.dtype, torch.float32)
@@ -33,8 +38,8 @@ def ranged_attention_portable(
         for block in blocks:
             hidden = block.hidden.to(q.device)
             for n in range(heads):
-                scores = _scores(wide_q[n], wide_k[n, 0], block, hidden)
-                p, total = _softmax(scores)
+                scores = _scores(wide_q[n], wide_k[n, 0], block, softcap)
+                p, total = _softmax(_hide(scores, hidden))
                 put(out[n], block.rows, torch.mm(p, wide_v[n, 0, block.keys]))
                 put(lse[n], block.rows, total)
         return (out,)
@@ -55,6 +60,7 @@ def ranged_attention_backward_portable(
     first: torch.Tensor,
     last: torch.Tensor,
     whole: torch.Tensor | None = None,
+    softcap: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """See :func:`leyden.ops.ranged_attention_backward`."""
     heads, wide, scale = k.shape[1], torch.promote_types(q.dtype, torch.float32), q.shape[2] ** -0.5
@@ -69,8 +75,9 @@ def ranged_attention_backward_portable(
         for block in blocks:
             rows, seen, hidden = block.rows, block.keys, block.hidden.to(q.device)
             for n in range(heads):
-                scores = _scores(wide_q[n], wide_k[n, 0], block, hidden)
-                p, total = _softmax(scores)
+                scores = _scores(wide_q[n], wide_k[n, 0], block, softcap)
+                slope = scale if softcap is None else (scores / softcap).square_().neg_().add_(1).mul_(scale)
+                p, total = _softmax(_hide(scores, hidden))
                 here = own[rows].repeat(len(grouped[n]))[:, None]
                 p.mul_(torch.exp(total - take(lses[n], rows)).masked_fill_(here | (total == -torch.inf), 1))
                 dout_rows = take(douts[n], rows)
@@ -79,7 +86,7 @@ def ranged_attention_backward_portable(
                 for _ in range(2 if whole is not None else 0):  # again for what rounding has left of the sum
                     dp.sub_(torch.linalg.vecdot(p, dp)[:, None].masked_fill_(~here, 0))
                 dv[n, 0, seen] += torch.mm(p.to(keys.dtype).t(), dout_rows)
-                ds = dp.mul_(p).mul_(scale).to(keys.dtype)
+                ds = dp.mul_(p).mul_(slope).to(keys.dtype)
                 put(dq[n], rows, torch.mm(ds, keys[n, 0, seen]))
                 dk[n, 0, seen] += torch.mm(ds.t(), take(grouped[n], rows))
         return dq, dk, dv
@@ -101,9 +108,14 @@ def _by_position(x: torch.Tensor) -> torch.Tensor:
     return by_position(x, x.shape[0] * x.shape[1])[0]
 
 
-def _scores(q: torch.Tensor, k: torch.Tensor, block: Block, hidden: torch.Tensor) -> torch.Tensor:
-    """[G R, W], minus infinity where a query may not look; ``hidden`` is that of the block, on the device of q."""
+def _scores(q: torch.Tensor, k: torch.Tensor, block: Block, softcap: float | None) -> torch.Tensor:
+    """[G R, W], of every query and key."""
     scores = torch.mm(take(q, block.rows), k[block.keys].t()).mul_(q.shape[-1] ** -0.5)
+    return scores if softcap is None else scores.div_(softcap).tanh_().mul_(softcap)
+
+
+def _hide(scores: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """Minus infinity where a query may not look, in place; ``hidden`` is that of the block, on the device of scores."""
     num_rows, width = hidden.shape
     scores.view(-1, num_rows, scores.shape[1])[..., scores.shape[1] - width :].masked_fill_(hidden, -torch.inf)
     return scores

@@ -7,13 +7,18 @@ import torch
 
 
 def ranged_attention_reference(
-    q_THD: torch.Tensor, k_SGD: torch.Tensor, v_SGD: torch.Tensor, first_T: torch.Tensor, last_T: torch.Tensor
+    q_THD: torch.Tensor,
+    k_SGD: torch.Tensor,
+    v_SGD: torch.Tensor,
+    first_T: torch.Tensor,
+    last_T: torch.Tensor,
+    softcap: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See :func:`leyden.ops.ranged_attention`."""
     q, k, v = _prepared(q_THD, k_SGD, v_SGD)
     out, lse = torch.zeros_like(q), q.new_full(q.shape[:2], -math.inf)
     for t, keys in _seen(first_T, last_T):
-        scores = _scores(q[t], k[keys])
+        scores = _scores(q[t], k[keys], softcap)
         lse[t] = scores.logsumexp(-1)
         out[t] = torch.einsum("hs,shd->hd", torch.exp(scores - lse[t, :, None]), v[keys])
     return out, lse
@@ -29,19 +34,23 @@ def ranged_attention_backward_reference(
     first_T: torch.Tensor,
     last_T: torch.Tensor,
     whole_T: torch.Tensor | None = None,
+    softcap: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """See :func:`leyden.ops.ranged_attention_backward`."""
     q, k, v = _prepared(q_THD, k_SGD, v_SGD)
     dout = dout_THD.to(q.dtype)
     dq, dk, dv = (torch.zeros_like(x) for x in (q, k, v))
     for t, keys in _seen(first_T, last_T):
-        p = torch.exp(_scores(q[t], k[keys]) - lse_TH[t, :, None])
+        scores = _scores(q[t], k[keys], softcap)
+        p = torch.exp(scores - lse_TH[t, :, None])
         dp = torch.einsum("hd,shd->hs", dout[t], v[keys])
         delta = delta_TH[t]
         if whole_T is not None and whole_T[t]:
-            p = _scores(q[t], k[keys]).softmax(-1)
+            p = scores.softmax(-1)
             delta = torch.linalg.vecdot(p, dp)
         ds = p * (dp - delta[:, None]) / math.sqrt(q.shape[2])
+        if softcap is not None:
+            ds = ds * (1 - (scores / softcap) ** 2)
         dq[t] = torch.einsum("hs,shd->hd", ds, k[keys])
         dk[keys] += torch.einsum("hs,hd->shd", ds, q[t])
         dv[keys] += torch.einsum("hs,hd->shd", p, dout[t])
@@ -63,6 +72,7 @@ def _seen(first: torch.Tensor, last: torch.Tensor) -> Iterator[tuple[int, slice]
             yield t, slice(begin, end)
 
 
-def _scores(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+def _scores(q: torch.Tensor, k: torch.Tensor, softcap: float | None) -> torch.Tensor:
     """[H, S], of one query."""
-    return torch.einsum("hd,shd->hs", q, k) / math.sqrt(q.shape[-1])
+    scores = torch.einsum("hd,shd->hs", q, k) / math.sqrt(q.shape[-1])
+    return scores if softcap is None else softcap * torch.tanh(scores / softcap)

@@ -27,10 +27,11 @@ from leyden.ops.softmax_attention.scores import scores_of
 
 
 class BlockAttention(torch.autograd.Function):
-    """See :func:`leyden.ops.softmax_attention`; arguments q [B, T, Hq, D], k and v [B, S, Hkv, D], bounds, window.
+    """See :func:`leyden.ops.softmax_attention`; arguments q [B, T, Hq, D], k and v [B, S, Hkv, D], bounds, window,
+    native, softcap.
 
     ``native`` says who computes the softmax between the products: C++ or PyTorch. Without a window, C++ may compute the
-    whole of the forward (``causal.cpp``).
+    whole of the forward (``causal.cpp``). It caps no scores: with a ``softcap``, ``native`` is False.
     """
 
     @staticmethod
@@ -42,11 +43,12 @@ class BlockAttention(torch.autograd.Function):
         bounds: list[int] | None,
         window: int | None,
         native: bool,
+        softcap: float | None,
     ) -> torch.Tensor:
         begins, first, last = _ranges(q.shape[1], k.shape[1], bounds, window)
         heads = k.shape[2]
         plan = functools.partial(cut_blocks, first, last, k.shape[1], SOFTMAX_SCORES.here // 4 // (q.shape[2] // heads))
-        ctx.plan, ctx.begins, ctx.native = plan, begins, native
+        ctx.plan, ctx.begins, ctx.native, ctx.softcap = plan, begins, native, softcap
         ctx.save_for_backward(q, k, v)
         if native and window is None and causal_pays(q.shape[3], q.dtype):
             documents = [0, k.shape[1]] if bounds is None else bounds
@@ -55,7 +57,7 @@ class BlockAttention(torch.autograd.Function):
                 causal_attention(*given, documents, out=row)
             return out
         grouped, keys, values = (by_key_head(x, heads) for x in (q, k, v))
-        scores = scores_of(grouped, keys, native=native)
+        scores = scores_of(grouped, keys, native=native, softcap=softcap)
         out = torch.empty_like(grouped)
 
         def attend(blocks: Iterator[Block]) -> tuple[torch.Tensor, ...]:
@@ -73,7 +75,7 @@ class BlockAttention(torch.autograd.Function):
         grouped, keys, values = (by_key_head(x, heads) for x in (q, k, v))
         dout = by_key_head(grads[0], heads)
         wide = torch.promote_types(q.dtype, torch.float32)
-        scores = scores_of(grouped, keys, values, dout, native=ctx.native)
+        scores = scores_of(grouped, keys, values, dout, native=ctx.native, softcap=ctx.softcap)
         dq = torch.empty_like(grouped)
         dk, dv = (torch.empty_like(keys, dtype=wide) for _ in range(2))
 
@@ -90,7 +92,7 @@ class BlockAttention(torch.autograd.Function):
 
         apart_if_not_finite(ctx.plan, ctx.begins, differentiate)
         dkeys, dvalues = (by_position(x.to(k.dtype), heads) for x in (dk, dv))
-        return by_position(dq, q.shape[2]), dkeys, dvalues, None, None, None
+        return by_position(dq, q.shape[2]), dkeys, dvalues, None, None, None, None
 
 
 def _ranges(

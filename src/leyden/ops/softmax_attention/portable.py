@@ -15,11 +15,12 @@ def softmax_attention_portable(
     v_BSGD: torch.Tensor,
     cu_seqlens: torch.Tensor | None,
     window: int | None = None,
+    softcap: float | None = None,
 ) -> torch.Tensor:
-    """See :func:`leyden.ops.softmax_attention`."""
+    """See :func:`leyden.ops.softmax_attention`; ``scaled_dot_product_attention`` caps no scores."""
     bounds = None if cu_seqlens is None else cu_seqlens.tolist()
-    if q_BTHD.device.type == "cpu" and q_BTHD.shape[1] > 1:
-        return BlockAttention.apply(q_BTHD, k_BSGD, v_BSGD, bounds, window, False)
+    if softcap is not None or (q_BTHD.device.type == "cpu" and q_BTHD.shape[1] > 1):
+        return BlockAttention.apply(q_BTHD, k_BSGD, v_BSGD, bounds, window, False, softcap)
     q, k, v = (x.transpose(1, 2) for x in (q_BTHD, k_BSGD, v_BSGD))
     if bounds is None:
         out = _one_document(q, k, v, window)

@@ -12,12 +12,13 @@ def softmax_attention_reference(
     v_BSGD: torch.Tensor,
     cu_seqlens: torch.Tensor | None,
     window: int | None = None,
+    softcap: float | None = None,
 ) -> torch.Tensor:
     """See :func:`leyden.ops.softmax_attention`."""
     if cu_seqlens is not None:
         spans = [slice(*pair) for pair in itertools.pairwise(cu_seqlens.tolist())]
         parts = [
-            softmax_attention_reference(q_BTHD[:, span], k_BSGD[:, span], v_BSGD[:, span], None, window)
+            softmax_attention_reference(q_BTHD[:, span], k_BSGD[:, span], v_BSGD[:, span], None, window, softcap)
             for span in spans
         ]
         return torch.cat(parts, dim=1)
@@ -27,6 +28,8 @@ def softmax_attention_reference(
     q, k, v = (x.to(dtype) for x in (q_BTHD, k_BSGD, v_BSGD))
     k, v = k.repeat_interleave(H // G, dim=2), v.repeat_interleave(H // G, dim=2)
     scores = torch.einsum("bthd,bshd->bhts", q, k) / math.sqrt(D)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
     query, key = torch.arange(S - T, S, device="cpu")[:, None], torch.arange(S, device="cpu")[None, :]
     visible = key <= query
     if window is not None:

@@ -18,6 +18,7 @@ def scores_of(
     dout: torch.Tensor | None = None,
     *,
     native: bool,
+    softcap: float | None = None,
 ) -> "Scores":
     """The body to take.
 
@@ -26,8 +27,11 @@ def scores_of(
         k: [N, 1, S, D].
         v: like k; in a backward.
         dout: like q; in a backward.
-        native: whether C++ computes what it is faster at.
+        native: whether C++ computes what it is faster at; not with a cap.
+        softcap: of the scores; None for none.
     """
+    if softcap is not None:
+        return _CappedScores(q, k, v, dout, held=torch.promote_types(q.dtype, torch.float32), softcap=softcap)
     if native and q.shape[-1] % LANES == 0 and causal.products_pay(q.dtype):
         return _FusedScores(q, k, v, dout, held=q.dtype)
     return (_NativeScores if native else Scores)(q, k, v, dout, held=torch.promote_types(q.dtype, torch.float32))
@@ -80,8 +84,40 @@ class Scores:
     def _wide_softmax(self, scores: torch.Tensor, block: Block) -> torch.Tensor:
         """In place."""
         by_row = scores.mul_(self.scale).view(-1, block.seen.shape[1], scores.shape[-1])
-        by_row[..., by_row.shape[-1] - block.hidden.shape[1] :].masked_fill_(block.hidden, -torch.inf)  # of none, none
+        by_row[..., by_row.shape[-1] - block.hidden.shape[1] :].masked_fill_(
+            block.hidden.to(scores.device), -torch.inf
+        )  # of none, none
         return torch.softmax(scores, dim=-1, out=scores)
+
+
+class _CappedScores(Scores):
+    """Of scores s that count as ``c tanh(s / c)``: ``scale`` is c here, and multiplies the tanh."""
+
+    def __init__(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor | None,
+        dout: torch.Tensor | None,
+        *,
+        held: torch.dtype,
+        softcap: float,
+    ) -> None:
+        super().__init__(q, k, v, dout, held=held)
+        self._inner, self.scale = self.scale / softcap, softcap
+
+    def _softmax(self, scores: torch.Tensor, block: Block) -> torch.Tensor:
+        return super()._softmax(scores.mul_(self._inner).tanh_(), block)
+
+    def _differentiated(
+        self, scores: torch.Tensor, dp: torch.Tensor, block: Block
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """d tanh(x) / dx = 1 - tanh(x)^2."""
+        tanh = scores.mul_(self._inner).tanh_()
+        p = self._wide_softmax(tanh.clone(), block)
+        delta = torch.linalg.vecdot(p, dp)[:, None]
+        slope = tanh.square_().neg_().add_(1)
+        return p.to(self.dtype), dp.sub_(delta).mul_(p).mul_(slope).mul_(self.scale * self._inner).to(self.dtype)
 
 
 class _NativeScores(Scores):

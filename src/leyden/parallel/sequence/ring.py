@@ -43,7 +43,13 @@ class RingAttention:
         self._group, self._even = group, layout == "balanced"
 
     def __call__(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, context: ForwardContext, window: int | None = None
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        context: ForwardContext,
+        window: int | None = None,
+        softcap: float | None = None,
     ) -> torch.Tensor:
         """Attend within the row, of which this rank holds a part.
 
@@ -53,6 +59,7 @@ class RingAttention:
             context: with the part.
             window: how many keys a query sees at most; None: all before it. What no query of a rank sees is passed on
                 without a product.
+            softcap: of the scores, as of :func:`leyden.ops.softmax_attention`.
 
         Returns:
             [1, T', Hq, D] in the dtype of q.
@@ -67,7 +74,7 @@ class RingAttention:
                 "cp = 1, or give the model a row without a cache."
             )
         layout, seen = steps(part, self._even, q.device, window)
-        ring = _Ring(self._group, layout.sizes, seen)
+        ring = _Ring(self._group, layout.sizes, seen, softcap)
         if not self._even:
             return _RingAttention.apply(q[0], k[0], v[0], ring)[None]
         route, heads = Route.of(part, q.device), [x.shape[2] for x in (q, k, v)]
@@ -78,11 +85,12 @@ class RingAttention:
 
 @dataclass(frozen=True)
 class _Ring:
-    """Who holds how many keys, and what this rank sees of them."""
+    """Who holds how many keys, what this rank sees of them, and the cap of the scores."""
 
     group: dist.ProcessGroup
     sizes: list[int]
     seen: tuple[RingStep | None, ...]
+    softcap: float | None
 
     def source(self, step: int) -> int:
         """Whose block is here at a step: one's own first, then that of the rank before."""
@@ -135,7 +143,8 @@ class _RingAttention(torch.autograd.Function):
         for step, block in ring.around(torch.stack([k, v])):
             seen = ring.seen[ring.source(step)]
             if seen is not None:
-                _merge(out, lse, *ranged_attention(q, block[0], block[1], seen.first, seen.last))
+                given = (q, block[0], block[1], seen.first, seen.last)
+                _merge(out, lse, *ranged_attention(*given, softcap=ring.softcap))
         ctx.save_for_backward(q, k, v, out, lse)  # in float32, as the backward subtracts delta from what is close to it
         ctx.ring = ring
         return out.to(q.dtype)
@@ -155,9 +164,8 @@ class _RingAttention(torch.autograd.Function):
             if seen is None:
                 gradients = torch.zeros_like(block, dtype=out.dtype)
             else:
-                more, *of_block = ranged_attention_backward(
-                    dout, q, block[0], block[1], lse, delta, seen.first, seen.last, whole=seen.whole
-                )
+                given = (dout, q, block[0], block[1], lse, delta, seen.first, seen.last)
+                more, *of_block = ranged_attention_backward(*given, whole=seen.whole, softcap=ring.softcap)
                 dq += more
                 gradients = torch.stack(of_block)
             if own is None:  # those of one's own keys are at home, and what other ranks add comes last
