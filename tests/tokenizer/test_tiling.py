@@ -68,8 +68,8 @@ def second_tiles(tiling: Tiling, picture: Image.Image) -> list[np.ndarray]:
     else:
         scaled = max(1, int(np.float64(tall * w) / np.float64(h))), tall
     canvas = Image.new("RGB", (wide, tall), (0, 0, 0))
-    canvas.paste(picture.resize(scaled, Image.BICUBIC), ((wide - scaled[0]) // 2, (tall - scaled[1]) // 2))
-    tiles = [picture.resize((side, side), Image.BICUBIC)]
+    canvas.paste(picture.resize(scaled, Image.Resampling.BICUBIC), ((wide - scaled[0]) // 2, (tall - scaled[1]) // 2))
+    tiles = [picture.resize((side, side), Image.Resampling.BICUBIC)]
     for y in range(0, tall, side):
         tiles += [canvas.crop((x, y, x + side, y + side)) for x in range(0, wide, side)]
     return [np.asarray(tile) for tile in tiles]
