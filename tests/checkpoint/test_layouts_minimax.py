@@ -208,3 +208,12 @@ def test_what_the_layout_cannot_express_is_refused(
     with pytest.raises(UserError, match=said):
         save(random_model(**changes), None, tmp_path / "m", layout="minimax")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_section_of_ours_has_what_differs_alone() -> None:
+    """What a later version adds and a model does not use, an earlier version never reads."""
+    assert MINIMAX.write_config(preset("text-01"), torch.bfloat16, None)["leyden"] == {}
+    changed = preset("text-01", router_aux_loss="gshard", capacity_factor=1.5)
+    said = MINIMAX.write_config(changed, torch.bfloat16, None)
+    assert said["leyden"] == {"router_aux_loss": "gshard", "capacity_factor": 1.5}
+    assert MINIMAX.read_config(said, "config.json") == changed

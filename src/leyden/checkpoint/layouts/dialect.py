@@ -22,6 +22,8 @@ _TRAINING_FIELDS = (
     "router_z_loss_coef",
     "z_loss_coef",
 )
+_UNSAID = ModelConfig().model_dump(mode="json", include=set(_TRAINING_FIELDS)) | {"router_aux_loss": "switch"}
+"""What a config.json without the section means by them; other projects' code has the loss of Switch Transformers."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,13 @@ class Dialect:
             raise UserError(f"{source} cannot be read as the {self.layout} layout: {'; '.join(problems)}.")
         fields = {ours: data[theirs] for ours, theirs in self.names.items()}
         fields |= {ours: value for ours, (value, _) in self.assumed.items()}
-        return {**fields, "router_aux_loss": "switch", **data.get(SECTION, {})}
+        return {**fields, "router_aux_loss": _UNSAID["router_aux_loss"], **data.get(SECTION, {})}
 
     def write(self, config: ModelConfig) -> dict[str, Any]:
         """Their fields, from our configuration, with the training settings that they lack in a section of their own.
+
+        The section has those that differ from what leaving them out means, so that earlier versions of Leyden open
+        what a later one writes without using what it added.
 
         Raises:
             UserError: a model that their code cannot compute.
@@ -93,7 +98,8 @@ class Dialect:
         if problems:
             raise UserError(f"the {self.layout} layout cannot express {'; '.join(problems)}.")
         theirs = {key: fields[ours] for ours, key in self.names.items()}
-        return {**theirs, **self.constants, SECTION: {name: fields[name] for name in _TRAINING_FIELDS}}
+        said = {name: fields[name] for name, unsaid in _UNSAID.items() if fields[name] != unsaid}
+        return {**theirs, **self.constants, SECTION: said}
 
 
 SHARED_NAMES = {
