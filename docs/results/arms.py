@@ -4,9 +4,10 @@ A variant is a name and what it changes in the recipe. Each finished run is kept
 again.
 """
 
+import argparse
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,26 @@ def prepare(folder: Path) -> None:
     tokens = np.concatenate(documents)
     say(f"{len(tokens):,} tokens of {len(documents):,} documents")
     write_tokens(folder / "text.ds", tokens, np.cumsum([len(one) for one in documents]), np.ones(len(tokens), bool))
+
+
+def main(page: Path, about: str, variants: Mapping[str, Sequence[str]], draw: Callable[[], None]) -> None:
+    """The command line of a page: train what is missing, then print its table and draw its picture.
+
+    Args:
+        page: its script, beside which its recipe and results are.
+        about: what ``--help`` says.
+        variants: what is compared, by settings of the recipe.
+        draw: prints and draws what is measured.
+    """
+    parser = argparse.ArgumentParser(description=f"{about}; see {page.stem}.md.")
+    parser.add_argument("--dir", type=Path, default=Path("runs") / page.stem, help="where data and runs are kept")
+    parser.add_argument("--seeds", default="0,1,2", help="of the weights and of the order of the data")
+    parser.add_argument("--draw", action="store_true", help="print the table and draw the picture of what is measured")
+    given = parser.parse_args()
+    if not given.draw:
+        seeds = [int(seed) for seed in given.seeds.split(",")]
+        run_all(page.with_suffix(".toml"), variants, seeds, given.dir, page.with_suffix(".json"))
+    draw()
 
 
 def run_all(

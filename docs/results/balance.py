@@ -6,14 +6,13 @@ One recipe (balance.toml), a few ways of balancing, the same tokens. See balance
     python docs/results/balance.py --draw
 """
 
-import argparse
 from pathlib import Path
 
-from arms import WINDOW_STEPS, interval, of_variant, read, run_all
+from arms import WINDOW_STEPS, interval, main, of_variant, read
 from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
-RECIPE, RESULTS = HERE / "balance.toml", HERE / "balance.json"
+RESULTS = HERE / "balance.json"
 BIAS = "stage.pretrain.expert_bias_rate="
 VARIANTS = {
     "nothing": [],
@@ -56,17 +55,5 @@ def draw() -> None:
     figure.savefig(HERE / "balance.svg", metadata={"Date": None})
 
 
-def main() -> None:
-    """Do what the command line asks for."""
-    parser = argparse.ArgumentParser(description="Ways of balancing experts, side by side; see balance.md.")
-    parser.add_argument("--dir", type=Path, default=Path("runs/balance"), help="where data and runs are kept")
-    parser.add_argument("--seeds", default="0,1,2", help="of the weights and of the order of the data")
-    parser.add_argument("--draw", action="store_true", help="print the table and draw balance.svg of what is measured")
-    given = parser.parse_args()
-    if not given.draw:
-        run_all(RECIPE, VARIANTS, [int(seed) for seed in given.seeds.split(",")], given.dir, RESULTS)
-    draw()
-
-
 if __name__ == "__main__":
-    main()
+    main(Path(__file__), "Ways of balancing experts, side by side", VARIANTS, draw)

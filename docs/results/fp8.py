@@ -4,15 +4,14 @@ python docs/results/fp8.py --seeds 0,1,2
 python docs/results/fp8.py --draw
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
-from arms import WINDOW_STEPS, interval, of_variant, read, run_all
+from arms import WINDOW_STEPS, interval, main, of_variant, read
 from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
-RECIPE, RESULTS = HERE / "fp8.toml", HERE / "fp8.json"
+RESULTS = HERE / "fp8.json"
 VARIANTS = {"bfloat16": [], "8-bit products": ["train.fp8='blocks'"], "float32": ["train.dtype='float32'"]}
 """What is compared, by settings of the recipe."""
 BESIDE = "bfloat16"
@@ -48,17 +47,5 @@ def draw() -> None:
     figure.savefig(HERE / "fp8.svg", metadata={"Date": None})
 
 
-def main() -> None:
-    """Do what the command line asks for."""
-    parser = argparse.ArgumentParser(description="8-bit products beside bfloat16 at equal steps; see fp8.md.")
-    parser.add_argument("--dir", type=Path, default=Path("runs/fp8"), help="where data and runs are kept")
-    parser.add_argument("--seeds", default="0,1,2", help="of the weights and of the order of the data")
-    parser.add_argument("--draw", action="store_true", help="print the table and draw fp8.svg of what is measured")
-    given = parser.parse_args()
-    if not given.draw:
-        run_all(RECIPE, VARIANTS, [int(seed) for seed in given.seeds.split(",")], given.dir, RESULTS)
-    draw()
-
-
 if __name__ == "__main__":
-    main()
+    main(Path(__file__), "8-bit products beside bfloat16 at equal steps", VARIANTS, draw)

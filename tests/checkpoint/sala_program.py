@@ -4,12 +4,7 @@ import math
 from typing import Any
 
 import torch
-
-Tensors = dict[str, torch.Tensor]
-
-
-def rms(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight
+from ling_program import Tensors, rms, swiglu, turned
 
 
 def sigmoid(x: torch.Tensor) -> torch.Tensor:
@@ -21,15 +16,6 @@ def slopes(heads: int) -> list[float]:
     power = 2 ** math.floor(math.log2(heads))
     own = [2 ** (-8 * (h + 1) / power) for h in range(power)]
     return own if power == heads else own + slopes(2 * power)[0::2][: heads - power]
-
-
-def turned(x: torch.Tensor, position: int, base: float) -> torch.Tensor:
-    """All dims of [H, D], pairs (i, i + D / 2)."""
-    half = x.shape[1] // 2
-    angles = torch.tensor([position * base ** (-2 * i / x.shape[1]) for i in range(half)], dtype=torch.float64)
-    cos, sin = (f(angles).float().double() for f in (torch.cos, torch.sin))  # float32 in every model
-    a, b = x[:, :half], x[:, half:]
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=1)
 
 
 class Lightning:
@@ -44,7 +30,8 @@ class Lightning:
             q = rms(q, self.w["q_norm.weight"], self.c["rms_norm_eps"])
             k = rms(k, self.w["k_norm.weight"], self.c["rms_norm_eps"])
         if self.c["lightning_use_rope"]:
-            q, k = (turned(one, self.position, self.c["rope_theta"]) for one in (q, k))
+            rates = [self.c["rope_theta"] ** (-2 * i / self.D) for i in range(self.D // 2)]
+            q, k = (turned(one, self.position, rates) for one in (q, k))
         self.position += 1
         self.S = self.decay[:, None, None] * self.S + k[:, :, None] * v[:, None, :]
         scale = self.D**-0.5 if self.c["lightning_scale"] == "1/sqrt(d)" else 1 / self.D
@@ -97,8 +84,7 @@ def logits_of(config: dict[str, Any], tensors: Tensors, tokens: list[int]) -> to
         for i in range(layers):
             x = x + branch * attention[i](rms(x, w[f"model.layers.{i}.input_layernorm.weight"], eps))
             normed = rms(x, w[f"model.layers.{i}.post_attention_layernorm.weight"], eps)
-            gate, up = mlps[i]["gate_proj.weight"] @ normed, mlps[i]["up_proj.weight"] @ normed
-            x = x + branch * (mlps[i]["down_proj.weight"] @ (gate * sigmoid(gate) * up))
+            x = x + branch * swiglu(normed, mlps[i], "")
         x = rms(x, w["model.norm.weight"], eps)
         rows.append(head @ (x * config["dim_model_base"] / config["hidden_size"] if "dim_model_base" in config else x))
     return torch.stack(rows)

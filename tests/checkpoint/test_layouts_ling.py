@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from ling_program import logits_of
+from published import bailing_feed_forward, change, content, write_random
 from safetensors.torch import load_file, save_file
 
 from leyden import Engine, Sampling
@@ -100,43 +101,22 @@ def shape(**changes: Any) -> ModelConfig:
 
 
 @pytest.fixture
-def random_weights() -> Callable[[HybridLM], HybridLM]:
-    """Fills in weights that are large enough that a wrong line shows, and biases that change the choice of experts."""
-
-    def fill(model: HybridLM) -> HybridLM:
-        generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                values = torch.randn(parameter.shape, generator=generator)
-                parameter.copy_(1 + 0.3 * values if parameter.ndim == 1 else 0.25 * values)
-        return model.eval()
-
-    return fill
-
-
-@pytest.fixture
-def saved(random_weights: Callable[[HybridLM], HybridLM], tmp_path: Path) -> Callable[..., Path]:
+def saved(tmp_path: Path) -> Callable[..., Path]:
     """Writes a small random model of a config.json under their names."""
 
     def write(dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
-        model = random_weights(HybridLM(shape(**changes))).to(dtype)
-        save(model, None, tmp_path / "m", layout="ling")
-        return tmp_path / "m"
+        return write_random(shape(**changes), tmp_path / "m", "ling", dtype)
 
     return write
 
 
 def names_of(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Every tensor of a release, from the list of its names; of experts only the first and the last."""
-    D, H, K, E = (config[x] for x in ("hidden_size", "num_attention_heads", "head_dim", "num_experts"))
+    D, H, K = (config[x] for x in ("hidden_size", "num_attention_heads", "head_dim"))
     nope, rope, v = config["qk_nope_head_dim"], config["qk_rope_head_dim"], config["v_head_dim"]
     q, kv, layers, group = (config[x] for x in ("q_lora_rank", "kv_lora_rank", "num_hidden_layers", "layer_group_size"))
     yield from (("model.word_embeddings.weight", (config["vocab_size"], D)), ("model.norm.weight", (D,)))
     yield "lm_head.weight", (config["vocab_size"], D)
-
-    def mlp(prefix: str, width: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-        yield from ((f"{prefix}{name}_proj.weight", (width, D)) for name in ("gate", "up"))
-        yield f"{prefix}down_proj.weight", (D, width)
 
     for i in range(layers):
         at = f"model.layers.{i}."
@@ -153,13 +133,7 @@ def names_of(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
             yield from ((f"{at}attention.{name}_layernorm.weight", (K,)) for name in ("query", "key"))
             yield from ((f"{at}attention.g_proj.weight", (H * K, D)), (f"{at}attention.g_norm.weight", (H * K,)))
             yield f"{at}attention.dense.weight", (D, H * K)
-        if i < config["first_k_dense_replace"]:
-            yield from mlp(f"{at}mlp.", config["intermediate_size"])
-        else:
-            yield from ((f"{at}mlp.gate.weight", (E, D)), (f"{at}mlp.gate.expert_bias", (E,)))
-            yield from mlp(f"{at}mlp.shared_experts.", config["moe_intermediate_size"])
-            for expert in range(E):
-                yield from mlp(f"{at}mlp.experts.{expert}.", config["moe_intermediate_size"])
+        yield from bailing_feed_forward(config, i)
 
 
 @pytest.mark.parametrize("config", [SMALL, FLASH, TRILLION], ids=["small", "Ling-2.6-flash", "1T"])
@@ -182,7 +156,7 @@ def test_every_name_is_accounted_for(config: dict[str, Any]) -> None:
 )
 def test_logits_are_those_of_the_formulas(saved: Callable[..., Path], changes: dict[str, Any]) -> None:
     directory = saved(**changes)
-    config, tensors = json.loads((directory / "config.json").read_text()), load_file(directory / "model.safetensors")
+    config, tensors = content(directory)
     tensors.setdefault("lm_head.weight", tensors["model.word_embeddings.weight"])
     tokens = torch.randint(61, (47,), generator=torch.Generator().manual_seed(1))
     expected, model = logits_of(config, tensors, tokens.tolist()), load(directory)[0]
@@ -222,7 +196,7 @@ def test_a_model_goes_there_and_back(saved: Callable[..., Path], tmp_path: Path,
 
 def test_an_engine_serves_it(saved: Callable[..., Path]) -> None:
     directory = saved()
-    config, tensors = json.loads((directory / "config.json").read_text()), load_file(directory / "model.safetensors")
+    config, tensors = content(directory)
     text, made = [3, 1, 4, 1, 5, 9, 2, 6], []
     for _ in range(6):
         made.append(int(logits_of(config, tensors, text + made)[-1].argmax()))
@@ -244,12 +218,6 @@ def test_a_layer_of_multi_token_prediction_is_left_out_in_words(
         found = load(directory)[0].state_dict()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert "layers of multi-token prediction are left out" in caplog.text
-
-
-def change(directory: Path, **changes: Any) -> None:
-    path = directory / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    (directory / "SHA256SUMS").unlink(missing_ok=True)
 
 
 def test_what_absent_keys_mean() -> None:

@@ -1,6 +1,5 @@
 """Ring-linear-2.0 opens, computes what its formulas say, and goes back bit for bit; what looks like it is refused."""
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from ling_program import logits_of
+from published import bailing_feed_forward, change, content, write_random
 from safetensors.torch import load_file, save_file
 from test_compressed_files import CHANNEL, compress
 
@@ -106,37 +106,17 @@ def saved(tmp_path: Path) -> Callable[..., Path]:
     """Writes a small random model of a config.json under their names."""
 
     def write(dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
-        model, generator = HybridLM(shape(**changes)).to(dtype), torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                values = torch.randn(parameter.shape, generator=generator)
-                parameter.copy_(1 + 0.3 * values if parameter.ndim == 1 else 0.25 * values)
-        save(model, None, tmp_path / "m", layout="ring_linear")
-        return tmp_path / "m"
+        return write_random(shape(**changes), tmp_path / "m", "ring_linear", dtype)
 
     return write
 
 
-def content(directory: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    return json.loads((directory / "config.json").read_text()), load_file(directory / "model.safetensors")
-
-
-def change(directory: Path, **changes: Any) -> None:
-    path = directory / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    (directory / "SHA256SUMS").unlink(missing_ok=True)
-
-
 def names_of(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Every tensor of a release, from the list of its names."""
-    D, H, K, E = (config[x] for x in ("hidden_size", "num_attention_heads", "head_dim", "num_experts"))
+    D, H, K = (config[x] for x in ("hidden_size", "num_attention_heads", "head_dim"))
     layers, group, shared = (config[x] for x in ("num_hidden_layers", "layer_group_size", "num_key_value_heads"))
     yield from (("model.word_embeddings.weight", (config["vocab_size"], D)), ("model.norm.weight", (D,)))
     yield "lm_head.weight", (config["vocab_size"], D)
-
-    def mlp(prefix: str, width: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-        yield from ((f"{prefix}{name}_proj.weight", (width, D)) for name in ("gate", "up"))
-        yield f"{prefix}down_proj.weight", (D, width)
 
     for i in range(layers):
         at = f"model.layers.{i}."
@@ -147,13 +127,7 @@ def names_of(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield f"{at}attention.dense.weight", (D, H * K)
         if not softmax:
             yield from ((f"{at}attention.g_proj.weight", (H * K, D)), (f"{at}attention.g_norm.weight", (H * K,)))
-        if i < config["first_k_dense_replace"]:
-            yield from mlp(f"{at}mlp.", config["intermediate_size"])
-        else:
-            yield from ((f"{at}mlp.gate.weight", (E, D)), (f"{at}mlp.gate.expert_bias", (E,)))
-            yield from mlp(f"{at}mlp.shared_experts.", config["moe_intermediate_size"])
-            for expert in range(E):
-                yield from mlp(f"{at}mlp.experts.{expert}.", config["moe_intermediate_size"])
+        yield from bailing_feed_forward(config, i)
 
 
 @pytest.mark.parametrize("config", [SMALL, MINI, FLASH], ids=["small", "Ring-mini-linear-2.0", "flash"])

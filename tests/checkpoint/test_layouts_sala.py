@@ -1,6 +1,5 @@
 """MiniCPM-SALA and HypeNet open, compute what their formulas say, and go back bit for bit; others are refused."""
 
-import json
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -9,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from published import content, write_random
 from safetensors.torch import load_file
 from sala_program import logits_of
 
@@ -142,16 +142,10 @@ def shape(config: dict[str, Any], **changes: Any) -> ModelConfig:
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a small random model of a config.json under their names, with weights so large that a wrong line shows."""
+    """Writes a small random model of a config.json under their names."""
 
     def write(config: dict[str, Any], dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
-        model, generator = HybridLM(shape(config, **changes)), torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                values = torch.randn(parameter.shape, generator=generator)
-                parameter.copy_(1 + 0.3 * values if parameter.ndim == 1 else 0.25 * values)
-        save(model.eval().to(dtype), None, tmp_path / "m", layout=config["model_type"])
-        return tmp_path / "m"
+        return write_random(shape(config, **changes), tmp_path / "m", config["model_type"], dtype)
 
     return write
 
@@ -205,7 +199,7 @@ def test_logits_are_those_of_the_formulas(
     saved: Callable[..., Path], config: dict[str, Any], changes: dict[str, Any]
 ) -> None:
     directory = saved(config, **changes)
-    said, tensors = json.loads((directory / "config.json").read_text()), load_file(directory / "model.safetensors")
+    said, tensors = content(directory)
     tokens = torch.randint(61, (47,), generator=torch.Generator().manual_seed(1))
     expected, model = logits_of(said, tensors, tokens.tolist()), load(directory)[0]
     with torch.no_grad():
@@ -247,7 +241,7 @@ def test_factors_come_back_to_the_bit() -> None:
 @pytest.mark.parametrize("config", BOTH)
 def test_an_engine_serves_it(saved: Callable[..., Path], config: dict[str, Any], int8: Any) -> None:
     directory = saved(config)
-    said, tensors = json.loads((directory / "config.json").read_text()), load_file(directory / "model.safetensors")
+    said, tensors = content(directory)
     text, made = [3, 1, 4, 1, 5, 9, 2, 6], []
     model = load(directory, int8=int8)[0]
     for _ in range(6):

@@ -105,6 +105,15 @@ YARN: dict[str, Any] = {
 FIRST_DENSE: dict[str, Any] = {"mlp_types": ("dense", "experts", "dense", "experts"), "dense_intermediate_size": 12}
 """Further changes: two of the four layers have a dense feed-forward with a width of its own."""
 
+
+YARN: dict[str, Any] = {
+    "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 4.0}
+}
+"""Further changes: RoPE is stretched, on a part of each head."""
+
+FIRST_DENSE: dict[str, Any] = {"mlp_types": ("dense", "experts", "dense", "experts"), "dense_intermediate_size": 12}
+"""Further changes: two of the four layers have a dense feed-forward with a width of its own."""
+
 _BAILING: dict[str, Any] = {
     **SIGMOID,
     "postnorm": False,

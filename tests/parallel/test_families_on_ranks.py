@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import test_layouts_ling
+import test_layouts_ring_linear
 import test_layouts_sala
 import torch
 from gloo_ranks import mesh_of
@@ -14,13 +15,43 @@ from leyden.model import HybridLM, ModelConfig
 from leyden.parallel import ParallelConfig, Plan
 from leyden.train import Pretrain
 
-WORDS = {"vocab_size": 102}
-"""As many as the rows of the other tests of ranks use, and a number that two tensor ranks can divide."""
-LING = test_layouts_ling.shape(**WORDS, num_hidden_layers=4, layer_group_size=2, num_experts_per_tok=2)
-SALA = test_layouts_sala.shape(test_layouts_sala.SMALL_SALA, **WORDS)
-HYPENET = test_layouts_sala.shape(test_layouts_sala.SMALL_HYPENET, **WORDS)
-SHAPES = {"Ling": LING, "MiniCPM-SALA": SALA, "HypeNet": HYPENET}
-FULL = ParallelConfig(activation_checkpointing="full")
+WORDS = {"vocab_size": 101}
+"""As many as the rows of the other tests of ranks have."""
+FOUR = {"num_hidden_layers": 4, "layer_group_size": 2, "group_norm_size": 4, "moe_intermediate_size": 12}
+"""Layers, norms and experts that four ranks can divide."""
+SHAPES = {
+    "Ling": test_layouts_ling.shape(**WORDS, **FOUR),
+    "Ring-linear": test_layouts_ring_linear.shape(
+        **WORDS, **FOUR, moe_shared_expert_intermediate_size=12, num_key_value_heads=4
+    ),
+    "MiniCPM-SALA": test_layouts_sala.shape(test_layouts_sala.SMALL_SALA, **WORDS, num_key_value_heads=4),
+    "HypeNet": test_layouts_sala.shape(test_layouts_sala.SMALL_HYPENET, **WORDS),
+}
+PLANS = {
+    "Ling": [
+        Plan(cp=2, tp=2, ep=2),
+        Plan(tp=4),
+        Plan(cp=4),
+        Plan(dp_shard=4),
+        Plan(dp_shard=4, ep=4),
+        Plan(dp_shard=4, ep=2, etp=2),
+        Plan(dp_shard=2, tp=2, ep=2),
+        Plan(dp_shard=2, cp=2, ep=2),
+        Plan(pp=2, tp=2, settings=ParallelConfig(activation_checkpointing="full")),
+    ],
+    "MiniCPM-SALA": [
+        Plan(cp=2, tp=2),
+        Plan(tp=4),
+        Plan(cp=4),
+        Plan(dp_shard=4),
+        Plan(pp=2, tp=2),
+        Plan(pp=2, dp_shard=2),
+    ],
+    "HypeNet": [Plan(cp=2, tp=2), Plan(dp_shard=2, cp=2)],  # its tied embeddings allow no pipeline
+}
+PLANS["Ring-linear"] = PLANS["Ling"]
+FAST = {"Ling": PLANS["Ling"][0], "MiniCPM-SALA": PLANS["MiniCPM-SALA"][0]}
+"""The others are slow tests."""
 
 
 def build(changes: dict[str, Any]) -> HybridLM:
@@ -42,15 +73,9 @@ def worst(plan: Plan, changes: dict[str, Any], alone: Alone) -> dict[str, float]
 @pytest.mark.parametrize(
     ("family", "plan"),
     [
-        ("Ling", Plan(tp=2, dp_shard=2, ep=2)),
-        pytest.param("Ling", Plan(cp=2, tp=2), marks=pytest.mark.slow),
-        pytest.param("Ling", Plan(dp_shard=2, cp=2, ep=2), marks=pytest.mark.slow),
-        pytest.param("Ling", Plan(pp=2, tp=2, settings=FULL), marks=pytest.mark.slow),
-        pytest.param("Ling", Plan(dp_shard=4, ep=2, etp=2), marks=pytest.mark.slow),
-        ("MiniCPM-SALA", Plan(cp=2, tp=2)),
-        pytest.param("MiniCPM-SALA", Plan(dp_shard=2, cp=2), marks=pytest.mark.slow),
-        pytest.param("HypeNet", Plan(cp=2, tp=2), marks=pytest.mark.slow),
-        pytest.param("MiniCPM-SALA", Plan(pp=2, dp_shard=2), marks=pytest.mark.slow),
+        pytest.param(family, plan, marks=() if FAST.get(family) is plan else pytest.mark.slow)
+        for family, plans in PLANS.items()
+        for plan in plans
     ],
     ids=lambda value: value if isinstance(value, str) else named(value),
 )

@@ -22,18 +22,12 @@ from leyden.checkpoint.stored_weights import widest
 from leyden.checkpoint.tensor_files import SHARD_BYTES
 from leyden.checkpoint.training import last_checkpoints
 from leyden.core.errors import UserError
-from leyden.model import ModelConfig
+from leyden.model import TRAINING_FIELDS, ModelConfig
 from leyden.parallel import Part
 from leyden.tokenizer import Tokenizer
 
 SOUP_FILE = "soup.json"
 """Beside the averaged weights: of which models, with which shares."""
-
-_OF_TRAINING = {
-    *("capacity_factor", "token_drop", "router_aux_loss_coef", "router_aux_loss"),
-    *("router_group_loss_coef", "router_z_loss_coef", "z_loss_coef"),
-}
-"""Fields in which models may differ: they change what is learned, and not what is computed."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +145,7 @@ def _refuse_difference(first: Ingredient, other: Ingredient) -> None:
     ours, theirs = (one.stored.config for one in (first, other))
     for field in ModelConfig.model_fields:
         there, here = getattr(ours, field), getattr(theirs, field)
-        if field not in _OF_TRAINING and there != here:
+        if field not in TRAINING_FIELDS and there != here:
             raise refusal(field, there, here)
     tokenizers: list[Tokenizer | None] = [one.stored.tokenizer for one in (first, other)]
     there, here = (None if tokenizer is None else tokenizer.fingerprint[:12] for tokenizer in tokenizers)

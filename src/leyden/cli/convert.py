@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from leyden.cli.options import AnyLayoutName
+from leyden.cli.options import AnyLayoutName, Force
 
 
 def convert(
@@ -21,7 +21,7 @@ def convert(
     lora: Annotated[
         str | None, typer.Option("--lora", metavar="ADAPTER", help="An adapter to merge: a directory, or a run.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the model that is in the directory.")] = False,
+    force: Force = False,
 ) -> None:
     """Rewrite a model's weights, configuration and tokenizer in another layout; every tensor is accounted for."""
     from leyden.checkpoint import convert as convert_model

@@ -64,10 +64,7 @@ def info(
     laws propose for such a budget, and the days that it takes; this needs no model.
     """
     if machine:
-        from leyden.core.sandbox.probe import sandbox_text
-        from leyden.ops.machine import machine_text
-
-        print(machine_text(sandbox=sandbox_text))
+        print(_machine())
         if what is None:
             return
     if flops is not None:
@@ -79,19 +76,29 @@ def info(
         return
     if what is None:
         raise UserError("info needs a recipe, a model or a preset to tell of, or --machine, or --flops.")
-    from leyden.recipes import describe
-
     whole = gpus is None and not serve
     shape = [setting for setting in settings or [] if whole or not setting.startswith(("parallel.", "train."))]
-    print(describe(what, shape, length or 8192))
-    if chip is not None:
-        print(f"\n{_roofline(what, shape, chip, length or 8192)}")
+    print(_shape(what, shape, length or 8192, chip))
     if serve:
         sizes = {"int8": int8, "length": length or 8192, "max_sequences": max_sequences}
         print(_serving(what, settings or [], gpus or 1, memory, sizes))
     elif gpus is not None:
         sizes = {"length": length, "batch_tokens": batch_tokens, "micro_batch_tokens": micro_batch_tokens}
         print(_training(what, settings or [], gpus, memory, sizes))
+
+
+def _machine() -> str:
+    from leyden.core.sandbox.probe import sandbox_text
+    from leyden.ops.machine import machine_text
+
+    return machine_text(sandbox=sandbox_text)
+
+
+def _shape(what: str, settings: Sequence[str], length: int, chip: str | None) -> str:
+    from leyden.recipes import describe
+
+    described = describe(what, settings, length)
+    return described if chip is None else f"{described}\n\n{_roofline(what, settings, chip, length)}"
 
 
 def _budget(flops: float, what: str | None, settings: Sequence[str], chip: str | None, length: int) -> str:

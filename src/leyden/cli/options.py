@@ -19,6 +19,12 @@ AnyLayoutName = Literal[
 ]
 """With that of a single file."""
 
+OutLayout = Annotated[
+    LayoutName | None,
+    typer.Option(help="The layout to write; by default transformers, if it can express the model.", show_default=False),
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace the model that is in the directory.")]
+
 _UNITS = {"": 1.0, "B": 1.0, **{f"{prefix}B": 1000.0**power for power, prefix in enumerate("KMGT", 1)}}
 _UNITS |= {f"{prefix}IB": 1024.0**power for power, prefix in enumerate("KMGT", 1)}
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from leyden.cli.options import LayoutName
+from leyden.cli.options import Force, OutLayout
 from leyden.core.errors import UserError
 
 
@@ -23,13 +23,8 @@ def soup(
         str | None,
         typer.Option(help="The share of each model, as in 3,1; by default all alike.", show_default=False),
     ] = None,
-    layout: Annotated[
-        LayoutName | None,
-        typer.Option(
-            help="The layout to write; by default transformers, if it can express the model.", show_default=False
-        ),
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the model that is in the directory.")] = False,
+    layout: OutLayout = None,
+    force: Force = False,
 ) -> None:
     """Average the weights of models of one shape and one tokenizer, or of the last checkpoints of a run."""
     from leyden.checkpoint.soup import last_of_run

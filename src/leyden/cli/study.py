@@ -1,5 +1,6 @@
 """``leyden study``: experiments with a hypothesis, a plan and a verdict."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -26,47 +27,32 @@ Retry = Annotated[bool, typer.Option("--retry", help="Run again what failed or d
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the grid and list its points; run nothing.")]
 
 
-def _carry_out(kind: str, grid: Path, directory: Path | None, executor: str, retry: bool, dry_run: bool) -> None:
-    from leyden.recipes.studies import Asked, run_study
-
-    place = directory or Path("runs") / grid.stem
-    print(run_study(kind, grid, place, Asked(executor, retry, dry_run)))
-
-
-@app.command()
-def scaling(
-    grid: GridFile,
-    directory: StudyDirectory = None,
-    executor: ExecutorName = "local",
-    retry: Retry = False,
-    dry_run: DryRun = False,
-) -> None:
-    """Fit power laws of the budget to runs of different sizes at equal operations, and write a report."""
-    _carry_out("scaling", grid, directory, executor, retry, dry_run)
+_KINDS = {
+    "scaling": "Fit power laws of the budget to runs of different sizes at equal operations, and write a report.",
+    "ablation": "Compare the losses of a grid's points with its first point's, seed by seed, and write a report.",
+    "speed": "Compare the speed of training by length of the rows, and write a report.",
+}
+"""What can be made of a grid of runs (``leyden.study.kinds``), with the help of each verb."""
 
 
-@app.command()
-def ablation(
-    grid: GridFile,
-    directory: StudyDirectory = None,
-    executor: ExecutorName = "local",
-    retry: Retry = False,
-    dry_run: DryRun = False,
-) -> None:
-    """Compare the losses of a grid's points with its first point's, seed by seed, and write a report."""
-    _carry_out("ablation", grid, directory, executor, retry, dry_run)
+def _verb_of(kind: str) -> Callable[..., None]:
+    def carry_out(
+        grid: GridFile,
+        directory: StudyDirectory = None,
+        executor: ExecutorName = "local",
+        retry: Retry = False,
+        dry_run: DryRun = False,
+    ) -> None:
+        from leyden.recipes.studies import Asked, run_study
+
+        place = directory or Path("runs") / grid.stem
+        print(run_study(kind, grid, place, Asked(executor, retry, dry_run)))
+
+    return carry_out
 
 
-@app.command()
-def speed(
-    grid: GridFile,
-    directory: StudyDirectory = None,
-    executor: ExecutorName = "local",
-    retry: Retry = False,
-    dry_run: DryRun = False,
-) -> None:
-    """Compare the speed of training by length of the rows, and write a report."""
-    _carry_out("speed", grid, directory, executor, retry, dry_run)
+for _kind, _help in _KINDS.items():
+    app.command(_kind, help=_help)(_verb_of(_kind))
 
 
 @app.command()

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from leyden.cli.options import LayoutName
+from leyden.cli.options import Force, OutLayout
 
 
 def upcycle(
@@ -28,13 +28,8 @@ def upcycle(
         float, typer.Option(help="Noise on each weight of an expert, as a share of the root mean square of its matrix.")
     ] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the noise, and of the router of a dense model.")] = 0,
-    layout: Annotated[
-        LayoutName | None,
-        typer.Option(
-            help="The layout to write; by default transformers, if it can express the model.", show_default=False
-        ),
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the model that is in the directory.")] = False,
+    layout: OutLayout = None,
+    force: Force = False,
 ) -> None:
     """Copy a model's feed-forwards into experts, so that training goes on with a larger model from the same loss."""
     from leyden.checkpoint.upcycle import Upcycling

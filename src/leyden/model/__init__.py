@@ -9,7 +9,7 @@ from leyden.model.balance import (
     total_router_losses,
 )
 from leyden.model.cache import Cache
-from leyden.model.config import LayerKind, LayerType, MlpType, ModelConfig
+from leyden.model.config import TRAINING_FIELDS, LayerKind, LayerType, MlpType, ModelConfig
 from leyden.model.count import ModelCount, count_model, prefill_flops
 from leyden.model.decode import NativeDecoder
 from leyden.model.embedding import Inserts
@@ -33,6 +33,7 @@ __all__ = [
     "MIXERS",
     "PAGE",
     "PRESETS",
+    "TRAINING_FIELDS",
     "Cache",
     "Documents",
     "Features",

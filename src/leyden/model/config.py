@@ -36,6 +36,18 @@ LayerKind = tuple[LayerType, MlpType]
 RouterType = Literal["softmax_topk", "sigmoid_groups"]
 
 
+TRAINING_FIELDS: tuple[str, ...] = (
+    "capacity_factor",
+    "token_drop",
+    "router_aux_loss_coef",
+    "router_aux_loss",
+    "router_group_loss_coef",
+    "router_z_loss_coef",
+    "z_loss_coef",
+)
+"""Fields of :class:`ModelConfig` that change what is learned, and nothing of what a model computes once it is."""
+
+
 class ModelConfig(Config):
     """A MiniMax-Text-01-shaped model; the defaults are the preset ``tiny``.
 

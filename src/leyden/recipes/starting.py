@@ -10,7 +10,7 @@ from leyden.core.errors import UserError
 from leyden.core.files import atomic_file
 from leyden.core.log import say
 from leyden.data.builds.tokens import read_tokens
-from leyden.model import ModelConfig, preset
+from leyden.model import TRAINING_FIELDS, ModelConfig, preset
 from leyden.recipes.adapters import check_base
 from leyden.recipes.schema import Recipe
 from leyden.recipes.sections import DataSection, TokenizerSection
@@ -24,13 +24,7 @@ CHANGEABLE = (
     "rope_theta",
     "rope_scaling",
     "max_position_embeddings",
-    "capacity_factor",
-    "token_drop",
-    "router_aux_loss_coef",
-    "router_aux_loss",
-    "router_group_loss_coef",
-    "router_z_loss_coef",
-    "z_loss_coef",
+    *TRAINING_FIELDS,
     "score_head",
     "num_nextn_predict_layers",
     "nextn_layer_type",

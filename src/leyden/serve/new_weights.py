@@ -7,26 +7,13 @@ from typing import Literal
 import torch
 
 from leyden.core.errors import UserError
-from leyden.model import HybridLM, ModelConfig, Ranks
+from leyden.model import TRAINING_FIELDS, HybridLM, ModelConfig, Ranks
 from leyden.model.quantized import scale_of
 from leyden.ops import quantize_rows
 from leyden.parallel.reshard import Resharding
 
 Running = Literal["refuse", "finish", "abort"]
 """What becomes of requests that run when an engine is to take new weights, or to give its memory back."""
-
-_TRAINING_FIELDS = frozenset(
-    {
-        "capacity_factor",
-        "token_drop",
-        "router_aux_loss_coef",
-        "router_aux_loss",
-        "router_group_loss_coef",
-        "router_z_loss_coef",
-        "z_loss_coef",
-    }
-)
-"""Fields of a model's configuration that change nothing of what it generates."""
 
 _MAX_LISTED = 8
 
@@ -154,7 +141,7 @@ def _check_config(have: ModelConfig, given: ModelConfig) -> None:
     differing = [
         f"{name} is {getattr(given, name)!r}, and {getattr(have, name)!r} in the engine"
         for name in ModelConfig.model_fields
-        if name not in {*_TRAINING_FIELDS, "rope_theta", "rope_scaling"} and getattr(given, name) != getattr(have, name)
+        if name not in {*TRAINING_FIELDS, "rope_theta", "rope_scaling"} and getattr(given, name) != getattr(have, name)
     ]
     if differing:
         raise UserError(

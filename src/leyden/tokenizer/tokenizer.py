@@ -7,7 +7,7 @@ does not become that token, unless the caller asks.
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -17,16 +17,17 @@ import numpy as np
 from tokenizers import Tokenizer as Backend
 
 from leyden.core.errors import UserError
-from leyden.core.log import log_once, progress
+from leyden.core.log import log_once
 from leyden.core.panics import panics_are_user_errors
 from leyden.tokenizer.answers import AnswerFinder
-from leyden.tokenizer.bpe import assemble, begin, byte_spelling
+from leyden.tokenizer.bpe import byte_spelling
 from leyden.tokenizer.chat import ChatTemplate, Message, minimax_template
 from leyden.tokenizer.directory import TokenizerFiles, read_files, write_files
 from leyden.tokenizer.encoder import Encoder
-from leyden.tokenizer.special_tokens import BOS, MINIMAX_NAMES, SPECIAL_TOKENS, find_ids, make_special, with_end
+from leyden.tokenizer.special_tokens import BOS, find_ids, make_special, with_end
 from leyden.tokenizer.strangers import check_backend
-from leyden.tokenizer.training import Training, text_needed, train
+from leyden.tokenizer.training import Training
+from leyden.tokenizer.vocabulary import learn_files, told
 from leyden.tokenizer.words import WordCounts
 
 _BYTES = byte_spelling()
@@ -76,7 +77,7 @@ class Tokenizer:
             UserError: ``vocab_size`` is below 261, or more than the texts support; or a text holds a lone surrogate.
         """
         sizes = {"vocab_size": vocab_size, "allow_smaller": allow_smaller}
-        return cls.from_words(WordCounts.of(_counted(texts)), **sizes, special=special)[0]
+        return cls.from_words(WordCounts.of(told(texts)), **sizes, special=special)[0]
 
     @classmethod
     def from_words(
@@ -99,28 +100,9 @@ class Tokenizer:
         Raises:
             UserError: as :meth:`train`; a target that cannot be one; or counts that do not fit 64 bits.
         """
-        all_special = tuple(dict.fromkeys((*SPECIAL_TOKENS, *special)))
-        smallest = 256 + len(all_special)
-        if vocab_size < smallest:
-            raise UserError(
-                f"A vocabulary of {vocab_size} is too small: the 256 bytes and {len(all_special)} special tokens "
-                f"make {smallest}. Ask for that many or more."
-            )
-        num_tokens = vocab_size - len(all_special)
-        training = train(counts, num_tokens, targets=targets, allow_smaller=allow_smaller)
-        reached = len(training.merges.tokens)
-        if reached < num_tokens and not allow_smaller:
-            raise UserError(
-                f"The text supports a vocabulary of {reached + len(all_special)}, not of {vocab_size}: after "
-                f"{reached - 256} merges no pair of tokens occurs twice. Ask for that many or fewer, or "
-                f"{text_needed(counts, reached, num_tokens)}."
-            )
-        backend = assemble(training.merges)
-        make_special(backend, all_special)
-        begin(backend, BOS)
-        template = minimax_template()
-        others = tuple(token for token in all_special if token not in MINIMAX_NAMES.values())
-        return cls(backend, TokenizerFiles(backend.to_str(), MINIMAX_NAMES, others, template)), training
+        sizes = {"vocab_size": vocab_size, "allow_smaller": allow_smaller}
+        files, training = learn_files(counts, targets=targets, special=special, **sizes)
+        return cls(Backend.from_str(files.definition), files), training
 
     @classmethod
     def load(cls, directory: Path | str) -> Self:
@@ -402,12 +384,3 @@ class Tokenizer:
             )
             source = minimax_template()
         return ChatTemplate(source, self._files.names)
-
-
-def _counted(texts: Iterable[str]) -> Iterator[str]:
-    """``texts``, with a bar that says how many have been read."""
-    total = len(texts) if isinstance(texts, Sequence) else None
-    with progress("counting words", total, "documents") as bar:
-        for text in texts:
-            yield text
-            bar.advance()

@@ -8,21 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from leyden.core.errors import UserError
-from leyden.model import ModelConfig
+from leyden.model import TRAINING_FIELDS, ModelConfig
 from leyden.model.attention_options import OPTIONS
 
 SECTION = "leyden"
 """The key of config.json under which a foreign layout carries what only Leyden knows."""
 
-_TRAINING_FIELDS = (
-    "capacity_factor",
-    "token_drop",
-    "router_aux_loss",
-    "router_group_loss_coef",
-    "router_z_loss_coef",
-    "z_loss_coef",
-)
-_UNSAID = ModelConfig().model_dump(mode="json", include=set(_TRAINING_FIELDS)) | {"router_aux_loss": "switch"}
+_SAID_APART = set(TRAINING_FIELDS) - {"router_aux_loss_coef"}
+"""The training settings that no other project has a field for."""
+_UNSAID = ModelConfig().model_dump(mode="json", include=_SAID_APART) | {"router_aux_loss": "switch"}
 """What a config.json without the section means by them; other projects' code has the loss of Switch Transformers."""
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from leyden.checkpoint.layouts.bailing import lightning_rows
-from leyden.checkpoint.layouts.dialect import LOGIT_FREE, Dialect
+from leyden.checkpoint.layouts.dialect import LOGIT_FREE, SHARED_NAMES, Dialect
 from leyden.checkpoint.layouts.layout import Layout, token_ids
 from leyden.checkpoint.rules import WeightRule
 from leyden.core.errors import UserError
@@ -66,22 +66,13 @@ RULES = (
 )
 """Of MiniCPM-SALA and HypeNet, whose lightning layers are one class."""
 
+_OF_EXPERTS = ("num_local_experts", "num_experts_per_tok", "router_aux_loss_coef")
 NAMES = {
-    name: name
-    for name in (
-        "vocab_size",
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "head_dim",
-        "intermediate_size",
-        "rms_norm_eps",
-        "rope_theta",
-        "tie_word_embeddings",
-        "lightning_scale",
-    )
-} | {"attn_output_gate": "attn_use_output_gate"}
+    **{name: name for name in SHARED_NAMES if name not in (*_OF_EXPERTS, "max_position_embeddings")},
+    "rope_theta": "rope_theta",
+    "lightning_scale": "lightning_scale",
+    "attn_output_gate": "attn_use_output_gate",
+}
 """Fields that both models call so."""
 
 CONSTANTS = {
