@@ -7,7 +7,7 @@ TOOLS  := $(VENV)/.ready-dev
 ARGS   ?=
 DOCS   ?= build/docs
 
-.PHONY: quickstart test test-all check bench docs clean
+.PHONY: quickstart test test-all check bench docs man licenses clean
 
 quickstart: $(READY)  ## from raw text to a model that answers (under 10 minutes on 2 cores)
 	$(PY) -m leyden quickstart $(ARGS)
@@ -33,6 +33,13 @@ bench: $(TOOLS)  ## speed beside transformers, on the CPU
 
 docs: $(TOOLS)  ## the reference of the Python interface, in build/docs
 	$(PY) docs/reference.py $(DOCS)
+
+man: $(READY)  ## the manual page, build/leyden.1
+	@mkdir -p build
+	$(PY) -m leyden.cli.man_page build/leyden.1
+
+licenses: $(READY)  ## docs/licenses.md, of what requirements.lock pins
+	$(PY) docs/licenses.py
 
 clean:
 	rm -rf $(VENV) build dist

@@ -1,19 +1,17 @@
 """The quick form of ``leyden bench serve`` runs whole; what cannot be measured is said; llama.cpp gets our weights."""
 
 import json
-import struct
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from leyden.bench.serve import run as serve
-from leyden.bench.serve.gguf import write_gguf
 from leyden.bench.serve.http import ServerError, ServerProcess
 from leyden.bench.serve.llama import LlamaError, LlamaWorker
 from leyden.bench.serve.plan import QUICK, prompts
 from leyden.bench.serve.rows import step_bytes
+from leyden.checkpoint.gguf.header import read_header
 from leyden.core.errors import UserError
 from leyden.model import HybridLM, preset
 
@@ -91,22 +89,11 @@ def test_bytes_of_a_step() -> None:
     assert one == pytest.approx(all_weights - 6 * experts + 2 * states + key_values)
 
 
-def test_gguf_has_every_weight_once(tmp_path: Path) -> None:
-    model = HybridLM(QUICK.model, seed=3).to(torch.bfloat16)
-    write_gguf(model, tmp_path / "model.gguf")
-    data = (tmp_path / "model.gguf").read_bytes()
-    magic, version, num_tensors, num_keys = struct.unpack_from("<4sIQQ", data)
-    assert (magic, version, num_keys) == (b"GGUF", 3, 18)
-    assert num_tensors == len(model.state_dict()) + QUICK.model.num_hidden_layers  # gate and up projections apart
-    for weight in (model.lm_head.weight, model.layers[1].mlp.experts.gate_up_proj[2, :64]):
-        place = data.find(weight.detach().contiguous().view(torch.uint8).numpy().tobytes())
-        assert place > 0 and place % 32 == 0
-
-
-def test_a_model_that_llama_cannot_express_is_refused(tmp_path: Path) -> None:
-    config = QUICK.model.model_copy(update={"num_local_experts": 0, "lightning_norm_eps": 1e-5})
-    with pytest.raises(UserError, match="two epsilons differ; a layer has no experts"):
-        write_gguf(HybridLM(config), tmp_path / "model.gguf")
+def test_llama_gets_a_file_of_each_dtype(tmp_path: Path) -> None:
+    serve._write(QUICK, tmp_path, gguf=True)
+    for dtype, kind in (("float32", "F32"), ("bfloat16", "BF16")):
+        tensors = read_header(tmp_path / f"{dtype}.gguf").tensors
+        assert {tensors[name].kind for name in ("token_embd.weight", "blk.0.ffn_up_exps.weight")} == {kind}
 
 
 def test_prompts_differ_by_seed() -> None:

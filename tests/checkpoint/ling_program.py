@@ -1,4 +1,5 @@
-"""Ling-2.5 and 2.6 token by token in float64, from the published formulas, their config.json and their tensor names."""
+"""Ling-2.5 and 2.6 and Ring-linear-2.0 token by token in float64, from the published formulas, their config.json and
+their tensor names."""
 
 import math
 from typing import Any
@@ -96,6 +97,31 @@ class Latent:
         return w["dense.weight"] @ torch.cat(heads)
 
 
+class Grouped:
+    """Softmax attention of Ring-linear-2.0: grouped queries, norms of queries and keys, RoPE on a part of each head."""
+
+    def __init__(self, config: dict[str, Any], w: Tensors) -> None:
+        self.w, self.c = w, config
+        self.keys: list[torch.Tensor] = []
+        self.values: list[torch.Tensor] = []
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        w, c = self.w, self.c
+        H, Hkv, D = c["num_attention_heads"], c["num_key_value_heads"], c["head_dim"]
+        rows, eps, rates = w["query_key_value.weight"] @ x, c["rms_norm_eps"], frequencies(D // 2, c)
+        q, k, v = rows[: H * D].view(H, D), rows[H * D : (H + Hkv) * D].view(Hkv, D), rows[(H + Hkv) * D :].view(Hkv, D)
+        position = len(self.keys)
+        q = turned(rms(q, w["query_layernorm.weight"], eps), position, rates)
+        self.keys.append(turned(rms(k, w["key_layernorm.weight"], eps), position, rates))
+        self.values.append(v)
+        keys, values = torch.stack(self.keys), torch.stack(self.values)
+        heads = []
+        for h in range(H):
+            of = h * Hkv // H
+            heads.append(torch.softmax(keys[:, of] @ q[h] / math.sqrt(D), 0) @ values[:, of])
+        return w["dense.weight"] @ torch.cat(heads)
+
+
 def swiglu(x: torch.Tensor, w: Tensors, prefix: str) -> torch.Tensor:
     gate, up, down = (w[f"{prefix}{name}_proj.weight"] for name in ("gate", "up", "down"))
     return down @ (silu(gate @ x) * (up @ x))
@@ -128,7 +154,8 @@ def logits_of(config: dict[str, Any], tensors: Tensors, tokens: list[int], *, of
     for i in range(layers):
         softmax = (i + 1) % group == 0 or i >= layers // group * group
         own = part(f"model.layers.{i}.attention.")
-        attention.append(Latent(config, own) if softmax else Lightning(config, own, i, offset))
+        other = Latent if "kv_lora_rank" in config else Grouped
+        attention.append(other(config, own) if softmax else Lightning(config, own, i, offset))
     mlps, eps, rows = [part(f"model.layers.{i}.mlp.") for i in range(layers)], config["rms_norm_eps"], []
     for token in tokens:
         x = w["model.word_embeddings.weight"][token]

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from leyden import Engine, Sampling
 from leyden.checkpoint import load, read_config, save
 from leyden.checkpoint.layouts import LAYOUTS
-from leyden.checkpoint.model_directory import bindings_of
+from leyden.checkpoint.stored_model import bindings_of
 from leyden.core.errors import UserError
 from leyden.model import Cache, HybridLM, ModelConfig
 

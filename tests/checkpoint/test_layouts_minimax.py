@@ -8,9 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from leyden import Engine, Sampling
 from leyden.checkpoint import load, save
+from leyden.checkpoint.layouts import layout_of
 from leyden.checkpoint.layouts.minimax import MINIMAX
-from leyden.checkpoint.model_directory import bindings_of
+from leyden.checkpoint.stored_model import bindings_of
 from leyden.core.errors import UserError
 from leyden.model import HybridLM, preset
 
@@ -94,6 +96,41 @@ def test_the_released_config_is_the_preset_and_back() -> None:
         "torch_dtype": "bfloat16",
         "leyden": written["leyden"],
     }
+
+
+M1 = {key: value for key, value in TEXT_01.items() if key not in ("bos_token_id", "eos_token_id")} | {
+    "architectures": ["MiniMaxM1ForCausalLM"],
+    "auto_map": {"AutoConfig": "configuration_minimax_m1.MiniMaxM1Config"},
+    "model_type": "minimax_m1",
+}
+"""MiniMax-M1-40k and -80k: shape and names of Text-01 under another type, 10,240,000 positions, and no end token."""
+
+
+def test_minimax_m1_is_the_same_shape_under_another_type() -> None:
+    layout = layout_of(M1, "config.json")
+    config = layout.read_config(M1, "config.json")
+    assert layout is MINIMAX and config == preset("text-01") and config.max_position_embeddings == 10_240_000
+    bindings, _ = bindings_of(layout, config)
+    assert {name: binding.part_shape for binding in bindings for name in binding.theirs} == _text_01_keys()
+
+
+def test_a_small_minimax_m1_opens_and_goes_on_without_an_end_token(
+    random_model: Callable[..., HybridLM], tmp_path: Path
+) -> None:
+    model = random_model(max_position_embeddings=10_240_000)
+    save(model, None, tmp_path / "m", layout="minimax")
+    path = tmp_path / "m" / "config.json"
+    said = json.loads(path.read_text())
+    for key in ("bos_token_id", "eos_token_id"):
+        del said[key]
+    path.write_text(json.dumps(said | {key: M1[key] for key in ("architectures", "model_type")}))
+    (tmp_path / "m" / "SHA256SUMS").unlink()
+    found, _ = load(tmp_path / "m")
+    tokens = torch.tensor([[3, 1, 4, 1, 5]])
+    with torch.no_grad():
+        assert torch.equal(found(tokens), model(tokens))
+    (completion,) = Engine(found, kv_gigabytes=0.01).generate([[3, 1, 4]], Sampling(max_tokens=5, temperature=0.0))
+    assert len(completion.tokens) == 5 and completion.finish_reason == "length"
 
 
 @pytest.mark.parametrize("width", [0, [0], [0, 0]])

@@ -235,7 +235,8 @@ def test_a_model_goes_through_every_layout_and_back(leyden_cli: Cli, model: Path
 
 
 def test_a_conversion_that_cannot_be(leyden_cli: Cli, model: Path, tmp_path: Path) -> None:
-    refused(leyden_cli("convert", model, tmp_path / "out", "--layout", "gguf"), "'gguf' is not one of")
+    refused(leyden_cli("convert", model, tmp_path / "out", "--layout", "onnx"), "'onnx' is not one of")
+    refused(leyden_cli("convert", model, tmp_path / "out", "--layout", "gguf"), "name that ends in .gguf")
     refused(leyden_cli("convert", tmp_path / "none", tmp_path / "out", "--layout", "leyden"), "none")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("dear")

@@ -105,6 +105,45 @@ YARN: dict[str, Any] = {
 FIRST_DENSE: dict[str, Any] = {"mlp_types": ("dense", "experts", "dense", "experts"), "dense_intermediate_size": 12}
 """Further changes: two of the four layers have a dense feed-forward with a width of its own."""
 
+_BAILING: dict[str, Any] = {
+    **SIGMOID,
+    "postnorm": False,
+    "mlp_types": ("dense", "experts", "experts", "experts"),
+    "dense_intermediate_size": 20,
+    "lightning_activation": "none",
+    "lightning_scale": "1/sqrt(d)",
+    "lightning_rotary_dim": 4,
+    "lightning_norm_groups": 4,
+    "router_group_loss_coef": 0.0,
+}
+LING: dict[str, Any] = {
+    **_BAILING,
+    **LATENT,
+    "layer_types": ("linear_attention", "latent_attention", "linear_attention", "latent_attention"),
+    "qk_norm": ("linear_attention",),
+}
+"""Further changes: a whole model as Ling-2.6, whose layers come in groups of two."""
+RING_LINEAR: dict[str, Any] = {**_BAILING, "qk_norm": ("linear_attention", "full_attention")}
+"""Further changes: a whole model as Ring-linear-2.0."""
+SALA: dict[str, Any] = {
+    "num_local_experts": 0,
+    "postnorm": False,
+    "layer_types": ("full_attention", "linear_attention", "linear_attention", "full_attention"),
+    "full_attn_beta_factor": 0.7,
+    "linear_attn_beta_factor": 0.7,
+    "mlp_beta_factor": 0.7,
+    "rotary_dim": 0,
+    "lightning_slope_factor": "none",
+    "lightning_activation": "none",
+    "lightning_scale": "1/sqrt(d)",
+    "lightning_rotary_dim": 8,
+    "qk_norm": ("linear_attention",),
+    "attn_output_gate": True,
+    "embedding_multiplier": 12.0,
+    "logits_scaling": 4.0,
+}
+"""Further changes: a whole model as MiniCPM-SALA."""
+
 
 def small_config(**changes: Any) -> ModelConfig:
     """The small hybrid's shape."""

@@ -17,7 +17,10 @@ from one_process import (
     FOUR_LAYERS,
     HGRN2,
     LATENT,
+    LING,
     RING,
+    RING_LINEAR,
+    SALA,
     SIGMOID,
     TWO_LAYERS,
     WINDOWED,
@@ -196,6 +199,25 @@ COMBINED = [
     pytest.param(Plan(tp=4), RING, marks=pytest.mark.slow),
     pytest.param(Plan(dp_shard=4), RING, marks=pytest.mark.slow),
     pytest.param(Plan(pp=2, tp=2), RING | {"layer_types": FOUR_LAYERS["layer_types"]}, marks=pytest.mark.slow),
+    (Plan(cp=2, tp=2, ep=2), LING),
+    *(
+        pytest.param(plan, family, marks=pytest.mark.slow)
+        for family in (LING, RING_LINEAR)
+        for plan in (
+            Plan(tp=4),
+            Plan(cp=4),
+            Plan(dp_shard=4),
+            Plan(dp_shard=4, ep=4),
+            Plan(dp_shard=2, tp=2, ep=2),
+            Plan(dp_shard=2, cp=2, ep=2),
+            Plan(pp=2, tp=2),
+        )
+    ),
+    pytest.param(Plan(cp=2, tp=2, ep=2), RING_LINEAR, marks=pytest.mark.slow),
+    *(
+        pytest.param(plan, SALA, marks=pytest.mark.slow)
+        for plan in (Plan(tp=4), Plan(cp=4), Plan(dp_shard=4), Plan(cp=2, tp=2), Plan(pp=2, tp=2))
+    ),
     (Plan(cp=2, tp=2, ep=2), MTP | DROPS),
     pytest.param(Plan(dp_shard=2, cp=2), {"num_nextn_predict_layers": 2}, marks=pytest.mark.slow),
     pytest.param(Plan(cp=4), {"num_nextn_predict_layers": 3}, marks=pytest.mark.slow),

@@ -96,11 +96,11 @@ def expected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, 
     """The directory that one process saves of the whole model."""
 
     def make(layout: str, dtype: torch.dtype | None) -> Path:
-        from leyden.checkpoint import model_directory
+        from leyden.checkpoint import saving
         from leyden.checkpoint.tensor_files import write_tensors
 
         small = lambda directory, tensors: write_tensors(directory, tensors, FILE_BYTES)  # noqa: E731
-        monkeypatch.setattr(model_directory, "write_tensors", small)
+        monkeypatch.setattr(saving, "write_tensors", small)
         path = tmp_path / "expected" / f"{layout} {dtype}"
         save(whole(layout).to(dtype or torch.float32), None, path, layout=layout)
         return path

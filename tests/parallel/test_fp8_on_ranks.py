@@ -32,7 +32,7 @@ def worst(plan: Plan, changes: dict[str, Any], alone: Any) -> dict[str, float]:
     ("plan", "changes"),
     [
         (Plan(dp_shard=4), TWO_LAYERS),
-        (Plan(pp=2, dp_shard=2), SIGMOID),
+        pytest.param(Plan(pp=2, dp_shard=2), SIGMOID, marks=pytest.mark.slow),
         pytest.param(Plan(dp_replicate=2, dp_shard=2), TWO_LAYERS | SIGMOID, marks=pytest.mark.slow),
         pytest.param(
             Plan(pp=2, dp_shard=2, settings=ParallelConfig(activation_checkpointing="full")), {}, marks=pytest.mark.slow

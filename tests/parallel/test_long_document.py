@@ -54,7 +54,7 @@ def test_the_loader_fills_rows_with_the_document() -> None:
         (Plan(cp=2), TWO_LAYERS),
         pytest.param(Plan(cp=2), WINDOWED, marks=pytest.mark.slow),
         pytest.param(Plan(cp=4), TWO_LAYERS, marks=pytest.mark.slow),
-        (Plan(cp=4), WINDOWED),
+        pytest.param(Plan(cp=4), WINDOWED, marks=pytest.mark.slow),
     ],
     ids=named,
 )

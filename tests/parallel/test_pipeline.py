@@ -138,7 +138,8 @@ def _train_sharded(plan: Plan) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("reshard", "per_rank"), [(True, 1), (False, 2), pytest.param(True, 2, marks=pytest.mark.slow)]
+    ("reshard", "per_rank"),
+    [(True, 1), *(pytest.param(reshard, 2, marks=pytest.mark.slow) for reshard in (True, False))],
 )
 def test_stages_are_sharded(ranks: Ranks, reshard: bool, per_rank: int) -> None:
     schedule = "interleaved" if per_rank > 1 else "1f1b"

@@ -50,7 +50,7 @@ FOUR: list[Any] = [
     pytest.param(Plan(dp_shard=4), LONG, 1, {"postnorm": False, "parallel_block": True}, marks=pytest.mark.slow),
     pytest.param(Plan(cp=2, tp=2), LONG, 1, {"postnorm": False, "norm_placement": "after"}, marks=pytest.mark.slow),
     pytest.param(Plan(dp_shard=4), LONG, 1, SIGMOID | {"num_local_experts": 16}, marks=pytest.mark.slow),
-    (Plan(cp=2, tp=2), LONG, 1, HGRN2),
+    pytest.param(Plan(cp=2, tp=2), LONG, 1, HGRN2, marks=pytest.mark.slow),
     (Plan(tp=2, dp_shard=2), LONG, 1, LATENT | WIDE_LATENT),
     pytest.param(Plan(cp=2, tp=2), LONG, 1, LATENT | WIDE_LATENT, marks=pytest.mark.slow),
     pytest.param(Plan(cp=2, tp=2), LONG, 1, RING, marks=pytest.mark.slow),

@@ -67,7 +67,7 @@ def _drawn(engine: Engine) -> list[tuple[int, ...]]:
         (Plan(pp=2), Plan(tp=2), torch.float32, False),
         (Plan(dp_replicate=2), None, torch.float32, False),
         pytest.param(Plan(dp_shard=2, tp=2, etp=2), Plan(tp=4, ep=4), torch.float32, False, marks=pytest.mark.slow),
-        (Plan(pp=2, cp=2, ep=2), Plan(tp=4, ep=2, etp=2), torch.float32, False),
+        pytest.param(Plan(pp=2, cp=2, ep=2), Plan(tp=4, ep=2, etp=2), torch.float32, False, marks=pytest.mark.slow),
     ],
     ids=str,
 )

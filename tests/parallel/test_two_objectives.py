@@ -190,7 +190,7 @@ def worst(plan: Plan, alone: dict[str, Alone]) -> dict[str, dict[str, float]]:
 
 
 PLANS = [
-    Plan(dp_replicate=2, dp_shard=2),
+    pytest.param(Plan(dp_replicate=2, dp_shard=2), marks=pytest.mark.slow),
     pytest.param(Plan(cp=4), marks=pytest.mark.slow),
     pytest.param(Plan(tp=4), marks=pytest.mark.slow),
     pytest.param(Plan(pp=4), marks=pytest.mark.slow),

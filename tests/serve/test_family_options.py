@@ -8,7 +8,6 @@ import torch
 
 from leyden import Engine, Sampling
 from leyden.model import Cache, HybridLM, NativeDecoder, Pools, quantize, text_logprobs
-from leyden.model.attention_options import OPTIONS
 from leyden.ops.decode import UnavailableError
 from leyden.serve.weights import decoder_of
 
@@ -62,7 +61,7 @@ def test_a_trainer_and_an_engine_have_the_same_bits(family: HybridLM) -> None:
     assert all(torch.equal(one, other) for one, other in zip(given, found, strict=True))
 
 
-@pytest.mark.parametrize("name", [name for name in OPTIONS if name != "lightning_slope_factor"])
+@pytest.mark.parametrize("name", ["attn_logit_softcapping", "final_logit_softcapping"])
 def test_the_native_step_refuses_what_it_does_not_compute(make_model: Callable[..., HybridLM], name: str) -> None:
     model = make_model(**{name: FAMILY[name]})
     pools = Pools(model.config, 2, 4, dtype=torch.float32)

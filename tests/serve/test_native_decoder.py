@@ -58,6 +58,30 @@ SHAPES = [
     LINEAR,
     {**LINEAR, "num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 80, "rotary_dim": 16, "postnorm": False},
 ]
+FAMILY = {
+    "lightning_activation": "none",
+    "lightning_scale": "1/sqrt(d)",
+    "lightning_rotary_dim": 16,
+    "lightning_norm_groups": 2,
+    "qk_norm": ("linear_attention", "full_attention"),
+    "attn_output_gate": True,
+    "embedding_multiplier": 12.0,
+    "logits_scaling": 6.0,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+"""The options of the lightning family, each of which some model has."""
+SHAPES += [
+    FAMILY,
+    {**FAMILY, "head_dim": 32, "rotary_dim": 0, "lightning_rotary_dim": 32, "lightning_norm_groups": 1,
+     "postnorm": False},
+    {**FAMILY, **WINDOWS, "sliding_window": 7, "qk_norm": ("sliding_attention",), "lightning_norm_groups": 4},
+    {"lightning_rotary_dim": 8, "qk_norm": ("linear_attention",), "num_attention_heads": 3, "head_dim": 80,
+     "num_key_value_heads": 3, "rotary_dim": 16, "lightning_scale": "1/d"},
+    {**LINEAR, "num_attention_heads": 4, "num_key_value_heads": 1, "lightning_norm_groups": 2,
+     "attn_output_gate": True},
+    {**FAMILY, **SIGMOIDS},
+]  # fmt: skip
 KINDS = ["float32", "bfloat16", "int8", "int8 head"]
 
 
@@ -114,13 +138,16 @@ def test_steps_equal_those_of_the_modules(
 
 
 @needs_compiler
-def test_logits_are_as_near_to_float64_as_those_of_the_modules(make_model: Callable[..., HybridLM]) -> None:
-    model, text = make_model(), _text(60, 1)
+@pytest.mark.parametrize("shape", [{}, FAMILY], ids=["", "the lightning family"])
+def test_logits_are_as_near_to_float64_as_those_of_the_modules(
+    make_model: Callable[..., HybridLM], shape: dict[str, object]
+) -> None:
+    model, text = make_model(**shape), _text(60, 1)
     step, modules = NativeDecoder(model, _pools(model, torch.float32)), Runner(model, _pools(model, torch.float32))
     decodes = [Reading([token], i, [0], [0, 0]) for i, token in enumerate(text)]
     ours, plain = (torch.cat([run([d]) for d in decodes]) for run in (step.run, lambda d: modules.run(d, [])))
     with torch.inference_mode():
-        exact = make_model().double()(torch.tensor([text]))[0]
+        exact = make_model(**shape).double()(torch.tensor([text]))[0]
     assert (ours - exact).norm() < 1.5 * (plain - exact).norm()
 
 
@@ -192,7 +219,7 @@ def test_bfloat16_steps_are_nearer_to_float32_than_the_plain_forward(make_model:
 
 @needs_compiler
 @pytest.mark.parametrize("head", [False, True], ids=["bf16 head", "int8 head"])
-@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[1], SHAPES[7], SHAPES[10], LINEAR])
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[1], SHAPES[7], SHAPES[10], LINEAR, FAMILY])
 def test_int8_weights(make_model: Callable[..., HybridLM], shape: dict[str, object], head: bool) -> None:
     """In float32, where the modules and the step differ by rounding alone; and in bfloat16."""
     text = _text(40, 0)
@@ -208,15 +235,15 @@ def test_int8_weights(make_model: Callable[..., HybridLM], shape: dict[str, obje
 @needs_compiler
 @pytest.mark.parametrize(
     "shape",
-    [{}, {**WINDOWS, "sliding_window": 7, **DENSE_AND_EXPERTS}, LINEAR],
-    ids=["", "windows", "cosFormer2 and HGRN2"],
+    [{}, {**WINDOWS, "sliding_window": 7, **DENSE_AND_EXPERTS}, LINEAR, FAMILY],
+    ids=["", "windows", "cosFormer2 and HGRN2", "the lightning family"],
 )
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_batch_and_no_thread_changes_a_bit(
     make_model: Callable[..., HybridLM], kind: str, shape: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each sequence alone, token by token; and in random company, order and drafts, with 1 to 3 threads."""
-    model = make_model(num_attention_heads=4, vocab_size=301, shared_intermediate_size=16, **shape)
+    model = make_model(**{"num_attention_heads": 4, "vocab_size": 301, "shared_intermediate_size": 16, **shape})
     model = _of_kind(model, kind)
     dtype = torch.float32 if kind == "float32" else torch.bfloat16
     texts = [_text(24, seed) for seed in range(7)]
@@ -342,7 +369,9 @@ def test_the_runner_gives_decodes_to_the_step_and_prompts_to_the_modules(model: 
 
 
 @needs_compiler
-def test_both_decoders_generate_the_same(model: HybridLM) -> None:
+@pytest.mark.parametrize("shape", [{}, FAMILY], ids=["", "the lightning family"])
+def test_both_decoders_generate_the_same(make_model: Callable[..., HybridLM], shape: dict[str, object]) -> None:
+    model = make_model(**shape)
     sampling = Sampling(max_tokens=50, seed=2)
     prompts = [[1, 2, 3], [9]]
     native = Engine(model, decoder="native").generate(prompts, sampling)

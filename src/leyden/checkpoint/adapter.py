@@ -262,7 +262,7 @@ def _ours(
 
 def _rows(module: str, config: ModelConfig) -> torch.Tensor | None:
     """[head_dim], as of :class:`leyden.checkpoint.rules.WeightRule`."""
-    rules = [rule for rule in TRANSFORMERS.rules if rule.match(f"{module}.weight") is not None]
+    rules = [rule for rule in TRANSFORMERS.rules if rule.match(f"{module}.weight", config) is not None]
     return rules[0].rows(config) if rules and rules[0].rows else None
 
 

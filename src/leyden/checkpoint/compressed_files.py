@@ -162,27 +162,32 @@ class CompressedFiles(TensorFiles):
         return shape if packed.shape == (shape[0], -(-shape[1] // _PER_WORD)) and min(shape) > 0 else None
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        return self.rows(name, 0, self.stored[name].shape[0]) if name in self._compressed else super().__getitem__(name)
+        return self.rows(name, 0, self.stored[name].shape[0]) if self._is_made(name) else super().__getitem__(name)
+
+    def _is_made(self, name: str) -> bool:
+        """Whether the tensor, or the one that it is a part of, is compressed."""
+        return self._parts.get(name, (name,))[0] in self._compressed
 
     def rows(self, name: str, first: int, last: int) -> torch.Tensor:
         """See :meth:`TensorFiles.rows`."""
-        if name not in self._compressed:
+        if not self._is_made(name):
             return super().rows(name, first, last)
-        matrix = self._compressed[name]
+        name, before, _ = self._parts.get(name, (name, 0, 0))
+        first, last, matrix = first + before, last + before, self._compressed[name]
         values, scale = self._tensor(matrix.values)[first:last], self._tensor(matrix.scale)
         numbers = unpacked(values, matrix.shape[1]) if matrix.scheme.bits == 4 else values.float()
         return scaled(numbers, scale.view(matrix.scheme.scales(matrix.shape)), matrix.scheme, first)
 
     def read(self, name: str, first: int, last: int) -> torch.Tensor:
         """See :meth:`TensorFiles.read`."""
-        return self.rows(name, first, last) if name in self._compressed else super().read(name, first, last)
+        return self.rows(name, first, last) if self._is_made(name) else super().read(name, first, last)
 
     def read_rows(self, name: str) -> Iterator[torch.Tensor]:
         """See :meth:`TensorFiles.read_rows`."""
-        if name not in self._compressed:
+        if not self._is_made(name):
             yield from super().read_rows(name)
             return
-        rows, columns = self._compressed[name].shape
+        rows, columns = self.stored[name].shape
         step = max(1, _BLOCK_ELEMENTS // columns)
         for first in range(0, rows, step):
             yield self.rows(name, first, min(rows, first + step))

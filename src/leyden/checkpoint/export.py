@@ -10,10 +10,12 @@ import torch
 
 from leyden.checkpoint.coordinator import Coordinator, coordinator_of
 from leyden.checkpoint.layouts import Layout, layout_named
-from leyden.checkpoint.model_directory import bindings_of, check_fit, narrowed, refuse_to_replace_others
-from leyden.checkpoint.model_files import file_tensors, write_files
+from leyden.checkpoint.model_files import OfWeight, file_tensors, write_files
+from leyden.checkpoint.model_place import refuse_to_replace_others
 from leyden.checkpoint.pieces import TensorPiece
 from leyden.checkpoint.shard_index import ShardIndex
+from leyden.checkpoint.stored_model import bindings_of, check_fit
+from leyden.checkpoint.stored_weights import narrowed
 from leyden.checkpoint.tensor_files import SHARD_BYTES
 from leyden.model import ModelConfig
 from leyden.parallel import Mesh
@@ -59,7 +61,8 @@ def export(
     narrow = _narrow(weights, config, kind, dtype, coordinator)
     tensors = file_tensors(config, kind, settings, dtype, narrow)
     shards = ShardIndex(weights, coordinator)
-    shards.check({tensor.binding.ours: tensor.binding.shape for tensor in tensors if tensor.binding is not None})
+    weights_of_files = (block.binding for file in tensors for block in file.blocks if isinstance(block, OfWeight))
+    shards.check({binding.ours: binding.shape for binding in weights_of_files})
     write_files(tensors, shards, directory, settings, tokenizer, coordinator=coordinator, file_bytes=file_bytes)
 
 

@@ -3,13 +3,15 @@
 import re
 from pathlib import Path
 
+from leyden.checkpoint.model_place import is_gguf
 from leyden.checkpoint.training import check_whole, is_checkpoint, latest_training, newest_training
 from leyden.core.checksums import SUMS
 from leyden.core.errors import UserError
 from leyden.core.log import say
 
 _KINDS = (
-    "a directory with config.json and its weights, as a run's final/ is; a run, which stands for that; or a checkpoint"
+    "a directory with config.json and its weights, as a run's final/ is; a run, which stands for that; a checkpoint; "
+    "or a file whose name ends in .gguf"
 )
 _MARKS = ("config.json", "adapter_config.json")
 """Of the settings of a model, and of an adapter, which stands for the model it was trained on with its additions."""
@@ -18,7 +20,8 @@ _WANTED = ["*.json", "*.safetensors", "*.jinja", SUMS]
 
 
 def find_model(model: str | Path, *, verify: bool = True) -> Path:
-    """The directory of ``model``: with ``config.json``, or a checkpoint (:func:`is_checkpoint`) that is whole.
+    """The directory of ``model``: with ``config.json``, or a checkpoint (:func:`is_checkpoint`) that is whole; or a
+    GGUF file, as it is.
 
     A run is its ``final/``, and its newest whole checkpoint before it has one. A hub id ``org/name`` is downloaded
     first (weights and JSON, nothing that runs).
@@ -34,6 +37,8 @@ def find_model(model: str | Path, *, verify: bool = True) -> Path:
     path = Path(model)
     if path.is_dir():
         return _model_in(path, verify)
+    if is_gguf(path):
+        return path
     if path.exists():
         raise UserError(f"{model} is a file; a model is {_KINDS}.")
     if isinstance(model, Path) or not _HUB_ID.fullmatch(model):

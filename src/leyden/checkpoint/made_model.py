@@ -7,9 +7,10 @@ from typing import Any, Protocol
 import torch
 
 from leyden.checkpoint.layouts import layout_named, layout_to_share
-from leyden.checkpoint.model_directory import bindings_of, narrowed
 from leyden.checkpoint.model_files import file_tensors, write_files
 from leyden.checkpoint.shard_index import Rectangle
+from leyden.checkpoint.stored_model import bindings_of
+from leyden.checkpoint.stored_weights import narrowed
 from leyden.checkpoint.tensor_files import SHARD_BYTES
 from leyden.core.log import Bar, progress, say
 from leyden.model import ModelConfig
@@ -58,7 +59,7 @@ def write_made(
         config: its shape.
         dtype: of its matrices; norms and routers are float32 where they need it.
         tokenizer: None to write none.
-        target: the directory, free as :func:`leyden.checkpoint.model_directory.refuse_to_overwrite` says.
+        target: the directory, free as :func:`leyden.checkpoint.model_place.refuse_to_overwrite` says.
         title: of the progress bar.
         notes: further JSON files, by name.
         layout: in which it is written; None: that of transformers where it can express the model, else Leyden's.

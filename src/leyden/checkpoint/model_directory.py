@@ -1,35 +1,35 @@
-"""Models on disk: ``load``, ``save`` and ``convert``.
+"""Models on disk opened: ``load`` and ``read_config``.
 
-A MODEL is a directory with ``config.json``, safetensors and, mostly, a tokenizer, in one of our layouts; or a
-training checkpoint, whose masters are in our own. It is memory-mapped, never unpickled, written whole or not at all.
+A MODEL is a directory with ``config.json``, safetensors and, mostly, a tokenizer, in one of our layouts; a training
+checkpoint, whose masters are in our own; or a GGUF file. It is memory-mapped and never unpickled.
 Matrices keep the dtype they are stored in; norms and routers are float32 in the model whatever the file says.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from leyden.checkpoint.adapter import find_adapter, is_adapter_directory, read_adapter
+from leyden.checkpoint.adapter import is_adapter_directory, read_adapter
 from leyden.checkpoint.compressed_files import SECTION as COMPRESSION
 from leyden.checkpoint.compressed_files import schemes_of, tensor_files
+from leyden.checkpoint.gguf import open_gguf, read_gguf_config
 from leyden.checkpoint.hub import find_model
-from leyden.checkpoint.layouts import Derived, Layout, layout_named, layout_of
+from leyden.checkpoint.layouts import Derived, Layout, layout_of
 from leyden.checkpoint.master_files import MasterFiles
 from leyden.checkpoint.merged_weights import MergedWeights, base_directory, check_base
-from leyden.checkpoint.rules import Binding, bind
+from leyden.checkpoint.model_place import SETTINGS, is_gguf
+from leyden.checkpoint.rules import parts_of_tensors, shapes_of_tensors
+from leyden.checkpoint.stored_model import StoredModel, bindings_of, check_fit
 from leyden.checkpoint.stored_weights import StoredWeights, check_room, empty_model, fill, weight_bytes
-from leyden.checkpoint.tensor_files import TensorFiles, read_json, write_json, write_tensors
+from leyden.checkpoint.tensor_files import TensorFiles, read_json
 from leyden.checkpoint.training import is_checkpoint, read_values
-from leyden.core.checksums import SUMS, changed_files, write_checksums
+from leyden.core.checksums import SUMS, changed_files
 from leyden.core.device import free_bytes, narrow_products_are_slow
 from leyden.core.errors import UserError
-from leyden.core.files import atomic_directory
 from leyden.core.log import logger
 from leyden.model import HybridLM, ModelConfig
-from leyden.model.float32 import Float32Module
 from leyden.model.lora import is_adapter
 from leyden.model.quantized import Int8
 from leyden.parallel.mesh import Mesh
@@ -41,9 +41,6 @@ _HEAD = "lm_head.weight"
 """The output projection, as every layout calls it; a tied model may come with a copy of its embedding there."""
 _MANY_LAYERS, _MANY_TENSORS = 1 << 8, 1 << 17
 """Up to here names are made whatever config.json says, and what is missing is listed."""
-_SETTINGS = ("*.json", "*.jinja")
-"""What people edit, apart from the tokenizer."""
-_OURS_TO_REPLACE = ("*.json", "*.safetensors", "*.jinja", SUMS)
 
 
 def load(
@@ -100,76 +97,13 @@ def _dtype_to_compute_in(stored: "StoredModel", int8: Int8, device: torch.device
 
 
 def read_config(model: str | Path) -> ModelConfig:
-    """The shape of the model in a directory of any layout (or a hub id); its weights are not read.
+    """The shape of the model in a directory of any layout, a GGUF file or a hub id; its weights are not read.
 
     Raises:
         UserError: nothing there, or another kind of model.
     """
-    _, config, _ = _read_settings(find_model(model))
-    return config
-
-
-def save(model: HybridLM, tokenizer: Tokenizer | None, directory: str | Path, layout: str = "leyden") -> None:
-    """Write a model that :func:`load` opens; an older model in ``directory`` is replaced.
-
-    Args:
-        model: any dtype, any device.
-        tokenizer: None to write none.
-        directory: where to.
-        layout: ``"leyden"``, ``"transformers"`` (stock ``MiniMaxForCausalLM``), ``"minimax"`` (as
-            released) or ``"ling"`` (Ling- and Ring-2.5 and 2.6).
-
-    Raises:
-        UserError: the layout cannot express the model, it has adapters, or ``directory`` holds something that is no
-            model.
-    """
-    if any(map(is_adapter, model.state_dict())):
-        raise UserError(
-            "the model has adapters, and no layout of models has a place for them; write those by "
-            "leyden.checkpoint.adapter.write_adapter, and open them with the model that they were trained on."
-        )
-    _write(model.config, model.state_dict(), tokenizer, Path(directory), layout_named(layout))
-
-
-def convert(
-    source: str | Path, target: str | Path, layout: str, *, replace: bool = False, lora: str | Path | None = None
-) -> None:
-    """Write the model ``source`` into the directory ``target`` in another layout, a shard in memory at a time.
-
-    Args:
-        source: a model's directory in any layout, or a hub id.
-        target: a directory that does not exist, or is empty.
-        layout: as for :func:`save`.
-        replace: an older model in ``target`` is replaced; never the source itself.
-        lora: an adapter, whose additions are merged into the weights; None for none.
-
-    Raises:
-        UserError: as :func:`load` and :func:`save` do, or ``target`` holds a model and ``replace`` is False.
-    """
-    kind = layout_named(layout)
-    directory = find_model(source)
-    refuse_to_overwrite(directory, Path(target), replace)
-    stored = open_stored(directory)
-    if lora is not None:
-        stored = _with_adapter(stored, find_adapter(lora))
-    _write(stored.config, stored.weights, stored.tokenizer, Path(target), kind)
-
-
-@dataclass(frozen=True)
-class StoredModel:
-    """A model on disk whose names and shapes have been checked.
-
-    Attributes:
-        layout: the name of the layout that it is in.
-        config: its shape.
-        weights: read when they are asked for.
-        tokenizer: None where it has none.
-    """
-
-    layout: str
-    config: ModelConfig
-    weights: StoredWeights
-    tokenizer: Tokenizer | None
+    place = find_model(model)
+    return read_gguf_config(place) if is_gguf(place) else _read_settings(place)[1]
 
 
 def _read_settings(directory: Path) -> tuple[Layout, ModelConfig, dict[str, Any]]:
@@ -202,15 +136,17 @@ def open_stored(directory: Path, mesh: Mesh | None = None, *, verify: bool = Tru
     """The model in ``directory``, as :func:`find_model` gave it; its names and shapes are checked.
 
     Args:
-        directory: in any layout, or a checkpoint.
+        directory: in any layout, or a checkpoint; or a GGUF file.
         mesh: of ranks that all open it; each compares its share of the files with their hashes.
         verify: compare the files with their hashes, which reads them; False reads headers alone.
 
     Raises:
         UserError: as :func:`load` says.
     """
+    if is_gguf(directory):
+        return open_gguf(directory)
     if is_adapter_directory(directory):
-        return _with_adapter(open_stored(base_directory(directory), mesh, verify=verify), directory)
+        return with_adapter(open_stored(base_directory(directory), mesh, verify=verify), directory)
     layout, config, data = _read_settings(directory)
     trained = is_checkpoint(directory)
     files = MasterFiles(directory) if trained else tensor_files(directory, data)
@@ -224,10 +160,13 @@ def open_stored(directory: Path, mesh: Mesh | None = None, *, verify: bool = Tru
     for name in layout.left_out(config, list(files), str(directory)):
         del files.stored[name]
     derived = layout.derived(config, data)
-    wanted = {name: binding.part_shape for binding in bindings for name in binding.theirs}
+    wanted = shapes_of_tensors(bindings)
     if config.tie_word_embeddings and _HEAD in files and _HEAD not in wanted:
         files.forget_copy(_HEAD, of=next(b.theirs[0] for b in bindings if b.ours == "embed_tokens.weight"))
     files.check(wanted | {item.name: item.shape for item in derived})
+    for name, parts in parts_of_tensors(bindings).items():
+        if len(parts) > 1:
+            files.divide(name, parts)
     _check_derived(files, derived)
     if verify:
         _check_unchanged(files, mesh)
@@ -237,7 +176,7 @@ def open_stored(directory: Path, mesh: Mesh | None = None, *, verify: bool = Tru
     return StoredModel(layout.name, config, StoredWeights(files, bindings, float32), tokenizer)
 
 
-def _with_adapter(stored: StoredModel, directory: Path) -> StoredModel:
+def with_adapter(stored: StoredModel, directory: Path) -> StoredModel:
     """A model as it is with the additions of the adapter in ``directory``, which may have a tokenizer beside it."""
     adapter = read_adapter(directory, stored.config)
     check_base(adapter, stored.weights)
@@ -257,7 +196,7 @@ def _check_unchanged(files: TensorFiles, mesh: Mesh | None) -> None:
             f"{', '.join(str(directory / name) for name in changed)}: not what was written there by {SUMS}; it is "
             f"damaged, or was changed. Restore it from a copy; if the change was meant, remove {directory / SUMS}."
         )
-    settings = [file.name for kind in _SETTINGS for file in directory.glob(kind) if file.name != _TOKENIZER_FILE]
+    settings = [file.name for kind in SETTINGS for file in directory.glob(kind) if file.name != _TOKENIZER_FILE]
     if (mesh is None or mesh.rank == 0) and (edited := changed_files(directory, settings)):
         _log.warning(
             "%s: changed since the model was written (%s); restore it from a copy, if nobody meant to.",
@@ -282,20 +221,6 @@ def _check_count(layout: Layout, config: ModelConfig, files: TensorFiles) -> Non
         )
 
 
-def bindings_of(layout: Layout, config: ModelConfig) -> tuple[list[Binding], set[str]]:
-    """How a layout stores each parameter of a model, and which parameters are float32 always."""
-    with torch.device("meta"):
-        model = HybridLM(config)
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    float32 = {
-        f"{prefix}.{name}"
-        for prefix, module in model.named_modules()
-        if isinstance(module, Float32Module)
-        for name, _ in module.named_parameters()
-    }
-    return bind(layout.rules, config, shapes), float32
-
-
 def _check_derived(files: TensorFiles, derived: list[Derived]) -> None:
     """Refuse a file whose derived tensors are not those of the model that would be built."""
     wrong = []
@@ -309,91 +234,4 @@ def _check_derived(files: TensorFiles, derived: list[Derived]) -> None:
             f"{', '.join(wrong[:4])}{f' and {len(wrong) - 4} more' if len(wrong) > 4 else ''}. A model that "
             "transformers initialised with a number of heads that is no power of two has other slopes, which Leyden "
             "does not compute with."
-        )
-
-
-def _write(
-    config: ModelConfig,
-    weights: Mapping[str, torch.Tensor],
-    tokenizer: Tokenizer | None,
-    directory: Path,
-    layout: Layout,
-) -> None:
-    dtype = weights["embed_tokens.weight"].dtype
-    settings = layout.write_config(config, dtype, tokenizer)
-    bindings, float32 = bindings_of(layout, config)
-    check_fit(config, tokenizer, "the model to save")
-    refuse_to_replace_others(directory)
-
-    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
-        for binding in bindings:
-            whole = weights[binding.ours]
-            if layout.narrows and binding.ours in float32:
-                whole = narrowed(whole, dtype)
-            yield from zip(binding.theirs, binding.split(whole), strict=True)
-        for item in layout.derived(config, settings):
-            yield item.name, item.make()
-
-    with atomic_directory(directory) as part:
-        write_json(part / "config.json", settings)
-        write_tensors(part, tensors())
-        if tokenizer is not None:
-            tokenizer.save(part)
-        note_files(part)
-
-
-def note_files(directory: Path) -> None:
-    """Write the hashes of a model's files, which :func:`load` compares: changed settings are said, others refused."""
-    write_checksums(directory, [file for kind in ("*.safetensors", *_SETTINGS) for file in directory.glob(kind)])
-
-
-def check_fit(config: ModelConfig, tokenizer: Tokenizer | None, source: str) -> None:
-    """Refuse a tokenizer with more tokens than the model of ``source`` has.
-
-    Raises:
-        UserError: it has.
-    """
-    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
-        raise UserError(
-            f"{source}: the tokenizer has {tokenizer.vocab_size} tokens and the model's vocab_size is "
-            f"{config.vocab_size}; the tokenizer belongs to another model."
-        )
-
-
-def narrowed(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """``tensor`` in ``dtype`` where every value survives it, else as it is."""
-    narrow = tensor.to(dtype)
-    return narrow if torch.equal(narrow.to(tensor.dtype), tensor) else tensor
-
-
-def refuse_to_overwrite(source: Path, target: Path, replace: bool) -> None:
-    """A model that is there stays, unless it may be replaced; the one that is read always stays.
-
-    Raises:
-        UserError: ``target`` is ``source``, or is not free.
-    """
-    if target.exists() and source.exists() and target.resolve() == source.resolve():
-        raise UserError(f"{target} is a model that is to be read itself; give another directory to write to.")
-    refuse_to_replace_others(target)
-    if not replace and target.is_dir() and any(target.iterdir()):
-        raise UserError(
-            f"{target} exists and is not empty; give a new directory, or replace the model in it (--force)."
-        )
-
-
-def refuse_to_replace_others(directory: Path) -> None:
-    """A directory is replaced whole, so it must be empty or hold nothing but a model.
-
-    Raises:
-        UserError: it holds something else.
-    """
-    if not directory.exists():
-        return
-    if not directory.is_dir():
-        raise UserError(f"{directory} is a file; give a directory for the model.")
-    others = [p.name for p in sorted(directory.iterdir()) if not any(p.match(kind) for kind in _OURS_TO_REPLACE)]
-    if others:
-        raise UserError(
-            f"{directory} holds other things than a model ({', '.join(others[:4])}), and it would be replaced whole; "
-            "give a new directory."
         )

@@ -17,9 +17,10 @@ import torch
 
 from leyden.checkpoint.coordinator import ALONE, Coordinator
 from leyden.checkpoint.layouts import Derived, Layout
-from leyden.checkpoint.model_directory import bindings_of, note_files
-from leyden.checkpoint.rules import Binding
+from leyden.checkpoint.model_place import note_files
+from leyden.checkpoint.rules import Binding, order_rows, shapes_of_tensors, whole_name
 from leyden.checkpoint.shard_index import Rectangle
+from leyden.checkpoint.stored_model import bindings_of
 from leyden.checkpoint.tensor_files import SHARD_BYTES, shard_name, write_index, write_json
 from leyden.checkpoint.tensor_stream import TensorStream
 from leyden.core.files import disk_errors_are_user_errors
@@ -41,29 +42,38 @@ class FileTensor:
 
     Attributes:
         name, dtype, shape: as the file says.
-        blocks: what it is made of, in order: rectangles of the weight of ``binding``, or a value.
-        binding: None for a tensor that is no weight.
+        blocks: what it is made of, in order: rectangles of weights, or a value.
     """
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
-    blocks: Sequence[Rectangle | Derived]
-    binding: Binding | None = None
+    blocks: "Sequence[OfWeight | Derived]"
 
     @property
     def num_bytes(self) -> int:
         """In the file."""
         return math.prod(self.shape) * self.dtype.itemsize
 
-    def block(self, block: Rectangle | Derived, source: Blocks, to: int, is_mine: bool) -> torch.Tensor | None:
+    def block(self, block: "OfWeight | Derived", source: Blocks, to: int, is_mine: bool) -> torch.Tensor | None:
         """One of ``blocks``, on rank ``to``; None on the others. All ranks call this."""
-        if self.binding is None:
-            assert isinstance(block, Derived), "no weight"
+        if isinstance(block, Derived):
             return block.make() if is_mine else None
-        assert isinstance(block, Rectangle), "of a weight"
-        found = source.gather(self.binding.ours, block, to, self.dtype)
-        return found if found is None or len(self.binding.theirs) > 1 else self.binding.split(found)[0]
+        found = source.gather(block.binding.ours, block.rectangle, to, self.dtype)
+        return found if found is None or len(block.binding.theirs) > 1 else block.binding.split(found)[0]
+
+
+@dataclass(frozen=True)
+class OfWeight:
+    """A block of a weight.
+
+    Attributes:
+        binding: of the weight.
+        rectangle: of it.
+    """
+
+    binding: Binding
+    rectangle: Rectangle
 
 
 def file_tensors(
@@ -80,11 +90,13 @@ def file_tensors(
     """
     bindings, float32 = bindings_of(layout, config)
     wide = torch.promote_types(dtype, torch.float32)
-    weights = [
-        FileTensor(name, wide if binding.ours in float32 - narrow else dtype, binding.part_shape, blocks, binding)
-        for binding in bindings
-        for name, blocks in zip(binding.theirs, _rectangles(binding), strict=True)
-    ]
+    shapes, dtypes, blocks = shapes_of_tensors(bindings), dict[str, torch.dtype](), dict[str, list[OfWeight]]()
+    for binding in bindings:
+        for part, rectangles in zip(binding.theirs, _rectangles(binding), strict=True):
+            name = whole_name(part)
+            dtypes[name] = wide if binding.ours in float32 - narrow else dtype
+            blocks.setdefault(name, []).extend(OfWeight(binding, rectangle) for rectangle in rectangles)
+    weights = [FileTensor(name, dtypes[name], shapes[name], blocks[name]) for name in blocks]
     derived = layout.derived(config, dict(settings))
     return [*weights, *(FileTensor(item.name, torch.float32, item.shape, [item]) for item in derived)]
 
@@ -98,8 +110,22 @@ def _rectangles(binding: Binding) -> Iterator[list[Rectangle]]:
         return
     *outer, rows, columns = shape
     num_rows = math.prod(outer) * rows // count
+    if binding.rows is not None:
+        ours_of = order_rows(torch.arange(rows)[:, None], binding.rows)
+        for ours in ours_of.view(count, -1):
+            yield [Rectangle((first, 0), (last - first, columns)) for first, last in _runs(ours.tolist())]
+        return
     for at in range(0, math.prod(outer) * rows, num_rows):
         yield [Rectangle((*([at // rows] * len(outer)), at % rows, 0), (*([1] * len(outer)), num_rows, columns))]
+
+
+def _runs(rows: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """The first and the end of each run of numbers that follow one another."""
+    first = 0
+    for at in range(1, len(rows) + 1):
+        if at == len(rows) or rows[at] != rows[at - 1] + 1:
+            yield rows[first], rows[at - 1] + 1
+            first = at
 
 
 def write_files(

@@ -29,9 +29,13 @@ def never_conversed(model: str | Path) -> bool:
 
 def recipe_of(path: Path) -> dict[str, Any]:
     """The recipe of the run that ``path`` is, or whose ``final`` or checkpoint it is; empty where there is none."""
+    return read_recipe(run_of(path))
+
+
+def run_of(path: Path) -> Path:
+    """The folder of the run that ``path`` is, or whose ``final`` or checkpoint it is; of another model, its own."""
     path = path.resolve()
-    run = path.parent if path.name == "final" else path.parent.parent if path.parent.name == "checkpoints" else path
-    return read_recipe(run)
+    return path.parent if path.name == "final" else path.parent.parent if path.parent.name == "checkpoints" else path
 
 
 def read_recipe(run: Path) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from leyden.checkpoint.adapter import CONFIG_FILE, WEIGHTS_FILE, is_adapter_dire
 from leyden.checkpoint.coordinator import coordinator_of
 from leyden.checkpoint.fingerprint import fingerprint_of
 from leyden.checkpoint.hub import find_model
-from leyden.checkpoint.model_directory import StoredModel, open_stored
+from leyden.checkpoint.model_directory import open_stored
 from leyden.checkpoint.origin import recipe_of
 from leyden.checkpoint.pieces import TensorPiece, load_pieces
+from leyden.checkpoint.stored_model import StoredModel
 from leyden.checkpoint.training import check_whole, is_checkpoint
 from leyden.core.checksums import file_hashes
 from leyden.core.errors import UserError

@@ -121,6 +121,12 @@ def widest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
     return functools.reduce(torch.promote_types, dtypes)
 
 
+def narrowed(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """``tensor`` in ``dtype`` where every value survives it, else as it is."""
+    narrow = tensor.to(dtype)
+    return narrow if torch.equal(narrow.to(tensor.dtype), tensor) else tensor
+
+
 def empty_model(config: ModelConfig, dtype: torch.dtype, int8: Int8, mesh: Mesh | None = None) -> HybridLM:
     """The model, or the part of it that a rank of ``mesh`` serves, on the meta device, where it weighs nothing.
 

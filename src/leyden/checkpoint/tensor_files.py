@@ -66,16 +66,36 @@ class TensorFiles(Mapping[str, torch.Tensor]):
         UserError: the directory holds no safetensors file.
     """
 
+    described_by = "its config.json"
+    """What says which tensors there should be."""
+
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.stored: dict[str, StoredTensor] = {}
         self.problems: list[str] = []
         self._open: dict[Path, Any] = {}
+        self._parts: dict[str, tuple[str, int, int]] = {}
+        """Of a part of a tensor, the tensor's name, its first row and the one behind its last."""
         for file in self._files():
             self._read_header(file)
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        return self._open[self.stored[name].file].get_tensor(name)
+        if name not in self._parts:
+            return self._open[self.stored[name].file].get_tensor(name)
+        whole, first, last = self._parts[name]
+        return self._open[self.stored[name].file].get_tensor(whole)[first:last]
+
+    def divide(self, name: str, parts: Mapping[str, tuple[int, ...]]) -> None:
+        """Put into the place of a tensor that :meth:`check` accepted its parts, which lie above one another in it.
+
+        Args:
+            name: of the tensor.
+            parts: their names and shapes, from top to bottom.
+        """
+        whole, at = self.stored.pop(name), 0
+        for part, (rows, *_) in parts.items():
+            self.stored[part], self._parts[part] = cut(whole, at, at + rows), (name, at, at + rows)
+            at += rows
 
     def __iter__(self):
         return iter(self.stored)
@@ -173,7 +193,7 @@ class TensorFiles(Mapping[str, torch.Tensor]):
         ]
         if problems:
             found = "; ".join(problems)
-            raise UserError(f"{self.directory} does not hold the model its config.json describes: {found}.")
+            raise UserError(f"{self.directory} does not hold the model {self.described_by} describes: {found}.")
 
     def _files(self) -> list[Path]:
         """The files to read: the single one, or those that the index names."""

@@ -21,8 +21,10 @@ import torch
 
 from leyden.checkpoint.hub import find_model
 from leyden.checkpoint.made_model import write_made
-from leyden.checkpoint.model_directory import StoredModel, open_stored, refuse_to_overwrite
+from leyden.checkpoint.model_directory import open_stored
+from leyden.checkpoint.model_place import refuse_to_overwrite
 from leyden.checkpoint.starting_model import StartingModel
+from leyden.checkpoint.stored_model import StoredModel
 from leyden.checkpoint.tensor_files import SHARD_BYTES
 from leyden.core.errors import UserError
 from leyden.core.log import say

@@ -13,6 +13,7 @@ from leyden import __version__
 from leyden.cli import (
     bench,
     best,
+    card,
     chat,
     convert,
     data,
@@ -101,6 +102,7 @@ app.command()(convert.convert)
 app.command()(soup.soup)
 app.command()(upcycle.upcycle)
 app.command()(runs.report)
+app.command()(card.card)
 app.command()(runs.ls)
 app.command()(runs.compare)
 app.add_typer(tokenizer.app, name="tokenizer")

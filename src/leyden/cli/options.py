@@ -1,7 +1,7 @@
 """Options that several verbs have."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -9,6 +9,15 @@ Device = Annotated[
     str | None,
     typer.Option(help="Where it computes: cpu, cuda, cuda:1, ...; the GPU where there is one.", show_default=False),
 ]
+
+LayoutName = Literal[
+    "transformers", "minimax", "minimax_vl", "ring_linear", "ling", "minicpm_sala", "hypenet", "leyden"
+]
+"""The layouts of a directory (``leyden.checkpoint.layouts.LAYOUTS``)."""
+AnyLayoutName = Literal[
+    "transformers", "minimax", "minimax_vl", "ring_linear", "ling", "minicpm_sala", "hypenet", "leyden", "gguf"
+]
+"""With that of a single file."""
 
 _UNITS = {"": 1.0, "B": 1.0, **{f"{prefix}B": 1000.0**power for power, prefix in enumerate("KMGT", 1)}}
 _UNITS |= {f"{prefix}IB": 1024.0**power for power, prefix in enumerate("KMGT", 1)}

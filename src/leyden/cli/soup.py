@@ -1,10 +1,11 @@
 """``leyden soup``: the average of several models' weights."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from leyden.cli.options import LayoutName
 from leyden.core.errors import UserError
 
 
@@ -23,7 +24,7 @@ def soup(
         typer.Option(help="The share of each model, as in 3,1; by default all alike.", show_default=False),
     ] = None,
     layout: Annotated[
-        Literal["transformers", "minimax", "ling", "leyden"] | None,
+        LayoutName | None,
         typer.Option(
             help="The layout to write; by default transformers, if it can express the model.", show_default=False
         ),

@@ -17,6 +17,58 @@ Alpha = Annotated[float, typer.Option(min=0.0001, max=0.49, help="Level of the t
 Power = Annotated[float, typer.Option(min=0.51, max=0.9999, help="Chance to find the effect.")]
 
 
+GridFile = Annotated[Path, typer.Argument(metavar="GRID.toml", help="The grid's file.", show_default=False)]
+StudyDirectory = Annotated[
+    Path | None, typer.Option("--dir", help="Where the study is kept; runs/NAME by default.", show_default=False)
+]
+ExecutorName = Annotated[str, typer.Option("--executor", help="Where its runs are carried out.")]
+Retry = Annotated[bool, typer.Option("--retry", help="Run again what failed or diverged.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the grid and list its points; run nothing.")]
+
+
+def _carry_out(kind: str, grid: Path, directory: Path | None, executor: str, retry: bool, dry_run: bool) -> None:
+    from leyden.recipes.studies import Asked, run_study
+
+    place = directory or Path("runs") / grid.stem
+    print(run_study(kind, grid, place, Asked(executor, retry, dry_run)))
+
+
+@app.command()
+def scaling(
+    grid: GridFile,
+    directory: StudyDirectory = None,
+    executor: ExecutorName = "local",
+    retry: Retry = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Fit power laws of the budget to runs of different sizes at equal operations, and write a report."""
+    _carry_out("scaling", grid, directory, executor, retry, dry_run)
+
+
+@app.command()
+def ablation(
+    grid: GridFile,
+    directory: StudyDirectory = None,
+    executor: ExecutorName = "local",
+    retry: Retry = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Compare the losses of a grid's points with its first point's, seed by seed, and write a report."""
+    _carry_out("ablation", grid, directory, executor, retry, dry_run)
+
+
+@app.command()
+def speed(
+    grid: GridFile,
+    directory: StudyDirectory = None,
+    executor: ExecutorName = "local",
+    retry: Retry = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Compare the speed of training by length of the rows, and write a report."""
+    _carry_out("speed", grid, directory, executor, retry, dry_run)
+
+
 @app.command()
 def mixture(
     documents: Annotated[list[Path], typer.Argument(help="Parquet files of documents, or folders of such.")],

@@ -1,9 +1,11 @@
 """``leyden upcycle``: a model whose feed-forwards have become experts."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
+
+from leyden.cli.options import LayoutName
 
 
 def upcycle(
@@ -27,7 +29,7 @@ def upcycle(
     ] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the noise, and of the router of a dense model.")] = 0,
     layout: Annotated[
-        Literal["transformers", "minimax", "ling", "leyden"] | None,
+        LayoutName | None,
         typer.Option(
             help="The layout to write; by default transformers, if it can express the model.", show_default=False
         ),

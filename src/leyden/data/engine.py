@@ -4,6 +4,7 @@ A task is a function of one item (a shard, say) that is defined in a module; it 
 small result. Which tasks there are, and which are done already, is the caller's business: there is no state here.
 """
 
+import importlib.util
 import os
 import pickle
 import traceback
@@ -16,6 +17,7 @@ os.environ.setdefault("DAFT_PROGRESS_BAR", "0")  # the bars are ours
 
 import daft
 
+from leyden.core.errors import UserError
 from leyden.core.panics import panics_are_user_errors
 
 Item = TypeVar("Item")
@@ -42,6 +44,7 @@ class DataEngine:
             items: picklable.
 
         Raises:
+            UserError: the runner is ``ray``, which is not installed.
             Exception: what a task raised, with its traceback as a note; tasks that have not begun do not run. A panic
                 of a library written in Rust is a UserError that names the item.
         """
@@ -50,6 +53,11 @@ class DataEngine:
                 yield index, _run(task, item)
             return
         if self.runner == "ray":
+            if importlib.util.find_spec("ray") is None:
+                raise UserError(
+                    'runner = "ray" needs the package ray, on this machine and on those of the cluster: '
+                    "pip install 'leyden[ray]'; or leave runner out, and the work runs on this machine."
+                )
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else Ray tells an address of its use
             daft.set_runner_ray(noop_if_initialized=True)
         call = daft.cls(_Task, use_process=True, max_concurrency=self.workers)(pickle.dumps(task))

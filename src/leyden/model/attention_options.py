@@ -109,3 +109,21 @@ def latent_problems(config: "ModelConfig") -> list[str]:
             'take initialization = "xavier"'
         )
     return problems
+
+
+def block_problems(config: "ModelConfig") -> list[str]:
+    """What does not fit together among the options of a layer's norms and residuals."""
+    asked = [name for name in ("norm_placement", "parallel_block") if getattr(config, name) not in ("pre", False)]
+    if len(asked) > 1:
+        return ['parallel_block has one norm, before both of its halves; leave norm_placement = "after" out']
+    if asked and config.postnorm:
+        return [
+            f"{asked[0]} is {getattr(config, asked[0])}, and postnorm adds to the norm of the residual; set postnorm "
+            "= false"
+        ]
+    if config.parallel_block and config.mlp_alpha_factor != 1:
+        return [
+            f"mlp_alpha_factor is {config.mlp_alpha_factor}, and with parallel_block the residual is weighted once, "
+            "by the factor of the attention; set it to 1"
+        ]
+    return []

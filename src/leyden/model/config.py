@@ -9,11 +9,13 @@ from leyden.model.attention_options import (
     LightningActivation,
     LightningScale,
     SlopeFactor,
+    block_problems,
     latent_problems,
     option_problems,
 )
 from leyden.model.rope import Rope, RopeScaling
 from leyden.model.router_options import router_problems
+from leyden.model.vision.config import VisionConfig
 
 _MAX_LAYERS = 4096
 
@@ -81,7 +83,7 @@ class ModelConfig(Config):
     """How many dims of a lightning head's queries and keys turn by RoPE; 0: none, as released."""
     lightning_slope_factor: SlopeFactor = "layer"
     """What multiplies the slopes of the decays in layer i of L: ``1 - i / (L - 1) + 1e-5`` as released,
-    ``1 - (i - 1) / (L - 1) + 1e-5`` (``previous_layer``), or nothing (``none``); see docs/lightning-family.md."""
+    ``1 - (i - 1) / (L - 1) + 1e-5`` (``previous_layer``), or nothing (``none``); see docs/ling.md."""
     lightning_activation: LightningActivation = "silu"
     """Of queries, keys and values of lightning heads."""
     lightning_scale: LightningScale = "none"
@@ -170,6 +172,9 @@ class ModelConfig(Config):
     """What training begins with: Xavier's weights, OLMo 2's normal ones, or with Xavier's a rough circuit that looks
     up what was read before (:mod:`leyden.model.induction`)."""
 
+    vision: VisionConfig | None = None
+    """The tower that reads pictures and how they are cut for it (docs/vision.md); None: a model of text alone."""
+
     @model_validator(mode="before")
     @classmethod
     def _derive(cls, data: Any) -> Any:
@@ -230,8 +235,10 @@ class ModelConfig(Config):
             )
         if "cosformer2_attention" in every.layer_types and self.head_dim % 2:
             problems.append(f"head_dim ({self.head_dim}) must be even, since cosformer2_attention turns pairs of dims")
-        problems += self._mlp_problems() + self._block_problems() + self._nextn_problems()
+        problems += self._mlp_problems() + block_problems(self) + self._nextn_problems()
         problems += latent_problems(self) + option_problems(self)
+        if self.vision is not None:
+            problems += self.vision.problems_with(self.vocab_size, self.num_nextn_predict_layers)
         room = self.postnorm and self.num_hidden_layers > 1 and self.hidden_size > 3
         if self.initialization == "induction" and not room:
             problems.append(
@@ -280,22 +287,6 @@ class ModelConfig(Config):
                 "shared_intermediate_size"
             )
         return problems + router_problems(self)
-
-    def _block_problems(self) -> list[str]:
-        asked = [name for name in ("norm_placement", "parallel_block") if getattr(self, name) not in ("pre", False)]
-        if len(asked) > 1:
-            return ['parallel_block has one norm, before both of its halves; leave norm_placement = "after" out']
-        if asked and self.postnorm:
-            return [
-                f"{asked[0]} is {getattr(self, asked[0])}, and postnorm adds to the norm of the residual; set postnorm "
-                "= false"
-            ]
-        if self.parallel_block and self.mlp_alpha_factor != 1:
-            return [
-                f"mlp_alpha_factor is {self.mlp_alpha_factor}, and with parallel_block the residual is weighted once, "
-                "by the factor of the attention; set it to 1"
-            ]
-        return []
 
     def _nextn_problems(self) -> list[str]:
         said = [name for name in ("nextn_layer_type", "nextn_mlp_type") if getattr(self, name) is not None]

@@ -8,6 +8,7 @@ import torch
 from leyden.model.config import ModelConfig
 from leyden.model.experts import feed_forward_of
 from leyden.model.mixers import mean_keys, mixer_of
+from leyden.model.vision.count import VisionCount, count_vision
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class ModelCount:
         flops_per_key: for one token and one key that it sees, by the layers' window (None: all keys before it).
         nextn: the same of the modules for multi-token prediction alone, each of which computes the output projection
             too; their weights are counted above as well, what they compute is not. None without any.
+        vision: the sizes of the vision side; its weights are counted above as well, what it computes is not. None in a
+            model of text alone.
     """
 
     parameters: int
@@ -40,6 +43,7 @@ class ModelCount:
     recurrence_flops_per_token: int
     flops_per_key: dict[int | None, int]
     nextn: "ModelCount | None" = None
+    vision: VisionCount | None = None
 
     def weight_bytes(self, dtype: torch.dtype) -> int:
         """Memory of the weights with the matrices in ``dtype``."""
@@ -74,6 +78,14 @@ class ModelCount:
 def count_model(config: ModelConfig) -> ModelCount:
     """Count a model without building it."""
     alone = _count_layers(config)
+    if config.vision is not None:
+        vision = count_vision(config.vision, config.hidden_size)
+        return replace(
+            alone,
+            parameters=alone.parameters + vision.parameters,
+            float32_parameters=alone.float32_parameters + vision.float32_parameters,
+            vision=vision,
+        )
     if not config.num_nextn_predict_layers:
         return alone
     nextn = _count_nextn(config)

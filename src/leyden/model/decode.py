@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from leyden.model.attention_options import OPTIONS, options_said
+from leyden.model.attention_options import lightning_scale, options_said
 from leyden.model.experts import DenseMLP, Experts, GroupRouter, MixtureOfExperts, Router, SharedExpert, SwiGLU
 from leyden.model.lm import DecoderLayer, HybridLM
 from leyden.model.losses import OutputProjection
@@ -16,7 +16,7 @@ from leyden.model.mixers.hgrn2 import Hgrn2Attention
 from leyden.model.mixers.lightning import LightningAttention, Slopes
 from leyden.model.mixers.sliding_window import SlidingWindowAttention
 from leyden.model.mixers.softmax import SoftmaxAttention
-from leyden.model.norm import RMSNorm
+from leyden.model.norm import DividedRMSNorm, GroupedRMSNorm, RMSNorm
 from leyden.model.pools import Pools
 from leyden.model.quantized import (
     QuantizedEmbedding,
@@ -91,7 +91,7 @@ class NativeDecoder:
             addresses.mixer, fill = _MIXERS[type(layer.self_attn)]
             fill(self, addresses, layer.self_attn, memory)
             self._feed_forward(addresses, layer.mlp)
-        frequencies = config.rope.frequencies(config.rotary_dim, torch.device("cpu"))
+        turning = config.lightning_rotary_dim
         self._model = ModelAddresses(
             bfloat16=pools.dtype == torch.bfloat16,
             hidden_size=config.hidden_size,
@@ -99,6 +99,11 @@ class NativeDecoder:
             num_kv_heads=config.num_key_value_heads,
             head_dim=config.head_dim,
             rotary_dim=config.rotary_dim,
+            lightning_silu=config.lightning_activation == "silu",
+            lightning_rotary_dim=turning,
+            lightning_scale=lightning_scale(config),
+            norm_groups=config.lightning_norm_groups,
+            embedding_scale=config.embedding_multiplier,
             expert_width=config.intermediate_size if config.num_local_experts else 0,
             top_k=config.num_experts_per_tok if config.num_local_experts else 0,
             most_experts=config.num_local_experts,
@@ -115,10 +120,11 @@ class NativeDecoder:
             output_norm_eps=config.lightning_norm_eps,
             rotary_scale=config.rope.scale,
             expert_rows=2 * config.intermediate_size,
-            inverse_frequencies=self._at(frequencies, len(frequencies), dtype=torch.float64),
+            inverse_frequencies=self._frequencies(config.rotary_dim),
+            lightning_frequencies=self._frequencies(turning) if turning else None,
             turning_frequencies=self._turning(model),
             embedding=self._matrix(model.embed_tokens, config.vocab_size, config.hidden_size),
-            final_norm=self._at(model.norm.weight, config.hidden_size),
+            final_norm=self._at(model.norm.weight / config.logits_scaling, config.hidden_size),
             lm_head=self._matrix(model.lm_head, config.vocab_size, config.hidden_size),
             layers=self._layers,
             num_slots=pools.num_states,
@@ -214,6 +220,16 @@ class NativeDecoder:
         addresses.input_norm = self._at(layer.input_layernorm.weight, self._config.hidden_size)
         addresses.post_attention_norm = self._at(layer.post_attention_layernorm.weight, self._config.hidden_size)
 
+    def _frequencies(self, rotary_dim: int) -> int:
+        """Of the pairs of dims that turn by RoPE."""
+        frequencies = self._config.rope.frequencies(rotary_dim, torch.device("cpu"))
+        return self._at(frequencies, rotary_dim // 2, dtype=torch.float64)
+
+    def _norms_of_heads(self, addresses: LayerAddresses, mixer: LightningAttention | SoftmaxAttention) -> None:
+        if mixer.q_norm is not None and mixer.k_norm is not None:
+            addresses.q_norm = self._at(mixer.q_norm.weight, self._config.head_dim)
+            addresses.k_norm = self._at(mixer.k_norm.weight, self._config.head_dim)
+
     def _turning(self, model: HybridLM) -> int | None:
         """How fast the heads of cosFormer2 turn, which is the same in all of its layers; None without any."""
         turning = (module for module in model.modules() if isinstance(module, Cosformer2Attention))
@@ -228,6 +244,7 @@ class NativeDecoder:
         self._states(addresses, mixer, memory)
         addresses.output_gate = self._matrix(mixer.output_gate, inner, config.hidden_size)
         addresses.slopes = self._at(mixer.slopes.values, config.num_attention_heads)
+        self._norms_of_heads(addresses, mixer)
 
     def _hgrn2(self, addresses: LayerAddresses, mixer: Hgrn2Attention, memory: Tensors) -> None:
         self._states(addresses, mixer, memory)
@@ -265,6 +282,9 @@ class NativeDecoder:
         addresses.k_proj = self._matrix(mixer.k_proj, shared, hidden)
         addresses.v_proj = self._matrix(mixer.v_proj, shared, hidden)
         addresses.out_proj = self._matrix(mixer.o_proj, hidden, inner)
+        if mixer.output_gate is not None:
+            addresses.output_gate = self._matrix(mixer.output_gate, inner, hidden)
+        self._norms_of_heads(addresses, mixer)
 
     def _window(self, addresses: LayerAddresses, mixer: SlidingWindowAttention, memory: Tensors) -> None:
         assert mixer.window is not None, "a SlidingWindowAttention has one"
@@ -310,20 +330,20 @@ _MIXERS: Mapping[type[nn.Module], tuple[int, Callable[..., None]]] = {
 
 _KNOWN = {
     *_MIXERS,
-    *(nn.ModuleList, DecoderLayer, RMSNorm, Slopes),
+    *(nn.ModuleList, DecoderLayer, RMSNorm, GroupedRMSNorm, DividedRMSNorm, Slopes),
     *(MixtureOfExperts, Router, GroupRouter, Experts, SharedExpert, SwiGLU, DenseMLP, QuantizedExperts),
     *(nn.Embedding, nn.Linear, OutputProjection, QuantizedEmbedding, QuantizedLinear, QuantizedOutputProjection),
 }
 """The exact classes of the modules that the step computes; it takes a model of no others."""
 
 
-_COMPUTED = ("lightning_slope_factor",)
-"""Options that the step computes with: it reads the slopes themselves."""
+_NOT_COMPUTED = ("attn_logit_softcapping", "final_logit_softcapping")
+"""Options that the step has no body for."""
 
 
 def _check(model: HybridLM, pools: Pools) -> None:
     config = model.config
-    if said := options_said(config, [name for name in OPTIONS if name not in _COMPUTED]):
+    if said := options_said(config, _NOT_COMPUTED):
         raise UnavailableError(f"the native step does not compute with {', '.join(said)}")
     for name, module in model.named_modules():
         if name.split(".")[0] == "mtp":  # it guesses, and reads no tokens

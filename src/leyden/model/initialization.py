@@ -12,6 +12,7 @@ from torch import nn
 
 from leyden.model.config import ModelConfig
 from leyden.model.induction import induction_weight
+from leyden.model.vision.initialization import initial_vision_weight
 
 _PLAIN = ("embed_tokens", "lm_head", "q_proj", "k_proj", "output_gate", "mlp.gate", "coefficient", "eh_proj")
 _LATENT = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa")
@@ -37,7 +38,8 @@ def initial_weight(
     ``beta = (8 N)^(-1/4)`` (arXiv 2203.00555, decoder-only), the query and key projections by 1.
 
     With ``initialization = "normal"`` all matrices are normal with a standard deviation of 0.02 instead, cut off at
-    three of them (OLMo 2, arXiv 2501.00656, section 3.2; the cut is its code's).
+    three of them (OLMo 2, arXiv 2501.00656, section 3.2; the cut is its code's). The vision side has its own
+    (:mod:`leyden.model.vision.initialization`).
 
     Args:
         name: as in ``model.named_parameters()``.
@@ -46,6 +48,8 @@ def initial_weight(
         seed: the same seed gives the same weights.
         experts: of stacked experts, only those from the first number up to the second; the result has their shape.
     """
+    if config.vision is not None and name.startswith("vision."):
+        return initial_vision_weight(name, shape, config.vision, _generator(seed, name))
     if config.initialization == "normal":
         return _normal_weight(name, shape, seed, experts)
     usual = _xavier_weight(name, shape, config, seed, experts)

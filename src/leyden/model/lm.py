@@ -23,6 +23,7 @@ from leyden.model.pools import Pools
 from leyden.model.ranks import Ranks
 from leyden.model.rope import Rope
 from leyden.model.rows import Rows
+from leyden.model.vision import Pictures, VisionEncoder
 from leyden.ops import Routing
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ class HybridLM(TokenLossModel):
         self.score = ScoreHead(config) if config.score_head else None
         every, behind = config.with_nextn(), range(len(self.layers), len(config.with_nextn().layer_types))
         self.mtp = nn.ModuleList(NextTokenModule(config, DecoderLayer(every, index)) for index in behind)
+        self.vision = None if config.vision is None else VisionEncoder(config.vision, config.hidden_size)
         self.ranks = Ranks()
         self.adapters: AdapterSet | None = None
         """That rows of :meth:`read` choose among."""
@@ -164,17 +166,17 @@ class HybridLM(TokenLossModel):
         """Of the hidden states, and so of keys and values."""
         return getattr(self.embed_tokens, "dtype", self.embed_tokens.weight.dtype)
 
-    def embed(self, tokens: torch.Tensor, inserts: Inserts | None = None) -> torch.Tensor:
-        """[B, T] int64 to what the first layer reads, [B, T, D]: the only way in.
+    def embed(self, tokens: torch.Tensor, inserts: Inserts | Pictures | None = None) -> torch.Tensor:
+        """[B, T] int64 to what the first layer reads, [B, T', D] of this rank's own tokens: the only way in.
 
         Args:
-            tokens: of this rank, where ranks share the row.
-            inserts: vectors that stand in the place of tokens; None for none.
+            tokens: of the whole row, where ranks share it.
+            inserts: vectors that stand in the place of tokens, or pictures whose vectors do; None for none.
 
         Raises:
-            UserError: inserts that do not fit, or on several ranks.
+            UserError: inserts that do not fit, or pictures for a model without a vision side.
         """
-        return embed(self.embed_tokens, self.ranks, tokens, inserts, self.config.embedding_multiplier)
+        return embed(self, tokens, inserts, self.config.embedding_multiplier)
 
     def set_rope(self, rope: Rope) -> None:
         """Turn positions by this base and scaling from here on; :attr:`config` then says it."""
@@ -197,7 +199,7 @@ class HybridLM(TokenLossModel):
         cache: Cache | None = None,
         cu_seqlens: torch.Tensor | None = None,
         last: int | None = None,
-        inserts: Inserts | None = None,
+        inserts: Inserts | Pictures | None = None,
         ahead: bool = False,
     ) -> Features:
         """Everything before the output projection.
@@ -216,7 +218,7 @@ class HybridLM(TokenLossModel):
         start = 0 if cache is None else cache.length
         part = self.ranks.part(tokens.shape[1], cu_seqlens)
         context = lay_out(self.config, tokens.shape[1], start, cu_seqlens, tokens.device, part)
-        x = self.embed(self.ranks.cut(tokens), inserts)
+        x = self.embed(tokens, inserts)
         states: dict[int, Any] = {}
         routings: list[Routing] = []
         for index, layer in enumerate(self.layers):
@@ -239,7 +241,9 @@ class HybridLM(TokenLossModel):
         further, more = look_ahead(self, hidden, tokens, cu_seqlens, context)
         return Features(hidden, routings + more, documents, further)
 
-    def read(self, tokens: torch.Tensor, rows: Rows, pools: Pools, inserts: Inserts | None = None) -> torch.Tensor:
+    def read(
+        self, tokens: torch.Tensor, rows: Rows, pools: Pools, inserts: Inserts | Pictures | None = None
+    ) -> torch.Tensor:
         """Tokens of many sequences, which go on from what ``pools`` holds of them and are remembered there.
 
         Args:

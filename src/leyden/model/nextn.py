@@ -90,7 +90,7 @@ def look_ahead(
     """
     found, routings = [], list[Routing]()
     for places, module in enumerate(model.mtp, start=1):
-        embedded = model.embed(model.ranks.cut(tokens_behind(tokens, places, cu_seqlens)))
+        embedded = model.embed(tokens_behind(tokens, places, cu_seqlens))
         hidden, _, routing = module(embedded, hidden, context, None, None)
         found.append(hidden)
         if routing is not None:

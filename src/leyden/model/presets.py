@@ -1,4 +1,4 @@
-"""Named model shapes: ``text-01`` as released, ``tiny`` for a laptop, and the paper's study sizes."""
+"""Named model shapes: ``text-01`` and ``vl-01`` as released, ``tiny`` for a laptop, and the paper's study sizes."""
 
 from typing import Any
 
@@ -29,6 +29,23 @@ def _study(hidden: int, layers: int, heads: int, intermediate: int) -> dict[str,
     }
 
 
+_TEXT_01: dict[str, Any] = {
+    "vocab_size": 200_064,
+    "hidden_size": 6144,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "rotary_dim": 64,
+    "rope_theta": 10_000_000.0,
+    "max_position_embeddings": 10_240_000,
+    "intermediate_size": 9216,
+    "num_local_experts": 32,
+    "num_experts_per_tok": 2,
+    "router_aux_loss_coef": 0.001,
+    "router_aux_loss": "switch",
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {},
     "70m": _study(512, 6, 8, 1408),
@@ -37,22 +54,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "1b": _study(2048, 16, 16, 5632),
     "3b": _study(2560, 32, 20, 6912),
     "7b": _study(4096, 32, 32, 11_008),
-    "text-01": {
-        "vocab_size": 200_064,
-        "hidden_size": 6144,
-        "num_hidden_layers": 80,
-        "num_attention_heads": 64,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "rotary_dim": 64,
-        "rope_theta": 10_000_000.0,
-        "max_position_embeddings": 10_240_000,
-        "intermediate_size": 9216,
-        "num_local_experts": 32,
-        "num_experts_per_tok": 2,
-        "router_aux_loss_coef": 0.001,
-        "router_aux_loss": "switch",
-    },
+    "text-01": _TEXT_01,
+    "vl-01": {**_TEXT_01, "max_position_embeddings": 8192, "vision": {}},
 }
 
 

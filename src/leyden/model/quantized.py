@@ -142,7 +142,7 @@ def quantize(model: HybridLM, head: bool = False) -> HybridLM:
     Args:
         model: its weights cannot be trained afterwards. A rank's part of a model becomes its part of an 8-bit
             one; of a model on the meta device the modules are replaced, and their weights are still to come.
-        head: the embedding and the output projection as well.
+        head: the embedding and the output projection as well. The vision side stays as it is.
 
     Returns:
         The model.
@@ -171,6 +171,8 @@ def tie(model: HybridLM) -> None:
 
 
 def _is_quantized(module: nn.Module, name: str, head: bool) -> bool:
+    if name.startswith("vision."):  # a small part of the weights, used once a picture
+        return False
     if isinstance(module, nn.Embedding | OutputProjection):
         return head
     return isinstance(module, Experts) or (isinstance(module, nn.Linear) and not name.endswith("coefficient"))

@@ -1,5 +1,6 @@
 """The ops of the model: one folder each, with a slow reference and the bodies that are held to it."""
 
+from leyden.ops.bidirectional_attention import bidirectional_attention
 from leyden.ops.cross_entropy import IGNORE_INDEX, linear_cross_entropy, linear_token_nll
 from leyden.ops.experts import LowRankExperts, swiglu_experts, swiglu_experts_fp8, swiglu_experts_low_rank
 from leyden.ops.fp8_linear import fp8_linear
@@ -35,6 +36,7 @@ __all__ = [
     "LowRankExperts",
     "Routing",
     "apply_rotary",
+    "bidirectional_attention",
     "can_sample",
     "drop_over_capacity",
     "expert_capacity",

@@ -15,6 +15,7 @@ import torch
 
 from leyden.core.transfers import sent
 from leyden.model.nextn import labels_behind
+from leyden.model.vision import Pictures
 from leyden.ops import IGNORE_INDEX
 
 ROUTER_METRICS = ("expert_load", "dropped")
@@ -98,9 +99,19 @@ def sums_of_row(objective: Objective, model: Any, batch: Row, *, mtp_weight: flo
             not computed.
     """
     tokens = sent(batch.tokens, model.lm_head.weight.device)
-    asked = {"ahead": True} if mtp_weight and model.config.num_nextn_predict_layers else {}
+    asked: dict[str, Any] = {"ahead": True} if mtp_weight and model.config.num_nextn_predict_layers else {}
+    if (pictures := pictures_of(batch, tokens.device)) is not None:
+        asked["inserts"] = pictures
     features = model.features(tokens, cu_seqlens=batch.cu_seqlens, **asked)
     return sums_of_features(objective, model, features, batch, mtp_weight=mtp_weight)
+
+
+def pictures_of(batch: Row, device: torch.device) -> Pictures | None:
+    """The pictures of a row whose iterator puts some into it, as ``pictures``, sent to ``device``; None: no field."""
+    pictures: Pictures | None = getattr(batch, "pictures", None)
+    if pictures is None:
+        return None
+    return Pictures(*(sent(part, device) for part in (pictures.tiles, pictures.rows, pictures.places)))
 
 
 def sums_of_features(objective: Objective, model: Any, features: Any, batch: Row, *, mtp_weight: float = 0.0) -> Sums:

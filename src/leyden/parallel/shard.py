@@ -155,6 +155,11 @@ def install_fsdp(model: nn.Module, mesh: Mesh, dtype: torch.dtype) -> None:
             elif local in ("mlp.shared", "eh_proj") or local in alike:
                 shard(module, "stage", settings.reshard_after_forward)
         shard(layer, "dense", settings.reshard_after_forward)
+    vision = getattr(model, "vision", None)
+    if vision is not None:
+        for layer in vision.tower.layers:
+            shard(layer, "stage", settings.reshard_after_forward)
+        shard(vision, "stage", settings.reshard_after_forward)
     shard(model, "dense", False)
     for method in ("features", "token_nll", "cross_entropy"):
         if hasattr(model, method):

@@ -16,10 +16,11 @@ from leyden.parallel.part import Part
 from leyden.parallel.plan import Plan
 
 Kind = Literal["tensor", "head_norm", "experts", "shared", "replicated", "adapter"]
-"""``head_norm``: the norm over a mixer's heads, which is divided with them; ``shared``: the shared expert, which every
-rank applies to its own tokens, what makes what serves all heads of a mixer, and what leads into a module for
-multi-token prediction; ``replicated``: norms and routers; ``adapter``: low-rank additions, which are small: they are
-divided as what they belong to, and FSDP leaves them whole."""
+"""``head_norm``: the norm over a mixer's heads, which is divided with them; ``shared``: what every rank applies to its
+own tokens, as the shared expert, what makes what serves all heads of a mixer, what leads into a module for multi-token
+prediction, and the vision side, which looks at the tiles that these tokens show; ``replicated``: norms and routers;
+``adapter``: low-rank additions, which are small: they are divided as what they belong to, and FSDP leaves them
+whole."""
 
 _TENSOR_DIM = {
     "embed_tokens.weight": 0,
@@ -61,6 +62,26 @@ _WHOLE: dict[str, Kind] = {
 for _mixer in MIXERS.values():
     _WHOLE.update({f"self_attn.{name}": "shared" for name in _mixer.whole})
     _WHOLE.update({f"self_attn.{name}": "replicated" for name in _mixer.whole_norms})
+
+_TOWER_LAYERS = "vision.tower.layers."
+_TOWER_NORMS = ("pre_layernorm", "layer_norm1", "layer_norm2")
+_TOWER_MATRICES = (
+    "patch_embedding",
+    "position_embedding",
+    *(f"self_attn.{name}_proj" for name in ("q", "k", "v", "out")),
+)
+_WHOLE.update({f"vision.tower.{norm}.{leaf}": "replicated" for norm in _TOWER_NORMS for leaf in ("weight", "bias")})
+_WHOLE.update(
+    {
+        f"vision.{name}.{leaf}": "shared"
+        for name in (
+            *(f"tower.{matrix}" for matrix in (*_TOWER_MATRICES, "mlp.fc1", "mlp.fc2")),
+            *("projector.linear_1", "projector.linear_2"),
+        )
+        for leaf in ("weight", "bias")
+    }
+)
+_WHOLE.update({f"vision.{name}": "shared" for name in ("tower.class_embedding", "image_newline")})
 
 _EXPERTS = {"mlp.experts.gate_up_proj": (1, 2), "mlp.experts.down_proj": (2, 1)}
 """The dim of the hidden width, and how many projections it stacks; dim 0 is that of the experts."""
@@ -172,5 +193,7 @@ def cut_weights(model: nn.Module, mesh: Mesh) -> dict[str, Part]:
 
 
 def _within_layer(name: str) -> str:
-    """``layers.3.mlp.x`` and ``mtp.0.block.mlp.x`` to ``mlp.x``."""
+    """``layers.3.mlp.x`` and ``mtp.0.block.mlp.x`` to ``mlp.x``, ``vision.tower.layers.3.x`` to ``vision.tower.x``."""
+    if name.startswith(_TOWER_LAYERS):
+        return f"vision.tower.{name.removeprefix(_TOWER_LAYERS).partition('.')[2]}"
     return name.split(".", 2)[2].removeprefix("block.") if name.startswith(("layers.", "mtp.")) else name

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from leyden.checkpoint import read_config
+from leyden.checkpoint.model_place import is_gguf
 from leyden.core.config import override
 from leyden.core.errors import UserError, suggest
 from leyden.core.quantities import bytes_text, count_text
@@ -49,6 +50,7 @@ def describe(what: str, settings: Sequence[str], length: int) -> str:
         ("active parameters", _active(config, count)),
         ("weights", f"{bytes_text(count.weight_bytes(bf16))} in bfloat16"),
         *_ahead(config, count),
+        *_vision(config, count),
         *_states(config),
         *_windows(config, count),
         ("keys and values", f"{count.key_value_bytes_per_token(bf16):,} bytes in bfloat16 a token"),
@@ -99,6 +101,33 @@ def _ahead(config: ModelConfig, count: ModelCount) -> list[tuple[str, str]]:
     return [("tokens ahead", f"{modules} of {count_text(count.nextn.parameters)} together, among the parameters")]
 
 
+def _vision(config: ModelConfig, count: ModelCount) -> list[tuple[str, str]]:
+    """Rows of the vision side, if there is one."""
+    vision, counted = config.vision, count.vision
+    if vision is None or counted is None:
+        return []
+    tokens, side = vision.grid**2, vision.image_size
+    tower = (
+        f"{vision.num_hidden_layers} layers of {vision.hidden_size} on tiles of {side} x {side} pixels: "
+        f"{count_text(counted.tower_parameters)}, and {count_text(counted.projector_parameters)} of the projector, "
+        "among the parameters"
+    )
+    canvases = [(height // side, width // side) for height, width in vision.image_grid_pinpoints]
+    pictures = f"1 tile, {tokens + 1:,} tokens"
+    if canvases:  # of n tiles, beside them the whole picture in one, and a token at the end of each row of patches
+        few, many = (
+            tokens + choose(rows * vision.grid * (columns * vision.grid + 1) for rows, columns in canvases)
+            for choose in (min, max)
+        )
+        most = max(rows * columns for rows, columns in canvases)
+        pictures = f"2 to {most + 1} tiles, {few:,} to {many:,} tokens where it fills its canvas"
+    return [
+        ("vision tower", tower),
+        ("a picture", pictures),
+        ("FLOPs a tile", f"{counted.flops_per_tile:.4g} in the tower, {counted.flops_per_token:.4g} a token behind it"),
+    ]
+
+
 def _windows(config: ModelConfig, count: ModelCount) -> list[tuple[str, str]]:
     if not count.window_values:
         return []
@@ -124,7 +153,7 @@ def read_shape(what: str, settings: Sequence[str]) -> ModelConfig:
         if set(changes) != {"model"}:
             raise UserError(f"--set on a preset changes model.FIELD; given: {', '.join(settings)}.")
         return preset(what, **changes["model"])
-    if Path(what).is_dir():
+    if Path(what).is_dir() or is_gguf(Path(what)):
         if settings:
             raise UserError(f"{what} is a model that exists; its shape cannot be changed by --set.")
         return read_config(what)

@@ -1,7 +1,8 @@
-"""Studies: experiments that decide something. Here, on data: ``leyden study data``.
+"""Studies: experiments that decide something. On data: ``leyden study data``; on grids of runs: docs/studies.md.
 
 Reading order: ``metric.py``, ``hypothesis.py``, ``power.py``, ``experiment.py``, ``plan.py``, ``verdict.py``,
-``null.py``. The statistics import no torch.
+``null.py``; of grids: ``grid.py``, ``launcher.py``, ``outcome.py``, ``kinds.py``, ``fits.py``. The statistics import no
+torch.
 """
 
 from leyden.study.hypothesis import (

@@ -129,8 +129,20 @@ class Tokenizer:
         Raises:
             UserError: a file is missing or broken, or the tokenizer is not byte-level.
         """
-        found = read_files(Path(directory))
-        broken = f"{directory}/tokenizer.json is not a tokenizer"
+        return cls.from_files(read_files(Path(directory)), f"{directory}/tokenizer.json")
+
+    @classmethod
+    def from_files(cls, found: TokenizerFiles, source: str) -> Self:
+        """The tokenizer that a directory's files describe, wherever they were read.
+
+        Args:
+            found: what they say.
+            source: what an error calls the place of the definition.
+
+        Raises:
+            UserError: it is broken, or not byte-level.
+        """
+        broken = f"{source} is not a tokenizer"
         try:
             with panics_are_user_errors(f"{broken}."):
                 backend = Backend.from_str(found.definition)
@@ -145,9 +157,13 @@ class Tokenizer:
 
         Where more tokens end a text than the two that the tokenizer names, ``generation_config.json`` lists them all.
         """
+        write_files(Path(directory), self.files, self.bos_id)
+
+    @property
+    def files(self) -> TokenizerFiles:
+        """What its files say; ``end_ids`` only where more tokens end a text than the two that the tokenizer names."""
         further = self.end_ids if len(self.end_ids) > len({self.eos_id, self.eod_id}) else ()
-        files = replace(self._files, definition=self._backend.to_str(pretty=True), end_ids=further)
-        write_files(Path(directory), files, self.bos_id)
+        return replace(self._files, definition=self._backend.to_str(pretty=True), end_ids=further)
 
     @cached_property
     def fingerprint(self) -> str:

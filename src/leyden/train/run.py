@@ -20,7 +20,7 @@ from leyden.checkpoint.adapter import write_adapter
 from leyden.checkpoint.coordinator import coordinator_of
 from leyden.checkpoint.export import export
 from leyden.checkpoint.layouts import layout_to_share
-from leyden.checkpoint.model_directory import refuse_to_replace_others
+from leyden.checkpoint.model_place import refuse_to_replace_others
 from leyden.checkpoint.pieces import TensorPiece, gather_whole
 from leyden.checkpoint.starting_model import StartingModel
 from leyden.core.config import Config

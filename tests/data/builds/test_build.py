@@ -1,5 +1,6 @@
 """A build: what goes through it, what is made again, and what survives an interruption."""
 
+import importlib.util
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from leyden.data.builds.recipe import BuildRecipe, BuildSection, load_build_reci
 from leyden.data.documents import Documents
 from leyden.data.engine import DataEngine
 from leyden.data.readers import SourceSettings
+from leyden.data.readers.settings import ReadSettings
 from leyden.data.stage import Corpus, Stage
 
 
@@ -206,6 +208,18 @@ def test_a_panic_of_a_library_costs_the_document(corpus: Path, tmp_path: Path) -
     assert int(text.split()[-1]) == 8
     with pytest.raises(UserError, match=r"gave up .* on 'shard'"):
         list(DataEngine().map(_panic, ["shard"]))
+
+
+def test_an_engine_without_ray_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"runner = \"ray\" needs the package ray.*pip install 'leyden\[ray\]'"):
+        list(DataEngine(2, "ray").map(len, ["one", "two"]))
+
+
+def test_an_extractor_that_is_not_installed_is_refused_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"html.*trafilatura is not installed: pip install 'leyden\[trafilatura\]'"):
+        ReadSettings.parse({"html": "trafilatura"}, "recipe.toml")
 
 
 def _panic(item: str) -> None:

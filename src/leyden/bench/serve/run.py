@@ -22,7 +22,6 @@ from leyden import __version__
 from leyden.bench.beside import beside_note, busy
 from leyden.bench.result import BenchResult, ResultRow, show
 from leyden.bench.serve.against import Llama, generate_rows, greedy_agreement, llama_difference, llama_rows, server_rows
-from leyden.bench.serve.gguf import write_gguf
 from leyden.bench.serve.http import ServerError, our_server, their_server
 from leyden.bench.serve.llama import LlamaError, LlamaWorker
 from leyden.bench.serve.plan import FULL, QUICK, ServePlan, prompts
@@ -149,7 +148,7 @@ def _write(plan: ServePlan, directory: Path, *, gguf: bool) -> list[str]:
     (directory / "generation_config.json").write_text(json.dumps(config), encoding="utf-8")
     if gguf:
         for dtype, kind in DTYPES.items():
-            write_gguf(model.to(kind), _gguf(str(directory), dtype))
+            save(model.to(kind), None, _gguf(str(directory), dtype), layout="gguf")
     many, length = plan.http_streams * (plan.long_repeats + 1), plan.prompt
     tokens = tokenizer.encode(source)
     return [tokenizer.decode(tokens[i * length : (i + 1) * length]) for i in range(many)]

@@ -1,5 +1,6 @@
 """What a recipe says of a source: which files, and how documents are made of them."""
 
+import importlib.util
 from pathlib import Path
 from typing import Literal
 
@@ -38,6 +39,13 @@ class ReadSettings(Config):
     """The memory that finding the text of a page or of a PDF file may take; what takes more is set aside."""
     encoding: str = ""
     """What a file of text that is not UTF-8 is decoded with, ``cp1252`` say; empty: it is set aside."""
+
+    @field_validator("html")
+    @classmethod
+    def _is_installed(cls, name: str) -> str:
+        if importlib.util.find_spec(name) is None:
+            raise ValueError(f"{name} is not installed: pip install 'leyden[{name}]', or take resiliparse")
+        return name
 
     @field_validator("encoding")
     @classmethod

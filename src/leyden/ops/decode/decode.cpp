@@ -27,7 +27,7 @@ template <class T> void embed(const Worker<T> &worker, int b) {
     const auto &work = worker.work;
     const Matrix &w = model.embedding;
     const int D = model.hidden_size;
-    const float scale = w.scale ? w.scale[token.id] : 1;
+    const float scale = (w.scale ? w.scale[token.id] : 1) * model.embedding_scale;
     const auto copy = [&](const auto *weight) {
         for (int i = 0; i < D; i += LANES) store(work.residual + b * D + i, load(weight + token.id * D + i) * scale);
     };
@@ -42,6 +42,8 @@ template <class T> void embed(const Worker<T> &worker, int b) {
     };
     int half = model.rotary_dim / 2;
     turn(model.inverse_frequencies, half, work.cosine + b * half, work.sine + b * half);
+    half = model.lightning_rotary_dim / 2;
+    turn(model.lightning_frequencies, half, work.lightning_cosine + b * half, work.lightning_sine + b * half);
     half = model.head_dim / 2;
     if (model.turning_frequencies)
         turn(model.turning_frequencies, half, work.turning_cosine + b * half, work.turning_sine + b * half);

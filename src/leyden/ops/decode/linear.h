@@ -1,7 +1,7 @@
 // A layer's linear attention in a decoding step: the recurrence, token by token.
 //
 // The kinds differ in what becomes of the projections, in what is left of a state, and in whether there is an output gate:
-//   lightning    silu on q, k and v; one decay a head                                            gate
+//   lightning    silu on q, k and v, or norms and RoPE on q and k; one decay a head              gate
 //   cosFormer2   silu on q and k, which are then turned by their positions; no decay             gate
 //   HGRN2        silu on q; a decay for each key dim, which follows from the token, as does k    no gate
 
@@ -68,7 +68,8 @@ inline void forget(float *key, float *whole, float *rest, const Layer &layer) {
 // In this thread's columns, from the projections of all tokens to what the recurrence and the gate take.
 template <class T> void activate(const Worker<T> &worker, const Layer &layer) {
     const int H = worker.model.num_heads, K = worker.model.head_dim, width = H * K;
-    const int activated = layer.mixer == LIGHTNING ? 3 : layer.mixer == COSFORMER2 ? 2 : 1;  // of q, k and v
+    const int silus = worker.model.lightning_silu ? 3 : 0;
+    const int activated = layer.mixer == LIGHTNING ? silus : layer.mixer == COSFORMER2 ? 2 : 1;  // of q, k and v
     const auto [begin, end] = worker.columns(3 * width);
     const auto [gate_begin, gate_end] = worker.columns(width);
     for (int b = 0; b < worker.B; b++) {
@@ -78,7 +79,7 @@ template <class T> void activate(const Worker<T> &worker, const Layer &layer) {
             const Vector x = load(qkv + i);
             if (part < activated) {
                 store(qkv + i, x * sigmoid(x));
-            } else if (part == 1) {
+            } else if (part == 1 && layer.mixer == HGRN2) {
                 float *whole = worker.work.decays + 2 * b * width + i / (3 * K) * K + i % K;
                 forget(qkv + i, whole, whole + width, layer);
             }
@@ -103,6 +104,12 @@ template <class T> void attend_to_state(const Worker<T> &worker, const Layer &la
     if (layer.mixer == COSFORMER2)
         for (int part = 0; part < 2; part++)
             rotate(qkv + part * K, work.turning_cosine + b * half, work.turning_sine + b * half, half, K, 1);
+    if (layer.mixer == LIGHTNING) {
+        const int turning = model.lightning_rotary_dim / 2;
+        const float *cosine = work.lightning_cosine + b * turning, *sine = work.lightning_sine + b * turning;
+        norm_head(qkv, layer.q_norm, K, model.norm_eps), norm_head(qkv + K, layer.k_norm, K, model.norm_eps);
+        rotate(qkv, cosine, sine, turning, K, model.lightning_scale), rotate(qkv + K, cosine, sine, turning, K, 1);
+    }
     const Decay decay(layer.slopes[h]);
     recur(model, layer, token, h, [=](int) { return decay; }, qkv, out);
 }
@@ -136,10 +143,13 @@ template <class T> void linear_attention(Worker<T> &worker, const Layer &layer) 
 
     worker.static_for(worker.B, [&](int b) {
         const float *x = work.recurred + b * width, *gate = work.projected + b * stride + 3 * width;
-        const float scale = inverse_rms(x, width, model.output_norm_eps);
-        for (int i = 0; i < width; i += LANES) {
-            const Vector y = load(x + i) * scale * load(layer.output_norm + i);
-            store(work.attended + b * width + i, has_gate ? y * load(gate + i) : y);
+        const int each = width / model.norm_groups;
+        for (int first = 0; first < width; first += each) {
+            const float scale = inverse_rms(x + first, each, model.output_norm_eps);
+            for (int i = first; i < first + each; i += LANES) {
+                const Vector y = load(x + i) * scale * load(layer.output_norm + i);
+                store(work.attended + b * width + i, has_gate ? y * load(gate + i) : y);
+            }
         }
     });
     worker.project_out(layer);

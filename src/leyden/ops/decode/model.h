@@ -37,7 +37,8 @@ struct Layer {
 
     // Linear attention. HGRN2 has no output gate and no slopes, and its keys are the logits of its forget gates.
     Matrix qkv_proj;                                  // [3HK, D]; q, k and v of a head follow each other
-    Matrix output_gate;                               // [HK, D]
+    Matrix output_gate;                               // [HK, D]; of softmax attention too, or of null weights
+    const float *q_norm, *k_norm;                     // [K], of queries and keys of any heads; or null
     const float *output_norm, *slopes;                // [HK], [H]
     float *states;                                    // [slots, H, K, K]
 
@@ -58,6 +59,10 @@ struct Layer {
 struct Model {
     int32_t bfloat16;  // of activations, keys and values; weights have each a kind of their own
     int32_t hidden_size, num_heads, num_kv_heads, head_dim, rotary_dim;
+    int32_t lightning_silu, lightning_rotary_dim;     // of lightning heads: whether q, k and v go through silu; RoPE's dims
+    float lightning_scale;                            // of lightning queries
+    int32_t norm_groups;                              // in which linear attention's heads are normed
+    float embedding_scale;
     int32_t expert_width, top_k, most_experts, widest_shared, vocab_size, num_layers;  // of all layers
     int32_t num_groups, chosen_groups, group_best;    // of a router of sigmoids; a group's score is of its best experts
     int32_t weights_normed;                           // of one, whether the weights of a token's experts are made to
@@ -67,6 +72,7 @@ struct Model {
     float rotary_scale;                               // of queries and keys
     int32_t expert_rows;                              // of gate_proj and up_proj, from one expert to the next
     const double *inverse_frequencies;                // [rotary_dim / 2]
+    const double *lightning_frequencies;              // [lightning_rotary_dim / 2]; null where lightning heads do not turn
     const double *turning_frequencies;                // [K / 2], of cosFormer2; null where no layer is of that kind
     Matrix embedding;                                 // [vocab_size, D]
     const float *final_norm;                          // [D]
@@ -104,6 +110,7 @@ inline Fault check(const Model &model, const Batch &batch) {
     for (int i = 0; i < model.num_layers; i++) {
         const int32_t mixer = model.layers[i].mixer;
         if (mixer < LIGHTNING || mixer > HGRN2) return "a layer's mixer is none that this step has a body for";
+        if (model.norm_groups < 1 || model.num_heads % model.norm_groups) return "heads do not form equal groups";
         if (mixer == COSFORMER2 && !model.turning_frequencies) return "a layer turns, and nothing says how fast";
         if (mixer == SLIDING_WINDOW && model.layers[i].window < 1) return "a window has no place for a token";
         if (model.layers[i].num_experts > model.most_experts || model.layers[i].shared_width > model.widest_shared)

@@ -7,6 +7,11 @@
 
 namespace leyden::decode {
 
+// From one token's q, k, v and gate to those of the next.
+inline int64_t projected_stride(const Model &model) {
+    return apart(2 * (model.num_heads + model.num_kv_heads) * model.head_dim);
+}
+
 // The projections of all tokens, and their queries as inputs of products. A thread may go on with its own tokens; what is
 // there of others is complete behind the next barrier.
 template <class T> void project_and_rotate(Worker<T> &worker, const Layer &layer) {
@@ -14,20 +19,40 @@ template <class T> void project_and_rotate(Worker<T> &worker, const Layer &layer
     auto &work = worker.work;
     const int D = model.hidden_size, H = model.num_heads, G = model.num_kv_heads, K = model.head_dim;
     const int width = H * K, kv_width = G * K, half = model.rotary_dim / 2;
-    const int64_t stride = apart(width + 2 * kv_width);
+    const int64_t stride = projected_stride(model);
     float *projected = work.projected + 0;
     worker.prefetch_nothing(), worker.prefetch(layer.q_proj, D, width);
     worker.prefetch(layer.k_proj, D, kv_width), worker.prefetch(layer.v_proj, D, kv_width);
+    if (layer.output_gate.weight) worker.prefetch(layer.output_gate, D, width);
     worker.project(layer.q_proj, D, width, worker.inputs(), projected, stride);
     worker.project(layer.k_proj, D, kv_width, worker.inputs(), projected + width, stride);
     worker.project(layer.v_proj, D, kv_width, worker.inputs(), projected + width + kv_width, stride);
+    if (layer.output_gate.weight)
+        worker.project(layer.output_gate, D, width, worker.inputs(), projected + width + 2 * kv_width, stride);
     worker.barrier();
     worker.static_for(worker.B, [&](int b) {
         float *q = projected + b * stride;
-        for (int h = 0; h < H + G; h++)
+        for (int h = 0; h < H + G; h++) {
+            norm_head(q + h * K, h < H ? layer.q_norm : layer.k_norm, K, model.norm_eps);
             rotate(q + h * K, work.cosine + b * half, work.sine + b * half, half, K, model.rotary_scale);
+        }
         for (int i = 0; i < width; i += LANES) store(work.queries + b * width + i, load(q + i));
     });
+}
+
+// From the partial results of a head of token b, which lie `stride` apart, to what goes into the output projection.
+template <class T>
+void finish_head(const Worker<T> &worker, const Layer &layer, int64_t b, int64_t h, const float *partial, int64_t stride,
+                 int64_t count) {
+    const Model &model = worker.model;
+    auto &work = worker.work;
+    const int K = model.head_dim, width = model.num_heads * K;
+    const int64_t at = b * width + h * K;
+    if (!layer.output_gate.weight) return combine_splits(partial, stride, count, K, work.attended + at);
+    const float *gate = work.projected + b * projected_stride(model) + width + 2 * model.num_kv_heads * K + h * K;
+    float *out = work.recurred + at;
+    combine_splits(partial, stride, count, K, out);
+    for (int i = 0; i < K; i += LANES) store(work.attended + at + i, load(out + i) * sigmoid(load(gate + i)));
 }
 
 // Keys and values of `width` elements, of one token or one head of it, into the place that they have from now on.
@@ -46,7 +71,7 @@ template <class T> void softmax_attention(Worker<T> &worker, const Layer &layer)
     project_and_rotate(worker, layer);
     worker.static_for(B, [&](int b) {
         const Token &token = batch.tokens[b];
-        const float *k = work.projected + b * apart(width + 2 * kv_width) + width, *v = k + kv_width;
+        const float *k = work.projected + b * projected_stride(model) + width, *v = k + kv_width;
         const int64_t page = batch.page_tables[token.page_table + token.position / PAGE];
         const int64_t place = (page * PAGE + token.position % PAGE) * kv_width;
         keep(k, v, kv_width, (T *)layer.keys + place, (T *)layer.values + place);
@@ -67,8 +92,8 @@ template <class T> void softmax_attention(Worker<T> &worker, const Layer &layer)
     });
     worker.static_for(B * H, [&](int item) {
         const int64_t b = item / H, h = item % H, begin = work.first_split[b];
-        combine_splits(work.partial + (begin * H + h) * partial_width, H * partial_width,
-                       work.first_split[b + 1] - begin, K, work.attended + b * width + h * K);
+        finish_head(worker, layer, b, h, work.partial + (begin * H + h) * partial_width, H * partial_width,
+                    work.first_split[b + 1] - begin);
     });
     worker.project_out(layer);
 }
@@ -90,7 +115,7 @@ template <class T> void attend_window(Worker<T> &worker, const Layer &layer, int
             std::memcpy((void *)(values + i), values + back + i, K * sizeof(T));
         }
     }
-    const float *k = work.projected + b * apart(width + 2 * kv_width) + width + g * K, *v = k + kv_width;
+    const float *k = work.projected + b * projected_stride(model) + width + g * K, *v = k + kv_width;
     const int64_t place = token.position % W * kv_width;
     keep(k, v, K, keys + place, values + place);
 
@@ -101,8 +126,7 @@ template <class T> void attend_window(Worker<T> &worker, const Layer &layer, int
         attend_block(keys + first * kv_width, values + first * kv_width, kv_width,
                      (int)std::min<int64_t>(PAGE, length - first), work.queries + b * width + g * group * K, group, K,
                      partial);
-    for (int h = 0; h < group; h++)
-        combine_splits(partial + h * (K + 2), 0, 1, K, work.attended + b * width + (g * group + h) * K);
+    for (int h = 0; h < group; h++) finish_head(worker, layer, b, g * group + h, partial + h * (K + 2), 0, 1);
 }
 
 // A token may write where the one before it in the step has read, so that a sequence's tokens go one after another.

@@ -34,6 +34,13 @@ inline void rotate(float *head, const float *cosine, const float *sine, int half
 // 1 / the root of the mean square.
 inline float inverse_rms(const float *x, int n, float eps) { return 1 / std::sqrt(dot(x, x, n) / n + eps); }
 
+// The norm of one head's K dims, in place; nothing where there is no weight.
+inline void norm_head(float *head, const float *weight, int K, float eps) {
+    if (!weight) return;
+    const float scale = inverse_rms(head, K, eps);
+    for (int i = 0; i < K; i += LANES) store(head + i, load(head + i) * scale * load(weight + i));
+}
+
 // Every thread of the team walks through the same layers and calls the same functions in the same order: what these
 // write is complete behind the next barrier. T is the model's dtype.
 template <class T> class Worker {

@@ -39,12 +39,13 @@ template <class X> struct Workspace {
     Buffer<float> normed;               // [B, D]
     Buffer<X> input;                    // [B, D], normed
     Buffer<float> cosine, sine;         // [B, rotary_dim / 2]
+    Buffer<float> lightning_cosine, lightning_sine;  // [B, lightning_rotary_dim / 2]
     Buffer<float> turning_cosine, turning_sine;  // [B, K / 2], of cosFormer2
     Buffer<float> decays;               // [B, 2, HK], of HGRN2: whole numbers and rests
-    Buffer<float> projected;            // [B, 3HK + HK]: qkv and the gate; or [B, HK + GK + GK]: q, k and v
+    Buffer<float> projected;            // [B, 3HK + HK]: qkv and the gate; or [B, HK + GK + GK + HK]: q, k, v and the gate
     Buffer<X> queries;                  // [B, HK]
     Buffer<float> partial;              // [splits of all tokens, H, K + 2]
-    Buffer<float> recurred;             // [B, HK], what linear attention's heads yield
+    Buffer<float> recurred;             // [B, HK], what heads yield before they are normed or gated
     Buffer<X> attended;                 // [B, HK], what goes into out_proj
     Buffer<int32_t> expert_of;          // [A]
     Buffer<float> expert_weight;        // [A]
@@ -60,12 +61,13 @@ template <class X> struct Workspace {
         const int64_t B = batch.num_tokens, A = B * m.top_k, width = m.num_heads * m.head_dim;
         residual.fit(B * m.hidden_size), normed.fit(B * m.hidden_size), input.fit(B * m.hidden_size);
         cosine.fit(B * m.rotary_dim / 2), sine.fit(B * m.rotary_dim / 2);
+        lightning_cosine.fit(B * m.lightning_rotary_dim / 2), lightning_sine.fit(B * m.lightning_rotary_dim / 2);
         for (int i = 0; i < m.num_layers; i++) {
             const int32_t mixer = m.layers[i].mixer;
             if (mixer == HGRN2) decays.fit(2 * B * width);
             if (mixer == COSFORMER2) turning_cosine.fit(B * m.head_dim / 2), turning_sine.fit(B * m.head_dim / 2);
         }
-        projected.fit(B * apart(std::max<int64_t>(4 * width, width + 2 * m.num_kv_heads * m.head_dim)));
+        projected.fit(B * apart(std::max<int64_t>(4 * width, 2 * width + 2 * m.num_kv_heads * m.head_dim)));
         queries.fit(B * width), recurred.fit(B * width), attended.fit(B * width);
         expert_of.fit(A), expert_weight.fit(A), shared_coefficient.fit(B);
         const int64_t hidden = A * apart(m.expert_width) + B * apart(m.widest_shared);

@@ -17,7 +17,8 @@ from leyden.model import Documents, HybridLM, ModelConfig, RouterLosses, RouterS
 from leyden.model.embedding import embed
 from leyden.model.forward_context import lay_out
 from leyden.model.losses import TokenLossModel
-from leyden.parallel.objective import Row
+from leyden.model.vision import Pictures
+from leyden.parallel.objective import Row, pictures_of
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class StageModel(TokenLossModel):
             )
         self.is_first, self.is_last = layers.start == 0, layers.stop == len(model.layers)
         self.embed_tokens = model.embed_tokens if self.is_first else None
+        self.vision = model.vision if self.is_first else None
         self.layers = nn.ModuleDict({str(index): model.layers[index] for index in layers})
         self.norm = model.norm if self.is_last else None
         self.lm_head = model.lm_head if self.is_last else None
@@ -85,7 +87,7 @@ class StageModel(TokenLossModel):
         length = batch.tokens.shape[1]
         part = self.ranks.part(length, batch.cu_seqlens)
         context = lay_out(self.config, length, 0, batch.cu_seqlens, device, part)
-        x = self.embed(self.ranks.cut(batch.tokens.to(device))) if hidden is None else hidden
+        x = self.embed(batch.tokens.to(device), pictures_of(batch, device)) if hidden is None else hidden
         if torch.is_grad_enabled() and not x.requires_grad:
             x.requires_grad_()  # of a frozen embedding: the schedule asks every stage for a backward
         routings = []
@@ -105,10 +107,9 @@ class StageModel(TokenLossModel):
         own = _pack(router_sums(self.config, routings, self.numbers, self.ranks, documents))
         return x, own if routed is None else routed + own
 
-    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+    def embed(self, tokens: torch.Tensor, inserts: Pictures | None = None) -> torch.Tensor:
         """As :meth:`leyden.model.HybridLM.embed`, in the first stage alone."""
-        assert self.embed_tokens is not None, "the first stage alone is given no hidden states"
-        return embed(self.embed_tokens, self.ranks, tokens, None, self.config.embedding_multiplier)
+        return embed(self, tokens, inserts, self.config.embedding_multiplier)
 
     def router_losses(self, features: StageFeatures) -> RouterLosses:
         """As :meth:`leyden.model.HybridLM.router_losses`, of the layers of all stages."""
