@@ -197,14 +197,16 @@ def main() -> None:
         adamw, muon = chosen(results)
         pair = [(adamw, STEPS), (muon, round(STEPS / results["time"]["ratio"]))]
         trained = train(pair, recipe, prepared, int(seed), ["stage.pretrain.steps=1"])
-        results["runs"][seed] = {
-            one.variant.optimizer: {
+        found: dict[str, Any] = {"ratio": ratio_of(trained)}
+        for one in trained:
+            say(f"{one.variant}: loss of the last 50 steps {statistics.mean(one.losses[-50:]):.3f}")
+            found[one.variant.optimizer] = {
                 "variant": str(one.variant),
                 "steps": one.steps,
+                "training_loss": statistics.mean(one.losses[-50:]),
                 "bits_per_byte": measure(one, prepared),
             }
-            for one in trained
-        } | {"ratio": ratio_of(trained)}
+        results["runs"][seed] = found
         write_json(RESULTS, results)
         say(f"seed {seed}: {results['runs'][seed]}")
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from leyden.model.vision import VisionConfig, VisionTower, resized_positions
 from leyden.model.vision.initialization import initial_vision_weight
+from leyden.model.vision.pixels import normalized
 
 
 def small_config(**changes: object) -> VisionConfig:
@@ -179,6 +180,18 @@ def test_positions_of_another_size_are_interpolated_as_in_transformers() -> None
     assert resized_positions(table, 5, 5) is table
     flat = torch.ones(26, 4)  # a constant stays one, whatever the size
     torch.testing.assert_close(resized_positions(flat, 9, 3), torch.ones(28, 4))
+
+
+def test_bytes_are_normalized_as_by_transformers() -> None:
+    numpy = pytest.importorskip("numpy")
+    processors = pytest.importorskip("transformers.models.clip.image_processing_pil_clip")
+    pixels = torch.randint(0, 256, (2, 3, 35, 35), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    tower = small_tower(small_config())
+    theirs = processors.CLIPImageProcessorPil(do_resize=False, do_center_crop=False)(
+        [numpy.asarray(tile.permute(1, 2, 0)) for tile in pixels], return_tensors="pt"
+    )["pixel_values"]
+    torch.testing.assert_close(normalized(pixels), theirs, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(tower(pixels), tower(theirs), rtol=1e-5, atol=1e-5)
 
 
 def test_tiles_of_another_form_are_refused() -> None:

@@ -43,8 +43,8 @@ def save(model: HybridLM, tokenizer: Tokenizer | None, directory: str | Path, la
         tokenizer: None to write none.
         directory: where to; of the layout ``"gguf"``, a file whose name ends in ``.gguf``.
         layout: ``"leyden"``, ``"transformers"`` (stock ``MiniMaxForCausalLM``), ``"minimax"`` (as
-            released), ``"ling"`` (Ling- and Ring-2.5 and 2.6), ``"minicpm_sala"``, ``"hypenet"``, or ``"gguf"`` (one
-            file, for llama.cpp).
+            released), ``"minimax_vl"`` (with a vision side, as released), ``"ling"`` (Ling- and Ring-2.5 and 2.6),
+            ``"minicpm_sala"``, ``"hypenet"``, or ``"gguf"`` (one file, for llama.cpp).
 
     Raises:
         UserError: the layout cannot express the model, it has adapters, or ``directory`` holds something that is no

@@ -10,9 +10,9 @@ Device = Annotated[
     typer.Option(help="Where it computes: cpu, cuda, cuda:1, ...; the GPU where there is one.", show_default=False),
 ]
 
-LayoutName = Literal["transformers", "minimax", "ling", "minicpm_sala", "hypenet", "leyden"]
+LayoutName = Literal["transformers", "minimax", "minimax_vl", "ling", "minicpm_sala", "hypenet", "leyden"]
 """The layouts of a directory (``leyden.checkpoint.layouts.LAYOUTS``)."""
-AnyLayoutName = Literal["transformers", "minimax", "ling", "minicpm_sala", "hypenet", "leyden", "gguf"]
+AnyLayoutName = Literal["transformers", "minimax", "minimax_vl", "ling", "minicpm_sala", "hypenet", "leyden", "gguf"]
 """With that of a single file."""
 
 _UNITS = {"": 1.0, "B": 1.0, **{f"{prefix}B": 1000.0**power for power, prefix in enumerate("KMGT", 1)}}

@@ -11,6 +11,7 @@ from leyden.checkpoint.layouts.leyden import LEYDEN
 from leyden.checkpoint.layouts.ling import LING
 from leyden.checkpoint.layouts.minicpm_sala import MINICPM_SALA
 from leyden.checkpoint.layouts.minimax import MINIMAX
+from leyden.checkpoint.layouts.minimax_vl import MINIMAX_VL
 from leyden.checkpoint.layouts.transformers import TRANSFORMERS
 from leyden.core.errors import UserError, suggest
 from leyden.model import ModelConfig
@@ -19,7 +20,7 @@ from leyden.tokenizer import Tokenizer
 __all__ = ["GGUF", "LAYOUTS", "Derived", "Layout", "layout_named", "layout_of", "layout_to_share"]
 
 LAYOUTS: dict[str, Layout] = {
-    layout.name: layout for layout in (LEYDEN, TRANSFORMERS, MINIMAX, LING, MINICPM_SALA, HYPENET)
+    layout.name: layout for layout in (LEYDEN, TRANSFORMERS, MINIMAX, MINIMAX_VL, LING, MINICPM_SALA, HYPENET)
 }
 
 

@@ -86,6 +86,8 @@ class Dialect:
             problems.append("a dense MLP, num_local_experts = 0 (use leyden)")
         if config.mlp_types and not self.dense_layers:
             problems.append("dense layers among those with experts, mlp_types (use leyden)")
+        if config.vision is not None:
+            problems.append("a vision side (use minimax_vl or leyden)")
         if config.num_nextn_predict_layers:
             problems.append("modules for multi-token prediction, num_nextn_predict_layers (use leyden)")
         if problems:

@@ -21,7 +21,8 @@ class Pictures:
     """The pictures of one forward pass.
 
     Attributes:
-        tiles: [N, 3, S, S], normalized pixels, of all pictures one behind another.
+        tiles: [N, 3, S, S], pixels in uint8, or normalized ones in a floating dtype, of all pictures one behind
+            another.
         rows: [n] int64, what stands at each of the places: the number of a patch, counted through all tiles (patch p of
             tile t is ``t * P + p``), or -1 for the vector that ends a row of a picture.
         places: [n] int64, the tokens whose place they take: their numbers in the flattened [B, T]; none twice.

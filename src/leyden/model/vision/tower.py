@@ -12,6 +12,7 @@ from torch.nn.functional import gelu, interpolate, layer_norm
 
 from leyden.model.float32 import Float32Module
 from leyden.model.vision.config import VisionConfig
+from leyden.model.vision.pixels import normalized
 from leyden.ops import bidirectional_attention
 
 
@@ -97,8 +98,9 @@ class VisionTower(nn.Module):
         """The last hidden states.
 
         Args:
-            tiles: [N, 3, H, W], normalized pixels in any floating dtype; H and W multiples of ``patch_size``. Where
-                they are not ``image_size``, the positions are interpolated (:func:`resized_positions`).
+            tiles: [N, 3, H, W], pixels in uint8, or normalized ones in any floating dtype; H and W multiples of
+                ``patch_size``. Where they are not ``image_size``, the positions are interpolated
+                (:func:`resized_positions`).
 
         Returns:
             [N, P + 1, D] in the dtype of the matrices, the class token first.
@@ -118,7 +120,7 @@ class VisionTower(nn.Module):
 
     def embed(self, tiles: torch.Tensor) -> torch.Tensor:
         """Class token and patches with their positions, [N, P + 1, D]; tiles as in :meth:`forward`."""
-        patches = self.patch_embedding(tiles.to(self.patch_embedding.weight.dtype))
+        patches = self.patch_embedding(normalized(tiles).to(self.patch_embedding.weight.dtype))
         first = self.class_embedding.expand(len(patches), 1, -1)
         x = torch.cat([first, patches.flatten(2).transpose(1, 2)], dim=1)
         return x + resized_positions(self.position_embedding.weight, *patches.shape[2:])
