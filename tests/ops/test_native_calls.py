@@ -475,7 +475,7 @@ def test_compiled_functions_are_whole_graphs_of_pytorchs_bodies(op: str) -> None
 )
 def test_a_step_outside_of_the_model_and_its_pools(changes: dict[str, list[int]], reason: str) -> None:
     layers = (LayerAddresses * 1)(LayerAddresses(MIXERS["softmax"]))  # so that pages matter
-    model = ModelAddresses(vocab_size=4, num_layers=1, layers=layers, num_slots=2, num_pages=2)
+    model = ModelAddresses(norm_groups=1, vocab_size=4, num_layers=1, layers=layers, num_slots=2, num_pages=2)
     given = {"tokens": [0, 0, 0, 0, 0], "cu_seqlens": [0, 1], "wanted": [0], "page_tables": [1]} | changes
     with pytest.raises(ValueError, match=reason):
         decode_step(model, DecodeBatch(**given))
@@ -484,21 +484,21 @@ def test_a_step_outside_of_the_model_and_its_pools(changes: dict[str, list[int]]
 @pytest.mark.parametrize("changes", [{"num_experts": 3}, {"shared_width": 17}, {"mixer": MIXERS["sliding window"]}])
 def test_a_step_of_a_layer_that_has_no_room(changes: dict[str, int]) -> None:
     layers = (LayerAddresses * 1)(LayerAddresses(**{"mixer": MIXERS["softmax"]} | changes))
-    model = ModelAddresses(vocab_size=4, num_layers=1, layers=layers, num_slots=2, num_pages=2)
+    model = ModelAddresses(norm_groups=1, vocab_size=4, num_layers=1, layers=layers, num_slots=2, num_pages=2)
     with pytest.raises(ValueError, match=r"larger than is said|no place for a token"):
         decode_step(model, DecodeBatch(tokens=[0, 0, 0, 0, 0], cu_seqlens=[0, 1], wanted=[0], page_tables=[1]))
 
 
 def test_a_step_of_layers_that_turn_needs_their_frequencies() -> None:
     layers = (LayerAddresses * 1)(LayerAddresses(MIXERS["cosFormer2"]))
-    model = ModelAddresses(vocab_size=4, num_layers=1, layers=layers, num_slots=2, num_pages=2)
+    model = ModelAddresses(norm_groups=1, vocab_size=4, num_layers=1, layers=layers, num_slots=2, num_pages=2)
     with pytest.raises(ValueError, match="nothing says how fast"):
         decode_step(model, DecodeBatch(tokens=[0, 0, 0, 0, 0], cu_seqlens=[0, 1], wanted=[0], page_tables=[1]))
 
 
 def test_a_step_of_a_mixer_that_it_has_no_body_for() -> None:
     layers = (LayerAddresses * 1)(LayerAddresses(max(MIXERS.values()) + 1))
-    model = ModelAddresses(vocab_size=4, num_layers=1, layers=layers, num_slots=2, num_pages=2)
+    model = ModelAddresses(norm_groups=1, vocab_size=4, num_layers=1, layers=layers, num_slots=2, num_pages=2)
     with pytest.raises(ValueError, match="mixer is none"):
         decode_step(model, DecodeBatch(tokens=[0, 0, 0, 0, 0], cu_seqlens=[0, 1], wanted=[0], page_tables=[1]))
 
@@ -509,4 +509,4 @@ def test_structures_of_other_sizes_are_refused(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr("leyden.ops.decode.LayerAddresses", Longer)
     with pytest.raises(ValueError, match="laid out otherwise"):
-        decode_step(ModelAddresses(vocab_size=4), DecodeBatch())
+        decode_step(ModelAddresses(norm_groups=1, vocab_size=4), DecodeBatch())

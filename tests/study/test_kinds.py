@@ -16,7 +16,7 @@ BUDGETS = (1e15, 1e16, 1e17, 1e18)
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 
-def measured(loss: float, size: float, tokens: float, rate: float = 1.0, **coordinates: str) -> Measured:
+def measured(loss: float, size: float, tokens: float, rate: float = 1.0, /, **coordinates: str) -> Measured:
     name = ", ".join(coordinates.values())
     point = Point(name, name, coordinates, 0, "", round(size), round(size), round(tokens), 6 * size * tokens)
     return point, Result(name, "done", "", 1.0, 1, loss, loss, round(tokens), 1.0, rate, "0.0.1")
