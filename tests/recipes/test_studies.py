@@ -79,6 +79,7 @@ def test_a_point_is_its_recipe(base: Path) -> None:
     assert len({point.key for point in points}) == len(points) == 8
     assert points[0].name == "width narrow, lr 0.001, seed 3"
     assert [point.key for point in points] == [point.key for point in points_of(base, WIDTH, LR, seeds=[3, 4])]
+    assert points[0].key != points_of(base, WIDTH, LR, seeds=[3, 4], threads=2)[0].key  # sums have another order
     path = base.parent / "again.toml"
     path.write_text(points[-1].recipe)
     recipe = load_recipe(str(path))

@@ -1,7 +1,9 @@
 """The local pool starts as many runs as cores and memory allow, by what the runs before were seen to use."""
 
+import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -71,6 +73,15 @@ def test_a_run_that_ended_well_is_remembered(pool: LocalPool) -> None:
     assert not pool.has_room()
 
 
+@pytest.fixture
+def signals_end_children() -> Iterator[None]:
+    """Children inherit an ignored SIGTERM, which a test before this one may have left behind in this process."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("signals_end_children")
 def test_a_process_writes_its_log_and_tells_how_it_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = tmp_path / "python"
     fake.write_text('#!/bin/sh\necho "$* with $OMP_NUM_THREADS"\n[ "$3" = sleep ] && exec sleep 60\nexit 3\n')

@@ -202,3 +202,17 @@ def test_an_ablation_tells_better_from_worse_by_seed(tmp_path: Path) -> None:
         "worse": "worse",
         "equal": "not told apart",
     }
+
+
+def test_an_ablation_without_its_first_point_says_what_it_is_beside(tmp_path: Path) -> None:
+    def script(key: str, run: Path, start: int) -> int:
+        finish(run, [9.0, float("nan") if key.startswith("base") else 3.0])
+        return 0
+
+    points = [a_point(name, seed) for name in ("base", "other", "third") for seed in range(2)]
+    results = carry_out(points, tmp_path, Scripted(script), threads=1)
+    text = write_study(KINDS["ablation"], points, results, tmp_path)
+    assert "No run of the grid's first point" in text and "differences are from the next point that has one" in text
+    assert "| other | " in text and "No run of the grid's first" not in write_study(
+        KINDS["ablation"], points[2:], results, tmp_path
+    )

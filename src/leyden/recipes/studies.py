@@ -109,7 +109,7 @@ def _point(grid: Grid, choice: Choice, source: str) -> Point:
         raise UserError(f"{source}: {choice.name}: {error}") from None
     counted, text, tokens = count_model(recipe.model), dry(recipe), _tokens(recipe)
     return Point(
-        key=hashlib.sha256(text.encode()).hexdigest()[:_KEY_CHARACTERS],
+        key=hashlib.sha256(f"# threads = {grid.threads}\n{text}".encode()).hexdigest()[:_KEY_CHARACTERS],
         name=choice.name,
         coordinates=choice.coordinates,
         seed=choice.seed,

@@ -86,7 +86,7 @@ class Point:
     """A run of a grid.
 
     Attributes:
-        key: hash of its resolved recipe, under which its result is kept.
+        key: hash of its resolved recipe and of the threads of a run, under which its result is kept.
         name, coordinates, seed: as those of its :class:`Choice`.
         recipe: resolved, as TOML.
         parameters: of its model, embeddings among them.

@@ -38,7 +38,7 @@ def write_study(kind: Kind, points: Sequence[Point], results: Mapping[str, Resul
             "Change the grid, or run again what failed: --retry."
         )
     findings = kind.read(done)
-    remarks = [*_not_done(told), *_of_other_code(done), *findings.remarks]
+    remarks = [*_not_done(told), *_without_baseline(kind, told, done), *_of_other_code(done), *findings.remarks]
     tables = [*findings.tables, _runs_table(told)]
     text = "\n\n".join([*(_markdown(table) for table in tables), *remarks])
     record = {
@@ -66,6 +66,16 @@ def _not_done(told: Sequence[Measured]) -> list[str]:
         f"{point.name} {result.status} and is left out of every table and fit: {result.reason}."
         for point, result in told
         if result.status != "done"
+    ]
+
+
+def _without_baseline(kind: Kind, told: Sequence[Measured], done: Sequence[Measured]) -> list[str]:
+    first = told[0][0]
+    if not kind.has_baseline or any(point.coordinates == first.coordinates for point, _ in done):
+        return []
+    return [
+        f"No run of the grid's first point ({first.name.rpartition(', ')[0]}) is done, so that differences are from "
+        "the next point that has one; run the first again (--retry) for those that the grid asks for."
     ]
 
 

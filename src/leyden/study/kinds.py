@@ -52,12 +52,14 @@ class Kind:
         axes: that its grid must have, with what each is for. Any others divide the runs into groups.
         read: from the finished runs to what they say.
         least: different values that an axis needs.
+        has_baseline: the other points are compared with the grid's first one.
     """
 
     title: str
     axes: Mapping[str, str]
     read: Callable[[Sequence[Measured]], Findings]
     least: Mapping[str, int] = field(default_factory=dict)
+    has_baseline: bool = False
 
     def check(self, points: Sequence[Point]) -> None:
         """See before anything is run that the grid can answer.
@@ -181,7 +183,7 @@ KINDS: dict[str, Kind] = {
         read_scaling,
         {"size": LEAST_SIZES, "flops": LEAST_POINTS},
     ),
-    "ablation": Kind("Ablation", {}, read_ablation),
+    "ablation": Kind("Ablation", {}, read_ablation, has_baseline=True),
     "speed": Kind("Speed", {"length": 'tokens in a row, by key = "stage.0.seq_len"'}, read_speed),
 }
 """By the name of ``leyden study NAME``."""
